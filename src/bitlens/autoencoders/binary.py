@@ -1,0 +1,46 @@
+"""The binary autoencoder (arXiv 2509.20997): every latent is one bit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitlens.autoencoders.base import Autoencoder
+from bitlens.errors import BitlensError
+
+NEGLIGIBLE = 1e-4  # a latent on (or off) in a smaller share of rows counts as constant
+
+
+class BinaryAutoencoder(Autoencoder):
+    """`x_hat = step(x W_enc + b_enc) W_dec + b_dec`, in model space. Codes are 0.0 or 1.0."""
+
+    architecture = "bae"
+
+    def code(self, z: Tensor) -> Tensor:
+        return (z > 0).to(z.dtype)
+
+    @torch.no_grad()
+    def canonical(self, rates: Tensor) -> BinaryAutoencoder:
+        """The same function with every latent's rare state as 1, and without constant latents.
+
+        rates: firing rate of each latent `[n_latents]`, measured on the data. A latent above 1/2 is flipped (encoder
+        negated, decoder row negated, its constant folded into b_dec); one whose rarer state has a rate below 1e-4 is
+        removed. So "on" is always the informative state, and reconstructions are unchanged.
+        """
+        if rates.shape != (self.n_latents,):
+            raise BitlensError(f"canonical() needs {self.n_latents} firing rates, not {list(rates.shape)}.")
+        rates = rates.to(self.W_enc.device)
+        flip = rates > 0.5
+        keep = torch.minimum(rates, 1 - rates) >= NEGLIGIBLE
+        if not keep.any():
+            raise BitlensError("Every latent is constant on these rows: the autoencoder has collapsed; lower lam.")
+        sign = torch.where(flip, -1.0, 1.0)
+        out = BinaryAutoencoder(self.d_in, int(keep.sum())).to(self.W_enc.device)
+        out.W_enc.copy_((self.W_enc * sign)[:, keep])
+        out.b_enc.copy_((self.b_enc * sign)[keep])
+        out.W_dec.copy_((self.W_dec * sign[:, None])[keep])
+        out.b_dec.copy_(self.b_dec + (self.W_dec.double() * flip[:, None]).sum(0))
+        out.mean.copy_(self.mean)
+        out.scale.copy_(self.scale)
+        out.metadata = dict(self.metadata)
+        return out

@@ -1,0 +1,83 @@
+"""Bits packed 64 to a machine word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+WORD = 64
+
+
+def words_for(n_bits: int) -> int:
+    return -(-n_bits // WORD)
+
+
+@dataclass(frozen=True)
+class PackedBits:
+    """A bit matrix, row-major: bit `j` of row `i` is bit `j % 64` of `words[i, j // 64]`.
+
+    words: int64 `[rows, ceil(n_latents / 64)]`, read as unsigned (torch has few operations on uint64).
+    The bits beyond `n_latents` in a row's last word are zero; every function here keeps them so.
+    """
+
+    words: torch.Tensor
+    n_latents: int
+
+    def __post_init__(self) -> None:
+        if self.words.dtype != torch.int64 or self.words.ndim != 2 or self.words.shape[1] != words_for(self.n_latents):
+            raise ValueError(
+                f"words must be int64 [rows, {words_for(self.n_latents)}] for {self.n_latents} latents, "
+                f"not {self.words.dtype} {list(self.words.shape)}"
+            )
+
+    @classmethod
+    def pack(cls, bits: torch.Tensor) -> PackedBits:
+        """bits: `[..., n_latents]`, any dtype; non-zero is 1. Leading dimensions are flattened to rows."""
+        n_latents = bits.shape[-1]
+        on = (bits != 0).reshape(-1, n_latents)
+        padded = torch.nn.functional.pad(on, (0, words_for(n_latents) * WORD - n_latents))
+        if bits.device.type == "cpu":
+            packed = np.packbits(padded.numpy(), axis=1, bitorder="little")
+            return cls(torch.from_numpy(packed.view(np.int64)), n_latents)
+        shifts = torch.arange(WORD, device=bits.device)
+        words = (padded.reshape(len(on), -1, WORD).long() << shifts).sum(-1)  # distinct bits: a sum is an or
+        return cls(words, n_latents)
+
+    def unpack(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """-> `[rows, n_latents]` of 0 and 1"""
+        if self.words.device.type == "cpu":
+            octets = np.ascontiguousarray(self.words.numpy()).view(np.uint8)
+            return torch.from_numpy(np.unpackbits(octets, axis=1, count=self.n_latents, bitorder="little")).to(dtype)
+        shifts = torch.arange(WORD, device=self.words.device)
+        bits = (self.words[:, :, None] >> shifts) & 1
+        return bits.reshape(len(self), -1)[:, : self.n_latents].to(dtype)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __getitem__(self, rows: slice | torch.Tensor) -> PackedBits:
+        """The bits of some rows: a slice, an index tensor or a boolean mask."""
+        return PackedBits(self.words[rows], self.n_latents)
+
+    def row_counts(self) -> torch.Tensor:
+        """Bits on in each row -> int64 `[rows]`"""
+        counts = np.bitwise_count(self.words.cpu().numpy().view(np.uint64)).sum(1, dtype=np.int64)
+        return torch.from_numpy(counts)
+
+    def column_counts(self, block: int = 8192) -> torch.Tensor:
+        """Rows on in each latent -> int64 `[n_latents]`"""
+        counts = torch.zeros(self.n_latents, dtype=torch.int64)
+        for start in range(0, len(self), block):
+            counts += self[start : start + block].unpack(torch.uint8).sum(0, dtype=torch.int64).cpu()
+        return counts
+
+    def transpose(self) -> PackedBits:
+        """Latent-major: row `j` holds the bits of latent `j` over all rows -> `[n_latents, ceil(rows / 64)]`"""
+        block = 64 * WORD
+        out = torch.zeros(self.n_latents, words_for(len(self)), dtype=torch.int64)
+        for start in range(0, len(self), block):
+            part = PackedBits.pack(self[start : start + block].unpack(torch.uint8).T.contiguous().cpu())
+            out[:, start // WORD : start // WORD + part.words.shape[1]] = part.words
+        return PackedBits(out.to(self.words.device), len(self))

@@ -1,0 +1,137 @@
+"""Folders that are always either whole or resumable: atomic writes, checksums, manifests with a schema version."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from bitlens.errors import BitlensError
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; renamed onto it, after fsync, when the block ends well, and removed otherwise.
+
+    A disk that fills up becomes a `BitlensError`; what stood at `path` before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) in _NO_SPACE or any(f"os error {code}" in str(error) for code in _NO_SPACE):
+            raise BitlensError(
+                f"The disk is full: {path} could not be written; free some space and repeat the command with --resume."
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` as JSON, atomically. NaN and infinity become null, so that every reader accepts the file."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
+    """Read a JSON object with a `schema` field; refuse what is missing, damaged or from a newer bitlens."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BitlensError(f"{path.parent} is not {what}: it has no {path.name}.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, NotADirectoryError) as error:
+        raise BitlensError(f"{path} is damaged ({error}); restore it or make {what} again.") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
+        raise BitlensError(f"{path} is not the manifest of {what}: the key 'schema' is missing.")
+    if manifest["schema"] > schema:
+        raise BitlensError(
+            f"{path} has schema {manifest['schema']}, but this bitlens reads up to {schema}; upgrade bitlens to open it."
+        )
+    return manifest
+
+
+def required(manifest: Mapping[str, Any], key: str, path: Path) -> Any:
+    """`manifest[key]`, or an error that names the missing key and the file."""
+    if key not in manifest:
+        raise BitlensError(f"{path} lacks the key '{key}'; it was altered or written by another program.")
+    return manifest[key]
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Write a safetensors file atomically -> its sha256."""
+    with replacing(path) as temporary:
+        contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, temporary, metadata=dict(metadata or {}))
+        digest = sha256(temporary)
+    return digest
+
+
+def read_tensors(path: Path, names: list[str] | None = None, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file, memory-mapped; all of them, or those in `names`."""
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            return {name: file.get_tensor(name) for name in (names if names is not None else file.keys())}
+    except FileNotFoundError:
+        raise BitlensError(f"{path} is missing; restore it or make its folder again.") from None
+    except SafetensorError as error:
+        raise BitlensError(f"{path} is damaged or lacks a tensor ({error}); restore it or make it again.") from error
+
+
+def verify_shard(path: Path, expected: str) -> None:
+    """Refuse a shard whose bytes are not those that were written."""
+    if not path.exists():
+        raise BitlensError(f"Shard {path} is missing; restore it, or make its folder again with --overwrite.")
+    actual = sha256(path)
+    if actual != expected:
+        raise BitlensError(
+            f"Shard {path} is truncated or altered: its sha256 is {actual[:16]}…, the manifest says {expected[:16]}…; "
+            "restore it, or make its folder again with --overwrite."
+        )
+
+
+def prepare_output(path: Path, resume: bool, overwrite: bool, marker: str) -> None:
+    """Make the output folder. One that holds something is refused unless resumed or overwritten.
+
+    `marker` is the file that shows the folder to be one of ours: nothing else is ever deleted.
+    """
+    if path.exists() and not path.is_dir():
+        raise BitlensError(f"{path} is a file; name a folder for the output.")
+    if path.is_dir() and any(path.iterdir()) and not resume:
+        if not overwrite:
+            raise BitlensError(f"{path} is not empty; pass --resume to continue it or --overwrite to replace it.")
+        if not (path / marker).exists():
+            raise BitlensError(f"{path} was not written by this command (it has no {marker}); choose another folder.")
+        shutil.rmtree(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BitlensError(f"The folder {path} cannot be made: {error.strerror}.") from error

@@ -1,0 +1,106 @@
+"""Everything a training run can be told, and the presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from bitlens.autoencoders.binarize import Surrogate
+from bitlens.errors import BitlensError
+from bitlens.training.objective import PriceKind, Weighting
+
+Architecture = Literal["bae", "topk"]
+Preset = Literal["features", "measure", "paper"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+PRUNE_AT, REGROW_AT = (0.2, 0.35, 0.5, 0.7, 0.85), (0.2, 0.35, 0.5)
+PRESETS: dict[str, dict[str, Any]] = {
+    "features": {
+        "surrogate": "clipped", "width": 0.3, "price": "onbit", "lam": 0.1, "gamma": 0.0, "weighting": "scaled",
+        "initial_rates": (0.01, 0.2), "prune_at": PRUNE_AT, "regrow_at": REGROW_AT,
+    },
+    "measure": {
+        "surrogate": "clipped", "width": 1.0, "price": "entropy", "lam": 0.1, "gamma": 0.0, "weighting": "scaled",
+        "initial_rates": (), "prune_at": PRUNE_AT, "regrow_at": REGROW_AT,
+    },
+    "paper": {
+        "surrogate": "paper", "width": 1.0, "price": "entropy", "lam": 1e-7, "gamma": 1e-7, "weighting": "paper",
+        "initial_rates": (), "prune_at": (), "regrow_at": (),
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run. A field left at None takes the preset's value."""
+
+    architecture: Architecture = "bae"
+    """bae: binary autoencoder; topk: TopK sparse autoencoder, to compare with"""
+    preset: Preset = "features"
+    """features: sparse interpretable bits; measure: entropy of any data; paper: the gradient and weights of arXiv 2509.20997"""
+    n_latents: int | None = None
+    """number of latents; by default four times the width of the hidden states"""
+    steps: int = 2000
+    """optimiser steps"""
+    batch_size: int = 512
+    """rows a step; firing rates, and so the price of bits, are those of one batch"""
+    lr: float | None = None
+    """peak learning rate of Adam; by default 0.01 for bae, 0.002 for topk"""
+    lam: float | None = None
+    """price of a bit: the fraction of variance unexplained that one bit per input dimension is worth"""
+    gamma: float | None = None
+    """weight of the covariance penalty; 0 leaves it out"""
+    price: PriceKind | None = None
+    """entropy: H2 of the firing rate; onbit: every on-bit costs the same"""
+    p0: float = 0.02
+    """firing rate of the sparse prior that sets the price of an on-bit"""
+    surrogate: Surrogate | None = None
+    """gradient of the step: clipped, sigmoid, ste or paper"""
+    width: float | None = None
+    """width of the surrogate's window, in standard deviations of each latent's own pre-activations"""
+    weighting: Weighting | None = None
+    """scaled: weights mean the same at every width; paper: plain sums"""
+    initial_rates: tuple[float, ...] | None = None
+    """range of the latents' first firing rates, log-uniform; empty: as initialised"""
+    prune_at: tuple[float, ...] | None = None
+    """when to prune, as fractions of the run; empty: never"""
+    regrow_at: tuple[float, ...] | None = None
+    """when to restart switched-off latents, as fractions of the run; empty: never"""
+    prune_rows: int = 24576
+    """rows that a pruning pass looks at"""
+    k: int = 32
+    """latents on per row (topk only)"""
+    test_fraction: float = 0.1
+    """share of the documents that is held out of training"""
+    precision: Precision = "auto"
+    """of the matrix products; thresholds are always fp32. auto: bf16 on a GPU, fp32 on a CPU"""
+    device: str = "auto"
+    """auto: the GPU if there is one"""
+    seed: int = 0
+    """seed of everything random"""
+    log_every: int = 50
+    """steps between lines in metrics.jsonl"""
+    checkpoint_every: int = 500
+    """steps between checkpoints, from which --resume continues bit-exactly"""
+
+    def resolved(self, d_in: int, device: str) -> TrainConfig:
+        """Every None filled in by the preset, for hidden states of this width; refuses what makes no sense."""
+        known = PRESETS.get(self.preset)
+        if known is None:
+            raise BitlensError(f"There is no preset '{self.preset}'; choose one of: {', '.join(PRESETS)}.")
+        filled = {name: value for name, value in known.items() if getattr(self, name) is None}
+        default_lr = 1e-2 if self.architecture == "bae" else 2e-3
+        config = replace(
+            self, **filled, n_latents=self.n_latents or 4 * d_in, lr=self.lr or default_lr, device=device,
+            precision=("bf16" if device.startswith("cuda") else "fp32") if self.precision == "auto" else self.precision,
+        )  # fmt: skip
+        for name in ("n_latents", "steps", "log_every", "checkpoint_every"):
+            if getattr(config, name) < 1:
+                raise BitlensError(f"{name} must be at least 1, not {getattr(config, name)}.")
+        if config.batch_size < 2:
+            raise BitlensError(f"batch_size must be at least 2, not {config.batch_size}: firing rates need a batch.")
+        if not 0 < config.p0 < 0.5:
+            raise BitlensError(f"p0 must lie between 0 and 0.5, not {config.p0}.")
+        if not 0 <= config.test_fraction < 1:
+            raise BitlensError(f"test_fraction must lie in [0, 1), not {config.test_fraction}.")
+        return config

@@ -1,0 +1,143 @@
+"""How each architecture learns: its loss on a batch, and what happens to it between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
+from bitlens.autoencoders.binarize import binarize
+from bitlens.seeding import generator
+from bitlens.training.config import TrainConfig
+from bitlens.training.objective import Losses, Price, binary_losses
+from bitlens.training.pruning import OFF, Parameters, prune, regrow
+
+Sampler = Callable[[int, torch.Generator], Tensor]
+SPREAD_RATE = 0.05  # of the exponential average of each latent's pre-activation spread
+SMALL_SAMPLE = 8192  # rows that set the first firing rates and that regrowing looks at
+
+
+class Learner:
+    """The moving parts of training one architecture. `state` is saved in checkpoints with the weights."""
+
+    def __init__(self, model: Autoencoder, config: TrainConfig, sample: Sampler) -> None:
+        """sample: `(n, generator) -> standardised rows [n, d_in]`, drawn from the training rows."""
+        self.model, self.config, self.sample = model, config, sample
+        self.state: dict[str, Tensor] = {}
+
+    def start(self) -> None:
+        """Once, before the first step."""
+
+    def losses(self, x: Tensor) -> tuple[Losses, Tensor]:
+        """x: standardised `[n, d_in]` -> (terms of the loss, codes `[n, n_latents]`)"""
+        raise NotImplementedError
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """After each optimiser step."""
+
+
+class BinaryLearner(Learner):
+    """The recipe of the presets: clipped straight-through, pruning, regrowing."""
+
+    model: BinaryAutoencoder
+
+    def __init__(self, model: BinaryAutoencoder, config: TrainConfig, sample: Sampler) -> None:
+        super().__init__(model, config, sample)
+        self.price = Price(config.price or "entropy", config.p0)
+        self.state = {"spread": torch.zeros(model.n_latents, device=model.W_enc.device)}
+        at = lambda fractions: {int(f * config.steps) for f in fractions or ()}  # noqa: E731
+        self.prune_steps, self.regrow_steps = at(config.prune_at), at(config.regrow_at)
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Give each latent a first firing rate, log-uniform in `initial_rates`, by setting its bias."""
+        if not self.config.initial_rates:
+            return
+        low, high = self.config.initial_rates
+        seed = generator(self.config.seed, "initial rates")
+        z = (self.sample(SMALL_SAMPLE, seed) @ self.model.W_enc).sort(0).values
+        rates = low * (high / low) ** torch.rand(self.model.n_latents, generator=seed)
+        rank = ((1 - rates) * (len(z) - 1)).long().to(z.device)
+        self.model.b_enc.copy_(-z.gather(0, rank[None])[0])
+
+    def losses(self, x: Tensor) -> tuple[Losses, Tensor]:
+        c = self.config
+        z = self.model.pre_activations(x)
+        now = z.detach().std(0)
+        spread = self.state["spread"]
+        spread.copy_(torch.where(spread == 0, now, spread.lerp(now, SPREAD_RATE)))
+        h = binarize(z, (c.width or 1.0) * spread.clamp_min(1e-4), c.surrogate or "clipped")
+        x_hat = self.model.reconstruct(h)
+        return binary_losses(x, x_hat, h, self.price, c.lam or 0.0, c.gamma or 0.0, c.weighting or "scaled"), h
+
+    @torch.no_grad()
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        if step in self.prune_steps:
+            rows = self.sample(self.config.prune_rows, generator(self.config.seed, "prune", step))
+            self._set(prune(rows, self._parameters(), self.price, self.config.lam or 0.0)[0])
+        if step in self.regrow_steps:
+            seed = generator(self.config.seed, "regrow", step)
+            rows = self.sample(SMALL_SAMPLE, seed)
+            parameters, restarted = regrow(rows, self._parameters(), self.price, self.config.lam or 0.0, seed)
+            self._set(parameters)
+            for parameter, axis in ((self.model.W_enc, 1), (self.model.b_enc, 0), (self.model.W_dec, 0)):
+                optimizer.state[parameter]["exp_avg"].index_fill_(axis, restarted, 0)
+
+    def live(self) -> int:
+        """Latents that are not switched off."""
+        return int((self.model.b_enc > OFF / 2).sum())
+
+    def _parameters(self) -> Parameters:
+        return Parameters(self.model.W_enc, self.model.b_enc, self.model.W_dec, self.model.b_dec)
+
+    def _set(self, parameters: Parameters) -> None:
+        for old, new in zip(self._parameters(), parameters, strict=True):
+            old.copy_(new)
+
+
+class TopKLearner(Learner):
+    """TopK with the auxiliary loss for dead latents of Gao et al. 2024 (arXiv 2406.04093, appendix A.2)."""
+
+    model: TopKAutoencoder
+    AUXILIARY = 1 / 32
+
+    def __init__(self, model: TopKAutoencoder, config: TrainConfig, sample: Sampler) -> None:
+        super().__init__(model, config, sample)
+        self.state = {"silent": torch.zeros(model.n_latents, device=model.W_enc.device)}  # batches since last on
+        self.patience = max(20, config.steps // 20)
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """The decoder's bias starts as the mean, which is zero in model space."""
+
+    def losses(self, x: Tensor) -> tuple[Losses, Tensor]:
+        z = self.model.pre_activations(x)
+        codes = self.model.code(z)
+        x_hat = self.model.reconstruct(codes).float()
+        mse = torch.mean((x_hat - x) ** 2)
+        on = (codes.detach() > 0).any(0)
+        self.state["silent"] = torch.where(on, 0.0, self.state["silent"] + 1)
+        auxiliary = mse.new_zeros(())
+        dead = self.state["silent"] > self.patience
+        if self.config.steps and dead.any():
+            k = min(self.model.d_in // 2, int(dead.sum()))
+            top = z.masked_fill(~dead, -torch.inf).topk(max(k, 1), dim=-1)
+            residual = (x - x_hat).detach()
+            guess = torch.zeros_like(z).scatter(-1, top.indices, top.values.relu()) @ self.model.W_dec
+            share = (guess.float() - residual).square().mean() / residual.square().mean().clamp_min(1e-12)
+            auxiliary = self.AUXILIARY * share * mse.detach()
+        zero = mse.new_zeros(())
+        return Losses(mse + auxiliary, mse, zero, zero, auxiliary), codes
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        self.model.normalise_decoder()
+
+
+def make_learner(model: Autoencoder, config: TrainConfig, sample: Sampler) -> Learner:
+    if isinstance(model, BinaryAutoencoder):
+        return BinaryLearner(model, config, sample)
+    if isinstance(model, TopKAutoencoder):
+        return TopKLearner(model, config, sample)
+    raise TypeError(f"{type(model).__name__} has no learner")

@@ -1,0 +1,101 @@
+"""What is minimised: reconstruction plus a price on the minibatch's bits.
+
+    loss = mse(x_hat, x) + (lam / d_in) * sum_j price(p_j) + (gamma / n_latents^2) * sum_{i != j} |cov(h)_ij|
+
+for standardised rows `x [n, d_in]`, codes `h [n, n_latents]` and firing rates `p = mean(h)`. With inputs of unit
+variance the mse is about the fraction of variance unexplained, so `lam` reads as "fvu paid for a bit per dimension"
+and means the same at every width. `weighting="paper"` instead takes the plain sums of arXiv 2509.20997, eq. 4-6.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+PriceKind = Literal["entropy", "onbit"]
+Weighting = Literal["scaled", "paper"]
+
+
+class Price(NamedTuple):
+    """What a latent costs at firing rate p, in bits; symmetric in p and 1 - p, so polarity costs nothing.
+
+    `entropy`: the binary entropy H2(p). `onbit`: `q log2((1 - p0) / p0)` with `q = min(p, 1 - p)`: every on-bit costs
+    the same, as under a code with the fixed sparse prior p0.
+    """
+
+    kind: PriceKind
+    p0: float
+
+    @property
+    def per_on_bit(self) -> float:
+        return math.log2((1 - self.p0) / self.p0)
+
+    def __call__(self, p: Tensor) -> Tensor:
+        if self.kind == "entropy":
+            return binary_entropy(p)
+        return torch.minimum(p, 1 - p).double() * self.per_on_bit
+
+
+class Losses(NamedTuple):
+    """The terms of the objective for one minibatch, weighted; `total` is their sum."""
+
+    total: Tensor
+    mse: Tensor
+    price: Tensor
+    covariance: Tensor
+    auxiliary: Tensor
+
+
+def binary_entropy(p: Tensor) -> Tensor:
+    """H2(p) in bits, elementwise, float64; exactly 0 at 0 and 1."""
+    p = p.double()
+    return -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p)) / math.log(2)
+
+
+def batch_price(h: Tensor, price: Price) -> Tensor:
+    """Sum over latents of the price of the minibatch's firing rates, h `[n, n_latents]`.
+
+    A rate of 0 or 1 in n rows has no finite entropy gradient: the slope is taken at half a row instead.
+    """
+    n = len(h)
+    p = h.mean(0, dtype=torch.float32)
+    inner = p + (p.clamp(0.5 / n, 1 - 0.5 / n) - p).detach()
+    return price(inner).sum()
+
+
+class _Covariance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor) -> Tensor:
+        n = len(h)
+        centred = h.float() - h.float().mean(0)
+        covariance = centred.T @ centred / (n - 1)
+        covariance.fill_diagonal_(0)
+        ctx.save_for_backward(centred, covariance)
+        return covariance.abs().sum(dtype=torch.float64)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        centred, covariance = ctx.saved_tensors
+        return gradients[0].float() * 2 / (len(centred) - 1) * (centred @ covariance.sign())
+
+
+def covariance_penalty(h: Tensor) -> Tensor:
+    """`sum_{i != j} |cov(h)_ij|` with the unbiased covariance, h `[n, n_latents]`, n at least 2.
+
+    Its gradient is `2 / (n - 1) * (h - p) @ sign(cov)` off the diagonal.
+    """
+    return _Covariance.apply(h)  # pyright: ignore[reportReturnType]
+
+
+def binary_losses(
+    x: Tensor, x_hat: Tensor, h: Tensor, price: Price, lam: float, gamma: float, weighting: Weighting
+) -> Losses:
+    """The objective above for one minibatch. x, x_hat `[n, d_in]`; h `[n, n_latents]`; float64 sums of small terms."""
+    d_in, n_latents = x.shape[1], h.shape[1]
+    per_price, per_pair = (1.0, 1.0) if weighting == "paper" else (1 / d_in, 1 / n_latents**2)
+    mse = torch.mean((x_hat.float() - x) ** 2)
+    zero = mse.new_zeros(())
+    cost = lam * per_price * batch_price(h, price) if lam else zero
+    covariance = gamma * per_pair * covariance_penalty(h) if gamma else zero
+    return Losses(mse + cost + covariance, mse, cost, covariance, zero)

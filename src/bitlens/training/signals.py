@@ -1,0 +1,36 @@
+"""Stop politely: Ctrl-C and SIGTERM finish the step in hand, save and exit with a sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+
+class StopRequest:
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Within the block SIGINT and SIGTERM only set `request.signal`; a second one acts as usual."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield request
+        return
+    former: dict[int, Any] = {}
+
+    def handle(number: int, frame: Any) -> None:
+        request.signal = signal.Signals(number).name
+        signal.signal(number, former[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        former[number] = signal.signal(number, handle)
+    try:
+        yield request
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

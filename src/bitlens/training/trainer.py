@@ -1,0 +1,197 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitlens import __version__
+from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
+from bitlens.autoencoders.base import CONFIG
+from bitlens.bits.packed import PackedBits
+from bitlens.bits.statistics import firing_rates
+from bitlens.errors import BitlensError, Interrupted
+from bitlens.files import prepare_output, read_manifest, write_json
+from bitlens.hidden.source import HiddenSource, Position
+from bitlens.seeding import generator
+from bitlens.training.checkpoint import STATE, Progress, load_checkpoint, save_checkpoint
+from bitlens.training.config import TrainConfig
+from bitlens.training.learners import Learner, make_learner
+from bitlens.training.metrics import Logger, MetricsLog
+from bitlens.training.objective import Losses, binary_entropy
+from bitlens.training.prefetch import Prefetch
+from bitlens.training.signals import stop_on_signals
+
+RUN = "training.json"
+SCHEMA = 1
+CANONICAL_ROWS = 65536
+Report = Callable[[dict[str, Any]], None]
+
+
+def train(
+    source: HiddenSource,
+    config: TrainConfig = TrainConfig(),  # noqa: B008
+    out: Path | str | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    loggers: tuple[Logger, ...] = (),
+    report: Report = lambda record: None,
+) -> Autoencoder:
+    """Train an autoencoder on the rows of `source` and return it, a BAE in canonical form.
+
+    out: folder for checkpoints, `metrics.jsonl` and the result; without one nothing is written. resume: go on from the
+    last checkpoint in `out`, with the same weights as if the run had never stopped. report: called with every record
+    that goes to `metrics.jsonl`.
+    """
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    config = config.resolved(source.d_in, device)
+    folder = Path(out) if out is not None else None
+    if folder is not None:
+        prepare_output(folder, resume, overwrite, marker=RUN)
+        if (folder / CONFIG).exists():
+            return Autoencoder.from_pretrained(folder, device)
+        _write_or_compare(folder / RUN, config, source)
+
+    model = _build(source, config).to(device)
+    learner = make_learner(model, config, _sampler(source, model, device))
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr or 0.0, fused=True)
+    progress = load_checkpoint(folder, learner, optimizer) if folder is not None else None
+    if progress is None:
+        progress = Progress(0, Position())
+        learner.start()
+    log = MetricsLog(folder, progress.step, loggers, dataclasses.asdict(config)) if folder is not None else None
+    batches = Prefetch(_standardised_batches(source, model, config, progress.position, device))
+    clock, rows_done = time.perf_counter(), 0
+
+    try:
+        with stop_on_signals() as stop:
+            for step in range(progress.step, config.steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(config, step)
+                x, position = next(batches)
+                with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                    losses, codes = learner.losses(x)
+                optimizer.zero_grad(set_to_none=True)
+                losses.total.backward()
+                optimizer.step()
+                learner.after_step(step, optimizer)
+                progress = Progress(step + 1, position)
+                rows_done += len(x)
+
+                last = progress.step == config.steps
+                if progress.step % config.log_every == 0 or last:
+                    record = _record(progress.step, losses, codes, rows_done / (time.perf_counter() - clock))
+                    _refuse_divergence(record)
+                    report(record)
+                    if log is not None:
+                        log.write(record)
+                    clock, rows_done = time.perf_counter(), 0
+                if folder is not None and not last and (progress.step % config.checkpoint_every == 0 or stop.signal):
+                    save_checkpoint(folder, learner, optimizer, progress)
+                if stop.signal and not last:
+                    saved = f"saved in {folder}; continue it with --resume" if folder is not None else "nothing was saved"
+                    raise Interrupted(f"Stopped by {stop.signal} after step {progress.step} of {config.steps}: {saved}.")
+    finally:
+        batches.close()
+        if log is not None:
+            log.close()
+
+    model = _finish(model, learner, source, config)
+    if folder is not None:
+        model.save(folder)
+        (folder / STATE).unlink(missing_ok=True)
+    return model.eval()
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up over 5 % of the steps, linear decay over the last 30 % down to 2 %."""
+    done = step / config.steps
+    return (config.lr or 0.0) * min(1.0, (step + 1) / (0.05 * config.steps)) * max(0.02, min(1.0, (1 - done) / 0.3))
+
+
+def _build(source: HiddenSource, config: TrainConfig) -> Autoencoder:
+    n_latents = config.n_latents or 4 * source.d_in
+    if config.architecture == "topk":
+        model: Autoencoder = TopKAutoencoder(source.d_in, n_latents, k=config.k)
+    else:
+        model = BinaryAutoencoder(source.d_in, n_latents)
+    if not source.scale > 0:
+        raise BitlensError("All hidden states are equal: there is nothing to encode; check the hook point and the text.")
+    model.initialise(generator(config.seed, "weights"))
+    model.mean.copy_(source.mean)
+    model.scale.fill_(source.scale)
+    model.metadata = {
+        **source.about,
+        "n_latents_trained": n_latents,
+        "training": dataclasses.asdict(config),
+        "bitlens_version": __version__,
+        "sae_lens_version": "6.18.0",  # the version of SAELens' folder layout that this one follows
+    }
+    return model
+
+
+def _sampler(source: HiddenSource, model: Autoencoder, device: str) -> Callable[[int, torch.Generator], Tensor]:
+    return lambda n, seed: model.standardise(source.sample(n, seed).to(device))
+
+
+def _standardised_batches(
+    source: HiddenSource, model: Autoencoder, config: TrainConfig, start: Position, device: str
+) -> Iterator[tuple[Tensor, Position]]:
+    for rows, position in source.batches(config.batch_size, config.seed, start):
+        yield model.standardise(rows.to(device, non_blocking=True)), position
+
+
+@torch.no_grad()
+def _record(step: int, losses: Losses, codes: Tensor, rows_per_second: float) -> dict[str, float | int]:
+    """The numbers of one logged step; the only place where the loop waits for the device."""
+    p = (codes != 0).float().mean(0)
+    record: dict[str, float | int] = {"step": step}
+    record |= {name: float(value) for name, value in losses._asdict().items()}
+    record["l0"] = float(torch.minimum(p, 1 - p).sum())
+    record["bits_batch"] = float(binary_entropy(p).sum())
+    record["rows_per_second"] = round(rows_per_second, 1)
+    return record
+
+
+def _refuse_divergence(record: dict[str, Any]) -> None:
+    if not record["total"] - record["total"] == 0:
+        raise BitlensError(
+            f"The loss is not finite at step {record['step']}: training diverged; lower --lr, or check the hidden states."
+        )
+
+
+def _finish(model: Autoencoder, learner: Learner, source: HiddenSource, config: TrainConfig) -> Autoencoder:
+    """A BAE in canonical form, by its firing rates on a large sample of the training rows."""
+    if not isinstance(model, BinaryAutoencoder):
+        return model
+    rows = learner.sample(CANONICAL_ROWS, generator(config.seed, "canonical"))
+    with torch.no_grad():
+        words = [PackedBits.pack(model.pre_activations(block) > 0).words for block in rows.split(4096)]
+    return model.canonical(firing_rates(PackedBits(torch.cat(words), model.n_latents)).to(model.W_enc.device))
+
+
+def _write_or_compare(path: Path, config: TrainConfig, source: HiddenSource) -> None:
+    """Record what the run is; a resumed run must be the same one."""
+    run = {"schema": SCHEMA, "config": dataclasses.asdict(config), "source": source.about}
+    if not path.exists():
+        return write_json(path, run)
+    former = read_manifest(path, SCHEMA, "a training run").get("config", {})
+    ignored = {"log_every", "checkpoint_every"}
+    changed = [
+        f"{name} was {former.get(name)!r} and is {value!r}"
+        for name, value in run["config"].items()
+        if name not in ignored and (list(value) if isinstance(value, tuple) else value) != former.get(name)
+    ]
+    if changed:
+        raise BitlensError(
+            f"{path.parent} holds a run with other settings ({'; '.join(changed)}); resume it with the same ones, "
+            "or replace it with --overwrite."
+        )
+    return None
