@@ -159,7 +159,11 @@ def main() -> None:
             print("held out", perplexity(model, held_out[:1], tokenizer), flush=True)
 
     model = model.half().float()  # the numbers below are those of the fp16 weights that ship
-    result = {"steps": step, "training_tokens": step * args.batch_size * CONTEXT, **perplexity(model, held_out, tokenizer)}
+    result = {
+        "steps": step,
+        "training_tokens": step * args.batch_size * CONTEXT,
+        **perplexity(model, held_out, tokenizer),
+    }
     print(result)
     model.half().save_pretrained(args.work / "model")
     (args.work / "training.json").write_text(json.dumps(result, indent=1))

@@ -29,7 +29,7 @@ def _co_occurrence(columns, counts):
                 for j in range(max(i, b * tile), min(n, (b + 1) * tile)):
                     total = np.uint64(0)
                     for w in range(words):
-                        total += _popcount(columns[i, w] & columns[j, w])
+                        total += _popcount(columns[i, w] & columns[j, w])  # pyright: ignore[reportCallIssue]
                     counts[i, j] = total
                     counts[j, i] = total
 

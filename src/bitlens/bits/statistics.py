@@ -1,16 +1,25 @@
-"""Exact counts over packed bits."""
+"""Exact counts over packed bits, and the entropy of a bit."""
+
+import math
 
 import torch
+from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
 
 
-def firing_rates(bits: PackedBits) -> torch.Tensor:
+def binary_entropy(p: Tensor) -> Tensor:
+    """H2(p) in bits, elementwise, float64; exactly 0 at 0 and 1."""
+    p = p.double()
+    return -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p)) / math.log(2)
+
+
+def firing_rates(bits: PackedBits) -> Tensor:
     """Share of rows in which each latent is on -> float64 `[n_latents]`"""
     return bits.column_counts().double() / len(bits)
 
 
-def co_occurrence(bits: PackedBits) -> torch.Tensor:
+def co_occurrence(bits: PackedBits) -> Tensor:
     """`N = H^T H`: the number of rows in which latents i and j are both on -> int64 `[n_latents, n_latents]`"""
     if bits.words.device.type == "cpu":
         from bitlens.bits import cpu  # compiled when first used

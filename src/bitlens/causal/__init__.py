@@ -1,0 +1,1 @@
+"""What the bits do inside the model."""

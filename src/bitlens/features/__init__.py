@@ -1,0 +1,1 @@
+"""What the bits mean, read from packed codes."""

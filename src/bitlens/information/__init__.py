@@ -1,0 +1,1 @@
+"""How many bits there are, and how many there would have to be."""

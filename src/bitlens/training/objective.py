@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from bitlens.bits.statistics import binary_entropy
+
 PriceKind = Literal["entropy", "onbit"]
 Weighting = Literal["scaled", "paper"]
 
@@ -45,12 +47,6 @@ class Losses(NamedTuple):
     price: Tensor
     covariance: Tensor
     auxiliary: Tensor
-
-
-def binary_entropy(p: Tensor) -> Tensor:
-    """H2(p) in bits, elementwise, float64; exactly 0 at 0 and 1."""
-    p = p.double()
-    return -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p)) / math.log(2)
 
 
 def batch_price(h: Tensor, price: Price) -> Tensor:

@@ -15,7 +15,7 @@ from bitlens import __version__
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
 from bitlens.autoencoders.base import CONFIG
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import firing_rates
+from bitlens.bits.statistics import binary_entropy, firing_rates
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import prepare_output, read_manifest, write_json
 from bitlens.hidden.source import HiddenSource, Position
@@ -24,7 +24,7 @@ from bitlens.training.checkpoint import STATE, Progress, load_checkpoint, save_c
 from bitlens.training.config import TrainConfig
 from bitlens.training.learners import Learner, make_learner
 from bitlens.training.metrics import Logger, MetricsLog
-from bitlens.training.objective import Losses, binary_entropy
+from bitlens.training.objective import Losses
 from bitlens.training.prefetch import Prefetch
 from bitlens.training.signals import stop_on_signals
 
@@ -96,8 +96,12 @@ def train(
                 if folder is not None and not last and (progress.step % config.checkpoint_every == 0 or stop.signal):
                     save_checkpoint(folder, learner, optimizer, progress)
                 if stop.signal and not last:
-                    saved = f"saved in {folder}; continue it with --resume" if folder is not None else "nothing was saved"
-                    raise Interrupted(f"Stopped by {stop.signal} after step {progress.step} of {config.steps}: {saved}.")
+                    saved = (
+                        f"saved in {folder}; continue it with --resume" if folder is not None else "nothing was saved"
+                    )
+                    raise Interrupted(
+                        f"Stopped by {stop.signal} after step {progress.step} of {config.steps}: {saved}."
+                    )
     finally:
         batches.close()
         if log is not None:
@@ -123,7 +127,9 @@ def _build(source: HiddenSource, config: TrainConfig) -> Autoencoder:
     else:
         model = BinaryAutoencoder(source.d_in, n_latents)
     if not source.scale > 0:
-        raise BitlensError("All hidden states are equal: there is nothing to encode; check the hook point and the text.")
+        raise BitlensError(
+            "All hidden states are equal: there is nothing to encode; check the hook point and the text."
+        )
     model.initialise(generator(config.seed, "weights"))
     model.mean.copy_(source.mean)
     model.scale.fill_(source.scale)

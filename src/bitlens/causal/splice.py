@@ -1,0 +1,115 @@
+"""Put reconstructions into the forward pass and see what the language model loses."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bitlens.autoencoders.base import Autoencoder
+from bitlens.errors import BitlensError
+from bitlens.hidden.models import LanguageModel
+from bitlens.hidden.store import ActivationStore
+
+
+class SpliceLosses(NamedTuple):
+    """Means over scored tokens, in nats. `score` is 1 where splicing costs nothing and 0 where it costs as much as
+    zeroing the hidden states: `(ce_zero - ce_spliced) / (ce_zero - ce_original)`."""
+
+    ce_original: float
+    ce_spliced: float
+    ce_zero: float
+    kl_div: float
+    score: float
+    tokens: int
+
+
+@contextlib.contextmanager
+def replaced(model: LanguageModel, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within the block, what passes the model's one hook point is `change` of what would have passed."""
+    (hook,) = model.hooks
+    module = model.base.get_submodule(hook.path)
+
+    def new(value: Any) -> Any:
+        return (change(value[0]), *value[1:]) if isinstance(value, tuple) else change(value)
+
+    if hook.side == "output":
+        handle = module.register_forward_hook(lambda m, args, out: new(out))
+    else:
+
+        def before(m: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            if args:
+                return new(args), kwargs
+            return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.inference_mode()
+def splice_losses(
+    model: LanguageModel, autoencoder: Autoencoder, contexts: Tensor, scored: Tensor, max_bytes: int = 1 << 29
+) -> SpliceLosses:
+    """Cross-entropy and KL of the next token with the reconstruction in place of the hidden states.
+
+    model: a whole causal model with one hook point. contexts `[n, length]`: token ids, -1 is padding. scored: bool, same
+    shape: the tokens whose prediction counts. Every token but special ones and padding is replaced; those stay as the
+    model made them. KL is from the original's distribution to the spliced one's.
+    """
+    special = torch.tensor(sorted(model.tokenizer.all_special_ids))
+    real = contexts >= 0
+    usual = real & ~torch.isin(contexts, special)
+    counts = scored & usual
+    counts[:, 0] = False
+    if not counts.any():
+        raise BitlensError("There is no token to score in these contexts.")
+    sums = torch.zeros(4, dtype=torch.float64)
+    batch = max(1, max_bytes // (contexts.shape[1] * model.config.get_text_config().vocab_size * 4))
+    for rows in torch.arange(len(contexts))[counts.any(1)].split(batch):
+        tokens, mask = contexts[rows].clamp_min(0).to(model.device), real[rows].to(model.device)
+        replace = usual[rows].to(model.device)[:, :, None]
+
+        def logits(change: Callable[[Tensor], Tensor] | None, ids: Tensor = tokens, mask: Tensor = mask) -> Tensor:
+            arguments = {"input_ids": ids, "attention_mask": None if bool(mask.all()) else mask}
+            if change is None:
+                out = model.model(**arguments).logits
+            else:
+                with replaced(model, change):
+                    out = model.model(**arguments).logits
+            return out[:, :-1].float().log_softmax(-1)
+
+        here = counts[rows][:, 1:].to(model.device)
+        following = tokens[:, 1:, None]
+        original = logits(None)
+        sums[0] -= original.gather(-1, following)[..., 0][here].double().sum().cpu()
+        spliced = logits(lambda x, r=replace: torch.where(r, autoencoder(x).to(x.dtype), x))
+        sums[1] -= spliced.gather(-1, following)[..., 0][here].double().sum().cpu()
+        sums[3] += (original.exp() * (original - spliced)).sum(-1)[here].double().sum().cpu()
+        del original, spliced
+        zeroed = logits(lambda x, r=replace: torch.where(r, 0, x))
+        sums[2] -= zeroed.gather(-1, following)[..., 0][here].double().sum().cpu()
+    n = int(counts.sum())
+    original, spliced, zero, kl = (sums / n).tolist()
+    return SpliceLosses(original, spliced, zero, kl, (zero - spliced) / (zero - original), n)
+
+
+def held_out_contexts(store: ActivationStore, limit: int) -> tuple[Tensor, Tensor]:
+    """Up to `limit` contexts with held-out documents -> (token ids `[n, length]`, which tokens are held out)"""
+    found: list[tuple[Tensor, Tensor]] = []
+    missing = limit
+    for contexts, columns in store.contexts():
+        scored = torch.zeros(contexts.shape, dtype=torch.bool)
+        test = store.is_test(columns["document"])
+        scored[columns["context"][test].long(), columns["position"][test].long()] = True
+        chosen = scored.any(1).nonzero()[:missing, 0]
+        found.append((contexts[chosen], scored[chosen]))
+        missing -= len(chosen)
+        if missing <= 0:
+            break
+    return torch.cat([c for c, _ in found]), torch.cat([s for _, s in found])

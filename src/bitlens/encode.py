@@ -1,0 +1,65 @@
+"""The packed codes of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bitlens.autoencoders import Autoencoder
+from bitlens.bits.codes import MANIFEST, Codes
+from bitlens.bits.packed import PackedBits
+from bitlens.files import prepare_output
+from bitlens.hidden.store import ActivationStore
+
+PART_ROWS = 1 << 20
+
+
+@torch.inference_mode()
+def encode_store(
+    autoencoder: Autoencoder,
+    store: ActivationStore,
+    out: Path | str,
+    *,
+    name: str = "",
+    overwrite: bool = False,
+    report: Callable[[int], None] = lambda rows: None,
+) -> Codes:
+    """Encode every row of `store`, outliers and held-out documents too, and write the codes to the folder `out`.
+
+    name: what the codes' manifest calls the autoencoder. report: called with the number of rows done so far.
+    """
+    store.require_width(autoencoder.d_in)
+    out = Path(out)
+    prepare_output(out, resume=False, overwrite=overwrite, marker=MANIFEST)
+    device = autoencoder.W_enc.device
+
+    def parts() -> Iterator[tuple[PackedBits, dict[str, Tensor]]]:
+        words: list[Tensor] = []
+        columns: list[dict[str, Tensor]] = []
+        done = held = 0
+        for rows in store.read("all"):
+            words.append(autoencoder.encode_bits(rows.hidden.to(device)).words.cpu())
+            columns.append(rows.columns)
+            held += len(rows.hidden)
+            report(done + held)
+            if held >= PART_ROWS:
+                yield _join(words, columns, autoencoder.n_latents)
+                words, columns, done, held = [], [], done + held, 0
+        if held:
+            yield _join(words, columns, autoencoder.n_latents)
+
+    about = {
+        "autoencoder": name, "architecture": autoencoder.architecture, "store": str(store.path),
+        **{key: store.manifest.get(key) for key in ("model", "revision", "hook", "documents")},
+        "test_fraction": store.test_fraction,
+    }  # fmt: skip
+    return Codes.write(out, parts(), autoencoder.n_latents, about)
+
+
+def _join(
+    words: list[Tensor], columns: list[dict[str, Tensor]], n_latents: int
+) -> tuple[PackedBits, dict[str, Tensor]]:
+    return PackedBits(torch.cat(words), n_latents), {k: torch.cat([c[k] for c in columns]) for k in columns[0]}

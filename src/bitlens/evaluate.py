@@ -1,0 +1,172 @@
+"""One table of numbers about one autoencoder, on documents that it was not trained on."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
+from bitlens.autoencoders.binary import NEGLIGIBLE
+from bitlens.causal.splice import SpliceLosses, held_out_contexts, splice_losses
+from bitlens.errors import BitlensError
+from bitlens.hidden.models import LanguageModel
+from bitlens.hidden.store import ActivationStore
+from bitlens.information.entropy import marginal_bits
+from bitlens.information.rate_distortion import gaussian_bits
+
+DENSE = 0.1
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The numbers that bitlens always reports."""
+
+    architecture: str
+    rows: int
+    """held-out rows that the numbers are from"""
+    n_latents: int
+    """latents that were trained"""
+    live: int
+    """latents that are neither dead nor stuck on these rows"""
+    fvu: float
+    """fraction of variance unexplained, about the mean: predicting the mean gives 1"""
+    explained_variance: float
+    """1 - fvu"""
+    mse: float
+    """mean squared error of a component, in the hidden states' own units"""
+    cosine: float
+    """mean cosine of hidden state and reconstruction"""
+    l0: float
+    """mean number of latents in their rarer state, for a BAE; of non-zero latents otherwise"""
+    dead: int
+    """latents on in fewer than 1 row in 10,000, or removed in training"""
+    stuck: int
+    """latents off in fewer than 1 row in 10,000"""
+    dense: int
+    """latents whose rarer state has a rate above 0.1"""
+    bits_marginal: float
+    """sum of the latents' entropies; of a sparse autoencoder the support alone, without its magnitudes"""
+    bits_gaussian: float
+    """bits that a Gaussian with the data's covariance needs at this fvu: the rate-distortion bound"""
+    rows_per_second: float
+    """rows encoded and decoded per second"""
+    ce_original: float | None = None
+    """cross-entropy of the language model, nats a token"""
+    ce_spliced: float | None = None
+    """the same with reconstructions in place of the hidden states"""
+    ce_zero: float | None = None
+    """the same with zeros in their place"""
+    ce_loss_score: float | None = None
+    """(ce_zero - ce_spliced) / (ce_zero - ce_original): 1 is perfect"""
+    kl_div: float | None = None
+    """KL divergence of the next-token distribution, original to spliced, nats a token"""
+
+    def as_dict(self) -> dict[str, str | int | float | None]:
+        return asdict(self)
+
+
+class Moments:
+    """Streamed float64 sums over rows of hidden states and their reconstructions."""
+
+    def __init__(self, origin: Tensor) -> None:
+        """origin: near the mean `[d]`; sums are taken about it, so that nothing cancels."""
+        d = len(origin)
+        self.origin = origin.double()
+        self.rows = 0
+        self.total = torch.zeros(d, dtype=torch.float64)
+        self.products = torch.zeros(d, d, dtype=torch.float64)
+        self.squared_error = self.cosine = 0.0
+
+    def add(self, x: Tensor, x_hat: Tensor) -> None:
+        """x, x_hat `[n, d]`, raw"""
+        shifted = x.double() - self.origin
+        self.rows += len(x)
+        self.total += shifted.sum(0)
+        self.products += shifted.T @ shifted
+        self.squared_error += float((x_hat.double() - x.double()).square().sum())
+        self.cosine += float(torch.nn.functional.cosine_similarity(x.double(), x_hat.double(), dim=1).sum())
+
+    def covariance(self) -> Tensor:
+        mean = self.total / self.rows
+        return self.products / self.rows - mean[:, None] * mean
+
+    def fvu(self) -> float:
+        """Squared error over the variance about these rows' own mean."""
+        variance = float(self.covariance().diagonal().sum()) * self.rows
+        if not variance > 0:
+            raise BitlensError(
+                "The held-out rows are all equal, so the fraction of variance unexplained has no meaning."
+            )
+        return self.squared_error / variance
+
+
+@torch.inference_mode()
+def evaluate(
+    autoencoder: Autoencoder,
+    store: ActivationStore,
+    *,
+    language_model: LanguageModel | None = None,
+    max_contexts: int = 64,
+    part: str = "test",
+) -> Evaluation:
+    """Measure an autoencoder on the held-out documents of a store.
+
+    language_model: a whole causal model hooked where the store was, for the cross-entropy numbers; without one they are
+    None. part: `test`, or `all` for a store that the autoencoder was not trained on.
+    """
+    store.require_width(autoencoder.d_in)
+    moments = Moments(autoencoder.mean.cpu())
+    on = torch.zeros(autoencoder.n_latents, dtype=torch.int64)
+    seconds = 0.0
+    for rows in store.read(part):
+        x = rows.hidden.float().to(autoencoder.W_enc.device)
+        begun = time.perf_counter()
+        codes = autoencoder.encode(x)
+        x_hat = autoencoder.decode(codes)
+        on += (codes != 0).sum(0).cpu()
+        seconds += time.perf_counter() - begun
+        moments.add(x.cpu(), x_hat.cpu())
+    if moments.rows < 2:
+        raise BitlensError(
+            f"{store.path} has {moments.rows} held-out rows; harvest more documents, or pass --part all."
+        )
+    p = on.double() / moments.rows
+    rare = torch.minimum(p, 1 - p)
+    removed = autoencoder.metadata.get("n_latents_trained", autoencoder.n_latents) - autoencoder.n_latents
+    fvu = moments.fvu()
+    losses = _losses(autoencoder, store, language_model, max_contexts) if language_model else None
+    return Evaluation(
+        architecture=autoencoder.architecture,
+        rows=moments.rows,
+        n_latents=autoencoder.n_latents + removed,
+        live=int((rare >= NEGLIGIBLE).sum()),
+        fvu=fvu,
+        explained_variance=1 - fvu,
+        mse=moments.squared_error / moments.rows / store.d_in,
+        cosine=moments.cosine / moments.rows,
+        l0=float((rare if isinstance(autoencoder, BinaryAutoencoder) else p).sum()),
+        dead=int((p < NEGLIGIBLE).sum()) + removed,
+        stuck=int((p > 1 - NEGLIGIBLE).sum()),
+        dense=int((rare > DENSE).sum()),
+        bits_marginal=marginal_bits(p),
+        bits_gaussian=gaussian_bits(moments.covariance(), fvu),
+        rows_per_second=moments.rows / seconds,
+        **(
+            {
+                "ce_original": losses.ce_original, "ce_spliced": losses.ce_spliced, "ce_zero": losses.ce_zero,
+                "ce_loss_score": losses.score, "kl_div": losses.kl_div,
+            }
+            if losses
+            else {}
+        ),
+    )  # fmt: skip
+
+
+def _losses(
+    autoencoder: Autoencoder, store: ActivationStore, language_model: LanguageModel, max_contexts: int
+) -> SpliceLosses:
+    contexts, scored = held_out_contexts(store, max_contexts)
+    return splice_losses(language_model, autoencoder, contexts, scored)

@@ -1,0 +1,55 @@
+"""Where a latent is on: tokens in their context, from different documents."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from bitlens.bits.codes import Codes
+from bitlens.bits.packed import WORD
+from bitlens.seeding import generator
+
+
+class Example(NamedTuple):
+    """A token on which a latent is on, with the text before and after it."""
+
+    row: int
+    before: str
+    token: str
+    after: str
+
+
+def examples(codes: Codes, latent: int, tokenizer: Any, n: int = 4, window: int = 8, seed: int = 0) -> list[Example]:
+    """Up to n rows with the latent on, drawn at random from different documents; window: tokens shown on each side."""
+    on = ((codes.bits.words[:, latent // WORD] >> (latent % WORD)) & 1).nonzero()[:, 0]
+    order = on[torch.randperm(len(on), generator=generator(seed, "examples", latent))]
+    found: list[Example] = []
+    documents: set[int] = set()
+    for row in order.tolist():
+        document = int(codes.document[row])
+        if document not in documents:
+            documents.add(document)
+            found.append(_in_context(codes, row, tokenizer, window))
+        if len(found) == n:
+            break
+    return found
+
+
+def _in_context(codes: Codes, row: int, tokenizer: Any, window: int) -> Example:
+    """The row's token amid its neighbours of the same document."""
+    low, high = max(0, row - window), min(len(codes), row + window + 1)
+    same = (codes.document[low:high] == codes.document[row]).tolist()
+    ids = codes.token[low:high].tolist()
+    here = row - low
+    first, last = here, here
+    while first > 0 and same[first - 1]:
+        first -= 1
+    while last + 1 < len(ids) and same[last + 1]:
+        last += 1
+    return Example(
+        row,
+        tokenizer.decode(ids[first:here]),
+        tokenizer.decode([ids[here]]),
+        tokenizer.decode(ids[here + 1 : last + 1]),
+    )

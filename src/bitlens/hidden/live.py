@@ -1,0 +1,79 @@
+"""Train without a store: hidden states made as they are needed, through the same interface."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitlens.errors import BitlensError
+from bitlens.hidden.harvest import iterate_rows
+from bitlens.hidden.models import LanguageModel
+from bitlens.hidden.source import HiddenSource, held_out
+from bitlens.hidden.store import OUTLIER_MULTIPLE, refuse_non_finite
+from bitlens.hidden.text import ContextReader, Contexts
+
+RESERVOIR_ROWS = 65536
+
+
+class LiveSource(HiddenSource):
+    """Training rows straight from a model with one hook point.
+
+    A window is a fixed number of consecutive contexts; its rows are shuffled, the windows come in the order of the
+    corpus (give the corpus a `shuffle_seed` to mix its documents). The first windows fill a reservoir, kept in memory:
+    standardisation, pruning and regrowing look at that. Restarting skips windows without running the model.
+    """
+
+    def __init__(
+        self, model: LanguageModel, reader: ContextReader, *, batch_size: int = 16, window_contexts: int = 256,
+        test_fraction: float = 0.1, outlier_multiple: float = OUTLIER_MULTIPLE,
+    ) -> None:  # fmt: skip
+        if len(model.hooks) != 1:
+            raise BitlensError("Training without a store takes exactly one hook point.")
+        self.model, self.reader, self.batch_size = model, reader, batch_size
+        self.test_fraction = test_fraction
+        self.batches_per_window = max(1, window_contexts // batch_size)
+        (self.d_in,) = model.widths().values()
+        self.about = {
+            "model": model.name, "revision": model.revision, "hook": model.hooks[0].names(),
+            "corpus": reader.corpus.fingerprint(), "context_length": reader.length,
+            "prepend_bos": reader.prepends_bos, "d_in": self.d_in, "store": None,
+        }  # fmt: skip
+        self._limit = float("inf")
+        rows: list[Tensor] = []
+        for key in self._window_batches():
+            rows.append(self.window(key))
+            if sum(map(len, rows)) >= RESERVOIR_ROWS:
+                break
+        reservoir = torch.cat(rows) if rows else torch.empty(0, self.d_in)
+        if len(reservoir) < 2:
+            raise BitlensError("The text gave no usable training tokens: it is empty or every document is held out.")
+        norm = torch.linalg.vector_norm(reservoir.float(), dim=1)
+        self._limit = outlier_multiple * float(norm.median())
+        self._reservoir = reservoir[norm <= self._limit]
+        mean = self._reservoir.double().mean(0)
+        self.mean = mean.float()
+        self.scale = float((self._reservoir.double() - mean).square().mean().sqrt())
+
+    def _window_batches(self) -> Iterator[list[Contexts]]:
+        batches = self.reader.batches(self.batch_size)
+        while group := list(itertools.islice(batches, self.batches_per_window)):
+            yield group
+
+    def windows(self, seed: int, epoch: int) -> Any:
+        return self._window_batches()
+
+    def window(self, key: Any) -> Tensor:
+        kept = []
+        for rows, documents in iterate_rows(self.model, iter(key)):
+            norm = torch.linalg.vector_norm(rows.float(), dim=1)
+            refuse_non_finite(norm, documents)
+            test = torch.from_numpy(held_out(documents.numpy(), self.test_fraction))
+            kept.append(rows[~test & (norm <= self._limit)])
+        return torch.cat(kept)
+
+    def sample(self, n: int, seed: torch.Generator) -> Tensor:
+        return self._reservoir[torch.randperm(len(self._reservoir), generator=seed)[:n]].float()

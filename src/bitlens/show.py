@@ -1,0 +1,89 @@
+"""How things look in a terminal: progress bars, tables and sentences."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+_FORMATS = {
+    "fvu": ".4f", "explained_variance": ".4f", "mse": ".4g", "cosine": ".4f", "l0": ".1f", "bits_marginal": ".1f",
+    "bits_gaussian": ".1f", "rows_per_second": ",.0f", "ce_original": ".3f", "ce_spliced": ".3f", "ce_zero": ".3f",
+    "ce_loss_score": ".3f", "kl_div": ".3f", "rows": ",d",
+}  # fmt: skip
+_MEANINGS = {
+    "rows": "held-out rows measured", "n_latents": "latents trained", "live": "neither dead nor stuck",
+    "fvu": "fraction of variance unexplained", "explained_variance": "1 - fvu", "mse": "in the model's own units",
+    "cosine": "of hidden state and reconstruction", "l0": "latents in their rare state, per row",
+    "dead": "on in < 1 of 10,000 rows, or pruned", "stuck": "off in < 1 of 10,000 rows", "dense": "rare state above 10 % of rows",
+    "bits_marginal": "sum of the latents' entropies", "bits_gaussian": "rate-distortion bound at this fvu",
+    "rows_per_second": "encode and decode", "ce_original": "next-token loss of the model, nats",
+    "ce_spliced": "the same through the autoencoder", "ce_zero": "the same with hidden states zeroed",
+    "ce_loss_score": "1: nothing lost, 0: as bad as zeros", "kl_div": "nats a token",
+}  # fmt: skip
+
+
+def number(name: str, value: Any) -> str:
+    """A value as it appears in a table."""
+    if value is None:
+        return "-"
+    return format(value, _FORMATS[name]) if name in _FORMATS else str(value)
+
+
+def table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> None:
+    """Numbers side by side: a column for each autoencoder, a row for each number, with what it means."""
+    grid = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    grid.add_column("")
+    for heading in columns:
+        grid.add_column(escape(heading), justify="right")
+    grid.add_column("", style="dim")
+    names = dict.fromkeys(name for column in columns.values() for name in column if name != "architecture")
+    for name in names:
+        values = [number(name, column.get(name)) for column in columns.values()]
+        if any(value != "-" for value in values):
+            grid.add_row(name, *values, _MEANINGS.get(name, ""))
+    out.print(grid)
+
+
+class Bar:
+    """A progress bar on standard error."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
+
+    def at(self, done: int, note: str = "", total: int | None = None) -> None:
+        extra: dict[str, Any] = {} if total is None else {"total": max(total, done)}
+        self._progress.update(self._task, completed=done, note=note, **extra)
+
+
+@contextlib.contextmanager
+def bar(title: str, total: int | None) -> Iterator[Bar]:
+    """A bar that stays when it is done; quiet where standard error is no terminal."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+        yield Bar(progress, progress.add_task(title, total=total, note=""))
+
+
+def example(before: str, token: str, after: str) -> str:
+    """A token in context on one line, marked, with everything from the corpus escaped."""
+    line = lambda text: escape("".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in text))  # noqa: E731
+    return f"[dim]{line(before)}[/dim][bold reverse]{line(token)}[/bold reverse][dim]{line(after)}[/dim]"
