@@ -3,8 +3,7 @@
     python tools/train_language_model.py BOOKS --work WORK [--minutes 60]
 
 BOOKS holds one text file per book, a paragraph a line. The books named in HELD_OUT are never trained on; the
-perplexity in the model card is theirs. WORK receives checkpoints (a killed run resumes), then the finished model
-in fp16. `tools/generate_corpus.py` writes the bundled corpus with it.
+perplexity in the model card is theirs. WORK receives the tokenizer and the finished model in fp16. `tools/generate_corpus.py` writes the bundled corpus with it.
 """
 
 import argparse
@@ -117,18 +116,9 @@ def main() -> None:
         torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
-    checkpoint = args.work / "checkpoint.pt"
-    step, spent, generator = 0, 0.0, torch.Generator().manual_seed(0)
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
-        for optimiser, state in zip(optimisers, saved["optimisers"], strict=True):
-            optimiser.load_state_dict(state)
-        step, spent = saved["step"], saved["spent"]
-        generator.set_state(saved["generator"])
-
+    generator = torch.Generator().manual_seed(0)
     compiled = torch.compile(model)
-    begun = time.perf_counter() - spent
+    step, begun = 0, time.perf_counter()
     while (progress := (time.perf_counter() - begun) / (60 * args.minutes)) < 1:
         # Constant rate, then linear decay to zero over the last 40 % of the time.
         rate = args.lr * min(1, (step + 1) / 100, (1 - progress) / 0.4)
@@ -149,15 +139,6 @@ def main() -> None:
             spent = time.perf_counter() - begun
             speed = step * batch.numel() / spent
             print(f"step {step} loss {loss.item():.3f} {speed:,.0f} tokens/s {spent / 60:.1f} min", flush=True)
-        if step % 500 == 0:
-            state = {
-                "model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers],
-                "step": step, "spent": spent, "generator": generator.get_state(),
-            }  # fmt: skip
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").rename(checkpoint)
-            print("held out", perplexity(model, held_out[:1], tokenizer), flush=True)
-
     model = model.half().float()  # the numbers below are those of the fp16 weights that ship
     result = {
         "steps": step,

@@ -1,3 +1,42 @@
 """bitlens turns the hidden states of a language model into bits, and measures, explains and shows them."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
+    from bitlens.bits import Codes, PackedBits
+    from bitlens.encode import encode_store
+    from bitlens.errors import BitlensError
+    from bitlens.evaluate import Evaluation, evaluate
+    from bitlens.hidden import ActivationStore, Corpus, HiddenSource, LanguageModel, TensorSource
+    from bitlens.hidden.harvest import harvest
+    from bitlens.hidden.text import ContextReader
+    from bitlens.training import TrainConfig, train
+
+_HOME = {
+    "Autoencoder": "autoencoders", "BinaryAutoencoder": "autoencoders", "TopKAutoencoder": "autoencoders",
+    "Codes": "bits", "PackedBits": "bits", "encode_store": "encode", "BitlensError": "errors",
+    "Evaluation": "evaluate", "evaluate": "evaluate", "ActivationStore": "hidden", "Corpus": "hidden",
+    "HiddenSource": "hidden", "LanguageModel": "hidden", "TensorSource": "hidden", "harvest": "hidden.harvest",
+    "ContextReader": "hidden.text", "TrainConfig": "training", "train": "training",
+}  # fmt: skip
+
+__all__ = ["ActivationStore", "Autoencoder", "BinaryAutoencoder", "BitlensError", "Codes", "ContextReader", "Corpus",
+           "Evaluation", "HiddenSource", "LanguageModel", "PackedBits", "TensorSource", "TopKAutoencoder", "TrainConfig",
+           "encode_store", "evaluate", "harvest", "train"]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first used, so that `import bitlens` is quick."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'bitlens' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"bitlens.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

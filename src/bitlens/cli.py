@@ -18,8 +18,15 @@ Json = Path | None
 Device = str
 
 
+ModelName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+Files = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE ...")]
+Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
+RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+StoreFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
+
+
 def harvest(
-    model: tyro.conf.Positional[str],
+    model: ModelName,
     text: tuple[str, ...],
     hook: tuple[str, ...],
     out: Path,
@@ -95,7 +102,7 @@ def harvest(
 
 
 def import_(
-    files: tyro.conf.Positional[tuple[Path, ...]],
+    files: Files,
     out: Path,
     hidden: str | None = None,
     tokens: str | None = None,
@@ -132,7 +139,7 @@ def import_(
 
 
 def train(
-    source: tyro.conf.Positional[str],
+    source: Source,
     out: Path,
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),  # noqa: B008
     stream: bool = False,
@@ -201,8 +208,8 @@ def train(
 
 
 def encode(
-    run: tyro.conf.Positional[Path],
-    store: tyro.conf.Positional[Path],
+    run: RunFolder,
+    store: StoreFolder,
     out: Path,
     device: Device = "auto",
     overwrite: bool = False,
@@ -230,8 +237,8 @@ def encode(
 
 
 def evaluate(
-    run: tyro.conf.Positional[Path],
-    store: tyro.conf.Positional[Path],
+    run: RunFolder,
+    store: StoreFolder,
     part: Literal["auto", "test", "all"] = "auto",
     contexts: int = 64,
     ce: bool = True,
@@ -367,7 +374,7 @@ def main(arguments: list[str] | None = None) -> None:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="bitlens", args=arguments,
             description="Turn the hidden states of a language model into bits.",
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
         )  # fmt: skip
     except Interrupted as stopped:
         sys.exit(_fail(str(stopped), 1))

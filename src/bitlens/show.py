@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,15 +14,17 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+WIDTH = 120  # where there is no terminal to ask
+QUIET_SECONDS = 20  # between lines of progress where there is no terminal
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDTH)
 
 _FORMATS = {
     "fvu": ".4f", "explained_variance": ".4f", "mse": ".4g", "cosine": ".4f", "l0": ".1f", "bits_marginal": ".1f",
@@ -62,25 +66,36 @@ def table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 class Bar:
-    """A progress bar on standard error."""
+    """Progress on standard error: a bar in a terminal, a line every now and then elsewhere."""
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
+    def __init__(self, title: str, total: int | None, progress: Progress | None) -> None:
+        self._title, self._total, self._progress = title, total, progress
+        self._task = progress.add_task(title, total=total, note="") if progress else None
+        self._said = time.monotonic()
 
     def at(self, done: int, note: str = "", total: int | None = None) -> None:
-        extra: dict[str, Any] = {} if total is None else {"total": max(total, done)}
-        self._progress.update(self._task, completed=done, note=note, **extra)
+        """done: of `total`; note: what to say beside it."""
+        self._total = self._total if total is None else max(total, done)
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, note=note, total=self._total)
+        elif time.monotonic() - self._said >= QUIET_SECONDS or done == self._total:
+            self._said = time.monotonic()
+            of = f" of {self._total:,}" if self._total is not None else ""
+            err.print(f"{self._title}: {done:,}{of}  {note}", markup=False)
 
 
 @contextlib.contextmanager
 def bar(title: str, total: int | None) -> Iterator[Bar]:
-    """A bar that stays when it is done; quiet where standard error is no terminal."""
+    """A bar that stays when it is done."""
+    if not err.is_terminal:
+        yield Bar(title, total, None)
+        return
     columns = (
         TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
-    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
-        yield Bar(progress, progress.add_task(title, total=total, note=""))
+    with Progress(*columns, console=err) as progress:
+        yield Bar(title, total, progress)
 
 
 def example(before: str, token: str, after: str) -> str:

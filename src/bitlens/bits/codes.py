@@ -76,6 +76,7 @@ class Codes:
 
         about: what the manifest says of their origin (autoencoder, store, model, hook point).
         """
+        path.mkdir(parents=True, exist_ok=True)
         shards: list[dict[str, Any]] = []
         for bits, columns in parts:
             file = f"codes-{len(shards):05d}.safetensors"

@@ -39,7 +39,7 @@ class PackedBits:
         on = (bits != 0).reshape(-1, n_latents)
         padded = torch.nn.functional.pad(on, (0, words_for(n_latents) * WORD - n_latents))
         if bits.device.type == "cpu":
-            packed = np.packbits(padded.numpy(), axis=1, bitorder="little")
+            packed = np.packbits(padded.contiguous().numpy(), axis=1, bitorder="little")
             return cls(torch.from_numpy(packed.view(np.int64)), n_latents)
         shifts = torch.arange(WORD, device=bits.device)
         words = (padded.reshape(len(on), -1, WORD).long() << shifts).sum(-1)  # distinct bits: a sum is an or

@@ -73,30 +73,38 @@ def splice_losses(
     batch = max(1, max_bytes // (contexts.shape[1] * model.config.get_text_config().vocab_size * 4))
     for rows in torch.arange(len(contexts))[counts.any(1)].split(batch):
         tokens, mask = contexts[rows].clamp_min(0).to(model.device), real[rows].to(model.device)
-        replace = usual[rows].to(model.device)[:, :, None]
+        here, replace = counts[rows][:, 1:].to(model.device), usual[rows].to(model.device)[:, :, None]
 
-        def logits(change: Callable[[Tensor], Tensor] | None, ids: Tensor = tokens, mask: Tensor = mask) -> Tensor:
-            arguments = {"input_ids": ids, "attention_mask": None if bool(mask.all()) else mask}
-            if change is None:
-                out = model.model(**arguments).logits
-            else:
-                with replaced(model, change):
-                    out = model.model(**arguments).logits
-            return out[:, :-1].float().log_softmax(-1)
+        def reconstructed(x: Tensor, replace: Tensor = replace) -> Tensor:
+            return torch.where(replace, autoencoder(x).to(x.dtype), x)
 
-        here = counts[rows][:, 1:].to(model.device)
-        following = tokens[:, 1:, None]
-        original = logits(None)
-        sums[0] -= original.gather(-1, following)[..., 0][here].double().sum().cpu()
-        spliced = logits(lambda x, r=replace: torch.where(r, autoencoder(x).to(x.dtype), x))
-        sums[1] -= spliced.gather(-1, following)[..., 0][here].double().sum().cpu()
+        def zeroed(x: Tensor, replace: Tensor = replace) -> Tensor:
+            return torch.where(replace, 0, x)
+
+        original = _log_probabilities(model, tokens, mask, None)
+        spliced = _log_probabilities(model, tokens, mask, reconstructed)
+        sums[0] += _cross_entropy(original, tokens, here)
+        sums[1] += _cross_entropy(spliced, tokens, here)
         sums[3] += (original.exp() * (original - spliced)).sum(-1)[here].double().sum().cpu()
         del original, spliced
-        zeroed = logits(lambda x, r=replace: torch.where(r, 0, x))
-        sums[2] -= zeroed.gather(-1, following)[..., 0][here].double().sum().cpu()
+        sums[2] += _cross_entropy(_log_probabilities(model, tokens, mask, zeroed), tokens, here)
     n = int(counts.sum())
     original, spliced, zero, kl = (sums / n).tolist()
     return SpliceLosses(original, spliced, zero, kl, (zero - spliced) / (zero - original), n)
+
+
+def _log_probabilities(
+    model: LanguageModel, tokens: Tensor, mask: Tensor, change: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """Of the token after each, `[n, length - 1, vocabulary]`, float32, with `change` made at the hook point."""
+    with replaced(model, change) if change else contextlib.nullcontext():
+        logits = model.model(input_ids=tokens, attention_mask=None if bool(mask.all()) else mask).logits
+    return logits[:, :-1].float().log_softmax(-1)
+
+
+def _cross_entropy(log_probabilities: Tensor, tokens: Tensor, where: Tensor) -> Tensor:
+    """Sum over the chosen tokens, in nats, float64"""
+    return -log_probabilities.gather(-1, tokens[:, 1:, None])[..., 0][where].double().sum().cpu()
 
 
 def held_out_contexts(store: ActivationStore, limit: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bitlens.bits.codes import Codes
 from bitlens.bits.packed import PackedBits
+from bitlens.errors import BitlensError
 
 
 class TokenScore(NamedTuple):
@@ -27,6 +28,10 @@ def token_scores(codes: Codes, test: Tensor, min_on: int = 20) -> list[TokenScor
     test: bool `[rows]`, the held-out rows. Tokens are taken in order of the share of their occurrences that are on.
     """
     tokens, held = codes.token.numpy(), test.numpy()
+    if tokens.min() < 0:
+        raise BitlensError(
+            f"The codes {codes.path} have no tokens: they come from hidden states imported without them."
+        )
     size = int(tokens.max()) + 1
     seen, seen_test = np.bincount(tokens[~held], minlength=size), np.bincount(tokens[held], minlength=size)
     columns = codes.bits.transpose()

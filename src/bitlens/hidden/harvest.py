@@ -18,7 +18,7 @@ from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import prepare_output
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.store import MANIFEST, OUTLIER_MULTIPLE, ActivationStore, StoreWriter
-from bitlens.hidden.text import ContextReader, Contexts
+from bitlens.hidden.text import ContextReader, Contexts, Corpus
 
 SHARD_BYTES = 1 << 27
 ROW_COLUMNS_BYTES = 28  # token, document, position, context, norm, context_tokens
@@ -57,7 +57,7 @@ class Plan:
 
 def harvest(
     model: LanguageModel,
-    reader: ContextReader,
+    reader: ContextReader | str,
     out: Path | str,
     *,
     batch_size: int = 16,
@@ -72,10 +72,13 @@ def harvest(
 ) -> list[ActivationStore]:
     """Harvest every hook point of `model` -> its stores, which share rows: row i is the same token in all of them.
 
+    reader: the text; a string is a source as in `Corpus`, read in contexts of 256 tokens.
     out: the store, or with several hook points a folder with a store for each. max_rows: stop after so many rows.
     stop: asked after every batch; a name (of a signal) ends the harvest, which --resume then continues.
     """
     out = Path(out)
+    if isinstance(reader, str):
+        reader = ContextReader(Corpus((reader,)), model.tokenizer, 256)
     widths = model.widths()
     dtype = store_dtype or model.dtype
     folders = {name: out if len(widths) == 1 else out / folder_name(name) for name in widths}

@@ -11,12 +11,14 @@ import contextlib
 import difflib
 import importlib.resources
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bitlens.errors import BitlensError
@@ -179,10 +181,12 @@ class LanguageModel:
             points = [architecture.hook_point(hook, skeleton.base_model_prefix) for hook in hooks]
             auto = transformers.AutoModelForCausalLM
             kind = auto if causal else _truncated(type(skeleton), architecture, architecture.last_layer(points))
-            model = kind.from_pretrained(
-                where, config=config, revision=revision, dtype=_dtype(dtype, config, device),
+            model, loading = kind.from_pretrained(
+                where, config=config, revision=revision, dtype=_dtype(dtype, config, device), output_loading_info=True,
                 use_safetensors=True, **({"device_map": device_map} if device_map else {}),
             )  # fmt: skip
+            if missing := sorted(key for key in loading["missing_keys"] if f"{architecture.blocks}." in key):
+                raise BitlensError(f"The weights of '{name}' are incomplete: they lack {missing[0]}.")
         if not device_map:
             model = model.to(device)
         model.eval().requires_grad_(False)
@@ -295,16 +299,20 @@ def _loading_errors(name: str) -> Iterator[None]:
         yield
     except BitlensError:
         raise
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        text = str(error)
-        if isinstance(error, ImportError):
-            reason = f"a package is missing: {text.strip().splitlines()[0]}"
-        elif "trust_remote_code" in text:
+    except Exception as error:  # the libraries raise many kinds
+        text = textwrap.shorten(str(error), 240, placeholder=" …").rstrip(".:")
+        if isinstance(error, SafetensorError):
+            reason = f"its weights are damaged ({text}); download or copy them again"
+        elif isinstance(error, ImportError):
+            reason = f"a package is missing: {text}"
+        elif "trust_remote_code" in str(error):
             reason = "it needs code of its own to run, which bitlens never loads"
-        elif "safetensors" in text:
+        elif "mismatched_sizes" in text:
+            reason = "its weights have other shapes than its config.json says"
+        elif "safetensors" in str(error):
             reason = "it has no safetensors weights; convert it with save_pretrained first"
-        elif Path(name).exists():
-            reason = text.strip().splitlines()[0]
+        elif Path(name).exists() or name == BUNDLED:
+            reason = text
         else:
             reason = "it is neither a folder here nor a model that the Hugging Face Hub gave (name, access or network)"
         raise BitlensError(f"The model '{name}' could not be loaded: {reason}.") from error

@@ -7,6 +7,7 @@ import hashlib
 import importlib.resources
 import itertools
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class Corpus:
     def documents(self) -> Iterator[tuple[int, str]]:
         """(id, text) of every document with text in it; the id is its place in the unshuffled corpus."""
         numbered = enumerate(text for source in self.sources for text in self._read(source))
-        if self.shuffle_seed is not None and not self.streaming:
+        if self.shuffle_seed is not None and not any(map(self._is_streamed, self.sources)):
             everything = list(numbered)
             order = torch.randperm(len(everything), generator=generator(self.shuffle_seed, "documents")).tolist()
             numbered = (everything[i] for i in order)
@@ -61,6 +62,10 @@ class Corpus:
         if any(_local(source) is None for source in self.sources):
             return None
         return sum(len(text.encode()) for _, text in self.documents())
+
+    def _is_streamed(self, source: str) -> bool:
+        """Whether this is a dataset that is read as it is used, and then mixed in a buffer only."""
+        return self.streaming and _local(source) is None
 
     def _files(self, path: Path | None) -> list[Path]:
         if path is None or path.is_file():
@@ -86,7 +91,7 @@ class Corpus:
                 yield from _split(_text(file), unit)
 
     def _read_lines(self, file: Path) -> Iterator[str]:
-        for number, line in enumerate(_text(file).splitlines(), 1):
+        for number, line in enumerate(_text(file).split("\n"), 1):  # a text may hold U+2028 and other ends of line
             if not line.strip():
                 continue
             try:
@@ -102,11 +107,14 @@ class Corpus:
             import pyarrow.parquet as parquet
         except ImportError:
             raise BitlensError("Reading parquet needs the extra: pip install 'bitlens[data]'.") from None
-        table = parquet.ParquetFile(file)
-        if self.text_column not in table.schema_arrow.names:
-            raise BitlensError(_no_column(str(file), self.text_column, table.schema_arrow.names))
-        for batch in table.iter_batches(columns=[self.text_column]):
-            yield from (text or "" for text in batch.column(0).to_pylist())
+        try:
+            table = parquet.ParquetFile(file)
+            if self.text_column not in table.schema_arrow.names:
+                raise BitlensError(_no_column(str(file), self.text_column, table.schema_arrow.names))
+            for batch in table.iter_batches(columns=[self.text_column]):
+                yield from ("" if text is None else str(text) for text in batch.column(0).to_pylist())
+        except (OSError, ValueError) as error:  # also pyarrow's own kinds
+            raise BitlensError(f"{file} could not be read: {_first_line(error)}") from error
 
     def _read_dataset(self, source: str) -> Iterator[str]:
         try:
@@ -120,20 +128,27 @@ class Corpus:
                 data = data[self.split] if isinstance(data, datasets.DatasetDict) else data
             else:
                 data = datasets.load_dataset(name, config or None, split=self.split, streaming=self.streaming)
-        except Exception as error:  # the library raises many kinds; the first line of each names the trouble
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if self._is_streamed(source) and self.shuffle_seed is not None:
+                data = data.to_iterable_dataset() if isinstance(data, datasets.Dataset) else data
+                data = data.shuffle(seed=self.shuffle_seed, buffer_size=10_000)
+            for row in data:
+                yield self._column(row, source)
+        except BitlensError:
+            raise
+        except Exception as error:  # the library raises many kinds
             raise BitlensError(
-                f"'{source}' is neither a file here nor a dataset that could be loaded: {reason}"
+                f"'{source}' is neither a file here nor a dataset that could be read: {_first_line(error)}"
             ) from error
-        if self.streaming and self.shuffle_seed is not None:
-            data = data.shuffle(seed=self.shuffle_seed, buffer_size=10_000)
-        for row in data:
-            yield self._column(row, source)
 
     def _column(self, row: Any, where: str) -> str:
         if not isinstance(row, dict) or self.text_column not in row:
             raise BitlensError(_no_column(where, self.text_column, list(row) if isinstance(row, dict) else []))
-        return str(row[self.text_column] or "")
+        text = row[self.text_column]
+        return "" if text is None else str(text)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _no_column(where: str, column: str, names: list[str]) -> str:
@@ -159,7 +174,7 @@ def _text(path: Path) -> str:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         return raw.decode("utf-8-sig")
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+    except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise BitlensError(f"{path} is not UTF-8 text ({error}); convert it first.") from None
 
 

@@ -57,8 +57,8 @@ def load_checkpoint(folder: Path, learner: Learner, optimizer: torch.optim.Optim
         for name, parameter in learner.model.named_parameters():
             prefix = f"adam.{name}."
             state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-            # Adam keeps its step count where it is; moments live with the parameter.
-            optimizer.state[parameter] = {k: v if v.ndim == 0 else v.to(parameter.device) for k, v in state.items()}
+            # Fused Adam wants its step count, too, where the parameter is.
+            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
         return Progress(header["step"], Position(*header["position"]))
     except (KeyError, RuntimeError) as error:
         raise BitlensError(f"The checkpoint {path} does not fit this run ({error}); use --overwrite.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -91,16 +92,25 @@ class TrainConfig:
         filled = {name: value for name, value in known.items() if getattr(self, name) is None}
         default_lr = 1e-2 if self.architecture == "bae" else 2e-3
         config = replace(
-            self, **filled, n_latents=self.n_latents or 4 * d_in, lr=self.lr or default_lr, device=device,
+            self, **filled, device=device,
+            n_latents=4 * d_in if self.n_latents is None else self.n_latents, lr=default_lr if self.lr is None else self.lr,
             precision=("bf16" if device.startswith("cuda") else "fp32") if self.precision == "auto" else self.precision,
         )  # fmt: skip
-        for name in ("n_latents", "steps", "log_every", "checkpoint_every"):
-            if getattr(config, name) < 1:
-                raise BitlensError(f"{name} must be at least 1, not {getattr(config, name)}.")
-        if config.batch_size < 2:
-            raise BitlensError(f"batch_size must be at least 2, not {config.batch_size}: firing rates need a batch.")
-        if not 0 < config.p0 < 0.5:
-            raise BitlensError(f"p0 must lie between 0 and 0.5, not {config.p0}.")
-        if not 0 <= config.test_fraction < 1:
-            raise BitlensError(f"test_fraction must lie in [0, 1), not {config.test_fraction}.")
+        config._refuse_nonsense()
         return config
+
+    def _refuse_nonsense(self) -> None:
+        rates = self.initial_rates or (0.5, 0.5)
+        conditions = {
+            **{name: (getattr(self, name) >= 1, "at least 1") for name in ("n_latents", "steps", "log_every", "checkpoint_every")},
+            **{name: (getattr(self, name) >= 2, "at least 2") for name in ("batch_size", "prune_rows")},
+            **{name: (0 < getattr(self, name) < math.inf, "above 0 and finite") for name in ("lr", "width")},
+            **{name: (0 <= getattr(self, name) < math.inf, "at least 0 and finite") for name in ("lam", "gamma")},
+            **{name: (all(0 <= f < 1 for f in getattr(self, name)), "fractions in [0, 1)") for name in ("prune_at", "regrow_at")},
+            "p0": (0 < self.p0 < 0.5, "between 0 and 0.5"),
+            "test_fraction": (0 <= self.test_fraction < 1, "in [0, 1)"),
+            "initial_rates": (len(rates) == 2 and 0 < rates[0] <= rates[1] < 1, "two rates, the lower first, between 0 and 1"),
+        }  # fmt: skip
+        for name, (fits, wanted) in conditions.items():
+            if not fits:
+                raise BitlensError(f"{name} must be {wanted}, not {getattr(self, name)}.")

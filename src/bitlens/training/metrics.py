@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bitlens.errors import BitlensError
+from bitlens.files import replacing
 
 Logger = Literal["tensorboard", "wandb"]
 METRICS = "metrics.jsonl"
@@ -29,7 +30,8 @@ class MetricsLog:
                     continue
                 if record["step"] <= step:
                     kept.append(line + "\n")
-        path.write_text("".join(kept), encoding="utf-8")
+        with replacing(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
         self._loggers = [_open_logger(name, folder, about or {}) for name in loggers]
 

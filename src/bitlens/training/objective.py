@@ -56,8 +56,8 @@ def batch_price(h: Tensor, price: Price) -> Tensor:
     """
     n = len(h)
     p = h.mean(0, dtype=torch.float32)
-    inner = p + (p.clamp(0.5 / n, 1 - 0.5 / n) - p).detach()
-    return price(inner).sum()
+    inner = price(p + (p.clamp(0.5 / n, 1 - 0.5 / n) - p).detach())
+    return (price(p.detach()) + (inner - inner.detach())).sum()
 
 
 class _Covariance(torch.autograd.Function):
@@ -81,7 +81,8 @@ def covariance_penalty(h: Tensor) -> Tensor:
 
     Its gradient is `2 / (n - 1) * (h - p) @ sign(cov)` off the diagonal.
     """
-    return _Covariance.apply(h)  # pyright: ignore[reportReturnType]
+    with torch.autocast(h.device.type, enabled=False):
+        return _Covariance.apply(h)  # pyright: ignore[reportReturnType]
 
 
 def binary_losses(

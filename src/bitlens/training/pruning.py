@@ -74,7 +74,7 @@ def prune(rows: Tensor, P: Parameters, price: Price, lam: float, ridge: float = 
     while alive.any():
         gain = cost + chance - W.square().sum(1) / inverse.diagonal().clamp_min(1e-12) / d
         gain[~alive] = -math.inf
-        drop = _uncorrelated(gain, inverse, limit=min(64, max(8, len(live) // 128)))
+        drop = _uncorrelated(gain, inverse, limit=min(64, max(1, len(live) // 128)))
         if len(drop) == 0:
             break
         columns = inverse[:, drop].clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,15 +52,17 @@ def train(
     that goes to `metrics.jsonl`.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BitlensError(f"There is no device '{device}' here; use cpu.")
     config = config.resolved(source.d_in, device)
+    model = _build(source, config).to(device)
     folder = Path(out) if out is not None else None
     if folder is not None:
         prepare_output(folder, resume, overwrite, marker=RUN)
+        _write_or_compare(folder / RUN, config, source)
         if (folder / CONFIG).exists():
             return Autoencoder.from_pretrained(folder, device)
-        _write_or_compare(folder / RUN, config, source)
 
-    model = _build(source, config).to(device)
     learner = make_learner(model, config, _sampler(source, model, device))
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr or 0.0, fused=True)
     progress = load_checkpoint(folder, learner, optimizer) if folder is not None else None
@@ -93,15 +96,14 @@ def train(
                     if log is not None:
                         log.write(record)
                     clock, rows_done = time.perf_counter(), 0
-                if folder is not None and not last and (progress.step % config.checkpoint_every == 0 or stop.signal):
+                signal = stop.signal  # read once: what is said below was done here
+                if folder is not None and not last and (progress.step % config.checkpoint_every == 0 or signal):
                     save_checkpoint(folder, learner, optimizer, progress)
-                if stop.signal and not last:
+                if signal and not last:
                     saved = (
                         f"saved in {folder}; continue it with --resume" if folder is not None else "nothing was saved"
                     )
-                    raise Interrupted(
-                        f"Stopped by {stop.signal} after step {progress.step} of {config.steps}: {saved}."
-                    )
+                    raise Interrupted(f"Stopped by {signal} after step {progress.step} of {config.steps}: {saved}.")
     finally:
         batches.close()
         if log is not None:
@@ -126,7 +128,7 @@ def _build(source: HiddenSource, config: TrainConfig) -> Autoencoder:
         model: Autoencoder = TopKAutoencoder(source.d_in, n_latents, k=config.k)
     else:
         model = BinaryAutoencoder(source.d_in, n_latents)
-    if not source.scale > 0:
+    if not source.scale > 1e-7 * float(source.mean.abs().max()):  # what rounding leaves of no spread at all
         raise BitlensError(
             "All hidden states are equal: there is nothing to encode; check the hook point and the text."
         )
@@ -188,12 +190,13 @@ def _write_or_compare(path: Path, config: TrainConfig, source: HiddenSource) -> 
     run = {"schema": SCHEMA, "config": dataclasses.asdict(config), "source": source.about}
     if not path.exists():
         return write_json(path, run)
-    former = read_manifest(path, SCHEMA, "a training run").get("config", {})
-    ignored = {"log_every", "checkpoint_every"}
+    former = read_manifest(path, SCHEMA, "a training run")
+    before, now = ({**r.get("source", {}), **r.get("config", {})} for r in (former, json.loads(json.dumps(run))))
+    ignored = {"log_every", "checkpoint_every", "store"}  # a store may have moved
     changed = [
-        f"{name} was {former.get(name)!r} and is {value!r}"
-        for name, value in run["config"].items()
-        if name not in ignored and (list(value) if isinstance(value, tuple) else value) != former.get(name)
+        f"{name} was {before.get(name)!r} and is {value!r}"
+        for name, value in now.items()
+        if name not in ignored and value != before.get(name)
     ]
     if changed:
         raise BitlensError(

@@ -1,0 +1,77 @@
+"""The `bitlens` command in processes that can be killed.
+
+Importing torch and transformers takes seconds, so one server process imports them once and every command is a fork of
+it: a whole process with its own memory, signals and exit status.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 120.0  # seconds; only a command that hangs is stopped by this
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["command_preload"])
+
+
+class Command:
+    """A running `bitlens ARGUMENTS`; its standard output and error go to the file `log`.
+
+    constants: module constants to change in that process, for example {"bitlens.hidden.harvest.SHARD_BYTES": 4096}.
+    file_limit: the largest file that the process may write, in bytes, as on a disk that is full.
+    """
+
+    def __init__(
+        self, arguments: list[str], log: Path, constants: dict[str, Any] | None = None, file_limit: int | None = None
+    ) -> None:
+        self.log = log
+        self._process = _forks.Process(target=_run, args=(arguments, str(log), constants or {}, file_limit))
+        self._process.start()
+
+    def wait(self) -> int:
+        """-> exit status, negative for the signal that ended it"""
+        self._process.join(PATIENCE)
+        assert self._process.exitcode is not None, f"the command hangs: {self.output}"
+        return self._process.exitcode
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Return once the condition holds or the command has ended."""
+        deadline = time.monotonic() + PATIENCE
+        while self._process.is_alive() and not condition():
+            assert time.monotonic() < deadline, f"the command hangs: {self.output}"
+            time.sleep(0.001)
+
+    def send(self, signal: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal)
+
+    def kill(self) -> int:
+        """SIGKILL, if it still runs -> exit status"""
+        self._process.kill()
+        return self.wait()
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+
+
+def _run(arguments: list[str], log: str, constants: dict[str, Any], file_limit: int | None) -> None:
+    with Path(log).open("wb", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    for name, value in constants.items():
+        module, _, constant = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), constant)
+        setattr(importlib.import_module(module), constant, value)
+    if file_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    from bitlens.cli import main
+
+    main(arguments)

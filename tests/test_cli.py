@@ -1,0 +1,132 @@
+"""The command line: what it prints, what it writes, and what bad input gets."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitlens.cli import COMMANDS, main
+
+
+def run(*arguments: object) -> int:
+    """Exit status of `bitlens ARGUMENTS`, in this process."""
+    try:
+        main([str(a) for a in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    generator = np.random.default_rng(0)
+    bits = generator.random((4000, 12)) < 0.1
+    np.save(folder / "rows.npy", (bits @ generator.normal(size=(12, 16)) + 3).astype(np.float32))
+    assert run("import", folder / "rows.npy", "--out", folder / "store") == 0
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def trained(store: Path) -> Path:
+    out = store.parent / "run"
+    assert (
+        run("train", store, "--out", out, "--n-latents", 32, "--steps", 60, "--json", store.parent / "train.json") == 0
+    )
+    return out
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_explains_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*command.split(), "--help") == 0
+    shown = capsys.readouterr().out
+    assert "usage: bitlens" in shown
+    assert "--json" in shown or not command
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from bitlens import __version__
+
+    assert run("--version") == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_train_encode_evaluate(store: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = store.parent
+    assert json.loads((folder / "train.json").read_text())["step"] == 60
+    assert run("encode", trained, store, "--out", folder / "codes", "--json", folder / "encode.json") == 0
+    assert json.loads((folder / "encode.json").read_text())["rows"] == 4000
+    assert run("evaluate", trained, store, "--json", folder / "evaluate.json") == 0
+    numbers = json.loads((folder / "evaluate.json").read_text())
+    shown = capsys.readouterr().out
+    assert 0 < numbers["fvu"] < 1
+    assert numbers["ce_original"] is None
+    assert f"{numbers['fvu']:.4f}" in shown
+    assert "fraction of variance unexplained" in shown
+
+
+def test_a_topk_run_is_evaluated_by_the_same_command(store: Path) -> None:
+    out = store.parent / "topk"
+    assert run("train", store, "--out", out, "--architecture", "topk", "--k", 4, "--n-latents", 32, "--steps", 30) == 0
+    assert run("evaluate", out, store, "--json", store.parent / "topk.json") == 0
+    assert json.loads((store.parent / "topk.json").read_text())["l0"] <= 4
+
+
+BAD = {
+    "no model": (["harvest", "/no/model", "--text", "bundled", "--hook", "layers.0", "--out", "{tmp}/o"], "/no/model"),
+    "no hook point": (["harvest", "bundled", "--text", "bundled", "--hook", "layers.99", "--out", "{tmp}/o"], "nearest"),
+    "no text": (["harvest", "bundled", "--text", "/no/text.txt", "--hook", "layers.0", "--out", "{tmp}/o"], "/no/text.txt"),
+    "no usable tokens": (["harvest", "bundled", "--text", "{tmp}/blank.txt", "--hook", "layers.0", "--out", "{tmp}/o"], "usable"),
+    "no store": (["train", "{tmp}/none", "--out", "{tmp}/o"], "not a store"),
+    "a GPU that is not there": (["encode", "{run}", "{store}", "--out", "{tmp}/o", "--device", "cuda:9"], "cuda:9"),
+    "output not empty": (["train", "{store}", "--out", "{tmp}/full"], "--overwrite"),
+    "output of something else": (["train", "{store}", "--out", "{tmp}/full", "--overwrite"], "not written by this command"),
+    "other width": (["evaluate", "{run}", "{narrow}"], "width 5"),
+    "not a run": (["evaluate", "{tmp}", "{store}"], "cfg.json"),
+    "--stream without text": (["train", "bundled", "--stream", "--out", "{tmp}/o"], "--text"),
+    "no latents": (["train", "{store}", "--out", "{tmp}/o", "--n-latents", "-3"], "n_latents"),
+    "not numbers": (["import", "{tmp}/blank.txt", "--out", "{tmp}/o"], "blank.txt"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_sentence(
+    case: str, store: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, clue = BAD[case]
+    (tmp_path / "blank.txt").write_text(" \n \n")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious.txt").write_text("keep me")
+    np.save(tmp_path / "narrow.npy", np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32))
+    assert run("import", tmp_path / "narrow.npy", "--out", tmp_path / "narrow") == 0
+    capsys.readouterr()
+    places = {"tmp": tmp_path, "store": store, "run": trained, "narrow": tmp_path / "narrow"}
+    assert run(*(a.format(**places) for a in arguments)) == 2
+    said = capsys.readouterr().err.strip()
+    sentence = said.splitlines()[-1]
+    assert clue in sentence
+    assert sentence.endswith(".")
+    assert "Traceback" not in said
+    assert (tmp_path / "full" / "precious.txt").read_text() == "keep me"
+
+
+def test_a_finished_run_resumed_is_left_as_it_is(store: Path, trained: Path) -> None:
+    before = (trained / "sae_weights.safetensors").read_bytes()
+    assert run("train", store, "--out", trained, "--n-latents", 32, "--steps", 60, "--resume") == 0
+    assert (trained / "sae_weights.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_demo_leaves_everything_it_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "demo"
+    assert run("demo", "--out", out, "--steps", 300, "--n-latents", 512, "--json", tmp_path / "numbers.json") == 0
+    shown = capsys.readouterr().out
+    assert "ten clearest latents" in shown
+    assert shown.count("latent ") >= 10
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers == json.loads((out / "demo.json").read_text())
+    for name in ("store", "bae", "topk", "codes-bae", "codes-topk"):
+        assert (out / name).is_dir()
+    assert numbers["BAE"]["fvu"] < 0.4
+    assert numbers["BAE"]["ce_loss_score"] > 0.8
