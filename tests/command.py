@@ -18,7 +18,15 @@ from typing import Any
 PATIENCE = 120.0  # seconds; only a command that hangs is stopped by this
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["command_preload"])
+_forks.set_forkserver_preload(
+    [
+        "bitlens.cli",
+        "bitlens.show",
+        "bitlens.training",
+        "bitlens.hidden.harvest",
+        "transformers.models.llama.modeling_llama",
+    ]
+)
 
 
 class Command:

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from command import Command
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
+from command import Command
 
 LAYERS, WIDTH, HEADS = 4, 32, 4
 BOS, EOS, PAD, UNK, CLS, SEP = "<|bos|>", "<|eos|>", "<|pad|>", "<|unk|>", "<|cls|>", "<|sep|>"
@@ -32,10 +32,23 @@ BOS, EOS, PAD, UNK, CLS, SEP = "<|bos|>", "<|eos|>", "<|pad|>", "<|unk|>", "<|cl
 def english(seed: int, sentences: int) -> str:
     """Sentences that look like English, the same for the same seed."""
     draw = random.Random(seed)
-    nouns = "sailor river lamp garden letter horse winter doctor window mountain song child".split()
-    verbs = "watched followed forgot carried painted heard found praised".split()
-    adjectives = "old quiet green broken distant clever heavy golden".split()
-    endings = "in the morning,before the storm,without a word,near the harbour,for many years".split(",")
+    nouns = [
+        "sailor",
+        "river",
+        "lamp",
+        "garden",
+        "letter",
+        "horse",
+        "winter",
+        "doctor",
+        "window",
+        "mountain",
+        "song",
+        "child",
+    ]
+    verbs = ["watched", "followed", "forgot", "carried", "painted", "heard", "found", "praised"]
+    adjectives = ["old", "quiet", "green", "broken", "distant", "clever", "heavy", "golden"]
+    endings = ["in the morning", "before the storm", "without a word", "near the harbour", "for many years"]
 
     def sentence() -> str:
         first, second = draw.sample(nouns, 2)

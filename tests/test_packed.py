@@ -144,3 +144,13 @@ def test_binary_entropy_at_known_points():
     assert binary_entropy(p).dtype == torch.float64
     assert binary_entropy(p).tolist() == pytest.approx(expected, abs=1e-6)
     assert binary_entropy(p)[:2].tolist() == [0.0, 0.0]
+
+
+def test_counting_leaves_torch_its_number_of_threads():
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        co_occurrence(PackedBits.pack(torch.ones(100, 70)))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)

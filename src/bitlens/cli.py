@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -194,10 +195,7 @@ def train(
 
         def report(record: dict[str, Any]) -> None:
             last.update(record)
-            bar.at(
-                record["step"],
-                f"fvu {record['mse']:.4f}  l0 {record['l0']:.1f}  {record['rows_per_second']:,.0f} rows/s",
-            )
+            bar.at(record["step"], show.training(record))
 
         autoencoder = run(rows, config, out, resume=resume, overwrite=overwrite, loggers=log, report=report)
     show.out.print(
@@ -362,7 +360,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit status: 0 done, 1 stopped or failed, 2 bad input."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode loses a sign, not the result
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments in (["--version"], ["-V"]):

@@ -40,6 +40,7 @@ _MEANINGS = {
     "rows_per_second": "encode and decode", "ce_original": "next-token loss of the model, nats",
     "ce_spliced": "the same through the autoencoder", "ce_zero": "the same with hidden states zeroed",
     "ce_loss_score": "1: nothing lost, 0: as bad as zeros", "kl_div": "nats a token",
+    "token_latents": "sparse latents that tokens predict, F1 > .5",
 }  # fmt: skip
 
 
@@ -96,6 +97,11 @@ def bar(title: str, total: int | None) -> Iterator[Bar]:
     )  # fmt: skip
     with Progress(*columns, console=err) as progress:
         yield Bar(title, total, progress)
+
+
+def training(record: Mapping[str, Any]) -> str:
+    """A training record in a few words."""
+    return f"mse {record['mse']:.4f}  l0 {record['l0']:.1f}  {record['rows_per_second']:,.0f} rows/s"
 
 
 def example(before: str, token: str, after: str) -> str:

@@ -1,7 +1,11 @@
 """Popcount kernels for the CPU."""
 
+import contextlib
+from collections.abc import Iterator
+
 import numba
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -40,5 +44,18 @@ def co_occurrence(columns: np.ndarray) -> np.ndarray:
     columns: uint64 `[n_latents, words]`, latent-major packed bits -> int64 `[n_latents, n_latents]`.
     """
     counts = np.zeros((len(columns), len(columns)), np.int64)
-    _co_occurrence(np.ascontiguousarray(columns), counts)
+    with _torch_threads():
+        _co_occurrence(np.ascontiguousarray(columns), counts)
     return counts
+
+
+@contextlib.contextmanager
+def _torch_threads() -> Iterator[None]:
+    """As many threads as torch has. Both may share one OpenMP, in which numba would set the number for torch, too: that
+    would change torch's speed, and the last bits of its results, from the first kernel on."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -85,12 +85,14 @@ def harvest(
     marker = MANIFEST if len(widths) == 1 else f"{folder_name(next(iter(widths)))}/{MANIFEST}"
     plan = make_plan(model, reader, out, widths, dtype, batch_size, max_rows)
     announce(plan)
-    prepare_output(out, resume, overwrite, marker)
+    if plan.rows == 0:  # before a former store is replaced
+        raise BitlensError("The text gave no usable tokens: it is empty.")
     if plan.store_bytes is not None and plan.store_bytes > plan.free_bytes and not resume:
         raise BitlensError(
             f"The disk is too full: the stores need about {_size(plan.store_bytes)}, {out} has {_size(plan.free_bytes)} free; "
             "lower --max-rows or choose another disk."
         )
+    prepare_output(out, resume, overwrite, marker)
     shard_contexts = _shard_contexts(reader.length, max(widths.values()), dtype, batch_size)
     writers = {}
     for hook in model.hooks:

@@ -179,8 +179,8 @@ class LanguageModel:
                 skeleton = transformers.AutoModel.from_config(config)
             architecture = _Architecture(skeleton, config)
             points = [architecture.hook_point(hook, skeleton.base_model_prefix) for hook in hooks]
-            auto = transformers.AutoModelForCausalLM
-            kind = auto if causal else _truncated(type(skeleton), architecture, architecture.last_layer(points))
+            kind: Any = transformers.AutoModelForCausalLM
+            kind = kind if causal else _truncated(type(skeleton), architecture, architecture.last_layer(points))
             model, loading = kind.from_pretrained(
                 where, config=config, revision=revision, dtype=_dtype(dtype, config, device), output_loading_info=True,
                 use_safetensors=True, **({"device_map": device_map} if device_map else {}),

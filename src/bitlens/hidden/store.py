@@ -215,7 +215,7 @@ class StoreWriter:
         `[contexts, length]`, context; done: contexts of the corpus that this shard covers."""
         file = f"shard-{len(self.shards):05d}.safetensors"
         norm = torch.linalg.vector_norm(hidden.float(), dim=1)
-        refuse_non_finite(norm, columns["document"])
+        refuse_non_finite(norm, columns["document"], self.rows)
         tensors = {
             "hidden": hidden, "norm": norm,
             "token": columns["token"].int(), "document": columns["document"].long(),
@@ -265,12 +265,12 @@ class StoreWriter:
         write_json(self.path / MANIFEST, {**head, **self.about, **settings, **result, "shards": self.shards})
 
 
-def refuse_non_finite(norm: Tensor, document: Tensor) -> None:
-    """norm: of each row. Names the first row and document with a NaN or infinite value."""
+def refuse_non_finite(norm: Tensor, document: Tensor, before: int = 0) -> None:
+    """norm: of each row; before: rows that came before these. Names the first row and document with a NaN or infinity."""
     bad = (~torch.isfinite(norm)).nonzero()
     if len(bad):
         row = int(bad[0])
         raise BitlensError(
-            f"Row {row} of this shard (document {int(document[row])}) has a NaN or infinite hidden state; "
+            f"Row {before + row} (document {int(document[row])}) has a NaN or infinite hidden state; "
             "load the model with --dtype float32, or store with --store-dtype float32 if float16 overflowed."
         )

@@ -1,0 +1,388 @@
+"""A harvest keeps exactly the model's hidden states, and no kill, full disk or signal changes a bit of the result."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+
+import bitlens.hidden.harvest as harvest_module
+from bitlens.errors import BitlensError
+from bitlens.files import sha256
+from bitlens.hidden import ActivationStore, Corpus, LanguageModel
+from bitlens.hidden.harvest import harvest
+from bitlens.hidden.text import ContextReader
+
+HOOKS = ["layers.0", "layers.1.mlp:input", "layers.2"]
+
+
+@pytest.fixture
+def job(tiny_llama, text_folder):
+    """`job(hooks..., length=...)` -> (model, reader) of `tiny_llama` on `text_folder`."""
+
+    def make(*hooks, folder=tiny_llama, text=text_folder, length=16, **settings):
+        model = LanguageModel.load(str(folder), list(hooks or ("layers.1",)), device="cpu")
+        return model, ContextReader(Corpus((str(text),)), model.tokenizer, length, **settings)
+
+    return make
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Shards of about 8 batches of 4 contexts of 16 tokens."""
+    monkeypatch.setattr(harvest_module, "SHARD_BYTES", 8 * 4 * 16 * 32 * 4)
+
+
+def all_rows(store):
+    """hidden, token, document, position of all rows, in the order of the text"""
+    parts = list(store.read())
+    columns = {name: torch.cat([rows.columns[name] for rows in parts]) for name in parts[0].columns}
+    return SimpleNamespace(hidden=torch.cat([rows.hidden for rows in parts]), **columns)
+
+
+def files(folder):
+    """Every file below a folder, hidden ones too -> its checksum"""
+    return {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def refusal(work):
+    """The one sentence with which something is refused."""
+    with pytest.raises(BitlensError) as error:
+        work()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# --- what is stored --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "one document a context"])
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_rows_are_the_hidden_states_of_the_model(make_model, job, tmp_path, small_shards, kind, packed):
+    model, reader = job(*HOOKS[::2], folder=make_model(kind), packed=packed)
+    stores = harvest(model, reader, tmp_path / "out", batch_size=4)
+    found = [all_rows(store) for store in stores]
+    begin = 0
+    for batch in reader.batches(4):
+        states = model.hidden_states(batch.tokens, batch.mask)
+        end = begin + int(batch.keep.sum())
+        for hook, rows in zip(model.hooks, found, strict=True):
+            assert torch.equal(rows.hidden[begin:end], states[hook.name][batch.keep])
+            assert torch.equal(rows.token[begin:end], batch.tokens[batch.keep].int())
+            assert torch.equal(rows.document[begin:end], batch.document[batch.keep])
+            assert torch.equal(rows.position[begin:end], batch.keep.nonzero()[:, 1].int())
+        begin = end
+    assert [len(store) for store in stores] == [begin, begin]
+    assert len(stores[0].shards) > 1 or not packed
+
+
+def test_stored_contexts_are_what_the_model_saw(make_model, job, tmp_path, small_shards):
+    model, reader = job("layers.1", packed=False, bos=True)
+    (store,) = harvest(model, reader, tmp_path / "out", batch_size=4)
+    full = transformers.AutoModel.from_pretrained(make_model("llama")).eval()
+    hidden = all_rows(store).hidden
+    begin = 0
+    for contexts, columns in store.contexts():
+        for index, context in enumerate(contexts):
+            mine = columns["context"] == index
+            tokens = context[context >= 0]
+            with torch.no_grad():
+                states = full(tokens[None], output_hidden_states=True).hidden_states[2][0]
+            assert tokens[0] == reader.tokenizer.bos_token_id
+            assert torch.equal(tokens[columns["position"][mine].long()].int(), columns["token"][mine])
+            assert columns["position"][mine].tolist() == list(range(1, len(tokens)))
+            expected = hidden[begin : begin + len(mine)][mine]
+            torch.testing.assert_close(states[1:], expected, rtol=1e-4, atol=1e-5)  # batched otherwise
+        begin += len(columns["token"])
+    assert begin == len(store)
+
+
+def test_special_tokens_and_padding_make_no_rows(job, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The river <|eos|> and <|pad|> the lamp.\n\nThe sailor.")
+    model, reader = job("layers.1", text=text, packed=False, bos=True)
+    (store,) = harvest(model, reader, tmp_path / "out")
+    texts = ["The river <|eos|> and <|pad|> the lamp.", "The sailor."]
+    ids = [reader.tokenizer(t)["input_ids"][:15] for t in texts]
+    special = set(reader.tokenizer.all_special_ids)
+    expected = [(t, d, p) for d, row in enumerate(ids) for p, t in enumerate(row, 1) if t not in special]
+    rows = all_rows(store)
+    assert list(zip(rows.token.tolist(), rows.document.tolist(), rows.position.tolist(), strict=True)) == expected
+
+
+def test_several_hook_points_share_their_rows(job, tmp_path, small_shards):
+    stores = harvest(*job(*HOOKS), tmp_path / "out", batch_size=4)
+    assert [store.path.name for store in stores] == ["layers.0", "layers.1.mlp-input", "layers.2"]
+    assert [store.manifest["hook"]["module"] for store in stores] == HOOKS
+    first, *others = [all_rows(store) for store in stores]
+    for other in others:
+        assert torch.equal(other.token, first.token)
+        assert torch.equal(other.document, first.document)
+        assert torch.equal(other.position, first.position)
+    for hook, rows in zip(HOOKS, [first, *others], strict=True):  # as if each had been harvested alone
+        (alone,) = harvest(*job(hook), tmp_path / hook, batch_size=4)
+        assert torch.equal(rows.hidden, all_rows(alone).hidden)
+
+
+@pytest.mark.parametrize("max_rows", [1, 16, 500, 513, 10**6])
+def test_max_rows_is_exact(job, tmp_path, small_shards, max_rows):
+    whole = all_rows(harvest(*job(), tmp_path / "whole", batch_size=4)[0])
+    (store,) = harvest(*job(), tmp_path / "some", batch_size=4, max_rows=max_rows)
+    rows = all_rows(store)
+    n = min(max_rows, len(whole.hidden))
+    assert len(store) == len(rows.hidden) == n
+    assert torch.equal(rows.hidden, whole.hidden[:n])
+    assert torch.equal(rows.position, whole.position[:n])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_are_rounded_to_the_dtype_of_the_store(job, tmp_path, dtype):
+    (exact,) = harvest(*job(), tmp_path / "exact")
+    (store,) = harvest(*job(), tmp_path / "half", store_dtype=dtype)
+    assert store.manifest["dtype"] == str(dtype).removeprefix("torch.")
+    assert torch.equal(all_rows(store).hidden, all_rows(exact).hidden.to(dtype))
+
+
+def test_a_source_of_text_may_be_named_by_a_string(job, text_folder, tmp_path):
+    model, _ = job()
+    (store,) = harvest(model, str(text_folder), tmp_path / "out")
+    assert store.manifest["context_length"] == 256
+    assert store.manifest["text"] == [str(text_folder)]
+
+
+def test_the_plan_and_the_progress_tell_the_rows(job, tmp_path):
+    plans, progress = [], []
+    stores = harvest(*job(*HOOKS), tmp_path / "out", announce=plans.append, report=progress.append)
+    (plan,) = plans
+    size = sum(entry["bytes"] for store in stores for entry in store.shards)
+    assert plan.rows == len(stores[0])
+    assert plan.store_bytes == pytest.approx(size, rel=0.05)
+    assert plan.model_bytes == job(*HOOKS)[0].memory()
+    assert f"about {plan.rows:,} rows; memory:" in str(plan)
+    rows = [p.rows for p in progress]
+    assert rows == sorted(set(rows))
+    assert rows[-1] == progress[-1].expected_rows == len(stores[0])
+    assert all(p.rows_per_second > 0 for p in progress)
+
+
+# --- trouble ---------------------------------------------------------------------------------------------------------
+
+
+def changed_model(folder, out, change):
+    """A copy of a saved model whose weights `change` was applied to."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        change(model)
+    model.save_pretrained(out)
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(out)
+    return out
+
+
+def test_hidden_states_that_are_not_finite_name_row_and_document(job, tiny_llama, text_folder, tmp_path, small_shards):
+    text = shutil.copytree(text_folder, tmp_path / "text")
+    (text / "13.txt").write_text("The sailor # watched")
+    embeddings = "hidden_states[0]"  # attention spreads a NaN over its whole context
+    _, reader = job(text=text, packed=False)
+    bad = reader.tokenizer("#")["input_ids"][0]
+    lengths = [min(16, len(ids)) for _, ids in reader.tokenized()]
+    row = sum(lengths[:13]) + reader.tokenizer("The sailor # watched")["input_ids"].index(bad)
+
+    def spoil(model):
+        model.get_input_embeddings().weight[bad, 3] = float("nan")
+
+    folder = changed_model(tiny_llama, tmp_path / "spoiled", spoil)
+    model, reader = job(embeddings, folder=folder, text=text, packed=False)
+    sentence = refusal(lambda: harvest(model, reader, tmp_path / "out", batch_size=1))
+    assert f"Row {row} (document 13) has a NaN or infinite hidden state" in sentence
+
+
+def test_an_overflow_of_float16_is_told(job, tiny_llama, tmp_path):
+    folder = changed_model(tiny_llama, tmp_path / "huge", lambda model: model.get_input_embeddings().weight.mul_(1e7))
+    sentence = refusal(lambda: harvest(*job(folder=folder), tmp_path / "out", store_dtype=torch.float16))
+    assert "store with --store-dtype float32 if float16 overflowed" in sentence
+    harvest(*job(folder=folder), tmp_path / "out", store_dtype=torch.float32, overwrite=True)
+
+
+@pytest.mark.parametrize("text", ["", "  \n\n", "<|eos|>", "<|pad|> <|bos|>".replace(" ", "")])
+def test_text_without_usable_tokens_is_refused(job, tmp_path, text):
+    (tmp_path / "text.txt").write_text(text)
+    sentence = refusal(lambda: harvest(*job(text=tmp_path / "text.txt"), tmp_path / "out"))
+    assert "no usable tokens" in sentence
+
+
+def test_empty_text_replaces_nothing(job, tmp_path, harvested):
+    former = shutil.copytree(harvested, tmp_path / "out")
+    (tmp_path / "empty.txt").write_text("")
+    refusal(lambda: harvest(*job(text=tmp_path / "empty.txt"), former, overwrite=True))
+    assert files(former) == files(harvested)
+
+
+def test_a_store_that_cannot_fit_the_disk_is_not_begun(job, tmp_path, text_folder, harvested):
+    former = shutil.copytree(harvested, tmp_path / "out")
+    model, reader = job()
+    reader.corpus = Corpus((str(text_folder),), streaming=True)
+    sentence = refusal(lambda: harvest(model, reader, former, max_rows=10**15, overwrite=True))
+    assert "The disk is too full" in sentence
+    assert "lower --max-rows" in sentence
+    assert files(former) == files(harvested)
+
+
+def test_a_folder_that_is_not_empty_is_refused(job, tmp_path, harvested):
+    former = shutil.copytree(harvested, tmp_path / "out")
+    sentence = refusal(lambda: harvest(*job(), former))
+    assert f"{former} is not empty; pass --resume to continue it or --overwrite to replace it" in sentence
+    assert files(former) == files(harvested)
+
+
+def test_overwrite_replaces_a_store(job, tmp_path, harvested):
+    former = shutil.copytree(harvested, tmp_path / "out")
+    (store,) = harvest(*job("layers.2"), former, max_rows=50, overwrite=True)
+    assert len(ActivationStore(former)) == len(store) == 50
+    assert store.manifest["hook"]["module"] == "layers.2"
+
+
+@pytest.mark.parametrize("hooks", [HOOKS[:1], HOOKS])
+def test_overwrite_deletes_nothing_but_a_store(job, tmp_path, hooks):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert "was not written by this command" in refusal(lambda: harvest(*job(*hooks), tmp_path, overwrite=True))
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_file_is_no_output(job, tmp_path):
+    (tmp_path / "out").write_text("")
+    assert "is a file; name a folder" in refusal(lambda: harvest(*job(), tmp_path / "out"))
+
+
+def test_resuming_a_finished_store_changes_nothing(job, tmp_path, small_shards):
+    (store,) = harvest(*job(), tmp_path / "out", batch_size=4)
+    times = {p.name: p.stat().st_mtime_ns for p in store.path.iterdir()}
+    (again,) = harvest(*job(), tmp_path / "out", batch_size=4, resume=True)
+    assert again.manifest == store.manifest
+    assert {p.name: p.stat().st_mtime_ns for p in store.path.iterdir()} == times
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"length": 8}, "context_length"), ({"hook": "layers.0"}, "hook"), ({"max_rows": 70}, "max_rows"),
+        ({"batch_size": 2}, "batch_size"), ({"store_dtype": torch.float16}, "dtype"), ({"packed": False}, "packed"),
+        ({"bos": True}, "prepend_bos"),
+    ],
+)  # fmt: skip
+def test_resuming_with_other_settings_is_refused(job, tmp_path, small_shards, change, named):
+    def run(hook="layers.1", length=16, packed=True, bos=None, batch_size=4, **settings):
+        model, reader = job(hook, length=length, packed=packed, bos=bos)
+        return harvest(model, reader, tmp_path / "out", batch_size=batch_size, **settings)
+
+    run()
+    before = files(tmp_path / "out")
+    assert f"was begun with other settings ({named} differ)" in refusal(lambda: run(resume=True, **change))
+    assert files(tmp_path / "out") == before
+
+
+# --- killed, stopped, full: the command as a process -----------------------------------------------------------------
+
+SHARDS = {"bitlens.hidden.harvest.SHARD_BYTES": 1}  # a shard a batch: some 50
+
+
+@pytest.fixture
+def arguments(tiny_llama, text_folder):
+    """A harvest of two hook points, as a command that lacks its output."""
+    return [
+        "harvest", tiny_llama, "--text", text_folder, "--hook", "layers.0", "layers.2", "--context", 8,
+        "--batch-size", 4, "--device", "cpu", "--out",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_llama, text_folder, tmp_path_factory):
+    """The files of the same harvest, to which nothing happened."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    model = LanguageModel.load(str(tiny_llama), ["layers.0", "layers.2"], device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harvest_module, "SHARD_BYTES", 1)
+        harvest(model, ContextReader(Corpus((str(text_folder),)), model.tokenizer, 8), out, batch_size=4)
+    assert shards_in(out) > 80
+    return files(out)
+
+
+def shards_in(folder):
+    return len(list(folder.glob("*/shard-*.safetensors")))
+
+
+@pytest.mark.slow
+def test_a_harvest_killed_at_any_moment_and_resumed_is_the_same_bit_for_bit(
+    bitlens_command, arguments, undisturbed, tmp_path
+):
+    out = tmp_path / "killed"
+    draw = random.Random()
+    killed = []
+    for _ in range(6):
+        command = bitlens_command(*arguments, out, "--resume", constants=SHARDS)
+        enough = shards_in(out) + draw.randrange(16)
+        command.wait_until(lambda enough=enough: shards_in(out) > enough)
+        time.sleep(draw.random() * 0.01)
+        killed.append(command.kill())
+        if killed[-1] == 0:
+            break
+    assert killed.count(-signal.SIGKILL) >= 3
+    assert "is unfinished" in refusal(lambda: ActivationStore(out / "layers.2")) or killed[-1] == 0
+    command = bitlens_command(*arguments, out, "--resume", constants=SHARDS)
+    assert command.wait() == 0, command.output
+    assert files(out) == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_a_harvest_in_a_sentence_and_it_resumes(
+    bitlens_command, arguments, undisturbed, tmp_path, number
+):
+    out = tmp_path / "stopped"
+    command = bitlens_command(*arguments, out, constants=SHARDS)
+    command.wait_until(lambda: shards_in(out) > 5)
+    command.send(number)
+    assert command.wait() == 1, command.output
+    assert f"Stopped by {number.name} after" in command.output
+    assert "continue with --resume" in command.output
+    assert "Traceback" not in command.output
+    assert 5 < shards_in(out) < len(undisturbed) - 2
+    command = bitlens_command(*arguments, out, "--resume", constants=SHARDS)
+    assert command.wait() == 0, command.output
+    assert files(out) == undisturbed
+
+
+@pytest.mark.parametrize("limit", [400, 2000, 9000], ids=["manifest", "first shard", "a later manifest"])
+def test_a_full_disk_is_told_in_a_sentence_and_the_harvest_resumes(
+    bitlens_command, arguments, undisturbed, tmp_path, limit
+):
+    out = tmp_path / "full"
+    command = bitlens_command(*arguments, out, constants=SHARDS, file_limit=limit)
+    assert command.wait() == 2, command.output
+    sentence = command.output.splitlines()[-1]
+    assert sentence.startswith("The disk is full: ")
+    assert "repeat the command with --resume" in sentence
+    assert "Traceback" not in command.output
+    assert not list(out.rglob(".*"))  # nothing half-written takes space
+    assert (shards_in(out) > 20) == (limit == 9000)
+    command = bitlens_command(*arguments, out, "--resume", constants=SHARDS)
+    assert command.wait() == 0, command.output
+    assert files(out) == undisturbed
+
+
+def test_bad_input_ends_with_one_sentence_and_status_2(bitlens_command, tiny_llama, text_folder, tmp_path):
+    bad = {
+        "There is no hook point 'layers.7'": [tiny_llama, "--text", text_folder, "--hook", "layers.7"],
+        "could not be loaded": [tmp_path / "nowhere", "--text", text_folder, "--hook", "layers.1"],
+        "There is no text at": [tiny_llama, "--text", tmp_path / "nowhere", "--hook", "layers.1"],
+    }
+    commands = {s: bitlens_command("harvest", *a, "--out", tmp_path / "out") for s, a in bad.items()}
+    for sentence, command in commands.items():
+        assert command.wait() == 2
+        assert sentence in command.output
+        assert len(command.output.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,142 @@
+"""Training rows straight from the model: the interface of a store, without one."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import bitlens.hidden.live as live_module
+from bitlens.errors import BitlensError
+from bitlens.hidden import Corpus, LanguageModel
+from bitlens.hidden.harvest import harvest
+from bitlens.hidden.live import LiveSource
+from bitlens.hidden.source import Position
+from bitlens.hidden.text import ContextReader
+from bitlens.seeding import generator
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama):
+    return LanguageModel.load(str(tiny_llama), ["layers.1"], device="cpu")
+
+
+@pytest.fixture
+def live(model, text_folder):
+    """`live(...)`: rows of `tiny_llama` at layers.1 on `text_folder`, in windows of four batches of four contexts."""
+
+    def make(shuffle_seed=None, **settings):
+        reader = ContextReader(Corpus((str(text_folder),), shuffle_seed=shuffle_seed), model.tokenizer, 16)
+        return LiveSource(model, reader, **{"batch_size": 4, "window_contexts": 16, "test_fraction": 0.2} | settings)
+
+    return make
+
+
+@pytest.fixture
+def store(live, model, tmp_path):
+    """The same rows as a store."""
+    (stored,) = harvest(model, live().reader, tmp_path / "store", batch_size=4)
+    stored.test_fraction = 0.2
+    return stored
+
+
+def batches(source, n, size=32, seed=0, start=None):
+    return list(itertools.islice(source.batches(size, seed, start or Position()), n))
+
+
+def as_set(rows):
+    return {tuple(row) for row in rows.tolist()}
+
+
+def training_rows(store):
+    return torch.cat([rows.hidden for rows in store.read("train")])
+
+
+def test_an_epoch_has_the_training_rows_of_a_store_each_once(live, store):
+    expected = training_rows(store)
+    assert 0 < len(expected) < len(store)
+    drawn = torch.cat([rows for rows, _ in batches(live(), -(-2 * len(expected) // 32))])
+    for epoch in drawn[: len(expected)], drawn[len(expected) : 2 * len(expected)]:
+        assert torch.equal(*(rows[rows[:, 0].sort().indices] for rows in (epoch, expected)))
+
+
+def test_rows_of_a_window_are_shuffled_by_the_seed(live):
+    one, same, other = (torch.cat([rows for rows, _ in batches(live(), 6, seed=seed)]) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_documents_are_mixed_by_the_seed_of_the_corpus(live, store):
+    first = [as_set(batches(live(shuffle_seed=seed), 1)[0][0]) for seed in (None, 1, 2)]
+    assert not first[0] & first[1]
+    assert not first[1] & first[2]
+    # rows depend on what stands before them in a packed context, the documents they are of do not
+    documents = {int(d) for rows in store.read("train") for d in rows.columns["document"]}
+    reader = live(shuffle_seed=1).reader
+    assert documents < {int(d) for batch in reader.batches(4) for d in batch.document.flatten() if d >= 0}
+
+
+@pytest.mark.parametrize("size", [7, 32, 150, 1000])
+def test_restarting_anywhere_gives_the_same_batches(live, size):
+    whole = batches(live(), max(5, 3000 // size), size, seed=4)
+    again = live()
+    for index in range(0, len(whole) - 2, max(1, len(whole) // 8)):
+        restarted = batches(again, 2, size, seed=4, start=whole[index][1])
+        for (rows, position), (expected, place) in zip(restarted, whole[index + 1 : index + 3], strict=True):
+            assert torch.equal(rows, expected)
+            assert position == place
+
+
+def test_standardisation_is_that_of_the_training_rows(live, store):
+    rows = training_rows(store).double()
+    source = live()
+    assert source.d_in == store.d_in
+    torch.testing.assert_close(source.mean, rows.mean(0).float())
+    assert source.scale == pytest.approx(float((rows - rows.mean(0)).square().mean().sqrt()), rel=1e-9)
+
+
+def test_outliers_are_left_out(live, store):
+    norms = training_rows(store).norm(dim=1)
+    multiple = float(norms.quantile(0.9) / norms.median())
+    source = live(outlier_multiple=multiple)
+    drawn = torch.cat([rows for rows, _ in batches(source, 40)])
+    assert drawn.norm(dim=1).max() <= multiple * norms.median() * (1 + 1e-5) < norms.max()
+    assert source.sample(10_000, generator(0)).norm(dim=1).max() <= multiple * norms.median() * (1 + 1e-5)
+
+
+def test_a_sample_has_different_training_rows(live, store):
+    sample = live().sample(100, generator(1))
+    assert len(as_set(sample)) == 100
+    assert as_set(sample) <= as_set(training_rows(store))
+    assert torch.equal(sample, live().sample(100, generator(1)))
+
+
+def test_the_reservoir_stops_at_its_size(live, store, monkeypatch):
+    monkeypatch.setattr(live_module, "RESERVOIR_ROWS", 300)
+    source = live()
+    sample = source.sample(10_000, generator(0))
+    assert 300 <= len(sample) < 600
+    drawn = torch.cat([rows for rows, _ in batches(source, 40)])
+    assert as_set(drawn) == as_set(training_rows(store))  # the batches go on all the same
+
+
+def test_what_it_says_of_its_origin(live, store):
+    about = live().about
+    assert about["store"] is None
+    for key in ("model", "revision", "hook", "corpus", "context_length", "prepend_bos", "d_in"):
+        assert about[key] == store.about[key], key
+
+
+def test_one_hook_point_only(tiny_llama, live):
+    several = LanguageModel.load(str(tiny_llama), ["layers.0", "layers.1"], device="cpu")
+    with pytest.raises(BitlensError, match="takes exactly one hook point"):
+        LiveSource(several, live().reader)
+
+
+@pytest.mark.parametrize(("text", "fraction"), [("", 0.1), ("<|eos|>", 0.1), ("The lamp.", 1.0)])
+def test_text_without_training_tokens_is_refused(model, tmp_path, text, fraction):
+    (tmp_path / "text.txt").write_text(text)
+    reader = ContextReader(Corpus((str(tmp_path / "text.txt"),)), model.tokenizer, 16)
+    with pytest.raises(BitlensError, match="no usable training tokens"):
+        LiveSource(model, reader, test_fraction=fraction)

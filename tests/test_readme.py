@@ -1,0 +1,60 @@
+"""The README and the docs say what is so: their code runs, their commands and links exist."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bitlens.cli import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def block(language: str) -> str:
+    """The one block of README code in this language."""
+    (code,) = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    return code
+
+
+def execute(command: list[str], folder: Path) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_python_of_the_readme_runs(tmp_path: Path) -> None:
+    said = execute([sys.executable, "-c", block("python")], tmp_path)
+    assert re.search(r"fvu 0\.[012]\d* with \d+ bits; loss kept 0\.9\d*", said)
+    assert (tmp_path / "codes" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_commands_of_the_readme_run(tmp_path: Path) -> None:
+    said = execute(["bash", "-euo", "pipefail", "-c", block("bash")], tmp_path)
+    assert "ce_loss_score" in said
+    assert {"store", "run", "codes"} <= {p.name for p in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert set(re.findall(r"^(?: {4}|.*`)bitlens ([a-z]+)", text, re.MULTILINE)) <= set(COMMANDS)
+    assert all((ROOT / script).exists() for script in re.findall(r"benchmarks/\w+\.py", text))
+
+
+def test_style() -> None:
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout

@@ -1,0 +1,369 @@
+"""Stores: standardisation without outliers, exact restartable shuffling, a fixed split, and damage that is named."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import bitlens.hidden.store as store_module
+from bitlens.errors import BitlensError
+from bitlens.files import read_tensors, sha256, write_json
+from bitlens.hidden import ActivationStore, TensorSource
+from bitlens.hidden.source import Position, held_out
+from bitlens.hidden.store import StoreWriter
+from bitlens.seeding import generator
+
+ABOUT = {"model": "made up", "revision": None, "hook": {"module": "here"}, "d_in": 6, "context_length": None}
+
+
+def write_store(path, hidden, documents, shard_rows=50):
+    """A store of these rows; the tokens are the numbers of the rows."""
+    path.mkdir(parents=True, exist_ok=True)
+    writer = StoreWriter(path, ABOUT | {"d_in": hidden.shape[1]})
+    for rows in torch.arange(len(hidden)).split(shard_rows):
+        columns = {"token": rows, "document": documents[rows], "position": torch.zeros_like(rows)}
+        writer.add(hidden[rows], columns)
+    return writer.finish()
+
+
+def numbered_rows(n, width=6):
+    """Random rows whose first number is the number of the row."""
+    rows = torch.randn(n, width, generator=generator("numbered", n)) + n
+    rows[:, 0] = torch.arange(n)
+    return rows
+
+
+@pytest.fixture
+def numbered(tmp_path, monkeypatch):
+    """430 numbered rows of 43 documents in 9 shards, read in windows of about two shards."""
+    store = write_store(tmp_path / "numbered", numbered_rows(430), torch.arange(430) // 10)
+    monkeypatch.setattr(store_module, "WINDOW_BYTES", int(2.5 * store.shards[0]["bytes"]))
+    return store
+
+
+def first_batches(source, n, size, seed=0, start=None):
+    return list(itertools.islice(source.batches(size, seed, start or Position()), n))
+
+
+# --- standardisation -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("outliers", [[], [3, 77, 199]])
+def test_mean_and_std_are_those_of_the_rows_without_outliers(tmp_path, dtype, outliers):
+    hidden = 5 + torch.randn(200, 6, generator=generator("rows")) * torch.tensor([1, 2, 3, 0.1, 0.01, 0])
+    hidden[outliers] *= 1000
+    hidden = hidden.to(dtype)
+    store = write_store(tmp_path / "store", hidden, torch.arange(200), shard_rows=64)
+
+    exact = hidden.double()
+    norms = exact.norm(dim=1)
+    usual = exact[norms <= 10 * norms.sort().values[99]]  # the lower of the two middle norms
+    assert len(usual) == 200 - len(outliers)
+    mean = usual.mean(0)
+    torch.testing.assert_close(torch.tensor(store.manifest["mean"]).double(), mean, rtol=1e-6, atol=1e-7)
+    assert np.allclose(store.manifest["mean"], mean.numpy(), rtol=1e-12)
+    assert store.manifest["std"] == pytest.approx(float((usual - mean).square().mean().sqrt()), rel=1e-9)
+    assert store.manifest["outliers"] == len(outliers)
+    assert torch.equal(store.mean, mean.float())
+
+
+def test_outliers_are_read_but_neither_trained_nor_tested_on(tmp_path):
+    hidden = numbered_rows(300)
+    hidden[40:45, 1] = 1e6
+    store = write_store(tmp_path / "store", hidden, torch.arange(300) // 10)
+    read = {part: torch.cat([rows.hidden for rows in store.read(part)]) for part in ("all", "train", "test")}
+    assert torch.equal(read["all"], hidden)
+    parts = torch.cat([read["train"], read["test"]])[:, 0].sort().values.tolist()
+    assert parts == [i for i in range(300) if not 40 <= i < 45]
+    assert not set(first_rows(store, 600)) & set(range(40, 45))
+    assert store.sample(1000, generator(0)).abs().max() < 1e6
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_name_row_and_document(tmp_path, value):
+    hidden = numbered_rows(100)
+    hidden[73, 2] = value
+    with pytest.raises(BitlensError, match=r"Row 73 \(document 7\) has a NaN or infinite hidden state"):
+        write_store(tmp_path / "store", hidden, torch.arange(100) // 10, shard_rows=40)
+
+
+# --- shuffling -------------------------------------------------------------------------------------------------------
+
+
+def first_rows(source, n, size=8, seed=0):
+    """Numbers of the first n rows that a source of numbered rows gives."""
+    batches = first_batches(source, -(-n // size), size, seed)
+    return torch.cat([rows[:, 0] for rows, _ in batches])[:n].long().tolist()
+
+
+@pytest.mark.parametrize("shards_a_window", [0.1, 1, 2.5, 100])
+@pytest.mark.parametrize("size", [1, 7, 64, 1000])
+def test_every_epoch_visits_every_training_row_once(tmp_path, monkeypatch, size, shards_a_window):
+    store = write_store(tmp_path / "store", numbered_rows(430), torch.arange(430) // 10)
+    monkeypatch.setattr(store_module, "WINDOW_BYTES", int(shards_a_window * store.shards[0]["bytes"]))
+    assert len(store.windows(0, 0)) == {0.1: 9, 1: 9, 2.5: 5, 100: 1}[shards_a_window]
+    training = [int(i) for rows in store.read("train") for i in rows.hidden[:, 0]]
+    assert 0 < len(training) < 430
+    seen = first_rows(store, 3 * len(training), size)
+    epochs = [seen[start : start + len(training)] for start in range(0, len(seen), len(training))]
+    assert all(sorted(epoch) == training for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_batches_are_those_of_their_seed(numbered):
+    assert first_rows(numbered, 800, seed=1) == first_rows(ActivationStore(numbered.path), 800, seed=1)
+    assert first_rows(numbered, 800, seed=1) != first_rows(numbered, 800, seed=2)
+
+
+def test_rows_of_different_shards_meet_in_a_batch(numbered):
+    shards = [{int(i) // 50 for i in rows[:, 0]} for rows, _ in first_batches(numbered, 10, 32)]
+    assert all(len(found) > 1 for found in shards)
+
+
+def test_rows_are_those_that_were_stored(numbered):
+    hidden = numbered_rows(430)
+    for rows, _ in first_batches(numbered, 20, 32):
+        assert torch.equal(rows, hidden[rows[:, 0].long()])
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 120, 1000])
+def test_restarting_anywhere_gives_the_same_batches(numbered, size):
+    whole = first_batches(numbered, max(6, 900 // size), size, seed=5)
+    again = ActivationStore(numbered.path)
+    for index in range(0, len(whole) - 3, max(1, len(whole) // 40)):
+        restarted = first_batches(again, 3, size, seed=5, start=whole[index][1])
+        for (rows, position), (expected, place) in zip(restarted, whole[index + 1 : index + 4], strict=True):
+            assert torch.equal(rows, expected)
+            assert position == place
+
+
+@pytest.mark.parametrize("size", [3, 50, 333])
+def test_rows_in_memory_are_shuffled_and_restarted_alike(size):
+    source = TensorSource(numbered_rows(100))
+    seen = first_rows(source, 300, size)
+    assert all(sorted(seen[start : start + 100]) == list(range(100)) for start in (0, 100, 200))
+    whole = first_batches(source, 12, size)
+    for index, (_, place) in enumerate(whole[:-1]):
+        ((rows, _),) = first_batches(source, 1, size, start=place)
+        assert torch.equal(rows, whole[index + 1][0])
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        (torch.zeros(1, 4), "at least two rows"), (torch.zeros(4), "at least two rows"),
+        (torch.tensor([[1.0], [float("nan")]]), "Row 1 has a NaN"),
+    ],
+)  # fmt: skip
+def test_rows_in_memory_that_cannot_be_trained_on(rows, sentence):
+    with pytest.raises(BitlensError, match=sentence):
+        TensorSource(rows)
+
+
+@pytest.mark.parametrize("n", [0, 1, 100, 387, 5000])
+def test_a_sample_has_different_training_rows(numbered, n):
+    training = {int(i) for rows in numbered.read("train") for i in rows.hidden[:, 0]}
+    sample = numbered.sample(n, generator(3))
+    found = sample[:, 0].long().tolist()
+    assert sample.shape == (min(n, len(training)), 6)
+    assert len(set(found)) == len(found)
+    assert set(found) <= training
+    assert torch.equal(sample, numbered_rows(430)[found])
+    assert torch.equal(sample, numbered.sample(n, generator(3)))
+
+
+# --- training and test -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.1, 0.5])
+def test_training_and_test_share_no_document(numbered, fraction):
+    store = ActivationStore(numbered.path, test_fraction=fraction)
+    parts = {part: [rows.columns["document"] for rows in store.read(part)] for part in ("train", "test")}
+    train, test = (set(torch.cat(parts[part]).tolist()) for part in ("train", "test"))
+    assert not train & test
+    assert train | test == set(range(43))
+    assert bool(test) == (fraction > 0)
+    drawn = {row // 10 for row in first_rows(store, 900)} | {
+        int(i) // 10 for i in store.sample(900, generator(0))[:, 0]
+    }
+    assert drawn == train
+
+
+def test_the_split_is_a_fixed_choice_of_documents():
+    chosen = held_out(np.arange(100_000), 0.1)
+    assert chosen[:60].nonzero()[0].tolist() == held_out(np.arange(60), 0.1).nonzero()[0].tolist()
+    assert 0.095 < chosen.mean() < 0.105
+    assert (chosen <= held_out(np.arange(100_000), 0.2)).all()  # more held out: those, and others
+
+
+def test_rows_are_read_in_the_order_of_the_text(numbered):
+    for block in (7, 50, 1000):
+        rows = list(numbered.read("all", block))
+        assert torch.equal(torch.cat([r.hidden for r in rows]), numbered_rows(430))
+        assert torch.cat([r.columns["token"] for r in rows]).tolist() == list(range(430))
+        assert max(len(r.hidden) for r in rows) == min(block, 50)
+
+
+# --- what is on disk -------------------------------------------------------------------------------------------------
+
+
+def test_manifest_and_shards_of_a_harvested_store(tiny_store):
+    assert set(tiny_store.manifest) == {
+        "schema", "kind", "complete", "rows", "model", "revision", "hook", "d_in", "dtype", "corpus", "text",
+        "context_length", "packed", "prepend_bos", "max_rows", "batch_size", "outlier_multiple", "documents", "mean",
+        "std", "outlier_norm", "outliers", "shards",
+    }  # fmt: skip
+    assert tiny_store.manifest["schema"] == 1
+    assert tiny_store.manifest["hook"] == {
+        "module": "layers.1", "transformers": "hidden_states[2]", "transformer_lens": "blocks.1.hook_resid_post",
+    }  # fmt: skip
+    for index, entry in enumerate(tiny_store.shards):
+        assert set(entry) == {"file", "rows", "contexts", "bytes", "sha256"}
+        assert entry["sha256"] == sha256(tiny_store.path / entry["file"])
+        assert entry["bytes"] == (tiny_store.path / entry["file"]).stat().st_size
+        shapes = {name: (list(t.shape), t.dtype) for name, t in tiny_store.shard(index).items()}
+        n, d = entry["rows"], tiny_store.d_in
+        assert shapes == {
+            "hidden": ([n, d], torch.float32), "norm": ([n], torch.float32), "token": ([n], torch.int32),
+            "document": ([n], torch.int64), "position": ([n], torch.int32), "context": ([n], torch.int32),
+            "context_tokens": ([entry["contexts"], 32], torch.int32),
+            "sum": ([d], torch.float64), "square_sum": ([], torch.float64),
+        }  # fmt: skip
+    assert len(tiny_store) == sum(entry["rows"] for entry in tiny_store.shards)
+    assert repr(tiny_store).startswith(f"ActivationStore({tiny_store.path}: {len(tiny_store):,} rows of 32, ")
+
+
+def test_no_temporary_file_stays(harvested):
+    assert sorted(p.name for p in harvested.iterdir()) == ["manifest.json", "shard-00000.safetensors"]
+
+
+def test_json_has_no_nan(tmp_path):
+    write_json(tmp_path / "a.json", {"a": float("nan"), "b": [1.5, float("inf")], "c": {"d": ("x", None)}})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": None, "b": [1.5, None], "c": {"d": ["x", None]}}
+
+
+@pytest.fixture
+def copied(harvested, tmp_path):
+    """A copy of the harvested store, to be damaged."""
+    return shutil.copytree(harvested, tmp_path / "copied")
+
+
+def change_manifest(folder, **changes):
+    file = folder / "manifest.json"
+    manifest = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({k: v for k, v in manifest.items() if v is not None}))
+
+
+def refusal(work):
+    """The one sentence with which something is refused."""
+    with pytest.raises(BitlensError) as error:
+        work()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip_a_bit(file):
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda store: next(store.batches(4, 0)), lambda store: list(store.read()), lambda store: list(store.contexts()),
+        lambda store: store.sample(5, generator(0)),
+    ],
+    ids=["batches", "read", "contexts", "sample"],
+)  # fmt: skip
+def test_a_damaged_shard_is_named_with_its_checksum(copied, damage, use):
+    shard = copied / "shard-00000.safetensors"
+    recorded = sha256(shard)
+    damage(shard)
+    sentence = refusal(lambda: use(ActivationStore(copied)))
+    assert f"Shard {shard} is truncated or altered" in sentence
+    assert sha256(shard)[:16] in sentence
+    assert recorded[:16] in sentence
+
+
+def test_a_missing_shard_is_named(copied):
+    (copied / "shard-00000.safetensors").unlink()
+    assert "shard-00000.safetensors is missing" in refusal(lambda: next(ActivationStore(copied).batches(4, 0)))
+
+
+def test_a_tensor_that_a_shard_lacks_is_named(copied):
+    assert "nonsense" in refusal(lambda: read_tensors(copied / "shard-00000.safetensors", ["nonsense"]))
+
+
+def test_a_newer_schema_is_refused(copied):
+    change_manifest(copied, schema=2)
+    assert "has schema 2, but this bitlens reads up to 1; upgrade bitlens" in refusal(lambda: ActivationStore(copied))
+
+
+def test_an_unfinished_store_is_refused(copied):
+    change_manifest(copied, complete=False)
+    assert "is unfinished; repeat its harvest with --resume" in refusal(lambda: ActivationStore(copied))
+
+
+@pytest.mark.parametrize("key", ["schema", "shards", "rows", "d_in", "mean", "std"])
+def test_a_manifest_without_a_needed_key_is_refused(copied, key):
+    change_manifest(copied, **{key: None})
+    assert f"'{key}'" in refusal(lambda: ActivationStore(copied))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00\xff"])
+def test_a_damaged_manifest_is_refused(copied, text):
+    (copied / "manifest.json").write_bytes(text.encode("latin-1"))
+    assert str(copied / "manifest.json") in refusal(lambda: ActivationStore(copied))
+
+
+def test_a_folder_of_another_kind_is_refused(copied):
+    change_manifest(copied, kind="bitlens.codes")
+    assert "belongs to a folder of another kind" in refusal(lambda: ActivationStore(copied))
+
+
+def test_a_folder_without_a_store_is_refused(tmp_path):
+    assert "is not a store of hidden states" in refusal(lambda: ActivationStore(tmp_path))
+    assert "is not a store of hidden states" in refusal(lambda: ActivationStore(tmp_path / "nowhere"))
+
+
+def test_a_folder_of_several_stores_names_them(copied):
+    sentence = refusal(lambda: ActivationStore(copied.parent))
+    assert f"holds a store for each hook point; name one of them: {copied}" in sentence
+
+
+def test_an_autoencoder_of_another_width_is_refused(tiny_store):
+    tiny_store.require_width(32)
+    sentence = refusal(lambda: tiny_store.require_width(64))
+    assert "holds hidden states of width 32, the autoencoder takes 64" in sentence
+
+
+def test_a_store_without_text_has_no_contexts(numbered):
+    assert "was imported without its text" in refusal(lambda: list(numbered.contexts()))
+
+
+def test_a_store_with_no_training_rows_is_refused(tmp_path):
+    store = write_store(tmp_path / "store", numbered_rows(20), torch.zeros(20).long())
+    assert "There are no training rows" in refusal(lambda: next(store.batches(4, 0)))
+
+
+def test_a_store_without_rows_is_refused(tmp_path):
+    assert "no usable tokens" in refusal(lambda: StoreWriter(tmp_path, ABOUT).finish())
+
+
+def test_a_store_is_continued_with_the_same_settings_only(tmp_path):
+    StoreWriter(tmp_path, ABOUT)
+    StoreWriter(tmp_path, ABOUT)
+    sentence = refusal(lambda: StoreWriter(tmp_path, ABOUT | {"model": "another", "d_in": 7}))
+    assert "was begun with other settings (model, d_in differ)" in sentence
