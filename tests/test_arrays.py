@@ -220,7 +220,11 @@ def test_arrays_that_do_not_fit(tmp_path, arrays, settings, sentence):
 
 
 @pytest.mark.parametrize("suffix", [".npy", *SAVE])
-@pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: b"nonsense", lambda raw: b""])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda raw: raw[: len(raw) // 2], lambda raw: b"nonsense", lambda raw: b""],
+    ids=["truncated", "nonsense", "empty"],
+)
 def test_damaged_files(tmp_path, suffix, damage):
     file = tmp_path / f"a{suffix}"
     hidden = states(ROWS, WIDTH)

@@ -1,6 +1,7 @@
 """Bits: entropy of codes, and the Gaussian bound against cases solved by hand."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_directions_without_variance_cost_nothing():
 def test_more_error_needs_fewer_bits():
     covariance = torch.diag(torch.logspace(1, -3, 30))
     bits = [gaussian_bits(covariance, fvu / 50) for fvu in range(1, 51)]
-    assert all(less < more for more, less in zip(bits, bits[1:], strict=False))
+    assert all(less < more for more, less in pairwise(bits))
     assert bits[-1] == 0.0
 
 
@@ -60,5 +61,5 @@ def test_the_ends():
 
 @pytest.mark.parametrize("covariance", [torch.zeros(3, 3), torch.full((2, 2), float("nan"))], ids=["zero", "nan"])
 def test_no_variance_is_refused(covariance):
-    with pytest.raises((BitlensError, torch.linalg.LinAlgError)):
+    with pytest.raises(BitlensError, match="needs data with variance"):
         gaussian_bits(covariance, 0.5)

@@ -12,7 +12,7 @@ import torch
 
 import bitlens.hidden.store as store_module
 from bitlens.errors import BitlensError
-from bitlens.files import read_tensors, sha256, write_json
+from bitlens.files import read_tensors, sha256, write_json, write_tensors
 from bitlens.hidden import ActivationStore, TensorSource
 from bitlens.hidden.source import Position, held_out
 from bitlens.hidden.store import StoreWriter
@@ -241,6 +241,13 @@ def test_manifest_and_shards_of_a_harvested_store(tiny_store):
 
 def test_no_temporary_file_stays(harvested):
     assert sorted(p.name for p in harvested.iterdir()) == ["manifest.json", "shard-00000.safetensors"]
+
+
+def test_whoever_may_read_the_folder_may_read_its_shards(tmp_path):
+    for mode, expected in ((0o755, 0o644), (0o700, 0o600)):
+        tmp_path.chmod(mode)
+        write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(3)})
+        assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == expected
 
 
 def test_json_has_no_nan(tmp_path):

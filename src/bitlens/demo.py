@@ -85,9 +85,9 @@ def _show_features(codes: Codes, scores: list[TokenScore], tokenizer: Any) -> No
         "[bold]4. The ten clearest latents[/bold]: how well their tokens predict them (F1), and where they are on"
     )
     for score in clearest(scores, 10):
-        names = [tokenizer.decode([token]).strip() or "space" for token in score.tokens]
-        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        heading = f"latent {score.latent}, on in {100 * score.rate:.2f} % of rows, F1 {score.f1:.2f}: {' '.join(names[:8])}{more}"
+        names = [show.plain(tokenizer.decode([token])).strip() or "space" for token in score.tokens]
+        more = f"   and {len(names) - 8} more" if len(names) > 8 else ""
+        heading = f"latent {score.latent}, on in {100 * score.rate:.2f} % of rows, F1 {score.f1:.2f}:   {'   '.join(names[:8])}{more}"
         show.out.print("\n" + heading, style="bold", markup=False)
         for found in examples(codes, score.latent, tokenizer, n=3):
             line = show.example(found.before, found.token, found.after)

@@ -91,6 +91,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
     with replacing(path) as temporary:
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata=dict(metadata or {}))
+        with contextlib.suppress(OSError):  # safetensors makes private files: readable by whom the folder is
+            temporary.chmod(path.parent.stat().st_mode & 0o666)
         digest = sha256(temporary)
     return digest
 

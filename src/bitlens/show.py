@@ -104,7 +104,11 @@ def training(record: Mapping[str, Any]) -> str:
     return f"mse {record['mse']:.4f}  l0 {record['l0']:.1f}  {record['rows_per_second']:,.0f} rows/s"
 
 
+def plain(text: str) -> str:
+    """Text from a model or a corpus on one line: line ends become ⏎, other control characters a dot."""
+    return "".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in text)
+
+
 def example(before: str, token: str, after: str) -> str:
-    """A token in context on one line, marked, with everything from the corpus escaped."""
-    line = lambda text: escape("".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in text))  # noqa: E731
-    return f"[dim]{line(before)}[/dim][bold reverse]{line(token)}[/bold reverse][dim]{line(after)}[/dim]"
+    """A token in its context, marked, as escaped markup."""
+    return f"[dim]{escape(plain(before))}[/dim][bold]«{escape(plain(token))}»[/bold][dim]{escape(plain(after))}[/dim]"

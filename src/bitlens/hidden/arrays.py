@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -96,7 +98,7 @@ def _open(file: Path) -> dict[str, Any]:
             return _open_parquet(file)
     except ImportError as error:
         raise BitlensError(f"Reading {file.suffix} needs the extra: pip install 'bitlens[data]' ({error}).") from None
-    except (ValueError, OSError, SafetensorError) as error:
+    except (ValueError, OSError, EOFError, BadZipFile, zlib.error, SafetensorError) as error:
         raise BitlensError(f"{file} could not be read: {str(error).splitlines()[0]}") from error
     raise BitlensError(f"{file} has none of the known endings: {', '.join(SUFFIXES)}.")
 
@@ -164,8 +166,9 @@ def _blocks(states: Any) -> Iterator[tuple[int, Tensor]]:
     step = max(1, SHARD_ROWS_BYTES // (4 * states.shape[-1] * per_item))
     for start in range(0, len(states), step):
         block = states[start : start + step]
-        rows = block if isinstance(block, Tensor) else torch.from_numpy(np.array(block))
-        rows = rows.float() if rows.dtype == torch.float64 else rows
+        if not isinstance(block, Tensor):  # a copy, in this machine's byte order
+            block = torch.from_numpy(np.array(block, dtype=np.float16 if block.dtype == np.float16 else np.float32))
+        rows = block.float() if block.dtype == torch.float64 else block
         yield start * per_item, rows.reshape(-1, states.shape[-1]).contiguous()
 
 

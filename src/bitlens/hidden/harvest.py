@@ -85,7 +85,7 @@ def harvest(
     marker = MANIFEST if len(widths) == 1 else f"{folder_name(next(iter(widths)))}/{MANIFEST}"
     plan = make_plan(model, reader, out, widths, dtype, batch_size, max_rows)
     announce(plan)
-    if plan.rows == 0:  # before a former store is replaced
+    if next(reader.contexts(), None) is None:  # the text is tried before a former store is replaced
         raise BitlensError("The text gave no usable tokens: it is empty.")
     if plan.store_bytes is not None and plan.store_bytes > plan.free_bytes and not resume:
         raise BitlensError(

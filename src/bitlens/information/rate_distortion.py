@@ -16,10 +16,10 @@ def gaussian_bits(covariance: Tensor, fvu: float) -> float:
     is where the errors `min(v, m)` sum to `fvu` times the total variance. No code of any kind can do better on a
     Gaussian; on other data less is possible.
     """
-    variances = torch.linalg.eigvalsh(covariance.double()).clamp_min(0)
-    total = float(variances.sum())
+    total = float(covariance.double().trace())
     if not math.isfinite(total) or total <= 0:
         raise BitlensError("The rate-distortion bound needs data with variance; all rows are equal or not finite.")
+    variances = torch.linalg.eigvalsh(covariance.double()).clamp_min(0)
     if fvu >= 1:
         return 0.0
     if fvu <= 0:

@@ -1,0 +1,142 @@
+"""The table of numbers against plain float64 numpy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from bitlens.autoencoders import BinaryAutoencoder, TopKAutoencoder
+from bitlens.causal.splice import held_out_contexts, splice_losses
+from bitlens.errors import BitlensError
+from bitlens.evaluate import evaluate
+from bitlens.hidden import ActivationStore, LanguageModel
+from bitlens.hidden.arrays import import_arrays
+from bitlens.information.rate_distortion import gaussian_bits
+from bitlens.seeding import generator
+
+D, LATENTS, ROWS = 6, 16, 4000
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> ActivationStore:
+    """Rows far from zero, 10 of a document, in two files."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    random = np.random.default_rng(0)
+    hidden = (random.normal(size=(ROWS, D)) @ random.normal(size=(D, D)) + 30).astype(np.float32)
+    files = []
+    for part, rows in enumerate(np.split(np.arange(ROWS), 2)):
+        files.append(folder / f"{part}.npz")
+        np.savez(files[-1], hidden=hidden[rows], document=rows // 10)
+    import_arrays(files, folder / "store", documents="document")
+    return ActivationStore(folder / "store", test_fraction=0.3)
+
+
+def build(kind: str, store: ActivationStore):
+    model = BinaryAutoencoder(D, LATENTS) if kind == "bae" else TopKAutoencoder(D, LATENTS, k=3)
+    model.initialise(generator(1))
+    model.mean.copy_(store.mean)
+    model.scale.fill_(store.scale)
+    with torch.no_grad():
+        model.b_enc[0], model.b_enc[1] = -1e3, 1e3
+        model.b_enc[2] = 1.2
+    return model.eval()
+
+
+def rows_of(store: ActivationStore, part: str) -> np.ndarray:
+    return torch.cat([rows.hidden for rows in store.read(part)]).double().numpy()
+
+
+@pytest.mark.parametrize("part", ["test", "all"])
+@pytest.mark.parametrize("kind", ["bae", "topk"])
+def test_every_number_equals_numpy(store, kind, part):
+    model = build(kind, store)
+    numbers = evaluate(model, store, part=part)
+    x = rows_of(store, part)
+    tensor = torch.from_numpy(x).float()
+    with torch.no_grad():
+        x_hat, codes = model(tensor).double().numpy(), (model.encode(tensor) != 0).double().numpy()
+    p = codes.mean(0)
+    rare = np.minimum(p, 1 - p)
+    fvu = ((x - x_hat) ** 2).sum() / (x.var(0).sum() * len(x))
+    cosine = ((x * x_hat).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(x_hat, axis=1)).mean()
+    entropy = sum(-q * math.log2(q) for latent in p for q in (latent, 1 - latent) if q > 0)
+
+    assert numbers.architecture == kind
+    assert numbers.rows == len(x)
+    assert numbers.fvu == pytest.approx(fvu, rel=1e-5)
+    assert numbers.explained_variance == 1 - numbers.fvu
+    assert numbers.mse == pytest.approx(((x - x_hat) ** 2).mean(), rel=1e-5)
+    assert numbers.cosine == pytest.approx(cosine, rel=1e-6)
+    assert numbers.l0 == pytest.approx(rare.sum() if kind == "bae" else p.sum(), rel=1e-9)
+    assert numbers.dead == (p < 1e-4).sum() >= 1
+    assert numbers.stuck == (p > 1 - 1e-4).sum() >= (kind == "bae")
+    assert numbers.live == LATENTS - numbers.dead - numbers.stuck
+    assert numbers.dense == (rare > 0.1).sum() > 0
+    assert numbers.bits_marginal == pytest.approx(entropy, rel=1e-9)
+    covariance = torch.from_numpy(np.cov(x.T, bias=True))
+    assert numbers.bits_gaussian == pytest.approx(gaussian_bits(covariance, fvu), rel=1e-4)
+    assert numbers.rows_per_second > 0
+    assert numbers.ce_original is numbers.ce_loss_score is None
+
+
+def test_held_out_documents_only(store):
+    documents = torch.cat([rows.columns["document"] for rows in store.read("test")])
+    assert store.is_test(documents).all()
+    assert evaluate(build("bae", store), store).rows == len(documents) < ROWS
+
+
+def test_latents_removed_in_training_count_as_dead(store):
+    model = build("bae", store)
+    before = evaluate(model, store)
+    model.metadata = {"n_latents_trained": LATENTS + 5}
+    after = evaluate(model, store)
+    assert (after.n_latents, after.dead) == (LATENTS + 5, before.dead + 5)
+    assert after.live == before.live
+
+
+def test_canonical_form_changes_no_number_but_the_polarity(store):
+    model = build("bae", store)
+    x = torch.from_numpy(rows_of(store, "test")).float()
+    canonical = model.canonical(model.encode(x).double().mean(0))
+    canonical.metadata = {"n_latents_trained": LATENTS}
+    before, after = evaluate(model, store), evaluate(canonical, store)
+    for name in ("fvu", "mse", "cosine", "l0", "bits_marginal", "bits_gaussian", "dense", "live"):
+        assert getattr(after, name) == pytest.approx(getattr(before, name), rel=1e-4, abs=1e-6), name
+    assert after.stuck == 0
+    assert after.dead == before.dead + before.stuck
+
+
+def test_predicting_the_mean_gives_fvu_one_and_no_bits(store):
+    model = build("bae", store)
+    with torch.no_grad():
+        model.b_enc.fill_(-1e3)
+        model.b_dec.zero_()
+    model.mean.copy_(torch.from_numpy(rows_of(store, "test").mean(0)))
+    numbers = evaluate(model, store)
+    assert numbers.fvu == pytest.approx(1, abs=1e-6)
+    assert (numbers.l0, numbers.bits_marginal, numbers.live) == (0, 0, 0)
+    assert numbers.bits_gaussian == pytest.approx(0, abs=1e-4)
+
+
+def test_another_width_is_refused(store):
+    with pytest.raises(BitlensError, match="of width 6, the autoencoder takes 7"):
+        evaluate(BinaryAutoencoder(7, 8), store)
+
+
+def test_no_held_out_rows_are_refused(store):
+    with pytest.raises(BitlensError, match="0 held-out rows"):
+        evaluate(build("bae", store), ActivationStore(store.path, test_fraction=0.0))
+
+
+def test_losses_of_the_language_model_are_those_of_the_splice(tiny_llama, tiny_store):
+    model = LanguageModel.load(str(tiny_llama), ["layers.1"], device="cpu", causal=True)
+    autoencoder = BinaryAutoencoder(32, 64)
+    autoencoder.initialise(generator(0))
+    autoencoder.mean.copy_(tiny_store.mean)
+    autoencoder.scale.fill_(tiny_store.scale)
+    numbers = evaluate(autoencoder, tiny_store, language_model=model, max_contexts=3)
+    losses = splice_losses(model, autoencoder, *held_out_contexts(tiny_store, 3))
+    assert (numbers.ce_original, numbers.ce_spliced, numbers.ce_zero) == losses[:3]
+    assert (numbers.kl_div, numbers.ce_loss_score) == (losses.kl_div, losses.score)
+    assert all(isinstance(value, str | int | float) for value in numbers.as_dict().values())

@@ -1,0 +1,102 @@
+"""Planted bits come back: their entropy is known, and the plain reference recipe sets the mark."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitlens.autoencoders import Autoencoder
+from bitlens.bits.statistics import binary_entropy
+from bitlens.hidden import TensorSource
+from bitlens.training import PRESETS, TrainConfig, train
+from bitlens.training.objective import Price
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "recipe.py"
+N, D, LATENTS, FIT = 8192, 64, 256, 6553
+
+
+def planted(r: int, p: float, noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """`x = c M + noise`, standardised, for r bits c of firing rate p and M orthonormal -> (x, c). As in the reference."""
+    g = torch.Generator().manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(D, D, generator=g))[0][:r]
+    bits = (torch.rand(N, r, generator=g) < p).float()
+    x = bits @ directions + noise * torch.randn(N, D, generator=torch.Generator().manual_seed(99))
+    x = x - x.mean(0)
+    return x / x.std(), bits
+
+
+def trained(x: torch.Tensor, preset: str, steps: int) -> Autoencoder:
+    config = TrainConfig(preset=preset, n_latents=LATENTS, steps=steps, prune_rows=FIT, log_every=100, device="cpu")
+    return train(TensorSource(x[:FIT]), config)
+
+
+def entropy(codes: torch.Tensor) -> float:
+    return float(binary_entropy(codes.double().mean(0)).sum())
+
+
+def objective(x: torch.Tensor, codes: torch.Tensor, x_hat: torch.Tensor, preset: str) -> float:
+    """The scaled objective of the preset on all of these rows, float64."""
+    price = Price(PRESETS[preset]["price"], 0.02)
+    error = (x_hat.double() - x.double()).square().mean()
+    return float(error + PRESETS[preset]["lam"] / x.shape[1] * price(codes.double().mean(0)).sum())
+
+
+GRID = [
+    ("measure", 4, 0.1), ("measure", 16, 0.5), ("measure", 32, 0.1), ("features", 32, 0.1),
+]  # fmt: skip
+SLOW_GRID = [("measure", 8, 0.5), ("measure", 32, 0.5), ("measure", 64, 0.1), ("features", 64, 0.1)]
+
+
+@pytest.mark.parametrize(
+    ("preset", "r", "p"), [*GRID, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_GRID)]
+)
+def test_the_entropy_of_planted_bits_is_recovered(preset, r, p):
+    x, bits = planted(r, p)
+    model = trained(x, preset, steps=600)
+    held_out = x[FIT:]
+    with torch.no_grad():
+        codes, x_hat = model.encode(held_out), model(held_out)
+    assert entropy(codes) == pytest.approx(entropy(bits[FIT:]), rel=0.02)
+    assert (held_out - x_hat).square().sum() < 0.01 * (held_out - held_out.mean(0)).square().sum()
+
+
+STEPS = 300
+# The objective, on the rows it was trained on, that the plain reference reaches in STEPS steps with the settings of the
+# preset (seed 0, 256 latents, pruning on 6,553 rows): `recipe.train(x[:6553], 256, n_prune=6553, steps=300, **preset)`.
+MARKS = {
+    ("features", 32, 0.1, 0.0): 0.02803,
+    ("features", 16, 0.5, 0.2): 0.37727,
+    ("measure", 32, 0.1, 0.1): 0.29545,
+    ("measure", 16, 0.5, 0.2): 0.33722,
+}
+
+
+def reached(preset: str, r: int, p: float, noise: float) -> float:
+    x = planted(r, p, noise)[0][:FIT]
+    model = trained(x, preset, STEPS)
+    with torch.no_grad():
+        return objective(x, model.encode(x), model(x), preset)
+
+
+@pytest.mark.parametrize("case", MARKS, ids=str)
+def test_the_objective_is_within_two_percent_of_the_reference(case):
+    assert reached(*case) <= 1.02 * MARKS[case]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REFERENCE.exists(), reason="the reference recipe is not here")
+@pytest.mark.parametrize("case", MARKS, ids=str)
+def test_the_marks_are_what_the_reference_reaches(case):
+    spec = importlib.util.spec_from_file_location("recipe", REFERENCE)
+    assert spec is not None
+    assert spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    preset, r, p, noise = case
+    x = planted(r, p, noise)[0][:FIT]
+    W_enc, b_enc, W_dec, b_dec = recipe.train(x, LATENTS, n_prune=FIT, steps=STEPS, **recipe.PRESETS[preset])
+    codes = (x @ W_enc + b_enc > 0).float()
+    mark = objective(x, codes, codes @ W_dec + b_dec, preset)
+    assert mark == pytest.approx(MARKS[case], rel=0.02)
+    assert reached(*case) <= 1.02 * mark

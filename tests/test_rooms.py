@@ -1,0 +1,97 @@
+"""The layering of the package, read from its imports."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bitlens
+
+ROOT = Path(bitlens.__file__).parent
+MODULES = sorted(path for path in ROOT.rglob("*.py") if "bundled" not in path.parts)
+# From the top; a room imports only from below itself. Names on one line are of the same height.
+ROOMS = [
+    ["cli", "__main__"], ["demo"], ["show", "explorer"], ["studies"], ["report"], ["evaluate", "encode"], ["interop"],
+    ["causal"], ["features"], ["information"], ["training"], ["autoencoders"], ["hidden"], ["bits"],
+]  # fmt: skip
+HEIGHT = {room: -level for level, rooms in enumerate(ROOMS) for room in rooms}
+FOUNDATION = {"errors", "files", "seeding", "__init__"}
+CORE = {"hidden", "autoencoders", "training", "bits", "information"}
+CORE_LIBRARIES = {"torch", "numpy", "safetensors", "transformers", "numba", "llvmlite", "bitlens", "__future__"}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Full dotted names of everything imported in this tree, `from a import b` as a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def run_on_import(body: list[ast.stmt]) -> Iterator[str]:
+    """Names imported when the module is: not those in functions."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from imports(node)
+        for inner in ("body", "orelse", "finalbody", "handlers"):
+            yield from run_on_import(getattr(node, inner, []))
+
+
+def test_every_module_has_a_place():
+    assert len(MODULES) > 30
+    assert {room_of(path) for path in MODULES} <= set(HEIGHT) | FOUNDATION
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path != ROOT / "__init__.py"], ids=name_of)
+def test_a_room_imports_only_rooms_below_it(path):
+    here = room_of(path)
+    for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
+        parts = name.split(".")
+        there = parts[1] if parts[0] == "bitlens" and len(parts) > 1 else here
+        if there == here or there in FOUNDATION or there == "__version__":
+            continue
+        assert here not in FOUNDATION, f"{name_of(path)} is a foundation and imports {name}"
+        assert HEIGHT[there] < HEIGHT[here], f"{name_of(path)} imports {name} from above"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if room_of(path) in CORE | FOUNDATION], ids=name_of)
+def test_the_core_needs_only_its_few_libraries(path):
+    found = {name.split(".")[0] for name in run_on_import(ast.parse(path.read_text(encoding="utf-8")).body)}
+    assert found <= CORE_LIBRARIES | set(sys.stdlib_module_names)
+
+
+def test_importing_the_package_imports_none_of_its_rooms():
+    body = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8")).body
+    assert not [name for name in run_on_import(body) if name.startswith("bitlens")]
+    for name in bitlens.__all__:
+        assert getattr(bitlens, name).__name__ == name
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_that_could_be_code_is_loaded(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    forbidden = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+    assert not {name.split(".")[0] for name in imports(tree)} & forbidden
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"torch.load", "torch.save", "eval", "exec"}, called
+            for keyword in node.keywords:
+                value = ast.unparse(keyword.value)
+                assert (keyword.arg, value) not in {("allow_pickle", "True"), ("trust_remote_code", "True")}, called
