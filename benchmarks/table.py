@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bitlens.evaluation import evaluate
+from bitlens.evaluate import evaluate
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.models import BUNDLED

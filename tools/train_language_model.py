@@ -92,8 +92,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--decay", type=float, default=0.4, help="share of the time over which the rate falls to zero")
-    parser.add_argument("--start", type=Path, help="go on from the weights of this model")
     args = parser.parse_args()
     torch.manual_seed(0)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -110,9 +108,7 @@ def main() -> None:
         max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    model = (
-        LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32) if args.start else LlamaForCausalLM(config)
-    )
+    model = LlamaForCausalLM(config)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -120,11 +116,13 @@ def main() -> None:
         torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
-    generator = torch.Generator().manual_seed(1 if args.start else 0)
+    generator = torch.Generator().manual_seed(0)
     compiled = torch.compile(model)
     step, begun = 0, time.perf_counter()
     while (progress := (time.perf_counter() - begun) / (60 * args.minutes)) < 1:
-        rate = args.lr * min(1, (step + 1) / 100, (1 - progress) / args.decay)
+        rate = args.lr * min(
+            1, (step + 1) / 100, (1 - progress) / 0.4
+        )  # constant, then a linear decay over the last 40 %
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate

@@ -23,10 +23,14 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; renamed onto it, after fsync, when the block ends well, and removed otherwise.
 
-    A disk that fills up becomes a `BitlensError`; what stood at `path` before is untouched.
+    It lies in a folder of its own: libraries put temporary files of theirs beside what they write, and what a kill
+    leaves behind is removed when `path` is written again. A disk that fills up becomes a `BitlensError`; what stood at `path` before is untouched.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    folder = path.with_name(f".{path.name}.tmp")
+    temporary = folder / path.name
+    shutil.rmtree(folder, ignore_errors=True)
     try:
+        folder.mkdir()
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -38,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
             ) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
