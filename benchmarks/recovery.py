@@ -28,11 +28,11 @@ def planted(rank: int, p: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]
     return bits @ directions, bits
 
 
-def cell(preset: str, rank: int, p: float, seed: int) -> dict[str, float | int | str | bool]:
+def cell(preset: str, rank: int, p: float, seed: int, steps: int) -> dict[str, float | int | str | bool]:
     rows, bits = planted(rank, p, seed)
     split = int(0.8 * ROWS)
     begun = time.perf_counter()
-    model = train(TensorSource(rows[:split]), TrainConfig(preset=preset, n_latents=N_LATENTS, seed=seed))  # pyright: ignore
+    model = train(TensorSource(rows[:split]), TrainConfig(preset=preset, n_latents=N_LATENTS, seed=seed, steps=steps))  # pyright: ignore
     codes = model.encode(rows[split:])
     test = rows[split:]
     fvu = float((test - model.decode(codes)).square().sum() / (test - test.mean(0)).square().sum())
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--ranks", nargs="+", type=int, default=[4, 8, 16, 32, 48, 64])
     parser.add_argument("--rates", nargs="+", type=float, default=[0.1, 0.5])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     cells = []
@@ -56,7 +57,7 @@ def main() -> None:
         for p in args.rates:
             for rank in args.ranks:
                 for seed in args.seeds:
-                    c = cell(preset, rank, p, seed)
+                    c = cell(preset, rank, p, seed, args.steps)
                     cells.append(c)
                     print(
                         f"{preset:9s} p {p:.2f} r {rank:2d} seed {seed}: {c['bits']:6.2f} bits, truth {c['truth']:6.2f}, "

@@ -1,6 +1,6 @@
 """The README's table: the presets of the BAE and TopK, trained on the same rows of the bundled model.
 
-python benchmarks/table.py [--hook layers.2] [--steps 2000] [--seeds 0]
+python benchmarks/table.py [--hook layers.2] [--steps 3000] [--seeds 0]
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bitlens.evaluate import evaluate
+from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.models import BUNDLED
@@ -35,7 +35,7 @@ def measure(store: ActivationStore, model: LanguageModel, config: TrainConfig) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hook", default="layers.2")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--n-latents", type=int, default=1024)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--json", type=Path)

@@ -9,7 +9,7 @@ import torch
 from bitlens.autoencoders import BinaryAutoencoder, TopKAutoencoder
 from bitlens.causal.splice import held_out_contexts, splice_losses
 from bitlens.errors import BitlensError
-from bitlens.evaluate import evaluate
+from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, LanguageModel
 from bitlens.hidden.arrays import import_arrays
 from bitlens.information.rate_distortion import gaussian_bits

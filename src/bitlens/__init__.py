@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bitlens.bits import Codes, PackedBits
     from bitlens.encode import encode_store
     from bitlens.errors import BitlensError
-    from bitlens.evaluate import Evaluation, evaluate
+    from bitlens.evaluation import Evaluation, evaluate
     from bitlens.hidden import ActivationStore, Corpus, HiddenSource, LanguageModel, TensorSource
     from bitlens.hidden.harvest import harvest
     from bitlens.hidden.text import ContextReader
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Autoencoder": "autoencoders", "BinaryAutoencoder": "autoencoders", "TopKAutoencoder": "autoencoders",
     "Codes": "bits", "PackedBits": "bits", "encode_store": "encode", "BitlensError": "errors",
-    "Evaluation": "evaluate", "evaluate": "evaluate", "ActivationStore": "hidden", "Corpus": "hidden",
+    "Evaluation": "evaluation", "evaluate": "evaluation", "ActivationStore": "hidden", "Corpus": "hidden",
     "HiddenSource": "hidden", "LanguageModel": "hidden", "TensorSource": "hidden", "harvest": "hidden.harvest",
     "ContextReader": "hidden.text", "TrainConfig": "training", "train": "training",
 }  # fmt: skip

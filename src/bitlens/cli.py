@@ -255,7 +255,7 @@ def evaluate(
         json: also write the numbers to this file.
     """
     from bitlens import show
-    from bitlens.evaluate import evaluate as measure
+    from bitlens.evaluation import evaluate as measure
     from bitlens.hidden import LanguageModel
 
     autoencoder, rows = _open_pair(run, store, device)
@@ -280,7 +280,7 @@ def evaluate(
 def demo(
     out: Path = Path("bitlens-demo"),
     n_latents: int = 1024,
-    steps: int = 2000,
+    steps: int = 3000,
     overwrite: bool = False,
     json: Json = None,
 ) -> None:

@@ -12,7 +12,7 @@ from bitlens import show
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.codes import Codes
 from bitlens.encode import encode_store
-from bitlens.evaluate import evaluate
+from bitlens.evaluation import evaluate
 from bitlens.features.examples import examples
 from bitlens.features.profile import TokenScore, token_scores
 from bitlens.files import prepare_output, write_json
@@ -27,7 +27,7 @@ CONTEXT = 256
 MARKER = "demo.json"
 
 
-def run_demo(out: Path, n_latents: int = 1024, steps: int = 2000, overwrite: bool = False) -> dict[str, Any]:
+def run_demo(out: Path, n_latents: int = 1024, steps: int = 3000, overwrite: bool = False) -> dict[str, Any]:
     """Harvest, train a BAE and a TopK autoencoder of the same width and sparsity, encode, evaluate, show features.
 
     -> the numbers of both, also in `OUT/demo.json`

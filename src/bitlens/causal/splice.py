@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -90,7 +91,8 @@ def splice_losses(
         sums[2] += _cross_entropy(_log_probabilities(model, tokens, mask, zeroed), tokens, here)
     n = int(counts.sum())
     original, spliced, zero, kl = (sums / n).tolist()
-    return SpliceLosses(original, spliced, zero, kl, (zero - spliced) / (zero - original), n)
+    score = (zero - spliced) / (zero - original) if zero != original else math.nan
+    return SpliceLosses(original, spliced, zero, kl, score, n)
 
 
 def _log_probabilities(

@@ -59,6 +59,7 @@ def import_arrays(
         if writer is None:
             prepare_output(out, resume=False, overwrite=overwrite, marker=MANIFEST)
             about = {"model": name, "revision": None, "hook": {"module": name}, "d_in": width, "context_length": None}
+            about["dtype"] = str(next(_blocks(states[:1]))[1].dtype).removeprefix("torch.")
             sizes = repr([(f.name, f.stat().st_size) for f in files])
             about |= {"corpus": hashlib.sha256(sizes.encode()).hexdigest(), "text": [f.name for f in files]}
             writer = StoreWriter(out, about, outlier_multiple)

@@ -41,7 +41,7 @@ class TrainConfig:
     """features: sparse interpretable bits; measure: entropy of any data; paper: the gradient and weights of arXiv 2509.20997"""
     n_latents: int | None = None
     """number of latents; by default four times the width of the hidden states"""
-    steps: int = 2000
+    steps: int = 3000
     """optimiser steps"""
     batch_size: int = 512
     """rows a step; firing rates, and so the price of bits, are those of one batch"""

@@ -70,7 +70,9 @@ def train(
         progress = Progress(0, Position())
         learner.start()
     log = MetricsLog(folder, progress.step, loggers, dataclasses.asdict(config)) if folder is not None else None
-    batches = Prefetch(_standardised_batches(source, model, config, progress.position, device))
+    batches = _standardised_batches(source, model, config, progress.position, device)
+    if device.startswith("cuda"):  # on a CPU a second thread would only take cores from the step
+        batches = Prefetch(batches)
     clock, rows_done = time.perf_counter(), 0
 
     try:
@@ -105,7 +107,8 @@ def train(
                     )
                     raise Interrupted(f"Stopped by {signal} after step {progress.step} of {config.steps}: {saved}.")
     finally:
-        batches.close()
+        if isinstance(batches, Prefetch):
+            batches.close()
         if log is not None:
             log.close()
 
