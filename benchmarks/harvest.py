@@ -1,7 +1,8 @@
 """What harvesting costs over the model's own forward pass up to the hooked layer.
 
 Both run in one process on the same batches, in turn, and the ratio of the medians is what counts. The forward pass is
-the bare one: tokens in memory, nothing read out, nothing stored.
+the bare one: tokens in memory, nothing read out, nothing stored. A run here writes about eight shards, as many as a long one
+writes in a few minutes, so that writing behind the forward pass is measured and not the end of a short run alone.
 """
 
 import argparse
@@ -14,8 +15,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import bitlens.hidden.harvest as harvesting
 from bitlens.hidden import Corpus, LanguageModel
-from bitlens.hidden.harvest import harvest
 from bitlens.hidden.models import BUNDLED
 from bitlens.hidden.text import ContextReader
 
@@ -29,13 +30,15 @@ def compare(model: LanguageModel, rows: int, repeats: int, dtype: torch.dtype, f
         if sum(int(b.keep.sum()) for b in batches) >= rows:
             break
     kept = sum(int(b.keep.sum()) for b in batches)
+    (width,) = model.widths().values()
+    harvesting.SHARD_BYTES = kept * width * dtype.itemsize // 8
     bare, whole = [], []
     for repeat in range(repeats + 1):
         begun = time.perf_counter()
         for batch in batches:
             model.hidden_states(batch.tokens)
         middle = time.perf_counter()
-        harvest(model, reader, folder / str(repeat), max_rows=kept, store_dtype=dtype)
+        harvesting.harvest(model, reader, folder / str(repeat), max_rows=kept, store_dtype=dtype)
         ended = time.perf_counter()
         if repeat:  # the first round warms up
             bare.append(middle - begun)
@@ -69,7 +72,7 @@ def main() -> None:
         ).save_pretrained(larger)
         bundled.tokenizer.save_pretrained(larger)
         model = LanguageModel.load(str(larger), ["layers.5"])
-        results["random Llama, 6 layers of width 768"] = compare(model, 8_000, 3, torch.float32, Path(scratch) / "b")
+        results["random Llama, 6 layers of width 768"] = compare(model, 16_000, 3, torch.float32, Path(scratch) / "b")
     for name, row in results.items():
         print(
             f"{name}: forward {row['forward_s']:.2f} s, harvest {row['harvest_s']:.2f} s, overhead {100 * row['overhead']:.1f} %, "

@@ -183,7 +183,7 @@ def test_the_files_have_the_documented_layout(model, tmp_path):
         "d_sae": LATENTS,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": False,
+        "apply_b_dec_to_input": model.architecture == "topk",
         "normalize_activations": "none",
         **own,
         "metadata": model.metadata,

@@ -125,7 +125,7 @@ def test_demo_leaves_everything_it_names(tmp_path: Path, capsys: pytest.CaptureF
     assert "ten clearest latents" in shown
     assert shown.count("latent ") >= 10
     numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert numbers == json.loads((out / "demo.json").read_text())
+    assert numbers.items() <= json.loads((out / "demo.json").read_text()).items()
     for name in ("store", "bae", "topk", "codes-bae", "codes-topk"):
         assert (out / name).is_dir()
     assert numbers["BAE"]["fvu"] < 0.4

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitlens.autoencoders import BinaryAutoencoder, TopKAutoencoder
-from bitlens.causal.splice import held_out_contexts, splice_losses
+from bitlens.causal.splice import contexts_to_score, splice_losses
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, LanguageModel
@@ -136,7 +136,7 @@ def test_losses_of_the_language_model_are_those_of_the_splice(tiny_llama, tiny_s
     autoencoder.mean.copy_(tiny_store.mean)
     autoencoder.scale.fill_(tiny_store.scale)
     numbers = evaluate(autoencoder, tiny_store, language_model=model, max_contexts=3)
-    losses = splice_losses(model, autoencoder, *held_out_contexts(tiny_store, 3))
+    losses = splice_losses(model, autoencoder, *contexts_to_score(tiny_store, 3))
     assert (numbers.ce_original, numbers.ce_spliced, numbers.ce_zero) == losses[:3]
     assert (numbers.kl_div, numbers.ce_loss_score) == (losses.kl_div, losses.score)
     assert all(isinstance(value, str | int | float) for value in numbers.as_dict().values())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitlens.autoencoders import BinaryAutoencoder
-from bitlens.causal.splice import held_out_contexts, splice_losses
+from bitlens.causal.splice import contexts_to_score, splice_losses
 from bitlens.errors import BitlensError
 from bitlens.hidden import LanguageModel
 from bitlens.seeding import generator
@@ -183,9 +183,9 @@ def test_a_real_autoencoder_lies_between(load):
     assert math.isfinite(losses.score)
 
 
-def test_held_out_contexts_are_those_with_held_out_documents(tiny_store):
+def test_contexts_to_score_are_those_with_held_out_documents(tiny_store):
     store = tiny_store
-    ids, scored = held_out_contexts(store, 10_000)
+    ids, scored = contexts_to_score(store, 10_000)
     expected = []
     for rows in store.read("all"):
         test = store.is_test(rows.columns["document"])
@@ -193,5 +193,5 @@ def test_held_out_contexts_are_those_with_held_out_documents(tiny_store):
     assert sorted(ids[scored].tolist()) == sorted(expected)
     assert 0 < len(expected) < len(store)
     assert scored.any(1).all()
-    fewer, _ = held_out_contexts(store, 2)
+    fewer, _ = contexts_to_score(store, 2)
     assert torch.equal(fewer, ids[:2])

@@ -237,7 +237,7 @@ def encode(
 def evaluate(
     run: RunFolder,
     store: StoreFolder,
-    part: Literal["auto", "test", "all"] = "auto",
+    part: Literal["test", "all"] = "test",
     contexts: int = 64,
     ce: bool = True,
     device: Device = "auto",
@@ -248,7 +248,7 @@ def evaluate(
     Args:
         run: an autoencoder.
         store: hidden states of its hook point.
-        part: test: the held-out documents; all: every row; auto: test, or all for text that it was not trained on.
+        part: test: the held-out documents; all: every row, for text that the autoencoder was not trained on.
         contexts: contexts that the language model reads for the cross-entropy numbers.
         ce: run the language model with reconstructions spliced in; --no-ce leaves it out.
         device: auto, cpu, cuda.
@@ -259,16 +259,19 @@ def evaluate(
     from bitlens.hidden import LanguageModel
 
     autoencoder, rows = _open_pair(run, store, device)
-    if part == "auto":
-        same = autoencoder.metadata.get("corpus") == rows.manifest.get("corpus")
-        part = "test" if same else "all"
-        if not same:
-            show.err.print("This store is of other text than the autoencoder was trained on: all of its rows are used.")
+    if part == "test" and autoencoder.metadata.get("corpus") != rows.manifest.get("corpus"):
+        show.err.print(
+            "This store is other text than the training's, or was read in another way; --part all takes every row of it."
+        )
     model = None
     if ce and rows.manifest.get("context_length"):
         try:
             model = LanguageModel.load(
-                rows.manifest["model"], [rows.manifest["hook"]["module"]], device=_device(device), causal=True
+                rows.manifest["model"],
+                [rows.manifest["hook"]["module"]],
+                device=_device(device),
+                revision=rows.manifest.get("revision"),
+                causal=True,
             )
         except BitlensError as error:
             show.err.print(f"Without cross-entropy numbers: {error}", markup=False)
@@ -348,6 +351,7 @@ def _write(path: Json, value: dict[str, Any]) -> None:
     if path is not None:
         from bitlens.files import write_json
 
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, value)
 
 
@@ -378,6 +382,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(_fail(str(stopped), 1))
     except BitlensError as error:
         sys.exit(_fail(str(error), 2))
+    except OSError as error:
+        sys.exit(_fail(f"{error.filename or 'A file'} could not be read or written: {error.strerror or error}.", 2))
     except KeyboardInterrupt:
         sys.exit(_fail("Stopped.", 128 + signal.SIGINT))
 

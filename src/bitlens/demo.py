@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bitlens import show
+from bitlens import __version__, show
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.codes import Codes
 from bitlens.encode import encode_store
@@ -33,7 +33,7 @@ def run_demo(out: Path, n_latents: int = 1024, steps: int = 3000, overwrite: boo
     -> the numbers of both, also in `OUT/demo.json`
     """
     prepare_output(out, resume=False, overwrite=overwrite, marker=MARKER)
-    write_json(out / MARKER, {})
+    write_json(out / MARKER, {"bitlens": "unfinished demo"})
     show.out.print("[bold]1. From text to hidden states[/bold]: the bundled language model reads the bundled text.")
     store = _harvest(out / "store")
     show.out.print(
@@ -49,7 +49,7 @@ def run_demo(out: Path, n_latents: int = 1024, steps: int = 3000, overwrite: boo
     show.table("3. The numbers, on held-out documents", numbers)
     show.out.print("   TopK's bits are its support alone: its float magnitudes come on top, a BAE has none.\n")
     _show_features(Codes(out / "codes-bae"), scores, causal.tokenizer)
-    write_json(out / MARKER, numbers)
+    write_json(out / MARKER, {"bitlens": __version__, **numbers})
     show.out.print(
         f"\nEverything is in [bold]{out}[/bold]: store, bae, topk, codes-bae, codes-topk and demo.json with the numbers.\n"
         "Next, on a model of your own:  bitlens harvest MODEL --text TEXT --hook layers.6 --out store"

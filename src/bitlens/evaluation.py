@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
 from bitlens.autoencoders.binary import NEGLIGIBLE
-from bitlens.causal.splice import SpliceLosses, held_out_contexts, splice_losses
+from bitlens.causal.splice import SpliceLosses, contexts_to_score, splice_losses
 from bitlens.errors import BitlensError
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.store import ActivationStore
@@ -137,7 +138,7 @@ def evaluate(
     rare = torch.minimum(p, 1 - p)
     removed = autoencoder.metadata.get("n_latents_trained", autoencoder.n_latents) - autoencoder.n_latents
     fvu = moments.fvu()
-    losses = _losses(autoencoder, store, language_model, max_contexts) if language_model else None
+    losses = _losses(autoencoder, store, language_model, max_contexts, part) if language_model else None
     return Evaluation(
         architecture=autoencoder.architecture,
         rows=moments.rows,
@@ -166,7 +167,8 @@ def evaluate(
 
 
 def _losses(
-    autoencoder: Autoencoder, store: ActivationStore, language_model: LanguageModel, max_contexts: int
+    autoencoder: Autoencoder, store: ActivationStore, language_model: LanguageModel, max_contexts: int, part: str
 ) -> SpliceLosses:
-    contexts, scored = held_out_contexts(store, max_contexts)
-    return splice_losses(language_model, autoencoder, contexts, scored)
+    contexts, scored = contexts_to_score(store, max_contexts, part)
+    limit = store.manifest.get("outlier_norm") or math.inf
+    return splice_losses(language_model, autoencoder, contexts, scored, max_norm=limit)

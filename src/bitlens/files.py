@@ -124,6 +124,15 @@ def verify_shard(path: Path, expected: str) -> None:
         )
 
 
+def _is_ours(marker: Path) -> bool:
+    """Whether this file was written by bitlens."""
+    try:
+        content = json.loads(marker.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and ("schema" in content or "bitlens" in content)
+
+
 def prepare_output(path: Path, resume: bool, overwrite: bool, marker: str) -> None:
     """Make the output folder. One that holds something is refused unless resumed or overwritten.
 
@@ -134,7 +143,7 @@ def prepare_output(path: Path, resume: bool, overwrite: bool, marker: str) -> No
     if path.is_dir() and any(path.iterdir()) and not resume:
         if not overwrite:
             raise BitlensError(f"{path} is not empty; pass --resume to continue it or --overwrite to replace it.")
-        if not (path / marker).exists():
+        if not _is_ours(path / marker):
             raise BitlensError(f"{path} was not written by this command (it has no {marker}); choose another folder.")
         shutil.rmtree(path)
     try:

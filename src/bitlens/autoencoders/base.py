@@ -26,6 +26,7 @@ class Autoencoder(nn.Module):
     """
 
     architecture: ClassVar[str]
+    subtracts_b_dec: ClassVar[bool] = False  # from the input, before encoding
     _registry: ClassVar[dict[str, type[Autoencoder]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -83,7 +84,7 @@ class Autoencoder(nn.Module):
                 f"This autoencoder takes hidden states of width {self.d_in}, not {x.shape[-1]}; "
                 f"it was trained on {self.metadata.get('hook', {}).get('module', 'another hook point')}."
             )
-        return (x.float() - self.mean) / self.scale
+        return (x.to(self.mean.device).float() - self.mean) / self.scale
 
     def encode(self, x: Tensor) -> Tensor:
         """x: raw hidden states `[..., d_in]` -> codes `[..., n_latents]`, float32"""
@@ -111,7 +112,7 @@ class Autoencoder(nn.Module):
             "d_sae": self.n_latents,
             "dtype": "float32",
             "device": "cpu",
-            "apply_b_dec_to_input": False,
+            "apply_b_dec_to_input": self.subtracts_b_dec,
             "normalize_activations": "none",
             **self.settings,
             "metadata": self.metadata,

@@ -16,6 +16,7 @@ class TopKAutoencoder(Autoencoder):
     """
 
     architecture = "topk"
+    subtracts_b_dec = True
 
     def __init__(self, d_in: int, n_latents: int, k: int) -> None:
         if not 1 <= k <= n_latents:

@@ -23,10 +23,14 @@ class Codes:
     `document` and `position`. Shards are memory-mapped; `bits` and the columns are concatenated on first use.
     """
 
-    def __init__(self, path: Path | str, verify: bool = False) -> None:
-        """verify: compare every shard with its checksum first."""
+    def __init__(self, path: Path | str, verify: bool = True) -> None:
+        """verify: compare every shard with its checksum first; False leaves that out."""
         self.path = Path(path)
         self.manifest = read_manifest(self.path / MANIFEST, SCHEMA, "a folder of codes")
+        if self.manifest.get("kind") != "bitlens.codes":
+            raise BitlensError(f"{self.path} is a folder of another kind, not of codes.")
+        if self.manifest.get("complete") is False:
+            raise BitlensError(f"The codes in {self.path} are unfinished; encode the store again with --overwrite.")
         self.n_latents: int = required(self.manifest, "n_latents", self.path / MANIFEST)
         self.rows: int = required(self.manifest, "rows", self.path / MANIFEST)
         self._columns: dict[str, torch.Tensor] | None = None
@@ -77,12 +81,14 @@ class Codes:
         about: what the manifest says of their origin (autoencoder, store, model, hook point).
         """
         path.mkdir(parents=True, exist_ok=True)
+        head = {"schema": SCHEMA, "kind": "bitlens.codes"}
+        write_json(path / MANIFEST, {**head, "complete": False})
         shards: list[dict[str, Any]] = []
         for bits, columns in parts:
             file = f"codes-{len(shards):05d}.safetensors"
             digest = write_tensors(path / file, {"bits": bits.words.cpu().view(torch.uint64), **columns})
             shards.append({"file": file, "rows": len(bits), "sha256": digest})
         rows = sum(shard["rows"] for shard in shards)
-        manifest = {"schema": SCHEMA, "kind": "bitlens.codes", "rows": rows, "n_latents": n_latents, **about}
+        manifest = {**head, "complete": True, "rows": rows, "n_latents": n_latents, **about}
         write_json(path / MANIFEST, {**manifest, "shards": shards})
         return Codes(path)

@@ -55,13 +55,18 @@ def replaced(model: LanguageModel, change: Callable[[Tensor], Tensor]) -> Iterat
 
 @torch.inference_mode()
 def splice_losses(
-    model: LanguageModel, autoencoder: Autoencoder, contexts: Tensor, scored: Tensor, max_bytes: int = 1 << 29
+    model: LanguageModel,
+    autoencoder: Autoencoder,
+    contexts: Tensor,
+    scored: Tensor,
+    max_norm: float = math.inf,
+    max_bytes: int = 1 << 29,
 ) -> SpliceLosses:
     """Cross-entropy and KL of the next token with the reconstruction in place of the hidden states.
 
     model: a whole causal model with one hook point. contexts `[n, length]`: token ids, -1 is padding. scored: bool, same
-    shape: the tokens whose prediction counts. Every token but special ones and padding is replaced; those stay as the
-    model made them. KL is from the original's distribution to the spliced one's.
+    shape: the tokens whose prediction counts. Every token is replaced but special ones, padding and hidden states of a
+    norm above max_norm (attention sinks, which no autoencoder is trained on); those stay as the model made them. KL is from the original's distribution to the spliced one's.
     """
     special = torch.tensor(sorted(model.tokenizer.all_special_ids))
     real = contexts >= 0
@@ -77,10 +82,10 @@ def splice_losses(
         here, replace = counts[rows][:, 1:].to(model.device), usual[rows].to(model.device)[:, :, None]
 
         def reconstructed(x: Tensor, replace: Tensor = replace) -> Tensor:
-            return torch.where(replace, autoencoder(x).to(x.dtype), x)
+            return torch.where(replace & _usual(x, max_norm), autoencoder(x).to(x), x)
 
         def zeroed(x: Tensor, replace: Tensor = replace) -> Tensor:
-            return torch.where(replace, 0, x)
+            return torch.where(replace & _usual(x, max_norm), 0, x)
 
         original = _log_probabilities(model, tokens, mask, None)
         spliced = _log_probabilities(model, tokens, mask, reconstructed)
@@ -93,6 +98,11 @@ def splice_losses(
     original, spliced, zero, kl = (sums / n).tolist()
     score = (zero - spliced) / (zero - original) if zero != original else math.nan
     return SpliceLosses(original, spliced, zero, kl, score, n)
+
+
+def _usual(x: Tensor, max_norm: float) -> Tensor:
+    """Which hidden states have a norm up to max_norm -> `[..., 1]`"""
+    return torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True) <= max_norm
 
 
 def _log_probabilities(
@@ -109,13 +119,13 @@ def _cross_entropy(log_probabilities: Tensor, tokens: Tensor, where: Tensor) -> 
     return -log_probabilities.gather(-1, tokens[:, 1:, None])[..., 0][where].double().sum().cpu()
 
 
-def held_out_contexts(store: ActivationStore, limit: int) -> tuple[Tensor, Tensor]:
-    """Up to `limit` contexts with held-out documents -> (token ids `[n, length]`, which tokens are held out)"""
+def contexts_to_score(store: ActivationStore, limit: int, part: str = "test") -> tuple[Tensor, Tensor]:
+    """Up to `limit` contexts with tokens of this part (`test` or `all`) -> (token ids `[n, length]`, which are of it)"""
     found: list[tuple[Tensor, Tensor]] = []
     missing = limit
     for contexts, columns in store.contexts():
         scored = torch.zeros(contexts.shape, dtype=torch.bool)
-        test = store.is_test(columns["document"])
+        test = store.is_test(columns["document"]) | (part == "all")
         scored[columns["context"][test].long(), columns["position"][test].long()] = True
         chosen = scored.any(1).nonzero()[:missing, 0]
         found.append((contexts[chosen], scored[chosen]))

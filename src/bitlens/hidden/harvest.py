@@ -20,7 +20,7 @@ from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.store import MANIFEST, OUTLIER_MULTIPLE, ActivationStore, StoreWriter
 from bitlens.hidden.text import ContextReader, Contexts, Corpus
 
-SHARD_BYTES = 1 << 27
+SHARD_BYTES = 1 << 26
 ROW_COLUMNS_BYTES = 28  # token, document, position, context, norm, context_tokens
 
 
@@ -72,19 +72,21 @@ def harvest(
 ) -> list[ActivationStore]:
     """Harvest every hook point of `model` -> its stores, which share rows: row i is the same token in all of them.
 
-    reader: the text; a string is a source as in `Corpus`, read in contexts of 256 tokens.
+    reader: the text; a string is a source as in `Corpus`, read in contexts of 256 tokens (fewer if the model
+    reads fewer).
     out: the store, or with several hook points a folder with a store for each. max_rows: stop after so many rows.
     stop: asked after every batch; a name (of a signal) ends the harvest, which --resume then continues.
     """
     out = Path(out)
     if isinstance(reader, str):
-        reader = ContextReader(Corpus((reader,)), model.tokenizer, 256)
+        reader = ContextReader(Corpus((reader,)), model.tokenizer, min(256, model.longest_context() or 256))
     widths = model.widths()
     dtype = store_dtype or model.dtype
     folders = {name: out if len(widths) == 1 else out / folder_name(name) for name in widths}
     marker = MANIFEST if len(widths) == 1 else f"{folder_name(next(iter(widths)))}/{MANIFEST}"
     plan = make_plan(model, reader, out, widths, dtype, batch_size, max_rows)
     announce(plan)
+    model.require_context(reader.length)
     if next(reader.contexts(), None) is None:  # the text is tried before a former store is replaced
         raise BitlensError("The text gave no usable tokens: it is empty.")
     if plan.store_bytes is not None and plan.store_bytes > plan.free_bytes and not resume:
@@ -100,7 +102,7 @@ def harvest(
         about = {
             "model": model.name, "revision": model.revision, "hook": hook.names(), "d_in": widths[hook.name],
             "dtype": str(dtype).removeprefix("torch."), "corpus": reader.corpus.fingerprint(),
-            "text": list(reader.corpus.sources), "context_length": reader.length, "packed": reader.packed,
+            "text": list(reader.corpus.sources), "context_length": reader.length, "packed": reader.packed, "outlier_multiple": outlier_multiple,
             "prepend_bos": reader.prepends_bos, "max_rows": max_rows, "batch_size": batch_size,
         }  # fmt: skip
         writers[hook.name] = StoreWriter(folders[hook.name], about, outlier_multiple)

@@ -33,6 +33,7 @@ class LiveSource(HiddenSource):
     ) -> None:  # fmt: skip
         if len(model.hooks) != 1:
             raise BitlensError("Training without a store takes exactly one hook point.")
+        model.require_context(reader.length)
         self.model, self.reader, self.batch_size = model, reader, batch_size
         self.test_fraction = test_fraction
         self.batches_per_window = max(1, window_contexts // batch_size)
@@ -40,7 +41,7 @@ class LiveSource(HiddenSource):
         self.about = {
             "model": model.name, "revision": model.revision, "hook": model.hooks[0].names(),
             "corpus": reader.corpus.fingerprint(), "context_length": reader.length,
-            "prepend_bos": reader.prepends_bos, "d_in": self.d_in, "store": None,
+            "packed": reader.packed, "prepend_bos": reader.prepends_bos, "d_in": self.d_in, "store": None,
         }  # fmt: skip
         self._limit = float("inf")
         rows: list[Tensor] = []

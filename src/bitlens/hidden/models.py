@@ -253,6 +253,16 @@ class LanguageModel:
                 )
         return {name: state.shape[-1] for name, state in found.items()}
 
+    def longest_context(self) -> int | None:
+        """Tokens that the model reads at once, where its configuration says."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    def require_context(self, length: int) -> None:
+        """Refuse contexts that are longer than the model's positions."""
+        limit = self.longest_context()
+        if limit is not None and length > limit:
+            raise BitlensError(f"{self.name} reads at most {limit} tokens at once, not {length}; lower --context.")
+
     def memory(self) -> int:
         """Bytes of the weights that are loaded."""
         return sum(p.numel() * p.element_size() for p in self.model.parameters())

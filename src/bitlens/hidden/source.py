@@ -16,6 +16,11 @@ from torch import Tensor
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator
 
+NO_ROWS = (
+    "There are no training rows: every document is held out or every row is an outlier; harvest more documents "
+    "(--documents paragraph makes many of one file) or lower --test-fraction."
+)
+
 
 class Position(NamedTuple):
     """The next row to be read: its epoch, the place of its window in the epoch, its place in the shuffled window."""
@@ -74,20 +79,22 @@ class HiddenSource:
                     row += size
                 rest, row = rows[order[row:]], 0
             if not found and not first:
-                raise BitlensError("There are no training rows: every document is held out or every row is an outlier.")
+                raise BitlensError(NO_ROWS)
             epoch, first = epoch + 1, 0
 
 
 def held_out(documents: np.ndarray, fraction: float) -> np.ndarray:
     """Which documents are kept for testing: a fixed pseudo-random choice by id, so a longer corpus keeps the split.
 
-    documents: integer ids -> bool, same shape. The id is mixed by splitmix64 (Steele et al. 2014).
+    documents: integer ids -> bool, same shape. The id is mixed by splitmix64 (Steele et al. 2014). Document 0 is always
+    held out, so that a small corpus has a test set, too.
     """
     x = documents.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     x = x ^ (x >> np.uint64(31))
-    return (x >> np.uint64(11)).astype(np.float64) / 2**53 < fraction
+    mixed = (x >> np.uint64(11)).astype(np.float64) / 2**53
+    return (mixed < fraction) | ((documents == 0) & (fraction > 0))
 
 
 class TensorSource(HiddenSource):

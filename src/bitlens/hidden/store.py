@@ -57,7 +57,19 @@ class ActivationStore(HiddenSource):
         self.d_in: int = required(self.manifest, "d_in", file)
         self.mean = torch.tensor(required(self.manifest, "mean", file), dtype=torch.float64).float()
         self.scale = float(required(self.manifest, "std", file))
-        keys = ("model", "revision", "hook", "corpus", "context_length", "prepend_bos", "d_in")
+        keys = (
+            "model",
+            "revision",
+            "hook",
+            "corpus",
+            "context_length",
+            "packed",
+            "prepend_bos",
+            "d_in",
+            "rows",
+            "std",
+            "outlier_norm",
+        )
         self.about = {"store": str(self.path), **{k: self.manifest.get(k) for k in keys}}
         self.test_fraction = test_fraction
         self._verified: set[str] = set()
@@ -91,13 +103,8 @@ class ActivationStore(HiddenSource):
         return read_tensors(path, names)
 
     def is_test(self, documents: Tensor) -> Tensor:
-        """Which of these documents are held out -> bool, same shape; at least one document is, if any are to be."""
-        ids = documents.numpy()
-        out = held_out(ids, self.test_fraction)
-        total = int(self.manifest.get("documents") or 0)
-        if self.test_fraction and 0 < total < 1000 and not held_out(np.arange(total), self.test_fraction).any():
-            out = out | (ids == 0)
-        return torch.from_numpy(out)
+        """Which of these documents are held out -> bool, same shape."""
+        return torch.from_numpy(held_out(documents.numpy(), self.test_fraction))
 
     def splits(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """For every shard the indices of its (training, test) rows, both without outliers."""
@@ -214,13 +221,13 @@ class StoreWriter:
         """Write one shard. hidden `[rows, d_in]`; columns token, document, position and, with contexts
         `[contexts, length]`, context; done: contexts of the corpus that this shard covers."""
         file = f"shard-{len(self.shards):05d}.safetensors"
-        norm = torch.linalg.vector_norm(hidden.float(), dim=1)
+        norm = torch.linalg.vector_norm(hidden, dim=1, dtype=torch.float64)
         refuse_non_finite(norm, columns["document"], self.rows)
         tensors = {
-            "hidden": hidden, "norm": norm,
+            "hidden": hidden, "norm": norm.float(),
             "token": columns["token"].int(), "document": columns["document"].long(),
             "position": columns["position"].int(),
-            "sum": hidden.double().sum(0), "square_sum": hidden.double().square().sum(),
+            "sum": hidden.sum(0, dtype=torch.float64), "square_sum": norm.square().sum(),
         }  # fmt: skip
         if contexts is not None:
             tensors |= {"context": columns["context"].int(), "context_tokens": contexts.int()}

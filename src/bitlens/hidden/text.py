@@ -282,8 +282,10 @@ class ContextReader:
         if not sample:
             return 0
         ids = self.tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"]
-        rows = int(total * sum(map(len, ids)) / max(1, sum(len(text.encode()) for text in sample)))
-        return rows
+        if not self.packed:
+            documents = sum(1 for _ in self.corpus.documents())
+            return documents * sum(min(len(i), self.room) for i in ids) // len(ids)
+        return int(total * sum(map(len, ids)) / max(1, sum(len(text.encode()) for text in sample)))
 
 
 def _grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -46,7 +46,7 @@ class TrainConfig:
     batch_size: int = 512
     """rows a step; firing rates, and so the price of bits, are those of one batch"""
     lr: float | None = None
-    """peak learning rate of Adam; by default 0.01 for bae, 0.002 for topk"""
+    """peak learning rate of Adam; by default 0.01 for bae, 0.006 for topk"""
     lam: float | None = None
     """price of a bit: the fraction of variance unexplained that one bit per input dimension is worth"""
     gamma: float | None = None
@@ -90,7 +90,7 @@ class TrainConfig:
         if known is None:
             raise BitlensError(f"There is no preset '{self.preset}'; choose one of: {', '.join(PRESETS)}.")
         filled = {name: value for name, value in known.items() if getattr(self, name) is None}
-        default_lr = 1e-2 if self.architecture == "bae" else 2e-3
+        default_lr = 1e-2 if self.architecture == "bae" else 6e-3
         config = replace(
             self, **filled, device=device,
             n_latents=4 * d_in if self.n_latents is None else self.n_latents, lr=default_lr if self.lr is None else self.lr,

@@ -12,7 +12,7 @@ from bitlens.autoencoders.binarize import binarize
 from bitlens.seeding import generator
 from bitlens.training.config import TrainConfig
 from bitlens.training.objective import Losses, Price, binary_losses
-from bitlens.training.pruning import OFF, Parameters, prune, regrow
+from bitlens.training.pruning import Parameters, prune, regrow
 
 Sampler = Callable[[int, torch.Generator], Tensor]
 SPREAD_RATE = 0.05  # of the exponential average of each latent's pre-activation spread
@@ -85,10 +85,6 @@ class BinaryLearner(Learner):
             for parameter, axis in ((self.model.W_enc, 1), (self.model.b_enc, 0), (self.model.W_dec, 0)):
                 optimizer.state[parameter]["exp_avg"].index_fill_(axis, restarted, 0)
 
-    def live(self) -> int:
-        """Latents that are not switched off."""
-        return int((self.model.b_enc > OFF / 2).sum())
-
     def _parameters(self) -> Parameters:
         return Parameters(self.model.W_enc, self.model.b_enc, self.model.W_dec, self.model.b_dec)
 
@@ -108,10 +104,6 @@ class TopKLearner(Learner):
         self.state = {"silent": torch.zeros(model.n_latents, device=model.W_enc.device)}  # batches since last on
         self.patience = max(20, config.steps // 20)
 
-    @torch.no_grad()
-    def start(self) -> None:
-        """The decoder's bias starts as the mean, which is zero in model space."""
-
     def losses(self, x: Tensor) -> tuple[Losses, Tensor]:
         z = self.model.pre_activations(x)
         codes = self.model.code(z)
@@ -121,7 +113,7 @@ class TopKLearner(Learner):
         self.state["silent"] = torch.where(on, 0.0, self.state["silent"] + 1)
         auxiliary = mse.new_zeros(())
         dead = self.state["silent"] > self.patience
-        if self.config.steps and dead.any():
+        if dead.any():
             k = min(self.model.d_in // 2, int(dead.sum()))
             top = z.masked_fill(~dead, -torch.inf).topk(max(k, 1), dim=-1)
             residual = (x - x_hat).detach()

@@ -19,7 +19,7 @@ from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import binary_entropy, firing_rates
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import prepare_output, read_manifest, write_json
-from bitlens.hidden.source import HiddenSource, Position
+from bitlens.hidden.source import NO_ROWS, HiddenSource, Position
 from bitlens.seeding import generator
 from bitlens.training.checkpoint import STATE, Progress, load_checkpoint, save_checkpoint
 from bitlens.training.config import TrainConfig
@@ -55,6 +55,7 @@ def train(
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BitlensError(f"There is no device '{device}' here; use cpu.")
     config = config.resolved(source.d_in, device)
+    config = dataclasses.replace(config, test_fraction=getattr(source, "test_fraction", 0.0))  # what is really held out
     model = _build(source, config).to(device)
     folder = Path(out) if out is not None else None
     if folder is not None:
@@ -116,7 +117,7 @@ def train(
     if folder is not None:
         model.save(folder)
         (folder / STATE).unlink(missing_ok=True)
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -149,7 +150,13 @@ def _build(source: HiddenSource, config: TrainConfig) -> Autoencoder:
 
 
 def _sampler(source: HiddenSource, model: Autoencoder, device: str) -> Callable[[int, torch.Generator], Tensor]:
-    return lambda n, seed: model.standardise(source.sample(n, seed).to(device))
+    def sample(n: int, seed: torch.Generator) -> Tensor:
+        rows = source.sample(n, seed)
+        if len(rows) < 2:
+            raise BitlensError(NO_ROWS)
+        return model.standardise(rows.to(device))
+
+    return sample
 
 
 def _standardised_batches(
