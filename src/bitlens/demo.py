@@ -85,7 +85,7 @@ def _show_features(codes: Codes, scores: list[TokenScore], tokenizer: Any) -> No
         "[bold]4. The ten clearest latents[/bold]: how well their tokens predict them (F1), and where they are on"
     )
     for score in clearest(scores, 10):
-        names = [show.plain(tokenizer.decode([token])).strip() or "space" for token in score.tokens]
+        names = list(dict.fromkeys(show.plain(tokenizer.decode([token])).strip() or "space" for token in score.tokens))
         more = f"   and {len(names) - 8} more" if len(names) > 8 else ""
         heading = f"latent {score.latent}, on in {100 * score.rate:.2f} % of rows, F1 {score.f1:.2f}:   {'   '.join(names[:8])}{more}"
         show.out.print("\n" + heading, style="bold", markup=False)
@@ -96,7 +96,11 @@ def _show_features(codes: Codes, scores: list[TokenScore], tokenizer: Any) -> No
 
 def clearest(scores: list[TokenScore], n: int) -> list[TokenScore]:
     """The n best scores; at most half of them are of latents that name a single token."""
-    ranked = sorted(scores, key=lambda s: -s.f1)
-    single = [s for s in ranked if len(s.tokens) == 1][: n // 2]
-    several = [s for s in ranked if len(s.tokens) > 1][: n - len(single)]
-    return sorted(single + several, key=lambda s: -s.f1)
+    chosen: list[TokenScore] = []
+    singles = 0
+    for score in sorted(scores, key=lambda s: -s.f1):
+        single = len(score.tokens) == 1
+        if len(chosen) < n and (not single or singles < n // 2):
+            chosen.append(score)
+            singles += single
+    return chosen

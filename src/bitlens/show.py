@@ -111,4 +111,6 @@ def plain(text: str) -> str:
 
 def example(before: str, token: str, after: str) -> str:
     """A token in its context, marked, as escaped markup."""
-    return f"[dim]{escape(plain(before))}[/dim][bold]«{escape(plain(token))}»[/bold][dim]{escape(plain(after))}[/dim]"
+    space = " " if token.startswith(" ") else ""  # tokens begin with the space before them: it is shown outside
+    before, token, after = (escape(plain(text)) for text in (before + space, token.removeprefix(" "), after))
+    return f"[dim]{before}[/dim][bold]«{token}»[/bold][dim]{after}[/dim]"
