@@ -102,7 +102,7 @@ def harvest(
         about = {
             "model": model.name, "revision": model.revision, "hook": hook.names(), "d_in": widths[hook.name],
             "dtype": str(dtype).removeprefix("torch."), "corpus": reader.corpus.fingerprint(),
-            "text": list(reader.corpus.sources), "context_length": reader.length, "packed": reader.packed, "outlier_multiple": outlier_multiple,
+            "text": list(reader.corpus.sources), "context_length": reader.length, "packed": reader.packed,
             "prepend_bos": reader.prepends_bos, "max_rows": max_rows, "batch_size": batch_size,
         }  # fmt: skip
         writers[hook.name] = StoreWriter(folders[hook.name], about, outlier_multiple)

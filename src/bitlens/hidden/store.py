@@ -188,7 +188,7 @@ class StoreWriter:
         """about: what the manifest says of the origin; a store that is there already must say the same."""
         self.path = path
         self.outlier_multiple = outlier_multiple
-        self.about = about
+        self.about = about = {**about, "outlier_multiple": outlier_multiple}
         self.shards: list[dict[str, Any]] = []
         self.complete = False
         file = path / MANIFEST
@@ -268,8 +268,7 @@ class StoreWriter:
 
     def _write_manifest(self, result: dict[str, Any]) -> None:
         head = {"schema": SCHEMA, "kind": "bitlens.store", "complete": False, "rows": self.rows}
-        settings = {"outlier_multiple": self.outlier_multiple}
-        write_json(self.path / MANIFEST, {**head, **self.about, **settings, **result, "shards": self.shards})
+        write_json(self.path / MANIFEST, {**head, **self.about, **result, "shards": self.shards})
 
 
 def refuse_non_finite(norm: Tensor, document: Tensor, before: int = 0) -> None:

@@ -127,7 +127,8 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def _build(source: HiddenSource, config: TrainConfig) -> Autoencoder:
-    n_latents = config.n_latents or 4 * source.d_in
+    assert config.n_latents is not None  # filled in by `resolved`
+    n_latents = config.n_latents
     if config.architecture == "topk":
         model: Autoencoder = TopKAutoencoder(source.d_in, n_latents, k=config.k)
     else:
