@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bitlens.autoencoders.base import Autoencoder
+from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 
 NEGLIGIBLE = 1e-4  # a latent on (or off) in a smaller share of rows counts as constant
@@ -18,6 +19,9 @@ class BinaryAutoencoder(Autoencoder):
 
     def code(self, z: Tensor) -> Tensor:
         return (z > 0).to(z.dtype)
+
+    def encode_bits(self, x: Tensor) -> PackedBits:
+        return PackedBits.step(self.pre_activations(self.standardise(x)))
 
     @torch.no_grad()
     def canonical(self, rates: Tensor) -> BinaryAutoencoder:

@@ -1,61 +1,258 @@
-"""Popcount kernels for the CPU."""
-
-import contextlib
-from collections.abc import Iterator
+"""Popcount kernels for the CPU: pack, turn, count, pair, compare. Every result is an exact integer."""
 
 import numba
 import numpy as np
-import torch
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+
+from bitlens.bits.words import LANES, popcount, torch_threads, turn
+
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
+
+CHUNK = 512  # words of each column that co-occurrence looks at together: 64 columns of 4 KiB fit the cache
+TILE = 64  # columns on either side of a block of co-occurrence
+CODES = 512  # codes that a search turns word-major at a time
 
 
-@intrinsic
-def _popcount(typingctx, word):  # pyright: ignore[reportUnusedParameter]
-    """The processor's own popcount, which LLVM vectorises where there is a vector form."""
+def words_for(n_bits: int) -> int:
+    return -(-n_bits // 64)
 
-    def emit(context, builder, signature, args):
-        ctpop = builder.module.declare_intrinsic("llvm.ctpop", [ir.IntType(64)])
-        return builder.call(ctpop, args)
 
-    return types.uint64(types.uint64), emit
+# --- pack, turn, count ------------------------------------------------------------------------------------------------
 
 
 @numba.njit(parallel=True, cache=True, boundscheck=False)
-def _co_occurrence(columns, counts):
-    n, words = columns.shape
-    tile = 32
-    tiles = (n + tile - 1) // tile
-    for a in numba.prange(tiles):
-        for b in range(a, tiles):
-            for i in range(a * tile, min(n, (a + 1) * tile)):
-                for j in range(max(i, b * tile), min(n, (b + 1) * tile)):
-                    total = np.uint64(0)
-                    for w in range(words):
-                        total += _popcount(columns[i, w] & columns[j, w])  # pyright: ignore[reportCallIssue]
-                    counts[i, j] = total
-                    counts[j, i] = total
+def _pack(z, words):
+    n, n_latents = z.shape
+    for i in numba.prange(n):
+        for w in range(n_latents // 64):
+            word = np.uint64(0)
+            for j in range(64):
+                word |= np.uint64(z[i, w * 64 + j] > 0) << np.uint64(j)
+            words[i, w] = word
+        word = np.uint64(0)
+        for j in range(n_latents // 64 * 64, n_latents):
+            word |= np.uint64(z[i, j] > 0) << np.uint64(j % 64)
+        if n_latents % 64:
+            words[i, n_latents // 64] = word
+
+
+def pack(z: np.ndarray) -> np.ndarray:
+    """Step and pack: float32 `[n, n_latents]` -> uint64 `[n, words]`, on where z > 0"""
+    words = np.empty((len(z), words_for(z.shape[1])), np.uint64)
+    with torch_threads():
+        _pack(z, words)
+    return words
+
+
+@numba.njit(parallel=True, cache=True, boundscheck=False)
+def _transpose(rows, columns):
+    n, words = rows.shape
+    groups = columns.shape[1]
+    for part in numba.prange((groups + LANES - 1) // LANES):
+        block = np.zeros(64 * LANES, np.uint64)
+        scratch = np.empty_like(block)
+        lanes = min(groups - part * LANES, LANES)
+        for w in range(words):
+            for lane in range(lanes):
+                first = (part * LANES + lane) * 64
+                inside = min(64, n - first)
+                for i in range(inside):
+                    block[i * LANES + lane] = rows[first + i, w]
+                for i in range(inside, 64):
+                    block[i * LANES + lane] = np.uint64(0)
+            turn(block, scratch)
+            for j in range(min(64, len(columns) - w * 64)):
+                for lane in range(lanes):
+                    columns[w * 64 + j, part * LANES + lane] = block[j * LANES + lane]
+
+
+def transpose(rows: np.ndarray, n_columns: int) -> np.ndarray:
+    """Row-major uint64 `[n, words]` -> column-major `[n_columns, ceil(n / 64)]`"""
+    columns = np.empty((n_columns, words_for(len(rows))), np.uint64)
+    with torch_threads():
+        _transpose(rows, columns)
+    return columns
+
+
+@numba.njit(cache=True, boundscheck=False)
+def _add_bits(row, sums):
+    for shift in range(8):
+        counters = sums[shift]  # eight 8-bit counters a word
+        for w in range(len(row)):
+            counters[w] += (row[w] >> np.uint64(shift)) & np.uint64(0x0101010101010101)
+
+
+@numba.njit(parallel=True, cache=True, boundscheck=False)
+def _column_counts(rows, counts):
+    n, words = rows.shape
+    parts, n_columns = counts.shape
+    for part in numba.prange(parts):
+        sums = np.zeros((8, words), np.uint64)
+        mine = counts[part]
+        for first in range(part * 255, n, parts * 255):  # 255 rows cannot overflow a counter
+            for i in range(first, min(n, first + 255)):
+                _add_bits(rows[i], sums)
+            for j in range(n_columns):
+                mine[j] += np.int64((sums[j % 8, j // 64] >> np.uint64(j % 64 // 8 * 8)) & np.uint64(255))
+            sums[:] = 0
+
+
+def column_counts(rows: np.ndarray, n_columns: int) -> np.ndarray:
+    """Row-major uint64 `[n, words]` -> int64 `[n_columns]`: the rows in which each column is on"""
+    with torch_threads():
+        counts = np.zeros((numba.get_num_threads(), n_columns), np.int64)
+        _column_counts(rows, counts)
+    return counts.sum(0)
+
+
+# --- pairs of columns -------------------------------------------------------------------------------------------------
+
+
+@numba.njit(cache=True, boundscheck=False)
+def _count_tile(left, right, counts):
+    """Add popcount(left[i] & right[j]) to counts[i, j]; sixteen sums at a time stay in registers."""
+    for i in range(0, len(left), 4):
+        for j in range(0, len(right), 4):
+            a = b = c = d = e = f = g = h = np.int64(0)
+            k = l = m = n = o = p = q = r = np.int64(0)
+            for w in range(left.shape[1]):
+                x, y, z, t = left[i, w], left[i + 1, w], left[i + 2, w], left[i + 3, w]
+                s, u, v, q_ = right[j, w], right[j + 1, w], right[j + 2, w], right[j + 3, w]
+                a += np.int64(popcount(x & s))
+                b += np.int64(popcount(x & u))
+                c += np.int64(popcount(x & v))
+                d += np.int64(popcount(x & q_))
+                e += np.int64(popcount(y & s))
+                f += np.int64(popcount(y & u))
+                g += np.int64(popcount(y & v))
+                h += np.int64(popcount(y & q_))
+                k += np.int64(popcount(z & s))
+                l += np.int64(popcount(z & u))
+                m += np.int64(popcount(z & v))
+                n += np.int64(popcount(z & q_))
+                o += np.int64(popcount(t & s))
+                p += np.int64(popcount(t & u))
+                q += np.int64(popcount(t & v))
+                r += np.int64(popcount(t & q_))
+            for row, sums in enumerate(((a, b, c, d), (e, f, g, h), (k, l, m, n), (o, p, q, r))):
+                for column in range(4):
+                    counts[i + row, j + column] += sums[column]
+
+
+@numba.njit(parallel=True, cache=True, boundscheck=False)
+def _co_occurrence(columns, counts, pairs):
+    for pair in numba.prange(len(pairs)):
+        a, b = pairs[pair, 0], pairs[pair, 1]
+        tile = np.zeros((TILE, TILE), np.int64)
+        _count_tile(columns[a : a + TILE], columns[b : b + TILE], tile)
+        counts[a : a + TILE, b : b + TILE] += tile[: len(counts) - a, : len(counts) - b]
+
+
+@numba.njit(parallel=True, cache=True, boundscheck=False)
+def _mirror(counts):
+    for i in numba.prange(len(counts)):
+        for j in range(i):
+            counts[i, j] = counts[j, i]
 
 
 def co_occurrence(columns: np.ndarray) -> np.ndarray:
-    """Rows in which two latents are both on, for all pairs, exactly.
+    """Rows in which two latents are both on, for all pairs: only half of them are counted.
 
-    columns: uint64 `[n_latents, words]`, latent-major packed bits -> int64 `[n_latents, n_latents]`.
+    columns: column-major uint64 `[n_latents, words]` -> int64 `[n_latents, n_latents]`
     """
-    counts = np.zeros((len(columns), len(columns)), np.int64)
-    with _torch_threads():
-        _co_occurrence(np.ascontiguousarray(columns), counts)
+    n, words = columns.shape
+    counts = np.zeros((n, n), np.int64)
+    starts = range(0, n, TILE)
+    pairs = np.array([(a, b) for a in starts for b in starts if a <= b], np.int64).reshape(-1, 2)
+    with torch_threads():
+        for first in range(0, words, CHUNK):
+            part = columns[:, first : first + CHUNK]
+            _co_occurrence(np.pad(part, ((0, -n % TILE), (0, 0))), counts, pairs)
+        _mirror(counts)
     return counts
 
 
-@contextlib.contextmanager
-def _torch_threads() -> Iterator[None]:
-    """As many threads as torch has. Both may share one OpenMP, in which numba would set the number for torch, too: that
-    would change torch's speed, and the last bits of its results, from the first kernel on."""
-    threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+# --- distances between rows -------------------------------------------------------------------------------------------
+
+
+@numba.njit(cache=True, boundscheck=False)
+def _add_distances(word, words, distances):
+    for j in range(len(words)):
+        distances[j] += np.int32(popcount(word ^ words[j]))
+
+
+@numba.njit(parallel=True, cache=True, boundscheck=False)
+def _hamming(queries, codes, distances):
+    words = queries.shape[1]
+    for part in numba.prange((len(codes) + CODES - 1) // CODES):
+        some = codes[part * CODES : (part + 1) * CODES]
+        by_word = np.ascontiguousarray(some.T)
+        sums = np.empty(len(some), np.int32)
+        for i in range(len(queries)):
+            sums[:] = 0
+            for w in range(words):
+                _add_distances(queries[i, w], by_word[w], sums)
+            distances[i, part * CODES : part * CODES + len(some)] = sums
+
+
+def hamming(queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Bits in which rows differ: uint64 `[n, words]` and `[m, words]` -> int32 `[n, m]`"""
+    distances = np.empty((len(queries), len(codes)), np.int32)
+    with torch_threads():
+        _hamming(queries, codes, distances)
+    return distances
+
+
+@numba.njit(cache=True, boundscheck=False)
+def _insert(distance, index, distances, indices):
+    """Into a list sorted by distance; among equals, the one seen first stays ahead."""
+    at = len(distances) - 1
+    while at > 0 and distances[at - 1] > distance:
+        distances[at], indices[at] = distances[at - 1], indices[at - 1]
+        at -= 1
+    distances[at], indices[at] = distance, index
+
+
+@numba.njit(cache=True, boundscheck=False)
+def _below(distances, limit):
+    found = False
+    for j in range(len(distances)):
+        found |= distances[j] < limit
+    return found
+
+
+@numba.njit(parallel=True, cache=True, boundscheck=False)
+def _nearest(queries, codes, distances, indices):
+    parts, n, k = distances.shape
+    words = queries.shape[1]
+    share = (len(codes) + parts - 1) // parts
+    for part in numba.prange(parts):
+        end = min(len(codes), (part + 1) * share)
+        for first in range(part * share, end, CODES):
+            some = codes[first : min(end, first + CODES)]
+            by_word = np.ascontiguousarray(some.T)
+            sums = np.empty(len(some), np.int32)
+            for i in range(n):
+                sums[:] = 0
+                for w in range(words):
+                    _add_distances(queries[i, w], by_word[w], sums)
+                if _below(sums, distances[part, i, k - 1]):
+                    for j in range(len(sums)):
+                        if sums[j] < distances[part, i, k - 1]:
+                            _insert(sums[j], first + j, distances[part, i], indices[part, i])
+
+
+def nearest(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k codes nearest to each query, k at most len(codes); among equals the first codes.
+
+    uint64 `[n, words]` and `[m, words]` -> (int32 distances, int64 indices), `[n, k]`, nearest first
+    """
+    with torch_threads():
+        parts = numba.get_num_threads()
+        distances = np.full((parts, len(queries), k), np.iinfo(np.int32).max, np.int32)
+        indices = np.full((parts, len(queries), k), -1, np.int64)
+        _nearest(queries, codes, distances, indices)
+    merged = distances.transpose(1, 0, 2).reshape(len(queries), -1)
+    best = np.argsort(merged, axis=1, kind="stable")[:, :k]  # parts are in order of index, so equals are, too
+    return np.take_along_axis(merged, best, 1), np.take_along_axis(
+        indices.transpose(1, 0, 2).reshape(len(queries), -1), best, 1
+    )

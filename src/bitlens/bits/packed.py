@@ -45,14 +45,28 @@ class PackedBits:
         words = (padded.reshape(len(on), -1, WORD).long() << shifts).sum(-1)  # distinct bits: a sum is an or
         return cls(words, n_latents)
 
+    @classmethod
+    def step(cls, z: torch.Tensor) -> PackedBits:
+        """z: pre-activations `[..., n_latents]` -> 1 where z > 0. Leading dimensions are flattened to rows."""
+        z = z.detach().reshape(-1, z.shape[-1])
+        if z.device.type != "cpu" or z.dtype != torch.float32:
+            return cls.pack(z > 0)
+        from bitlens.bits import cpu
+
+        return cls(torch.from_numpy(cpu.pack(z.contiguous().numpy()).view(np.int64)), z.shape[1])
+
     def unpack(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """-> `[rows, n_latents]` of 0 and 1"""
         if self.words.device.type == "cpu":
             octets = np.ascontiguousarray(self.words.numpy()).view(np.uint8)
             return torch.from_numpy(np.unpackbits(octets, axis=1, count=self.n_latents, bitorder="little")).to(dtype)
-        shifts = torch.arange(WORD, device=self.words.device)
-        bits = (self.words[:, :, None] >> shifts) & 1
+        octets = self.words.contiguous().view(torch.uint8)
+        bits = (octets[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=octets.device)) & 1
         return bits.reshape(len(self), -1)[:, : self.n_latents].to(dtype)
+
+    def numpy(self) -> np.ndarray:
+        """The words as uint64 `[rows, words]`, in memory order; no copy where that can be."""
+        return np.ascontiguousarray(self.words.cpu().numpy()).view(np.uint64)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -63,21 +77,17 @@ class PackedBits:
 
     def row_counts(self) -> torch.Tensor:
         """Bits on in each row -> int64 `[rows]`"""
-        counts = np.bitwise_count(self.words.cpu().numpy().view(np.uint64)).sum(1, dtype=np.int64)
-        return torch.from_numpy(counts)
+        return torch.from_numpy(np.bitwise_count(self.numpy()).sum(1, dtype=np.int64))
 
-    def column_counts(self, block: int = 8192) -> torch.Tensor:
+    def column_counts(self) -> torch.Tensor:
         """Rows on in each latent -> int64 `[n_latents]`"""
-        counts = torch.zeros(self.n_latents, dtype=torch.int64)
-        for start in range(0, len(self), block):
-            counts += self[start : start + block].unpack(torch.uint8).sum(0, dtype=torch.int64).cpu()
-        return counts
+        from bitlens.bits import cpu  # compiled when first used
+
+        return torch.from_numpy(cpu.column_counts(self.numpy(), self.n_latents))
 
     def transpose(self) -> PackedBits:
         """Latent-major: row `j` holds the bits of latent `j` over all rows -> `[n_latents, ceil(rows / 64)]`"""
-        block = 64 * WORD
-        out = torch.zeros(self.n_latents, words_for(len(self)), dtype=torch.int64)
-        for start in range(0, len(self), block):
-            part = PackedBits.pack(self[start : start + block].unpack(torch.uint8).T.contiguous().cpu())
-            out[:, start // WORD : start // WORD + part.words.shape[1]] = part.words
-        return PackedBits(out.to(self.words.device), len(self))
+        from bitlens.bits import cpu
+
+        columns = torch.from_numpy(cpu.transpose(self.numpy(), self.n_latents).view(np.int64))
+        return PackedBits(columns.to(self.words.device), len(self))

@@ -1,4 +1,4 @@
-"""Exact counts over packed bits, and the entropy of a bit."""
+"""Exact counts over packed bits, on whichever device they are, and the entropy of a bit."""
 
 import math
 
@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
+from bitlens.errors import BitlensError
+
+# The CPU kernels are compiled when first used, and loading their compiler takes a moment: hence the local imports.
 
 
 def binary_entropy(p: Tensor) -> Tensor:
@@ -15,19 +18,75 @@ def binary_entropy(p: Tensor) -> Tensor:
 
 
 def firing_rates(bits: PackedBits) -> Tensor:
-    """Share of rows in which each latent is on -> float64 `[n_latents]`"""
+    """Share of rows in which each latent is on -> float64 `[n_latents]`; there must be rows."""
+    if len(bits) == 0:
+        raise BitlensError("There are no rows, so there are no firing rates.")
     return bits.column_counts().double() / len(bits)
 
 
 def co_occurrence(bits: PackedBits) -> Tensor:
     """`N = H^T H`: the number of rows in which latents i and j are both on -> int64 `[n_latents, n_latents]`"""
     if bits.words.device.type == "cpu":
-        from bitlens.bits import cpu  # compiled when first used
+        from bitlens.bits import cpu
 
-        columns = bits.transpose().words.numpy().view("uint64")
-        return torch.from_numpy(cpu.co_occurrence(columns))
-    counts = torch.zeros(bits.n_latents, bits.n_latents, dtype=torch.int64, device=bits.words.device)
-    for start in range(0, len(bits), 1 << 16):  # 0/1 products summed in float32 are exact up to 2^24
-        block = bits[start : start + (1 << 16)].unpack()
-        counts += (block.T @ block).long()
-    return counts
+        counts = torch.zeros(bits.n_latents, bits.n_latents, dtype=torch.int64)
+        for start in range(0, len(bits), 1 << 20):  # a block of rows is turned at a time
+            counts += torch.from_numpy(cpu.co_occurrence(bits[start : start + (1 << 20)].transpose().numpy()))
+        return counts
+    from bitlens.bits import cuda
+
+    return cuda.co_occurrence(bits)
+
+
+def covariance(bits: PackedBits, with_gradient: bool = True) -> tuple[Tensor, Tensor | None]:
+    """The covariance penalty of a minibatch, `sum_{i != j} |cov(h)_ij|` with the unbiased covariance, and its gradient.
+
+    Both come from integer counts, so signs and zeros are exact. At least two rows, at most 2^24.
+
+    -> (float64 scalar, `2 / (n - 1) (h - p) @ sign(cov)` as float32 `[rows, n_latents]`, or None)
+    """
+    if not 2 <= len(bits) <= 1 << 24:
+        raise BitlensError(f"A covariance needs between 2 and 2^24 rows, not {len(bits)}.")
+    if bits.words.device.type == "cpu":
+        from bitlens.bits.covariance import covariance as kernel
+
+        penalty, gradient = kernel(bits.numpy(), bits.n_latents, with_gradient)
+        return torch.tensor(penalty, dtype=torch.float64), None if gradient is None else torch.from_numpy(gradient)
+    from bitlens.bits import cuda
+
+    return cuda.covariance(bits, with_gradient)
+
+
+def hamming(queries: PackedBits, codes: PackedBits) -> Tensor:
+    """Bits in which rows differ, many to many -> int32 `[len(queries), len(codes)]`"""
+    _same_width(queries, codes)
+    if queries.words.device.type == "cpu":
+        from bitlens.bits import cpu
+
+        return torch.from_numpy(cpu.hamming(queries.numpy(), codes.numpy()))
+    from bitlens.bits import cuda
+
+    return cuda.hamming(queries, codes)
+
+
+def nearest(queries: PackedBits, codes: PackedBits, k: int) -> tuple[Tensor, Tensor]:
+    """The k codes with the smallest Hamming distance to each query; among equals, those that come first.
+
+    -> (distances int32, indices int64), each `[len(queries), k]`, nearest first
+    """
+    _same_width(queries, codes)
+    if not 1 <= k <= len(codes):
+        raise BitlensError(f"There are {len(codes)} codes to search, so k must be between 1 and that, not {k}.")
+    if queries.words.device.type == "cpu":
+        from bitlens.bits import cpu
+
+        distances, indices = cpu.nearest(queries.numpy(), codes.numpy(), k)
+        return torch.from_numpy(distances), torch.from_numpy(indices)
+    from bitlens.bits import cuda
+
+    return cuda.nearest(queries, codes, k)
+
+
+def _same_width(a: PackedBits, b: PackedBits) -> None:
+    if a.n_latents != b.n_latents:
+        raise BitlensError(f"Codes of {a.n_latents} latents cannot be compared with codes of {b.n_latents}.")

@@ -11,7 +11,14 @@ from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
 from bitlens.autoencoders.binarize import binarize
 from bitlens.seeding import generator
 from bitlens.training.config import TrainConfig
-from bitlens.training.objective import Losses, Price, binary_losses
+from bitlens.training.objective import (
+    Losses,
+    Price,
+    binary_losses,
+    covariance_penalty,
+    dense_covariance_penalty,
+    weights,
+)
 from bitlens.training.pruning import Parameters, prune, regrow
 
 Sampler = Callable[[int, torch.Generator], Tensor]
@@ -33,6 +40,14 @@ class Learner:
     def losses(self, x: Tensor) -> tuple[Losses, Tensor]:
         """x: standardised `[n, d_in]` -> (terms of the loss, codes `[n, n_latents]`)"""
         raise NotImplementedError
+
+    def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
+        """Leave the loss's gradients in the parameters -> (terms of the loss, firing rates `[n_latents]`)"""
+        self.model.zero_grad(set_to_none=True)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            losses, codes = self.losses(x)
+        losses.total.backward()
+        return losses, (codes.detach() != 0).float().mean(0)
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """After each optimiser step."""
@@ -65,12 +80,27 @@ class BinaryLearner(Learner):
     def losses(self, x: Tensor) -> tuple[Losses, Tensor]:
         c = self.config
         z = self.model.pre_activations(x)
-        now = z.detach().std(0)
-        spread = self.state["spread"]
-        spread.copy_(torch.where(spread == 0, now, spread.lerp(now, SPREAD_RATE)))
-        h = binarize(z, (c.width or 1.0) * spread.clamp_min(1e-4), c.surrogate or "clipped")
+        h = binarize(z, self._window(z.detach().std(0)), c.surrogate or "clipped")
         x_hat = self.model.reconstruct(h)
-        return binary_losses(x, x_hat, h, self.price, c.lam or 0.0, c.gamma or 0.0, c.weighting or "scaled"), h
+        penalty = dense_covariance_penalty if c.reference else covariance_penalty
+        return binary_losses(x, x_hat, h, self.price, c.lam or 0.0, c.gamma or 0.0, c.weighting or "scaled", penalty), h
+
+    def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
+        if self.config.reference or self.config.surrogate != "clipped" or x.device.type != "cpu":
+            return super().backward(x)
+        from bitlens.training.bit_step import bit_step  # compiled when first used
+
+        c = self.config
+        weighting = weights(
+            self.model.d_in, self.model.n_latents, c.lam or 0.0, c.gamma or 0.0, c.weighting or "scaled"
+        )
+        return bit_step(self.model, x, self._window, self.price, *weighting, c.precision == "bf16")
+
+    def _window(self, spread: Tensor) -> Tensor:
+        """The surrogate's window `[n_latents]`, after a batch whose pre-activations have this standard deviation."""
+        average = self.state["spread"]
+        average.copy_(torch.where(average == 0, spread, average.lerp(spread, SPREAD_RATE)))
+        return (self.config.width or 1.0) * average.clamp_min(1e-4)
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:

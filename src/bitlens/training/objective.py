@@ -8,11 +8,14 @@ and means the same at every width. `weighting="paper"` instead takes the plain s
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from bitlens.bits import statistics
+from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import binary_entropy
 
 PriceKind = Literal["entropy", "onbit"]
@@ -49,13 +52,11 @@ class Losses(NamedTuple):
     auxiliary: Tensor
 
 
-def batch_price(h: Tensor, price: Price) -> Tensor:
-    """Sum over latents of the price of the minibatch's firing rates, h `[n, n_latents]`.
+def batch_price(p: Tensor, n: int, price: Price) -> Tensor:
+    """Sum over latents of the price of the firing rates p `[n_latents]` of a minibatch of n rows.
 
     A rate of 0 or 1 in n rows has no finite entropy gradient: the slope is taken at half a row instead.
     """
-    n = len(h)
-    p = h.mean(0, dtype=torch.float32)
     inner = price(p + (p.clamp(0.5 / n, 1 - 0.5 / n) - p).detach())
     return (price(p.detach()) + (inner - inner.detach())).sum()
 
@@ -63,36 +64,52 @@ def batch_price(h: Tensor, price: Price) -> Tensor:
 class _Covariance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor) -> Tensor:
-        n = len(h)
-        centred = h.float() - h.float().mean(0)
-        covariance = centred.T @ centred / (n - 1)
-        covariance.fill_diagonal_(0)
-        ctx.save_for_backward(centred, covariance)
-        return covariance.abs().sum(dtype=torch.float64)
+        penalty, gradient = statistics.covariance(PackedBits.pack(h), with_gradient=ctx.needs_input_grad[0])
+        ctx.save_for_backward(gradient)
+        return penalty
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        centred, covariance = ctx.saved_tensors
-        return gradients[0].float() * 2 / (len(centred) - 1) * (centred @ covariance.sign())
+        (gradient,) = ctx.saved_tensors
+        return gradients[0].float() * gradient
 
 
 def covariance_penalty(h: Tensor) -> Tensor:
-    """`sum_{i != j} |cov(h)_ij|` with the unbiased covariance, h `[n, n_latents]`, n at least 2.
+    """`sum_{i != j} |cov(h)_ij|` with the unbiased covariance, h `[n, n_latents]` of 0 and 1, n at least 2.
 
-    Its gradient is `2 / (n - 1) * (h - p) @ sign(cov)` off the diagonal.
+    Its gradient is `2 / (n - 1) * (h - p) @ sign(cov)` off the diagonal. Both come from packed bits.
     """
-    with torch.autocast(h.device.type, enabled=False):
-        return _Covariance.apply(h)  # pyright: ignore[reportReturnType]
+    return _Covariance.apply(h)  # pyright: ignore[reportReturnType]
+
+
+def dense_covariance_penalty(h: Tensor) -> Tensor:
+    """The same by plain products and autograd, in float64 so that a covariance of zero is zero: the reference."""
+    h, n = h.double(), len(h)
+    counts = h.sum(0)
+    products = n * h.T @ h - counts[:, None] * counts
+    return (products.abs().sum() - products.diagonal().abs().sum()) / (n * (n - 1))
+
+
+def weights(d_in: int, n_latents: int, lam: float, gamma: float, weighting: Weighting) -> tuple[float, float]:
+    """What one latent's price and one pair's covariance are multiplied by."""
+    return (lam, gamma) if weighting == "paper" else (lam / d_in, gamma / n_latents**2)
 
 
 def binary_losses(
-    x: Tensor, x_hat: Tensor, h: Tensor, price: Price, lam: float, gamma: float, weighting: Weighting
+    x: Tensor,
+    x_hat: Tensor,
+    h: Tensor,
+    price: Price,
+    lam: float,
+    gamma: float,
+    weighting: Weighting,
+    penalty: Callable[[Tensor], Tensor] = covariance_penalty,
 ) -> Losses:
     """The objective above for one minibatch. x, x_hat `[n, d_in]`; h `[n, n_latents]`; float64 sums of small terms."""
-    d_in, n_latents = x.shape[1], h.shape[1]
-    per_price, per_pair = (1.0, 1.0) if weighting == "paper" else (1 / d_in, 1 / n_latents**2)
+    per_price, per_pair = weights(x.shape[1], h.shape[1], lam, gamma, weighting)
     mse = torch.mean((x_hat.float() - x) ** 2)
     zero = mse.new_zeros(())
-    cost = lam * per_price * batch_price(h, price) if lam else zero
-    covariance = gamma * per_pair * covariance_penalty(h) if gamma else zero
+    cost = per_price * batch_price(h.mean(0, dtype=torch.float32), len(h), price) if lam else zero
+    with torch.autocast(h.device.type, enabled=False):
+        covariance = per_pair * penalty(h) if gamma else zero
     return Losses(mse + cost + covariance, mse, cost, covariance, zero)

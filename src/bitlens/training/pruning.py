@@ -31,7 +31,7 @@ class Parameters(NamedTuple):
 
 def code_rows(rows: Tensor, P: Parameters) -> PackedBits:
     """Packed codes of standardised rows, in blocks."""
-    words = [PackedBits.pack(block @ P.W_enc + P.b_enc > 0).words for block in rows.split(BLOCK)]
+    words = [PackedBits.step(block @ P.W_enc + P.b_enc).words for block in rows.split(BLOCK)]
     return PackedBits(torch.cat(words), P.W_enc.shape[1])
 
 

@@ -82,10 +82,7 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step)
                 x, position = next(batches)
-                with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                    losses, codes = learner.losses(x)
-                optimizer.zero_grad(set_to_none=True)
-                losses.total.backward()
+                losses, rates = learner.backward(x)
                 optimizer.step()
                 learner.after_step(step, optimizer)
                 progress = Progress(step + 1, position)
@@ -93,7 +90,7 @@ def train(
 
                 last = progress.step == config.steps
                 if progress.step % config.log_every == 0 or last:
-                    record = _record(progress.step, losses, codes, rows_done / (time.perf_counter() - clock))
+                    record = _record(progress.step, losses, rates, rows_done / (time.perf_counter() - clock))
                     _refuse_divergence(record)
                     report(record)
                     if log is not None:
@@ -168,9 +165,8 @@ def _standardised_batches(
 
 
 @torch.no_grad()
-def _record(step: int, losses: Losses, codes: Tensor, rows_per_second: float) -> dict[str, float | int]:
-    """The numbers of one logged step; the only place where the loop waits for the device."""
-    p = (codes != 0).float().mean(0)
+def _record(step: int, losses: Losses, p: Tensor, rows_per_second: float) -> dict[str, float | int]:
+    """The numbers of one logged step, p the firing rates; the only place where the loop waits for the device."""
     record: dict[str, float | int] = {"step": step}
     record |= {name: float(value) for name, value in losses._asdict().items()}
     record["l0"] = float(torch.minimum(p, 1 - p).sum())
@@ -192,7 +188,7 @@ def _finish(model: Autoencoder, learner: Learner, source: HiddenSource, config: 
         return model
     rows = learner.sample(CANONICAL_ROWS, generator(config.seed, "canonical"))
     with torch.no_grad():
-        words = [PackedBits.pack(model.pre_activations(block) > 0).words for block in rows.split(4096)]
+        words = [PackedBits.step(model.pre_activations(block)).words for block in rows.split(4096)]
     return model.canonical(firing_rates(PackedBits(torch.cat(words), model.n_latents)).to(model.W_enc.device))
 
 

@@ -1,0 +1,70 @@
+"""The kernels on a GPU: products of 0/1 matrices in int8, summed in int32, hence exact.
+
+Everything is cut into tiles, so that no matrix of numbers of width squared is held but the one that is asked for. The
+functions run on any device, which is how they are tested where there is no GPU.
+"""
+
+import torch
+from torch import Tensor
+
+from bitlens.bits.packed import PackedBits
+
+TILE = 1024  # latents a tile
+ROWS = 1 << 16  # rows unpacked at a time
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """int8 `[m, k]` @ `[k, n]` -> int32 `[m, n]`. The int8 units want sizes that are multiples of 32."""
+    m, n = len(a), b.shape[1]
+    a = torch.nn.functional.pad(a, (0, -a.shape[1] % 32, 0, -m % 32))
+    b = torch.nn.functional.pad(b, (0, -n % 32, 0, -len(b) % 32))
+    return torch._int_mm(a, b)[:m, :n]
+
+
+def co_occurrence(bits: PackedBits) -> Tensor:
+    """Rows in which two latents are both on -> int64 `[n_latents, n_latents]`"""
+    counts = torch.zeros(bits.n_latents, bits.n_latents, dtype=torch.int64, device=bits.words.device)
+    for start in range(0, len(bits), ROWS):
+        block = bits[start : start + ROWS].unpack(torch.int8)
+        for first in range(0, bits.n_latents, TILE):
+            counts[first : first + TILE] += product(block[:, first : first + TILE].T.contiguous(), block)
+    return counts
+
+
+def covariance(bits: PackedBits, with_gradient: bool = True) -> tuple[Tensor, Tensor | None]:
+    """`sum_{i != j} |cov_ij|`, unbiased, and its gradient `2 / (n - 1) (h - p) @ sign(cov)`.
+
+    -> (float64 scalar, float32 `[n, n_latents]` or None)
+    """
+    h, n = bits.unpack(torch.int8), len(bits)
+    columns = h.T.contiguous()
+    counts = h.sum(0, dtype=torch.int64)
+    total = torch.zeros((), dtype=torch.float64, device=h.device)
+    gradient = torch.empty(h.shape, device=h.device) if with_gradient else None
+    for first in range(0, bits.n_latents, TILE):
+        part = slice(first, first + TILE)
+        v = n * product(columns, h[:, part]).long() - counts[:, None] * counts[part]
+        v[part].fill_diagonal_(0)
+        total += v.abs().sum()
+        if gradient is not None:
+            products = product(h, v.sign().to(torch.int8)).double()
+            gradient[:, part] = (products - products.mean(0)) * (2 / (n - 1))
+    return total / (n * (n - 1)), gradient
+
+
+def hamming(queries: PackedBits, codes: PackedBits) -> Tensor:
+    """Bits in which rows differ -> int32 `[n, m]`"""
+    q, c = queries.unpack(torch.int8), codes.unpack(torch.int8)
+    ons = q.sum(1, dtype=torch.int32)[:, None] + c.sum(1, dtype=torch.int32)
+    return ons - 2 * product(q, c.T.contiguous())
+
+
+def nearest(queries: PackedBits, codes: PackedBits, k: int) -> tuple[Tensor, Tensor]:
+    """The k codes nearest to each query; among equals the first codes -> (int32 distances, int64 indices), `[n, k]`"""
+    best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.words.device)
+    for start in range(0, len(codes), ROWS):
+        distances = hamming(queries, codes[start : start + ROWS]).long()
+        index = torch.arange(start, start + distances.shape[1], device=distances.device)
+        keys = torch.cat([best, (distances << 40) | index], 1)  # sorted by distance, then by index
+        best = keys.topk(min(k, keys.shape[1]), largest=False).values
+    return (best >> 40).int(), best & ((1 << 40) - 1)

@@ -1,0 +1,66 @@
+"""What the CPU kernels share: instructions on one machine word, and threads.
+
+Kernels take plain numpy arrays of words. Their inner loops run over contiguous memory with counters that cannot be
+negative; then LLVM turns them into the widest vectors, and the vector popcount, that the processor has. Elsewhere they
+are ordinary loops with the same results.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba.extending import intrinsic
+
+LANES = 16  # bit blocks that `turn` transposes side by side
+
+
+@intrinsic
+def popcount(typingctx, word):  # pyright: ignore[reportUnusedParameter]
+    """Bits on in an unsigned integer of any width."""
+    return word(word), lambda context, builder, signature, args: builder.ctpop(args[0])
+
+
+@intrinsic
+def trailing_zeros(typingctx, word):  # pyright: ignore[reportUnusedParameter]
+    """Index of the lowest bit that is on, of an unsigned integer that is not zero."""
+    never_zero = ir.Constant(ir.IntType(1), 1)
+    return word(word), lambda context, builder, signature, args: builder.cttz(args[0], never_zero)
+
+
+@contextlib.contextmanager
+def torch_threads() -> Iterator[None]:
+    """As many threads as torch has. Both may share one OpenMP, in which numba would set the number for torch, too: that
+    would change torch's speed, and the last bits of its results, from the first kernel on."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@numba.njit(cache=True, boundscheck=False)
+def _swap(source, target, width, mask):
+    shift = np.uint64(width)
+    for start in range(0, 64, 2 * width):
+        middle, stop = (start + width) * LANES, (start + 2 * width) * LANES
+        upper, lower = source[start * LANES : middle], source[middle:stop]
+        to_upper, to_lower = target[start * LANES : middle], target[middle:stop]
+        for k in range(len(upper)):
+            to_upper[k] = (upper[k] & mask) | ((lower[k] & mask) << shift)
+        for k in range(len(upper)):
+            to_lower[k] = ((upper[k] >> shift) & mask) | (lower[k] & ~mask)
+
+
+@numba.njit(cache=True, boundscheck=False)
+def turn(block, scratch):
+    """Transpose LANES bit matrices of 64 x 64 in place; word i of matrix l is `block[i * LANES + l]` (Hacker's Delight, 7-3)."""
+    _swap(block, scratch, 32, np.uint64(0x00000000FFFFFFFF))
+    _swap(scratch, block, 16, np.uint64(0x0000FFFF0000FFFF))
+    _swap(block, scratch, 8, np.uint64(0x00FF00FF00FF00FF))
+    _swap(scratch, block, 4, np.uint64(0x0F0F0F0F0F0F0F0F))
+    _swap(block, scratch, 2, np.uint64(0x3333333333333333))
+    _swap(scratch, block, 1, np.uint64(0x5555555555555555))
