@@ -19,8 +19,8 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: .venv/dev
-	$(BIN)/python benchmarks/harvest.py
+bench: .venv/bench
+	$(BIN)/bitlens bench
 	$(BIN)/python benchmarks/pruning.py
 	$(BIN)/python benchmarks/recovery.py
 
@@ -31,6 +31,12 @@ bench: .venv/dev
 
 .venv/dev: .venv/base
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# What dictionary_learning asks for includes torchvision, whose build must match torch's; its trainers need none of it.
+.venv/bench: .venv/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps dictionary-learning nnsight
 	touch $@
 
 clean:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitlens.training.objective import Price, batch_price, binary_losses, covariance_penalty
+from bitlens.training.objective import Price, batch_price, binary_losses, covariance_penalty, dense_covariance_penalty
 
 ENTROPY, ONBIT = Price("entropy", 0.02), Price("onbit", 0.02)
 N, D, LATENTS = 40, 6, 9
@@ -35,49 +35,68 @@ def test_price_is_the_formula_and_ignores_polarity(price):
 
 @pytest.mark.parametrize("price", [ENTROPY, ONBIT], ids=lambda p: p.kind)
 def test_batch_price_sums_over_latents_constant_ones_included(price):
-    h = codes()
-    h[:, 0], h[:, 1] = 0, 1
-    expected = sum(plain_price(p, price.kind) for p in h.double().mean(0).tolist())
-    assert float(batch_price(h, price)) == pytest.approx(expected, rel=1e-6)
+    p = codes().double().mean(0)
+    p[0], p[1] = 0, 1
+    expected = sum(plain_price(q, price.kind) for q in p.tolist())
+    assert float(batch_price(p, N, price)) == pytest.approx(expected, rel=1e-12)
+    assert float(batch_price(p.float(), N, price)) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("price", [ENTROPY, ONBIT], ids=lambda p: p.kind)
 def test_slope_of_the_batch_price_inside(price):
-    h = codes(n=41).requires_grad_()  # an odd number of rows: no rate is 1/2
-    batch_price(h, price).backward()
-    p = h.detach().double().mean(0).requires_grad_()
-    price(p).sum().backward()
+    p = codes(n=41).mean(0).requires_grad_()  # an odd number of rows: no rate is 1/2
+    batch_price(p, 41, price).backward()
+    exact = p.detach().double().requires_grad_()
+    price(exact).sum().backward()
     assert p.grad is not None
-    assert h.grad is not None
-    assert torch.allclose(h.grad.double(), (p.grad / 41).expand(41, -1), rtol=1e-5)
+    assert exact.grad is not None
+    assert torch.allclose(p.grad.double(), exact.grad, rtol=1e-5)
 
 
 def test_slope_of_the_batch_price_at_constant_latents_is_that_at_half_a_row():
-    h = torch.stack([torch.zeros(N), torch.ones(N)], 1).requires_grad_()
-    batch_price(h, ENTROPY).backward()
-    half = 0.5 / N
-    slope = math.log2((1 - half) / half) / N
-    assert h.grad is not None
-    assert torch.allclose(h.grad, torch.tensor([slope, -slope]).expand(N, -1), rtol=1e-5)
+    p = torch.tensor([0.0, 1.0], requires_grad=True)
+    batch_price(p, N, ENTROPY).backward()
+    slope = math.log2((1 - 0.5 / N) / (0.5 / N))
+    assert p.grad is not None
+    assert torch.allclose(p.grad, torch.tensor([slope, -slope]), rtol=1e-5)
 
 
-def test_covariance_penalty_equals_numpy():
+@pytest.mark.parametrize("penalty", [covariance_penalty, dense_covariance_penalty])
+def test_covariance_penalty_equals_numpy(penalty):
     h = codes(rate=0.5)
     matrix = np.cov(h.double().numpy().T)
     expected = np.abs(matrix).sum() - np.trace(matrix)
-    assert float(covariance_penalty(h)) == pytest.approx(expected, rel=1e-6)
+    assert float(penalty(h)) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("penalty", [covariance_penalty, dense_covariance_penalty])
 @pytest.mark.parametrize("upstream", [1.0, -2.5])
-def test_gradient_of_the_covariance_penalty_equals_autograd(upstream):
+def test_gradient_of_the_covariance_penalty_equals_autograd(upstream, penalty):
     h = codes(n=41, rate=0.4, seed=3).requires_grad_()
-    (upstream * covariance_penalty(h)).backward()
+    (upstream * penalty(h)).backward()
     exact = h.detach().double().requires_grad_()
     matrix = torch.cov(exact.T)
     (upstream * (matrix.abs().sum() - matrix.diagonal().abs().sum())).backward()
     assert h.grad is not None
     assert exact.grad is not None
     assert torch.allclose(h.grad.double(), exact.grad, atol=1e-6)
+
+
+def test_pairs_without_covariance_have_no_gradient_whichever_way_it_is_computed():
+    """Independent by design: every pair of these latents has a covariance of exactly zero, where rounding has a sign."""
+    h = torch.tensor([[row >> j & 1 for j in range(5)] for row in range(32)]).repeat(3, 1).float()
+    for penalty in (covariance_penalty, dense_covariance_penalty):
+        leaf = h.clone().requires_grad_()
+        value = penalty(leaf)
+        value.backward()
+        assert value.item() == 0
+        assert not leaf.grad.any()
+
+
+def test_covariance_penalty_without_gradient():
+    h = codes()
+    assert not covariance_penalty(h).requires_grad
+    assert covariance_penalty(h).item() == covariance_penalty(h.clone().requires_grad_()).item()
 
 
 def test_covariance_penalty_is_exact_under_autocast():
@@ -117,9 +136,23 @@ def test_the_total_has_the_gradient_of_its_terms():
     assert h.grad is not None
     assert torch.allclose(x_hat.grad, 2 * (x_hat - x).detach() / (N * D))
     again = h.detach().clone().requires_grad_()
-    (0.3 / D * batch_price(again, ENTROPY) + 2.0 / LATENTS**2 * covariance_penalty(again)).backward()
+    (0.3 / D * batch_price(again.mean(0), N, ENTROPY) + 2.0 / LATENTS**2 * covariance_penalty(again)).backward()
     assert again.grad is not None
     assert torch.allclose(h.grad, again.grad, atol=1e-7)
+
+
+def test_the_penalty_can_be_computed_another_way():
+    x, x_hat = random(N, D), random(N, D, seed=1)
+    kernel, dense = codes().requires_grad_(), codes().requires_grad_()
+    one = binary_losses(x, x_hat, kernel, ENTROPY, 0.3, 2.0, "scaled")
+    other = binary_losses(x, x_hat, dense, ENTROPY, 0.3, 2.0, "scaled", dense_covariance_penalty)
+    terms = [[term.item() for term in losses] for losses in (one, other)]
+    assert terms[0] == pytest.approx(terms[1], rel=1e-12)
+    one.total.backward()
+    other.total.backward()
+    assert kernel.grad is not None
+    assert dense.grad is not None
+    assert torch.allclose(kernel.grad, dense.grad, rtol=1e-5, atol=1e-9)
 
 
 def test_scaled_weights_mean_the_same_at_every_width():

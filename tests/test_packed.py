@@ -59,7 +59,6 @@ def test_counts_equal_sums(bits):
     packed = PackedBits.pack(bits)
     assert torch.equal(packed.row_counts(), bits.long().sum(1))
     assert torch.equal(packed.column_counts(), bits.long().sum(0))
-    assert torch.equal(packed.column_counts(block=7), bits.long().sum(0))
     assert torch.equal(firing_rates(packed), bits.double().mean(0))
 
 

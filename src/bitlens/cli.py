@@ -301,6 +301,34 @@ def demo(
     _write(json, run_demo(out, n_latents, steps, overwrite))
 
 
+def bench(
+    sizes: tuple[str, ...] = ("256x1024", "512x2048", "2048x8192"),
+    cases: tuple[str, ...] = ("covariance", "step", "harvest", "encode", "pairs", "search", "growth"),
+    rows: int = 1_000_000,
+    budget: float = 20.0,
+    json: Json = None,
+) -> None:
+    """Time bitlens on this machine, side by side with naive code and other libraries.
+
+    All comparisons run in one process, in turn, and medians are shown; each also against what the machine's measured
+    peaks would allow at best. Other libraries join in where they are installed.
+
+    Args:
+        sizes: width of the hidden states x latents.
+        cases: which of covariance, step, harvest, encode, pairs, search and growth.
+        rows: rows of the cases that go by rows.
+        budget: seconds that the repetitions of one comparison may take.
+        json: also write the numbers to this file.
+    """
+    from bitlens.bench.run import run_bench
+    from bitlens.bench.show import Screen
+
+    screen = Screen()
+    result = run_bench(sizes, cases, rows, budget, started=screen.started, report=screen.figure)
+    screen.done(result["rivals"])
+    _write(json, result)
+
+
 def _open_text(
     model: str, text: tuple[str, ...], hooks: tuple[str, ...], context: int, packed: bool, bos: bool | None,
     column: str, split: str, streaming: bool, unit: Any, shuffle_seed: int | None, dtype: str, device: str,
@@ -357,6 +385,7 @@ def _write(path: Json, value: dict[str, Any]) -> None:
 
 COMMANDS = {
     "demo": demo, "harvest": harvest, "import": import_, "train": train, "encode": encode, "evaluate": evaluate,
+    "bench": bench,
 }  # fmt: skip
 
 

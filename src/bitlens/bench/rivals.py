@@ -89,7 +89,9 @@ def faiss_search(codes: np.ndarray, queries: np.ndarray, k: int) -> Callable[[],
 def _load(name: str, module: str) -> Any:
     """A module of the rival `name`, imported only now: importing one takes seconds."""
     if name not in versions():
-        raise BitlensError(f"The comparison with {name} needs {name}; pip install 'bitlens[bench]'.")
+        raise BitlensError(
+            f"The comparison with {name} needs it installed: `make bench` does, and docs/speed.md says how."
+        )
     return importlib.import_module(module)
 
 

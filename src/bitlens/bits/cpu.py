@@ -9,7 +9,8 @@ from bitlens.bits.words import LANES, popcount, torch_threads, turn
 
 CHUNK = 512  # words of each column that co-occurrence looks at together: 64 columns of 4 KiB fit the cache
 TILE = 64  # columns on either side of a block of co-occurrence
-CODES = 512  # codes that a search turns word-major at a time
+CODES = 240  # codes that a search turns word-major at a time (not 4 KiB of each word, which would share one set of the cache)
+FEW = 4  # queries from which on turning them pays
 
 
 def words_for(n_bits: int) -> int:
@@ -180,17 +181,51 @@ def _add_distances(word, words, distances):
         distances[j] += np.int32(popcount(word ^ words[j]))
 
 
+@numba.njit(cache=True, boundscheck=False)
+def _add_distances_of_4(query, words, distances):
+    a, b, c, d = words[0], words[1], words[2], words[3]
+    s, t, u, v = query[0], query[1], query[2], query[3]
+    for j in range(len(a)):
+        distances[j] += np.int32(popcount(s ^ a[j]) + popcount(t ^ b[j]) + popcount(u ^ c[j]) + popcount(v ^ d[j]))
+
+
+@numba.njit(cache=True, boundscheck=False)
+def _distance(a, b):
+    total = np.int64(0)
+    for w in range(len(a)):
+        total += np.int64(popcount(a[w] ^ b[w]))
+    return np.int32(total)
+
+
+@numba.njit(cache=True, boundscheck=False)
+def _distances(query, codes, by_word, distances):
+    """Of one query to some codes, which come row by row, and word by word where several queries share them."""
+    if len(by_word) == 0:
+        for j in range(len(codes)):
+            distances[j] = _distance(query, codes[j])
+        return
+    whole = len(query) // 4 * 4
+    distances[:] = 0
+    for w in range(0, whole, 4):
+        _add_distances_of_4(query[w : w + 4], by_word[w : w + 4], distances)
+    for w in range(whole, len(query)):
+        _add_distances(query[w], by_word[w], distances)
+
+
+@numba.njit(cache=True, boundscheck=False)
+def _by_word(codes, n_queries):
+    """The codes word by word, if there are queries enough to pay for it."""
+    return np.ascontiguousarray(codes.T) if n_queries >= FEW else np.empty((0, len(codes)), np.uint64)
+
+
 @numba.njit(parallel=True, cache=True, boundscheck=False)
 def _hamming(queries, codes, distances):
-    words = queries.shape[1]
     for part in numba.prange((len(codes) + CODES - 1) // CODES):
         some = codes[part * CODES : (part + 1) * CODES]
-        by_word = np.ascontiguousarray(some.T)
+        by_word = _by_word(some, len(queries))
         sums = np.empty(len(some), np.int32)
         for i in range(len(queries)):
-            sums[:] = 0
-            for w in range(words):
-                _add_distances(queries[i, w], by_word[w], sums)
+            _distances(queries[i], some, by_word, sums)
             distances[i, part * CODES : part * CODES + len(some)] = sums
 
 
@@ -223,18 +258,15 @@ def _below(distances, limit):
 @numba.njit(parallel=True, cache=True, boundscheck=False)
 def _nearest(queries, codes, distances, indices):
     parts, n, k = distances.shape
-    words = queries.shape[1]
     share = (len(codes) + parts - 1) // parts
     for part in numba.prange(parts):
         end = min(len(codes), (part + 1) * share)
         for first in range(part * share, end, CODES):
             some = codes[first : min(end, first + CODES)]
-            by_word = np.ascontiguousarray(some.T)
+            by_word = _by_word(some, n)
             sums = np.empty(len(some), np.int32)
             for i in range(n):
-                sums[:] = 0
-                for w in range(words):
-                    _add_distances(queries[i, w], by_word[w], sums)
+                _distances(queries[i], some, by_word, sums)
                 if _below(sums, distances[part, i, k - 1]):
                     for j in range(len(sums)):
                         if sums[j] < distances[part, i, k - 1]:

@@ -18,7 +18,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     m, n = len(a), b.shape[1]
     a = torch.nn.functional.pad(a, (0, -a.shape[1] % 32, 0, -m % 32))
     b = torch.nn.functional.pad(b, (0, -n % 32, 0, -len(b) % 32))
-    return torch._int_mm(a, b)[:m, :n]
+    return torch._int_mm(a, b)[:m, :n]  # pyright: ignore[reportPrivateImportUsage]
 
 
 def co_occurrence(bits: PackedBits) -> Tensor:

@@ -55,6 +55,14 @@ class PackedBits:
 
         return cls(torch.from_numpy(cpu.pack(z.contiguous().numpy()).view(np.int64)), z.shape[1])
 
+    @classmethod
+    def window(cls, z: torch.Tensor, width: torch.Tensor) -> PackedBits:
+        """1 where |z| < width: float32 `[rows, n_latents]` and `[n_latents]`, on the CPU."""
+        from bitlens.bits import products
+
+        words = products.pack_window(z.contiguous().numpy(), width.contiguous().numpy())
+        return cls(torch.from_numpy(words.view(np.int64)), z.shape[1])
+
     def unpack(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """-> `[rows, n_latents]` of 0 and 1"""
         if self.words.device.type == "cpu":

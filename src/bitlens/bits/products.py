@@ -4,6 +4,8 @@ A code with a few percent of its bits on needs that few percent of the multiplic
 multiplication. The same holds for its gradient, since a clipped surrogate passes it only in a narrow window.
 """
 
+from collections.abc import Sequence
+
 import numba
 import numpy as np
 
@@ -225,7 +227,7 @@ def backward(
     W_dec: np.ndarray,
     slope: np.ndarray,
     penalty: np.ndarray | None,
-    out: tuple[np.ndarray, np.ndarray, np.ndarray],
+    out: Sequence[np.ndarray],
 ) -> None:
     """Gradients of W_enc `[d, n_latents]`, b_enc and W_dec `[n_latents, d]`, written into `out`.
 

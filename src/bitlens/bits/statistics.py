@@ -1,6 +1,7 @@
 """Exact counts over packed bits, on whichever device they are, and the entropy of a bit."""
 
 import math
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -38,6 +39,10 @@ def co_occurrence(bits: PackedBits) -> Tensor:
     return cuda.co_occurrence(bits)
 
 
+@overload
+def covariance(bits: PackedBits, with_gradient: Literal[True] = True) -> tuple[Tensor, Tensor]: ...
+@overload
+def covariance(bits: PackedBits, with_gradient: bool) -> tuple[Tensor, Tensor | None]: ...
 def covariance(bits: PackedBits, with_gradient: bool = True) -> tuple[Tensor, Tensor | None]:
     """The covariance penalty of a minibatch, `sum_{i != j} |cov(h)_ij|` with the unbiased covariance, and its gradient.
 

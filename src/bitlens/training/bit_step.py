@@ -7,7 +7,6 @@ bits on takes whole products instead.
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,44 +36,39 @@ def bit_step(
 
     -> (terms of the loss, firing rates `[n_latents]`)
     """
-    n, d_in = x.shape
+    x, n = x.contiguous(), len(x)
     z = _product(x, model.W_enc, bf16).add_(model.b_enc)
     width = window(torch.from_numpy(products.column_std(z.numpy())))
-    on = PackedBits.step(z)
-    inside = PackedBits(torch.from_numpy(products.pack_window(z.numpy(), width.numpy()).view(np.int64)), on.n_latents)
+    on, inside = PackedBits.step(z), PackedBits.window(z, width)
     p = on.column_counts() / n
-    events = int(on.row_counts().sum() + inside.row_counts().sum())
-    sparse = events < DENSE * z.numel()
-    h = None if sparse else on.unpack()
+    sparse = int(on.row_counts().sum() + inside.row_counts().sum()) < DENSE * z.numel()
 
-    x_hat = (
-        torch.from_numpy(products.gather_sums(on.numpy(), model.W_dec.numpy()))
-        if h is None
-        else _product(h, model.W_dec, bf16)
-    )
+    if sparse:
+        x_hat = torch.from_numpy(products.gather_sums(on.numpy(), model.W_dec.numpy()))
+    else:
+        x_hat = _product(on.unpack(), model.W_dec, bf16)
     error = x_hat.add_(model.b_dec).sub_(x)
     mse = error.square().mean()
-    error *= 2 / (n * d_in)
+    error *= 2 / error.numel()
     cost, slope = _price_and_slope(p, n, price, per_price)
-    penalty, pull = covariance(on) if per_pair else (mse.new_zeros(()), None)
-    pull = None if pull is None else pull.mul_(per_pair)
+    penalty, pull = mse.new_zeros(()), None
+    if per_pair:
+        penalty, pull = covariance(on)
+        penalty, pull = per_pair * penalty, pull.mul_(per_pair)
 
-    to_W_enc, to_b_enc, to_W_dec, to_b_dec = (
-        _gradient(p) for p in (model.W_enc, model.b_enc, model.W_dec, model.b_dec)
-    )
-    if h is None:
-        columns = (bits.transpose().numpy() for bits in (on, inside))
-        out = (to_W_enc.numpy(), to_b_enc.numpy(), to_W_dec.numpy())
-        more = None if pull is None else pull.numpy()
-        products.backward(x.numpy(), error.numpy(), *columns, model.W_dec.numpy(), slope.numpy(), more, out)
+    gradients = [_gradient(parameter) for parameter in (model.W_enc, model.b_enc, model.W_dec)]
+    if sparse:
+        products.backward(
+            x.numpy(), error.numpy(), on.transpose().numpy(), inside.transpose().numpy(), model.W_dec.numpy(),
+            slope.numpy(), None if pull is None else pull.numpy(), [gradient.numpy() for gradient in gradients],
+        )  # fmt: skip
     else:
         dz = _product(error, model.W_dec.T, bf16).add_(slope)
         dz = (dz if pull is None else dz.add_(pull)).mul_(inside.unpack())
-        to_W_enc.copy_(_product(x.T, dz, bf16))
-        to_b_enc.copy_(dz.sum(0))
-        to_W_dec.copy_(_product(h.T, error, bf16))
-    to_b_dec.copy_(error.sum(0))
-    penalty = per_pair * penalty
+        whole = _product(x.T, dz, bf16), dz.sum(0), _product(on.unpack().T, error, bf16)
+        for gradient, value in zip(gradients, whole, strict=True):
+            gradient.copy_(value)
+    _gradient(model.b_dec).copy_(error.sum(0))
     return Losses(mse + cost + penalty, mse, cost, penalty, mse.new_zeros(())), p
 
 
@@ -99,7 +93,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 def _price_and_slope(p: Tensor, n: int, price: Price, weight: float) -> tuple[Tensor, Tensor]:
     """The weighted price of the firing rates p, and its slope in any one bit of each latent, float32 `[n_latents]`"""
     with torch.enable_grad():
-        rates = p.float().requires_grad_()
+        rates = p.clone().requires_grad_()
         cost = weight * batch_price(rates, n, price)
         (slope,) = torch.autograd.grad(cost, rates)
     return cost.detach(), slope / n
