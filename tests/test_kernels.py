@@ -224,9 +224,9 @@ def test_covariance_of_more_latents_than_are_paired_at_once(width):
     assert close(gradient, slopes, 1e-6)
 
 
-@pytest.mark.parametrize("rows", [covariance.INT32_ROWS, covariance.INT32_ROWS + 1, 50_000])
+@pytest.mark.parametrize("rows", [covariance.INT32_ROWS, covariance.INT32_ROWS + 1, 50_000, 100_000])
 def test_covariance_at_the_end_of_32_bits_and_beyond(rows):
-    """The largest values there are: columns that are equal, opposite and always on."""
+    """The largest values there are, n^2 / 4 for columns that are equal or opposite: beyond 2^31 from 92,682 rows on."""
     bits = random_bits(np.random.default_rng(rows), rows, 70, 0.5)
     bits[:, 1] = bits[:, 0] = np.arange(rows) % 2
     bits[:, 2], bits[:, 3], bits[:, 69] = 1 - bits[:, 0], 1, 1
@@ -281,13 +281,13 @@ def test_gather_sums_is_the_product(bits, d, seed):
     matrix = np.random.default_rng(seed).normal(size=(bits.shape[1], d)).astype(np.float32)
     sums = products.gather_sums(pack(bits), matrix)
     assert sums.shape == (len(bits), d)
-    assert np.abs(sums - bits @ matrix.astype(np.float64)).max() <= 1e-6 * (1 + bits @ np.abs(matrix)).max()
+    assert np.abs(sums - bits @ matrix.astype(np.float64)).max() <= 1e-5 * (1 + bits @ np.abs(matrix)).max()
 
 
 def test_gather_sums_of_wide_codes():
     random = np.random.default_rng(0)
     bits, matrix = random_bits(random, 30, 64 * 9 + 5), random.normal(size=(64 * 9 + 5, 20)).astype(np.float32)
-    assert close(products.gather_sums(pack(bits), matrix), bits @ matrix.astype(np.float64), 1e-6)
+    assert close(products.gather_sums(pack(bits), matrix), bits @ matrix.astype(np.float64))
 
 
 @given(bit_matrices(), st.data(), SIZES, st.booleans())
@@ -311,7 +311,7 @@ def test_backward_is_the_chain_rule(on, data, d, with_penalty):
         (np.abs(x).T @ size, size.sum(0), on.T @ np.abs(error)),
         strict=True,
     ):
-        assert (np.abs(actual - expected) <= 1e-6 * terms).all()  # of what was added up, whatever cancels
+        assert (np.abs(actual - expected) <= 1e-5 * terms).all()  # of what was added up, whatever cancels
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------
@@ -456,6 +456,10 @@ def test_no_rows_have_no_counts_and_no_distances():
     assert statistics.co_occurrence(ones(0)).tolist() == [[0] * 3] * 3
     assert statistics.hamming(ones(0), ones(4)).shape == (0, 4)
     assert statistics.hamming(ones(4), ones(0)).shape == (4, 0)
+
+
+def test_no_queries_have_no_neighbours():
+    assert [part.shape for part in cuda.nearest(ones(0), ones(4), 2)] == [(0, 2), (0, 2)]
     assert [part.shape for part in statistics.nearest(ones(0), ones(4), 2)] == [(0, 2), (0, 2)]
 
 
@@ -515,3 +519,12 @@ def test_step_packs_what_is_above_zero(dtype, shape):
     if z.ndim == 2 and len(z):
         assert torch.equal(PackedBits.step(z.T).unpack(torch.bool), z.T > 0)
         assert torch.equal(PackedBits.step(z[:, 1:].requires_grad_()).unpack(torch.bool), z[:, 1:] > 0)
+
+
+def test_window_packs_what_is_inside():
+    z = torch.randn(70, 130, generator=torch.Generator().manual_seed(0))
+    width = torch.rand(130, generator=torch.Generator().manual_seed(1))
+    for values, edges in ((z, width), (z[::2, 1:66], width[1:66]), (z.T, width[:1].expand(70))):
+        inside = PackedBits.window(values, edges)
+        assert inside.n_latents == values.shape[1]
+        assert torch.equal(inside.unpack(torch.bool), values.abs() < edges)

@@ -283,8 +283,6 @@ def nearest(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray,
         distances = np.full((parts, len(queries), k), np.iinfo(np.int32).max, np.int32)
         indices = np.full((parts, len(queries), k), -1, np.int64)
         _nearest(queries, codes, distances, indices)
-    merged = distances.transpose(1, 0, 2).reshape(len(queries), -1)
-    best = np.argsort(merged, axis=1, kind="stable")[:, :k]  # parts are in order of index, so equals are, too
-    return np.take_along_axis(merged, best, 1), np.take_along_axis(
-        indices.transpose(1, 0, 2).reshape(len(queries), -1), best, 1
-    )
+    distances, indices = (a.transpose(1, 0, 2).reshape(len(queries), parts * k) for a in (distances, indices))
+    best = np.argsort(distances, axis=1, kind="stable")[:, :k]  # parts are in order of index, so equals are, too
+    return np.take_along_axis(distances, best, 1), np.take_along_axis(indices, best, 1)
