@@ -433,9 +433,9 @@ def rows_in_no_memory(rows: int) -> PackedBits:
     ("ask", "message"),
     [
         (lambda: statistics.firing_rates(ones(0)), "There are no rows"),
-        (lambda: statistics.covariance(ones(0)), "between 2 and 2^24 rows, not 0"),
-        (lambda: statistics.covariance(ones(1)), "between 2 and 2^24 rows, not 1"),
-        (lambda: statistics.covariance(rows_in_no_memory(2**24 + 1)), "between 2 and 2^24 rows, not 16777217"),
+        (lambda: statistics.covariance(ones(0)), "between 2 and 2^20 rows, not 0"),
+        (lambda: statistics.covariance(ones(1)), "between 2 and 2^20 rows, not 1"),
+        (lambda: statistics.covariance(rows_in_no_memory(2**20 + 1)), "between 2 and 2^20 rows, not 1,048,577"),
         (lambda: statistics.nearest(ones(2), ones(5), 0), "There are 5 codes to search.*not 0"),
         (lambda: statistics.nearest(ones(2), ones(5), -1), "not -1"),
         (lambda: statistics.nearest(ones(2), ones(5), 6), "not 6"),

@@ -45,7 +45,7 @@ def covariance(bits: PackedBits, with_gradient: bool = True) -> tuple[Tensor, Te
         part = slice(first, first + TILE)
         v = n * product(columns, h[:, part]).long() - counts[:, None] * counts[part]
         v[part].fill_diagonal_(0)
-        total += v.abs().sum()
+        total += v.abs().sum(1).double().sum()
         if gradient is not None:
             products = product(h, v.sign().to(torch.int8)).double()
             gradient[:, part] = (products - products.mean(0)) * (2 / (n - 1))

@@ -46,12 +46,12 @@ def covariance(bits: PackedBits, with_gradient: bool) -> tuple[Tensor, Tensor | 
 def covariance(bits: PackedBits, with_gradient: bool = True) -> tuple[Tensor, Tensor | None]:
     """The covariance penalty of a minibatch, `sum_{i != j} |cov(h)_ij|` with the unbiased covariance, and its gradient.
 
-    Both come from integer counts, so signs and zeros are exact. At least two rows, at most 2^24.
+    Both come from integer counts, so signs and zeros are exact. At least two rows, at most 2^20.
 
     -> (float64 scalar, `2 / (n - 1) (h - p) @ sign(cov)` as float32 `[rows, n_latents]`, or None)
     """
-    if not 2 <= len(bits) <= 1 << 24:
-        raise BitlensError(f"A covariance needs between 2 and 2^24 rows, not {len(bits)}.")
+    if not 2 <= len(bits) <= 1 << 20:
+        raise BitlensError(f"The covariance of a minibatch needs between 2 and 2^20 rows, not {len(bits):,}.")
     if bits.words.device.type == "cpu":
         from bitlens.bits.covariance import covariance as kernel
 

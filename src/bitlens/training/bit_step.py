@@ -73,7 +73,7 @@ def bit_step(
 
 
 def _product(a: Tensor, b: Tensor, bf16: bool) -> Tensor:
-    """float32 product; with bf16 its factors are rounded and its sums kept in float32, where the processor can."""
+    """float32 product; with bf16 its factors may be rounded, where the processor has units for that (AMX), its sums not."""
     if not bf16:
         return a @ b
     former = torch.get_float32_matmul_precision()

@@ -74,7 +74,7 @@ class TrainConfig:
     test_fraction: float = 0.1
     """share of the documents that is held out of training"""
     precision: Precision = "auto"
-    """of the matrix products; thresholds are always fp32. auto: bf16 on a GPU, fp32 on a CPU"""
+    """of the matrix products in training; sums are always fp32. auto: bf16 on a GPU, fp32 on a CPU"""
     reference: bool = False
     """train a bae by plain products and autograd: the same numbers to rounding, several times slower on a CPU"""
     device: str = "auto"
