@@ -23,6 +23,7 @@ ModelName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Files = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE ...")]
 Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+CodesFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CODES")]
 StoreFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
 
 
@@ -280,6 +281,33 @@ def evaluate(
     _write(json, numbers)
 
 
+def entropy(codes: CodesFolder, seed: int = 0, json: Json = None) -> None:
+    """Measure the information in a corpus of codes: estimates, bounds, and their intervals.
+
+    Code lengths are those of the documents that the autoencoder has not seen, coded by models fitted on the others.
+
+    Args:
+        codes: folder of codes, from `bitlens encode`.
+        seed: seed of the bootstrap and of the autoregression.
+        json: also write the numbers to this file.
+    """
+    from dataclasses import asdict
+
+    import torch
+
+    from bitlens import show
+    from bitlens.bits.codes import Codes
+    from bitlens.hidden.source import held_out
+    from bitlens.information.entropy import entropy as measure
+
+    corpus = Codes(codes)
+    fraction = corpus.manifest.get("test_fraction") or 0.0
+    test = torch.from_numpy(held_out(corpus.document.numpy(), fraction)) if fraction else None
+    result = measure(corpus.bits, corpus.document, test, seed=seed, report=lambda stage: show.err.print(f"{stage} ..."))
+    show.entropy(str(codes), result)
+    _write(json, {"codes": str(codes), **asdict(result)})
+
+
 def demo(
     out: Path = Path("bitlens-demo"),
     n_latents: int = 1024,
@@ -385,7 +413,7 @@ def _write(path: Json, value: dict[str, Any]) -> None:
 
 COMMANDS = {
     "demo": demo, "harvest": harvest, "import": import_, "train": train, "encode": encode, "evaluate": evaluate,
-    "bench": bench,
+    "entropy": entropy, "bench": bench,
 }  # fmt: skip
 
 

@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from bitlens.information.entropy import Entropy
+
 WIDTH = 120  # where there is no terminal to ask
 QUIET_SECONDS = 20  # between lines of progress where there is no terminal
 
@@ -63,6 +65,29 @@ def table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> None:
         values = [number(name, column.get(name)) for column in columns.values()]
         if any(value != "-" for value in values):
             grid.add_row(name, *values, _MEANINGS.get(name, ""))
+    out.print(grid)
+
+
+_ESTIMATES = {
+    "bits_marginal": "sum of the latents' own entropies",
+    "bits_tree": "every latent given one other (Chow-Liu)",
+    "code_marginal": "code length of unseen documents, latents on their own",
+    "code_tree": "the same, every latent given one other",
+    "bits_joint": "the same, every latent given all before it: an upper bound on the joint entropy",
+}
+
+
+def entropy(title: str, result: Entropy) -> None:
+    """Estimates and bounds with their intervals, in bits a row."""
+    grid = Table(title=f"{title}: {result.rows:,} rows", title_justify="left", title_style="bold", header_style="bold")
+    grid.add_column("bits a row")
+    grid.add_column("", justify="right")
+    grid.add_column("95 % interval", justify="right")
+    grid.add_column("", style="dim")
+    for name, meaning in _ESTIMATES.items():
+        estimate = getattr(result, name)
+        interval = f"{estimate.low:.2f} to {estimate.high:.2f}" if estimate.low == estimate.low else "-"
+        grid.add_row(name, f"{estimate.value:.2f}", interval, meaning)
     out.print(grid)
 
 

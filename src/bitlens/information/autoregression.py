@@ -1,9 +1,10 @@
-"""A logistic autoregression over the latents: every one predicted from those before it, the most uncertain first.
+"""A logistic autoregression over the latents: every one predicted from all those before it.
 
-    log-odds of latent j = bias_j + sum_{i < j} weight_ij (h_i - p_i)
+    log-odds of latent j = bias_j + sum_{i before j} weight_ij (h_i - p_i)
 
-What held-out rows cost under it is an upper bound on their entropy that no bias of a sample makes smaller, and far
-tighter than any that looks at latents alone or in pairs.
+It begins as the Chow-Liu tree, of which it is a generalisation, with the latents in the tree's order. What held-out
+rows cost under it is an upper bound on their entropy that no bias of a sample makes smaller, and far tighter than any
+that looks at latents alone or in pairs.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.products import gather_sums
-from bitlens.bits.statistics import firing_rates
+from bitlens.information.tree import Tree, TreeCounts
 from bitlens.seeding import generator
 
 BLOCK = 512  # latents whose weights form one matrix, of all rows up to their own
 BATCH = 2048
-RATE = 3e-3
+RATE = 1e-2
+FEWEST_STEPS, MOST_EPOCHS = 1000, 40
 
 
 @dataclass
@@ -37,40 +39,61 @@ class Autoregression:
     weights: list[Tensor]
 
     @classmethod
-    def fit(cls, bits: PackedBits, bounds: np.ndarray, epochs: int = 4, seed: int = 0) -> Autoregression:
-        """Adam on minibatches of rows. bounds: edges of the blocks of rows that belong together (documents); a twentieth
-        of them decides after which epoch to stop, so that the result is no worse there than the marginals alone."""
+    def fit(
+        cls, bits: PackedBits, tree: Tree, counts: TreeCounts, bounds: np.ndarray, *, epochs: int = 4, seed: int = 0
+    ) -> Autoregression:
+        """Adam on minibatches of rows, from the tree on.
+
+        tree, counts: of these rows. bounds: edges of the blocks of rows that belong together (documents). A twentieth of
+        the blocks, at least one where there are two, decides after which epoch to stop. epochs: at least so many, and
+        more of a small sample.
+        """
         n = len(bits)
-        p = (firing_rates(bits) * n + 0.5) / (n + 1)
-        order = (p - 0.5).abs().argsort(stable=True)
-        ends = [min(start + BLOCK, bits.n_latents) for start in range(0, bits.n_latents, BLOCK)]
-        starts = range(0, bits.n_latents, BLOCK)
-        model = cls(
-            order, p[order].float(), torch.logit(p[order]).float(),
-            [torch.zeros(end, end - start) for start, end in zip(starts, ends, strict=True)],
-        )  # fmt: skip
+        model = cls._from_tree(tree, counts)
         ordered = model._ordered(bits)
-        blocks = torch.randperm(len(bounds) - 1, generator=generator(seed, "validation"))[: (len(bounds) - 1) // 20]
+        blocks = torch.randperm(len(bounds) - 1, generator=generator(seed, "validation"))
         kept = torch.ones(n, dtype=torch.bool)
-        for block in blocks.tolist():
+        for block in blocks[: -(-(len(bounds) - 2) // 20)].tolist():
             kept[int(bounds[block]) : int(bounds[block + 1])] = False
         check, rows = ordered[~kept], kept.nonzero()[:, 0]
 
-        batch = min(BATCH, max(1, len(rows) // 8))
+        batch = min(BATCH, max(1, len(rows) // 16))
+        epochs = max(epochs, min(MOST_EPOCHS, FEWEST_STEPS * batch // len(rows)))
         optimizer = torch.optim.Adam([model.biases, *model.weights], lr=RATE, fused=True)
         steps, step = epochs * (len(rows) // batch), 0
-        best, state = model._mean_length(check), model._copy()
+        best, chosen = model._mean_length(check), model._copy()
         for epoch in range(epochs):
             shuffled = rows[torch.randperm(len(rows), generator=generator(seed, "autoregression", epoch))]
             for some in shuffled[: len(rows) // batch * batch].split(batch):
                 optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
-                model._gradients(ordered[some])
+                model._leave_gradients(ordered[some])
                 optimizer.step()
                 step += 1
             length = model._mean_length(check)
-            if length < best or len(check) == 0:
-                best, state = length, model._copy()
-        return state
+            if length < best:
+                best, chosen = length, model._copy()
+        return chosen
+
+    @classmethod
+    def _from_tree(cls, tree: Tree, counts: TreeCounts) -> Autoregression:
+        order, n_latents = tree.order, len(tree.order)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(n_latents)
+        rows, ons, both = (count[0].double() for count in (counts.rows, counts.ons, counts.both))
+        parents = tree.parents.clamp_min(0)
+        rates = (ons + 0.5) / (rows + 1)
+        given_on = torch.logit((both + 0.5) / (ons[parents] + 1))
+        given_off = torch.logit((ons - both + 0.5) / (rows - ons[parents] + 1))
+        root = tree.parents < 0
+        slopes = torch.where(root, 0.0, given_on - given_off)
+        biases = torch.where(root, torch.logit(rates), given_off + slopes * rates[parents])
+        weights = []
+        for start in range(0, n_latents, BLOCK):
+            some = order[start : start + BLOCK]
+            block = torch.zeros(start + len(some), len(some))
+            block[place[parents[some]], torch.arange(len(some))] = slopes[some].float()
+            weights.append(block)
+        return cls(order, rates[order].float(), biases[order].float(), weights)
 
     def code_lengths(self, bits: PackedBits) -> Tensor:
         """Bits that each row costs -> float64 `[rows]`"""
@@ -80,14 +103,13 @@ class Autoregression:
         lengths = torch.zeros(len(ordered), dtype=torch.float64)
         for start in range(0, len(ordered), BATCH):
             part = ordered[start : start + BATCH]
-            for first, logits, h in self._blocks(part):
-                del first
+            for _, logits, h in self._blocks(part):
                 cost = torch.nn.functional.binary_cross_entropy_with_logits(logits, h, reduction="none")
                 lengths[start : start + len(part)] += cost.sum(1, dtype=torch.float64) / math.log(2)
         return lengths
 
     def _mean_length(self, ordered: PackedBits) -> float:
-        return float(self._lengths(ordered).mean()) if len(ordered) else math.inf
+        return float(self._lengths(ordered).mean()) if len(ordered) else 0.0  # nothing to choose by: the tree
 
     def _blocks(self, ordered: PackedBits) -> Iterator[tuple[int, Tensor, Tensor]]:
         """For each block of latents: its first, log-odds and bits, `[rows, latents in it]`"""
@@ -99,7 +121,7 @@ class Autoregression:
             logits += self.biases[first:end] - self.rates[:end] @ weights
             yield first, logits, h[:, first:end]
 
-    def _gradients(self, ordered: PackedBits) -> None:
+    def _leave_gradients(self, ordered: PackedBits) -> None:
         """Leave the gradients of the mean code length, in nats, in the parameters."""
         columns = ordered.transpose().numpy()
         self.biases.grad = torch.empty_like(self.biases)

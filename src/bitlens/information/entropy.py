@@ -20,10 +20,9 @@ from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import binary_entropy, co_occurrence
 from bitlens.errors import BitlensError
 from bitlens.information.autoregression import Autoregression
-from bitlens.information.tree import Tree, chow_liu
+from bitlens.information.tree import Blocks, Tree, TreeCounts, cells, chow_liu
 from bitlens.seeding import generator
 
-MAX_BLOCKS = 500  # of the bootstrap; more documents are joined
 RESAMPLES = 1000
 
 
@@ -66,59 +65,6 @@ def marginal_bits(rates: Tensor, rows: int | None = None) -> float:
     return bits if rows is None else bits + int(((rates > 0) & (rates < 1)).sum()) / (2 * rows * math.log(2))
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """Blocks of consecutive rows: `bounds [blocks + 1]`."""
-
-    bounds: np.ndarray
-
-    @classmethod
-    def of(cls, rows: int, documents: Tensor | None, most: int = MAX_BLOCKS) -> Blocks:
-        """Whole documents, consecutive ones joined where there are too many; without documents, runs of rows."""
-        if documents is None:
-            starts = np.linspace(0, rows, min(rows, most) + 1).astype(np.int64)[:-1]
-        else:
-            ids = documents.numpy()
-            starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
-            starts = starts[np.linspace(0, len(starts), min(len(starts), most) + 1).astype(np.int64)[:-1]]
-        return cls(np.append(starts, rows))
-
-    def __len__(self) -> int:
-        return len(self.bounds) - 1
-
-    @property
-    def rows(self) -> Tensor:
-        return torch.from_numpy(np.diff(self.bounds))
-
-
-@dataclass(frozen=True)
-class BlockCounts:
-    """In each block: its rows, and for every latent those in which it is on, and those in which its parent is on, too."""
-
-    rows: Tensor
-    ons: Tensor
-    both: Tensor
-
-    @classmethod
-    def of(cls, bits: PackedBits, blocks: Blocks, tree: Tree) -> BlockCounts:
-        parents = tree.parents.clamp_min(0).numpy()
-        ons = torch.zeros(len(blocks), bits.n_latents, dtype=torch.int64)
-        both = torch.zeros_like(ons)
-        for i, (start, stop) in enumerate(zip(blocks.bounds, blocks.bounds[1:], strict=False)):
-            columns = bits[int(start) : int(stop)].transpose().numpy()
-            ons[i] = torch.from_numpy(np.bitwise_count(columns).sum(1, dtype=np.int64))
-            both[i] = torch.from_numpy(np.bitwise_count(columns & columns[parents]).sum(1, dtype=np.int64))
-        return cls(blocks.rows, ons, both)
-
-
-def _cells(rows: Tensor, ons: Tensor, both: Tensor, tree: Tree) -> tuple[Tensor, Tensor]:
-    """Counts of (latent, parent) in each of their states, `[..., n_latents, 2, 2]`, and of the parent, `[..., n_latents, 2]`."""
-    parents = ons[..., tree.parents.clamp_min(0)]
-    none = rows[..., None] - ons - parents + both
-    pair = torch.stack([torch.stack([none, parents - both], -1), torch.stack([ons - both, both], -1)], -2)
-    return pair, torch.stack([rows[..., None] - parents, parents], -1)
-
-
 def _entropy(counts: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Plug-in entropy of tables of counts with Miller and Madow's correction."""
     counts = counts.double()
@@ -130,7 +76,7 @@ def _entropy(counts: Tensor, dims: tuple[int, ...]) -> Tensor:
 def _marginal_and_tree(rows: Tensor, ons: Tensor, both: Tensor, tree: Tree) -> tuple[Tensor, Tensor]:
     """Corrected entropies from counts `[...]`, `[..., n_latents]` -> `[...]` each"""
     own = _entropy(torch.stack([ons, rows[..., None] - ons], -1), (-1,))
-    pair, parent = _cells(rows, ons, both, tree)
+    pair, parent = cells(rows, ons, both, tree)
     given = _entropy(pair, (-2, -1)) - _entropy(parent, (-1,))
     given = torch.where(tree.parents >= 0, torch.minimum(given, own), own)
     return own.sum(-1), given.sum(-1)
@@ -153,12 +99,8 @@ def entropy(
     if len(bits) < 2:
         raise BitlensError(f"An entropy needs at least two rows, not {len(bits)}.")
     if test is None:
-        edge = Blocks.of(len(bits), documents).bounds
-        test = (
-            torch.arange(len(bits)) >= int(edge[max(1, len(edge) * 4 // 5)])
-            if len(edge) > 2
-            else torch.zeros(len(bits), dtype=torch.bool)
-        )
+        everything = Blocks.of(len(bits), documents)
+        test = torch.arange(len(bits)) >= int(everything.bounds[max(1, len(everything) * 4 // 5)])
     if not test.any() or test.all():
         raise BitlensError(
             "A code length is fitted on some documents and measured on others, and here all rows are on one side; encode more documents."
@@ -167,7 +109,7 @@ def entropy(
     blocks = Blocks.of(len(bits), documents)
     tree = chow_liu(co_occurrence(bits), len(bits))
     report("tree")
-    counts = BlockCounts.of(bits, blocks, tree)
+    counts = TreeCounts.of(bits, blocks, tree)
 
     def of_counts(weights: Tensor) -> Tensor:
         rows, ons, both = (weights @ count.double() for count in (counts.rows, counts.ons, counts.both))
@@ -179,14 +121,11 @@ def entropy(
     held_documents = None if documents is None else documents[test]
     held_blocks = Blocks.of(len(held), held_documents)
     fit_tree = chow_liu(co_occurrence(fit), len(fit))
-    per_block = _code_lengths(
-        BlockCounts.of(fit, Blocks(np.array([0, len(fit)])), fit_tree),
-        BlockCounts.of(held, held_blocks, fit_tree),
-        fit_tree,
-    )
+    fit_counts = TreeCounts.of(fit, Blocks(np.array([0, len(fit)])), fit_tree)
+    per_block = _code_lengths(fit_counts, TreeCounts.of(held, held_blocks, fit_tree), fit_tree)
     report("autoregression")
-    fit_documents = None if documents is None else documents[~test]
-    model = Autoregression.fit(fit, Blocks.of(len(fit), fit_documents).bounds, seed=seed)
+    fit_blocks = Blocks.of(len(fit), None if documents is None else documents[~test])
+    model = Autoregression.fit(fit, fit_tree, fit_counts, fit_blocks.bounds, seed=seed)
     lengths = model.code_lengths(held)
     bounds = torch.from_numpy(held_blocks.bounds)
     total = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])[bounds].diff()
@@ -198,7 +137,7 @@ def entropy(
     return Entropy(len(bits), len(blocks), bits.n_latents, marginal, of_tree, code_marginal, code_tree, joint)
 
 
-def _code_lengths(fit: BlockCounts, held: BlockCounts, tree: Tree) -> Tensor:
+def _code_lengths(fit: TreeCounts, held: TreeCounts, tree: Tree) -> Tensor:
     """Bits that each held-out block costs, latents on their own and given their parents: `[2, blocks]`.
 
     Probabilities are those of Krichevsky and Trofimov (1981): half a count is added to each state.
@@ -206,12 +145,12 @@ def _code_lengths(fit: BlockCounts, held: BlockCounts, tree: Tree) -> Tensor:
     n, ons = fit.rows[0].double(), fit.ons[0].double()
     own = torch.log2(torch.stack([n - ons, ons], -1) + 0.5) - torch.log2(n + 1)
     marginal = -(held.ons.double() @ own[:, 1] + (held.rows[:, None] - held.ons).double() @ own[:, 0])
-    pair, parent = _cells(fit.rows[:1], fit.ons, fit.both, tree)
+    pair, parent = cells(fit.rows[:1], fit.ons, fit.both, tree)
     given = torch.log2(pair[0] + 0.5) - torch.log2(parent[0].double() + 1)[:, None]
     root = tree.parents < 0
     given[root] = own[root][:, :, None]
-    cells, _ = _cells(held.rows, held.ons, held.both, tree)
-    return torch.stack([marginal, -(cells * given).sum((1, 2, 3))])
+    held_cells, _ = cells(held.rows, held.ons, held.both, tree)
+    return torch.stack([marginal, -(held_cells * given).sum((1, 2, 3))])
 
 
 def _intervals(statistic: Callable[[Tensor], Tensor], blocks: int, seed: int) -> list[Estimate]:

@@ -4,6 +4,8 @@ Among all distributions in which every latent depends on one other, the maximum 
 informations is the likeliest. Its entropy is an upper bound on the joint entropy, never above the sum of the marginals.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numba
@@ -11,14 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitlens.bits.packed import PackedBits
 from bitlens.bits.words import torch_threads
 
 # pyright: reportCallIssue=false, reportArgumentType=false
 
+MAX_BLOCKS = 500  # of a bootstrap; more documents are joined
+
 
 @dataclass(frozen=True)
 class Tree:
-    """parents `[n_latents]`: each latent's parent, -1 for the root. order `[n_latents]`: parents before children."""
+    """parents `[n_latents]`: each latent's parent, -1 for a root. order `[n_latents]`: parents before children."""
 
     parents: Tensor
     order: Tensor
@@ -50,9 +55,11 @@ def _spanning_tree(pairs, rows):
         own[j] = _k_log_k(pairs[j, j]) + _k_log_k(rows - pairs[j, j])
     best, parents = np.full(n, -np.inf), np.full(n, -1)
     taken, order = np.zeros(n, np.bool_), np.empty(n, np.int64)
-    new = 0
+    new, worth = 0, 0.5 * np.log2(rows) + np.log2(n)
     for step in range(n):
         taken[new], order[step] = True, new
+        if best[new] <= worth:
+            parents[new] = -1
         _offer(new, pairs, own, rows, best, parents, taken)
         top = -np.inf
         for j in range(n):
@@ -62,10 +69,66 @@ def _spanning_tree(pairs, rows):
 
 
 def chow_liu(co_occurrence: Tensor, rows: int) -> Tree:
-    """The maximum spanning tree by Prim's algorithm; no matrix of mutual informations is made.
+    """The maximum spanning forest by Prim's algorithm; no matrix of mutual informations is made.
+
+    An edge must save more bits than it costs to name, log2 of the latents for the parent and half a log2 of the rows for
+    the parameter (Rissanen 1978), or the latent stays a root: no sample of independent latents looks quite independent.
 
     co_occurrence: `H^T H`, int64 `[n_latents, n_latents]`, of so many rows.
     """
     with torch_threads():
         parents, order = _spanning_tree(co_occurrence.numpy(), rows)
     return Tree(torch.from_numpy(parents), torch.from_numpy(order))
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of consecutive rows: `bounds [blocks + 1]`."""
+
+    bounds: np.ndarray
+
+    @classmethod
+    def of(cls, rows: int, documents: Tensor | None, most: int = MAX_BLOCKS) -> Blocks:
+        """Whole documents, consecutive ones joined where there are too many; without documents, runs of rows."""
+        if documents is None:
+            starts = np.linspace(0, rows, min(rows, most) + 1).astype(np.int64)[:-1]
+        else:
+            ids = documents.numpy()
+            starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
+            starts = starts[np.linspace(0, len(starts), min(len(starts), most) + 1).astype(np.int64)[:-1]]
+        return cls(np.append(starts, rows))
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    @property
+    def rows(self) -> Tensor:
+        return torch.from_numpy(np.diff(self.bounds))
+
+
+@dataclass(frozen=True)
+class TreeCounts:
+    """In each block: its rows, and for every latent those in which it is on, and those in which its parent is on, too."""
+
+    rows: Tensor
+    ons: Tensor
+    both: Tensor
+
+    @classmethod
+    def of(cls, bits: PackedBits, blocks: Blocks, tree: Tree) -> TreeCounts:
+        parents = tree.parents.clamp_min(0).numpy()
+        ons = torch.zeros(len(blocks), bits.n_latents, dtype=torch.int64)
+        both = torch.zeros_like(ons)
+        for i, (start, stop) in enumerate(zip(blocks.bounds, blocks.bounds[1:], strict=False)):
+            columns = bits[int(start) : int(stop)].transpose().numpy()
+            ons[i] = torch.from_numpy(np.bitwise_count(columns).sum(1, dtype=np.int64))
+            both[i] = torch.from_numpy(np.bitwise_count(columns & columns[parents]).sum(1, dtype=np.int64))
+        return cls(blocks.rows, ons, both)
+
+
+def cells(rows: Tensor, ons: Tensor, both: Tensor, tree: Tree) -> tuple[Tensor, Tensor]:
+    """Counts of (latent, parent) in each of their states, `[..., n_latents, 2, 2]`, and of the parent, `[..., n_latents, 2]`."""
+    parents = ons[..., tree.parents.clamp_min(0)]
+    none = rows[..., None] - ons - parents + both
+    pair = torch.stack([torch.stack([none, parents - both], -1), torch.stack([ons - both, both], -1)], -2)
+    return pair, torch.stack([rows[..., None] - parents, parents], -1)
