@@ -58,9 +58,11 @@ def _swap(source, target, width, mask):
 @numba.njit(cache=True, boundscheck=False)
 def turn(block, scratch):
     """Transpose LANES bit matrices of 64 x 64 in place; word i of matrix l is `block[i * LANES + l]` (Hacker's Delight, 7-3)."""
-    _swap(block, scratch, 32, np.uint64(0x00000000FFFFFFFF))
-    _swap(scratch, block, 16, np.uint64(0x0000FFFF0000FFFF))
-    _swap(block, scratch, 8, np.uint64(0x00FF00FF00FF00FF))
-    _swap(scratch, block, 4, np.uint64(0x0F0F0F0F0F0F0F0F))
-    _swap(block, scratch, 2, np.uint64(0x3333333333333333))
-    _swap(scratch, block, 1, np.uint64(0x5555555555555555))
+    width, mask = 32, np.uint64(0x00000000FFFFFFFF)
+    for _ in range(3):  # two of the six steps, there and back
+        _swap(block, scratch, width, mask)
+        width >>= 1
+        mask ^= mask << np.uint64(width)
+        _swap(scratch, block, width, mask)
+        width >>= 1
+        mask ^= mask << np.uint64(width)
