@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bitlens.hidden import ActivationStore, Corpus, HiddenSource, LanguageModel, TensorSource
     from bitlens.hidden.harvest import harvest
     from bitlens.hidden.text import ContextReader
+    from bitlens.information.entropy import entropy
     from bitlens.training import TrainConfig, train
 
 _HOME = {
@@ -23,12 +24,12 @@ _HOME = {
     "Codes": "bits", "PackedBits": "bits", "encode_store": "encode", "BitlensError": "errors",
     "Evaluation": "evaluation", "evaluate": "evaluation", "ActivationStore": "hidden", "Corpus": "hidden",
     "HiddenSource": "hidden", "LanguageModel": "hidden", "TensorSource": "hidden", "harvest": "hidden.harvest",
-    "ContextReader": "hidden.text", "TrainConfig": "training", "train": "training",
+    "ContextReader": "hidden.text", "entropy": "information.entropy", "TrainConfig": "training", "train": "training",
 }  # fmt: skip
 
 __all__ = ["ActivationStore", "Autoencoder", "BinaryAutoencoder", "BitlensError", "Codes", "ContextReader", "Corpus",
            "Evaluation", "HiddenSource", "LanguageModel", "PackedBits", "TensorSource", "TopKAutoencoder", "TrainConfig",
-           "encode_store", "evaluate", "harvest", "train"]  # fmt: skip
+           "encode_store", "entropy", "evaluate", "harvest", "train"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
