@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,7 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from bitlens.information.entropy import Entropy
+if TYPE_CHECKING:
+    from bitlens.information.entropy import Entropy
 
 WIDTH = 120  # where there is no terminal to ask
 QUIET_SECONDS = 20  # between lines of progress where there is no terminal

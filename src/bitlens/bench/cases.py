@@ -99,7 +99,7 @@ def covariance_penalty(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
 
 
 def _bae_step(x: Tensor, n_latents: int, **settings: float | bool) -> tuple[Callable[[], None], float]:
-    """A training step of the default preset from its first step on -> (step, share of bits on or in the window)"""
+    """A training step of the default preset from its first step on -> (step, share of bits on; about as many in the window)"""
     config = TrainConfig(n_latents=n_latents, prune_at=(), regrow_at=(), **settings).resolved(x.shape[1], "cpu")  # pyright: ignore[reportArgumentType]
     model = BinaryAutoencoder(x.shape[1], n_latents)
     learner = make_learner(model, config, lambda n, generator: x)
@@ -186,7 +186,8 @@ def encode(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
 
 def pairs(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
     """Co-occurrence of all pairs of latents."""
-    n_latents = max(n for _, n in scope.sizes if n <= 2048 or len(scope.sizes) == 1)
+    widths = [n for _, n in scope.sizes]
+    n_latents = max((n for n in widths if n <= 2048), default=min(widths))
     few, many = max(BATCH, scope.rows // 16), scope.rows
     for rows in (few, many):
         codes = _codes(rows, n_latents)

@@ -92,7 +92,10 @@ def _load(name: str, module: str) -> Any:
         raise BitlensError(
             f"The comparison with {name} needs it installed: `make bench` does, and docs/speed.md says how."
         )
-    return importlib.import_module(module)
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise BitlensError(f"The comparison with {name} is left out, for it does not import: {error}.") from error
 
 
 def _as_bytes(words: np.ndarray) -> np.ndarray:

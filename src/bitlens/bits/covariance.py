@@ -16,7 +16,6 @@ from bitlens.bits.words import LANES, popcount, torch_threads, turn
 BLOCK = 64 * (LANES - 1)  # latents paired with a group of 64 at a time; rows of 4 KiB would share one set of the cache
 TILE = 64
 INT32_ROWS = 46340  # the most rows whose square fits 32 bits
-MAX_ROWS = 1 << 20  # beyond, the sum over a group's pairs could leave 64 bits at 2^18 latents
 
 
 # --- signs of all pairs -----------------------------------------------------------------------------------------------

@@ -16,9 +16,12 @@ ROWS = 1 << 16  # rows unpacked at a time
 def product(a: Tensor, b: Tensor) -> Tensor:
     """int8 `[m, k]` @ `[k, n]` -> int32 `[m, n]`. The int8 units want sizes that are multiples of 32."""
     m, n = len(a), b.shape[1]
-    a = torch.nn.functional.pad(a, (0, -a.shape[1] % 32, 0, -m % 32))
-    b = torch.nn.functional.pad(b, (0, -n % 32, 0, -len(b) % 32))
-    return torch._int_mm(a, b)[:m, :n]  # pyright: ignore[reportPrivateImportUsage]
+    return torch._int_mm(_padded(a), _padded(b))[:m, :n]  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _padded(matrix: Tensor) -> Tensor:
+    more = (0, -matrix.shape[1] % 32, 0, -len(matrix) % 32)
+    return torch.nn.functional.pad(matrix, more) if any(more) else matrix
 
 
 def co_occurrence(bits: PackedBits) -> Tensor:

@@ -50,7 +50,7 @@ def covariance(bits: PackedBits, with_gradient: bool = True) -> tuple[Tensor, Te
 
     -> (float64 scalar, `2 / (n - 1) (h - p) @ sign(cov)` as float32 `[rows, n_latents]`, or None)
     """
-    if not 2 <= len(bits) <= 1 << 20:
+    if not 2 <= len(bits) <= 1 << 20:  # beyond, integer sums over pairs could leave 64 bits
         raise BitlensError(f"The covariance of a minibatch needs between 2 and 2^20 rows, not {len(bits):,}.")
     if bits.words.device.type == "cpu":
         from bitlens.bits.covariance import covariance as kernel

@@ -98,6 +98,13 @@ def entropy(
     """
     if len(bits) < 2:
         raise BitlensError(f"An entropy needs at least two rows, not {len(bits)}.")
+    bits = PackedBits(bits.words.cpu(), bits.n_latents)
+    documents, test = (None if column is None else column.cpu() for column in (documents, test))
+    for name, column in (("documents", documents), ("test", test)):
+        if column is not None and column.shape != (len(bits),):
+            raise BitlensError(f"There are {len(bits)} rows of bits, but {name} has shape {list(column.shape)}.")
+    if test is not None and test.dtype != torch.bool:
+        raise BitlensError(f"test must be a bool for every row, not {test.dtype}.")
     if test is None:
         everything = Blocks.of(len(bits), documents)
         test = torch.arange(len(bits)) >= int(everything.bounds[max(1, len(everything) * 4 // 5)])

@@ -20,6 +20,8 @@ def gaussian_bits(covariance: Tensor, fvu: float) -> float:
     if not math.isfinite(total) or total <= 0:
         raise BitlensError("The rate-distortion bound needs data with variance; all rows are equal or not finite.")
     variances = torch.linalg.eigvalsh(covariance.double()).clamp_min(0)
+    if math.isnan(fvu):
+        raise BitlensError("The rate-distortion bound needs a fraction of variance unexplained that is a number.")
     if fvu >= 1:
         return 0.0
     if fvu <= 0:
@@ -37,29 +39,34 @@ def pca_bits(fit: Tensor, rows: Tensor, fvu: float) -> float:
     """Bits a row that the textbook's transform code needs at this fraction of variance unexplained: principal components,
     one uniform quantiser step for all, an ideal entropy coder for each.
 
-    fit `[n, d]`: rows that the components are taken from. rows `[m, d]`: those that are coded. The entropies are those of
-    the coded rows' own symbols, with Miller and Madow's correction: low, if anything, so a rival that is hard to beat. At
-    high rates it stays `log2(2 pi e / 12) / 2 = 0.254` bits a component above the Gaussian bound (Gish & Pierce 1968).
+    fit `[n, d]`: rows that the components are taken from. rows `[m, d]`: those that are coded. The quantiser's step is one
+    for all; every symbol stands for the mean of its values, and the entropies are those of the coded rows' own symbols
+    with Miller and Madow's correction: both low, if anything, so a rival that is hard to beat. At high rates it stays
+    `log2(2 pi e / 12) / 2 = 0.254` bits a component above the Gaussian bound (Gish & Pierce 1968).
     """
     if not 0 < fvu < 1:
         raise BitlensError(f"A fraction of variance unexplained lies between 0 and 1, not at {fvu}.")
-    mean = fit.double().mean(0)
-    axes = torch.linalg.eigh(torch.cov(fit.double().T)).eigenvectors
-    components = (rows.double() - mean) @ axes
+    if len(fit) < 2 or not (torch.isfinite(fit).all() and torch.isfinite(rows).all()):
+        raise BitlensError("Principal components need at least two rows, and all of them finite.")
+    axes = torch.linalg.eigh(torch.cov(fit.double().T).reshape(fit.shape[1], -1)).eigenvectors
+    components = (rows.double() - fit.double().mean(0)) @ axes
     variance = float((components - components.mean(0)).square().sum())
     if not variance > 0:
         raise BitlensError("The rate-distortion bound needs data with variance; all rows are equal or not finite.")
 
-    def lost(step: float) -> float:
-        return float((components - (components / step).round() * step).square().sum()) / variance
+    def coded(step: float) -> tuple[float, float]:
+        """Fraction of variance lost, and bits"""
+        error = bits = 0.0
+        for column in components.T:
+            _, symbol, counts = (column / step).round().unique(return_inverse=True, return_counts=True)
+            means = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, symbol, column) / counts
+            error += float((column - means[symbol]).square().sum())
+            p = counts / counts.sum()
+            bits += float(-(p * p.log2()).sum()) + (len(counts) - 1) / (2 * len(column) * math.log(2))
+        return error / variance, bits
 
     low, high = 0.0, 2 * float(components.abs().max())  # everything rounds to zero
-    for _ in range(60):
+    for _ in range(25):
         step = (low + high) / 2
-        low, high = (low, step) if lost(step) > fvu else (step, high)
-    bits = 0.0
-    for column in (components / low).round().long().T:
-        counts = column.unique(return_counts=True)[1].double()
-        p = counts / counts.sum()
-        bits += float(-(p * p.log2()).sum()) + (len(counts) - 1) / (2 * len(column) * math.log(2))
-    return bits
+        low, high = (low, step) if coded(step)[0] > fvu else (step, high)
+    return coded(high)[1] if low == 0 else coded(low)[1]

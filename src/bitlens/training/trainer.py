@@ -54,6 +54,7 @@ def train(
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BitlensError(f"There is no device '{device}' here; use cpu.")
+    torch.set_num_threads(torch.get_num_threads())  # kernels do this later, and the sums of MKL may change with it
     config = config.resolved(source.d_in, device)
     config = dataclasses.replace(config, test_fraction=getattr(source, "test_fraction", 0.0))  # what is really held out
     model = _build(source, config).to(device)
@@ -198,7 +199,10 @@ def _write_or_compare(path: Path, config: TrainConfig, source: HiddenSource) -> 
     if not path.exists():
         return write_json(path, run)
     former = read_manifest(path, SCHEMA, "a training run")
-    before, now = ({**r.get("source", {}), **r.get("config", {})} for r in (former, json.loads(json.dumps(run))))
+    settings = dataclasses.asdict(TrainConfig())  # what a run said nothing of was as it is by default
+    before, now = (
+        {**settings, **r.get("source", {}), **r.get("config", {})} for r in (former, json.loads(json.dumps(run)))
+    )
     ignored = {"log_every", "checkpoint_every", "store"}  # a store may have moved
     changed = [
         f"{name} was {before.get(name)!r} and is {value!r}"
