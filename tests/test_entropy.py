@@ -239,3 +239,28 @@ def test_the_command_writes_what_it_shows(
         assert set(numbers[name]) == {"value", "low", "high"}
         assert f"{numbers[name]['value']:.2f}" in shown
     assert numbers["bits_tree"]["value"] <= numbers["bits_marginal"]["value"]
+
+
+def test_rare_bits_under_many_labels_tell_nothing_by_chance() -> None:
+    random = torch.Generator().manual_seed(0)
+    bits = PackedBits.pack(torch.rand(2000, 100, generator=random) < 0.01)
+    labels = torch.randint(0, 100, (2000,), generator=random)
+    told = mutual_information(bits, labels)
+    as_counted = conditional_bits(bits, torch.zeros(2000, dtype=torch.int64)) - conditional_bits(bits, labels)
+    assert float(as_counted.mean()) > 0.02
+    assert abs(float(told.mean())) < 0.001
+
+
+@pytest.mark.parametrize(
+    ("documents", "test", "sentence"),
+    [
+        (torch.zeros(9), None, "documents has shape"),
+        (None, torch.ones(9, dtype=torch.bool), "test has shape"),
+        (None, torch.ones(10, dtype=torch.int64), "must be a bool"),
+    ],
+)
+def test_columns_that_do_not_fit_the_rows_are_refused(
+    documents: torch.Tensor | None, test: torch.Tensor | None, sentence: str
+) -> None:
+    with pytest.raises(BitlensError, match=sentence):
+        entropy(PackedBits.pack(torch.rand(10, 3) < 0.5), documents, test)

@@ -208,3 +208,13 @@ def test_a_polite_signal_saves_and_says_so(bitlens_command, store, tmp_path, num
     assert again.wait() == 1
     assert int(again.output.split()[5]) > step, "it began again instead of going on"
     assert logged_steps(out) == list(range(LOG, int(again.output.split()[5]) + 1, LOG))
+
+
+def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(tmp_path):
+    source, config = TensorSource(rows()), settings(steps=4)
+    first = train(source, config, tmp_path / "run")
+    path = tmp_path / "run" / "training.json"
+    run = json.loads(path.read_text())
+    del run["config"]["reference"]
+    path.write_text(json.dumps(run))
+    assert same(train(source, config, tmp_path / "run", resume=True), first)
