@@ -9,7 +9,8 @@ import numba
 import numpy as np
 
 from bitlens.bits import cpu
-from bitlens.bits.words import LANES, popcount, torch_threads, turn
+from bitlens.bits.packed import words_for
+from bitlens.bits.words import LANES, add_row, popcount, torch_threads, turn
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
 
@@ -158,12 +159,6 @@ def _signed_tile(rows, up, down, out):
 
 
 @numba.njit(cache=True, boundscheck=False)
-def _add_row(row, sums):
-    for j in range(len(row)):
-        sums[j] += row[j]
-
-
-@numba.njit(cache=True, boundscheck=False)
 def _centre(row, means, scale, out):
     for j in range(len(out)):
         out[j] = (row[j] - means[j]) * scale
@@ -177,7 +172,7 @@ def _gradient(rows, n, positive, negative, scale, products, gradient):
         _signed_tile(rows, positive[part], negative[part], products[:, part])
         sums = np.zeros(TILE, np.int64)
         for i in range(n):
-            _add_row(products[i, part], sums)
+            add_row(products[i, part], sums)
         means = sums / n
         for i in range(n):
             _centre(products[i, part], means, scale, gradient[i, part])
@@ -186,12 +181,12 @@ def _gradient(rows, n, positive, negative, scale, products, gradient):
 def covariance(rows: np.ndarray, n_latents: int, with_gradient: bool = True) -> tuple[float, np.ndarray | None]:
     """`sum_{i != j} |cov_ij|`, unbiased, of the n rows, and its gradient `2 / (n - 1) (h - p) @ sign(cov)`.
 
-    rows: row-major uint64 `[n, words]`, 2 <= n <= MAX_ROWS -> (penalty, float32 `[n, n_latents]` or None)
+    rows: row-major uint64 `[n, words]`, 2 <= n <= 2^20 -> (penalty, float32 `[n, n_latents]` or None)
     """
     n, words = rows.shape
     ons = np.zeros(words * 64, np.int32 if n <= INT32_ROWS else np.int64)
     ons[:n_latents] = cpu.column_counts(rows, n_latents)
-    columns = np.zeros((words * 64, cpu.words_for(n)), np.uint64)
+    columns = np.zeros((words * 64, words_for(n)), np.uint64)
     columns[:n_latents] = cpu.transpose(rows, n_latents)
     columns = columns.view(np.uint32)
     by_word = np.ascontiguousarray(columns.T)

@@ -3,6 +3,7 @@
 import numba
 import numpy as np
 
+from bitlens.bits.packed import words_for
 from bitlens.bits.words import LANES, popcount, torch_threads, turn
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
@@ -11,10 +12,6 @@ CHUNK = 512  # words of each column that co-occurrence looks at together: 64 col
 TILE = 64  # columns on either side of a block of co-occurrence
 CODES = 240  # codes that a search turns word-major at a time (not 4 KiB of each word, which would share one set of the cache)
 FEW = 4  # queries from which on turning them pays
-
-
-def words_for(n_bits: int) -> int:
-    return -(-n_bits // 64)
 
 
 # --- pack, turn, count ------------------------------------------------------------------------------------------------

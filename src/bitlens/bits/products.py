@@ -9,19 +9,13 @@ from collections.abc import Sequence
 import numba
 import numpy as np
 
-from bitlens.bits import cpu
-from bitlens.bits.words import torch_threads, trailing_zeros
+from bitlens.bits.packed import words_for
+from bitlens.bits.words import add_row, torch_threads, trailing_zeros
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
 
 LATENTS = 64  # latents a task of the backward pass
 GROUP = 4  # words of latents whose matrix rows stay in cache while rows of bits pass by
-
-
-@numba.njit(cache=True, boundscheck=False)
-def _add(a, total):
-    for k in range(len(total)):
-        total[k] += a[k]
 
 
 # --- statistics of pre-activations ------------------------------------------------------------------------------------
@@ -41,7 +35,7 @@ def _column_std(z, out):
         stop = min(n_latents, first + 256)
         mean, square = np.zeros(stop - first, np.float32), np.zeros(stop - first, np.float32)
         for i in range(n):
-            _add(z[i, first:stop], mean)
+            add_row(z[i, first:stop], mean)
         mean /= np.float32(n)
         for i in range(n):
             _add_squares(z[i, first:stop], mean, square)
@@ -74,7 +68,7 @@ def _pack_window(z, width, words):
 
 def pack_window(z: np.ndarray, width: np.ndarray) -> np.ndarray:
     """Where |z| < width: float32 `[n, n_latents]` and `[n_latents]` -> uint64 `[n, words]`"""
-    words = np.empty((len(z), cpu.words_for(z.shape[1])), np.uint64)
+    words = np.empty((len(z), words_for(z.shape[1])), np.uint64)
     with torch_threads():
         _pack_window(z, width, words)
     return words
@@ -110,7 +104,7 @@ def _gather(positions, count, matrix, total):
             matrix[positions[e]], matrix[positions[e + 1]], matrix[positions[e + 2]], matrix[positions[e + 3]], total
         )
     for e in range(count // 4 * 4, count):
-        _add(matrix[positions[e]], total)
+        add_row(matrix[positions[e]], total)
 
 
 @numba.njit(parallel=True, cache=True, boundscheck=False)

@@ -43,6 +43,13 @@ def torch_threads() -> Iterator[None]:
 
 
 @numba.njit(cache=True, boundscheck=False)
+def add_row(row, total):
+    """total += row, of whatever types"""
+    for k in range(len(total)):
+        total[k] += row[k]
+
+
+@numba.njit(cache=True, boundscheck=False)
 def _swap(source, target, width, mask):
     shift = np.uint64(width)
     for start in range(0, 64, 2 * width):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bitlens.bits.packed import PackedBits, words_for
+from bitlens.bits.words import add_row
 from bitlens.errors import BitlensError
 from bitlens.files import replacing
 from bitlens.information.autoregression import Autoregression
@@ -55,12 +56,6 @@ def _coder() -> Any:
 
 
 @numba.njit(cache=True, boundscheck=False)
-def _add(row, total):
-    for k in range(len(total)):
-        total[k] += row[k]
-
-
-@numba.njit(cache=True, boundscheck=False)
 def _read_bits(words, order, symbols):
     """symbols[j, r]: bit order[j] of row r"""
     for j in range(len(order)):
@@ -83,7 +78,7 @@ def _learn(symbols, j, weights, sums):
     """Add the weights of latent j where it is on."""
     for r in range(len(symbols)):
         if symbols[r]:
-            _add(weights[j, j + 1 :], sums[r, j + 1 :])
+            add_row(weights[j, j + 1 :], sums[r, j + 1 :])
 
 
 @numba.njit(cache=True, boundscheck=False)

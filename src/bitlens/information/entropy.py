@@ -105,16 +105,20 @@ def entropy(
             raise BitlensError(f"There are {len(bits)} rows of bits, but {name} has shape {list(column.shape)}.")
     if test is not None and test.dtype != torch.bool:
         raise BitlensError(f"test must be a bool for every row, not {test.dtype}.")
+    blocks = Blocks.of(len(bits), documents)
     if test is None:
-        everything = Blocks.of(len(bits), documents)
-        test = torch.arange(len(bits)) >= int(everything.bounds[max(1, len(everything) * 4 // 5)])
+        test = torch.arange(len(bits)) >= int(blocks.bounds[max(1, len(blocks) * 4 // 5)])
     if not test.any() or test.all():
         raise BitlensError(
             "A code length is fitted on some documents and measured on others, and here all rows are on one side; encode more documents."
         )
+    fit, held = bits[~test], bits[test]
     report("pairs")
-    blocks = Blocks.of(len(bits), documents)
-    tree = chow_liu(co_occurrence(bits), len(bits))
+    pairs = co_occurrence(fit)
+    fit_tree = chow_liu(pairs, len(fit))
+    pairs += co_occurrence(held)
+    tree = chow_liu(pairs, len(bits))
+    del pairs  # large
     report("tree")
     counts = TreeCounts.of(bits, blocks, tree)
 
@@ -124,10 +128,8 @@ def entropy(
 
     marginal, of_tree = _intervals(of_counts, len(blocks), seed)
 
-    fit, held = bits[~test], bits[test]
     held_documents = None if documents is None else documents[test]
     held_blocks = Blocks.of(len(held), held_documents)
-    fit_tree = chow_liu(co_occurrence(fit), len(fit))
     fit_counts = TreeCounts.of(fit, Blocks(np.array([0, len(fit)])), fit_tree)
     per_block = _code_lengths(fit_counts, TreeCounts.of(held, held_blocks, fit_tree), fit_tree)
     report("autoregression")
