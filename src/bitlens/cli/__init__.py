@@ -1,0 +1,56 @@
+"""The `bitlens` command: parses, calls one function, prints."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+
+import tyro
+
+from bitlens.cli.codes import entropy
+from bitlens.cli.runs import encode, evaluate, train
+from bitlens.cli.stores import harvest, import_
+from bitlens.cli.whole import bench, demo
+from bitlens.errors import BitlensError, Interrupted
+
+COMMANDS = {
+    "demo": demo, "harvest": harvest, "import": import_, "train": train, "encode": encode, "evaluate": evaluate,
+    "entropy": entropy, "bench": bench,
+}  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exit status: 0 done, 1 stopped or failed, 2 bad input."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode loses a sign, not the result
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments in (["--version"], ["-V"]):
+        from bitlens import __version__
+
+        print(f"bitlens {__version__}")
+        return
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="bitlens", args=arguments,
+            description="Turn the hidden states of a language model into bits.",
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+        )  # fmt: skip
+    except Interrupted as stopped:
+        sys.exit(_fail(str(stopped), 1))
+    except BitlensError as error:
+        sys.exit(_fail(str(error), 2))
+    except OSError as error:
+        sys.exit(_fail(f"{error.filename or 'A file'} could not be read or written: {error.strerror or error}.", 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail("Stopped.", 128 + signal.SIGINT))
+
+
+def _fail(sentence: str, status: int) -> int:
+    from bitlens import show
+
+    show.err.print(sentence, markup=False, soft_wrap=True)
+    return status

@@ -1,0 +1,164 @@
+"""Commands that train autoencoders and use them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from bitlens.cli.common import (
+    Device,
+    Json,
+    RunFolder,
+    Source,
+    StoreFolder,
+    open_pair,
+    open_text,
+    pick_device,
+    write_result,
+)
+from bitlens.errors import BitlensError
+from bitlens.training.config import TrainConfig
+from bitlens.training.metrics import Logger
+
+
+def train(
+    source: Source,
+    out: Path,
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),  # noqa: B008
+    stream: bool = False,
+    text: tuple[str, ...] = (),
+    hook: str = "",
+    context: int = 256,
+    text_column: str = "text",
+    split: str = "train",
+    shuffle_seed: int | None = 0,
+    log: tuple[Logger, ...] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    json: Json = None,
+) -> None:
+    """Train an autoencoder on a store, or with --stream straight from a model.
+
+    The result is a folder with cfg.json and sae_weights.safetensors. A killed run goes on, bit-exactly, with --resume.
+
+    Args:
+        source: a store; with --stream a language model.
+        out: folder of the run.
+        config: settings of the training.
+        stream: make hidden states as they are needed, without a store (takes --text and --hook).
+        text: with --stream: the text, as for harvest.
+        hook: with --stream: the hook point.
+        context: with --stream: tokens the model sees at once.
+        text_column: with --stream: column of the text in tables and datasets.
+        split: with --stream: split of a dataset.
+        shuffle_seed: with --stream: mix the documents with this seed.
+        log: further loggers beside metrics.jsonl: tensorboard, wandb.
+        resume: continue a run that was stopped.
+        overwrite: replace a run that is there.
+        json: also write the last numbers of the training to this file.
+    """
+    from bitlens import show
+    from bitlens.hidden import ActivationStore
+    from bitlens.hidden.live import LiveSource
+    from bitlens.training import train as run
+
+    if stream:
+        if not text or not hook:
+            raise BitlensError("--stream needs the text and the hook point: add --text and --hook.")
+        language_model, reader = open_text(
+            source, text, (hook,), context, True, None, text_column, split, True, "auto", shuffle_seed, "auto",
+            config.device, None, None,
+        )  # fmt: skip
+        rows: Any = LiveSource(language_model, reader, test_fraction=config.test_fraction)
+    else:
+        rows = ActivationStore(source, test_fraction=config.test_fraction)
+    last: dict[str, Any] = {}
+    with show.bar(f"train {config.architecture}", config.steps) as bar:
+
+        def report(record: dict[str, Any]) -> None:
+            last.update(record)
+            bar.at(record["step"], show.training(record))
+
+        autoencoder = run(rows, config, out, resume=resume, overwrite=overwrite, loggers=log, report=report)
+    show.out.print(
+        f"{out}: {autoencoder.architecture} with {autoencoder.n_latents:,} live latents of {autoencoder.metadata['n_latents_trained']:,}, d_in {autoencoder.d_in}",
+        soft_wrap=True,
+    )
+    write_result(json, {"run": str(out), "n_latents": autoencoder.n_latents, **last})
+
+
+def encode(
+    run: RunFolder,
+    store: StoreFolder,
+    out: Path,
+    device: Device = "auto",
+    overwrite: bool = False,
+    json: Json = None,
+) -> None:
+    """Write the packed bits of a store, with the token, document and position of every row.
+
+    Args:
+        run: an autoencoder.
+        store: hidden states of its hook point.
+        out: folder of the codes.
+        device: auto, cpu, cuda.
+        overwrite: replace codes that are there.
+        json: also write the result to this file.
+    """
+    from bitlens import show
+    from bitlens.encode import encode_store
+
+    autoencoder, rows = open_pair(run, store, device)
+    with show.bar("encode", len(rows)) as bar:
+        codes = encode_store(autoencoder, rows, out, name=str(run), overwrite=overwrite, report=bar.at)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    show.out.print(f"{out}: {len(codes):,} rows of {codes.n_latents:,} bits, {size / 2**20:.1f} MiB", soft_wrap=True)
+    write_result(json, {"codes": str(out), "rows": len(codes), "n_latents": codes.n_latents, "bytes": size})
+
+
+def evaluate(
+    run: RunFolder,
+    store: StoreFolder,
+    part: Literal["test", "all"] = "test",
+    contexts: int = 64,
+    ce: bool = True,
+    device: Device = "auto",
+    json: Json = None,
+) -> None:
+    """Print the table of numbers of an autoencoder, on held-out documents.
+
+    Args:
+        run: an autoencoder.
+        store: hidden states of its hook point.
+        part: test: the held-out documents; all: every row, for text that the autoencoder was not trained on.
+        contexts: contexts that the language model reads for the cross-entropy numbers.
+        ce: run the language model with reconstructions spliced in; --no-ce leaves it out.
+        device: auto, cpu, cuda.
+        json: also write the numbers to this file.
+    """
+    from bitlens import show
+    from bitlens.evaluation import evaluate as measure
+    from bitlens.hidden import LanguageModel
+
+    autoencoder, rows = open_pair(run, store, device)
+    if part == "test" and autoencoder.metadata.get("corpus") != rows.manifest.get("corpus"):
+        show.err.print(
+            "This store is other text than the training's, or was read in another way; --part all takes every row of it."
+        )
+    model = None
+    if ce and rows.manifest.get("context_length"):
+        try:
+            model = LanguageModel.load(
+                rows.manifest["model"],
+                [rows.manifest["hook"]["module"]],
+                device=pick_device(device),
+                revision=rows.manifest.get("revision"),
+                causal=True,
+            )
+        except BitlensError as error:
+            show.err.print(f"Without cross-entropy numbers: {error}", markup=False)
+    numbers = measure(autoencoder, rows, language_model=model, max_contexts=contexts, part=part).as_dict()
+    show.table(f"{run} on {store}", {autoencoder.architecture: numbers})
+    write_result(json, numbers)

@@ -1,0 +1,133 @@
+"""Commands that make stores of hidden states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from bitlens.cli.common import Device, Files, Json, ModelName, open_text, write_result
+
+
+def harvest(
+    model: ModelName,
+    text: tuple[str, ...],
+    hook: tuple[str, ...],
+    out: Path,
+    context: int = 256,
+    batch_size: int = 16,
+    max_rows: int | None = None,
+    packed: bool = True,
+    bos: bool | None = None,
+    text_column: str = "text",
+    split: str = "train",
+    streaming: bool = False,
+    documents: Literal["auto", "file", "paragraph", "line"] = "auto",
+    shuffle_seed: int | None = None,
+    dtype: str = "auto",
+    store_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto",
+    outlier_multiple: float = 10.0,
+    device: Device = "auto",
+    device_map: str | None = None,
+    revision: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    json: Json = None,
+) -> None:
+    """Run a language model over text and store its hidden states, one store for each hook point.
+
+    Special tokens (BOS, padding, end of text) make no rows. A killed harvest goes on with --resume.
+
+    Args:
+        model: Hugging Face model, by name or folder; 'bundled' is the one that comes with bitlens.
+        text: files (.txt, .jsonl, .parquet, also .gz), folders of them, datasets (NAME or NAME:CONFIG), or 'bundled'.
+        hook: hook points: layers.4, layers.4.mlp, layers.4.mlp:input, hidden_states[5] or blocks.4.hook_resid_post.
+        out: the store; with several hook points a folder with a store for each.
+        context: tokens the model sees at once.
+        batch_size: contexts a forward pass.
+        max_rows: stop after so many tokens.
+        packed: join documents to full contexts; --no-packed makes one context of the beginning of each document.
+        bos: begin every context with the BOS token; by default if the tokenizer does.
+        text_column: column of the text in tables and datasets.
+        split: split of a dataset.
+        streaming: read a dataset over the network without downloading it first.
+        documents: what a document is in plain text; auto: a file, or with fewer than ten files a paragraph.
+        shuffle_seed: mix the documents with this seed.
+        dtype: of the model: auto, float32, bfloat16 or float16.
+        store_dtype: of the stored hidden states; auto: the model's.
+        outlier_multiple: rows whose norm is above this multiple of the median are never trained on.
+        device: auto, cpu, cuda, cuda:1.
+        device_map: spread the model over devices, for example auto (needs the extra device-map).
+        revision: branch, tag or commit on the hub.
+        resume: continue a harvest that was stopped.
+        overwrite: replace a store that is there.
+        json: also write the result to this file.
+    """
+    import torch
+
+    from bitlens import show
+    from bitlens.hidden.harvest import harvest as run
+    from bitlens.training.signals import stop_on_signals
+
+    language_model, reader = open_text(
+        model, text, hook, context, packed, bos, text_column, split, streaming, documents, shuffle_seed, dtype, device,
+        device_map, revision,
+    )  # fmt: skip
+    with show.bar("harvest", None) as bar, stop_on_signals() as stop:
+        stores = run(
+            language_model, reader, out, batch_size=batch_size, max_rows=max_rows, outlier_multiple=outlier_multiple,
+            store_dtype=None if store_dtype == "auto" else getattr(torch, store_dtype), resume=resume, overwrite=overwrite,
+            announce=lambda plan: show.err.print(f"Plan: {plan}"), stop=lambda: stop.signal,
+            report=lambda p: bar.at(p.rows, f"{p.rows_per_second:,.0f} rows/s", p.expected_rows),
+        )  # fmt: skip
+    for store in stores:
+        show.out.print(_describe(store), soft_wrap=True)
+    write_result(json, {"stores": [_summary(store) for store in stores]})
+
+
+def import_(
+    files: Files,
+    out: Path,
+    hidden: str | None = None,
+    tokens: str | None = None,
+    documents: str | None = None,
+    positions: str | None = None,
+    name: str = "imported",
+    outlier_multiple: float = 10.0,
+    overwrite: bool = False,
+    json: Json = None,
+) -> None:
+    """Make a store of hidden states from elsewhere (.npy, .npz, .safetensors, .parquet, .h5).
+
+    Args:
+        files: arrays of hidden states, [rows, d] or [items, positions, d]; joined in this order.
+        out: the store.
+        hidden: name of the array inside a file; needed where there are several matrices.
+        tokens: name of an integer array with the token id of each row.
+        documents: name of an integer array with the document of each row; by default every row (or item) is its own.
+        positions: name of an integer array with each row's position; by default counted within documents.
+        name: what to call the origin.
+        outlier_multiple: rows whose norm is above this multiple of the median are never trained on.
+        overwrite: replace a store that is there.
+        json: also write the result to this file.
+    """
+    from bitlens import show
+    from bitlens.hidden.arrays import import_arrays
+
+    store = import_arrays(
+        list(files), out, hidden=hidden, tokens=tokens, documents=documents, positions=positions, name=name,
+        outlier_multiple=outlier_multiple, overwrite=overwrite,
+    )  # fmt: skip
+    show.out.print(_describe(store), soft_wrap=True)
+    write_result(json, _summary(store))
+
+
+def _describe(store: Any) -> str:
+    m = store.manifest
+    return (
+        f"{store.path}: {len(store):,} rows of {store.d_in} from {m['documents']:,} documents, {m['model']} at "
+        f"{m['hook']['module']}; std {store.scale:.4g}, {m['outliers']} rows of outlying norm"
+    )
+
+
+def _summary(store: Any) -> dict[str, Any]:
+    return {"store": str(store.path), **{k: v for k, v in store.manifest.items() if k not in ("mean", "shards")}}
