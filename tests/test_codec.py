@@ -18,9 +18,10 @@ pytest.importorskip("constriction")
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import co_occurrence
 from bitlens.errors import BitlensError
-from bitlens.information import autoregression, codec
+from bitlens.information import autoregression, codec, compressed
 from bitlens.information.autoregression import Autoregression
-from bitlens.information.codec import PREFIX, Compressed, Quantised, compress
+from bitlens.information.codec import Quantised
+from bitlens.information.compressed import PREFIX, Compressed, compress
 from bitlens.information.tree import Blocks, TreeCounts, chow_liu
 
 GOLDEN = Path(__file__).parent / "golden" / "compressed.bin"
@@ -197,8 +198,8 @@ def test_truncated_and_foreign_files(file: Compressed, tmp_path: Path) -> None:
 def test_a_newer_schema(file: Compressed) -> None:
     data = file.path.read_bytes()
     _, length, _ = PREFIX.unpack(data[: PREFIX.size])
-    text = json.dumps({**json.loads(data[PREFIX.size : PREFIX.size + length]), "schema": 2}).encode()
-    head = struct.pack("<8sII", codec.MAGIC, len(text), zlib.crc32(text))
+    text = json.dumps({**json.loads(data[PREFIX.size : PREFIX.size + length]), "schema": 3}).encode()
+    head = struct.pack("<8sII", compressed.MAGIC, len(text), zlib.crc32(text))
     file.path.write_bytes(head + text + data[PREFIX.size + length :])
     with pytest.raises(BitlensError, match="upgrade bitlens"):
         Compressed(file.path)
@@ -229,6 +230,9 @@ def test_without_constriction(file: Compressed, monkeypatch: pytest.MonkeyPatch)
         again.verify()
 
 
+GOLDEN_IDS = torch.tensor([3] * 20 + [1] + [2] * 39)
+
+
 def golden_bits() -> PackedBits:
     i, j = torch.arange(60)[:, None], torch.arange(70)
     return PackedBits.pack((i * i * 31 + i * j * 17 + j * 7) % 97 < 5 + j % 30)
@@ -241,6 +245,11 @@ def test_the_golden_file_still_decodes(tmp_path: Path) -> None:
     assert torch.equal(decoded(file), golden_bits().words)
 
 
+def test_files_without_residuals_are_still_written_as_the_golden_one(tmp_path: Path) -> None:
+    bits = golden_bits()
+    file = compress(bits, GOLDEN_IDS, some_model(bits), tmp_path / "codes.bin", {"golden": 1})
+    assert file.path.read_bytes() == GOLDEN.read_bytes()
+
+
 if __name__ == "__main__":
-    ids = torch.tensor([3] * 20 + [1] + [2] * 39)
-    print(compress(golden_bits(), ids, some_model(golden_bits()), GOLDEN, {"golden": 1}).sizes)
+    print(compress(golden_bits(), GOLDEN_IDS, some_model(golden_bits()), GOLDEN, {"golden": 1}).sizes)

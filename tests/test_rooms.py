@@ -13,7 +13,7 @@ ROOT = Path(bitlens.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py") if "bundled" not in path.parts)
 # From the top; a room imports only from below itself. Names on one line are of the same height.
 ROOMS = [
-    ["__main__"], ["cli"], ["demo", "bench"], ["show", "explorer"], ["studies"], ["report"], ["evaluation", "encode"], ["interop"],
+    ["__main__"], ["cli"], ["demo", "bench"], ["show", "explorer"], ["studies"], ["report"], ["evaluation", "encode", "compression"], ["interop"],
     ["causal"], ["features"], ["information"], ["training"], ["autoencoders"], ["hidden"], ["bits"],
 ]  # fmt: skip
 HEIGHT = {room: -level for level, rooms in enumerate(ROOMS) for room in rooms}

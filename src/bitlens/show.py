@@ -140,3 +140,32 @@ def example(before: str, token: str, after: str) -> str:
     space = " " if token.startswith(" ") else ""  # tokens begin with the space before them: it is shown outside
     before, token, after = (escape(plain(text)) for text in (before + space, token.removeprefix(" "), after))
     return f"[dim]{before}[/dim][bold]«{token}»[/bold][dim]{after}[/dim]"
+
+
+_WAYS = {
+    "streams": ("streams of this file", ""),
+    "exact": ("streams and residual of this file", ""),
+    "file": ("this file as a whole", "over all its rows: with its model and index"),
+    "words": ("packed words", "as they are"),
+    "words_zstd": ("packed words, zstd -19", ""),
+    "int8_zstd": ("int8, zstd -19", "one scale a component, not counted"),
+    "stored_zstd": ("stored values, zstd -19", "the hidden states themselves"),
+    "stored_planes": ("stored values in byte planes", "as the residual is stored, without a prediction"),
+}
+
+
+def compression(title: str, result: Any) -> None:
+    """A `bitlens.compression.Compression`: bytes, bits a row and fvu of every way to store the held-out rows."""
+    grid = Table(title=f"{title}: {result.rows:,} rows", title_justify="left", title_style="bold", header_style="bold")
+    grid.add_column(f"{result.held_out_rows:,} held-out rows")
+    for heading in ("bytes of these", "bits a row", "fvu"):
+        grid.add_column(heading, justify="right")
+    grid.add_column("", style="dim")
+    notes = {"streams": f"{result.ratio:.4f} of the code length", "stored_zstd": f"the {result.dtype} themselves"}
+    if result.gain is not None:
+        notes["exact"] = f"{abs(result.gain):.1%} {'fewer' if result.gain > 0 else 'more'} than stored values, zstd -19"
+    for name, (way, note) in _WAYS.items():
+        if line := result.lines.get(name):
+            grid.add_row(way, f"{line.bytes:,}", f"{line.bits_a_row:.2f}", f"{line.fvu:.4f}", notes.get(name, note))
+    grid.add_row("code length (bits_joint)", "", f"{result.bits_joint:.2f}", "", "of the model before it is quantised")
+    out.print(grid)

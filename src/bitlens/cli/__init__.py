@@ -9,7 +9,7 @@ import sys
 
 import tyro
 
-from bitlens.cli.codes import entropy
+from bitlens.cli.codes import compress, decompress, entropy
 from bitlens.cli.runs import encode, evaluate, train
 from bitlens.cli.stores import harvest, import_
 from bitlens.cli.whole import bench, demo
@@ -17,7 +17,7 @@ from bitlens.errors import BitlensError, Interrupted
 
 COMMANDS = {
     "demo": demo, "harvest": harvest, "import": import_, "train": train, "encode": encode, "evaluate": evaluate,
-    "entropy": entropy, "bench": bench,
+    "entropy": entropy, "compress": compress, "decompress": decompress, "bench": bench,
 }  # fmt: skip
 
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from bitlens.cli.common import CodesFolder, Json, write_result
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from bitlens.cli.common import CodesFolder, Device, Json, RunFolder, StoreFolder, open_pair, write_result
+
+CompressedFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
 
 
 def entropy(codes: CodesFolder, seed: int = 0, json: Json = None) -> None:
@@ -31,3 +38,81 @@ def entropy(codes: CodesFolder, seed: int = 0, json: Json = None) -> None:
     result = measure(corpus.bits, corpus.document, test, seed=seed, report=lambda stage: show.err.print(f"{stage} ..."))
     show.entropy(str(codes), result)
     write_result(json, {"codes": str(codes), **asdict(result)})
+
+
+def compress(
+    run: RunFolder,
+    store: StoreFolder,
+    out: Path,
+    documents: Literal["all", "test"] = "all",
+    residual: bool = False,
+    seed: int = 0,
+    device: Device = "auto",
+    overwrite: bool = False,
+    json: Json = None,
+) -> None:
+    """Write the bits of a store to a file whose size is their code length, and say what else would cost how much.
+
+    The code is a model fitted on the training documents; it is in the file. `bitlens decompress` gives hidden states back.
+
+    Args:
+        run: a binary autoencoder.
+        store: hidden states of its hook point.
+        out: the file.
+        documents: all, or test for the held-out documents only.
+        residual: keep what the bits leave out, too: the hidden states come back to the last bit.
+        seed: seed of the model's fit.
+        device: auto, cpu, cuda.
+        overwrite: replace a file that is there.
+        json: also write the numbers to this file.
+    """
+    from dataclasses import asdict
+
+    from bitlens import show
+    from bitlens.compression import compress_store
+
+    autoencoder, rows = open_pair(run, store, device)
+    result = compress_store(
+        autoencoder, rows, run, out, documents=documents, exact=residual, seed=seed, overwrite=overwrite,
+        report=lambda stage: show.err.print(f"{stage} ..."),
+    )  # fmt: skip
+    show.compression(str(out), result)
+    write_result(json, {"file": str(out), **asdict(result)})
+
+
+def decompress(
+    file: CompressedFile,
+    run: RunFolder,
+    out: Path,
+    skip_damaged: bool = False,
+    overwrite: bool = False,
+    json: Json = None,
+) -> None:
+    """Make a store of a compressed file: the original hidden states if it has a residual, else what the bits give.
+
+    Tokens and positions in the context are not in the file: tokens are -1 and positions count the rows of a document.
+
+    Args:
+        file: written by `bitlens compress`.
+        run: the binary autoencoder that compressed it.
+        out: the store.
+        skip_damaged: leave out documents that are damaged instead of stopping.
+        overwrite: replace a store that is there.
+        json: also write the result to this file.
+    """
+    from bitlens import show
+    from bitlens.compression import decompress_file
+    from bitlens.information.compressed import Compressed
+
+    compressed = Compressed(file)
+    with show.bar("decompress", compressed.rows) as bar:
+        store, damaged = decompress_file(
+            compressed, run, out, skip_damaged=skip_damaged, overwrite=overwrite, report=bar.at
+        )
+    kind = f"the original {compressed.dtype}" if compressed.dtype else "float32, as the bits give them"
+    show.out.print(f"{out}: {len(store):,} rows of {store.d_in}, {kind}", soft_wrap=True)
+    if damaged:
+        show.err.print(f"Left out, as they are damaged: documents {', '.join(map(str, damaged))}.", soft_wrap=True)
+    write_result(
+        json, {"store": str(out), "rows": len(store), "exact": compressed.dtype is not None, "damaged": damaged}
+    )

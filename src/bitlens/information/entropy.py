@@ -20,6 +20,7 @@ from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import binary_entropy, co_occurrence
 from bitlens.errors import BitlensError
 from bitlens.information.autoregression import Autoregression
+from bitlens.information.lower import lower_bits
 from bitlens.information.tree import Blocks, Tree, TreeCounts, cells, chow_liu
 from bitlens.seeding import generator
 
@@ -43,6 +44,8 @@ class Entropy:
     blocks: int
     """independent blocks of rows, whole documents, that the intervals rest on"""
     n_latents: int
+    bits_lower: float
+    """what the rows carry at least, at 95 % confidence and whatever their distribution; never above log2(rows)"""
     bits_marginal: Estimate
     """sum of the latents' own entropies, corrected for the size of the sample"""
     bits_tree: Estimate
@@ -112,38 +115,46 @@ def entropy(
         raise BitlensError(
             "A code length is fitted on some documents and measured on others, and here all rows are on one side; encode more documents."
         )
-    fit, held = bits[~test], bits[test]
     report("pairs")
-    pairs = co_occurrence(fit)
-    fit_tree = chow_liu(pairs, len(fit))
-    pairs += co_occurrence(held)
+    pairs = co_occurrence(bits[~test])
+    fit_tree = chow_liu(pairs, int((~test).sum()))
+    pairs += co_occurrence(bits[test])
     tree = chow_liu(pairs, len(bits))
     del pairs  # large
     report("tree")
+    plug_in = _plug_in(bits, blocks, tree, seed)
+    report("autoregression")
+    code_lengths = _held_out(bits, documents, test, fit_tree, seed)
+    return Entropy(len(bits), len(blocks), bits.n_latents, lower_bits(bits, documents), *plug_in, *code_lengths)
+
+
+def _plug_in(bits: PackedBits, blocks: Blocks, tree: Tree, seed: int) -> list[Estimate]:
+    """Marginal and tree entropy of all rows."""
     counts = TreeCounts.of(bits, blocks, tree)
 
     def of_counts(weights: Tensor) -> Tensor:
         rows, ons, both = (weights @ count.double() for count in (counts.rows, counts.ons, counts.both))
         return torch.stack(_marginal_and_tree(rows, ons, both, tree))
 
-    marginal, of_tree = _intervals(of_counts, len(blocks), seed)
+    return _intervals(of_counts, len(blocks), seed)
 
-    held_documents = None if documents is None else documents[test]
-    held_blocks = Blocks.of(len(held), held_documents)
-    fit_counts = TreeCounts.of(fit, Blocks(np.array([0, len(fit)])), fit_tree)
-    per_block = _code_lengths(fit_counts, TreeCounts.of(held, held_blocks, fit_tree), fit_tree)
-    report("autoregression")
-    fit_blocks = Blocks.of(len(fit), None if documents is None else documents[~test])
-    model = Autoregression.fit(fit, fit_tree, fit_counts, fit_blocks.bounds, seed=seed)
-    lengths = model.code_lengths(held)
-    bounds = torch.from_numpy(held_blocks.bounds)
-    total = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])[bounds].diff()
-    per_block = torch.cat([per_block, total[None]]).double()
-    rows = held_blocks.rows.double()
-    code_marginal, code_tree, joint = _intervals(
-        lambda weights: (weights @ per_block.T / (weights @ rows)[..., None]).movedim(-1, 0), len(held_blocks), seed
+
+def _held_out(bits: PackedBits, documents: Tensor | None, test: Tensor, tree: Tree, seed: int) -> list[Estimate]:
+    """Code lengths of the rows in `test` under models of the others: marginal, tree and autoregression."""
+    fit, held = bits[~test], bits[test]
+    fit_blocks, blocks = (
+        Blocks.of(len(part), None if documents is None else documents[rows])
+        for part, rows in ((fit, ~test), (held, test))
     )
-    return Entropy(len(bits), len(blocks), bits.n_latents, marginal, of_tree, code_marginal, code_tree, joint)
+    fit_counts = TreeCounts.of(fit, Blocks(np.array([0, len(fit)])), tree)
+    simple = _code_lengths(fit_counts, TreeCounts.of(held, blocks, tree), tree)
+    model = Autoregression.fit(fit, tree, fit_counts, fit_blocks.bounds, seed=seed)
+    lengths = model.code_lengths(held)
+    total = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])[torch.from_numpy(blocks.bounds)].diff()
+    per_block, rows = torch.cat([simple, total[None]]).double(), blocks.rows.double()
+    return _intervals(
+        lambda weights: (weights @ per_block.T / (weights @ rows)[..., None]).movedim(-1, 0), len(blocks), seed
+    )
 
 
 def _code_lengths(fit: TreeCounts, held: TreeCounts, tree: Tree) -> Tensor:

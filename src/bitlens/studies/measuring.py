@@ -42,6 +42,7 @@ def measure_rows(
         "dense": int((rare > DENSE).sum()), "bits_gaussian": gaussian_bits(moments.covariance(), fvu),
     }  # fmt: skip
     result = entropy(bits, documents, test, seed=seed)
+    numbers["bits_lower"] = result.bits_lower
     for name in ESTIMATES:
         estimate = getattr(result, name)
         numbers |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

@@ -62,7 +62,7 @@ def prune(rows: Tensor, P: Parameters, price: Price, lam: float, ridge: float = 
     mean = rows.mean(0)
     centred = rows - mean
     G = co_occurrence(bits).double()[live][:, live].div_(n).sub_(p[:, None] * p)
-    G.diagonal().add_(ridge)
+    G.diagonal().mul_(1 + ridge)
     A = latent_sums(bits, centred)[live] / n
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(G))
     del G

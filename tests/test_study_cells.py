@@ -1,0 +1,204 @@
+"""The cells of a study: none is measured twice or lost, whatever stops it, and they end in one table."""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from bitlens.errors import BitlensError, Interrupted
+from bitlens.studies.cells import library, measure_cells, open_study, write_table
+from bitlens.studies.figures import COLOURS, figure
+
+CELLS = [{"layer": f"layers.{i}", "position": i} for i in range(6)]
+PATIENCE = 60.0
+
+
+def measure(log, cell):
+    """Leaves a line in `log` for each time it is called; position 3 cannot be measured."""
+    with Path(log).open("a") as file:
+        file.write(f"{cell['position']}\n")
+    if cell["position"] == 3:
+        raise BitlensError("Position 3 has no rows; leave it out.")
+    return {"bits": cell["position"] / 3, "process": None}
+
+
+def measure_slowly(log, cell):
+    row = measure(log, cell)
+    time.sleep(0.2)
+    return row
+
+
+def study(out, log):
+    """A whole study in a process of its own, as a command would run it."""
+    open_study(out, "test", {}, resume=True, overwrite=False)
+    try:
+        measure_cells(out, CELLS, functools.partial(measure_slowly, log))
+    except Interrupted as sentence:
+        Path(f"{log}.sentence").write_text(str(sentence))
+
+
+def kept(out):
+    return len(list((out / "cells").glob("*.json")))
+
+
+def calls(log):
+    return [int(line) for line in log.read_text().split()]
+
+
+@pytest.fixture
+def out(tmp_path):
+    folder = tmp_path / "study"
+    open_study(folder, "test", {"steps": 3}, resume=False, overwrite=False)
+    return folder
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "calls"
+
+
+@pytest.fixture
+def stopped(tmp_path, log):
+    """`stopped(number)` sends a signal to a process that runs the study when it has kept two cells -> its folder."""
+
+    def run(number):
+        folder = tmp_path / "stopped"
+        process = multiprocessing.get_context("spawn").Process(target=study, args=(folder, log))
+        process.start()
+        assert process.pid is not None
+        deadline = time.monotonic() + PATIENCE
+        while kept(folder) < 2 and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(process.pid, number)
+        process.join(PATIENCE)
+        assert process.exitcode == (-number if number == signal.SIGKILL else 0)
+        return folder
+
+    return run
+
+
+# --- cells -----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_the_cells_with_their_numbers_in_order_and_each_is_reported(out, log):
+    told = []
+    rows = measure_cells(out, CELLS, functools.partial(measure, log), report=lambda *told_now: told.append(told_now))
+    assert [{k: row[k] for k in ("layer", "position")} for row in rows] == CELLS
+    assert [row["bits"] for row in rows if "error" not in row] == [p / 3 for p in (0, 1, 2, 4, 5)]
+    assert told == [(i + 1, 6, row) for i, row in enumerate(rows)]
+
+
+def test_a_cell_that_fails_is_a_sentence_in_its_row_and_is_tried_again(out, log):
+    work = functools.partial(measure, log)
+    rows = measure_cells(out, CELLS, work)
+    assert rows[3] == {**CELLS[3], "error": "Position 3 has no rows; leave it out."}
+    assert kept(out) == 5
+    assert measure_cells(out, CELLS, work) == rows
+    assert calls(log) == [0, 1, 2, 3, 4, 5, 3]
+
+
+def test_only_cells_measured_under_the_same_settings_are_taken_as_measured(out, log):
+    work = functools.partial(measure, log)
+    measure_cells(out, CELLS[:2], work, same={"steps": 3})
+    measure_cells(out, CELLS[:3], work, same={"steps": 3})
+    assert calls(log) == [0, 1, 2]
+    measure_cells(out, CELLS[:2], work, same={"steps": 4})
+    assert calls(log) == [0, 1, 2, 0, 1]
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_rows_of_one(out, log, tmp_path):
+    work = functools.partial(measure, log)
+    alone = measure_cells(out, CELLS, work)
+    open_study(tmp_path / "two", "test", {}, resume=False, overwrite=False)
+    told = []
+    rows = measure_cells(
+        tmp_path / "two", CELLS, work, workers=2, report=lambda done, total, row: told.append((done, total))
+    )
+    assert rows == alone
+    assert told == [(i, 6) for i in range(1, 7)]
+    assert sorted(calls(log)) == sorted(2 * [0, 1, 2, 3, 4, 5])
+    files = [{p.name: p.read_bytes() for p in (folder / "cells").iterdir()} for folder in (out, tmp_path / "two")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.slow
+def test_a_study_that_was_killed_goes_on_where_it_was(stopped, out, log):
+    folder = stopped(signal.SIGKILL)
+    before = kept(folder)
+    assert 2 <= before < 5
+    first = calls(log)
+    rows = measure_cells(folder, CELLS, functools.partial(measure, log))
+    assert set(calls(log)[len(first) :]) == set(range(before, 6)) | {3}
+    assert rows == measure_cells(out, CELLS, functools.partial(measure, log))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_cell_in_hand_and_says_how_to_go_on(stopped, log, number):
+    folder = stopped(number)
+    done = len(calls(log))
+    assert 2 <= done < 6
+    sentence = f"Stopped after {done} of 6 cells: they are kept in {folder}; continue with --resume."
+    assert Path(f"{log}.sentence").read_text() == sentence
+    measure_cells(folder, CELLS, functools.partial(measure, log))
+    assert [p for p in calls(log)[done:] if p != 3] == [p for p in range(done, 6) if p != 3]
+
+
+# --- the folder and the table ----------------------------------------------------------------------------------------
+
+
+def test_the_folder_of_another_study_is_refused_and_left_alone(out):
+    before = (out / "study.json").read_bytes()
+    with pytest.raises(BitlensError, match="holds the study 'test', not 'sequence'; choose another folder"):
+        open_study(out, "sequence", {}, resume=True, overwrite=False)
+    with pytest.raises(BitlensError, match="is not empty; pass --resume to continue it or --overwrite"):
+        open_study(out, "test", {}, resume=False, overwrite=False)
+    assert (out / "study.json").read_bytes() == before
+
+
+def test_overwrite_begins_a_study_anew(out, log):
+    measure_cells(out, CELLS, functools.partial(measure, log))
+    open_study(out, "sequence", {"steps": 9}, resume=False, overwrite=True)
+    assert [path.name for path in out.iterdir()] == ["study.json"]
+    about = json.loads((out / "study.json").read_text())
+    assert (about["study"], about["settings"]) == ("sequence", {"steps": 9})
+
+
+def test_a_table_holds_every_name_and_is_the_same_in_both_formats(tmp_path):
+    rows = [{"layer": "a", "bits": 1.5}, {"layer": "b", "error": 'It is "empty", sorry.'}, {"layer": "c", "bits": 0.1}]
+    write_table(tmp_path / "table", rows)
+    options = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
+    tables = (
+        pyarrow.parquet.read_table(tmp_path / "table.parquet"),
+        pyarrow.csv.read_csv(tmp_path / "table.csv", convert_options=options),
+    )
+    for table in tables:
+        assert table.column_names == ["layer", "bits", "error"]
+        assert [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()] == rows
+
+
+def test_a_figure_is_written_as_png_and_as_an_svg_that_is_the_same_each_time(tmp_path):
+    for name in ("one", "two"):
+        with figure(tmp_path / name, columns=2, sharey=True) as panels:
+            panels[0][0].plot([0, 1], [0, 1])
+            panels[0][1].set_title("beside it")
+    assert panels.shape == (1, 2)
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert COLOURS[0] in (tmp_path / "one.svg").read_text()
+    assert "beside it" in (tmp_path / "one.svg").read_text()
+
+
+def test_a_library_that_is_missing_names_the_extra():
+    with pytest.raises(BitlensError, match=r"pip install 'bitlens\[study\]'"):
+        library("a_library_that_nobody_wrote")

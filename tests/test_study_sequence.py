@@ -1,0 +1,197 @@
+"""The study `sequence`: each cell is of its own position, all have as many rows, and it goes on where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pyarrow.parquet
+import pytest
+import torch
+import transformers
+
+from bitlens.errors import BitlensError
+from bitlens.hidden import ActivationStore, Corpus, LanguageModel
+from bitlens.hidden.harvest import harvest
+from bitlens.hidden.text import ContextReader
+from bitlens.studies.sequence import Rows, SequenceConfig, common_rows, draw, rows_at, run_sequence, text_positions
+
+TINY = SequenceConfig(
+    hooks=("layers.0", "hidden_states[3]"), context=16, positions=(1, 8), max_tokens=3000, test_fraction=0.3,
+    n_latents=32, steps=12, device="cpu",
+)  # fmt: skip
+
+
+def refusal(out, **changes):
+    """The one sentence with which the tiny study, changed so, is refused."""
+    with pytest.raises(BitlensError) as error:
+        run_sequence(dataclasses.replace(TINY, **changes), out)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """(folder, rows) of the tiny study; not to be changed."""
+    out = tmp_path_factory.mktemp("sequence") / "study"
+    return out, run_sequence(TINY, out)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, tiny_llama, text_folder):
+    """Contexts of 8 tokens of `tiny_llama` at layers.1, half of the documents held out."""
+    model = LanguageModel.load(str(tiny_llama), ["layers.1"], device="cpu")
+    out = tmp_path_factory.mktemp("rows") / "store"
+    harvest(model, ContextReader(Corpus((str(text_folder),)), model.tokenizer, 8), out)
+    return ActivationStore(out, test_fraction=0.5)
+
+
+# --- the rows of a cell ----------------------------------------------------------------------------------------------
+
+
+def test_the_rows_of_a_cell_are_the_models_own_hidden_states_at_its_position(store, tiny_llama, text_folder):
+    full = transformers.AutoModel.from_pretrained(tiny_llama).eval()
+    reader = ContextReader(Corpus((str(text_folder),)), transformers.AutoTokenizer.from_pretrained(tiny_llama), 8)
+    special = set(reader.special.tolist())
+    expected, documents = [], []
+    for tokens, owners in reader.contexts():
+        if len(tokens) > 5 and tokens[5] not in special:
+            with torch.no_grad():
+                expected.append(full(torch.tensor([tokens]), output_hidden_states=True).hidden_states[2][0, 5])
+            documents.append(owners[5])
+    test = store.is_test(torch.tensor(documents))
+    sample = rows_at(store, 5, Rows(int((~test).sum()), int(test.sum())))
+    assert sample.document.tolist() == documents
+    assert torch.equal(sample.test, test)
+    torch.testing.assert_close(sample.hidden, torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_fewer_rows_are_spread_over_the_text_without_repeats(store):
+    whole = rows_at(store, 5, common_rows(store, [5]))
+    some = rows_at(store, 5, Rows(20, 9))
+    for part, n in ((~whole.test, 20), (whole.test, 9)):
+        indices = torch.arange(n) * int(part.sum()) // n
+        assert len(set(indices.tolist())) == n
+        assert torch.equal(some.hidden[some.test if n == 9 else ~some.test], whole.hidden[part][indices])
+    assert some.document.tolist() == sorted(some.document.tolist())
+
+
+def test_every_position_gets_the_rows_of_the_poorest(store):
+    alone = {position: common_rows(store, [position]) for position in range(8)}
+    assert len(set(alone.values())) > 1
+    rows = common_rows(store, list(alone))
+    assert rows == Rows(min(r.training for r in alone.values()), min(r.test for r in alone.values()))
+    fewer = common_rows(store, list(alone), max_rows=90)
+    assert sum(fewer) == 90
+    assert fewer.test / 90 == pytest.approx(rows.test / sum(rows), abs=0.01)
+
+
+def test_rows_of_outlying_norm_belong_to_their_position(tiny_llama, text_folder, tmp_path):
+    model = LanguageModel.load(str(tiny_llama), ["layers.1"], device="cpu")
+    reader = ContextReader(Corpus((str(text_folder),)), model.tokenizer, 8)
+    harvest(model, reader, tmp_path / "store", outlier_multiple=1.0)  # now half of the rows are outliers
+    store = ActivationStore(tmp_path / "store", test_fraction=0.5)
+    usual = sum(len(train) + len(test) for train, test in store.splits())
+    assert sum(sum(common_rows(store, [p])) for p in range(8)) == len(store) > 1.5 * usual
+
+
+# --- the whole study -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_whole_study_has_a_row_a_cell_all_of_as_many_rows_and_its_figures(study):
+    out, table = study
+    cells = [(r["autoencoder"], r["layer"], r["position"], r["seed"]) for r in table]
+    layers = ("layers.0", "layers.2")  # hidden_states[3] is what comes out of layers.2
+    assert cells == [(kind, layer, p, 0) for layer in layers for p in (1, 8) for kind in ("cell", "shared")]
+    assert len({row["rows"] for row in table}) == 1
+    for row in table:
+        assert "error" not in row
+        assert row["bits_joint_low"] < row["bits_joint"] < row["bits_joint_high"]
+        assert 0 < row["fvu"] < 2
+        if row["bits_gaussian"]:
+            assert row["joint_over_gaussian"] == row["bits_joint"] / row["bits_gaussian"]
+    assert pyarrow.parquet.read_table(out / "table.parquet").to_pylist() == table
+    for name in ("bits", "fvu", "map"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "position in the context" in (out / f"{name}.svg").read_text()
+    assert json.loads((out / "study.json").read_text())["settings"]["positions"] == [1, 8]
+
+
+@pytest.mark.slow
+def test_cells_that_were_lost_are_measured_again_and_are_the_same(study):
+    out, table = study
+    kept = {path: path.read_bytes() for path in (out / "cells").iterdir()}
+    lost = sorted(kept)[::2]
+    for path in lost:
+        path.unlink()
+    told = []
+    again = run_sequence(TINY, out, resume=True, report=lambda done, total, row: told.append((done, total)))
+    assert again == table
+    assert {path: path.read_bytes() for path in (out / "cells").iterdir()} == kept
+    assert 0 < len(told) <= len(lost)
+    assert told[-1] == (len(table), len(table))
+
+
+@pytest.mark.slow
+def test_a_resumed_study_may_have_more_steps_and_keeps_its_stores(study):
+    out, table = study
+    stores = {path: path.stat().st_mtime_ns for path in (out / "stores").rglob("*.safetensors")}
+    changed = dataclasses.replace(TINY, steps=9, positions=(8,), autoencoders=("shared",))
+    rows = run_sequence(changed, out, resume=True)
+    assert [(row["layer"], row["position"]) for row in rows] == [("layers.0", 8), ("layers.2", 8)]
+    assert rows[0]["fvu"] not in [row["fvu"] for row in table]
+    assert {path: path.stat().st_mtime_ns for path in (out / "stores").rglob("*.safetensors")} == stores
+
+
+def test_figures_leave_out_cells_that_failed(tmp_path):
+    row = {
+        "layer": "layers.0",
+        "seed": 0,
+        "bits_joint": 5.0,
+        "bits_joint_low": None,
+        "bits_joint_high": None,
+        "fvu": 0.5,
+    }
+    cells = [{**row, "autoencoder": kind, "position": p} for kind in ("cell", "shared") for p in (0, 4)]
+    draw(
+        [*cells, {"autoencoder": "cell", "layer": "layers.7", "position": 0, "seed": 0, "error": "All equal."}],
+        tmp_path,
+    )
+    assert "layers.0" in (tmp_path / "map.svg").read_text()
+    assert "layers.7" not in (tmp_path / "map.svg").read_text()
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"hooks": ("layers.9",)}, "There is no hook point 'layers.9' in this model of 6 layers"),
+        ({"positions": (1, 16)}, "no rows at position 16: in a context of 16 tokens of this tokenizer the text's own are at 1 to 15"),
+        ({"positions": (0,)}, "no rows at position 0: "),
+        ({"context": 1000}, "reads at most 256 tokens at once, not 1000"),
+        ({"autoencoders": ()}, "at least one seed, and autoencoders of the kinds 'cell', 'shared' or both"),
+        ({"seeds": ()}, "at least one seed"),
+        ({"max_rows": 10}, "max_rows must be at least 72, not 10"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"preset": "best"}, "There is no preset 'best'"),
+        ({"text": ("/nowhere/text.txt",)}, "There is no text at /nowhere/text.txt"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_in_a_sentence_before_anything_is_written(tmp_path, changes, sentence):
+    assert sentence in refusal(tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_rows_name_the_position(tmp_path):
+    sentence = refusal(tmp_path / "out", max_tokens=400)
+    assert sentence.startswith("Position 1 has ")
+    assert "give more text, or leave the position out" in sentence
+
+
+@pytest.mark.parametrize(("bos", "expected"), [(None, [0, 1, 2, 4, 8, 16, 20]), (True, [1, 2, 4, 8, 16, 20])])
+def test_positions_are_by_default_powers_of_two_and_the_ends_of_the_text(tokenizer, text_folder, bos, expected):
+    reader = ContextReader(Corpus((str(text_folder),)), tokenizer, 21, bos=bos)
+    assert text_positions(SequenceConfig(), reader) == expected
