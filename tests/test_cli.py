@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bitlens.cli import COMMANDS, main
+from bitlens.cli.studies import STUDIES
 
 
 def run(*arguments: object) -> int:
@@ -37,12 +38,12 @@ def trained(store: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.parametrize("command", ["", *COMMANDS, *(f"study {name}" for name in STUDIES)])
 def test_help_explains_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*command.split(), "--help") == 0
     shown = capsys.readouterr().out
     assert "usage: bitlens" in shown
-    assert "--json" in shown or not command
+    assert "--json" in shown or command in ("", "study")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

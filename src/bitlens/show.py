@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -69,6 +69,18 @@ def table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> None:
     out.print(grid)
 
 
+def rows(title: str, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Lines of one table, a column for each name."""
+    grid = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    for name in names:
+        grid.add_column(name, justify="left" if any(isinstance(line.get(name), str) for line in lines) else "right")
+    for line in lines:
+        values = (line.get(name) for name in names)
+        grid.add_row(*("-" if v is None else f"{v:.3g}" if isinstance(v, float) else escape(str(v)) for v in values))
+    out.print(grid)
+
+
 _ESTIMATES = {
     "bits_marginal": "sum of the latents' own entropies",
     "bits_tree": "every latent given one other (Chow-Liu)",
@@ -89,6 +101,7 @@ def entropy(title: str, result: Entropy) -> None:
         estimate = getattr(result, name)
         interval = f"{estimate.low:.2f} to {estimate.high:.2f}" if estimate.low == estimate.low else "-"
         grid.add_row(name, f"{estimate.value:.2f}", interval, meaning)
+    grid.add_row("bits_lower", f"{result.bits_lower:.2f}", "-", "at least this, whatever the distribution (95 % sure)")
     out.print(grid)
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 import tyro
 
@@ -15,9 +16,16 @@ from bitlens.cli.stores import harvest, import_
 from bitlens.cli.whole import bench, demo
 from bitlens.errors import BitlensError, Interrupted
 
+
+def study() -> None:
+    """Whole experiments, each one command: bitlens study synthetic, sequence or icl."""
+    raise BitlensError("Name a study: bitlens study synthetic, sequence or icl; each explains itself with --help.")
+
+
 COMMANDS = {
     "demo": demo, "harvest": harvest, "import": import_, "train": train, "encode": encode, "evaluate": evaluate,
-    "entropy": entropy, "compress": compress, "decompress": decompress, "bench": bench,
+    "entropy": entropy, "compress": compress, "decompress": decompress, "study": study,
+    "bench": bench,
 }  # fmt: skip
 
 
@@ -34,11 +42,12 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"bitlens {__version__}")
         return
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="bitlens", args=arguments,
-            description="Turn the hidden states of a language model into bits.",
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
-        )  # fmt: skip
+        if arguments[:1] == ["study"] and len(arguments) > 1:
+            from bitlens.cli.studies import STUDIES
+
+            _call(STUDIES, "bitlens study", arguments[1:], "Whole experiments: each ends in a table and figures.")
+        else:
+            _call(COMMANDS, "bitlens", arguments, "Turn the hidden states of a language model into bits.")
     except Interrupted as stopped:
         sys.exit(_fail(str(stopped), 1))
     except BitlensError as error:
@@ -47,6 +56,13 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(_fail(f"{error.filename or 'A file'} could not be read or written: {error.strerror or error}.", 2))
     except KeyboardInterrupt:
         sys.exit(_fail("Stopped.", 128 + signal.SIGINT))
+
+
+def _call(commands: dict[str, Callable[..., None]], name: str, arguments: list[str], description: str) -> None:
+    tyro.extras.subcommand_cli_from_dict(
+        commands, prog=name, args=arguments, description=description,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+    )  # fmt: skip
 
 
 def _fail(sentence: str, status: int) -> int:

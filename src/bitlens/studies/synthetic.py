@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -149,3 +150,27 @@ def measure_cell(cell: Cell, config: SyntheticConfig) -> Row:
         "bits_shannon": shannon_bits(source.rates(), config.d_in, cell["strength"], numbers["fvu"])
         if cell["family"] == "noise" else math.nan,
     }  # fmt: skip
+
+
+def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One line for each family and variant: how many cells, and in how many of them the truth was found."""
+    lines = []
+    for family, variant in dict.fromkeys((row["family"], row["variant"]) for row in rows):
+        here = [row for row in rows if (row["family"], row["variant"]) == (family, variant)]
+        good = [row for row in here if "error" not in row]
+
+        def share(condition: Callable[[Row], bool], good: list[Row] = good) -> str:
+            return f"{sum(map(condition, good))} of {len(good)}"
+
+        lines.append(
+            {
+                "family": family, "variant": variant, "cells": len(here),
+                "within 2 %, fvu <= .01": share(lambda row: abs(row["bits_tree_error"]) <= 0.02 and row["fvu"] <= 0.01),
+                "bits_joint within 3 %": share(lambda row: abs(row["bits_joint_error"]) <= 0.03),
+                "marginal excess": statistics.median(row["bits_marginal_error"] for row in good) if good else None,
+                "fvu": statistics.median(row["fvu"] for row in good) if good else None,
+                "truth in interval, tree": share(lambda row: row["bits_tree_covers"]),
+                "joint": share(lambda row: row["bits_joint_covers"]),
+            }
+        )  # fmt: skip
+    return lines

@@ -22,7 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "measure": {
         "surrogate": "clipped", "width": 1.0, "price": "entropy", "lam": 0.1, "gamma": 0.0, "weighting": "scaled",
-        "initial_rates": (), "prune_at": PRUNE_AT, "regrow_at": REGROW_AT,
+        "initial_rates": (0.01, 0.5), "prune_at": PRUNE_AT, "regrow_at": REGROW_AT,
     },
     "paper": {
         "surrogate": "paper", "width": 1.0, "price": "entropy", "lam": 1e-7, "gamma": 1e-7, "weighting": "paper",

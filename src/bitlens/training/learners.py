@@ -19,7 +19,7 @@ from bitlens.training.objective import (
     dense_covariance_penalty,
     weights,
 )
-from bitlens.training.pruning import Parameters, prune, regrow
+from bitlens.training.pruning import Parameters, propose, prune, regrow
 
 Sampler = Callable[[int, torch.Generator], Tensor]
 SPREAD_RATE = 0.05  # of the exponential average of each latent's pre-activation spread
@@ -104,16 +104,22 @@ class BinaryLearner(Learner):
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        lam = self.config.lam or 0.0
+        restarted = []
         if step in self.prune_steps:
-            rows = self.sample(self.config.prune_rows, generator(self.config.seed, "prune", step))
-            self._set(prune(rows, self._parameters(), self.price, self.config.lam or 0.0)[0])
+            seed = generator(self.config.seed, "prune", step)
+            rows = self.sample(self.config.prune_rows, seed)
+            parameters, candidates = propose(rows[:SMALL_SAMPLE], self._parameters(), self.price, lam, seed)
+            self._set(prune(rows, parameters, self.price, lam)[0])
+            restarted.append(candidates)
         if step in self.regrow_steps:
             seed = generator(self.config.seed, "regrow", step)
-            rows = self.sample(SMALL_SAMPLE, seed)
-            parameters, restarted = regrow(rows, self._parameters(), self.price, self.config.lam or 0.0, seed)
+            parameters, idle = regrow(self.sample(SMALL_SAMPLE, seed), self._parameters(), self.price, lam, seed)
             self._set(parameters)
+            restarted.append(idle)
+        for latents in restarted:
             for parameter, axis in ((self.model.W_enc, 1), (self.model.b_enc, 0), (self.model.W_dec, 0)):
-                optimizer.state[parameter]["exp_avg"].index_fill_(axis, restarted, 0)
+                optimizer.state[parameter]["exp_avg"].index_fill_(axis, latents, 0)
 
     def _parameters(self) -> Parameters:
         return Parameters(self.model.W_enc, self.model.b_enc, self.model.W_dec, self.model.b_dec)

@@ -16,7 +16,7 @@ from bitlens.bits.statistics import co_occurrence, firing_rates
 from bitlens.training.objective import Price
 
 OFF = -1e3  # the encoder bias of a latent that is switched off
-RATES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+FEWEST = 4  # rows in which a restarted latent is on, and off
 BLOCK = 4096
 
 
@@ -112,57 +112,90 @@ def _uncorrelated(gain: Tensor, inverse: Tensor, limit: int) -> Tensor:
 
 
 @torch.no_grad()
+def propose(
+    rows: Tensor, P: Parameters, price: Price, lam: float, generator: torch.Generator
+) -> tuple[Parameters, Tensor]:
+    """Offer pruning a choice: switched-off latents become candidates along random rows, with decoder rows of zero.
+
+    rows: standardised `[n, d_in]`, drawn with chances proportional to their squared distance from the mean (as k-means++
+    draws its centres). Where planted bits are rare, most rows are single bits: the candidates free a code whose latents
+    each stand for several, from which descent alone finds no way out.
+
+    -> (parameters, indices of the candidates); reconstructions are unchanged
+    """
+    P, idle, _ = _idle(rows, P)
+    if len(idle):
+        centred = rows - rows.mean(0)
+        _restart(rows, centred, centred.square().sum(1), P, idle, price, lam, generator)
+        P.W_dec[idle] = 0
+    return P, idle
+
+
+@torch.no_grad()
 def regrow(
     rows: Tensor, P: Parameters, price: Price, lam: float, generator: torch.Generator
 ) -> tuple[Parameters, Tensor]:
-    """Restart switched-off latents along the residuals of random rows, each at the firing rate that gains most.
+    """Restart switched-off latents along the residuals of random rows, each at the threshold that gains most.
 
     rows: standardised `[n, d_in]`. Nothing is restarted once less than 1 % of the variance is unexplained.
 
     -> (parameters, indices of the restarted latents, whose optimiser state is to be cleared)
     """
-    n, d = rows.shape
-    bits = code_rows(rows, P)
-    rates = firing_rates(bits).to(rows.device)
-    residual = torch.cat(
-        [
-            block - bits[i * BLOCK : (i + 1) * BLOCK].unpack() @ P.W_dec - P.b_dec
-            for i, block in enumerate(rows.split(BLOCK))
-        ]
-    )
-    idle = ((rates < 1e-3) | (rates > 1 - 1e-3)).nonzero()[:, 0]
+    P, idle, bits = _idle(rows, P)
+    blocks = [
+        b - bits[i * BLOCK : (i + 1) * BLOCK].unpack() @ P.W_dec - P.b_dec for i, b in enumerate(rows.split(BLOCK))
+    ]
+    residual = torch.cat(blocks)
     if len(idle) == 0 or residual.var(0).sum() < 0.01 * rows.var(0).sum():
         return P, idle[:0]
-    W_enc, b_enc, W_dec, b_dec = (tensor.clone() for tensor in P)
-    b_dec += W_dec[idle[rates[idle] > 0.5]].sum(0)
-    seeds = residual[torch.randint(0, n, (len(idle),), generator=generator).to(rows.device)]
-    norms = W_enc.norm(dim=0)
-    size = norms[norms > 0].median() if (norms > 0).any() else norms.new_tensor(d**-0.5)
+    _restart(rows, residual, torch.ones(len(rows)), P, idle, price, lam, generator)
+    P.W_dec[idle] *= 0.3 / max(1, math.sqrt(len(idle)) / 8)  # many latents start on the same residual
+    return P, idle
+
+
+def _idle(rows: Tensor, P: Parameters) -> tuple[Parameters, Tensor, PackedBits]:
+    """A copy of the parameters in which idle latents give nothing, the idle latents, and the codes of the rows."""
+    bits = code_rows(rows, P)
+    rates = firing_rates(bits).to(rows.device)
+    idle = ((rates < 1e-3) | (rates > 1 - 1e-3)).nonzero()[:, 0]
+    P = Parameters(*(tensor.clone() for tensor in P))
+    P.b_dec.add_(P.W_dec[idle[rates[idle] > 0.5]].sum(0))
+    P.W_dec[idle] = 0
+    return P, idle, bits
+
+
+def _restart(
+    rows: Tensor, targets: Tensor, chances: Tensor, P: Parameters, idle: Tensor, price: Price, lam: float,
+    generator: torch.Generator,
+) -> None:  # fmt: skip
+    """Set, in place, the latents `idle` along targets `[n, d]` drawn with these chances, each at its best threshold."""
+    seeds = targets[torch.multinomial(chances.cpu(), len(idle), replacement=True, generator=generator).to(rows.device)]
+    norms = P.W_enc.norm(dim=0)
+    size = norms[norms > 0].median() if (norms > 0).any() else norms.new_tensor(rows.shape[1] ** -0.5)
     directions = (seeds / seeds.norm(dim=1, keepdim=True).clamp_min(1e-12)).T * size
-    shrink = 0.3 / max(1, math.sqrt(len(idle)) / 8)  # many latents start on the same residual
-    for part in range(0, len(idle), 1024):
-        where, V = idle[part : part + 1024], directions[:, part : part + 1024]
-        bias, decoder = _best_rate(rows, residual, V, price, lam)
-        W_enc[:, where], b_enc[where], W_dec[where] = V, bias, shrink * decoder
-    return Parameters(W_enc, b_enc, W_dec, b_dec), idle
+    for part in range(0, len(idle), 512):
+        where, V = idle[part : part + 512], directions[:, part : part + 512]
+        bias, decoder = _best_threshold(rows, targets, V, price, lam)
+        P.W_enc[:, where], P.b_enc[where], P.W_dec[where] = V, bias, decoder
 
 
-def _best_rate(rows: Tensor, residual: Tensor, V: Tensor, price: Price, lam: float) -> tuple[Tensor, Tensor]:
-    """For directions V `[d, m]` the bias, of those giving RATES, with the best net gain, and its decoder row."""
+def _best_threshold(rows: Tensor, targets: Tensor, V: Tensor, price: Price, lam: float) -> tuple[Tensor, Tensor]:
+    """For directions V `[d, m]` the bias at which one latent gains most, after its price, and its decoder row.
+
+    The gain is the variance of the targets between the on and the off rows, along V (Otsu 1979); every threshold between
+    two values is tried, and set in the middle, so that no row lies on it.
+    """
     n, d = rows.shape
-    z = rows @ V
-    ordered = z.sort(0).values
-    best = torch.full((V.shape[1],), -math.inf, dtype=torch.double, device=rows.device)
-    bias, decoder = torch.zeros_like(best, dtype=torch.float32), torch.zeros_like(V.T)
-    for rate in RATES:
-        threshold = -ordered[int((1 - rate) * (n - 1))]
-        h = (z + threshold > 0).float()
-        q = h.mean(0)
-        variance = (q * (1 - q)).clamp_min(1e-4)
-        c = (h - q).T @ residual / n
-        net = c.square().sum(1).double() / variance / d - lam * price(q) / d
-        better = net > best
-        best = torch.where(better, net, best)
-        bias = torch.where(better, threshold, bias)
-        decoder = torch.where(better[:, None], c / variance[:, None], decoder)
+    z, order = (rows @ V).sort(0)
+    along = (targets @ V).gather(0, order).double()
+    off = torch.arange(1, n, dtype=torch.double, device=rows.device)[:, None] / n
+    covariance = off * along.mean(0) - along.cumsum(0)[:-1] / n
+    gain = covariance.square() / (off * (1 - off)) / V.double().square().sum(0) / d - lam * price(1 - off) / d
+    apart = z[1:] - z[:-1] > 1e-5 * (z[-1] - z[0])
+    few = (off * n < FEWEST) | ((1 - off) * n < FEWEST)
+    best = gain.masked_fill(~apart | few, -math.inf).argmax(0, keepdim=True)
+    bias = -(z.gather(0, best) + z.gather(0, best + 1))[0] / 2
+    h = (rows @ V + bias > 0).float()
+    q = h.mean(0)
+    decoder = (h - q).T @ targets / n / (q * (1 - q)).clamp_min(1e-4)[:, None]
     return bias, decoder
