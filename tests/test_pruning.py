@@ -8,7 +8,7 @@ import torch
 
 from bitlens.seeding import generator
 from bitlens.training.objective import Price
-from bitlens.training.pruning import OFF, RATES, Parameters, code_rows, latent_sums, prune, regrow
+from bitlens.training.pruning import OFF, Parameters, code_rows, latent_sums, propose, prune, regrow
 
 ENTROPY, ONBIT = Price("entropy", 0.02), Price("onbit", 0.02)
 
@@ -152,7 +152,8 @@ def test_pruning_many_latents_at_once_stays_exact():
     H = torch.from_numpy(codes_of(rows, P))[:, survivors]
     X = rows.double()
     centred = H - H.mean(0)
-    G = centred.T @ centred / len(X) + 1e-5 * torch.eye(len(survivors))
+    G = centred.T @ centred / len(X)
+    G.diagonal().mul_(1 + 1e-5)
     inverse = torch.linalg.inv(G)
     W = inverse @ (centred.T @ (X - X.mean(0)) / len(X))
     assert torch.allclose(pruned.W_dec[survivors].double(), W, atol=1e-4)
@@ -177,14 +178,53 @@ def test_regrowing_restarts_dead_latents_at_a_useful_rate():
     grown, restarted = regrow(rows, P, ENTROPY, 0.01, generator(0))
     assert restarted.tolist() == dead.tolist()
     assert len(restarted) >= 10
-    rates = code_rows(rows, grown).column_counts()[restarted] / len(rows)
-    assert (torch.tensor(RATES) - rates[:, None]).abs().min(1).values.max() < 2e-3
+    residual = rows - code_rows(rows, P).unpack() @ P.W_dec - P.b_dec
+    for j in restarted[:3].tolist():
+        z, V = rows @ grown.W_enc[:, j], grown.W_enc[:, j].double()
+
+        def gain(on: torch.Tensor) -> float:
+            q = on.double().mean()
+            c = ((on.double() - q)[:, None] * residual.double()).mean(0) @ V  # noqa: B023
+            return float(c**2 / (q * (1 - q)) / V.square().sum() / 8 - 0.01 * ENTROPY(q) / 8)  # noqa: B023
+
+        best = max(gain(z > edge) for edge in z.sort().values[4:-4])
+        assert gain(z + grown.b_enc[j] > 0) >= best - 1e-6
     others = [j for j in range(20) if j not in restarted.tolist()]
     assert torch.equal(grown.W_enc[:, others], P.W_enc[:, others])
     assert torch.equal(grown.W_dec[others], P.W_dec[others])
     refitted = prune(rows, grown, ENTROPY, 0.0)[0]
     error = [float((rows - code_rows(rows, Q).unpack() @ Q.W_dec - Q.b_dec).square().mean()) for Q in (P, refitted)]
     assert error[1] < 0.9 * error[0]
+
+
+def rare_bits(n: int = 4000) -> tuple[torch.Tensor, Parameters, torch.Tensor]:
+    """Rows of four rare bits, coded by latents for the first two that stand for `a or b` and `b`, the others switched off."""
+    g = torch.Generator().manual_seed(0)
+    bits = (torch.rand(n, 4, generator=g) < 0.02).float()
+    W_enc, b_enc = torch.zeros(4, 24), torch.full((24,), OFF)
+    W_enc[:, 0], W_enc[:, 1] = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0, 0.0])
+    W_enc[2, 2], W_enc[3, 3] = 1, 1
+    b_enc[:4] = -0.5
+    return bits, prune(bits, Parameters(W_enc, b_enc, torch.zeros(24, 4), torch.zeros(4)), ENTROPY, 1e-3)[0], bits
+
+
+def test_candidates_change_no_reconstruction():
+    rows, P, _ = rare_bits()
+    offered, candidates = propose(rows, P, ENTROPY, 1e-3, generator(0))
+    assert len(candidates) == 20
+    assert not offered.W_dec[candidates].any()
+    decode = lambda Q: code_rows(rows, Q).unpack() @ Q.W_dec + Q.b_dec  # noqa: E731
+    assert torch.allclose(decode(P), decode(offered), atol=1e-6)
+    assert (code_rows(rows, offered).column_counts()[candidates] > 0).all()
+
+
+def test_candidates_free_a_code_whose_latents_stand_for_several_bits():
+    rows, P, bits = rare_bits()
+    price = lambda Q: float(ENTROPY(code_rows(rows, Q).column_counts() / len(rows)).sum())  # noqa: E731
+    truth = float(ENTROPY(bits.double().mean(0)).sum())
+    assert price(P) > 1.1 * truth
+    chosen = prune(rows, propose(rows, P, ENTROPY, 1e-3, generator(0))[0], ENTROPY, 1e-3)[0]
+    assert price(chosen) == pytest.approx(truth, rel=1e-6)
 
 
 def test_regrowing_is_seeded():

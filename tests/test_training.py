@@ -234,7 +234,7 @@ def test_a_device_that_is_not_there_is_refused():
 
 def test_an_unset_field_takes_the_presets_value():
     config = TrainConfig(preset="measure", lam=0.2).resolved(16, "cpu")
-    assert (config.lam, config.width, config.price, config.initial_rates) == (0.2, 1.0, "entropy", ())
+    assert (config.lam, config.width, config.price, config.initial_rates) == (0.2, 1.0, "entropy", (0.01, 0.5))
     assert (config.n_latents, config.lr, config.precision) == (64, 1e-2, "fp32")
     assert TrainConfig(architecture="topk").resolved(16, "cuda:0").precision == "bf16"
 

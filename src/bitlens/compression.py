@@ -8,14 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
 from bitlens.autoencoders.base import WEIGHTS
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import co_occurrence
 from bitlens.errors import BitlensError
 from bitlens.files import prepare_output, sha256
 from bitlens.hidden.source import held_out
@@ -24,7 +22,7 @@ from bitlens.information.autoregression import Autoregression
 from bitlens.information.codec import coder
 from bitlens.information.compressed import MAGIC, Compressed, Damaged, Exact, compress
 from bitlens.information.residual import Decoder, difference, float_bytes, zstandard
-from bitlens.information.tree import Blocks, TreeCounts, chow_liu
+from bitlens.information.tree import Blocks
 
 COMPARED_BYTES = 1 << 23  # of hidden states: zstd -19 is slow
 SHARD_BYTES = 1 << 26
@@ -87,7 +85,7 @@ def compress_store(
     bits, ids, largest = _encode(autoencoder, store)
     test = _test_rows(ids, store)
     report("autoregression")
-    model = _fit(bits[~test], ids[~test], seed)
+    model = Autoregression.of_rows(bits[~test], ids[~test], seed)
     report("streams")
     chosen = torch.ones_like(test) if documents == "all" else test
     decoder, dtype = Decoder.of(autoencoder), store.manifest["dtype"]
@@ -128,20 +126,13 @@ def _test_rows(ids: Tensor, store: ActivationStore) -> Tensor:
     if store.test_fraction:
         test = torch.from_numpy(held_out(ids.numpy(), store.test_fraction))
     else:
-        bounds = Blocks.of(len(ids), ids).bounds
-        test = torch.arange(len(ids)) >= int(bounds[max(1, (len(bounds) - 1) * 4 // 5)])
+        test = Blocks.of(len(ids), ids).last_fifth()
     if not test.any() or test.all():
         raise BitlensError(
             f"The code is fitted on some documents and measured on others, and all rows of {store.path} are on one side; "
             "take a store of more documents."
         )
     return test
-
-
-def _fit(bits: PackedBits, ids: Tensor, seed: int) -> Autoregression:
-    tree = chow_liu(co_occurrence(bits), len(bits))
-    counts = TreeCounts.of(bits, Blocks(np.array([0, len(bits)])), tree)
-    return Autoregression.fit(bits, tree, counts, Blocks.of(len(bits), ids).bounds, seed=seed)
 
 
 def _documents(store: ActivationStore, chosen: Tensor) -> Iterator[tuple[int, Tensor]]:

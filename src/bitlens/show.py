@@ -30,7 +30,7 @@ out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDTH)
 
 _FORMATS = {
-    "fvu": ".4f", "explained_variance": ".4f", "mse": ".4g", "cosine": ".4f", "l0": ".1f", "bits_marginal": ".1f",
+    "fvu": ".4f", "explained_variance": ".4f", "mse": ".4g", "cosine": ".4f", "l0": ".1f", "bits_marginal": ".1f", "bits_tree": ".1f", "bits_joint": ".1f", "bits_magnitudes": ".1f",
     "bits_gaussian": ".1f", "rows_per_second": ",.0f", "ce_original": ".3f", "ce_spliced": ".3f", "ce_zero": ".3f",
     "ce_loss_score": ".3f", "kl_div": ".3f", "rows": ",d",
 }  # fmt: skip
@@ -39,7 +39,9 @@ _MEANINGS = {
     "fvu": "fraction of variance unexplained", "explained_variance": "1 - fvu", "mse": "in the model's own units",
     "cosine": "of hidden state and reconstruction", "l0": "latents in their rare state, per row",
     "dead": "on in < 1 of 10,000 rows, or pruned", "stuck": "off in < 1 of 10,000 rows", "dense": "rare state above 10 % of rows",
-    "bits_marginal": "sum of the latents' entropies", "bits_gaussian": "rate-distortion bound at this fvu",
+    "bits_marginal": "sum of the latents' entropies", "bits_tree": "the same, each given one other",
+    "bits_joint": "code length, each given all before it", "bits_magnitudes": "floats on top, at 1.005 of the fvu",
+    "bits_gaussian": "rate-distortion bound at this fvu",
     "rows_per_second": "encode and decode", "ce_original": "next-token loss of the model, nats",
     "ce_spliced": "the same through the autoencoder", "ce_zero": "the same with hidden states zeroed",
     "ce_loss_score": "1: nothing lost, 0: as bad as zeros", "kl_div": "nats a token",

@@ -124,6 +124,7 @@ def evaluate(
     part: Literal["test", "all"] = "test",
     contexts: int = 64,
     ce: bool = True,
+    joint: bool = True,
     device: Device = "auto",
     json: Json = None,
 ) -> None:
@@ -135,6 +136,7 @@ def evaluate(
         part: test: the held-out documents; all: every row, for text that the autoencoder was not trained on.
         contexts: contexts that the language model reads for the cross-entropy numbers.
         ce: run the language model with reconstructions spliced in; --no-ce leaves it out.
+        joint: measure bits_joint; --no-joint leaves it out, which takes most of the time.
         device: auto, cpu, cuda.
         json: also write the numbers to this file.
     """
@@ -159,6 +161,6 @@ def evaluate(
             )
         except BitlensError as error:
             show.err.print(f"Without cross-entropy numbers: {error}", markup=False)
-    numbers = measure(autoencoder, rows, language_model=model, max_contexts=contexts, part=part).as_dict()
+    numbers = measure(autoencoder, rows, language_model=model, max_contexts=contexts, part=part, joint=joint).as_dict()
     show.table(f"{run} on {store}", {autoencoder.architecture: numbers})
     write_result(json, numbers)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.products import gather_sums
-from bitlens.information.tree import Tree, TreeCounts
+from bitlens.bits.statistics import co_occurrence
+from bitlens.information.tree import Blocks, Tree, TreeCounts, chow_liu
 from bitlens.seeding import generator
 
 BLOCK = 512  # latents whose weights form one matrix, of all rows up to their own
@@ -37,6 +38,13 @@ class Autoregression:
     rates: Tensor
     biases: Tensor
     weights: list[Tensor]
+
+    @classmethod
+    def of_rows(cls, bits: PackedBits, documents: Tensor | None = None, seed: int = 0) -> Autoregression:
+        """Fit the tree of these rows, and then the weights. documents: the document of every row `[rows]`."""
+        tree = chow_liu(co_occurrence(bits), len(bits))
+        counts = TreeCounts.of(bits, Blocks(np.array([0, len(bits)])), tree)
+        return cls.fit(bits, tree, counts, Blocks.of(len(bits), documents).bounds, seed=seed)
 
     @classmethod
     def fit(

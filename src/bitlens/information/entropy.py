@@ -85,6 +85,15 @@ def _marginal_and_tree(rows: Tensor, ons: Tensor, both: Tensor, tree: Tree) -> t
     return own.sum(-1), given.sum(-1)
 
 
+def plug_in_bits(bits: PackedBits) -> tuple[float, float]:
+    """Corrected entropy of the latents on their own and under the Chow-Liu tree, in bits a row: the second is never more."""
+    blocks = Blocks(np.array([0, len(bits)]))
+    tree = chow_liu(co_occurrence(bits), len(bits))
+    counts = TreeCounts.of(bits, blocks, tree)
+    marginal, of_tree = _marginal_and_tree(counts.rows[0], counts.ons[0], counts.both[0], tree)
+    return float(marginal), float(of_tree)
+
+
 def entropy(
     bits: PackedBits,
     documents: Tensor | None = None,
@@ -110,7 +119,7 @@ def entropy(
         raise BitlensError(f"test must be a bool for every row, not {test.dtype}.")
     blocks = Blocks.of(len(bits), documents)
     if test is None:
-        test = torch.arange(len(bits)) >= int(blocks.bounds[max(1, len(blocks) * 4 // 5)])
+        test = blocks.last_fifth()
     if not test.any() or test.all():
         raise BitlensError(
             "A code length is fitted on some documents and measured on others, and here all rows are on one side; encode more documents."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from bitlens.errors import BitlensError
 
 RISE = 0.005  # of fvu, relative: less than the spread between seeds
 HALVINGS = 12
+BLOCK = 2048
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Magnitudes:
     """Quantised magnitudes of the latents that are on."""
 
     step: float
-    """of the quantiser, as a length in the hidden states' own units"""
+    """of the quantiser, a length in the hidden states' own units"""
     bits: float
     """bits a row that an ideal coder needs for the magnitudes, once it knows which latents are on"""
     fvu: float
@@ -29,66 +29,52 @@ class Magnitudes:
 
 
 @torch.inference_mode()
-def magnitude_bits(autoencoder: Autoencoder, rows: Callable[[], Iterable[Tensor]], rise: float = RISE) -> Magnitudes:
+def quantise_magnitudes(autoencoder: Autoencoder, rows: Tensor, rise: float = RISE) -> Magnitudes:
     """The fewest bits for magnitudes with a uniform quantiser whose error raises fvu by no more than the share `rise`.
 
-    rows: gives blocks of raw hidden states `[n, d_in]`, the same each time it is called. One step for all latents,
-    as a length along the decoder's row, so that all errors weigh the same. Entropies are each latent's own symbols' as
-    counted, with Miller and Madow's correction: low, if anything.
+    rows: raw hidden states `[n, d_in]`. The quantiser's step is one for all latents, as a length along the decoder's
+    row, so that all errors weigh the same. Entropies are each latent's own symbols' as counted, with Miller and Madow's
+    correction: low, if anything.
     """
     lengths = autoencoder.W_dec.norm(dim=1).clamp_min(1e-12) * autoencoder.scale
-    squares, largest = _sum(rows, lambda x: (x - autoencoder(x)).double().square().sum()), 0.0
-    for x in rows():
-        largest = max(largest, float((autoencoder.encode(x).abs() * lengths).max()))
-    n, mean = 0, torch.zeros(autoencoder.d_in, dtype=torch.float64)
-    for x in rows():
-        n, mean = n + len(x), mean + x.double().sum(0).cpu()
-    if n == 0 or largest == 0:
-        raise BitlensError("There are no latents on in these rows, so there are no magnitudes to quantise.")
-    mean = (mean / n).to(autoencoder.mean.device)
-    variance = _sum(rows, lambda x: (x.double() - mean).square().sum())
+    rows = rows.to(lengths.device).float()
+    on = [autoencoder.encode(block) for block in rows.split(BLOCK)]
+    on = [(codes.nonzero(as_tuple=True), codes[codes != 0]) for codes in on]
+    longest = max((float((values.abs() * lengths[where[1]]).max()) for where, values in on if len(values)), default=0.0)
+    if longest == 0:
+        raise BitlensError("No latent is on in these rows, so there are no magnitudes to quantise.")
 
-    def error(step: float) -> float:
-        return _sum(
-            rows,
-            lambda x: (
-                (x - autoencoder.decode(_rounded(autoencoder.encode(x), lengths, step) * step / lengths))
-                .double()
-                .square()
-                .sum()
-            ),
-        )
+    def error(step: float | None) -> float:
+        squares = 0.0
+        for block, (where, values) in zip(rows.split(BLOCK), on, strict=True):
+            if step is not None:
+                values = _steps(values, lengths[where[1]], step) * step / lengths[where[1]]
+            codes = values.new_zeros(len(block), autoencoder.n_latents).index_put_(where, values)
+            squares += float((block - autoencoder.decode(codes)).double().square().sum())
+        return squares
 
-    low, high = largest / 2**HALVINGS, 2 * largest
+    allowed = (1 + rise) * error(None)
+    low, high = longest / 2**HALVINGS, 2 * longest
     for _ in range(HALVINGS):
         step = math.sqrt(low * high)
-        low, high = (step, high) if error(step) <= (1 + rise) * squares else (low, step)
-    return Magnitudes(low, _symbol_bits(autoencoder, rows, lengths, low) / n, error(low) / variance)
+        low, high = (step, high) if error(step) <= allowed else (low, step)
+    latents = torch.cat([where[1] for where, _ in on])
+    symbols = torch.cat([_steps(values, lengths[where[1]], low) for where, values in on]).long()
+    variance = float((rows.double() - rows.double().mean(0)).square().sum())
+    return Magnitudes(low, _symbol_bits(latents.cpu(), symbols.cpu()) / len(rows), error(low) / variance)
 
 
-def _rounded(codes: Tensor, lengths: Tensor, step: float) -> Tensor:
-    """Whole steps; a latent that is on stays on."""
-    steps = (codes * lengths / step).round()
-    return torch.where((codes != 0) & (steps == 0), codes.sign(), steps)
+def _steps(values: Tensor, lengths: Tensor, step: float) -> Tensor:
+    """Values in whole steps; a latent that is on stays on."""
+    steps = (values * lengths / step).round()
+    return torch.where(steps == 0, values.sign(), steps)
 
 
-def _sum(rows: Callable[[], Iterable[Tensor]], of: Callable[[Tensor], Tensor]) -> float:
-    return sum(float(of(x)) for x in rows())
-
-
-def _symbol_bits(autoencoder: Autoencoder, rows: Callable[[], Iterable[Tensor]], lengths: Tensor, step: float) -> float:
-    """Bits of all magnitudes together."""
-    latents, symbols = [], []
-    for x in rows():
-        steps = _rounded(autoencoder.encode(x), lengths, step)
-        on = steps.nonzero(as_tuple=True)
-        latents.append(on[1].cpu())
-        symbols.append(steps[on].long().cpu())
-    latent, symbol = torch.cat(latents), torch.cat(symbols)
-    width = int(symbol.max() - symbol.min()) + 1
-    kinds, counts = (latent * width + symbol - symbol.min()).unique(return_counts=True)
-    counts, owner = counts.double(), kinds // width
-    ons = torch.zeros(autoencoder.n_latents, dtype=torch.float64).index_add_(0, owner, counts)
-    kinds_of = owner.bincount(minlength=autoencoder.n_latents)
-    plug_in = torch.special.xlogy(ons, ons).sum() - torch.special.xlogy(counts, counts).sum()
-    return float(plug_in / math.log(2)) + float((kinds_of - 1).clamp_min(0).sum()) / (2 * math.log(2))
+def _symbol_bits(latents: Tensor, symbols: Tensor) -> float:
+    """Entropy of each latent's symbols times their number, summed over the latents, with Miller and Madow's correction."""
+    pairs = latents * (int(symbols.max() - symbols.min()) + 1) + symbols - symbols.min()
+    owner, counts = pairs.unique(return_counts=True)
+    owner, counts = owner // (int(symbols.max() - symbols.min()) + 1), counts.double()
+    ons = torch.zeros(int(latents.max()) + 1, dtype=torch.float64).index_add_(0, owner, counts)
+    bits = (torch.special.xlogy(ons, ons).sum() - torch.special.xlogy(counts, counts).sum()) / math.log(2)
+    return float(bits) + (len(counts) - int((ons > 0).sum())) / (2 * math.log(2))

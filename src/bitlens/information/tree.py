@@ -101,6 +101,10 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
+    def last_fifth(self) -> Tensor:
+        """Which rows are in the last fifth of the blocks, bool `[rows]`: those that others are to predict."""
+        return torch.arange(int(self.bounds[-1])) >= int(self.bounds[max(1, len(self) * 4 // 5)])
+
     @property
     def rows(self) -> Tensor:
         return torch.from_numpy(np.diff(self.bounds))

@@ -61,7 +61,10 @@ def measure_cells(
     """
     folder = out / "cells"
     folder.mkdir(exist_ok=True)
-    places = [folder / f"{_key({'cell': dict(cell), 'same': dict(same or {})})}.json" for cell in cells]
+    places = [
+        folder / f"{_key({'cell': dict(cell), 'same': dict(same or {}), 'version': __version__})}.json"
+        for cell in cells
+    ]
     rows: dict[int, Row] = {}
     missing = []
     for i, place in enumerate(places):

@@ -72,10 +72,13 @@ class BinaryLearner(Learner):
             return
         low, high = self.config.initial_rates
         seed = generator(self.config.seed, "initial rates")
-        z = (self.sample(SMALL_SAMPLE, seed) @ self.model.W_enc).sort(0).values
+        z = (self.sample(SMALL_SAMPLE, seed) @ self.model.W_enc).T.contiguous().sort(1).values
         rates = low * (high / low) ** torch.rand(self.model.n_latents, generator=seed)
-        rank = ((1 - rates) * (len(z) - 1)).long().to(z.device)
-        self.model.b_enc.copy_(-z.gather(0, rank[None])[0])
+        rank = ((1 - rates) * (z.shape[1] - 1)).long().to(z.device)
+        below = z.gather(1, rank[:, None])
+        same = 1e-5 * (z[:, -1:] - z[:, :1])  # the threshold lies between values, so that no row lies on it
+        above = z.gather(1, torch.searchsorted(z, below + same, right=True).clamp_max(z.shape[1] - 1))
+        self.model.b_enc.copy_(-(below + torch.maximum(above, below + same))[:, 0] / 2)
 
     def losses(self, x: Tensor) -> tuple[Losses, Tensor]:
         c = self.config
