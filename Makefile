@@ -22,7 +22,6 @@ check: .venv/dev
 bench: .venv/bench
 	$(BIN)/bitlens bench
 	$(BIN)/python benchmarks/pruning.py
-	$(BIN)/python benchmarks/recovery.py
 
 .venv/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

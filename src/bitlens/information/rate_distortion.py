@@ -58,15 +58,25 @@ def pca_bits(fit: Tensor, rows: Tensor, fvu: float) -> float:
         """Fraction of variance lost, and bits"""
         error = bits = 0.0
         for column in components.T:
-            _, symbol, counts = (column / step).round().unique(return_inverse=True, return_counts=True)
-            means = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, symbol, column) / counts
-            error += float((column - means[symbol]).square().sum())
-            p = counts / counts.sum()
-            bits += float(-(p * p.log2()).sum()) + (len(counts) - 1) / (2 * len(column) * math.log(2))
+            symbol = (column / step).round()
+            symbol = (symbol - symbol.min()).long()
+            counts = symbol.bincount().double()
+            sums = torch.bincount(symbol, column)
+            error += float(column.square().sum() - (sums.square() / counts.clamp_min(1)).sum())
+            bits += math.log2(len(column)) - float(torch.special.xlogy(counts, counts).sum()) / len(column) / math.log(
+                2
+            )
+            bits += (int((counts > 0).sum()) - 1) / (2 * len(column) * math.log(2))
         return error / variance, bits
 
-    low, high = 0.0, 2 * float(components.abs().max())  # everything rounds to zero
+    finest, high = (
+        math.sqrt(fvu * variance / components.numel()),
+        2 * float(components.abs().max()),
+    )  # all round to zero
+    low = finest  # the error of a step is step^2 / 12 at most, but where it holds only one value
+    while coded(low)[0] > fvu:
+        low /= 2
     for _ in range(25):
-        step = (low + high) / 2
+        step = math.sqrt(low * high)
         low, high = (low, step) if coded(step)[0] > fvu else (step, high)
-    return coded(high)[1] if low == 0 else coded(low)[1]
+    return coded(low)[1]
