@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 
 from bitlens.autoencoders import BinaryAutoencoder
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import co_occurrence
+from bitlens.bits.statistics import binary_entropy, co_occurrence
 from bitlens.cli import main
 from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
 from bitlens.hidden.store import ActivationStore
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.dependence import conditional_bits, label_entropy, mutual_information
-from bitlens.information.entropy import entropy, marginal_bits
+from bitlens.information.entropy import entropy, plug_in_bits
+from bitlens.information.lower import lower_bits
 from bitlens.information.tree import Blocks, TreeCounts, chow_liu
 
 
@@ -93,12 +94,47 @@ def test_documents_widen_the_interval_where_rows_repeat() -> None:
 def test_miller_madow_takes_the_bias_away() -> None:
     plain, corrected = [], []
     for seed in range(200):
-        rates = (torch.rand(50, 30, generator=torch.Generator().manual_seed(seed)) < 0.3).double().mean(0)
-        plain.append(marginal_bits(rates))
-        corrected.append(marginal_bits(rates, 50))
+        bits = torch.rand(50, 30, generator=torch.Generator().manual_seed(seed)) < 0.3
+        plain.append(float(binary_entropy(bits.double().mean(0)).sum()))
+        corrected.append(plug_in_bits(PackedBits.pack(bits))[0])
     truth = 30 * h2(0.3)
     assert np.mean(plain) < truth - 0.3
     assert np.mean(corrected) == pytest.approx(truth, abs=0.06)
+
+
+def test_plug_in_bits_are_those_of_the_whole_report() -> None:
+    bits = PackedBits.pack(source("chain", 5000, 0)[0])
+    result = entropy(bits)
+    assert plug_in_bits(bits) == pytest.approx((result.bits_marginal.value, result.bits_tree.value))
+
+
+# --- the lower bound ------------------------------------------------------------------------------------------------
+
+
+def test_the_lower_bound_lies_below_the_truth_and_near_it_where_rows_repeat() -> None:
+    bounds = []
+    for seed in range(100):
+        bits = torch.rand(4000, 4, generator=torch.Generator().manual_seed(seed)) < 0.3
+        bounds.append(lower_bits(PackedBits.pack(bits)))
+    truth = 4 * h2(0.3)
+    assert sum(bound <= truth for bound in bounds) >= 95
+    assert min(bounds) > truth - 0.5
+
+
+def test_the_lower_bound_counts_rows_exactly() -> None:
+    random = torch.Generator().manual_seed(0)
+    bits = torch.rand(3000, 130, generator=random) < 0.01
+    counts = np.unique(bits.numpy(), axis=0, return_counts=True)[1]
+    plug_in = -(counts / 3000 * np.log2(counts / 3000)).sum()
+    doubt = (math.log2(3000) + math.log2(math.e)) * math.sqrt(math.log(20) / 2 / 3000)
+    assert lower_bits(PackedBits.pack(bits)) == pytest.approx(plug_in - doubt)
+
+
+def test_the_lower_bound_knows_that_rows_of_a_document_repeat() -> None:
+    bits = PackedBits.pack(torch.rand(4000, 64, generator=torch.Generator().manual_seed(0)) < 0.5)
+    alone, together = lower_bits(bits), lower_bits(bits, torch.arange(400).repeat_interleave(10))
+    assert together < alone < math.log2(4000)
+    assert lower_bits(PackedBits.pack(torch.ones(50, 3).bool())) == 0.0
 
 
 def brute_tree(bits: torch.Tensor) -> float:

@@ -7,13 +7,7 @@ import pytest
 import torch
 
 from bitlens.errors import BitlensError
-from bitlens.information.entropy import marginal_bits
 from bitlens.information.rate_distortion import gaussian_bits, pca_bits
-
-
-def test_marginal_bits_sum_over_latents():
-    assert marginal_bits(torch.tensor([0.5, 0.5, 0.0, 1.0])) == 2.0
-    assert marginal_bits(torch.tensor([0.25])) == pytest.approx(2 - 0.75 * math.log2(3))
 
 
 @pytest.mark.parametrize("d", [1, 4, 50])

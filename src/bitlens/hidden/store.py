@@ -186,6 +186,10 @@ class StoreWriter:
 
     def __init__(self, path: Path, about: dict[str, Any], outlier_multiple: float = OUTLIER_MULTIPLE) -> None:
         """about: what the manifest says of the origin; a store that is there already must say the same."""
+        if not outlier_multiple >= 1:
+            raise BitlensError(
+                f"outlier_multiple must be at least 1, not {outlier_multiple}: below, usual rows are outliers."
+            )
         self.path = path
         self.outlier_multiple = outlier_multiple
         self.about = about = {**about, "outlier_multiple": outlier_multiple}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import binary_entropy, co_occurrence
+from bitlens.bits.statistics import co_occurrence
 from bitlens.errors import BitlensError
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.lower import lower_bits
@@ -56,16 +56,6 @@ class Entropy:
     """code length of held-out rows with every latent given its parent in the tree"""
     bits_joint: Estimate
     """code length of held-out rows with every latent given all before it: the tightest honest upper bound"""
-
-
-def marginal_bits(rates: Tensor, rows: int | None = None) -> float:
-    """Sum of the latents' own entropies, from firing rates `[n_latents]`.
-
-    An upper bound on the joint entropy, reached where the latents are independent. As a plug-in estimate from n rows it is
-    low by about 1 / (2 n ln 2) bits a latent that is not constant; with `rows` that is added (Miller 1955).
-    """
-    bits = float(binary_entropy(rates).sum())
-    return bits if rows is None else bits + int(((rates > 0) & (rates < 1)).sum()) / (2 * rows * math.log(2))
 
 
 def _entropy(counts: Tensor, dims: tuple[int, ...]) -> Tensor:

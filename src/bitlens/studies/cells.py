@@ -10,6 +10,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from bitlens import __version__
 from bitlens.errors import BitlensError, Interrupted
-from bitlens.files import prepare_output, replacing, write_json
+from bitlens.files import finite, prepare_output, read_manifest, replacing, write_json
 from bitlens.training.signals import stop_on_signals
 
 MANIFEST = "study.json"
@@ -33,10 +34,11 @@ def open_study(out: Path, name: str, settings: Mapping[str, Any], resume: bool, 
     settings: what holds for all cells, for the reader of the folder. A resumed study may have other settings and more
     cells: what was measured under the same settings is not measured again.
     """
+    fresh = not out.is_dir() or not any(out.iterdir())
     prepare_output(out, resume, overwrite, marker=MANIFEST)
     manifest = out / MANIFEST
-    if manifest.exists():
-        before = json.loads(manifest.read_text(encoding="utf-8")).get("study")
+    if resume and not fresh:
+        before = read_manifest(manifest, SCHEMA, "a study").get("study")
         if before != name:
             raise BitlensError(f"{out} holds the study '{before}', not '{name}'; choose another folder.")
     about = {"schema": SCHEMA, "study": name, "bitlens_version": __version__, "settings": dict(settings)}
@@ -74,7 +76,7 @@ def measure_cells(
             missing.append(i)
     with stop_on_signals() as stop, contextlib.suppress(Interrupted):  # of a cell: said below for all
         for i, row in _measured([(i, cells[i]) for i in missing], measure, workers, lambda: bool(stop.signal)):
-            rows[i] = {**cells[i], **row}
+            rows[i] = finite({**cells[i], **row})  # as it will be read again
             if "error" not in row:
                 write_json(places[i], rows[i])
             report(len(rows), len(cells), rows[i])
@@ -94,16 +96,28 @@ def _measured(
                 return
             yield i, _guarded(measure, cell)
         return
-    waiting, running = iter(cells), dict[Future[Row], int]()
+    waiting, running, interrupted = iter(cells), dict[Future[Row], int](), False
     context = multiprocessing.get_context("spawn")  # a fork of a process that has run OpenMP hangs
     with ProcessPoolExecutor(min(workers, len(cells)), context, _start_worker) as pool:
         while True:
-            while len(running) < workers and not stopped() and (following := next(waiting, None)) is not None:
+            while (
+                len(running) < workers
+                and not (interrupted or stopped())
+                and (following := next(waiting, None)) is not None
+            ):
                 running[pool.submit(_guarded, measure, following[1])] = following[0]
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
+                cell = running.pop(future)
+                try:
+                    yield cell, future.result()
+                except Interrupted:
+                    interrupted = True
+                except BrokenProcessPool as broken:
+                    raise BitlensError(
+                        "A worker was killed, perhaps for want of memory: go on with --resume and fewer --workers."
+                    ) from broken
 
 
 def _start_worker() -> None:

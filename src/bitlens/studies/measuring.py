@@ -27,12 +27,12 @@ def measure_rows(
     test: bool `[n]`: fvu, l0 and the Gaussian bound are those of these rows, and so are the code lengths, under models
     fitted on the other rows. Of every estimate `x` of the entropy the interval is given as `x_low` and `x_high`.
     """
-    moments = Moments(autoencoder.mean)
+    moments = Moments(autoencoder.mean.cpu())
     words = []
     for block, held in zip(rows.split(BLOCK), test.split(BLOCK), strict=True):
-        words.append(autoencoder.encode_bits(block).words)
+        words.append(autoencoder.encode_bits(block).words.cpu())
         if held.any():
-            moments.add(block[held], autoencoder(block[held]))
+            moments.add(block[held].cpu(), autoencoder(block[held]).cpu())
     bits = PackedBits(torch.cat(words), autoencoder.n_latents)
     rates = firing_rates(bits[test])
     rare = torch.minimum(rates, 1 - rates)

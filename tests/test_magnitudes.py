@@ -1,0 +1,58 @@
+"""The price of a sparse autoencoder's magnitudes against cases solved by hand."""
+
+import math
+
+import pytest
+import torch
+
+from bitlens.autoencoders import TopKAutoencoder
+from bitlens.errors import BitlensError
+from bitlens.information.magnitudes import quantise_magnitudes
+from bitlens.seeding import generator
+
+
+def one_at_a_time(d: int) -> TopKAutoencoder:
+    """Reconstructs rows in which one component alone is not zero."""
+    model = TopKAutoencoder(d, d, k=1)
+    with torch.no_grad():
+        model.W_enc.copy_(torch.eye(d))
+        model.W_dec.copy_(torch.eye(d))
+        model.b_enc.zero_()
+        model.b_dec.zero_()
+    return model.eval().requires_grad_(False)
+
+
+def rows_of(values: torch.Tensor, d: int) -> torch.Tensor:
+    rows = torch.zeros(len(values), d)
+    rows[torch.arange(len(values)), torch.arange(len(values)) % d] = values
+    return rows
+
+
+def test_four_equally_frequent_magnitudes_cost_two_bits() -> None:
+    values = torch.randint(1, 5, (40_000,), generator=generator(0)).float()
+    result = quantise_magnitudes(one_at_a_time(5), rows_of(values, 5))
+    assert result.bits == pytest.approx(2.0, abs=0.002)
+    assert result.fvu < 1e-9
+
+
+@pytest.mark.parametrize("rise", [0.005, 0.1])
+def test_uniform_magnitudes_cost_the_logarithm_of_the_steps_they_span(rise: float) -> None:
+    """With noise that the code leaves out, an error of step^2 / 12 a row may be added up to the allowed share."""
+    random = generator(1)
+    values = 1 + 7 * torch.rand(30_000, generator=random)
+    rows = rows_of(values, 3)
+    rows = torch.where(rows == 0, 0.2 * torch.randn(rows.shape, generator=random), rows)
+    model = one_at_a_time(3)
+    error = float((rows - model(rows)).square().sum()) / len(rows)
+    result = quantise_magnitudes(model, rows, rise)
+    step = math.sqrt(12 * rise * error)
+    assert result.step == pytest.approx(step, rel=0.05)
+    assert result.bits == pytest.approx(math.log2(7 / result.step), abs=0.05)
+    variance = float((rows - rows.mean(0)).square().sum()) / len(rows)
+    assert result.fvu <= (1 + rise) * error / variance * (1 + 1e-6)
+
+
+def test_a_code_that_is_never_on_has_no_magnitudes() -> None:
+    model = one_at_a_time(4)
+    with pytest.raises(BitlensError, match="No latent is on"):
+        quantise_magnitudes(model, -torch.ones(10, 4))
