@@ -16,7 +16,8 @@ from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 from bitlens.hidden import LanguageModel
 from bitlens.information.dependence import label_entropy
-from bitlens.studies.icl import IclConfig, label_information, run_icl
+from bitlens.information.probe import label_information
+from bitlens.studies.icl import IclConfig, run_icl
 from bitlens.studies.prompts import (
     Template,
     draw_prompts,
