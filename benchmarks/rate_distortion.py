@@ -49,7 +49,7 @@ def curves(store: bl.ActivationStore, steps: int) -> list[dict[str, Any]]:
     settings: list[dict[str, Any]] = [
         *({"preset": "features", "lam": lam} for lam in (0.05, 0.1, 0.2)),
         {"preset": "measure"},
-        *({"architecture": "topk", "k": k} for k in (16, 37, 64)),
+        *({"architecture": "topk", "k": k} for k in (16, 37)),
     ]
     for setting in settings:
         autoencoder = bl.train(store, bl.TrainConfig(n_latents=1024, steps=steps, **setting))

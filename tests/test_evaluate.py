@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from bitlens.autoencoders import BinaryAutoencoder, TopKAutoencoder
+from bitlens.bits.packed import PackedBits
 from bitlens.causal.splice import contexts_to_score, splice_losses
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, LanguageModel
 from bitlens.hidden.arrays import import_arrays
+from bitlens.information.autoregression import Autoregression
+from bitlens.information.magnitudes import quantise_magnitudes
 from bitlens.information.rate_distortion import gaussian_bits
 from bitlens.seeding import generator
 
@@ -73,11 +76,27 @@ def test_every_number_equals_numpy(store, kind, part):
     assert numbers.stuck == (p > 1 - 1e-4).sum() >= (kind == "bae")
     assert numbers.live == LATENTS - numbers.dead - numbers.stuck
     assert numbers.dense == (rare > 0.1).sum() > 0
-    assert numbers.bits_marginal == pytest.approx(entropy, rel=1e-9)
+    correction = ((p > 0) & (p < 1)).sum() / (2 * len(x) * math.log(2))
+    assert numbers.bits_marginal == pytest.approx(entropy + correction, rel=1e-9)
+    assert 0 < numbers.bits_tree <= numbers.bits_marginal
+    assert numbers.bits_joint is not None
+    assert 0 < numbers.bits_joint < 1.02 * numbers.bits_marginal
+    magnitudes = 0.0 if kind == "bae" else quantise_magnitudes(model, tensor).bits
+    assert numbers.bits_magnitudes == pytest.approx(magnitudes)
     covariance = torch.from_numpy(np.cov(x.T, bias=True))
     assert numbers.bits_gaussian == pytest.approx(gaussian_bits(covariance, fvu), rel=1e-4)
     assert numbers.rows_per_second > 0
     assert numbers.ce_original is numbers.ce_loss_score is None
+
+
+def test_joint_bits_are_the_code_length_under_a_model_of_the_training_documents(store):
+    model = build("bae", store)
+    fit, test = (list(store.read(part)) for part in ("train", "test"))
+    bits = [PackedBits(torch.cat([model.encode_bits(r.hidden).words for r in rows]), LATENTS) for rows in (fit, test)]
+    fitted = Autoregression.of_rows(bits[0], torch.cat([rows.columns["document"] for rows in fit]))
+    expected = float(fitted.code_lengths(bits[1]).mean())
+    assert evaluate(model, store).bits_joint == pytest.approx(expected)
+    assert evaluate(model, store, joint=False).bits_joint is None
 
 
 def test_held_out_documents_only(store):

@@ -27,6 +27,11 @@ BLOCK = 512  # latents whose weights form one matrix, of all rows up to their ow
 BATCH = 2048
 RATE = 1e-2
 FEWEST_STEPS, MOST_EPOCHS = 1000, 40
+PATIENT_STEPS, PATIENT_EPOCHS, FEW_LATENTS = (
+    3000,
+    120,
+    128,
+)  # few latents cost little, and exclusions need large weights
 
 
 @dataclass
@@ -66,7 +71,9 @@ class Autoregression:
         check, rows = ordered[~kept], kept.nonzero()[:, 0]
 
         batch = min(BATCH, max(1, len(rows) // 16))
-        epochs = max(epochs, min(MOST_EPOCHS, FEWEST_STEPS * batch // len(rows)))
+        few = bits.n_latents <= FEW_LATENTS
+        steps, most = (PATIENT_STEPS, PATIENT_EPOCHS) if few else (FEWEST_STEPS, MOST_EPOCHS)
+        epochs = max(epochs, min(most, steps * batch // len(rows)))
         optimizer = torch.optim.Adam([model.biases, *model.weights], lr=RATE, fused=True)
         steps, step = epochs * (len(rows) // batch), 0
         best, chosen = model._mean_length(check), model._copy()

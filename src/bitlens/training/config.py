@@ -18,15 +18,15 @@ PRUNE_AT, REGROW_AT = (0.2, 0.35, 0.5, 0.7, 0.85), (0.2, 0.35, 0.5)
 PRESETS: dict[str, dict[str, Any]] = {
     "features": {
         "surrogate": "clipped", "width": 0.3, "price": "onbit", "lam": 0.1, "gamma": 0.0, "weighting": "scaled",
-        "initial_rates": (0.01, 0.2), "prune_at": PRUNE_AT, "regrow_at": REGROW_AT,
+        "initial_rates": (0.01, 0.2), "initial_share": 1.0, "prune_at": PRUNE_AT, "regrow_at": REGROW_AT,
     },
     "measure": {
         "surrogate": "clipped", "width": 1.0, "price": "entropy", "lam": 0.1, "gamma": 0.0, "weighting": "scaled",
-        "initial_rates": (0.01, 0.5), "prune_at": PRUNE_AT, "regrow_at": REGROW_AT,
+        "initial_rates": (0.01, 0.5), "initial_share": 0.5, "prune_at": PRUNE_AT, "regrow_at": REGROW_AT,
     },
     "paper": {
         "surrogate": "paper", "width": 1.0, "price": "entropy", "lam": 1e-7, "gamma": 1e-7, "weighting": "paper",
-        "initial_rates": (), "prune_at": (), "regrow_at": (),
+        "initial_rates": (), "initial_share": 1.0, "prune_at": (), "regrow_at": (),
     },
 }  # fmt: skip
 
@@ -63,6 +63,8 @@ class TrainConfig:
     """scaled: weights mean the same at every width; paper: plain sums"""
     initial_rates: tuple[float, ...] | None = None
     """range of the latents' first firing rates, log-uniform; empty: as initialised"""
+    initial_share: float | None = None
+    """share of the latents that start at such a rate; the others as initialised, at about one half"""
     prune_at: tuple[float, ...] | None = None
     """when to prune, as fractions of the run; empty: never"""
     regrow_at: tuple[float, ...] | None = None
@@ -110,6 +112,7 @@ class TrainConfig:
             **{name: (0 <= getattr(self, name) < math.inf, "at least 0 and finite") for name in ("lam", "gamma")},
             **{name: (all(0 <= f < 1 for f in getattr(self, name)), "fractions in [0, 1)") for name in ("prune_at", "regrow_at")},
             "p0": (0 < self.p0 < 0.5, "between 0 and 0.5"),
+            "initial_share": (0 <= (self.initial_share or 0.0) <= 1, "in [0, 1]"),
             "test_fraction": (0 <= self.test_fraction < 1, "in [0, 1)"),
             "initial_rates": (len(rates) == 2 and 0 < rates[0] <= rates[1] < 1, "two rates, the lower first, between 0 and 1"),
         }  # fmt: skip

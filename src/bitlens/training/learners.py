@@ -67,7 +67,7 @@ class BinaryLearner(Learner):
 
     @torch.no_grad()
     def start(self) -> None:
-        """Give each latent a first firing rate, log-uniform in `initial_rates`, by setting its bias."""
+        """Give a share of the latents a first firing rate, log-uniform in `initial_rates`, by setting their biases."""
         if not self.config.initial_rates:
             return
         low, high = self.config.initial_rates
@@ -78,7 +78,8 @@ class BinaryLearner(Learner):
         below = z.gather(1, rank[:, None])
         same = 1e-5 * (z[:, -1:] - z[:, :1])  # the threshold lies between values, so that no row lies on it
         above = z.gather(1, torch.searchsorted(z, below + same, right=True).clamp_max(z.shape[1] - 1))
-        self.model.b_enc.copy_(-(below + torch.maximum(above, below + same))[:, 0] / 2)
+        sparse = int((self.config.initial_share or 0.0) * self.model.n_latents)
+        self.model.b_enc[:sparse] = -(below + torch.maximum(above, below + same))[:sparse, 0] / 2
 
     def losses(self, x: Tensor) -> tuple[Losses, Tensor]:
         c = self.config
