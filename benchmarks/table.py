@@ -20,7 +20,8 @@ from bitlens.hidden.text import ContextReader
 from bitlens.training import TrainConfig, train
 
 NAMES = (
-    "fvu", "cosine", "l0", "live", "dead", "dense", "bits_marginal", "bits_gaussian", "ce_loss_score", "kl_div", "train_s",
+    "fvu", "cosine", "l0", "live", "dead", "dense", "bits_marginal", "bits_tree", "bits_joint", "bits_magnitudes",
+    "bits_gaussian", "ce_loss_score", "kl_div", "train_s",
 )  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def _variants(path: Path, rows: Sequence[Row]) -> None:
         ratio.invert_yaxis()
         error.axvline(0.01, color="#404040", linewidth=0.9, zorder=1)
         error.set(xscale="log", xlabel="fvu (1e-6 and less on the left)", title="reconstruction")
-        error.legend(loc="lower right", handletextpad=0.1)
+        error.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handletextpad=0.1)
 
 
 def _failure(path: Path, rows: Sequence[Row], label: str) -> None:
