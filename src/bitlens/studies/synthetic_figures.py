@@ -39,23 +39,16 @@ def _calibration(path: Path, rows: Sequence[Row]) -> None:
             panel.plot([low, top], [low, top], color="#404040", linewidth=0.9, zorder=1)
             for family, colour in zip(EXACT, COLOURS, strict=False):
                 here = [row for row in rows if row["family"] == family]
-                panel.plot(
-                    [row["truth_of_rows"] for row in here],
-                    [row[name] for row in here],
-                    "o",
-                    color=colour,
-                    alpha=0.6,
-                    markeredgewidth=0,
-                    label=family,
-                )
-            panel.set(
-                title=f"{title} ({name})",
-                xlabel="true entropy, bits a row",
-                xscale="log",
-                yscale="log",
-                xlim=(low, top),
-                ylim=(low, top),
-            )
+                points = [[row[key] for row in here] for key in ("truth_of_rows", name)]
+                panel.plot(*points, "o", color=colour, alpha=0.6, markeredgewidth=0, label=family)
+            scale: dict[str, Any] = {f"{axis}scale": "log" for axis in "xy"} | {
+                f"{axis}lim": (low, top) for axis in "xy"
+            }
+            panel.set(title=f"{title} ({name})", xlabel="true entropy, bits a row", **scale)
+            ticks = [tick for tick in (0.1, 0.3, 1, 3, 10, 30, 100, 300) if low <= tick <= top]
+            for axis in (panel.xaxis, panel.yaxis):
+                axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+                axis.set_ticks([], minor=True)
         axes[0][0].set_ylabel("measured, bits a row")
         axes[0][0].legend(loc="upper left", handletextpad=0.1)
 
@@ -106,7 +99,7 @@ def _failure(path: Path, rows: Sequence[Row], label: str) -> None:
                 xscale="log",
                 ylim=(0, None),
             )
-        axes[0][0].legend()
+        axes[0][0].figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center")
         for p, colour in zip(rates, COLOURS, strict=False):
             axes[0][-1].plot(
                 *zip(*_means([row for row in rows if row["p"] == p], "fvu"), strict=True),
