@@ -16,7 +16,6 @@ from bitlens.autoencoders.base import WEIGHTS
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 from bitlens.files import prepare_output, sha256
-from bitlens.hidden.source import held_out
 from bitlens.hidden.store import MANIFEST, ActivationStore, StoreWriter
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.codec import coder
@@ -123,10 +122,7 @@ def _encode(autoencoder: Autoencoder, store: ActivationStore) -> tuple[PackedBit
 
 
 def _test_rows(ids: Tensor, store: ActivationStore) -> Tensor:
-    if store.test_fraction:
-        test = torch.from_numpy(held_out(ids.numpy(), store.test_fraction))
-    else:
-        test = Blocks.of(len(ids), ids).last_fifth()
+    test = store.is_test(ids) if store.test_fraction else Blocks.of(len(ids), ids).last_fifth()
     if not test.any() or test.all():
         raise BitlensError(
             f"The code is fitted on some documents and measured on others, and all rows of {store.path} are on one side; "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bitlens.errors import BitlensError
-from bitlens.seeding import generator
+from bitlens.seeding import generator, mixed
 
 NO_ROWS = (
     "There are no training rows: every document is held out or every row is an outlier; harvest more documents "
@@ -86,15 +86,11 @@ class HiddenSource:
 def held_out(documents: np.ndarray, fraction: float) -> np.ndarray:
     """Which documents are kept for testing: a fixed pseudo-random choice by id, so a longer corpus keeps the split.
 
-    documents: integer ids -> bool, same shape. The id is mixed by splitmix64 (Steele et al. 2014). Document 0 is always
+    documents: integer ids -> bool, same shape. Document 0 is always
     held out, so that a small corpus has a test set, too.
     """
-    x = documents.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x = x ^ (x >> np.uint64(31))
-    mixed = (x >> np.uint64(11)).astype(np.float64) / 2**53
-    return (mixed < fraction) | ((documents == 0) & (fraction > 0))
+    uniform = (mixed(documents.astype(np.uint64)) >> np.uint64(11)).astype(np.float64) / 2**53
+    return (uniform < fraction) | ((documents == 0) & (fraction > 0))
 
 
 class TensorSource(HiddenSource):

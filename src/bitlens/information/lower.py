@@ -10,9 +10,7 @@ from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
-
-# of splitmix64 (Steele et al. 2014): sparse words must not meet
-INCREMENT, FIRST, SECOND = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+from bitlens.seeding import mixed
 
 
 def lower_bits(bits: PackedBits, documents: Tensor | None = None, confidence: float = 0.95) -> float:
@@ -41,10 +39,7 @@ def _same_rows(bits: PackedBits) -> Tensor:
     Rows are told apart by a hash of 64 bits: two that share one by accident only lower the entropy.
     """
     words = bits.words.cpu().numpy().view(np.uint64)
-    mixed = np.zeros(len(words), np.uint64)
+    hashes = np.zeros(len(words), np.uint64)
     for column in words.T:
-        mixed = (mixed ^ column) + INCREMENT
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * FIRST
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * SECOND
-        mixed ^= mixed >> np.uint64(31)
-    return torch.from_numpy(np.unique(mixed, return_counts=True)[1].astype(np.float64))
+        hashes = mixed(hashes ^ column)
+    return torch.from_numpy(np.unique(hashes, return_counts=True)[1].astype(np.float64))

@@ -186,7 +186,8 @@ def _best_threshold(rows: Tensor, targets: Tensor, V: Tensor, price: Price, lam:
     two values is tried, and set in the middle, so that no row lies on it.
     """
     n, d = rows.shape
-    z, order = (rows @ V).sort(0)
+    unsorted = rows @ V
+    z, order = unsorted.sort(0)
     along = (targets @ V).gather(0, order).double()
     off = torch.arange(1, n, dtype=torch.double, device=rows.device)[:, None] / n
     covariance = off * along.mean(0) - along.cumsum(0)[:-1] / n
@@ -195,7 +196,7 @@ def _best_threshold(rows: Tensor, targets: Tensor, V: Tensor, price: Price, lam:
     few = (off * n < FEWEST) | ((1 - off) * n < FEWEST)
     best = gain.masked_fill(~apart | few, -math.inf).argmax(0, keepdim=True)
     bias = -(z.gather(0, best) + z.gather(0, best + 1))[0] / 2
-    h = (rows @ V + bias > 0).float()
+    h = (unsorted + bias > 0).float()
     q = h.mean(0)
     decoder = (h - q).T @ targets / n / (q * (1 - q)).clamp_min(1e-4)[:, None]
     return bias, decoder
