@@ -138,6 +138,22 @@ def test_co_occurrence_is_the_gram_matrix(bits):
     assert np.array_equal(cpu.co_occurrence(pack(bits.T)), gram(bits))
 
 
+@given(bit_matrices(at_least=2), st.integers(0, 2**32))
+@property_test
+def test_co_occurrence_of_two_codes_is_their_product(bits, seed):
+    others = np.random.default_rng(seed).integers(0, 2, (len(bits), seed % 150 + 1), np.uint8)
+    expected = bits.astype(np.int64).T @ others.astype(np.int64)
+    assert np.array_equal(cpu.co_occurrence(pack(bits.T), pack(others.T)), expected)
+    assert np.array_equal(statistics.co_occurrence(packed(bits), packed(others)).numpy(), expected)
+    assert np.array_equal(cuda.co_occurrence(packed(bits), packed(others)).numpy(), expected)
+
+
+def test_codes_of_different_rows_have_no_co_occurrence():
+    a, b = (PackedBits.pack(torch.ones(n, 3)) for n in (4, 5))
+    with pytest.raises(BitlensError, match=r"Codes of 4 rows and of 5 are not of the same hidden states\."):
+        statistics.co_occurrence(a, b)
+
+
 @pytest.mark.parametrize("words", [cpu.CHUNK - 1, cpu.CHUNK, cpu.CHUNK + 1, 2 * cpu.CHUNK + 3])
 def test_co_occurrence_over_several_chunks_of_rows(words):
     columns = np.random.default_rng(0).integers(0, 2**64, (67, words), np.uint64)

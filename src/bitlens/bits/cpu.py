@@ -137,12 +137,12 @@ def _count_tile(left, right, counts):
 
 
 @numba.njit(parallel=True, cache=True, boundscheck=False)
-def _co_occurrence(columns, counts, pairs):
+def _co_occurrence(left, right, counts, pairs):
     for pair in numba.prange(len(pairs)):
         a, b = pairs[pair, 0], pairs[pair, 1]
         tile = np.zeros((TILE, TILE), np.int64)
-        _count_tile(columns[a : a + TILE], columns[b : b + TILE], tile)
-        counts[a : a + TILE, b : b + TILE] += tile[: len(counts) - a, : len(counts) - b]
+        _count_tile(left[a : a + TILE], right[b : b + TILE], tile)
+        counts[a : a + TILE, b : b + TILE] += tile[: counts.shape[0] - a, : counts.shape[1] - b]
 
 
 @numba.njit(parallel=True, cache=True, boundscheck=False)
@@ -152,20 +152,22 @@ def _mirror(counts):
             counts[i, j] = counts[j, i]
 
 
-def co_occurrence(columns: np.ndarray) -> np.ndarray:
-    """Rows in which two latents are both on, for all pairs: only half of them are counted.
+def co_occurrence(columns: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
+    """Rows in which two latents are both on, for all pairs; within one code only half of them are counted.
 
-    columns: column-major uint64 `[n_latents, words]` -> int64 `[n_latents, n_latents]`
+    columns, others: column-major uint64 `[n, words]`, `[m, words]` -> int64 `[n, m]`, or `[n, n]` without others
     """
-    n, words = columns.shape
-    counts = np.zeros((n, n), np.int64)
-    starts = range(0, n, TILE)
-    pairs = np.array([(a, b) for a in starts for b in starts if a <= b], np.int64).reshape(-1, 2)
+    right = columns if others is None else others
+    counts = np.zeros((len(columns), len(right)), np.int64)
+    starts = range(0, len(columns), TILE), range(0, len(right), TILE)
+    pairs = np.array([(a, b) for a in starts[0] for b in starts[1] if others is not None or a <= b], np.int64)
     with torch_threads():
-        for first in range(0, words, CHUNK):
-            part = columns[:, first : first + CHUNK]
-            _co_occurrence(np.pad(part, ((0, -n % TILE), (0, 0))), counts, pairs)
-        _mirror(counts)
+        for first in range(0, columns.shape[1], CHUNK):
+            chunk = [c[:, first : first + CHUNK] for c in ([columns] if others is None else [columns, others])]
+            chunk = [np.pad(c, ((0, -len(c) % TILE), (0, 0))) for c in chunk]
+            _co_occurrence(chunk[0], chunk[-1], counts, pairs.reshape(-1, 2))
+        if others is None:
+            _mirror(counts)
     return counts
 
 

@@ -25,18 +25,25 @@ def firing_rates(bits: PackedBits) -> Tensor:
     return bits.column_counts().double() / len(bits)
 
 
-def co_occurrence(bits: PackedBits) -> Tensor:
-    """`N = H^T H`: the number of rows in which latents i and j are both on -> int64 `[n_latents, n_latents]`"""
+def co_occurrence(bits: PackedBits, others: PackedBits | None = None) -> Tensor:
+    """`N = H^T G`: the number of rows in which latent i and latent j of `others` are both on, int64 `[n, m]`
+
+    others: another code of the same rows; without it the same code, `[n_latents, n_latents]`.
+    """
+    if others is not None and len(others) != len(bits):
+        raise BitlensError(f"Codes of {len(bits):,} rows and of {len(others):,} are not of the same hidden states.")
     if bits.words.device.type == "cpu":
         from bitlens.bits import cpu
 
-        counts = torch.zeros(bits.n_latents, bits.n_latents, dtype=torch.int64)
+        counts = torch.zeros(bits.n_latents, (others or bits).n_latents, dtype=torch.int64)
         for start in range(0, len(bits), 1 << 20):  # a block of rows is turned at a time
-            counts += torch.from_numpy(cpu.co_occurrence(bits[start : start + (1 << 20)].transpose().numpy()))
+            block = slice(start, start + (1 << 20))
+            columns = [b[block].transpose().numpy() for b in ([bits] if others is None else [bits, others])]
+            counts += torch.from_numpy(cpu.co_occurrence(*columns))
         return counts
     from bitlens.bits import cuda
 
-    return cuda.co_occurrence(bits)
+    return cuda.co_occurrence(bits, others)
 
 
 @overload
