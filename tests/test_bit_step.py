@@ -7,7 +7,7 @@ from bitlens.autoencoders import BinaryAutoencoder
 from bitlens.bits import products
 from bitlens.hidden import TensorSource
 from bitlens.training import TrainConfig, bit_step, train
-from bitlens.training.learners import BinaryLearner
+from bitlens.training.binary_learner import BinaryLearner
 from bitlens.training.objective import Price, batch_price, dense_covariance_penalty, weights
 
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")

@@ -8,7 +8,7 @@ import torch
 
 from bitlens.autoencoders import BinaryAutoencoder, TopKAutoencoder
 from bitlens.bits.packed import PackedBits
-from bitlens.causal.splice import contexts_to_score, splice_losses
+from bitlens.causal.splice import Splice
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, LanguageModel
@@ -155,7 +155,10 @@ def test_losses_of_the_language_model_are_those_of_the_splice(tiny_llama, tiny_s
     autoencoder.mean.copy_(tiny_store.mean)
     autoencoder.scale.fill_(tiny_store.scale)
     numbers = evaluate(autoencoder, tiny_store, language_model=model, max_contexts=3)
-    losses = splice_losses(model, autoencoder, *contexts_to_score(tiny_store, 3))
-    assert (numbers.ce_original, numbers.ce_spliced, numbers.ce_zero) == losses[:3]
-    assert (numbers.kl_div, numbers.ce_loss_score) == (losses.kl_div, losses.score)
+    splice = Splice.of_store(model, autoencoder, tiny_store, 3)
+    losses = splice.losses(autoencoder)._asdict()
+    assert losses.pop("tokens") > 0
+    assert losses.items() <= numbers.as_dict().items()
+    again = evaluate(autoencoder, tiny_store, splice=splice)
+    assert losses.items() <= again.as_dict().items()
     assert all(isinstance(value, str | int | float) for value in numbers.as_dict().values())

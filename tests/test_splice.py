@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bitlens.autoencoders import BinaryAutoencoder
-from bitlens.causal.splice import contexts_to_score, splice_losses
+from bitlens.autoencoders import BinaryAutoencoder, Transcoder
+from bitlens.causal.splice import Splice, contexts_to_score, load_spliced
 from bitlens.errors import BitlensError
 from bitlens.hidden import LanguageModel
 from bitlens.seeding import generator
@@ -35,6 +35,13 @@ def contexts(vocabulary: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
     scored = torch.ones(4, 12, dtype=torch.bool)
     scored[3, :6] = False
     return ids, scored
+
+
+MEAN = torch.linspace(-1, 1, 32)
+
+
+def losses_of(model, change, ids, scored, **settings):
+    return Splice(model, ids, scored, MEAN, **settings).losses(change)
 
 
 def lossy(x: torch.Tensor) -> torch.Tensor:
@@ -67,8 +74,8 @@ def plain_log_probabilities(model, ids, change):
 
 
 def plain_losses(model, change):
-    """-> (cross-entropy, KL from the unchanged model, tokens), by loops"""
-    ce = kl = count = 0
+    """-> (cross-entropy, KL from the unchanged model, share of unchanged likeliest tokens, tokens), by loops"""
+    ce = kl = top1 = count = 0
     for row, counts in zip(*contexts(), strict=True):
         ids = row[row >= 0]
         original = plain_log_probabilities(model, ids, lambda x: x)
@@ -77,36 +84,48 @@ def plain_losses(model, change):
             if counts[t] and int(ids[t]) not in model.tokenizer.all_special_ids:
                 ce -= float(changed[t - 1, ids[t]])
                 kl += float((original[t - 1].exp() * (original[t - 1] - changed[t - 1])).sum())
+                top1 += int(original[t - 1].argmax() == changed[t - 1].argmax())
                 count += 1
-    return ce / count, kl / count, count
+    return ce / count, kl / count, top1 / count, count
 
 
 @pytest.mark.parametrize(("kind", "hook"), CASES)
 def test_every_number_equals_a_plain_computation(load, kind, hook):
     model = load(kind, hook)
-    losses = splice_losses(model, lossy, *contexts())
-    ce, kl, count = plain_losses(model, lossy)
-    original, _, _ = plain_losses(model, lambda x: x)
-    zero, _, _ = plain_losses(model, torch.zeros_like)
+    losses = losses_of(model, lossy, *contexts())
+    ce, kl, top1, count = plain_losses(model, lossy)
+    original, zero, mean = (
+        plain_losses(model, change)[0] for change in (lambda x: x, torch.zeros_like, lambda x: MEAN.expand_as(x))
+    )
     assert losses.tokens == count
-    assert losses[:4] == pytest.approx((original, ce, zero, kl), rel=1e-4, abs=1e-6)
-    assert losses.score == pytest.approx((zero - ce) / (zero - original), rel=1e-2, abs=1e-2)
+    assert losses[:4] == pytest.approx((original, ce, zero, mean), rel=1e-4, abs=1e-6)
+    assert losses.ce_loss_score == pytest.approx((zero - ce) / (zero - original), rel=1e-2, abs=1e-2)
+    assert losses.ce_loss_score_mean == pytest.approx((mean - ce) / (mean - original), rel=1e-2, abs=1e-2)
+    assert losses.kl_div == pytest.approx(kl, rel=1e-4, abs=1e-6)
+    assert losses.top1 == top1
     assert kl > 1e-4, "the splice had no effect"
 
 
 @pytest.mark.parametrize(("kind", "hook"), CASES)
 def test_a_perfect_reconstruction_costs_nothing(load, kind, hook):
-    losses = splice_losses(load(kind, hook), torch.nn.Identity(), *contexts())
+    losses = losses_of(load(kind, hook), torch.nn.Identity(), *contexts())
     assert losses.ce_spliced == losses.ce_original
     assert losses.kl_div == 0
-    assert losses.score == 1
+    assert losses.top1 == losses.ce_loss_score == losses.ce_loss_score_mean == 1
 
 
 def test_zeros_score_zero(load):
-    losses = splice_losses(load("llama"), torch.zeros_like, *contexts())
+    losses = losses_of(load("llama"), torch.zeros_like, *contexts())
     assert losses.ce_spliced == losses.ce_zero
-    assert losses.score == 0
+    assert losses.ce_loss_score == 0
     assert losses.kl_div > 0
+
+
+def test_the_mean_scores_zero_against_the_mean(load):
+    losses = losses_of(load("llama"), lambda x: MEAN.expand_as(x), *contexts())
+    assert losses.ce_spliced == losses.ce_mean
+    assert losses.ce_loss_score_mean == 0
+    assert losses.ce_loss_score not in (0, 1)
 
 
 @pytest.mark.parametrize("kind", PLACES)
@@ -117,7 +136,7 @@ def test_the_original_loss_is_transformers_own(load, kind):
     labels = whole.masked_fill(~scored[3:], -100)
     with torch.no_grad():
         expected = float(model.model(input_ids=whole, labels=labels).loss)
-    assert splice_losses(model, lossy, whole, scored[3:]).ce_original == pytest.approx(expected, rel=1e-5)
+    assert losses_of(model, lossy, whole, scored[3:]).ce_original == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_the_autoencoder_makes_of_special_tokens_and_padding_does_not_matter(load):
@@ -128,7 +147,7 @@ def test_what_the_autoencoder_makes_of_special_tokens_and_padding_does_not_matte
     def noisy(x):
         return torch.where(special[:, :, None], 1e3, lossy(x))
 
-    assert splice_losses(model, noisy, ids, scored) == splice_losses(model, lossy, ids, scored)
+    assert losses_of(model, noisy, ids, scored) == losses_of(model, lossy, ids, scored)
 
 
 def test_padding_changes_nothing(load):
@@ -136,15 +155,15 @@ def test_padding_changes_nothing(load):
     ids, scored = contexts()
     padded = torch.cat([ids, torch.full((4, 5), -1)], 1)
     wider = torch.cat([scored, torch.ones(4, 5, dtype=torch.bool)], 1)
-    short, long = splice_losses(model, lossy, ids, scored), splice_losses(model, lossy, padded, wider)
+    short, long = losses_of(model, lossy, ids, scored), losses_of(model, lossy, padded, wider)
     assert long.tokens == short.tokens
-    assert long[:5] == pytest.approx(short[:5], rel=1e-4)
+    assert long == pytest.approx(short, rel=1e-4)
 
 
 def test_the_size_of_a_batch_does_not_matter(load):
     model = load("llama")
-    assert splice_losses(model, lossy, *contexts(), max_bytes=1)[:5] == pytest.approx(
-        splice_losses(model, lossy, *contexts())[:5], rel=1e-4
+    assert losses_of(model, lossy, *contexts(), max_bytes=1) == pytest.approx(
+        losses_of(model, lossy, *contexts()), rel=1e-4
     )
 
 
@@ -153,7 +172,7 @@ def test_the_model_is_left_as_it_was(load):
     ids = contexts()[0][3:]
     with torch.no_grad():
         before = model.model(input_ids=ids).logits
-        splice_losses(model, lossy, *contexts())
+        losses_of(model, lossy, *contexts())
         assert torch.equal(model.model(input_ids=ids).logits, before)
 
 
@@ -161,7 +180,7 @@ def test_a_tokenizer_without_special_tokens(load):
     model = load("llama")
     model.tokenizer = SimpleNamespace(all_special_ids=[])
     ids, scored = contexts()
-    losses = splice_losses(model, lossy, ids, scored)
+    losses = losses_of(model, lossy, ids, scored)
     assert losses.tokens == int((scored & (ids >= 0))[:, 1:].sum())
 
 
@@ -171,16 +190,94 @@ def test_nothing_to_score_is_refused(load):
     first[:, 0] = True  # nothing predicts the first token
     for nothing in (torch.zeros_like(scored), first):
         with pytest.raises(BitlensError, match="no token to score"):
-            splice_losses(load("llama"), lossy, ids, nothing)
+            losses_of(load("llama"), lossy, ids, nothing)
 
 
 def test_a_real_autoencoder_lies_between(load):
     model = load("llama")
     autoencoder = BinaryAutoencoder(32, 64)
     autoencoder.initialise(generator(0))
-    losses = splice_losses(model, autoencoder, *contexts())
+    losses = losses_of(model, autoencoder, *contexts())
     assert losses.kl_div > 0
-    assert math.isfinite(losses.score)
+    assert math.isfinite(losses.ce_loss_score)
+
+
+def test_every_token_has_its_own_numbers(load):
+    model, (ids, scored) = load("llama"), contexts()
+    splice = Splice(model, ids, scored, MEAN, max_bytes=1)
+    identity, tokens = splice.tokens([torch.nn.Identity(), lossy])
+    special = torch.isin(ids, torch.tensor(model.tokenizer.all_special_ids))
+    counted = scored & (ids >= 0) & ~special & (torch.arange(12) > 0)
+    assert torch.stack([tokens.context, tokens.position], 1).tolist() == counted.nonzero().tolist()
+    for context, position, ce, spliced, kl, same in zip(*(t.tolist() for t in tokens), strict=True):
+        row = ids[context][ids[context] >= 0]
+        original = plain_log_probabilities(model, row, lambda x: x)[position - 1]
+        changed = plain_log_probabilities(model, row, lossy)[position - 1]
+        assert ce == pytest.approx(-float(original[row[position]]), rel=1e-4)
+        assert spliced == pytest.approx(-float(changed[row[position]]), rel=1e-4)
+        assert kl == pytest.approx(float((original.exp() * (original - changed)).sum()), rel=1e-3, abs=1e-5)
+        assert same == (original.argmax() == changed.argmax())
+    assert torch.equal(identity.ce_original, tokens.ce_original)
+    assert torch.equal(identity.ce_spliced, tokens.ce_original)
+    assert splice.means(tokens) == splice.losses(lossy)
+
+
+def test_hidden_states_of_outlying_norm_keep_their_own(load):
+    model, (ids, scored) = load("llama"), contexts()
+    norms = model.hidden_states(ids[3:])["layers.1"].norm(dim=-1)
+    limit = float(norms.median())
+    lossy_below = lambda x: torch.where(x.norm(dim=-1, keepdim=True) <= limit, lossy(x), x)  # noqa: E731
+    by_limit = losses_of(model, lossy, ids[3:], scored[3:], max_norm=limit)
+    assert by_limit.ce_spliced == losses_of(model, lossy_below, ids[3:], scored[3:]).ce_spliced
+    assert by_limit.ce_spliced != losses_of(model, lossy, ids[3:], scored[3:]).ce_spliced
+    rows = [x for x, _ in Splice(model, ids[3:], scored[3:], MEAN, max_norm=limit).hidden_states()]
+    assert torch.equal(torch.cat(rows).norm(dim=1).sort().values, norms[norms <= limit].sort().values)
+
+
+class Module(torch.nn.Module):
+    """Transcodes exactly: the module of a language model itself, without its hooks."""
+
+    transcodes = True
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.call = module.forward
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.call(x)
+
+
+def test_a_perfect_transcoder_costs_nothing():
+    model = LanguageModel.load("bundled", ["layers.2.mlp:input", "layers.2.mlp"], device="cpu", causal=True)
+    ids = torch.randint(10, 1000, (2, 24), generator=generator("transcoder"))
+    scored = torch.ones_like(ids, dtype=torch.bool)
+    splice = Splice(model, ids, scored, torch.linspace(-1, 1, 256))
+    exact = Module(model.base.get_submodule("layers.2.mlp"))
+    losses = splice.losses(exact)
+    assert losses.ce_spliced == losses.ce_original
+    assert losses.ce_loss_score == losses.ce_loss_score_mean == losses.top1 == 1
+    other = splice.losses(Module(model.base.get_submodule("layers.3.mlp")))
+    assert other.kl_div > 1e-3
+    for read, written in splice.hidden_states():
+        assert torch.allclose(exact(read), written, atol=1e-5)
+
+
+def test_a_transcoder_is_spliced_where_it_writes(tiny_llama, tiny_store):
+    transcoder = Transcoder(32, 16, k=2, d_out=32)
+    transcoder.metadata = {"hook": {"module": "layers.1.mlp:input"}, "target_hook": {"module": "layers.1.mlp"}}
+    transcoder.mean_out.copy_(MEAN)
+    model = load_spliced(transcoder, tiny_store, "cpu")
+    assert [hook.name for hook in model.hooks] == ["layers.1.mlp:input", "layers.1.mlp"]
+    splice = Splice.of_store(model, transcoder, tiny_store, 2)
+    losses = splice.losses(transcoder)  # its decoder starts at zero: it predicts the mean
+    assert losses.ce_spliced == losses.ce_mean
+    assert losses.ce_loss_score_mean == 0
+    assert load_spliced(BinaryAutoencoder(32, 16), tiny_store, "cpu").hooks[0].name == "layers.1"
+
+
+def test_a_model_with_another_number_of_hook_points_is_refused(load):
+    with pytest.raises(BitlensError, match="with 2 hook points, not 1"):
+        losses_of(load("llama"), Module(torch.nn.Identity()), *contexts())
 
 
 def test_contexts_to_score_are_those_with_held_out_documents(tiny_store):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import asdict, dataclass
 
@@ -13,7 +12,7 @@ from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
 from bitlens.autoencoders.binary import NEGLIGIBLE
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import firing_rates
-from bitlens.causal.splice import SpliceLosses, contexts_to_score, splice_losses
+from bitlens.causal.splice import Splice
 from bitlens.errors import BitlensError
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.source import held_out
@@ -75,10 +74,16 @@ class Evaluation:
     """the same with reconstructions in place of the hidden states"""
     ce_zero: float | None = None
     """the same with zeros in their place"""
+    ce_mean: float | None = None
+    """the same with the mean of the hidden states in their place"""
     ce_loss_score: float | None = None
     """(ce_zero - ce_spliced) / (ce_zero - ce_original): 1 is perfect"""
+    ce_loss_score_mean: float | None = None
+    """(ce_mean - ce_spliced) / (ce_mean - ce_original)"""
     kl_div: float | None = None
     """KL divergence of the next-token distribution, original to spliced, nats a token"""
+    top1: float | None = None
+    """share of tokens before which the likeliest next token stays the same"""
 
     def as_dict(self) -> dict[str, str | int | float | None]:
         return asdict(self)
@@ -125,14 +130,16 @@ def evaluate(
     store: ActivationStore,
     *,
     language_model: LanguageModel | None = None,
+    splice: Splice | None = None,
     max_contexts: int = 64,
     part: str = "test",
     joint: bool = True,
 ) -> Evaluation:
     """Measure an autoencoder on the held-out documents of a store.
 
-    language_model: a whole causal model hooked where the store was, for the cross-entropy numbers; without one they are
-    None. part: `test`, or `all` for a store that the autoencoder was not trained on. joint: measure `bits_joint`, which
+    language_model: a whole causal model hooked where the store was (for a transcoder also where it writes), for the
+    cross-entropy numbers; without one they are None. splice: in its place, what `Splice.of_store` made of it, so that
+    several autoencoders of one hook point share what does not depend on them. part: `test`, or `all` for a store that the autoencoder was not trained on. joint: measure `bits_joint`, which
     takes longer than all the rest; otherwise it is None.
     """
     store.require_width(autoencoder.d_in)
@@ -158,7 +165,10 @@ def evaluate(
     removed = autoencoder.metadata.get("n_latents_trained", autoencoder.n_latents) - autoencoder.n_latents
     fvu = moments.fvu()
     marginal, of_tree = plug_in_bits(bits)
-    losses = _losses(autoencoder, store, language_model, max_contexts, part) if language_model else None
+    if language_model and not splice:
+        splice = Splice.of_store(language_model, autoencoder, store, max_contexts, part)
+    losses = splice.losses(autoencoder)._asdict() if splice else {}
+    losses.pop("tokens", None)
     return Evaluation(
         architecture=autoencoder.architecture,
         rows=moments.rows,
@@ -178,15 +188,8 @@ def evaluate(
         bits_magnitudes=_magnitudes(autoencoder, store, part),
         bits_gaussian=gaussian_bits(moments.covariance(), fvu),
         rows_per_second=moments.rows / seconds,
-        **(
-            {
-                "ce_original": losses.ce_original, "ce_spliced": losses.ce_spliced, "ce_zero": losses.ce_zero,
-                "ce_loss_score": losses.score, "kl_div": losses.kl_div,
-            }
-            if losses
-            else {}
-        ),
-    )  # fmt: skip
+        **losses,
+    )
 
 
 def _joint(autoencoder: Autoencoder, store: ActivationStore, bits: PackedBits, ids: Tensor, part: str) -> float | None:
@@ -219,11 +222,3 @@ def _magnitudes(autoencoder: Autoencoder, store: ActivationStore, part: str) -> 
         if n == MAGNITUDE_ROWS:
             break
     return quantise_magnitudes(autoencoder, torch.cat(rows)).bits
-
-
-def _losses(
-    autoencoder: Autoencoder, store: ActivationStore, language_model: LanguageModel, max_contexts: int, part: str
-) -> SpliceLosses:
-    contexts, scored = contexts_to_score(store, max_contexts, part)
-    limit = store.manifest.get("outlier_norm") or math.inf
-    return splice_losses(language_model, autoencoder, contexts, scored, max_norm=limit)

@@ -32,7 +32,7 @@ err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() el
 _FORMATS = {
     "fvu": ".4f", "explained_variance": ".4f", "mse": ".4g", "cosine": ".4f", "l0": ".1f", "bits_marginal": ".1f", "bits_tree": ".1f", "bits_joint": ".1f", "bits_magnitudes": ".1f",
     "bits_gaussian": ".1f", "rows_per_second": ",.0f", "ce_original": ".3f", "ce_spliced": ".3f", "ce_zero": ".3f",
-    "ce_loss_score": ".3f", "kl_div": ".3f", "rows": ",d",
+    "ce_mean": ".3f", "ce_loss_score": ".3f", "ce_loss_score_mean": ".3f", "kl_div": ".3f", "top1": ".3f", "surprisal": ".1f", "tokens": ",d", "rows": ",d",
 }  # fmt: skip
 _MEANINGS = {
     "rows": "held-out rows measured", "n_latents": "latents trained", "live": "neither dead nor stuck",
@@ -44,7 +44,9 @@ _MEANINGS = {
     "bits_gaussian": "rate-distortion bound at this fvu",
     "rows_per_second": "encode and decode", "ce_original": "next-token loss of the model, nats",
     "ce_spliced": "the same through the autoencoder", "ce_zero": "the same with hidden states zeroed",
-    "ce_loss_score": "1: nothing lost, 0: as bad as zeros", "kl_div": "nats a token",
+    "ce_mean": "the same with hidden states at their mean", "ce_loss_score": "1: nothing lost, 0: as bad as zeros",
+    "ce_loss_score_mean": "the same against the mean", "kl_div": "nats a token",
+    "top1": "likeliest next token unchanged", "surprisal": "bits: -log2 p of the latents on", "tokens": "scored",
     "token_latents": "sparse latents that tokens predict, F1 > .5",
 }  # fmt: skip
 

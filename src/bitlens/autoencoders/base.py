@@ -27,22 +27,27 @@ class Autoencoder(nn.Module):
 
     architecture: ClassVar[str]
     subtracts_b_dec: ClassVar[bool] = False  # from the input, before encoding
+    binary: ClassVar[bool] = False  # codes are 0 and 1, and there is a canonical form
+    transcodes: ClassVar[bool] = False  # predicts another hook point than the one it reads
     _registry: ClassVar[dict[str, type[Autoencoder]]] = {}
 
     def __init_subclass__(cls) -> None:
-        Autoencoder._registry[cls.architecture] = cls
+        if "architecture" in cls.__dict__:
+            Autoencoder._registry[cls.architecture] = cls
 
     def __init__(self, d_in: int, n_latents: int, **settings: Any) -> None:
-        """settings: what else the architecture needs to be built again, kept in `cfg.json`."""
+        """settings: what else the architecture needs to be built again, kept in `cfg.json`; among it `d_out`, the width of
+        the reconstruction where it is another than d_in."""
         super().__init__()
         if d_in < 1 or n_latents < 1:
             raise BitlensError(f"An autoencoder needs at least one input and one latent, not {d_in} and {n_latents}.")
         self.d_in, self.n_latents, self.settings = d_in, n_latents, settings
+        self.d_out: int = settings.get("d_out", d_in)
         self.metadata: dict[str, Any] = {}
         self.W_enc = nn.Parameter(torch.empty(d_in, n_latents))
         self.b_enc = nn.Parameter(torch.empty(n_latents))
-        self.W_dec = nn.Parameter(torch.empty(n_latents, d_in))
-        self.b_dec = nn.Parameter(torch.empty(d_in))
+        self.W_dec = nn.Parameter(torch.empty(n_latents, self.d_out))
+        self.b_dec = nn.Parameter(torch.empty(self.d_out))
         self.mean: Tensor
         self.scale: Tensor
         self.register_buffer("mean", torch.zeros(d_in))
@@ -86,6 +91,14 @@ class Autoencoder(nn.Module):
             )
         return (x.to(self.mean.device).float() - self.mean) / self.scale
 
+    def standardise_rows(self, rows: Tensor) -> Tensor:
+        """Raw training rows -> the same in model space; those of a transcoder hold input and target side by side"""
+        return self.standardise(rows)
+
+    def pair(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw rows of a store -> what is encoded `[..., d_in]`, and what is to be reconstructed `[..., d_out]`"""
+        return rows, rows
+
     def encode(self, x: Tensor) -> Tensor:
         """x: raw hidden states `[..., d_in]` -> codes `[..., n_latents]`, float32"""
         return self.code(self.pre_activations(self.standardise(x)))
@@ -94,13 +107,18 @@ class Autoencoder(nn.Module):
         """x: raw hidden states `[..., d_in]` -> one packed row per hidden state: which latents are on"""
         return PackedBits.pack(self.encode(x) != 0)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """codes `[..., n_latents]` -> raw hidden states `[..., d_in]`"""
+    def decode(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
+        """codes `[..., n_latents]` -> raw hidden states `[..., d_out]`. x: what was encoded, which only a skip transcoder needs"""
         return self.reconstruct(codes) * self.scale + self.mean
 
     def forward(self, x: Tensor) -> Tensor:
         """x: raw hidden states `[..., d_in]` -> their reconstruction, same shape, float32"""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x), x)
+
+    def canonical(self, rates: Tensor) -> Autoencoder:
+        """The same function in the form in which "on" is every latent's rare state, given the firing rates
+        `[n_latents]`: that of a sparse autoencoder is its own."""
+        return self
 
     # --- disk ---------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ class BinaryAutoencoder(Autoencoder):
     """`x_hat = step(x W_enc + b_enc) W_dec + b_dec`, in model space. Codes are 0.0 or 1.0."""
 
     architecture = "bae"
+    binary = True
 
     def code(self, z: Tensor) -> Tensor:
         return (z > 0).to(z.dtype)
@@ -39,7 +40,7 @@ class BinaryAutoencoder(Autoencoder):
         if not keep.any():
             raise BitlensError("Every latent is constant on these rows: the autoencoder has collapsed; lower lam.")
         sign = torch.where(flip, -1.0, 1.0)
-        out = BinaryAutoencoder(self.d_in, int(keep.sum())).to(self.W_enc.device)
+        out = type(self)(self.d_in, int(keep.sum())).to(self.W_enc.device)
         out.W_enc.copy_((self.W_enc * sign)[:, keep])
         out.b_enc.copy_((self.b_enc * sign)[keep])
         out.W_dec.copy_((self.W_dec * sign[:, None])[keep])
@@ -48,3 +49,25 @@ class BinaryAutoencoder(Autoencoder):
         out.scale.copy_(self.scale)
         out.metadata = dict(self.metadata)
         return out
+
+    @torch.no_grad()
+    def cut(self, n_latents: int, rates: Tensor) -> BinaryAutoencoder:
+        """The code of the first latents alone, for one whose first latents matter most (matryoshka). rates: of all
+        latents; those that are cut count as always at their mean."""
+        if not 1 <= n_latents <= self.n_latents:
+            raise BitlensError(f"A code of {self.n_latents} latents can be cut after 1 to that many, not {n_latents}.")
+        out = type(self)(self.d_in, n_latents).to(self.W_enc.device)
+        out.W_enc.copy_(self.W_enc[:, :n_latents])
+        out.b_enc.copy_(self.b_enc[:n_latents])
+        out.W_dec.copy_(self.W_dec[:n_latents])
+        out.b_dec.copy_(self.b_dec + rates[n_latents:].to(self.W_dec) @ self.W_dec[n_latents:])
+        out.mean.copy_(self.mean)
+        out.scale.copy_(self.scale)
+        out.metadata = dict(self.metadata)
+        return out
+
+
+class RandomAutoencoder(BinaryAutoencoder):
+    """A BAE with random directions and fitted firing rates and decoder: what bits show that nobody has trained."""
+
+    architecture = "random"

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from bitlens.errors import BitlensError
 from bitlens.files import read_tensors, write_tensors
 from bitlens.hidden.source import Position
-from bitlens.training.learners import Learner
+from bitlens.training.learner import Learner
 
 STATE = "state.safetensors"
 SCHEMA = 1
@@ -53,7 +53,7 @@ def load_checkpoint(folder: Path, learner: Learner, optimizer: torch.optim.Optim
     try:
         learner.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         for name, value in learner.state.items():
-            learner.state[name] = tensors[f"learner.{name}"].to(value.device)
+            value.copy_(tensors[f"learner.{name}"])
         for name, parameter in learner.model.named_parameters():
             prefix = f"adam.{name}."
             state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

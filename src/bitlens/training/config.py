@@ -10,7 +10,10 @@ from bitlens.autoencoders.binarize import Surrogate
 from bitlens.errors import BitlensError
 from bitlens.training.objective import PriceKind, Weighting
 
-Architecture = Literal["bae", "topk"]
+Architecture = Literal[
+    "bae", "residual_bae", "levels_bae", "ternary_bae", "matryoshka_bae", "random",
+    "relu", "gated", "topk", "batch_topk", "jumprelu", "transcoder", "skip_transcoder", "pca",
+]  # fmt: skip
 Preset = Literal["features", "measure", "paper"]
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -29,6 +32,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "initial_rates": (), "initial_share": 1.0, "prune_at": (), "regrow_at": (),
     },
 }  # fmt: skip
+LEARNING_RATES = {
+    "relu": 3e-3, "gated": 3e-3, "jumprelu": 3e-3, "topk": 6e-3, "batch_topk": 6e-3, "transcoder": 6e-3,
+    "skip_transcoder": 6e-3,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class TrainConfig:
     """Settings of a training run. A field left at None takes the preset's value."""
 
     architecture: Architecture = "bae"
-    """bae: binary autoencoder; topk: TopK sparse autoencoder, to compare with"""
+    """bae: binary autoencoder; its variants; and the baselines to compare it with, from relu on"""
     preset: Preset = "features"
     """features: sparse interpretable bits; measure: entropy of any data; paper: the gradient and weights of arXiv 2509.20997"""
     n_latents: int | None = None
@@ -46,7 +53,7 @@ class TrainConfig:
     batch_size: int = 512
     """rows a step; firing rates, and so the price of bits, are those of one batch"""
     lr: float | None = None
-    """peak learning rate of Adam; by default 0.01 for bae, 0.006 for topk"""
+    """peak learning rate of Adam; by default 0.01 for binary autoencoders, 0.006 for topk, others as docs/baselines.md says"""
     lam: float | None = None
     """price of a bit: the fraction of variance unexplained that one bit per input dimension is worth"""
     gamma: float | None = None
@@ -72,7 +79,15 @@ class TrainConfig:
     prune_rows: int = 24576
     """rows that a pruning pass looks at"""
     k: int = 32
-    """latents on per row (topk only)"""
+    """latents on per row, of all baselines but random: relu, gated and jumprelu are led there; components of pca"""
+    sparsity: float | None = None
+    """weight of the sparsity term of relu, gated and jumprelu; by default it is moved until k latents are on"""
+    stages: int = 2
+    """residual_bae: stages, each of what those before it left"""
+    thresholds: int = 4
+    """levels_bae: bits that share a direction, each with its threshold; 1: a magnitude of its own"""
+    match: str = ""
+    """random: a run whose firing rates are taken; by default they are log-uniform"""
     test_fraction: float = 0.1
     """share of the documents that is held out of training"""
     precision: Precision = "auto"
@@ -94,7 +109,7 @@ class TrainConfig:
         if known is None:
             raise BitlensError(f"There is no preset '{self.preset}'; choose one of: {', '.join(PRESETS)}.")
         filled = {name: value for name, value in known.items() if getattr(self, name) is None}
-        default_lr = 1e-2 if self.architecture == "bae" else 6e-3
+        default_lr = LEARNING_RATES.get(self.architecture, 1e-2)
         config = replace(
             self, **filled, device=device,
             n_latents=4 * d_in if self.n_latents is None else self.n_latents, lr=default_lr if self.lr is None else self.lr,
@@ -106,11 +121,12 @@ class TrainConfig:
     def _refuse_nonsense(self) -> None:
         rates = self.initial_rates or (0.5, 0.5)
         conditions = {
-            **{name: (getattr(self, name) >= 1, "at least 1") for name in ("n_latents", "steps", "log_every", "checkpoint_every")},
+            **{name: (getattr(self, name) >= 1, "at least 1") for name in ("n_latents", "steps", "log_every", "checkpoint_every", "k", "stages", "thresholds")},
             **{name: (getattr(self, name) >= 2, "at least 2") for name in ("batch_size", "prune_rows")},
             **{name: (0 < getattr(self, name) < math.inf, "above 0 and finite") for name in ("lr", "width")},
             **{name: (0 <= getattr(self, name) < math.inf, "at least 0 and finite") for name in ("lam", "gamma")},
             **{name: (all(0 <= f < 1 for f in getattr(self, name)), "fractions in [0, 1)") for name in ("prune_at", "regrow_at")},
+            "sparsity": (self.sparsity is None or 0 < self.sparsity < math.inf, "above 0 and finite"),
             "p0": (0 < self.p0 < 0.5, "between 0 and 0.5"),
             "initial_share": (0 <= (self.initial_share or 0.0) <= 1, "in [0, 1]"),
             "test_fraction": (0 <= self.test_fraction < 1, "in [0, 1)"),

@@ -44,10 +44,12 @@ def latent_sums(bits: PackedBits, rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def prune(rows: Tensor, P: Parameters, price: Price, lam: float, ridge: float = 1e-5) -> tuple[Parameters, Tensor]:
+def prune(
+    rows: Tensor, P: Parameters, price: Price, lam: float, ridge: float = 1e-5, targets: Tensor | None = None
+) -> tuple[Parameters, Tensor]:
     """Switch off, greedily, latents whose price exceeds the least-squares rise in mse of dropping them.
 
-    rows: standardised `[n, d_in]`. The rise is exact: with G the latents' covariance and W the least-squares decoder,
+    rows: standardised `[n, d_in]`. targets: what the latents are to reconstruct, if not the rows. The rise is exact: with G the latents' covariance and W the least-squares decoder,
     dropping latent j raises the error by `|W_j|^2 / (G^-1)_jj` and changes W and G^-1 by a rank-one update. A decoder
     row fitted on n rows also buys `2 mse / n` by chance, which a latent must exceed. Latents go in blocks of nearly
     uncorrelated ones, at most one in 128 at once: about the survivors of one at a time at a fraction of the cost.
@@ -59,8 +61,9 @@ def prune(rows: Tensor, P: Parameters, price: Price, lam: float, ridge: float = 
     rates = firing_rates(bits).to(rows.device)
     live = ((rates > 0) & (rates < 1)).nonzero()[:, 0]
     p = rates[live]
-    mean = rows.mean(0)
-    centred = rows - mean
+    targets = rows if targets is None else targets
+    mean = targets.mean(0)
+    centred = targets - mean
     G = co_occurrence(bits).double()[live][:, live].div_(n).sub_(p[:, None] * p)
     G.diagonal().mul_(1 + ridge)
     A = latent_sums(bits, centred)[live] / n
@@ -112,8 +115,20 @@ def _uncorrelated(gain: Tensor, inverse: Tensor, limit: int) -> Tensor:
 
 
 @torch.no_grad()
+def least_squares(rows: Tensor, P: Parameters, ridge: float = 1e-5) -> Parameters:
+    """The same encoder with the decoder that fits it best. rows: standardised `[n, d_in]`"""
+    bits = code_rows(rows, P)
+    p = firing_rates(bits).to(rows.device)
+    mean = rows.mean(0)
+    G = co_occurrence(bits).double().to(rows.device).div_(len(rows)).sub_(p[:, None] * p)
+    G.diagonal().mul_(1 + ridge).add_(1e-12)  # a constant latent gets a row of zeros
+    W = torch.linalg.solve(G, latent_sums(bits, rows - mean) / len(rows))
+    return Parameters(P.W_enc, P.b_enc, W.float(), (mean - p @ W).float())
+
+
+@torch.no_grad()
 def propose(
-    rows: Tensor, P: Parameters, price: Price, lam: float, generator: torch.Generator
+    rows: Tensor, P: Parameters, price: Price, lam: float, generator: torch.Generator, targets: Tensor | None = None
 ) -> tuple[Parameters, Tensor]:
     """Offer pruning a choice: switched-off latents become candidates along random rows, with decoder rows of zero.
 
@@ -125,7 +140,7 @@ def propose(
     """
     P, idle, _ = _idle(rows, P)
     if len(idle):
-        centred = rows - rows.mean(0)
+        centred = rows - rows.mean(0) if targets is None else targets - targets.mean(0)
         _restart(rows, centred, centred.square().sum(1), P, idle, price, lam, generator)
         P.W_dec[idle] = 0
     return P, idle
@@ -133,7 +148,7 @@ def propose(
 
 @torch.no_grad()
 def regrow(
-    rows: Tensor, P: Parameters, price: Price, lam: float, generator: torch.Generator
+    rows: Tensor, P: Parameters, price: Price, lam: float, generator: torch.Generator, targets: Tensor | None = None
 ) -> tuple[Parameters, Tensor]:
     """Restart switched-off latents along the residuals of random rows, each at the threshold that gains most.
 
@@ -142,8 +157,9 @@ def regrow(
     -> (parameters, indices of the restarted latents, whose optimiser state is to be cleared)
     """
     P, idle, bits = _idle(rows, P)
+    targets = rows if targets is None else targets
     blocks = [
-        b - bits[i * BLOCK : (i + 1) * BLOCK].unpack() @ P.W_dec - P.b_dec for i, b in enumerate(rows.split(BLOCK))
+        b - bits[i * BLOCK : (i + 1) * BLOCK].unpack() @ P.W_dec - P.b_dec for i, b in enumerate(targets.split(BLOCK))
     ]
     residual = torch.cat(blocks)
     if len(idle) == 0 or residual.var(0).sum() < 0.01 * rows.var(0).sum():

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from bitlens import __version__
-from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
+from bitlens.autoencoders import Autoencoder, Transcoder
 from bitlens.autoencoders.base import CONFIG
-from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import binary_entropy, firing_rates
+from bitlens.bits.statistics import binary_entropy
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import prepare_output, read_manifest, write_json
+from bitlens.hidden.paired import PairedStore
 from bitlens.hidden.source import NO_ROWS, HiddenSource, Position
 from bitlens.seeding import generator
 from bitlens.training.checkpoint import STATE, Progress, load_checkpoint, save_checkpoint
 from bitlens.training.config import TrainConfig
-from bitlens.training.learners import Learner, make_learner
+from bitlens.training.learners import build, make_learner
 from bitlens.training.metrics import Logger, MetricsLog
 from bitlens.training.objective import Losses
 from bitlens.training.prefetch import Prefetch
@@ -31,7 +31,6 @@ from bitlens.training.signals import stop_on_signals
 
 RUN = "training.json"
 SCHEMA = 1
-CANONICAL_ROWS = 65536
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -66,7 +65,7 @@ def train(
             return Autoencoder.from_pretrained(folder, device)
 
     learner = make_learner(model, config, _sampler(source, model, device))
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr or 0.0, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr or 0.0, betas=learner.betas, fused=True)
     progress = load_checkpoint(folder, learner, optimizer) if folder is not None else None
     if progress is None:
         progress = Progress(0, Position())
@@ -79,10 +78,11 @@ def train(
 
     try:
         with stop_on_signals() as stop:
-            for step in range(progress.step, config.steps):
+            for step in range(progress.step, config.steps if learner.descends else 0):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step)
                 x, position = next(batches)
+                learner.step = step
                 losses, rates = learner.backward(x)
                 optimizer.step()
                 learner.after_step(step, optimizer)
@@ -111,7 +111,8 @@ def train(
         if log is not None:
             log.close()
 
-    model = _finish(model, learner, source, config)
+    with torch.no_grad():
+        model = learner.finish()
     if folder is not None:
         model.save(folder)
         (folder / STATE).unlink(missing_ok=True)
@@ -125,12 +126,13 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def _build(source: HiddenSource, config: TrainConfig) -> Autoencoder:
-    assert config.n_latents is not None  # filled in by `resolved`
-    n_latents = config.n_latents
-    if config.architecture == "topk":
-        model: Autoencoder = TopKAutoencoder(source.d_in, n_latents, k=config.k)
-    else:
-        model = BinaryAutoencoder(source.d_in, n_latents)
+    model = build(config, source.d_in, source.d_out if isinstance(source, PairedStore) else source.d_in)
+    if model.transcodes != isinstance(source, PairedStore):
+        raise BitlensError(
+            "A transcoder needs two stores of one harvest, what an MLP reads and what it adds: pass the second as --target."
+            if model.transcodes
+            else f"The architecture {config.architecture} reconstructs its input and takes no target."
+        )
     if not source.scale > 1e-7 * float(source.mean.abs().max()):  # what rounding leaves of no spread at all
         raise BitlensError(
             "All hidden states are equal: there is nothing to encode; check the hook point and the text."
@@ -138,9 +140,12 @@ def _build(source: HiddenSource, config: TrainConfig) -> Autoencoder:
     model.initialise(generator(config.seed, "weights"))
     model.mean.copy_(source.mean)
     model.scale.fill_(source.scale)
+    if isinstance(model, Transcoder) and isinstance(source, PairedStore):
+        model.mean_out.copy_(source.mean_out)
+        model.scale_out.fill_(source.scale_out)
     model.metadata = {
         **source.about,
-        "n_latents_trained": n_latents,
+        "n_latents_trained": model.n_latents,
         "training": dataclasses.asdict(config),
         "bitlens_version": __version__,
         "sae_lens_version": "6.18.0",  # the version of SAELens' folder layout that this one follows
@@ -153,7 +158,7 @@ def _sampler(source: HiddenSource, model: Autoencoder, device: str) -> Callable[
         rows = source.sample(n, seed)
         if len(rows) < 2:
             raise BitlensError(NO_ROWS)
-        return model.standardise(rows.to(device))
+        return model.standardise_rows(rows.to(device))
 
     return sample
 
@@ -162,7 +167,7 @@ def _standardised_batches(
     source: HiddenSource, model: Autoencoder, config: TrainConfig, start: Position, device: str
 ) -> Iterator[tuple[Tensor, Position]]:
     for rows, position in source.batches(config.batch_size, config.seed, start):
-        yield model.standardise(rows.to(device, non_blocking=True)), position
+        yield model.standardise_rows(rows.to(device, non_blocking=True)), position
 
 
 @torch.no_grad()
@@ -181,16 +186,6 @@ def _refuse_divergence(record: dict[str, Any]) -> None:
         raise BitlensError(
             f"The loss is not finite at step {record['step']}: training diverged; lower --lr, or check the hidden states."
         )
-
-
-def _finish(model: Autoencoder, learner: Learner, source: HiddenSource, config: TrainConfig) -> Autoencoder:
-    """A BAE in canonical form, by its firing rates on a large sample of the training rows."""
-    if not isinstance(model, BinaryAutoencoder):
-        return model
-    rows = learner.sample(CANONICAL_ROWS, generator(config.seed, "canonical"))
-    with torch.no_grad():
-        words = [PackedBits.step(model.pre_activations(block)).words for block in rows.split(4096)]
-    return model.canonical(firing_rates(PackedBits(torch.cat(words), model.n_latents)).to(model.W_enc.device))
 
 
 def _write_or_compare(path: Path, config: TrainConfig, source: HiddenSource) -> None:

@@ -1,0 +1,115 @@
+"""The command that scores latents against known labels."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitlens.cli.common import CodesFolder, Json, write_result
+from bitlens.errors import BitlensError
+
+if TYPE_CHECKING:
+    from bitlens.features.labels import LabelScore, LabelScores
+    from bitlens.features.probing import ProbeScore
+
+
+def labels(
+    codes: CodesFolder,
+    labels: Path | None = None,
+    store: Path | None = None,
+    top: int = 10,
+    probes: bool = True,
+    seed: int = 0,
+    out: Path | None = None,
+    json: Json = None,
+) -> None:
+    """Score latents against known labels: the judge that needs no language model.
+
+    Labels are every row's token, the next token, the token's spelling, its position, and those of a file. A latent is
+    credited with the class that it detects best on training documents, and scored on held-out ones: those of the
+    autoencoder's training, or a fifth if there were none.
+
+    Args:
+        codes: folder of codes, from `bitlens encode`.
+        labels: JSON lines of labelled text (also .gz): a line for each document of the corpus that was harvested, with
+            {"text": ..., "spans": {"pos": [[start, end, "NOUN"], ...]}, "labels": {"genre": "news"}}.
+        store: the hidden states behind the codes: probe these, too.
+        top: latents shown for each labelling.
+        probes: fit logistic probes on k latents, on a sample of the rows.
+        seed: seed of that sample.
+        out: also write every latent's class and scores to this CSV file.
+        json: also write the numbers to this file.
+    """
+    import torch
+
+    from bitlens import show
+    from bitlens.bits.codes import Codes
+    from bitlens.features.labelled import load_tokenizer, own_labels, read_labels
+    from bitlens.features.labels import label_scores
+    from bitlens.features.probing import hidden_rows, probe_rows, sparse_probing
+    from bitlens.hidden import ActivationStore
+    from bitlens.hidden.source import held_out
+
+    corpus = Codes(codes)
+    hidden = ActivationStore(store) if store else None
+    test = torch.from_numpy(held_out(corpus.document.numpy(), corpus.manifest.get("test_fraction") or 0.2))
+    tokenizer = load_tokenizer(corpus)
+    given = read_labels(labels, corpus, tokenizer) if labels else []
+    scored: list[LabelScores] = []
+    probed: dict[str, list[ProbeScore]] = {}
+    for labelling in [*given, *own_labels(corpus, tokenizer)]:
+        show.err.print(f"{labelling.name} ...", markup=False)
+        try:
+            scored.append(label_scores(corpus.bits, labelling, corpus.document, test))
+            if probes:
+                rows = probe_rows(labelling, test, seed=seed)
+                sample = labelling._replace(ids=labelling.ids[rows])
+                dense = hidden_rows(hidden, corpus, rows) if hidden else None
+                probed[labelling.name] = sparse_probing(
+                    corpus.bits[rows], sample, corpus.document[rows], test[rows], dense=dense
+                )
+        except BitlensError as error:  # one labelling with too few rows leaves the others
+            show.err.print(str(error), markup=False, soft_wrap=True)
+    if not scored:
+        raise BitlensError(f"No labelling of {codes} could be scored; encode more text, or hold out more of it.")
+    show.rows(f"{codes}: latents against labels, on held-out documents", [s.summary() for s in scored])
+    for scores in scored:
+        title = f"{scores.name}: the best latents, each with the class it was credited with"
+        show.rows(title, [_line(score) for score in scores.by_latent()[:top]])
+    if probed:
+        lines = [{"ROC-AUC": name, **{p.features: p.auc for p in found}} for name, found in probed.items()]
+        show.rows("Logistic probes on k latents: mean over the most frequent classes", lines)
+    if out:
+        _write_csv(out, scored)
+    write_result(json, {"codes": str(codes), "labellings": [_record(s, probed.get(s.name, [])) for s in scored]})
+
+
+def _line(score: LabelScore) -> dict[str, Any]:
+    """A score as it is shown; names with spaces around them are quoted."""
+    name = score.label
+    return {
+        "latent": score.latent, "class": name if name and name == name.strip() else repr(name), "F1": score.f1,
+        "95 % interval": f"{score.f1_low:.3f} to {score.f1_high:.3f}", "precision": score.precision,
+        "recall": score.recall, "bits": score.mutual_information,
+    }  # fmt: skip
+
+
+def _record(scores: LabelScores, probes: list[ProbeScore]) -> dict[str, Any]:
+    return {
+        **scores.summary(),
+        "by_class": [score._asdict() for score in scores.by_class()],
+        "by_latent": [score._asdict() for score in scores.by_latent()],
+        "probes": [score._asdict() for score in probes],
+    }
+
+
+def _write_csv(path: Path, scored: list[LabelScores]) -> None:
+    from bitlens.features.labels import LabelScore
+    from bitlens.files import replacing
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["labelling", *LabelScore._fields])
+        table.writerows([scores.name, *score] for scores in scored for score in scores.by_latent())

@@ -1,0 +1,74 @@
+"""What a latent of one dictionary is in terms of another: which few latents together explain it, and how far.
+
+For dense latents above all: what no single latent of a sparser dictionary matches may still be said by a few of them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bitlens.bits.packed import WORD, PackedBits
+from bitlens.bits.statistics import binary_entropy, co_occurrence, firing_rates
+
+DENSE = 0.1
+
+
+class Explained(NamedTuple):
+    """A latent of A in terms of latents of B."""
+
+    latent: int
+    rate: float
+    entropy: float
+    """bits a row, Miller and Madow's correction included"""
+    by: list[int]
+    """latents of B, the most informative first, each given those before it"""
+    shares: list[float]
+    """share of the entropy that the first one, the first two, ... explain"""
+
+
+def explain(a: PackedBits, latent: int, b: PackedBits, most: int = 5) -> Explained:
+    """Up to `most` latents of B, chosen one by one, that leave least of H(a), counted over their joint states.
+
+    Entropies have Miller and Madow's correction. One more latent has to save more bits than it costs to name it and its
+    parameters, `log2 m + 2^k / 2 log2 rows` for the (k + 1)-th (Rissanen 1978): among many some always seem to tell.
+    """
+    n = len(a)
+    on = (a.words[:, latent // WORD] >> (latent % WORD)) & 1
+    rate = on.double().mean()
+    entropy = left = float(binary_entropy(rate)) + (0 < float(rate) < 1) / (2 * n * math.log(2))
+    by: list[int] = []
+    shares: list[float] = []
+    state = torch.zeros_like(on)
+    for k in range(most):
+        cells = PackedBits.pack((2 * state + on)[:, None] == torch.arange(2 ** (k + 1), device=on.device))
+        ons = co_occurrence(cells, b).cpu()
+        counts = torch.stack([cells.column_counts()[:, None] - ons, ons], 1)
+        after = _conditional_entropy(counts.view(2**k, 2, 2, -1).transpose(1, 2).reshape(2 ** (k + 1), 2, -1))
+        best = int(after.argmin())
+        if n * (left - float(after[best])) <= math.log2(b.n_latents) + 2**k / 2 * math.log2(n):
+            break
+        left = float(after[best])
+        by.append(best)
+        shares.append(1 - left / entropy)
+        state = 2 * state + ((b.words[:, best // WORD] >> (best % WORD)) & 1)
+    return Explained(latent, float(rate), entropy, by, shares)
+
+
+def explain_dense(a: PackedBits, b: PackedBits, most: int = 5) -> list[Explained]:
+    """Every latent of A whose rarer state has a rate above .1, in terms of B."""
+    rates = firing_rates(a)
+    dense = (torch.minimum(rates, 1 - rates) > DENSE).nonzero()[:, 0]
+    return [explain(a, latent, b, most) for latent in dense.tolist()]
+
+
+def _conditional_entropy(counts: Tensor) -> Tensor:
+    """H(a | s) in bits, Miller and Madow's correction included, from counts `[states of s, 2, m]` -> `[m]`"""
+    counts = counts.double()
+    states, rows = counts.sum(1), counts.sum((0, 1))
+    plug_in = (torch.xlogy(states, states).sum(0) - torch.xlogy(counts, counts).sum((0, 1))) / (rows * math.log(2))
+    occupied = (counts > 0).sum((0, 1)) - (states > 0).sum(0)
+    return plug_in + occupied / (2 * rows * math.log(2))

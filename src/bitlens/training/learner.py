@@ -1,0 +1,51 @@
+"""How an architecture learns: its loss on a batch, and what happens to it between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from bitlens.autoencoders import Autoencoder
+from bitlens.training.config import TrainConfig
+from bitlens.training.objective import Losses
+
+Model = TypeVar("Model", bound=Autoencoder)
+Sampler = Callable[[int, torch.Generator], Tensor]
+
+
+class Learner(Generic[Model]):
+    """The moving parts of training one architecture. `state` is saved in checkpoints with the weights."""
+
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)  # Adam's
+    descends: ClassVar[bool] = True  # False: `start` finds the result in closed form
+
+    def __init__(self, model: Model, config: TrainConfig, sample: Sampler) -> None:
+        """sample: `(n, generator) -> standardised rows [n, d_in]`, drawn from the training rows."""
+        self.model, self.config, self.sample = model, config, sample
+        self.state: dict[str, Tensor] = {}
+        self.step = 0  # the step that is under way
+
+    def start(self) -> None:
+        """Once, before the first step."""
+
+    def losses(self, x: Tensor) -> tuple[Losses, Tensor]:
+        """x: standardised `[n, d_in]` -> (terms of the loss, codes `[n, n_latents]`)"""
+        raise NotImplementedError
+
+    def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
+        """Leave the loss's gradients in the parameters -> (terms of the loss, firing rates `[n_latents]`)"""
+        self.model.zero_grad(set_to_none=True)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            losses, codes = self.losses(x)
+        losses.total.backward()
+        return losses, (codes.detach() != 0).float().mean(0)
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """After each optimiser step."""
+
+    def finish(self) -> Autoencoder:
+        """After the last step: the autoencoder as it is saved."""
+        return self.model
