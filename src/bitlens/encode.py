@@ -41,7 +41,7 @@ def encode_store(
         columns: list[dict[str, Tensor]] = []
         done = held = 0
         for rows in store.read("all"):
-            words.append(autoencoder.encode_bits(rows.hidden.to(device)).words.cpu())
+            words.append(autoencoder.encode_bits(autoencoder.pair(rows.hidden.to(device))[0]).words.cpu())
             columns.append(rows.columns)
             held += len(rows.hidden)
             report(done + held)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
+from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.binary import NEGLIGIBLE
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import firing_rates
@@ -56,6 +56,8 @@ class Evaluation:
     """latents off in fewer than 1 row in 10,000"""
     dense: int
     """latents whose rarer state has a rate above 0.1"""
+    highest_rate: float
+    """firing rate of the latent that is on most often; of a BAE that of rarer states"""
     bits_marginal: float
     """sum of the latents' entropies; of a sparse autoencoder the support alone, without its magnitudes"""
     bits_tree: float
@@ -139,25 +141,27 @@ def evaluate(
 
     language_model: a whole causal model hooked where the store was (for a transcoder also where it writes), for the
     cross-entropy numbers; without one they are None. splice: in its place, what `Splice.of_store` made of it, so that
-    several autoencoders of one hook point share what does not depend on them. part: `test`, or `all` for a store that the autoencoder was not trained on. joint: measure `bits_joint`, which
-    takes longer than all the rest; otherwise it is None.
+    several autoencoders of one hook point share what does not depend on them. part: `test`, or `all` for a store that
+    the autoencoder was not trained on. joint: measure `bits_joint`, which takes longer than all the rest; otherwise it
+    is None.
     """
     store.require_width(autoencoder.d_in)
-    moments = Moments(autoencoder.mean.cpu())
+    moments = None
     words, documents = [], []
     seconds = 0.0
     for rows in store.read(part):
-        x = rows.hidden.float().to(autoencoder.W_enc.device)
+        x, target = autoencoder.pair(rows.hidden.float().to(autoencoder.mean.device))
         begun = time.perf_counter()
         codes = autoencoder.encode(x)
-        x_hat = autoencoder.decode(codes)
+        x_hat = autoencoder.decode(codes, x)
         seconds += time.perf_counter() - begun
         words.append(PackedBits.pack(codes != 0).words.cpu())
         documents.append(rows.columns["document"])
-        moments.add(x.cpu(), x_hat.cpu())
-    if moments.rows < 2:
+        moments = moments or Moments(target.mean(0).cpu())
+        moments.add(target.cpu(), x_hat.cpu())
+    if moments is None or moments.rows < 2:
         raise BitlensError(
-            f"{store.path} has {moments.rows} held-out rows; harvest more documents, or pass --part all."
+            f"{store.path} has {moments.rows if moments else 0} held-out rows; harvest more documents, or pass --part all."
         )
     bits = PackedBits(torch.cat(words), autoencoder.n_latents)
     p = firing_rates(bits)
@@ -176,12 +180,13 @@ def evaluate(
         live=int((rare >= NEGLIGIBLE).sum()),
         fvu=fvu,
         explained_variance=1 - fvu,
-        mse=moments.squared_error / moments.rows / store.d_in,
+        mse=moments.squared_error / moments.rows / autoencoder.d_out,
         cosine=moments.cosine / moments.rows,
-        l0=float((rare if isinstance(autoencoder, BinaryAutoencoder) else p).sum()),
+        l0=float((rare if autoencoder.binary else p).sum()),
         dead=int((p < NEGLIGIBLE).sum()) + removed,
         stuck=int((p > 1 - NEGLIGIBLE).sum()),
         dense=int((rare > DENSE).sum()),
+        highest_rate=float((rare if autoencoder.binary else p).max()),
         bits_marginal=marginal,
         bits_tree=of_tree,
         bits_joint=_joint(autoencoder, store, bits, torch.cat(documents), part) if joint else None,
@@ -202,7 +207,7 @@ def _joint(autoencoder: Autoencoder, store: ActivationStore, bits: PackedBits, i
         words, documents = [], []
         for rows in store.read("train"):
             taken = torch.from_numpy(held_out(rows.columns["document"].numpy() ^ SAMPLE, share))
-            words.append(autoencoder.encode_bits(rows.hidden[taken]).words.cpu())
+            words.append(autoencoder.encode_bits(autoencoder.pair(rows.hidden[taken])[0]).words.cpu())
             documents.append(rows.columns["document"][taken])
         if not words:
             return None
@@ -213,7 +218,7 @@ def _joint(autoencoder: Autoencoder, store: ActivationStore, bits: PackedBits, i
 
 
 def _magnitudes(autoencoder: Autoencoder, store: ActivationStore, part: str) -> float:
-    if isinstance(autoencoder, BinaryAutoencoder):
+    if autoencoder.binary:
         return 0.0
     rows, n = [], 0
     for block in store.read(part):

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
+from bitlens.autoencoders import Autoencoder
 from bitlens.causal.splice import Splice, SpliceLosses, SpliceTokens
 from bitlens.errors import BitlensError
 from bitlens.files import finite, replacing
@@ -83,7 +83,7 @@ def faithfulness(
     if wrong := [k for k in keep if k is not None and k < 0]:
         raise BitlensError(f"The number of latents to keep must not be negative, as {wrong[0]} is.")
     rates = _rates(autoencoder, store)
-    off = ((rates > 0.5) & isinstance(autoencoder, BinaryAutoencoder)).float()
+    off = ((rates > 0.5) & autoencoder.binary).float()
     rates = torch.where(off > 0, 1 - rates, rates)
     norms = autoencoder.W_dec.norm(dim=1)
 
@@ -116,8 +116,8 @@ def _rates(autoencoder: Autoencoder, store: ActivationStore) -> Tensor:
     rows = store.sample(RATE_ROWS, generator("faithfulness"))
     if not len(rows):
         raise BitlensError(NO_ROWS)
-    on = sum((autoencoder.encode(autoencoder.pair(x)[0]) != 0).sum(0) for x in rows.split(16384))
-    return (on + torch.tensor(0.5).double()) / (len(rows) + 1)
+    on = torch.stack([(autoencoder.encode(autoencoder.pair(x)[0]) != 0).sum(0) for x in rows.split(16384)]).sum(0)
+    return (on.double() + 0.5) / (len(rows) + 1)
 
 
 class PositionLosses(NamedTuple):

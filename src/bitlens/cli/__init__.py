@@ -11,6 +11,9 @@ from collections.abc import Callable
 import tyro
 
 from bitlens.cli.codes import compress, decompress, entropy
+from bitlens.cli.faithfulness import faithfulness
+from bitlens.cli.labels import labels
+from bitlens.cli.match import match
 from bitlens.cli.runs import encode, evaluate, train
 from bitlens.cli.stores import harvest, import_
 from bitlens.cli.whole import bench, demo
@@ -18,13 +21,13 @@ from bitlens.errors import BitlensError, Interrupted
 
 
 def study() -> None:
-    """Whole experiments, each one command: bitlens study synthetic, sequence or icl."""
-    raise BitlensError("Name a study: bitlens study synthetic, sequence or icl; each explains itself with --help.")
+    """Whole experiments, each one command: bitlens study synthetic, sequence, icl or compare."""
+    raise BitlensError("Name a study: bitlens study synthetic, sequence, icl or compare; each explains itself with --help.")
 
 
 COMMANDS = {
     "demo": demo, "harvest": harvest, "import": import_, "train": train, "encode": encode, "evaluate": evaluate,
-    "entropy": entropy, "compress": compress, "decompress": decompress, "study": study,
+    "faithfulness": faithfulness, "entropy": entropy, "labels": labels, "match": match, "compress": compress, "decompress": decompress, "study": study,
     "bench": bench,
 }  # fmt: skip
 

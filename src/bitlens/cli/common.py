@@ -37,12 +37,15 @@ def open_text(
 
 
 def open_pair(run: Path, store: Path, device: str) -> Any:
-    """An autoencoder and the store it reads, split as it was for training."""
+    """An autoencoder and the store it reads, split as it was for training; with a transcoder's target beside it."""
     from bitlens.autoencoders import Autoencoder
-    from bitlens.hidden import ActivationStore
+    from bitlens.hidden import ActivationStore, PairedStore
 
     autoencoder = Autoencoder.from_pretrained(run, pick_device(device))
     fraction = autoencoder.metadata.get("training", {}).get("test_fraction", 0.1)
+    if autoencoder.transcodes:
+        target = (autoencoder.metadata.get("target_hook") or {}).get("module", "")
+        return autoencoder, PairedStore.beside(store, target, test_fraction=fraction)
     return autoencoder, ActivationStore(store, test_fraction=fraction)
 
 

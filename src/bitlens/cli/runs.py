@@ -27,6 +27,7 @@ def train(
     source: Source,
     out: Path,
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),  # noqa: B008
+    target: Path | None = None,
     stream: bool = False,
     text: tuple[str, ...] = (),
     hook: str = "",
@@ -47,6 +48,7 @@ def train(
         source: a store; with --stream a language model.
         out: folder of the run.
         config: settings of the training.
+        target: for transcoders: the store of what is to be predicted, from the same harvest.
         stream: make hidden states as they are needed, without a store (takes --text and --hook).
         text: with --stream: the text, as for harvest.
         hook: with --stream: the hook point.
@@ -60,7 +62,7 @@ def train(
         json: also write the last numbers of the training to this file.
     """
     from bitlens import show
-    from bitlens.hidden import ActivationStore
+    from bitlens.hidden import ActivationStore, PairedStore
     from bitlens.hidden.live import LiveSource
     from bitlens.training import train as run
 
@@ -72,6 +74,8 @@ def train(
             config.device, None, None,
         )  # fmt: skip
         rows: Any = LiveSource(language_model, reader, test_fraction=config.test_fraction)
+    elif target is not None:
+        rows = PairedStore(source, target, test_fraction=config.test_fraction)
     else:
         rows = ActivationStore(source, test_fraction=config.test_fraction)
     last: dict[str, Any] = {}
@@ -141,8 +145,8 @@ def evaluate(
         json: also write the numbers to this file.
     """
     from bitlens import show
+    from bitlens.causal.splice import load_spliced
     from bitlens.evaluation import evaluate as measure
-    from bitlens.hidden import LanguageModel
 
     autoencoder, rows = open_pair(run, store, device)
     if part == "test" and autoencoder.metadata.get("corpus") != rows.manifest.get("corpus"):
@@ -152,13 +156,7 @@ def evaluate(
     model = None
     if ce and rows.manifest.get("context_length"):
         try:
-            model = LanguageModel.load(
-                rows.manifest["model"],
-                [rows.manifest["hook"]["module"]],
-                device=pick_device(device),
-                revision=rows.manifest.get("revision"),
-                causal=True,
-            )
+            model = load_spliced(autoencoder, rows, pick_device(device))
         except BitlensError as error:
             show.err.print(f"Without cross-entropy numbers: {error}", markup=False)
     numbers = measure(autoencoder, rows, language_model=model, max_contexts=contexts, part=part, joint=joint).as_dict()

@@ -10,6 +10,7 @@ import tyro
 from bitlens import show
 from bitlens.cli.common import Json, write_result
 from bitlens.studies.cells import Report, Row
+from bitlens.studies.compare import CompareConfig, run_compare
 from bitlens.studies.icl import IclConfig, run_icl
 from bitlens.studies.sequence import SequenceConfig, run_sequence
 from bitlens.studies.synthetic import SyntheticConfig, run_synthetic, summary
@@ -94,7 +95,34 @@ def icl(
     _done(out, rows, json, {"rows": rows})
 
 
-STUDIES = {"synthetic": synthetic, "sequence": sequence, "icl": icl}
+def compare(
+    out: Path,
+    config: Annotated[CompareConfig, tyro.conf.arg(name="")] = CompareConfig(),  # noqa: B008
+    workers: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+    json: Json = None,
+) -> None:
+    """Binary and sparse autoencoders on the same rows at the same l0: bits, faithfulness, labels, stability, time.
+
+    Writes compare.md, table.parquet, table.csv and figures, and keeps the trained runs. A stopped study goes on with
+    --resume, a training in the middle from its last checkpoint.
+
+    Args:
+        out: folder of the study.
+        config: settings of the study.
+        workers: processes that train, each with one thread where they are several.
+        resume: continue a study, and keep what was measured under the same settings.
+        overwrite: replace a study that is there.
+        json: also write the rows of the table to this file.
+    """
+    with show.bar("compare", None) as bar:
+        rows = run_compare(config, out, resume=resume, overwrite=overwrite, workers=workers, report=_report(bar))
+    show.out.print(f"{out / 'compare.md'}: the tables", soft_wrap=True)
+    _done(out, rows, json, {"rows": rows})
+
+
+STUDIES = {"synthetic": synthetic, "sequence": sequence, "icl": icl, "compare": compare}
 
 
 def _say(stage: str) -> None:
@@ -102,7 +130,10 @@ def _say(stage: str) -> None:
 
 
 def _report(bar: show.Bar) -> Report:
-    return lambda done, total, row: bar.at(done, "not measured" if "error" in row else f"fvu {row['fvu']:.4f}", total)
+    def at(done: int, total: int, row: Row) -> None:
+        bar.at(done, "not measured" if "error" in row else f"fvu {row['fvu']:.4f}" if "fvu" in row else "", total)
+
+    return at
 
 
 def _done(out: Path, rows: list[Row], json: Json, result: dict[str, Any]) -> None:

@@ -49,12 +49,12 @@ def load_tokenizer(codes: Codes) -> Any:
 # --- from the codes' own columns --------------------------------------------------------------------------------------
 
 
-def own_labels(codes: Codes, tokenizer: Any, min_rows: int = MIN_ROWS) -> list[Labels]:
+def own_labels(codes: Codes, tokenizer: Any) -> list[Labels]:
     """The labellings that any text has: `token`, `next token` (of the same document), `spelling` and `position`.
 
-    Tokens in fewer than `min_rows` rows are not labelled. Spelling looks at a token's own characters: newline, space,
-    bytes (part of a character), number, punctuation, upper case, capitalised, word (lower case, after a space) or
-    continuation. Positions in the context are 0, 1, 2, 3, 4-7, 8-15 and so on.
+    Tokens that read alike are one class. Spelling looks at a token's own characters: newline, space, bytes (part of a
+    character), number, punctuation, upper case, capitalised, word (lower case, after a space) or continuation.
+    Positions in the context are 0, 1, 2, 3, 4-7, 8-15 and so on.
     """
     token, document = codes.token.long(), codes.document
     if token.min() < 0:
@@ -65,8 +65,8 @@ def own_labels(codes: Codes, tokenizer: Any, min_rows: int = MIN_ROWS) -> list[L
     following[torch.cat([document[1:] != document[:-1], torch.tensor([True])])] = -1
     strings = _token_strings(tokenizer, token)
     return [
-        _frequent("token", token, strings, min_rows),
-        _frequent("next token", following, strings, min_rows),
+        _mapped("token", token, strings.__getitem__),
+        _mapped("next token", following, strings.__getitem__),
         _mapped("spelling", token, lambda i: spelling(strings[i])),
         _mapped("position", codes.position.long(), _bucket),
     ]
@@ -95,22 +95,12 @@ def _token_strings(tokenizer: Any, tokens: Tensor) -> dict[int, str]:
     return {i: tokenizer.decode([*anchor, i])[start:] for i in tokens.unique().tolist()}
 
 
-def _frequent(name: str, values: Tensor, strings: dict[int, str], min_rows: int) -> Labels:
-    """A class for each token in enough rows, the most frequent first."""
-    counts = values[values >= 0].bincount()
-    order = counts.argsort(descending=True, stable=True)
-    chosen = order[counts[order] >= max(1, min_rows)]
-    own = torch.full((len(counts) + 1,), -1)  # the last: rows without a token
-    own[chosen] = torch.arange(len(chosen))
-    return Labels(name, [strings[i] for i in chosen.tolist()], own[values])
-
-
 def _mapped(name: str, values: Tensor, class_of: Callable[[int], str]) -> Labels:
-    """The class of each value, in order of the values."""
+    """The class of each value, in order of the values; -1 has none."""
     distinct, own = values.unique(return_inverse=True)
-    of_value = [class_of(i) for i in distinct.tolist()]
-    names = list(dict.fromkeys(of_value))
-    return Labels(name, names, torch.tensor([names.index(c) for c in of_value])[own])
+    number: dict[str, int] = {}
+    ids = [number.setdefault(class_of(i), len(number)) if i >= 0 else -1 for i in distinct.tolist()]
+    return Labels(name, list(number), torch.tensor(ids)[own])
 
 
 def _bucket(position: int) -> str:

@@ -100,7 +100,7 @@ class LabelScores:
         numbers = (*self.f1, self.precision, self.recall, *self.mutual_information)
         share = float(self.share[label])
         always = 2 * share / (1 + share)
-        return LabelScore(latent, self.classes[label], *(float(x[latent, label]) for x in numbers), always)
+        return LabelScore._make([latent, self.classes[label], *(float(x[latent, label]) for x in numbers), always])
 
 
 def label_scores(

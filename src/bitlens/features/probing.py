@@ -82,7 +82,9 @@ def probe_rows(labels: Labels, test: Tensor, n: int = MAX_ROWS, seed: int = 0) -
 def hidden_rows(store: ActivationStore, codes: Codes, rows: Tensor) -> Tensor:
     """The hidden states of some rows of the codes, float32 `[len(rows), d_in]`; rows: int64, ascending."""
     if len(store) != len(codes):
-        raise BitlensError(f"The store {store.path} has {len(store):,} rows and the codes {len(codes):,}; name their own.")
+        raise BitlensError(
+            f"The store {store.path} has {len(store):,} rows and the codes {len(codes):,}; name their own."
+        )
     found, first = [], 0
     for index, shard in enumerate(store.shards):
         here = rows[(rows >= first) & (rows < first + shard["rows"])]
@@ -108,7 +110,9 @@ def _classes(labels: Labels, ids: Tensor, held: Tensor, min_rows: int) -> Tensor
     enough = (counts.minimum(counts.sum(1, keepdim=True) - counts) >= min_rows).all(0)
     order = counts[0].argsort(descending=True, stable=True)
     if not enough.any():
-        raise BitlensError(f"No class of '{labels.name}' has {min_rows} fitting and held-out rows to probe; label more.")
+        raise BitlensError(
+            f"No class of '{labels.name}' has {min_rows} fitting and held-out rows to probe; label more."
+        )
     return order[enough[order]]
 
 
@@ -144,7 +148,7 @@ def _fit(x: Tensor, truth: Tensor, penalties: Tensor, start: Tensor | None) -> T
     """Logistic regressions `[classes, d + 1]`, the bias last, one L2 penalty each."""
     weights = torch.zeros(len(truth), x.shape[-1] + 1) if start is None else start.clone()
     weights.requires_grad_()
-    optimizer = torch.optim.LBFGS([weights], max_iter=40, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weights], max_iter=30, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()

@@ -32,13 +32,13 @@ class Magnitudes:
 def quantise_magnitudes(autoencoder: Autoencoder, rows: Tensor, rise: float = RISE) -> Magnitudes:
     """The fewest bits for magnitudes with a uniform quantiser whose error raises fvu by no more than the share `rise`.
 
-    rows: raw hidden states `[n, d_in]`. The quantiser's step is one for all latents, as a length along the decoder's
+    rows: raw hidden states `[n, d_in]`, of a transcoder with its targets beside them. The quantiser's step is one for all latents, as a length along the decoder's
     row, so that all errors weigh the same. Entropies are each latent's own symbols' as counted, with Miller and Madow's
     correction: low, if anything.
     """
     lengths = autoencoder.W_dec.norm(dim=1).clamp_min(1e-12) * autoencoder.scale
     rows = rows.to(lengths.device).float()
-    on = [autoencoder.encode(block) for block in rows.split(BLOCK)]
+    on = [autoencoder.encode(autoencoder.pair(block)[0]) for block in rows.split(BLOCK)]
     on = [(codes.nonzero(as_tuple=True), codes[codes != 0]) for codes in on]
     longest = max((float((values.abs() * lengths[where[1]]).max()) for where, values in on if len(values)), default=0.0)
     if longest == 0:
@@ -50,7 +50,8 @@ def quantise_magnitudes(autoencoder: Autoencoder, rows: Tensor, rise: float = RI
             if step is not None:
                 values = _steps(values, lengths[where[1]], step) * step / lengths[where[1]]
             codes = values.new_zeros(len(block), autoencoder.n_latents).index_put_(where, values)
-            squares += float((block - autoencoder.decode(codes)).double().square().sum())
+            x, target = autoencoder.pair(block)
+            squares += float((target - autoencoder.decode(codes, x)).double().square().sum())
         return squares
 
     allowed = (1 + rise) * error(None)
@@ -60,7 +61,8 @@ def quantise_magnitudes(autoencoder: Autoencoder, rows: Tensor, rise: float = RI
         low, high = (step, high) if error(step) <= allowed else (low, step)
     latents = torch.cat([where[1] for where, _ in on])
     symbols = torch.cat([_steps(values, lengths[where[1]], low) for where, values in on]).long()
-    variance = float((rows.double() - rows.double().mean(0)).square().sum())
+    targets = autoencoder.pair(rows)[1].double()
+    variance = float((targets - targets.mean(0)).square().sum())
     return Magnitudes(low, _symbol_bits(latents.cpu(), symbols.cpu()) / len(rows), error(low) / variance)
 
 

@@ -1,0 +1,312 @@
+"""Which architecture is better at what? All of them on the same rows, at the same l0, with several seeds."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+import statistics
+import time
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitlens.autoencoders import Autoencoder
+from bitlens.bits.packed import PackedBits
+from bitlens.causal.splice import Splice, contexts_to_score
+from bitlens.errors import BitlensError
+from bitlens.evaluation import evaluate
+from bitlens.features.labelled import Labels, load_tokenizer, own_labels, read_labels
+from bitlens.features.labels import best_labels, f1_scores, label_scores
+from bitlens.features.match import stability
+from bitlens.hidden import ActivationStore, LanguageModel
+from bitlens.hidden.models import BUNDLED
+from bitlens.hidden.store import COLUMNS
+from bitlens.studies.cells import Cell, Report, Row, measure_cells, open_study, write_table
+from bitlens.training import TrainConfig, train
+
+BAE = "BAE"
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    BAE: {},
+    "ReLU": {"architecture": "relu"},
+    "Gated": {"architecture": "gated"},
+    "TopK": {"architecture": "topk"},
+    "BatchTopK": {"architecture": "batch_topk"},
+    "JumpReLU": {"architecture": "jumprelu"},
+    "random": {"architecture": "random"},
+    "PCA": {"architecture": "pca"},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "BAE, measure": {"preset": "measure"},
+    "BAE, no pruning": {"prune_at": (), "regrow_at": ()},
+    "residual stages": {"architecture": "residual_bae"},
+    "matryoshka": {"architecture": "matryoshka_bae"},
+    "ternary": {"architecture": "ternary_bae"},
+    "2 thresholds": {"architecture": "levels_bae", "thresholds": 2},
+    "4 thresholds": {"architecture": "levels_bae", "thresholds": 4},
+    "8 thresholds": {"architecture": "levels_bae", "thresholds": 8},
+    "own magnitude": {"architecture": "levels_bae", "thresholds": 1},
+    "stochastic": {"surrogate": "stochastic"},
+}
+BINARY = {BAE, "random", *VARIANTS}
+CUTS = (0.0, 0.25, 0.5, 0.75)  # quantiles of a sparse latent's values above which it may count as on for labels
+FIT_BLOCK = 8192
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Settings of the study `compare`. Every baseline is led to the l0 of the BAE of the same width and price."""
+
+    store: str = ""
+    """a store of hidden states; by default layers.2 of the bundled model, harvested into the study's folder"""
+    architectures: tuple[str, ...] = tuple(ARCHITECTURES)
+    """what is compared, with every seed"""
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    """binary autoencoders of other kinds, with the first seed"""
+    n_latents: tuple[int, ...] = ()
+    """widths; by default four times that of the hidden states"""
+    prices: tuple[float, ...] = (0.1, 0.2)
+    """prices of a bit, hence sparsities; those after the first with the first seed"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """of the training"""
+    steps: int = 3000
+    """training steps"""
+    labels: Path | None = None
+    """labels of the store's text, as `bitlens labels` reads them; by default those that any text has"""
+    contexts: int = 64
+    """contexts that the language model reads for the cross-entropy numbers"""
+    test_fraction: float = field(default=0.1)
+    """share of the documents that is held out"""
+
+    def cells(self, name: str, width: int) -> list[dict[str, Any]]:
+        """What is measured of one architecture at one width."""
+        prices, seeds = (self.prices, self.seeds) if name in self.architectures else (self.prices[:1], self.seeds[:1])
+        if name == "PCA":  # closed form: seeds say nothing
+            seeds = seeds[:1]
+        return [
+            {"name": name, "n_latents": width, "price": price, "seed": seed}
+            for i, price in enumerate(prices)
+            for seed in (seeds if i == 0 else seeds[:1])
+        ]
+
+    def refuse_unknown(self) -> None:
+        for kind, names, known in (
+            ("architecture", self.architectures, ARCHITECTURES), ("variant", self.variants, VARIANTS)
+        ):  # fmt: skip
+            for name in names:
+                if name not in known:
+                    raise BitlensError(f"There is no {kind} '{name}'; choose from: {', '.join(known)}.")
+        if BAE not in self.architectures:
+            raise BitlensError(f"The comparison needs '{BAE}' among its architectures: its l0 is that of all others.")
+        if not self.prices or not self.seeds:
+            raise BitlensError("The comparison needs at least one price and one seed.")
+
+
+def run_compare(
+    config: CompareConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    workers: int = 1,
+    report: Report = lambda done, total, row: None,
+) -> list[Row]:
+    """Train and measure everything; tables, figures and `compare.md` go to the folder `out`, trained runs stay in it.
+
+    A stopped comparison goes on with resume, a training in the middle from its last checkpoint. What diverges is a row
+    with its error and does not stop the others.
+    """
+    from bitlens.studies.compare_report import draw, write_report
+
+    config.refuse_unknown()
+    open_study(out, "compare", {**asdict(config), "labels": config.labels and str(config.labels)}, resume, overwrite)
+    store = _store(config, out)
+    widths = config.n_latents or (4 * store.d_in,)
+    same = {
+        "steps": config.steps, "test_fraction": config.test_fraction, "corpus": store.manifest.get("corpus"),
+        "hook": store.manifest.get("hook"), "labels": config.labels and str(config.labels), "contexts": config.contexts,
+    }  # fmt: skip
+    names = [name for name in (*config.architectures, *config.variants) if name != BAE]
+    ours = [cell for width in widths for cell in config.cells(BAE, width)]
+    theirs = [cell for width in widths for name in names for cell in config.cells(name, width)]
+    stable = [{"name": name, "n_latents": width} for width in widths for name in config.architectures if name != "PCA"]
+    total = len(ours) + len(theirs) + len(stable)
+
+    def run(cells: list[dict[str, Any]], before: int, measure: Any, **more: Any) -> list[Row]:
+        return measure_cells(
+            out, cells, partial(measure, config=config, out=out, store=str(store.path)), same={**same, **more},
+            workers=workers, report=lambda done, _, row: report(before + done, total, row),
+        )  # fmt: skip
+
+    rows = run(ours, 0, measure_cell)
+    for cell in theirs:
+        cell["k"] = _matched_l0(rows, cell)
+    rows += run(theirs, len(ours), measure_cell)
+    if len(config.seeds) > 1:
+        for row in run(stable, len(ours) + len(theirs), measure_stability, seeds=config.seeds, price=config.prices[0]):
+            for other in rows:
+                if all(other[key] == row[key] for key in ("name", "n_latents")) and other["price"] == config.prices[0]:
+                    other |= {key: value for key, value in row.items() if key.startswith("stability")}
+    write_table(out / "table", rows)
+    draw(out, rows)
+    write_report(out, rows, config, store)
+    return rows
+
+
+def _store(config: CompareConfig, out: Path) -> ActivationStore:
+    if config.store:
+        return ActivationStore(config.store, config.test_fraction)
+    from bitlens.hidden.harvest import harvest
+
+    path = out / "store"
+    if not (path / "manifest.json").exists() or not json.loads((path / "manifest.json").read_text())["complete"]:
+        harvest(LanguageModel.load(BUNDLED, ["layers.2"]), BUNDLED, path, resume=path.exists())
+    return ActivationStore(path, config.test_fraction)
+
+
+def _matched_l0(rows: list[Row], cell: Cell) -> int:
+    """The BAE's l0 at the cell's width and price, over its seeds."""
+    same = [r["l0"] for r in rows if all(r[key] == cell[key] for key in ("n_latents", "price")) and "l0" in r]
+    if not same:
+        raise BitlensError(f"No BAE of {cell['n_latents']} latents could be trained, so there is no l0 to compare at.")
+    return max(1, round(statistics.mean(same)))
+
+
+def run_folder(out: Path, cell: Cell) -> Path:
+    """Where the trained run of a cell is."""
+    name = re.sub(r"[^a-z0-9]+", "-", cell["name"].lower())
+    return out / "runs" / f"{name}-{cell['n_latents']}-price{cell['price']}-seed{cell['seed']}"
+
+
+@functools.cache
+def _opened(
+    store: str, test_fraction: float, labels: Path | None, contexts: int
+) -> tuple[ActivationStore, Splice | None, list[Labels]]:
+    """A store, its language model on some contexts and the labels of its rows, neither for imported hidden states; once
+    in a process."""
+    rows = ActivationStore(store, test_fraction)
+    if not rows.manifest.get("context_length"):
+        return rows, None, []
+    model = LanguageModel.load(
+        rows.manifest["model"], [rows.manifest["hook"]["module"]], revision=rows.manifest.get("revision"), causal=True
+    )
+    limit = rows.manifest.get("outlier_norm") or math.inf
+    splice = Splice(model, *contexts_to_score(rows, contexts), rows.mean, max_norm=limit)
+    columns = StoreColumns.of(rows)
+    tokenizer = load_tokenizer(columns)
+    return rows, splice, own_labels(columns, tokenizer) if labels is None else read_labels(labels, columns, tokenizer)
+
+
+@dataclass(frozen=True)
+class StoreColumns:
+    """What labels need to know of a store's rows."""
+
+    path: Path
+    manifest: dict[str, Any]
+    token: Tensor
+    document: Tensor
+    position: Tensor
+
+    @classmethod
+    def of(cls, store: ActivationStore) -> StoreColumns:
+        parts = [store.shard(i, list(COLUMNS)) for i in range(len(store.shards))]
+        return cls(store.path, store.manifest, *(torch.cat([part[name] for part in parts]) for name in COLUMNS))
+
+
+def measure_cell(cell: Cell, config: CompareConfig, out: Path, store: str) -> Row:
+    """Train one autoencoder, or go on with it, and measure it on held-out documents."""
+    rows, splice, labels = _opened(store, config.test_fraction, config.labels, config.contexts)
+    training = {"lam": cell["price"]} if cell["name"] in BINARY else {}
+    training |= {"k": cell["k"]} if "k" in cell else {}
+    settings = {**training, **{**ARCHITECTURES, **VARIANTS}[cell["name"]]}
+    if cell["name"] == "random":
+        settings["match"] = str(run_folder(out, {**cell, "name": BAE}))
+    folder, begun = run_folder(out, cell), time.perf_counter()
+    trained = train(
+        rows,
+        TrainConfig(
+            n_latents=cell["n_latents"], steps=config.steps, seed=cell["seed"], test_fraction=config.test_fraction, **settings
+        ),
+        folder,
+        resume=folder.exists(),
+    )  # fmt: skip
+    seconds = _training_seconds(folder, trained) or time.perf_counter() - begun
+    numbers = evaluate(trained, rows, splice=splice, joint=cell["seed"] == config.seeds[0])
+    measured = {name: value for name, value in numbers.as_dict().items() if name not in cell}
+    return {**measured, "train_seconds": seconds, **label_numbers(trained, rows, labels)}
+
+
+def _training_seconds(folder: Path, trained: Autoencoder) -> float:
+    """By the median speed, so that an interruption does not count."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    batch = trained.metadata["training"]["batch_size"]
+    return lines[-1]["step"] * batch / statistics.median(line["rows_per_second"] for line in lines) if lines else 0.0
+
+
+@torch.inference_mode()
+def label_numbers(trained: Autoencoder, store: ActivationStore, labels: list[Labels]) -> Row:
+    """How many latents and labels find each other, in all and by labelling; nothing without labels."""
+    if not labels:
+        return {}
+    document = torch.cat([rows.columns["document"] for rows in store.read("all")])
+    test = store.is_test(document)
+    bits = label_bits(trained, store, labels, ~test)
+    scores = [label_scores(bits, of, document, test) for of in labels]
+    row: Row = {
+        "latents_f1": sum(score.good for score in best_labels(scores)),
+        "labels_covered": sum(score.good for of in scores for score in of.by_class()),
+    }
+    for of in scores:
+        row |= {f"{name}: {of.name}": of.summary()[name] for name in ("latents_f1", "labels_covered")}
+    return row
+
+
+@torch.inference_mode()
+def label_bits(trained: Autoencoder, store: ActivationStore, labels: list[Labels], fit: Tensor) -> PackedBits:
+    """Which latents are on in every row. A sparse autoencoder's latent counts as on above that quantile of its values,
+    of `CUTS`, with which it meets some label best on the fitting rows: floats should not lose for want of a threshold."""
+    if trained.binary:
+        return PackedBits(
+            torch.cat([trained.encode_bits(r.hidden).words for r in store.read("all")]), trained.n_latents
+        )
+    sample = torch.cat([trained.encode(rows.hidden[:FIT_BLOCK:4]) for rows in store.read("train")])
+    cuts = sample.masked_fill(sample <= 0, torch.nan).nanquantile(torch.tensor(CUTS), 0).nan_to_num(0)
+    cuts[0] = 0
+    codes = [
+        PackedBits(
+            torch.cat([PackedBits.pack(trained.encode(r.hidden) > cut).words for r in store.read("all")]), len(cut)
+        )
+        for cut in cuts
+    ]
+    met = torch.stack(
+        [torch.stack([f1_scores(code, of, fit).max(1).values for of in labels]).max(0).values for code in codes]
+    )
+    best = met.argmax(0)
+    chosen = [PackedBits.pack((best == i)[None]).words for i in range(len(CUTS))]
+    words = sum(code.words & mask for code, mask in zip(codes, chosen, strict=True))
+    assert isinstance(words, Tensor)
+    return PackedBits(words, trained.n_latents)
+
+
+@torch.inference_mode()
+def measure_stability(cell: Cell, config: CompareConfig, out: Path, store: str) -> Row:
+    """How alike the runs of all seeds are, by the rows in which their latents are on and by decoder directions."""
+    rows = ActivationStore(store, config.test_fraction)
+    runs = []
+    for seed in config.seeds:
+        folder = run_folder(out, {**cell, "price": config.prices[0], "seed": seed})
+        if (folder / "cfg.json").exists():
+            runs.append(Autoencoder.from_pretrained(folder))
+    if len(runs) < 2:
+        raise BitlensError(f"Fewer than two seeds of {cell['name']} were trained, so there is no stability.")
+    codes = [
+        PackedBits(torch.cat([run.encode_bits(r.hidden).words for r in rows.read("test")]), run.n_latents)
+        for run in runs
+    ]
+    found = stability(codes, [run.W_dec for run in runs])
+    return {"stability": found.shared, "stability_jaccard": found.jaccard, "stability_cosine": found.cosine}
