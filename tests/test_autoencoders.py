@@ -21,7 +21,7 @@ from bitlens.autoencoders import (
     TopKAutoencoder,
     Transcoder,
 )
-from bitlens.autoencoders.binarize import binarize
+from bitlens.autoencoders.binarize import Surrogate, binarize
 from bitlens.errors import BitlensError
 from bitlens.files import read_tensors, write_tensors
 from bitlens.seeding import generator
@@ -305,7 +305,7 @@ def test_an_empty_autoencoder_is_refused(widths):
 # --- the step and its surrogate gradients ---------------------------------------------------------------------------
 
 
-def slope(surrogate: str, width, z: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+def slope(surrogate: Surrogate, width, z: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     z = z.clone().requires_grad_()
     h = binarize(z, width, surrogate)
     assert torch.equal(h, (z > 0).float())

@@ -266,7 +266,7 @@ def test_a_checkpoint_holds_what_the_learner_remembers(tmp_path, architecture, n
 def test_the_weight_leads_to_k_latents(architecture):
     source, config = TensorSource(rows()), settings(architecture=architecture, k=5, steps=600, log_every=600)
     on = (train(source, config).encode(rows()) > 0).sum(1).double().mean()
-    assert 5 / 1.3 < on < 5 * 1.3
+    assert 5 / 1.5 < on < 5 * 1.5
 
 
 @pytest.mark.parametrize("architecture", LED)

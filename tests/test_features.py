@@ -71,14 +71,14 @@ def test_latents_that_are_rarely_on_are_left_out(tmp_path, corpus):
     bits[test.nonzero()[:20, 0], :2] = True
     bits[(~test).nonzero()[:20, 0], 0] = True  # latent 0: 20 and 20 rows; 1: none to learn from; 2: never on
     codes = make(tmp_path, bits, token)
-    assert [score.latent for score in token_scores(codes, test)] == [0]
-    assert token_scores(codes, test, min_on=21) == []
+    assert [score.latent for score in token_scores(codes.bits, codes.token, test)] == [0]
+    assert token_scores(codes.bits, codes.token, test, min_on=21) == []
 
 
 def test_codes_without_tokens_are_refused(tmp_path):
     codes = make(tmp_path, torch.ones(50, 2), torch.full((50,), -1))
     with pytest.raises(BitlensError, match="have no tokens"):
-        token_scores(codes, torch.arange(50) < 10)
+        token_scores(codes.bits, codes.token, torch.arange(50) < 10)
 
 
 # --- examples -------------------------------------------------------------------------------------------------------

@@ -75,7 +75,11 @@ def _run(
     with show.bar(f"train {name}", config.steps) as bar:
         model: Autoencoder = train(store, config, out / name, report=lambda r: bar.at(r["step"], show.training(r)))
     codes = encode_store(model, store, out / f"codes-{name}", name=str(out / name))
-    scores = [s for s in token_scores(codes, store.is_test(codes.document)) if min(s.rate, 1 - s.rate) <= 0.1]
+    scores = [
+        s
+        for s in token_scores(codes.bits, codes.token, store.is_test(codes.document))
+        if min(s.rate, 1 - s.rate) <= 0.1
+    ]
     numbers = evaluate(model, store, language_model=causal).as_dict()
     return {**numbers, "token_latents": sum(s.f1 > 0.5 for s in scores)}, scores
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -14,6 +14,21 @@ from bitlens.files import read_manifest, read_tensors, required, verify_shard, w
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+
+
+class Columns(Protocol):
+    """What is known of rows of hidden states beside themselves: of codes, or of the store that they were encoded from."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def manifest(self) -> dict[str, Any]: ...
+    @property
+    def token(self) -> torch.Tensor: ...
+    @property
+    def document(self) -> torch.Tensor: ...
+    @property
+    def position(self) -> torch.Tensor: ...
 
 
 class Codes:

@@ -22,7 +22,9 @@ from bitlens.errors import BitlensError, Interrupted
 
 def study() -> None:
     """Whole experiments, each one command: bitlens study synthetic, sequence, icl or compare."""
-    raise BitlensError("Name a study: bitlens study synthetic, sequence, icl or compare; each explains itself with --help.")
+    raise BitlensError(
+        "Name a study: bitlens study synthetic, sequence, icl or compare; each explains itself with --help."
+    )
 
 
 COMMANDS = {

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitlens.bits.codes import Codes
+from bitlens.bits.codes import Columns
 from bitlens.errors import BitlensError
 from bitlens.hidden.models import BUNDLED, bundled_folder
 
@@ -32,7 +32,7 @@ class Labels(NamedTuple):
     """class of each row, int64 `[rows]`; -1 where it has none"""
 
 
-def load_tokenizer(codes: Codes) -> Any:
+def load_tokenizer(codes: Columns) -> Any:
     """The tokenizer of the language model whose hidden states were encoded."""
     import transformers
 
@@ -49,7 +49,7 @@ def load_tokenizer(codes: Codes) -> Any:
 # --- from the codes' own columns --------------------------------------------------------------------------------------
 
 
-def own_labels(codes: Codes, tokenizer: Any) -> list[Labels]:
+def own_labels(codes: Columns, tokenizer: Any) -> list[Labels]:
     """The labellings that any text has: `token`, `next token` (of the same document), `spelling` and `position`.
 
     Tokens that read alike are one class. Spelling looks at a token's own characters: newline, space, bytes (part of a
@@ -113,7 +113,7 @@ def _bucket(position: int) -> str:
 # --- from a file ------------------------------------------------------------------------------------------------------
 
 
-def read_labels(path: Path, codes: Codes, tokenizer: Any) -> list[Labels]:
+def read_labels(path: Path, codes: Columns, tokenizer: Any) -> list[Labels]:
     """Labellings from JSON lines (also .gz), a document a line, in the order of the corpus that was harvested:
 
         {"text": "A cat sat.", "spans": {"pos": [[0, 1, "DET"], [2, 5, "NOUN"]]}, "labels": {"genre": "news"}}

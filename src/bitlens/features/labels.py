@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -141,6 +142,24 @@ def label_scores(
         labels.name, [labels.names[c] for c in classes.tolist()], int(held.sum()), fitted.float(), share, precision,
         recall, Interval(f1, low, high), Interval(mi, mi_low, mi_high), p_value, benjamini_hochberg(p_value),
     )  # fmt: skip
+
+
+def f1_scores(bits: PackedBits, labels: Labels, rows: Tensor, min_rows: int = MIN_ROWS) -> Tensor:
+    """F1 of every latent for every class with `min_rows` of these rows (bool `[rows]`), `[n_latents, classes]`."""
+    labelled = (labels.ids >= 0) & rows
+    columns = _indicators(labels.ids, _classes(labels, labelled, labelled, min_rows, MAX_CLASSES))
+    return _f1(_Counts.of_groups(bits, columns, [labelled.nonzero()[:, 0]]))[0]
+
+
+def best_labels(scores: Sequence[LabelScores]) -> list[LabelScore]:
+    """Every latent that meets a class of some labelling, with the one it meets best on the fitting rows, held out."""
+    found: dict[int, tuple[float, LabelScore]] = {}
+    for of in scores:
+        met = of.fit_f1.max(1).values
+        for score in of.by_latent():
+            if score.latent not in found or met[score.latent] > found[score.latent][0]:
+                found[score.latent] = float(met[score.latent]), score
+    return [score for _, score in found.values()]
 
 
 def benjamini_hochberg(p_value: Tensor, level: float = LEVEL) -> Tensor:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from bitlens.bits.codes import Codes
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 
@@ -21,22 +20,20 @@ class TokenScore(NamedTuple):
     tokens: list[int]
 
 
-def token_scores(codes: Codes, test: Tensor, min_on: int = 20) -> list[TokenScore]:
+def token_scores(bits: PackedBits, token: Tensor, test: Tensor, min_on: int = 20) -> list[TokenScore]:
     """For every latent that is on in at least `min_on` held-out and training rows: the set of tokens that predicts it
     with the highest F1 on the training rows, and its F1 on the held-out ones.
 
-    test: bool `[rows]`, the held-out rows. Tokens are taken in order of the share of their occurrences that are on.
+    token: id of each row `[rows]`; test: bool `[rows]`, the held-out rows. Tokens are taken in order of the share of their occurrences that are on.
     """
-    tokens, held = codes.token.numpy(), test.numpy()
+    tokens, held = token.numpy(), test.numpy()
     if tokens.min() < 0:
-        raise BitlensError(
-            f"The codes {codes.path} have no tokens: they come from hidden states imported without them."
-        )
+        raise BitlensError("These rows have no tokens: they come from hidden states imported without them.")
     size = int(tokens.max()) + 1
     seen, seen_test = np.bincount(tokens[~held], minlength=size), np.bincount(tokens[held], minlength=size)
-    columns = codes.bits.transpose()
+    columns = bits.transpose()
     scores = []
-    for latent in range(codes.n_latents):
+    for latent in range(bits.n_latents):
         on = PackedBits(columns.words[latent : latent + 1], columns.n_latents).unpack()[0].numpy() > 0
         fit = np.bincount(tokens[on & ~held], minlength=size)
         check = np.bincount(tokens[on & held], minlength=size)

@@ -20,10 +20,11 @@ from bitlens.autoencoders import Autoencoder
 from bitlens.bits.packed import PackedBits
 from bitlens.causal.splice import Splice, contexts_to_score
 from bitlens.errors import BitlensError
-from bitlens.evaluation import evaluate
+from bitlens.evaluation import DENSE, evaluate
 from bitlens.features.labelled import Labels, load_tokenizer, own_labels, read_labels
-from bitlens.features.labels import best_labels, f1_scores, label_scores
+from bitlens.features.labels import GOOD, MIN_GROUPS, best_labels, f1_scores, label_scores
 from bitlens.features.match import stability
+from bitlens.features.profile import token_scores
 from bitlens.hidden import ActivationStore, LanguageModel
 from bitlens.hidden.models import BUNDLED
 from bitlens.hidden.store import COLUMNS
@@ -55,7 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 BINARY = {BAE, "random", *VARIANTS}
 CUTS = (0.0, 0.25, 0.5, 0.75)  # quantiles of a sparse latent's values above which it may count as on for labels
-FIT_BLOCK = 8192
+CUT_EVERY = 32  # training rows from which the quantiles are taken
 
 
 @dataclass(frozen=True)
@@ -186,20 +187,21 @@ def run_folder(out: Path, cell: Cell) -> Path:
 @functools.cache
 def _opened(
     store: str, test_fraction: float, labels: Path | None, contexts: int
-) -> tuple[ActivationStore, Splice | None, list[Labels]]:
+) -> tuple[ActivationStore, StoreColumns, Splice | None, list[Labels]]:
     """A store, its language model on some contexts and the labels of its rows, neither for imported hidden states; once
     in a process."""
     rows = ActivationStore(store, test_fraction)
+    columns = StoreColumns.of(rows)
     if not rows.manifest.get("context_length"):
-        return rows, None, []
+        return rows, columns, None, []
     model = LanguageModel.load(
         rows.manifest["model"], [rows.manifest["hook"]["module"]], revision=rows.manifest.get("revision"), causal=True
     )
     limit = rows.manifest.get("outlier_norm") or math.inf
     splice = Splice(model, *contexts_to_score(rows, contexts), rows.mean, max_norm=limit)
-    columns = StoreColumns.of(rows)
     tokenizer = load_tokenizer(columns)
-    return rows, splice, own_labels(columns, tokenizer) if labels is None else read_labels(labels, columns, tokenizer)
+    found = own_labels(columns, tokenizer) if labels is None else read_labels(labels, columns, tokenizer)
+    return rows, columns, splice, found
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ class StoreColumns:
 
 def measure_cell(cell: Cell, config: CompareConfig, out: Path, store: str) -> Row:
     """Train one autoencoder, or go on with it, and measure it on held-out documents."""
-    rows, splice, labels = _opened(store, config.test_fraction, config.labels, config.contexts)
+    rows, columns, splice, labels = _opened(store, config.test_fraction, config.labels, config.contexts)
     training = {"lam": cell["price"]} if cell["name"] in BINARY else {}
     training |= {"k": cell["k"]} if "k" in cell else {}
     settings = {**training, **{**ARCHITECTURES, **VARIANTS}[cell["name"]]}
@@ -238,7 +240,7 @@ def measure_cell(cell: Cell, config: CompareConfig, out: Path, store: str) -> Ro
     seconds = _training_seconds(folder, trained) or time.perf_counter() - begun
     numbers = evaluate(trained, rows, splice=splice, joint=cell["seed"] == config.seeds[0])
     measured = {name: value for name, value in numbers.as_dict().items() if name not in cell}
-    return {**measured, "train_seconds": seconds, **label_numbers(trained, rows, labels)}
+    return {**measured, "train_seconds": seconds, **label_numbers(trained, rows, columns, labels)}
 
 
 def _training_seconds(folder: Path, trained: Autoencoder) -> float:
@@ -249,48 +251,59 @@ def _training_seconds(folder: Path, trained: Autoencoder) -> float:
 
 
 @torch.inference_mode()
-def label_numbers(trained: Autoencoder, store: ActivationStore, labels: list[Labels]) -> Row:
-    """How many latents and labels find each other, in all and by labelling; nothing without labels."""
+def label_numbers(trained: Autoencoder, store: ActivationStore, columns: StoreColumns, labels: list[Labels]) -> Row:
+    """How many latents and labels find each other, in all and by labelling; nothing without labels.
+
+    Floats should not lose for want of a threshold: a latent of a sparse autoencoder counts as on above that quantile of
+    its positive values, of `CUTS`, with which it meets some label best on the fitting rows. `support_f1`: latents with a
+    label if it counts as on wherever it is not zero. `token_latents`: latents, on in at most a tenth of the rows, that a
+    set of tokens predicts with an F1 above .5.
+    """
     if not labels:
         return {}
-    document = torch.cat([rows.columns["document"] for rows in store.read("all")])
-    test = store.is_test(document)
-    bits = label_bits(trained, store, labels, ~test)
-    scores = [label_scores(bits, of, document, test) for of in labels]
+    test = store.is_test(columns.document)
+    codes = _codes_above(trained, store, CUTS[:1] if trained.binary else CUTS)
+    bits = _best_cuts(codes, labels, ~test)
+    scores, plain = (
+        [label_scores(code, of, columns.document, test, groups=MIN_GROUPS) for of in labels]
+        for code in (bits, codes[0])
+    )
     row: Row = {
         "latents_f1": sum(score.good for score in best_labels(scores)),
+        "support_f1": sum(score.good for score in best_labels(plain)),
         "labels_covered": sum(score.good for of in scores for score in of.by_class()),
+        "token_latents": sum(s.f1 > GOOD and s.rate <= DENSE for s in token_scores(bits, columns.token, test)),
     }
     for of in scores:
         row |= {f"{name}: {of.name}": of.summary()[name] for name in ("latents_f1", "labels_covered")}
     return row
 
 
-@torch.inference_mode()
-def label_bits(trained: Autoencoder, store: ActivationStore, labels: list[Labels], fit: Tensor) -> PackedBits:
-    """Which latents are on in every row. A sparse autoencoder's latent counts as on above that quantile of its values,
-    of `CUTS`, with which it meets some label best on the fitting rows: floats should not lose for want of a threshold."""
-    if trained.binary:
-        return PackedBits(
-            torch.cat([trained.encode_bits(r.hidden).words for r in store.read("all")]), trained.n_latents
-        )
-    sample = torch.cat([trained.encode(rows.hidden[:FIT_BLOCK:4]) for rows in store.read("train")])
-    cuts = sample.masked_fill(sample <= 0, torch.nan).nanquantile(torch.tensor(CUTS), 0).nan_to_num(0)
-    cuts[0] = 0
-    codes = [
-        PackedBits(
-            torch.cat([PackedBits.pack(trained.encode(r.hidden) > cut).words for r in store.read("all")]), len(cut)
-        )
-        for cut in cuts
+def _codes_above(trained: Autoencoder, store: ActivationStore, cuts: tuple[float, ...]) -> list[PackedBits]:
+    """Which latents of every row are above these quantiles of their positive values, a code for each quantile."""
+    sample = torch.cat([trained.encode(rows.hidden[::CUT_EVERY]) for rows in store.read("train")])
+    positive = sample.masked_fill(sample <= 0, torch.nan)
+    limits = [
+        torch.zeros(trained.n_latents) if cut == 0 else positive.nanquantile(cut, 0).nan_to_num(0) for cut in cuts
     ]
-    met = torch.stack(
-        [torch.stack([f1_scores(code, of, fit).max(1).values for of in labels]).max(0).values for code in codes]
-    )
-    best = met.argmax(0)
-    chosen = [PackedBits.pack((best == i)[None]).words for i in range(len(CUTS))]
-    words = sum(code.words & mask for code, mask in zip(codes, chosen, strict=True))
-    assert isinstance(words, Tensor)
-    return PackedBits(words, trained.n_latents)
+    words: list[list[Tensor]] = [[] for _ in cuts]
+    for rows in store.read("all"):
+        codes = trained.encode(rows.hidden)
+        for found, limit in zip(words, limits, strict=True):
+            found.append(PackedBits.pack(codes > limit).words)
+    return [PackedBits(torch.cat(found), trained.n_latents) for found in words]
+
+
+def _best_cuts(codes: list[PackedBits], labels: list[Labels], fit: Tensor) -> PackedBits:
+    """Of every latent the code in which it meets some label with the highest F1 on the fitting rows."""
+    if len(codes) == 1:
+        return codes[0]
+    met = [torch.stack([f1_scores(code, of, fit).max(1).values for of in labels]).max(0).values for code in codes]
+    best = torch.stack(met).argmax(0)
+    words = torch.zeros_like(codes[0].words)
+    for i, code in enumerate(codes):
+        words |= code.words & PackedBits.pack((best == i)[None]).words
+    return PackedBits(words, codes[0].n_latents)
 
 
 @torch.inference_mode()

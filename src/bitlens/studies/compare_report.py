@@ -21,7 +21,8 @@ NUMBERS: dict[str, tuple[str, int, int]] = {
     "fvu": ("`fvu`", 4, -1), "l0": ("`l0`", 1, 0), "bits": ("bits", 0, -1), "bits_gaussian": ("Gaussian", 0, 0),
     "ce_loss_score": ("`ce_loss_score`", 4, 1), "kl_div": ("`kl_div`", 4, -1), "top1": ("`top1`", 3, 1),
     "dead": ("dead", 0, -1), "stuck": ("stuck", 0, -1), "dense": ("dense", 0, -1), "highest_rate": ("highest rate", 3, 0),
-    "latents_f1": ("latents, F1 > .5", 0, 1), "labels_covered": ("labels covered", 0, 1),
+    "latents_f1": ("latents, F1 > .5", 0, 1), "support_f1": ("the same, any value", 0, 1), "labels_covered": ("labels covered", 0, 1),
+    "token_latents": ("latents that tokens predict", 0, 1),
     "stability": ("stability", 3, 1), "train_seconds": ("training, s", 0, -1),
 }  # fmt: skip
 NOT_RIVALS = ("random", "PCA")

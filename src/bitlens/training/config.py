@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 LEARNING_RATES = {
-    "relu": 3e-3, "gated": 3e-3, "jumprelu": 3e-3, "topk": 6e-3, "batch_topk": 6e-3, "transcoder": 6e-3,
+    "relu": 6e-3, "gated": 6e-3, "jumprelu": 6e-3, "topk": 6e-3, "batch_topk": 6e-3, "transcoder": 6e-3,
     "skip_transcoder": 6e-3,
 }  # fmt: skip
 
