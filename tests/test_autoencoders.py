@@ -129,10 +129,7 @@ def test_hidden_states_of_any_dtype_give_float32(model, dtype):
     assert torch.equal(model.encode(x), model.encode(x.float()))
 
 
-BETWEEN_STAGES = pytest.mark.xfail(strict=True, reason="what a stage leaves to the next is computed under autocast")
-
-
-@pytest.mark.parametrize("name", [pytest.param(k, marks=BETWEEN_STAGES if k == "residual_bae" else ()) for k in KINDS])
+@pytest.mark.parametrize("name", KINDS)
 def test_thresholds_are_float32_under_autocast(name):
     model, x = build(name), states(5000)
     with torch.autocast("cpu", torch.bfloat16):

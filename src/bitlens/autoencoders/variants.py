@@ -121,9 +121,10 @@ class ResidualAutoencoder(Autoencoder):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         found = []
-        for stage in self.parts:
-            found.append(stage.pre_activations(x))
-            x = x - stage.reconstruct(stage.code(found[-1]))
+        with torch.autocast(x.device.type, enabled=False):  # a residual in bf16 flips bits
+            for stage in self.parts:
+                found.append(stage.pre_activations(x))
+                x = x - stage.reconstruct(stage.code(found[-1]))
         return torch.cat(found, -1)
 
     def code(self, z: Tensor) -> Tensor:
@@ -131,14 +132,13 @@ class ResidualAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def canonical(self, rates: Tensor) -> ResidualAutoencoder:
-        """Every stage in canonical form. A stage that has become constant goes, and its constant with it to the first."""
-        parts, constant = [], self.b_dec.new_zeros(self.d_in)
+        """Every stage in canonical form. A stage that has become constant goes, and its constant to the one before it."""
+        parts: list[BinaryAutoencoder] = []
         for stage, p in zip(self.parts, rates.to(self.mean.device).split(self.settings["stages"]), strict=True):
             if parts and not (torch.minimum(p, 1 - p) >= NEGLIGIBLE).any():
-                constant += stage.b_dec + stage.W_dec[p > 0.5].sum(0)
+                parts[-1].b_dec.add_(stage.b_dec + stage.W_dec[p > 0.5].sum(0))
             else:
                 parts.append(stage.canonical(p))
-        parts[0].b_dec += constant
         widths = [stage.n_latents for stage in parts]
         out = ResidualAutoencoder(self.d_in, sum(widths), widths).to(self.mean.device)
         for new, stage in zip(out.parts, parts, strict=True):

@@ -30,10 +30,12 @@ class PairedStore(ActivationStore):
     def beside(cls, inputs: Path | str, target_hook: str, test_fraction: float = 0.1) -> PairedStore:
         """With the store of the hook point `target_hook` in the same folder, where a harvest of several puts it."""
         for file in sorted(Path(inputs).resolve().parent.glob(f"*/{MANIFEST}")):
-            hook = read_manifest(file, SCHEMA, "a store of hidden states").get("hook") or {}
-            if hook.get("module") == target_hook:
+            manifest = read_manifest(file, SCHEMA, "a store of hidden states")
+            if manifest.get("kind") == "bitlens.store" and (manifest.get("hook") or {}).get("module") == target_hook:
                 return cls(inputs, file.parent, test_fraction)
-        raise BitlensError(f"There is no store of {target_hook} beside {inputs}; name it with --target.")
+        raise BitlensError(
+            f"There is no store of {target_hook} beside {inputs}: harvest both hook points into one folder."
+        )
 
     def shard(self, index: int, names: list[str] | None = None) -> dict[str, Tensor]:
         tensors = super().shard(index, names)

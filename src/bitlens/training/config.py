@@ -63,7 +63,7 @@ class TrainConfig:
     p0: float = 0.02
     """firing rate of the sparse prior that sets the price of an on-bit"""
     surrogate: Surrogate | None = None
-    """gradient of the step: clipped, sigmoid, ste or paper"""
+    """gradient of the step: clipped, sigmoid, ste, stochastic (sigmoid with noise) or paper"""
     width: float | None = None
     """width of the surrogate's window, in standard deviations of each latent's own pre-activations"""
     weighting: Weighting | None = None
@@ -119,13 +119,16 @@ class TrainConfig:
         return config
 
     def _refuse_nonsense(self) -> None:
-        rates = self.initial_rates or (0.5, 0.5)
+        rates, most, gamma = self.initial_rates or (0.5, 0.5), self.n_latents or 1, self.gamma or 0.0
         conditions = {
-            **{name: (getattr(self, name) >= 1, "at least 1") for name in ("n_latents", "steps", "log_every", "checkpoint_every", "k", "stages", "thresholds")},
+            **{name: (getattr(self, name) >= 1, "at least 1") for name in ("n_latents", "steps", "log_every", "checkpoint_every", "thresholds")},
             **{name: (getattr(self, name) >= 2, "at least 2") for name in ("batch_size", "prune_rows")},
             **{name: (0 < getattr(self, name) < math.inf, "above 0 and finite") for name in ("lr", "width")},
-            **{name: (0 <= getattr(self, name) < math.inf, "at least 0 and finite") for name in ("lam", "gamma")},
+            "lam": (0 <= (self.lam or 0.0) < math.inf, "at least 0 and finite"),
             **{name: (all(0 <= f < 1 for f in getattr(self, name)), "fractions in [0, 1)") for name in ("prune_at", "regrow_at")},
+            "gamma": (0 <= gamma < math.inf and not (gamma and self.architecture == "matryoshka_bae"), "at least 0 and finite, and 0 for matryoshka_bae"),
+            "k": (1 <= self.k <= (most if self.architecture in LEARNING_RATES else math.inf), f"between 1 and {most}, the number of latents"),
+            "stages": (1 <= self.stages <= (most if self.architecture == "residual_bae" else math.inf), f"between 1 and {most}, the number of latents"),
             "sparsity": (self.sparsity is None or 0 < self.sparsity < math.inf, "above 0 and finite"),
             "p0": (0 < self.p0 < 0.5, "between 0 and 0.5"),
             "initial_share": (0 <= (self.initial_share or 0.0) <= 1, "in [0, 1]"),

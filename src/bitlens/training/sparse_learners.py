@@ -118,12 +118,14 @@ class _Jump(torch.autograd.Function):
 
 class JumpReLULearner(SparseLearner[JumpReLUAutoencoder]):
     """The number of latents that are on, whose gradient in the thresholds is estimated with a rectangular kernel
-    (Rajamanoharan et al. 2024, arXiv 2407.14435, eq. 11-12). Adam without momentum, as there."""
+    (Rajamanoharan et al. 2024, arXiv 2407.14435, eq. 11-12). Adam without momentum, as there.
+
+    The thresholds themselves are trained, not their logarithms, and the kernel is wide (0.5 where rows have unit variance
+    per component; there 0.001 of rows of unit norm): in runs of thousands of steps they would hardly move otherwise.
+    """
 
     betas = (0.0, 0.999)
-    BANDWIDTH = (
-        0.5  # of rows with unit variance per component; there 0.001 of rows with unit norm, in 100 times the steps
-    )
+    BANDWIDTH = 0.5
 
     def penalised(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         z, threshold = self.model.pre_activations(x), self.model.threshold
@@ -166,8 +168,7 @@ class TopKLearner(Learner[TopK]):
             top = z.masked_fill(~dead, -torch.inf).topk(max(k, 1), dim=-1)
             residual = (target - x_hat).detach()
             guess = torch.zeros_like(z).scatter(-1, top.indices, top.values.relu()) @ self.model.W_dec
-            share = (guess.float() - residual).square().mean() / residual.square().mean().clamp_min(1e-12)
-            auxiliary = self.AUXILIARY * share * mse.detach()
+            auxiliary = self.AUXILIARY * (guess.float() - residual).square().mean()
         zero = mse.new_zeros(())
         return Losses(mse + auxiliary, mse, zero, zero, auxiliary), codes
 
@@ -190,8 +191,12 @@ class BatchTopKLearner(TopKLearner[BatchTopKAutoencoder]):
     def finish(self) -> Autoencoder:
         """Set the threshold above which k latents a row are on, in the mean over a large sample."""
         rows = self.sample(FINAL_ROWS, generator(self.config.seed, "threshold"))
-        found = [self.model.batch_code(self.model.pre_activations(block)) for block in rows.split(4096)]
-        self.model.threshold.copy_(torch.stack([codes[codes > 0].min() for codes in found]).mean())
+        lowest = []
+        for block in rows.tensor_split(-(-len(rows) // 4096)):
+            codes = self.model.batch_code(self.model.pre_activations(block))
+            lowest += [codes[codes > 0].min()] if (codes > 0).any() else []
+        if lowest:
+            self.model.threshold.copy_(torch.stack(lowest).mean())
         return self.model
 
 

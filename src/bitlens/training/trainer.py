@@ -91,7 +91,12 @@ def train(
 
                 last = progress.step == config.steps
                 if progress.step % config.log_every == 0 or last:
-                    record = _record(progress.step, losses, rates, rows_done / (time.perf_counter() - clock))
+                    record = _record(
+                        progress.step,
+                        losses,
+                        torch.minimum(rates, 1 - rates) if model.binary else rates,
+                        rows_done / (time.perf_counter() - clock),
+                    )
                     _refuse_divergence(record)
                     report(record)
                     if log is not None:
@@ -172,10 +177,10 @@ def _standardised_batches(
 
 @torch.no_grad()
 def _record(step: int, losses: Losses, p: Tensor, rows_per_second: float) -> dict[str, float | int]:
-    """The numbers of one logged step, p the firing rates; the only place where the loop waits for the device."""
+    """The numbers of one logged step, p the firing rates, of a BAE those of rarer states; the only place where the loop waits for the device."""
     record: dict[str, float | int] = {"step": step}
     record |= {name: float(value) for name, value in losses._asdict().items()}
-    record["l0"] = float(torch.minimum(p, 1 - p).sum())
+    record["l0"] = float(p.sum())
     record["bits_batch"] = float(binary_entropy(p).sum())
     record["rows_per_second"] = round(rows_per_second, 1)
     return record
@@ -198,7 +203,7 @@ def _write_or_compare(path: Path, config: TrainConfig, source: HiddenSource) -> 
     before, now = (
         {**settings, **r.get("source", {}), **r.get("config", {})} for r in (former, json.loads(json.dumps(run)))
     )
-    ignored = {"log_every", "checkpoint_every", "store"}  # a store may have moved
+    ignored = {"log_every", "checkpoint_every", "store", "target"}  # a store may have moved
     changed = [
         f"{name} was {before.get(name)!r} and is {value!r}"
         for name, value in now.items()

@@ -15,6 +15,7 @@ from bitlens.autoencoders import (
     RandomAutoencoder,
     ResidualAutoencoder,
 )
+from bitlens.errors import BitlensError
 from bitlens.seeding import generator
 from bitlens.training.binary_learner import (
     CANONICAL_ROWS,
@@ -47,10 +48,10 @@ class LevelsLearner(BinaryLearner[LevelsAutoencoder]):
         halvings = torch.stack([(signs[:i] == sign).sum() for i, sign in enumerate(signs)])
         both = len(signs.unique())
         z = self.model.pre_activations(self.sample(SMALL_SAMPLE, seed))
-        self.model.offsets.data += biases(z, (rates[:, None] * 0.5**halvings / both).flatten())
-
-    def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
-        return Learner.backward(self, x)
+        self.model.offsets.add_(biases(z, (rates[:, None] * 0.5**halvings / both).flatten()))
+        self.model.W_dec.copy_(
+            (self.model.W_enc / self.model.W_enc.norm(dim=0)).T
+        )  # a small one cannot pay for its bits
 
 
 class ResidualLearner(Learner[ResidualAutoencoder]):
@@ -81,6 +82,7 @@ class ResidualLearner(Learner[ResidualAutoencoder]):
         found, rates = [], []
         for i, learner in enumerate(self.learners):
             residual = x if i == 0 else self._residual(x, i)
+            learner.step = self.step
             losses, p = learner.backward(residual)
             found.append(losses)
             rates.append(p)
@@ -90,7 +92,6 @@ class ResidualLearner(Learner[ResidualAutoencoder]):
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         for learner in self.learners:
-            learner.step = step
             learner.after_step(step, optimizer)
 
     def finish(self) -> Autoencoder:
@@ -130,7 +131,9 @@ class MatryoshkaLearner(BinaryLearner[BinaryAutoencoder]):
         """Change the parameters of each group, given the rows' residual after the groups before -> changed latents"""
         residual, changed, P = rows, [], self._parameters()
         for group in self.groups:
-            part = Parameters(P.W_enc[:, group], P.b_enc[group], P.W_dec[group], torch.zeros_like(P.b_dec))
+            h = (rows @ P.W_enc[:, group] + P.b_enc[group] > 0).float()
+            level = residual.mean(0) - h.mean(0) @ P.W_dec[group]
+            part = Parameters(P.W_enc[:, group], P.b_enc[group], P.W_dec[group], level)
             part, latents = change(part, residual)
             P.W_enc[:, group], P.b_enc[group], P.W_dec[group] = part.W_enc, part.b_enc, part.W_dec
             h = (rows @ part.W_enc + part.b_enc > 0).float()
@@ -175,6 +178,10 @@ class RandomLearner(BinaryLearner[RandomAutoencoder]):
         raw = rows * self.model.scale + self.model.mean
         rates = torch.stack([other.encode_bits(block).column_counts() for block in raw.split(4096)]).sum(0) / len(rows)
         rates = rates[(rates > 0) & (rates < 1)].cpu()
+        if not len(rates):
+            raise BitlensError(
+                f"No latent of {self.config.match} is on in some rows and off in others; match another run."
+            )
         return rates if len(rates) == self.model.n_latents else rates[
             torch.randint(len(rates), (self.model.n_latents,), generator=seed)
         ]  # fmt: skip
