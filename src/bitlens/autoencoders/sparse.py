@@ -12,16 +12,17 @@ from bitlens.errors import BitlensError
 
 
 class SparseAutoencoder(Autoencoder):
-    """What the sparse ones share: unit decoder rows, an encoder that starts as their transpose, and `b_dec`
-    subtracted before encoding (Bricken et al. 2023, "Towards Monosemanticity")."""
+    """What the sparse ones share: unit decoder rows, an encoder that starts small along them (Gao et al. 2024; the scale is
+    SAELens'), and `b_dec` subtracted before encoding (Bricken et al. 2023, "Towards Monosemanticity")."""
 
     subtracts_b_dec = True
+    ENCODER_SCALE = 0.1
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
         self.W_dec.copy_(torch.randn(self.W_dec.shape, generator=generator))
         self.normalise_decoder()
-        self.W_enc.copy_(self.W_dec.T)
+        self.W_enc.copy_(self.ENCODER_SCALE * self.W_dec.T)
         self.b_enc.zero_()
         self.b_dec.zero_()
 
