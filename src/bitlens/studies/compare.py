@@ -172,10 +172,11 @@ def _store(config: CompareConfig, out: Path) -> ActivationStore:
 
 def _matched_l0(rows: list[Row], cell: Cell) -> int:
     """The BAE's l0 at the cell's width and price, over its seeds."""
-    same = [r["l0"] for r in rows if all(r[key] == cell[key] for key in ("n_latents", "price")) and "l0" in r]
-    if not same:
-        raise BitlensError(f"No BAE of {cell['n_latents']} latents could be trained, so there is no l0 to compare at.")
-    return max(1, round(statistics.mean(same)))
+    ours = [row for row in rows if all(row[key] == cell[key] for key in ("n_latents", "price"))]
+    found = [row["l0"] for row in ours if "l0" in row]
+    if not found:
+        raise BitlensError(f"No BAE of {cell['n_latents']} latents could be measured: {ours[0]['error']}")
+    return max(1, round(statistics.mean(found)))
 
 
 def run_folder(out: Path, cell: Cell) -> Path:
@@ -252,20 +253,20 @@ def _training_seconds(folder: Path, trained: Autoencoder) -> float:
 
 @torch.inference_mode()
 def label_numbers(trained: Autoencoder, store: ActivationStore, columns: StoreColumns, labels: list[Labels]) -> Row:
-    """How many latents and labels find each other, in all and by labelling; nothing without labels.
+    """How many latents and labels find each other, in all and by labelling; nothing without labels or enough documents.
 
     Floats should not lose for want of a threshold: a latent of a sparse autoencoder counts as on above that quantile of
     its positive values, of `CUTS`, with which it meets some label best on the fitting rows. `support_f1`: latents with a
     label if it counts as on wherever it is not zero. `token_latents`: latents, on in at most a tenth of the rows, that a
     set of tokens predicts with an F1 above .5.
     """
-    if not labels:
-        return {}
     test = store.is_test(columns.document)
+    if not labels or len(columns.document[test].unique()) < 2 * MIN_GROUPS:
+        return {}
     codes = _codes_above(trained, store, CUTS[:1] if trained.binary else CUTS)
     bits = _best_cuts(codes, labels, ~test)
     scores, plain = (
-        [label_scores(code, of, columns.document, test, groups=MIN_GROUPS) for of in labels]
+        [label_scores(code, of, columns.document, test, groups=2 * MIN_GROUPS) for of in labels]
         for code in (bits, codes[0])
     )
     row: Row = {
