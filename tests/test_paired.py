@@ -77,9 +77,7 @@ def test_each_side_has_its_own_standardisation(stores, pairs):
 def test_the_sibling_is_found_by_its_hook_point(stores, pairs):
     assert pairs.targets.path.name == "layers.1.mlp"
     assert PairedStore.beside(stores / "layers.0", INTO).targets.path.name == "layers.1.mlp-input"
-    with pytest.raises(
-        BitlensError, match=r"There is no store of layers\.3\.mlp beside .*: harvest both"
-    ) as error:
+    with pytest.raises(BitlensError, match=r"There is no store of layers\.3\.mlp beside .*: harvest both") as error:
         PairedStore.beside(stores / "layers.0", "layers.3.mlp")
     assert "\n" not in str(error.value)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -40,15 +42,9 @@ class BinaryAutoencoder(Autoencoder):
         if not keep.any():
             raise BitlensError("Every latent is constant on these rows: the autoencoder has collapsed; lower lam.")
         sign = torch.where(flip, -1.0, 1.0)
-        out = type(self)(self.d_in, int(keep.sum())).to(self.W_enc.device)
-        out.W_enc.copy_((self.W_enc * sign)[:, keep])
-        out.b_enc.copy_((self.b_enc * sign)[keep])
-        out.W_dec.copy_((self.W_dec * sign[:, None])[keep])
-        out.b_dec.copy_(self.b_dec + (self.W_dec.double() * flip[:, None]).sum(0))
-        out.mean.copy_(self.mean)
-        out.scale.copy_(self.scale)
-        out.metadata = dict(self.metadata)
-        return out
+        constant = (self.W_dec.double() * flip[:, None]).sum(0)
+        W_enc, b_enc, W_dec = self.W_enc * sign, self.b_enc * sign, self.W_dec * sign[:, None]
+        return type(self).like(self, W_enc[:, keep], b_enc[keep], W_dec[keep], self.b_dec + constant)
 
     @torch.no_grad()
     def cut(self, n_latents: int, rates: Tensor) -> BinaryAutoencoder:
@@ -56,14 +52,26 @@ class BinaryAutoencoder(Autoencoder):
         latents; those that are cut count as always at their mean."""
         if not 1 <= n_latents <= self.n_latents:
             raise BitlensError(f"A code of {self.n_latents} latents can be cut after 1 to that many, not {n_latents}.")
-        out = type(self)(self.d_in, n_latents).to(self.W_enc.device)
-        out.W_enc.copy_(self.W_enc[:, :n_latents])
-        out.b_enc.copy_(self.b_enc[:n_latents])
-        out.W_dec.copy_(self.W_dec[:n_latents])
-        out.b_dec.copy_(self.b_dec + rates[n_latents:].to(self.W_dec) @ self.W_dec[n_latents:])
-        out.mean.copy_(self.mean)
-        out.scale.copy_(self.scale)
-        out.metadata = dict(self.metadata)
+        rest = rates[n_latents:].to(self.W_dec) @ self.W_dec[n_latents:]
+        kept = self.W_enc[:, :n_latents], self.b_enc[:n_latents], self.W_dec[:n_latents]
+        return type(self).like(self, *kept, self.b_dec + rest)
+
+    @classmethod
+    @torch.no_grad()
+    def like(cls, other: Autoencoder, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> Self:
+        """With these parameters, and the standardisation and metadata of another autoencoder."""
+        out = cls(other.d_in, W_enc.shape[1]).to(other.mean.device)
+        values = {
+            "W_enc": W_enc,
+            "b_enc": b_enc,
+            "W_dec": W_dec,
+            "b_dec": b_dec,
+            "mean": other.mean,
+            "scale": other.scale,
+        }
+        for name, value in values.items():
+            getattr(out, name).copy_(value)
+        out.metadata = dict(other.metadata)
         return out
 
 

@@ -58,15 +58,9 @@ class LevelsAutoencoder(Autoencoder):
     @torch.no_grad()
     def canonical(self, rates: Tensor) -> BinaryAutoencoder:
         """The BAE with these codes, in canonical form."""
-        out = BinaryAutoencoder(self.d_in, self.n_latents).to(self.W_enc.device)
-        out.W_enc.copy_(self._bits(self.W_enc) * self.signs)
-        out.b_enc.copy_(self._bits(self.b_enc) * self.signs + self.offsets)
-        out.W_dec.copy_(self._bits(self.W_dec, 0) * (self.magnitudes * self.signs)[:, None])
-        out.b_dec.copy_(self.b_dec)
-        out.mean.copy_(self.mean)
-        out.scale.copy_(self.scale)
-        out.metadata = dict(self.metadata)
-        return out.canonical(rates)
+        W_enc, b_enc = self._bits(self.W_enc) * self.signs, self._bits(self.b_enc) * self.signs + self.offsets
+        W_dec = self._bits(self.W_dec, 0) * (self.magnitudes * self.signs)[:, None]
+        return BinaryAutoencoder.like(self, W_enc, b_enc, W_dec, self.b_dec).canonical(rates)
 
 
 class ResidualAutoencoder(Autoencoder):

@@ -7,7 +7,7 @@ mean, so that all architectures can be compared at one l0.
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,17 +35,26 @@ Sparse = TypeVar("Sparse", bound=SparseAutoencoder)
 TopK = TypeVar("TopK", bound=TopKAutoencoder)
 
 
-@torch.no_grad()
-def remove_radial_gradient(model: SparseAutoencoder) -> None:
-    """Take from the decoder's gradient what points along its rows, whose norms do not change."""
-    gradient = model.W_dec.grad
-    assert gradient is not None
-    gradient -= (gradient * model.W_dec).sum(1, keepdim=True) * model.W_dec
+class RealLearner(Learner[Sparse]):
+    """Decoder rows stay at unit norm, and gradients along them are removed before Adam sees them (Bricken et al. 2023; Gao
+    et al. 2024, appendix A.4)."""
+
+    unit_rows: ClassVar[bool] = True
+
+    def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
+        result = super().backward(x)
+        W, gradient = self.model.W_dec.detach(), self.model.W_dec.grad
+        if self.unit_rows and gradient is not None:
+            gradient -= (gradient * W).sum(1, keepdim=True) * W
+        return result
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        if self.unit_rows:
+            self.model.normalise_decoder()
 
 
-class SparseLearner(Learner[Sparse]):
-    """Squared error plus a weighted penalty; decoder rows stay at unit norm, and gradients along them are removed before
-    Adam sees them (Bricken et al. 2023; Gao et al. 2024, appendix A.4)."""
+class SparseLearner(RealLearner[Sparse]):
+    """Squared error plus a weighted penalty."""
 
     FIRST_WEIGHT = 0.3
 
@@ -67,14 +76,6 @@ class SparseLearner(Learner[Sparse]):
             off_by = math.log(max(on, 0.01 * self.config.k) / self.config.k)
             self.state["log_sparsity"] += ADAPTATION * max(-1.0, min(1.0, off_by))
         return Losses(mse + price + auxiliary, mse, price, mse.new_zeros(()), auxiliary), codes
-
-    def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
-        result = super().backward(x)
-        remove_radial_gradient(self.model)
-        return result
-
-    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        self.model.normalise_decoder()
 
 
 class ReLULearner(SparseLearner[ReLUAutoencoder]):
@@ -138,7 +139,7 @@ class JumpReLULearner(SparseLearner[JumpReLUAutoencoder]):
         self.model.threshold.data.clamp_(min=0)
 
 
-class TopKLearner(Learner[TopK]):
+class TopKLearner(RealLearner[TopK]):
     """TopK with the auxiliary loss for dead latents of Gao et al. 2024 (arXiv 2406.04093, appendices A.2 and A.4)."""
 
     AUXILIARY = 1 / 32
@@ -172,14 +173,6 @@ class TopKLearner(Learner[TopK]):
         zero = mse.new_zeros(())
         return Losses(mse + auxiliary, mse, zero, zero, auxiliary), codes
 
-    def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
-        result = super().backward(x)
-        remove_radial_gradient(self.model)
-        return result
-
-    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        self.model.normalise_decoder()
-
 
 class BatchTopKLearner(TopKLearner[BatchTopKAutoencoder]):
     """TopK over the whole batch (Bussmann et al. 2024, arXiv 2412.06410); the threshold of use is fitted at the end."""
@@ -203,6 +196,8 @@ class BatchTopKLearner(TopKLearner[BatchTopKAutoencoder]):
 class TranscoderLearner(TopKLearner[Transcoder]):
     """TopK's losses between an input and another target, side by side in the rows; decoder norms are free."""
 
+    unit_rows = False
+
     def losses(self, x: Tensor) -> tuple[Losses, Tensor]:
         x, target = self.model.pair(x)
         z = self.model.pre_activations(x)
@@ -211,12 +206,6 @@ class TranscoderLearner(TopKLearner[Transcoder]):
         if self.config.architecture == "skip_transcoder":
             x_hat = x_hat + x @ self.model.get_parameter("W_skip")
         return self.with_auxiliary(target, z, codes, x_hat)
-
-    def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
-        return Learner.backward(self, x)
-
-    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Decoder norms are free."""
 
 
 class PCALearner(Learner[PCAAutoencoder]):
