@@ -29,31 +29,31 @@ def f1(on: torch.Tensor, guess: torch.Tensor) -> float:
     return float(2 * (on & guess).sum() / (on.sum() + guess.sum()))
 
 
-def test_a_latent_that_is_a_set_of_tokens_is_found(tmp_path, corpus):
+def test_a_latent_that_is_a_set_of_tokens_is_found(corpus):
     token, test = corpus
     bits = torch.stack([token == 6, (token == 3) | (token == 15), token >= 0], 1)
-    scores = token_scores(make(tmp_path, bits, token), test)
+    scores = token_scores(PackedBits.pack(bits), token, test)
     assert [(s.latent, sorted(s.tokens), s.f1) for s in scores] == [
         (0, [6], 1.0), (1, [3, 15], 1.0), (2, [0, 3, 6, 9, 12, 15], 1.0),
     ]  # fmt: skip
     assert scores[0].rate == pytest.approx(float((token == 6).float().mean()))
 
 
-def test_tokens_come_in_order_of_how_often_they_are_on(tmp_path, corpus):
+def test_tokens_come_in_order_of_how_often_they_are_on(corpus):
     token, test = corpus
     keep = torch.rand(2000, generator=torch.Generator().manual_seed(1)) < 0.6
     bits = ((token == 9) | ((token == 0) & keep))[:, None]
-    (score,) = token_scores(make(tmp_path, bits, token), test)
+    (score,) = token_scores(PackedBits.pack(bits), token, test)
     assert score.tokens == [9, 0]
 
 
-def test_the_set_is_the_best_on_training_rows_and_scored_on_held_out_ones(tmp_path, corpus):
+def test_the_set_is_the_best_on_training_rows_and_scored_on_held_out_ones(corpus):
     """Against all subsets of the tokens, for latents that depend on the token only in part."""
     token, test = corpus
     g = torch.Generator().manual_seed(2)
     chance = torch.rand(6, 8, generator=g)[token // 3]
     bits = torch.rand(2000, 8, generator=g) < chance**3
-    scores = token_scores(make(tmp_path, bits, token), test)
+    scores = token_scores(PackedBits.pack(bits), token, test)
     assert len(scores) == 8
     subsets = list(chain.from_iterable(combinations(range(0, 18, 3), size) for size in range(1, 7)))
     for score in scores:

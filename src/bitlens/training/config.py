@@ -53,7 +53,7 @@ class TrainConfig:
     batch_size: int = 512
     """rows a step; firing rates, and so the price of bits, are those of one batch"""
     lr: float | None = None
-    """peak learning rate of Adam; by default 0.01 for binary autoencoders, 0.006 for topk, others as docs/baselines.md says"""
+    """peak learning rate of Adam; by default 0.01 for binary autoencoders, 0.006 for the others"""
     lam: float | None = None
     """price of a bit: the fraction of variance unexplained that one bit per input dimension is worth"""
     gamma: float | None = None
