@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder, SkipTranscoder, Transcoder
+from bitlens.cli import main
 from bitlens.errors import BitlensError
+from bitlens.evaluation import evaluate
 from bitlens.files import read_tensors
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel, PairedStore, TensorSource
 from bitlens.hidden.harvest import harvest
@@ -276,3 +279,27 @@ def test_a_transcoder_without_a_target_is_refused():
     for architecture in TRANSCODERS:
         with pytest.raises(BitlensError, match=r"needs two stores of one harvest.*pass the second as --target"):
             train(TensorSource(bent_pair()[0]), settings(architecture=architecture, k=K))
+
+
+@pytest.mark.parametrize("architecture", TRANSCODERS)
+def test_a_transcoder_is_evaluated_on_its_targets(tmp_path, stores, pairs, architecture):
+    run = tmp_path / "run"
+    config = settings(architecture=architecture, n_latents=64, k=8, steps=60, test_fraction=0.3)
+    transcoder = train(pairs, config, run)
+    rows, _ = everything(pairs, "test")
+    x, target = (part.float() for part in transcoder.pair(rows))
+    with torch.no_grad():
+        error = (transcoder(x).double() - target).square().sum()
+    model = LanguageModel.load(BUNDLED, [INTO, OUT_OF], device="cpu", dtype="float32", causal=True)
+    numbers = evaluate(transcoder, pairs, language_model=model, max_contexts=4, joint=False)
+    assert numbers.fvu == pytest.approx(float(error / (target.double() - target.double().mean(0)).square().sum()))
+    assert numbers.l0 == pytest.approx(8, abs=0.2)
+    assert numbers.bits_magnitudes > 0
+    assert numbers.ce_original is not None
+    assert numbers.ce_spliced is not None
+    assert numbers.ce_spliced < numbers.ce_mean
+    inputs = str(stores / "layers.1.mlp-input")
+    main(["evaluate", str(run), inputs, "--no-joint", "--contexts", "4", "--json", str(tmp_path / "numbers.json")])
+    told = json.loads((tmp_path / "numbers.json").read_text())
+    assert told["fvu"] == pytest.approx(numbers.fvu)
+    assert told["ce_spliced"] == pytest.approx(numbers.ce_spliced, rel=1e-4)
