@@ -1,7 +1,7 @@
 """The sparse baselines beside the trainers of SAELens and dictionary_learning: held-out fvu at equal l0.
 
 Every library trains on the same standardised rows in the same order, with the same width, batch and number of steps.
-bitlens takes its default learning rate; a reference takes the best of that, its own default and `--lrs`. A reference is
+bitlens takes its default learning rate; a reference takes the best of `--lrs`, or of that, its own default and 1e-3. A reference is
 led to an l0 of about `--k` by its own knob; then bitlens is trained to have the l0 that the reference turned out to have
 on the held-out rows, and where it ends more than 2 % off, trained again, and its fvu read off the line through both in
 log l0 and log fvu (marked ~). Below some 500 steps bitlens's sparsity weight has no time to lead it to an l0.
@@ -137,9 +137,11 @@ def fvu_at(points: list[Point], l0: float) -> float:
     return a.fvu * (l0 / a.l0) ** slope
 
 
-def compare(contest: Contest, library: str, architecture: str, lrs: list[float], k: int, tries: int) -> dict[str, Any]:
+def compare(
+    contest: Contest, library: str, architecture: str, lrs: list[float] | None, k: int, tries: int
+) -> dict[str, Any]:
     """The best of a library's learning rates at l0 k, and bitlens at the l0 that it has."""
-    rates = {LEARNING_RATES[architecture], contest.default_lr(library, architecture), *lrs}
+    rates = set(lrs or (LEARNING_RATES[architecture], contest.default_lr(library, architecture), 1e-3))
     found = [contest.reference_at(library, architecture, lr, k, tries) for lr in sorted(rates)]
     ends = [min(points, key=lambda p: apart(p, k)) for points in found]
     ranked = zip(ends, found, strict=True)  # a line to far from its points says nothing: those that came near go first
@@ -161,7 +163,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--n-latents", type=int, default=1024)
     parser.add_argument("--k", type=int, default=32, help="the l0 that is aimed at")
-    parser.add_argument("--lrs", type=float, nargs="*", default=[1e-3], help="further learning rates of a reference")
+    parser.add_argument("--lrs", type=float, nargs="+", help="learning rates of which a reference takes the best")
     parser.add_argument(
         "--tries", type=int, default=3, help="most trainings of a reference to come within 5 %% of the l0"
     )
