@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from bitlens.bits import Codes, PackedBits
     from bitlens.encode import encode_store
     from bitlens.errors import BitlensError
+    from bitlens.causal.faithfulness import faithfulness
+    from bitlens.causal.splice import Splice
     from bitlens.evaluation import Evaluation, evaluate
-    from bitlens.hidden import ActivationStore, Corpus, HiddenSource, LanguageModel, TensorSource
+    from bitlens.features.labels import label_scores
+    from bitlens.features.match import match
+    from bitlens.hidden import ActivationStore, Corpus, HiddenSource, LanguageModel, PairedStore, TensorSource
     from bitlens.hidden.harvest import harvest
     from bitlens.hidden.text import ContextReader
     from bitlens.information.entropy import entropy
@@ -23,13 +27,15 @@ _HOME = {
     "Autoencoder": "autoencoders", "BinaryAutoencoder": "autoencoders", "TopKAutoencoder": "autoencoders",
     "Codes": "bits", "PackedBits": "bits", "encode_store": "encode", "BitlensError": "errors",
     "Evaluation": "evaluation", "evaluate": "evaluation", "ActivationStore": "hidden", "Corpus": "hidden",
-    "HiddenSource": "hidden", "LanguageModel": "hidden", "TensorSource": "hidden", "harvest": "hidden.harvest",
-    "ContextReader": "hidden.text", "entropy": "information.entropy", "TrainConfig": "training", "train": "training",
+    "HiddenSource": "hidden", "LanguageModel": "hidden", "PairedStore": "hidden", "TensorSource": "hidden", "harvest": "hidden.harvest",
+    "Splice": "causal.splice", "faithfulness": "causal.faithfulness", "label_scores": "features.labels",
+    "match": "features.match", "ContextReader": "hidden.text", "entropy": "information.entropy", "TrainConfig": "training", "train": "training",
 }  # fmt: skip
 
 __all__ = ["ActivationStore", "Autoencoder", "BinaryAutoencoder", "BitlensError", "Codes", "ContextReader", "Corpus",
-           "Evaluation", "HiddenSource", "LanguageModel", "PackedBits", "TensorSource", "TopKAutoencoder", "TrainConfig",
-           "encode_store", "entropy", "evaluate", "harvest", "train"]  # fmt: skip
+           "Evaluation", "HiddenSource", "LanguageModel", "PackedBits", "PairedStore", "Splice", "TensorSource",
+           "TopKAutoencoder", "TrainConfig", "encode_store", "entropy", "evaluate", "faithfulness", "harvest",
+           "label_scores", "match", "train"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
