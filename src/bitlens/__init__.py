@@ -10,10 +10,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
     from bitlens.bits import Codes, PackedBits
-    from bitlens.encode import encode_store
-    from bitlens.errors import BitlensError
     from bitlens.causal.faithfulness import faithfulness
     from bitlens.causal.splice import Splice
+    from bitlens.encode import encode_store
+    from bitlens.errors import BitlensError
     from bitlens.evaluation import Evaluation, evaluate
     from bitlens.features.labels import label_scores
     from bitlens.features.match import match
