@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bitlens.bits.codes import Codes
+from bitlens.bits.codes import Codes, Columns
 from bitlens.bits.packed import WORD
 from bitlens.seeding import generator
 
@@ -30,15 +30,15 @@ def examples(codes: Codes, latent: int, tokenizer: Any, n: int = 4, window: int 
         document = int(codes.document[row])
         if document not in documents:
             documents.add(document)
-            found.append(_in_context(codes, row, tokenizer, window))
+            found.append(in_context(codes, row, tokenizer, window))
         if len(found) == n:
             break
     return found
 
 
-def _in_context(codes: Codes, row: int, tokenizer: Any, window: int) -> Example:
+def in_context(codes: Columns, row: int, tokenizer: Any, window: int) -> Example:
     """The row's token amid its neighbours of the same document."""
-    low, high = max(0, row - window), min(len(codes), row + window + 1)
+    low, high = max(0, row - window), min(len(codes.token), row + window + 1)
     same = (codes.document[low:high] == codes.document[row]).tolist()
     ids = codes.token[low:high].tolist()
     here = row - low

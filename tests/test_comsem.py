@@ -1,0 +1,282 @@
+"""ComSem: planted meanings are found, and explanations that fit everything are not; statistics against brute force."""
+
+import math
+import re
+from collections.abc import Sequence
+from itertools import product
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bitlens.bits import Codes, PackedBits
+from bitlens.errors import BitlensError
+from bitlens.features.comsem import (
+    Config,
+    Rate,
+    comsem,
+    comsem_by_labels,
+    judged,
+    mean_of_two,
+    sign_flip,
+    wilson,
+)
+from bitlens.features.judges import Question, Verdict
+from bitlens.features.labelled import Labels
+from bitlens.features.labels import NORMAL
+from bitlens.features.sampling import Trial
+from bitlens.seeding import generator
+
+letters = SimpleNamespace(decode=lambda ids: "".join(chr(97 + i) for i in ids))
+CLASSES = {"vowel": "aeiou", "first": "bcd", "last": "xyz", "middle": "lmn", "any token": "abcdefghijklmnopqrstuvwxyz"}
+PLANTED = ["vowel", "first", "last", "middle"] * 2
+NOISE = range(8, 12)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Codes:
+    """600 documents of 30 letters. Latents 0-7: `PLANTED` classes with 1 % of all rows turned over, 4-7 flipped; 8-11:
+    independent of the text."""
+    g = generator("comsem corpus")
+    token = torch.randint(0, 26, (18_000,), generator=g)
+    planted = [torch.isin(token, torch.tensor([ord(c) - 97 for c in CLASSES[name]])) for name in PLANTED]
+    bits = torch.stack([*planted, *(torch.rand(len(token), generator=g) < 0.1 for _ in NOISE)], 1)
+    bits[:, :8] ^= torch.rand(len(token), 8, generator=g) < 0.01
+    bits[:, 4:8] ^= True
+    rows = torch.arange(len(token))
+    columns = {"token": token.int(), "document": rows // 30, "position": (rows % 30).int()}
+    return Codes.write(tmp_path_factory.mktemp("codes"), [(PackedBits.pack(bits), columns)], bits.shape[1], {})
+
+
+def marked(text: str) -> str:
+    found = re.search("«(.)»", text)
+    assert found, text
+    return found[1]
+
+
+class RuleExplainer:
+    """The class that most of the marked letters are in, but for that of all letters."""
+
+    name = "rule"
+
+    def explain(self, examples: Sequence[Sequence[str]]) -> list[str]:
+        names = [name for name in CLASSES if name != "any token"]
+        return [max(names, key=lambda n: sum(marked(t) in CLASSES[n] for t in texts)) for texts in examples]
+
+
+class GeneralExplainer:
+    """What fits every token."""
+
+    name = "general"
+
+    def explain(self, examples: Sequence[Sequence[str]]) -> list[str]:
+        return ["any token" if i % 2 else "vowel" for i in range(len(examples))]
+
+
+class RuleJudge:
+    name = "rule"
+
+    def answer(self, questions: Sequence[Question]) -> list[Verdict]:
+        return [Verdict(marked(q.text) in CLASSES[q.explanation], None) for q in questions]
+
+
+class SilentJudge:
+    name = "silent"
+
+    def answer(self, questions: Sequence[Question]) -> list[Verdict]:
+        return [Verdict(None, None)] * len(questions)
+
+
+# --- planted meanings -----------------------------------------------------------------------------------------------
+
+
+def test_planted_meanings_are_found_in_either_state_and_noise_is_not(corpus):
+    results = comsem(corpus, range(12), RuleExplainer(), RuleJudge(), letters, Config(shuffles=3))
+    assert results.skipped == []
+    planted, noise = results.scores[:8], results.scores[8:]
+    assert [score.explanation for score in planted] == PLANTED
+    for score in planted:
+        assert score.balanced_accuracy.value > 0.9
+        assert score.rate < 0.5
+        assert score.p_value < 0.01
+    assert results.interpretable == [True] * 8 + [False] * 4
+    assert max(score.balanced_accuracy.value for score in noise) < 0.8
+
+
+def test_an_explanation_that_is_too_wide_is_told_by_hard_negatives(corpus, tmp_path):
+    """Vowels in the first half of a document: those of the second are negatives with the same token."""
+    early = corpus.position < 15
+    bits = corpus.bits.unpack()
+    bits[:, 0] *= early
+    columns = {name: getattr(corpus, name) for name in ("token", "document", "position")}
+    codes = Codes.write(tmp_path / "codes", [(PackedBits.pack(bits), columns)], corpus.n_latents, {})
+    results = comsem(codes, range(4), RuleExplainer(), RuleJudge(), letters)
+    assert results.interpretable == [True] * 4
+    assert results.interpretable_hard[0] is False
+    assert results.scores[0].balanced_accuracy_hard.value < 0.7 < results.scores[0].balanced_accuracy.value
+
+
+def test_shuffled_explanations_stay_at_chance(corpus):
+    results = comsem(corpus, range(8), RuleExplainer(), RuleJudge(), letters, Config(shuffles=3))
+    shuffled = [score.shuffled for score in results.scores]
+    assert sum(shuffled) / 8 == pytest.approx(0.44, abs=0.08)  # of a planted class, others are never right
+    assert results.summary()["shuffled"] == pytest.approx(sum(shuffled) / 8)
+
+
+def test_an_explanation_that_fits_everything_has_the_paper_s_full_score_and_is_rejected(corpus):
+    results = comsem(corpus, range(12), GeneralExplainer(), RuleJudge(), letters)
+    general = [i for i, score in enumerate(results.scores) if score.explanation == "any token"]
+    assert len(general) == 6
+    for i in general:
+        assert results.scores[i].sensitivity.value == 1
+        assert results.scores[i].balanced_accuracy.value == 0.5
+        assert results.interpretable_paper[i]
+        assert not results.interpretable[i]
+
+
+def test_answers_that_are_neither_yes_nor_no_count_against(corpus):
+    results = comsem(corpus, range(4), RuleExplainer(), SilentJudge(), letters)
+    for score in results.scores:
+        assert score.sensitivity.value == score.specificity.value == score.balanced_accuracy_hard.value == 0
+        assert (score.shuffled, score.p_value, score.unparsed) == (1, 1, 50)
+
+
+def test_labels_explain_and_judge_without_a_language_model(corpus):
+    names = ["first", "vowel", "other", "middle", "last"]
+    own = [next((n for n in names if chr(97 + t) in CLASSES.get(n, "")), "other") for t in corpus.token.tolist()]
+    labels = Labels("letter", names, torch.tensor([names.index(n) for n in own]))
+    results = comsem_by_labels(corpus, range(12), labels)
+    assert [score.explanation for score in results.scores[:8]] == PLANTED
+    assert results.interpretable == [True] * 8 + [False] * 4
+    unlabelled = labels._replace(ids=torch.where(labels.ids == 1, -1, labels.ids))
+    (score,) = comsem_by_labels(corpus, [0], unlabelled).scores
+    assert score.unparsed > 5, "a row without a label has no answer"
+    assert math.isnan(score.p_value), "and there is no other latent"
+
+
+def test_records_are_flat_and_the_summary_counts(corpus):
+    results = comsem(corpus, range(12), RuleExplainer(), RuleJudge(), letters)
+    record = results.records()[0]
+    assert record["balanced_accuracy_low"] < record["balanced_accuracy"] <= record["balanced_accuracy_high"]
+    assert record["interpretable"] is True
+    summary = results.summary()
+    assert (summary["judged"], summary["interpretable"], summary["unparsed"]) == (12, 8, 0)
+
+
+def test_latents_with_too_few_rows_are_skipped(tmp_path, corpus):
+    bits = corpus.bits.unpack()[:, :3]
+    bits[:, 1] = 0
+    columns = {name: getattr(corpus, name) for name in ("token", "document", "position")}
+    codes = Codes.write(tmp_path / "codes", [(PackedBits.pack(bits), columns)], 3, {})
+    results = comsem(codes, range(3), RuleExplainer(), RuleJudge(), letters)
+    assert results.skipped == [1]
+    assert [score.latent for score in results.scores] == [0, 2]
+    assert comsem(codes, [1], RuleExplainer(), RuleJudge(), letters).summary()["balanced_accuracy"] is None
+
+
+def test_codes_without_tokens_are_refused(tmp_path, corpus):
+    columns = {"token": torch.full((18_000,), -1).int(), "document": corpus.document, "position": corpus.position}
+    codes = Codes.write(tmp_path / "codes", [(corpus.bits, columns)], corpus.n_latents, {})
+    with pytest.raises(BitlensError, match="no tokens to show"):
+        comsem(codes, [0], RuleExplainer(), RuleJudge(), letters)
+
+
+# --- statistics -----------------------------------------------------------------------------------------------------
+
+
+def trial(latent: int, first: int) -> Trial:
+    rows = iter(range(first, first + 30))
+    return Trial(latent, [], *([next(rows) for _ in range(n)] for n in (10, 10, 5, 5)))
+
+
+def test_chance_explanations_are_significant_no_more_often_than_the_level_says():
+    """600 latents of a judge who tosses coins of several weights: exact p-values are below a with a chance of at most a."""
+    g = generator("coins")
+    drawn = [trial(i, 30 * i) for i in range(600)]
+    explanations = [str(i) for i in range(600)]
+    weight = torch.rand(18_000, generator=g)
+
+    def ask(pairs: list[tuple[str, int]]) -> list[bool | None]:
+        return [bool(torch.rand((), generator=g) < weight[row]) for _, row in pairs]
+
+    for shuffles in (1, 3):
+        scores = judged(drawn, explanations, ask, torch.zeros(600), Config(shuffles=shuffles))
+        for level in (0.01, 0.05, 0.2):
+            share = sum(score.p_value <= level for score in scores) / 600
+            assert share <= level + 3 * math.sqrt(level / 600)
+
+
+def test_every_latent_is_judged_with_explanations_that_read_differently():
+    asked: list[tuple[str, int]] = []
+
+    def ask(pairs: list[tuple[str, int]]) -> list[bool | None]:
+        asked.extend(pairs)
+        return [True] * len(pairs)
+
+    drawn = [trial(i, 30 * i) for i in range(5)]
+    scores = judged(drawn, ["a", "a", "a", "b", "c"], ask, torch.zeros(5), Config(shuffles=2))
+    for i, own in enumerate("aaabc"):
+        others = [e for e, row in asked if row == 30 * i]
+        assert [e for e, row in asked if row == 30 * i + 29] == [own], "of hard negatives only by its own"
+        assert others[0] == own
+        assert sorted(others) == ["a", "b", "c"]
+    assert all(score.p_value == 1 for score in scores), "all are as right"
+
+
+def test_the_wrong_number_of_explanations_or_answers_is_named():
+    with pytest.raises(BitlensError, match="1 explanations for 2 latents"):
+        judged([trial(0, 0), trial(1, 30)], ["a"], lambda pairs: [True] * len(pairs), torch.zeros(2))
+    with pytest.raises(BitlensError, match="3 answers to 100 questions"):
+        judged([trial(0, 0), trial(1, 30)], ["a", "b"], lambda pairs: [True] * 3, torch.zeros(2))
+
+
+@pytest.mark.parametrize("n", [1, 2, 10, 263])
+def test_the_bounds_of_wilson_are_where_the_score_test_just_rejects(n):
+    for k in {0, 1, n // 3, n}:
+        p, low, high = wilson(k, n)
+        assert p == k / n
+        for bound in (low, high):
+            assert abs(bound - p) == pytest.approx(NORMAL * math.sqrt(bound * (1 - bound) / n), abs=1e-7)
+    assert wilson(81, 263)[1:] == pytest.approx((0.2553, 0.3662), abs=5e-5)  # Newcombe 1998, table I
+
+
+def test_a_rate_of_none_is_unknown():
+    value, low, high = wilson(0, 0)
+    assert math.isnan(value)
+    assert (low, high) == (0, 1)
+
+
+def test_the_interval_of_the_balanced_accuracy_by_hand():
+    found = mean_of_two(Rate(0.8, 0.5, 0.9), Rate(0.6, 0.2, 0.84))
+    assert found == pytest.approx((0.7, 0.7 - 0.25, 0.7 + 0.13))
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.5, 0.5), (0.9, 0.7), (0.3, 0.95), (0.97, 0.97)])
+def test_the_interval_of_the_balanced_accuracy_covers_the_truth(a, b):
+    """Summed over all outcomes of 10 positives and 20 negatives."""
+    covered = 0.0
+    for i, j in product(range(11), range(21)):
+        chance = math.comb(10, i) * a**i * (1 - a) ** (10 - i) * math.comb(20, j) * b**j * (1 - b) ** (20 - j)
+        _, low, high = mean_of_two(wilson(i, 10), wilson(j, 20))
+        covered += chance * (low <= (a + b) / 2 <= high)
+    assert covered > 0.93
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_p_value_is_that_of_all_exchanges(seed):
+    """Every way to exchange own and other on the rows, 2^9 of them."""
+    own, other = (torch.rand(2, 9, generator=generator("flip", seed)) < 0.6).tolist()
+    positives = 1 + seed % 8
+
+    def difference(signs: Sequence[int]) -> float:
+        d = [s * (a - b) for s, a, b in zip(signs, own, other, strict=True)]
+        return sum(d[:positives]) / positives + sum(d[positives:]) / (9 - positives)
+
+    observed = difference([1] * 9)
+    exact = [difference(signs) >= observed - 1e-12 for signs in product((-1, 1), repeat=9)]
+    assert sign_flip(own, other, positives) == pytest.approx(sum(exact) / 2**9)
+
+
+def test_the_p_value_by_hand():
+    assert sign_flip([True] * 4, [False, False, True, True], 2) == 1 / 4
+    assert sign_flip([True] * 4, [True] * 4, 2) == 1
