@@ -1,0 +1,125 @@
+"""A real HTTP server that speaks OpenAI's chat completions, and answers by a rule instead of a model."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+
+
+class Reply(NamedTuple):
+    """What the server sends. body: None for a chat completion with `text`; status 0: hang up without a word."""
+
+    text: str = ""
+    status: int = 200
+    headers: dict[str, str] = {}  # noqa: RUF012
+    body: str | None = None
+    delay: float = 0.0
+    usage: bool = True
+
+
+class LanguageModelServer(ThreadingHTTPServer):
+    """Listens on a free port of this machine, within a `with` block.
+
+    rule: from the text of a prompt to the reply. first: replies to the first requests, instead of the rule's.
+    """
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, rule: Callable[[str], str | Reply], first: Iterable[Reply] = ()) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.rule, self.first = rule, iter(first)
+        self.requests: list[dict[str, Any]] = []
+        self.keys: set[str] = set()
+        self.tokens = [0, 0]
+        self.under_way = self.most_under_way = 0
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    @property
+    def prompts(self) -> list[str]:
+        return [request["messages"][-1]["content"] for request in self.requests]
+
+    def __enter__(self) -> LanguageModelServer:
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that hang up are what some tests are about."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Any  # a LanguageModelServer
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        server = self.server
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with server.lock:
+            server.requests.append(request)
+            server.keys.add(self.headers["Authorization"])
+            server.under_way += 1
+            server.most_under_way = max(server.most_under_way, server.under_way)
+            reply = next(server.first, None)
+        prompt = request["messages"][-1]["content"]
+        if self.path != "/v1/chat/completions":
+            reply = Reply(status=404, body="{}")
+        if reply is None:
+            found = server.rule(prompt)
+            reply = found if isinstance(found, Reply) else Reply(found)
+        time.sleep(reply.delay)
+        with server.lock:
+            server.under_way -= 1
+        self.send(reply, prompt)
+
+    def send(self, reply: Reply, prompt: str) -> None:
+        if reply.status == 0:
+            self.close_connection = True
+            return
+        body = self.completion(reply, prompt) if reply.body is None else reply.body
+        self.send_response(reply.status)
+        for name, value in ({"Content-Type": "application/json"} | reply.headers).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body.encode())))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def completion(self, reply: Reply, prompt: str) -> str:
+        message = {"role": "assistant", "content": reply.text}
+        completion = {
+            "id": "1", "object": "chat.completion", "created": 0, "model": "rule",
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        }  # fmt: skip
+        if reply.usage and reply.status == 200:
+            read, written = len(prompt.split()), len(reply.text.split())
+            with self.server.lock:
+                self.server.tokens[0] += read
+                self.server.tokens[1] += written
+            completion["usage"] = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        return json.dumps(completion)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing on the terminal."""
+
+
+def by_letter(prompt: str) -> str:
+    """The explanation is a letter; it fits where the marked token begins with it. Any other prompt is explained as "a"."""
+    explanation = re.search(r"^Explanation: (.*)$", prompt, re.M)
+    if not explanation:
+        return "a"
+    letter = json.loads(explanation[1])
+    texts = [json.loads(text) for text in re.findall(r'^(?:Text:|\d+\.) (".*")$', prompt, re.M)]
+    answers = ["yes" if re.search(r"«(.)", text)[1] == letter else "no" for text in texts]  # type: ignore[index]
+    return answers[0] if len(answers) == 1 else "\n".join(f"{i}. {answer}" for i, answer in enumerate(answers, 1))
