@@ -12,6 +12,7 @@ import torch
 from bitlens.bits import Codes, PackedBits
 from bitlens.errors import BitlensError
 from bitlens.features.comsem import (
+    Asked,
     Config,
     Rate,
     comsem,
@@ -196,8 +197,8 @@ def test_chance_explanations_are_significant_no_more_often_than_the_level_says()
     explanations = [str(i) for i in range(600)]
     weight = torch.rand(18_000, generator=g)
 
-    def ask(pairs: list[tuple[str, int]]) -> list[bool | None]:
-        return [bool(torch.rand((), generator=g) < weight[row]) for _, row in pairs]
+    def ask(asked: list[Asked]) -> list[bool | None]:
+        return [bool(torch.rand((), generator=g) < weight[a.row]) for a in asked]
 
     for shuffles in (1, 3):
         scores = judged(drawn, explanations, ask, torch.zeros(600), Config(shuffles=shuffles))
@@ -207,17 +208,19 @@ def test_chance_explanations_are_significant_no_more_often_than_the_level_says()
 
 
 def test_every_latent_is_judged_with_explanations_that_read_differently():
-    asked: list[tuple[str, int]] = []
+    asked: list[Asked] = []
 
-    def ask(pairs: list[tuple[str, int]]) -> list[bool | None]:
-        asked.extend(pairs)
-        return [True] * len(pairs)
+    def ask(questions: list[Asked]) -> list[bool | None]:
+        asked.extend(questions)
+        return [True] * len(questions)
 
     drawn = [trial(i, 30 * i) for i in range(5)]
     scores = judged(drawn, ["a", "a", "a", "b", "c"], ask, torch.zeros(5), Config(shuffles=2))
     for i, own in enumerate("aaabc"):
-        others = [e for e, row in asked if row == 30 * i]
-        assert [e for e, row in asked if row == 30 * i + 29] == [own], "of hard negatives only by its own"
+        others = [a.explanation for a in asked if a.row == 30 * i]
+        assert [(a.explanation, a.kind) for a in asked if a.row == 30 * i + 29] == [(own, "hard")], (
+            "of hard negatives only by its own"
+        )
         assert others[0] == own
         assert sorted(others) == ["a", "b", "c"]
     assert all(score.p_value == 1 for score in scores), "all are as right"

@@ -13,6 +13,7 @@ import tyro
 from bitlens.cli.codes import compress, decompress, entropy
 from bitlens.cli.faithfulness import faithfulness
 from bitlens.cli.features import features
+from bitlens.cli.interpret import interpret
 from bitlens.cli.labels import labels
 from bitlens.cli.match import match
 from bitlens.cli.runs import encode, evaluate, train
@@ -30,7 +31,7 @@ def study() -> None:
 
 COMMANDS = {
     "demo": demo, "harvest": harvest, "import": import_, "train": train, "encode": encode, "evaluate": evaluate,
-    "faithfulness": faithfulness, "entropy": entropy, "features": features, "labels": labels, "match": match, "compress": compress, "decompress": decompress, "study": study,
+    "faithfulness": faithfulness, "entropy": entropy, "features": features, "interpret": interpret, "labels": labels, "match": match, "compress": compress, "decompress": decompress, "study": study,
     "bench": bench,
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,12 +25,25 @@ from bitlens.features.sampling import Plan, Trial, canonical, contexts, explaine
 from bitlens.seeding import generator
 
 if TYPE_CHECKING:
-    from bitlens.features.judges import Explainer, Judge
+    from bitlens.features.calls import Calls
+    from bitlens.features.judges import Explainer, Judge, Question
 
 MIN_ROWS = 5
+USUAL = 60  # characters of an explanation
 
-Ask = Callable[[list[tuple[str, int]]], list[bool | None]]
-"""Does each explanation hold for that row? None: there was no clear answer."""
+
+class Asked(NamedTuple):
+    """Does the explanation hold for that row of the latent? With its own, or with another's as a null."""
+
+    latent: int
+    explanation: str
+    row: int
+    kind: str
+    """positive, random or hard"""
+
+
+Ask = Callable[[list[Asked]], list[bool | None]]
+"""None: there was no clear answer."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +147,15 @@ def comsem(
     judge: Judge,
     tokenizer: Any,
     config: Config = Config(),
+    *,
+    calls: Calls | None = None,
+    run: str = "",
 ) -> Results:
-    """Explain and judge these latents; "on" is the rare state of each (`canonical`)."""
+    """Explain and judge these latents; "on" is the rare state of each (`canonical`).
+
+    calls: where every judgement is entered under the name `run`, with its text and the call that it is from.
+    """
+    from bitlens.features.calls import Judgement
     from bitlens.features.judges import Question
 
     if len(codes) and int(codes.token.min()) < 0:
@@ -145,10 +165,33 @@ def comsem(
     text = contexts(codes, [r for t in drawn for r in t.examples + t.judged], tokenizer, config.window)
     explanations = explainer.explain([[text[row] for row in trial.examples] for trial in drawn])
 
-    def ask(pairs: list[tuple[str, int]]) -> list[bool | None]:
-        return [v.yes for v in judge.answer([Question(explanation, text[row]) for explanation, row in pairs])]
+    def ask(asked: list[Asked]) -> list[bool | None]:
+        verdicts = judge.answer([Question(a.explanation, text[a.row]) for a in asked])
+        if calls is not None:
+            evidence = zip(asked, verdicts, strict=True)
+            calls.record(
+                run,
+                judge.name,
+                (Judgement(a.latent, a.explanation, text[a.row], a.row, a.kind, v) for a, v in evidence),
+            )
+        return [verdict.yes for verdict in verdicts]
 
     return Results(judged(drawn, explanations, ask, firing_rates(bits), config), skipped, config)
+
+
+def planned(
+    codes: Codes, latents: Sequence[int], tokenizer: Any, config: Config = Config()
+) -> tuple[list[list[str]], list[Question]]:
+    """What `comsem` will show the explainer, and ask the judge with explanations of a usual length: for estimates."""
+    from bitlens.features.judges import Question
+
+    drawn, _ = _enough(trials(canonical(codes.bits), codes, latents, config))
+    text = contexts(codes, [r for t in drawn for r in t.examples + t.judged], tokenizer, config.window)
+    questions = [
+        Question(f"{t.latent}-{i}".ljust(USUAL), text[row])
+        for t in drawn for i in range(config.shuffles + 1) for row in (t.easy if i else t.judged)
+    ]  # fmt: skip
+    return [[text[row] for row in t.examples] for t in drawn], questions
 
 
 def comsem_by_labels(codes: Codes, latents: Sequence[int], labels: Labels, config: Config = Config()) -> Results:
@@ -163,11 +206,43 @@ def comsem_by_labels(codes: Codes, latents: Sequence[int], labels: Labels, confi
     ranked = common.argsort(descending=True, stable=True)
     explanations = [labels.names[int(ranked[best[trial.latent]])] for trial in drawn]
 
-    def ask(pairs: list[tuple[str, int]]) -> list[bool | None]:
-        classes = [(number[name], int(labels.ids[row])) for name, row in pairs]
+    def ask(asked: list[Asked]) -> list[bool | None]:
+        classes = [(number[a.explanation], int(labels.ids[a.row])) for a in asked]
         return [None if own < 0 else own == asked for asked, own in classes]
 
     return Results(judged(drawn, explanations, ask, firing_rates(bits), config), skipped, config)
+
+
+def comsem_by_embeddings(
+    codes: Codes,
+    latents: Sequence[int],
+    embed: Callable[[list[int]], Tensor],
+    config: Config = Config(),
+    level: float = 0.9,
+) -> Results:
+    """The same without a language model or a name: an explanation is the contexts themselves, and a row fits if its
+    embedding is no farther from theirs than a share `level` of theirs are from each other.
+
+    embed: rows, ascending -> their embeddings `[len(rows), d]`.
+    """
+    from bitlens.features.embedding_judge import one_class_verdicts
+
+    bits = canonical(codes.bits)
+    drawn, skipped = _enough(trials(bits, codes, latents, config))
+    rows = sorted({row for trial in drawn for row in trial.examples + trial.judged})
+    place, embedded = {row: i for i, row in enumerate(rows)}, embed(rows)
+    fit = {str(t.latent): embedded[[place[row] for row in t.examples]] for t in drawn}
+
+    def ask(asked: list[Asked]) -> list[bool | None]:
+        found: dict[tuple[str, int], bool | None] = {}
+        for name in dict.fromkeys(a.explanation for a in asked):
+            mine = sorted({a.row for a in asked if a.explanation == name})
+            verdicts = one_class_verdicts(fit[name], embedded[[place[row] for row in mine]], level)
+            found |= {(name, row): verdict.yes for row, verdict in zip(mine, verdicts, strict=True)}
+        return [found[a.explanation, a.row] for a in asked]
+
+    scores = judged(drawn, list(fit), ask, firing_rates(bits), config)
+    return Results([replace(score, explanation="like its examples") for score in scores], skipped, config)
 
 
 def judged(
@@ -187,7 +262,10 @@ def judged(
         raise BitlensError(f"The explainer gave {len(explanations)} explanations for {len(drawn)} latents.")
     given = [[own, *others] for own, others in zip(explanations, _others(explanations, config), strict=True)]
     asked = [[(mine[0], t.judged), *((e, t.easy) for e in mine[1:])] for t, mine in zip(drawn, given, strict=True)]
-    questions = [(explanation, row) for mine in asked for explanation, rows in mine for row in rows]
+    questions = [
+        Asked(t.latent, explanation, row, t.kind(i))
+        for t, mine in zip(drawn, asked, strict=True) for explanation, rows in mine for i, row in enumerate(rows)
+    ]  # fmt: skip
     answers = ask(questions)
     if len(answers) != len(questions):
         raise BitlensError(f"The judge gave {len(answers):,} answers to {len(questions):,} questions.")

@@ -279,9 +279,14 @@ def require_ending(path: Path) -> None:
 
 
 def write_profiles(path: Path, found: Sequence[Profile]) -> None:
-    """A line, or row, for each latent: JSON lines (.jsonl) or parquet (.parquet), by the name's ending."""
+    """A record for each latent."""
+    write_records(path, [asdict(profile) for profile in found])
+
+
+def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write records as JSON lines (.jsonl) or parquet (.parquet), by the name's ending."""
     require_ending(path)
-    records = [finite(asdict(profile)) for profile in found]
+    records = [finite(record) for record in records]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         if path.suffix == ".jsonl":

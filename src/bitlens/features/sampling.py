@@ -181,6 +181,10 @@ class Trial:
         """Positives, random negatives, hard ones."""
         return self.easy + self.hard
 
+    def kind(self, place: int) -> str:
+        """What the row at this place of `judged` is."""
+        return "positive" if place < len(self.positives) else "random" if place < len(self.easy) else "hard"
+
 
 def trials(bits: PackedBits, columns: Columns, latents: Iterable[int], plan: Plan = Plan()) -> list[Trial]:
     """Draw the rows of each of these latents; one that is rarely on, or rarely off, may have fewer than asked for.

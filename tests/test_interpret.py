@@ -1,0 +1,200 @@
+"""`bitlens interpret`: planted meanings are found, empty ones are not, and nothing is asked or paid for twice."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from bitlens.bits import Codes, PackedBits
+from bitlens.cli import main
+from bitlens.features.calls import Calls
+from bitlens.features.labelled import load_tokenizer
+from bitlens.hidden import Corpus
+from bitlens.hidden.models import BUNDLED, bundled_folder
+from language_model_server import LanguageModelServer
+
+LETTERS = "taws"
+LATENTS = len(LETTERS) + 2  # and two that are independent of the text
+KEY = "sk-a-key-that-must-stay-secret"
+
+
+@pytest.fixture(scope="module")
+def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 bundled documents; a latent for each letter, on at tokens that begin with it, with 1 % of all bits turned over."""
+    tokenizer = AutoTokenizer.from_pretrained(bundled_folder())
+    texts = [text for _, text in list(Corpus((BUNDLED,)).documents())[:300]]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"][:60] for text in texts]
+    token = torch.tensor([i for document in ids for i in document])
+    document = torch.tensor([number for number, tokens in enumerate(ids) for _ in tokens])
+    first = [tokenizer.decode([i]).strip()[:1].lower() for i in token.tolist()]
+    random = torch.Generator().manual_seed(0)
+    planted = torch.stack([torch.tensor([f == letter for f in first]) for letter in LETTERS], 1)
+    bits = torch.cat([planted, torch.rand(len(token), 2, generator=random) < 0.1], 1)
+    bits ^= torch.rand(bits.shape, generator=random) < 0.01
+    columns = {"token": token.int(), "document": document, "position": torch.zeros(len(token)).int()}
+    folder = tmp_path_factory.mktemp("interpreted") / "codes"
+    Codes.write(folder, [(PackedBits.pack(bits), columns)], LATENTS, {"model": BUNDLED, "revision": None})
+    return folder
+
+
+def letters(prompt: str) -> list[str]:
+    texts = [json.loads(text) for text in re.findall(r'^(?:Text:|\d+\.) (".*")$', prompt, re.M)]
+    return [found[1].lower() if (found := re.search("«(.)", text)) else "" for text in texts]
+
+
+def by_first_letter(prompt: str) -> str:
+    """Explains by the commonest first letter, and judges by it."""
+    explanation = re.search(r"^Explanation: (.*)$", prompt, re.M)
+    if not explanation:
+        return f"tokens that begin with {Counter(letters(prompt)).most_common(1)[0][0]}"
+    answers = [
+        "yes" if letter and json.loads(explanation[1]).endswith(f" {letter}") else "no" for letter in letters(prompt)
+    ]
+    return answers[0] if len(answers) == 1 else "\n".join(f"{i}. {a}" for i, a in enumerate(answers, 1))
+
+
+def anything(prompt: str) -> str:
+    """An explanation that fits every token, and a judge who agrees."""
+    if "Explanation:" not in prompt:
+        return f"any token of a text ({len(prompt)})"
+    return "\n".join(f"{i}. yes" for i in range(1, len(letters(prompt)) + 1))
+
+
+def asked(codes: Path, out: Path, server: LanguageModelServer, *more: str) -> int:
+    """-> exit status"""
+    try:
+        main(
+            [
+                "interpret",
+                str(codes),
+                "--out",
+                str(out),
+                "--judge",
+                "openai",
+                "--model",
+                "rule",
+                "--base-url",
+                server.url,
+                *more,
+            ]
+        )
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def scores(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+
+
+def test_planted_meanings_are_found_and_nothing_is_asked_twice(codes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    out = tmp_path / "out"
+    with LanguageModelServer(by_first_letter) as server:
+        assert asked(codes, out, server, "--json", str(tmp_path / "summary.json")) == 0
+        first, found = len(server.requests), scores(out)
+        assert asked(codes, out, server) == 0
+        assert len(server.requests) == first, "everything is on record"
+    for score, letter in zip(found, LETTERS, strict=False):
+        assert score["explanation"] == f"tokens that begin with {letter}"
+        assert score["balanced_accuracy"] > 0.9
+        assert score["interpretable"]
+        assert score["shuffled"] < 0.6
+    assert not any(score["interpretable"] for score in found[len(LETTERS) :])
+    assert json.loads((tmp_path / "summary.json").read_text())["interpretable"] == len(LETTERS)
+    assert pyarrow.parquet.read_table(out / "scores.parquet").num_rows == LATENTS
+    assert "tokens that begin with t" in capsys.readouterr().out
+    for path in out.iterdir():
+        assert KEY.encode() not in path.read_bytes()
+
+
+def test_every_score_can_be_traced_to_its_sentences(codes, tmp_path):
+    out = tmp_path / "out"
+    with LanguageModelServer(by_first_letter) as server:
+        assert asked(codes, out, server, "--latents", "0", "1") == 0
+    (score, _) = scores(out)
+    with Calls(out / "calls.sqlite") as calls:
+        name = "rule at "
+        judges = {row[0] for row in calls._execute("SELECT DISTINCT judge FROM judgements").fetchall()}
+        assert all(judge.startswith(name) for judge in judges)
+        evidence = [j for judge in judges for j in calls.judgements(str(codes), judge, 0)]
+    own = [j for j in evidence if j.explanation == score["explanation"] and j.kind == "positive"]
+    assert sum(bool(j.verdict.yes) for j in own) / len(own) == pytest.approx(score["sensitivity"])
+    assert all("«" in j.text and j.verdict.call is not None for j in own)
+    assert {j.kind for j in evidence} == {"positive", "random", "hard"}
+
+
+def test_an_explanation_that_fits_everything_is_rejected_though_the_papers_score_is_full(codes, tmp_path):
+    with LanguageModelServer(anything) as server:
+        assert asked(codes, tmp_path / "out", server) == 0
+    for score in scores(tmp_path / "out"):
+        assert score["sensitivity"] == 1
+        assert score["balanced_accuracy"] == 0.5
+        assert not score["interpretable"]
+
+
+def test_the_limit_on_calls_holds_and_a_later_run_goes_on(codes, tmp_path, capsys):
+    out = tmp_path / "out"
+    with LanguageModelServer(by_first_letter) as server:
+        assert asked(codes, out, server, "--max-calls", "9") == 1
+        assert len(server.requests) == 9
+        assert "max_calls 9" in capsys.readouterr().err
+        assert asked(codes, out, server) == 0
+        with_limit = len(server.requests)
+        assert asked(codes, tmp_path / "other", server) == 0
+        assert len(server.requests) == 2 * with_limit
+
+
+def test_the_estimate_asks_nothing(codes, tmp_path, capsys):
+    with LanguageModelServer(by_first_letter) as server:
+        assert asked(codes, tmp_path / "out", server, "--estimate", "--prices", "1", "2") == 0
+        assert not server.requests
+    assert re.search(r"About \d+ calls at most, [\d,]+ tokens to read, .* cost \d", capsys.readouterr().err)
+
+
+def test_labels_judge_without_any_model(codes, tmp_path):
+    main(
+        [
+            "interpret",
+            str(codes),
+            "--out",
+            str(tmp_path / "out"),
+            "--labelling",
+            "spelling",
+            "--json",
+            str(tmp_path / "s.json"),
+        ]
+    )
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert summary["judge"] == "labels"
+    assert summary["judged"] == LATENTS
+    assert summary["interpretable"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--judge", "openai"], "--judge openai needs a language model"),
+        (["--judge", "embedding"], "name them with --store"),
+        (["--labelling", "mood"], "There is no labelling 'mood'; choose from: token"),
+        (["--sample", "0"], "--sample must be at least 1"),
+        (["--latents", "99"], "There is no latent 99"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_is_one_sentence(codes, tmp_path, capsys, arguments, sentence):
+    with pytest.raises(SystemExit) as stop:
+        main(["interpret", str(codes), "--out", str(tmp_path / "out"), *arguments])
+    assert stop.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_tokenizer_of_the_codes_is_found(codes):
+    assert load_tokenizer(Codes(codes)).decode([1])
