@@ -132,7 +132,7 @@ def interpret(
     write_records(out / "scores.jsonl", records)
     write_records(out / "scores.parquet", records)
     summary = {"judge": judge, **results.summary()}
-    show.rows(f"{codes}: latents judged by {judge}", [summary])
+    show.table(f"{codes}: latents judged", {judge: results.summary()})
     show.rows("The best of them", [_line(record) for record in _best(records)])
     write_result(json, {"codes": str(codes), "config": asdict(config), **summary})
 
