@@ -31,7 +31,8 @@ err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() el
 
 _FORMATS = {
     "fvu": ".4f", "explained_variance": ".4f", "mse": ".4g", "cosine": ".4f", "l0": ".1f", "bits_marginal": ".1f", "bits_tree": ".1f", "bits_joint": ".1f", "bits_magnitudes": ".1f",
-    "bits_gaussian": ".1f", "highest_rate": ".3f", "rows_per_second": ",.0f", "ce_original": ".3f", "ce_spliced": ".3f", "ce_zero": ".3f",
+    "bits_gaussian": ".1f", "highest_rate": ".3f", "rows_per_second": ",.0f", "balanced_accuracy": ".3f", "balanced_accuracy_hard": ".3f",
+    "sensitivity": ".3f", "specificity": ".3f", "specificity_hard": ".3f", "shuffled": ".3f", "ce_original": ".3f", "ce_spliced": ".3f", "ce_zero": ".3f",
     "ce_mean": ".3f", "ce_loss_score": ".3f", "ce_loss_score_mean": ".3f", "kl_div": ".3f", "top1": ".3f", "surprisal": ".1f", "tokens": ",d", "rows": ",d",
 }  # fmt: skip
 _MEANINGS = {
@@ -47,6 +48,12 @@ _MEANINGS = {
     "ce_mean": "the same with hidden states at their mean", "ce_loss_score": "1: nothing lost, 0: as bad as zeros",
     "ce_loss_score_mean": "the same against the mean", "kl_div": "nats a token",
     "top1": "likeliest next token unchanged", "surprisal": "bits: -log2 p of the latents on", "tokens": "scored",
+    "judged": "latents with examples enough", "interpretable": "better than others' explanations, accuracy above .7",
+    "interpretable_hard": "with hard negatives, too", "interpretable_paper": "more than half of the positives, as the paper counts",
+    "balanced_accuracy": "chance is .5", "balanced_accuracy_hard": "on tokens and codes like the positives'",
+    "sensitivity": "yes among positives: the paper's score", "specificity": "no among random tokens",
+    "specificity_hard": "no among hard negatives", "shuffled": "accuracy of other latents' explanations",
+    "unparsed": "answers that were neither yes nor no",
     "token_latents": "sparse latents that tokens predict, F1 > .5",
 }  # fmt: skip
 
