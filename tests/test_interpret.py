@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def test_planted_meanings_are_found_and_nothing_is_asked_twice(codes, tmp_path, 
         assert score["interpretable"]
         assert score["shuffled"] < 0.6
     assert not any(score["interpretable"] for score in found[len(LETTERS) :])
-    assert json.loads((tmp_path / "summary.json").read_text())["interpretable"] == len(LETTERS)
+    assert json.loads((tmp_path / "summary.json").read_text())["codes"]["codes"]["interpretable"] == len(LETTERS)
     assert pyarrow.parquet.read_table(out / "scores.parquet").num_rows == LATENTS
     assert "tokens that begin with t" in capsys.readouterr().out
     for path in out.iterdir():
@@ -172,10 +173,34 @@ def test_labels_judge_without_any_model(codes, tmp_path):
             str(tmp_path / "s.json"),
         ]
     )
-    summary = json.loads((tmp_path / "s.json").read_text())
-    assert summary["judge"] == "labels"
-    assert summary["judged"] == LATENTS
-    assert summary["interpretable"] <= 1
+    told = json.loads((tmp_path / "s.json").read_text())
+    assert told["judge"] == "labels"
+    assert told["codes"]["codes"]["judged"] == LATENTS
+    assert told["codes"]["codes"]["interpretable"] <= 1
+
+
+def test_several_codes_stand_side_by_side(codes, tmp_path):
+    other = tmp_path / "others"
+    shutil.copytree(codes, other)
+    out = tmp_path / "out"
+    main(
+        [
+            "interpret",
+            str(codes),
+            str(other),
+            "--out",
+            str(out),
+            "--latents",
+            "0",
+            "1",
+            "--json",
+            str(tmp_path / "s.json"),
+        ]
+    )
+    summaries = json.loads((tmp_path / "s.json").read_text())["codes"]
+    assert list(summaries) == ["codes", "others"]
+    assert summaries["codes"] == summaries["others"]
+    assert scores(out / "codes") == scores(out / "others")
 
 
 @pytest.mark.parametrize(
@@ -194,6 +219,12 @@ def test_what_cannot_be_done_is_one_sentence(codes, tmp_path, capsys, arguments,
         main(["interpret", str(codes), "--out", str(tmp_path / "out"), *arguments])
     assert stop.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_codes_must_be_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["interpret", "--out", str(tmp_path / "out")])
+    assert "Name one or several folders of codes" in capsys.readouterr().err
 
 
 def test_the_tokenizer_of_the_codes_is_found(codes):
