@@ -161,4 +161,4 @@ def _cell(values: list[float], digits: int, best: bool) -> str:
     text = f"{statistics.mean(values):,.{digits}f}"
     text = f"**{text}**" if best else text
     half = (max(values) - min(values)) / 2
-    return f"{text} ± {half:,.{digits}f}" if len(values) > 1 else text
+    return f"{text} ± {half:,.{digits}f}" if half else text
