@@ -13,7 +13,9 @@ from bitlens.hidden import TensorSource
 from bitlens.hidden.arrays import import_arrays
 from bitlens.hidden.source import HiddenSource
 from bitlens.training import PRESETS, TrainConfig, train
+from bitlens.training.learners import build, make_learner
 from bitlens.training.prefetch import Prefetch
+from bitlens.training.sparse_learners import TopKLearner
 from bitlens.training.trainer import learning_rate
 
 LOGGED = {"step", "total", "mse", "price", "covariance", "auxiliary", "l0", "bits_batch", "rows_per_second"}
@@ -76,12 +78,21 @@ def test_topk_keeps_k_latents_and_unit_decoder_rows():
     assert on.float().mean() > 4
 
 
-def test_topk_revives_dead_latents():
-    """Half of the latents start where no row reaches them; the auxiliary loss brings them back."""
-    x = rows() * torch.cat([torch.ones(6), torch.zeros(6)])
-    model = train(TensorSource(x), settings(architecture="topk", k=2, n_latents=60, steps=400))
-    alive = (model.encode(x) != 0).any(0).float().mean()
-    assert alive > 0.5
+def test_only_the_auxiliary_loss_moves_dead_latents_of_topk(monkeypatch):
+    config = settings(architecture="topk", k=2, n_latents=40).resolved(12, "cpu")
+    moved = []
+    for auxiliary in (TopKLearner.AUXILIARY, 0.0):
+        monkeypatch.setattr(TopKLearner, "AUXILIARY", auxiliary)
+        model = build(config, 12, 12)
+        model.b_enc.data[20:] = 1.0  # the others are always larger
+        learner = make_learner(model, config, lambda n, seed: rows()[:n])
+        learner.state["silent"][:20] = config.steps
+        learner.backward(rows()[:64])
+        gradient = model.W_enc.grad
+        assert gradient is not None
+        moved.append(gradient[:, :20].norm(dim=0) > 0)
+    assert moved[0].sum() >= 6  # those of the largest pre-activations
+    assert not moved[1].any()
 
 
 def test_a_higher_price_leaves_fewer_bits():
@@ -221,7 +232,7 @@ def test_senseless_settings_are_refused_by_name(tmp_path, changes):
 
 
 def test_a_k_beyond_the_latents_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(BitlensError, match="1 <= k <= 40"):
+    with pytest.raises(BitlensError, match="k must be between 1 and 40, the number of latents, not 41"):
         train(TensorSource(rows()), settings(architecture="topk", k=41), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
