@@ -11,20 +11,11 @@ import torch
 
 from bitlens.bits import Codes, PackedBits
 from bitlens.errors import BitlensError
-from bitlens.features.comsem import (
-    Asked,
-    Config,
-    Rate,
-    comsem,
-    comsem_by_labels,
-    judged,
-    mean_of_two,
-    sign_flip,
-    wilson,
-)
+from bitlens.features.comsem import Asked, Config, comsem, comsem_by_labels, judged
 from bitlens.features.judges import Question, Verdict
 from bitlens.features.labelled import Labels
 from bitlens.features.labels import NORMAL
+from bitlens.features.proportions import Rate, mean_of_two, sign_flip, wilson
 from bitlens.features.sampling import Trial
 from bitlens.seeding import generator
 

@@ -120,7 +120,7 @@ def _encode(models: list[Any], store: Any, most: int | None) -> tuple[list[Packe
         for block in store.read("test"):
             x = block.hidden[:left]
             for mine, model in zip(words, models, strict=True):
-                mine.append(model.encode_bits(x.to(model.W_enc.device)).words.cpu())
+                mine.append(model.encode_bits(model.pair(x.to(model.mean.device))[0]).words.cpu())
             tokens.append(block.columns["token"][:left])
             if (left := left - len(x)) <= 0:
                 break
