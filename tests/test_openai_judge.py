@@ -270,7 +270,10 @@ def test_parameters_are_sent_and_tell_judges_apart(calls):
 
 
 SCRIPT = """
+import signal
 import sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
 from bitlens.features.calls import Calls
 from bitlens.features.judges import Question
 from bitlens.features.openai_judge import OpenAIJudge
