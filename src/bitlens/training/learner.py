@@ -19,7 +19,6 @@ Sampler = Callable[[int, torch.Generator], Tensor]
 class Learner(Generic[Model]):
     """The moving parts of training one architecture. `state` is saved in checkpoints with the weights."""
 
-    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)  # Adam's
     descends: ClassVar[bool] = True  # False: `start` finds the result in closed form
 
     def __init__(self, model: Model, config: TrainConfig, sample: Sampler) -> None:

@@ -65,7 +65,7 @@ def train(
             return Autoencoder.from_pretrained(folder, device)
 
     learner = make_learner(model, config, _sampler(source, model, device))
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr or 0.0, betas=learner.betas, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr or 0.0, fused=True)
     progress = load_checkpoint(folder, learner, optimizer) if folder is not None else None
     if progress is None:
         progress = Progress(0, Position())
