@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -151,6 +152,27 @@ def test_the_limit_on_calls_holds_and_a_later_run_goes_on(codes, tmp_path, capsy
         with_limit = len(server.requests)
         assert asked(codes, tmp_path / "other", server) == 0
         assert len(server.requests) == 2 * with_limit
+
+
+def test_a_killed_command_goes_on_and_pays_for_nothing_twice(codes, tmp_path, bitlens_command):
+    def slow(prompt: str) -> str:
+        time.sleep(0.05)
+        return by_first_letter(prompt)
+
+    out = tmp_path / "out"
+    with LanguageModelServer(slow) as server:
+        command = bitlens_command(
+            "interpret", str(codes), "--out", str(out), "--judge", "openai", "--model", "rule", "--base-url", server.url
+        )
+        command.wait_until(lambda: len(server.requests) >= 20)
+        command.kill()
+        assert not (out / "scores.jsonl").exists()
+        assert asked(codes, out, server) == 0
+        asked_in_all = len(server.requests)
+        assert asked_in_all - len(set(server.prompts)) <= 8, "only those under way are asked again"
+        assert asked(codes, out, server) == 0
+        assert len(server.requests) == asked_in_all
+    assert sum(score["interpretable"] for score in scores(out)) == len(LETTERS)
 
 
 def test_the_estimate_asks_nothing(codes, tmp_path, capsys):
