@@ -83,6 +83,10 @@ class PackedBits:
         """The bits of some rows: a slice, an index tensor or a boolean mask."""
         return PackedBits(self.words[rows], self.n_latents)
 
+    def column(self, latent: int) -> torch.Tensor:
+        """One latent's bits in all rows -> int64 0 and 1, `[rows]`"""
+        return (self.words[:, latent // WORD] >> (latent % WORD)) & 1
+
     def row_counts(self) -> torch.Tensor:
         """Bits on in each row -> int64 `[rows]`"""
         return torch.from_numpy(np.bitwise_count(self.numpy()).sum(1, dtype=np.int64))

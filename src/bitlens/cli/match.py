@@ -163,10 +163,9 @@ def _tokenizer(store: Any, token: Tensor) -> Any:
 def _speaker(tokenizer: Any, token: Tensor) -> Any:
     """-> a function: a latent's most common tokens, decoded"""
     from bitlens import show
-    from bitlens.bits.packed import WORD
 
     def say(bits: PackedBits, latent: int) -> str:
-        on = ((bits.words[:, latent // WORD] >> (latent % WORD)) & 1).bool()
+        on = bits.column(latent).bool()
         ids, counts = token[on].unique(return_counts=True)
         common = ids[counts.argsort(descending=True, stable=True)[:TOKENS]].tolist()
         return " ".join(show.plain(tokenizer.decode([i])).strip() or "space" for i in common)

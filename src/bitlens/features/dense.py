@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bitlens.bits.packed import WORD, PackedBits
+from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import binary_entropy, co_occurrence, firing_rates
 
 DENSE = 0.1
@@ -37,7 +37,7 @@ def explain(a: PackedBits, latent: int, b: PackedBits, most: int = 5) -> Explain
     parameters, `log2 m + 2^k / 2 log2 rows` for the (k + 1)-th (Rissanen 1978): among many some always seem to tell.
     """
     n = len(a)
-    on = (a.words[:, latent // WORD] >> (latent % WORD)) & 1
+    on = a.column(latent)
     rate = on.double().mean()
     entropy = left = float(binary_entropy(rate)) + (0 < float(rate) < 1) / (2 * n * math.log(2))
     by: list[int] = []
@@ -54,7 +54,7 @@ def explain(a: PackedBits, latent: int, b: PackedBits, most: int = 5) -> Explain
         left = float(after[best])
         by.append(best)
         shares.append(1 - left / entropy)
-        state = 2 * state + ((b.words[:, best // WORD] >> (best % WORD)) & 1)
+        state = 2 * state + b.column(best)
     return Explained(latent, float(rate), entropy, by, shares)
 
 

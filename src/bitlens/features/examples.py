@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 
 from bitlens.bits.codes import Codes, Columns
-from bitlens.bits.packed import WORD
 from bitlens.seeding import generator
 
 
@@ -22,7 +21,7 @@ class Example(NamedTuple):
 
 def examples(codes: Codes, latent: int, tokenizer: Any, n: int = 4, window: int = 8, seed: int = 0) -> list[Example]:
     """Up to n rows with the latent on, drawn at random from different documents; window: tokens shown on each side."""
-    on = ((codes.bits.words[:, latent // WORD] >> (latent % WORD)) & 1).nonzero()[:, 0]
+    on = codes.bits.column(latent).nonzero()[:, 0]
     order = on[torch.randperm(len(on), generator=generator(seed, "examples", latent))]
     found: list[Example] = []
     documents: set[int] = set()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bitlens.bits.codes import Columns
-from bitlens.bits.packed import WORD, PackedBits
+from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import firing_rates, nearest
 from bitlens.bits.words import torch_threads, trailing_zeros
 from bitlens.errors import BitlensError
@@ -218,7 +218,7 @@ class _Others:
 
     def trial(self, latent: int, examples: list[int], positives: list[int], plan: Plan) -> Trial:
         draw = generator(plan.seed, "negatives", latent)
-        off = ~_on(self.pool_bits, latent)
+        off = ~self.pool_bits.column(latent).bool()
         taken: set[int] = set()
         same = self._distinct(self._same_tokens(latent, positives, draw), plan.same_token, taken)
         missing = plan.same_token - len(same)
@@ -233,7 +233,7 @@ class _Others:
         for row in positives:
             ends = [int(torch.searchsorted(self.sorted_tokens, self.token[row], right=r)) for r in (False, True)]
             rows = self.by_token[ends[0] + torch.randint(ends[1] - ends[0], (FEW,), generator=draw)]
-            off = rows[~_on(self.bits[rows], latent)]
+            off = rows[~self.bits[rows].column(latent).bool()]
             found.append(off.tolist() if len(off) >= OFTEN_OFF * FEW else [])
         return _in_turn(found)
 
@@ -255,10 +255,6 @@ class _Others:
                 found.setdefault(int(self.document[row]), row)
         taken.update(found.values())
         return list(found.values())
-
-
-def _on(bits: PackedBits, latent: int) -> Tensor:
-    return ((bits.words[:, latent // WORD] >> (latent % WORD)) & 1).bool()
 
 
 def _in_turn(lists: list[list[int]]) -> Iterable[int]:
