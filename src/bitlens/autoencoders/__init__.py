@@ -1,4 +1,4 @@
-"""Autoencoders behind one interface: the binary autoencoder, its variants, and the baselines it is compared with."""
+"""Autoencoders behind one interface: the binary autoencoder, and the baselines it is compared with."""
 
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.binary import BinaryAutoencoder, RandomAutoencoder
@@ -13,7 +13,6 @@ from bitlens.autoencoders.sparse import (
     TopKAutoencoder,
     Transcoder,
 )
-from bitlens.autoencoders.variants import LevelsAutoencoder, ResidualAutoencoder
 
 __all__ = [
     "Autoencoder",
@@ -21,11 +20,9 @@ __all__ = [
     "BinaryAutoencoder",
     "GatedAutoencoder",
     "JumpReLUAutoencoder",
-    "LevelsAutoencoder",
     "PCAAutoencoder",
     "RandomAutoencoder",
     "ReLUAutoencoder",
-    "ResidualAutoencoder",
     "SkipTranscoder",
     "SparseAutoencoder",
     "TopKAutoencoder",

@@ -12,7 +12,7 @@ from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, write_json, write_tensors
 
-SCHEMA = 1
+SCHEMA = 2  # 2: codings of binary autoencoders
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
@@ -29,6 +29,7 @@ class Autoencoder(nn.Module):
     subtracts_b_dec: ClassVar[bool] = False  # from the input, before encoding
     binary: ClassVar[bool] = False  # codes are 0 and 1, and there is a canonical form
     transcodes: ClassVar[bool] = False  # predicts another hook point than the one it reads
+    formerly: ClassVar[dict[str, Any]] = {}  # settings that older files lack, and what these files mean
     _registry: ClassVar[dict[str, type[Autoencoder]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -154,7 +155,8 @@ class Autoencoder(nn.Module):
             known = ", ".join(name for name, k in sorted(Autoencoder._registry.items()) if issubclass(k, cls))
             raise BitlensError(f"{path} has architecture '{architecture}'; expected one of: {known}.")
         d_in, n_latents = required(config, "d_in", path), required(config, "d_sae", path)
-        model = kind(d_in, n_latents, **{name: required(config, name, path) for name in kind.setting_names()})
+        settings = {**kind.formerly, **config}
+        model = kind(d_in, n_latents, **{name: required(settings, name, path) for name in kind.setting_names()})
         weights = read_tensors(Path(folder) / WEIGHTS, list(model.state_dict()))
         try:
             model.load_state_dict(weights)

@@ -8,7 +8,6 @@ uses a surrogate: with `g` the gradient of the loss in the bit and `w` a width p
 | `clipped` | `g * (abs(z) < w)`              | straight-through inside a window: the default |
 | `sigmoid` | `g * s (1 - s) / w`, `s = sigmoid(z / w)` | the derivative of a sigmoid of width w |
 | `ste`     | `g`                             | plain straight-through |
-| `stochastic` | that of `sigmoid` | the learner adds noise to z, so that a bit is on with chance s |
 | `paper`   | `g (1 - g)`                     | what the code of arXiv 2509.20997 computes; it ignores z |
 """
 
@@ -17,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Surrogate = Literal["clipped", "sigmoid", "ste", "paper", "stochastic"]
+Surrogate = Literal["clipped", "sigmoid", "ste", "paper"]
 
 
 class _Binarize(torch.autograd.Function):

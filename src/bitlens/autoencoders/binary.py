@@ -2,29 +2,98 @@
 
 from __future__ import annotations
 
-from typing import Self
+import copy
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from bitlens.autoencoders.base import Autoencoder
+from bitlens.bits.descent import descend, gram
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 
+Coding = Literal["descent", "step"]
 NEGLIGIBLE = 1e-4  # a latent on (or off) in a smaller share of rows counts as constant
 
 
 class BinaryAutoencoder(Autoencoder):
-    """`x_hat = step(x W_enc + b_enc) W_dec + b_dec`, in model space. Codes are 0.0 or 1.0."""
+    """`x_hat = h W_dec + b_dec` in model space, with bits h of 0.0 or 1.0.
+
+    coding: how the bits of a row are found.
+
+    * `step`: `h = step(x W_enc + b_enc)`, one linear map and a threshold, as in the paper.
+    * `descent`: searched, so that flipping no bit, and exchanging no two, lowers
+      `|x - h W_dec - b_dec|^2 + price . h`. `price [n_latents]` is what a bit that is on costs, in model space. The encoder is
+      then trained to predict these bits; `coded("step")` is the same autoencoder with the encoder's bits alone.
+    """
 
     architecture = "bae"
     binary = True
+    formerly = {"coding": "step"}  # noqa: RUF012
+
+    def __init__(self, d_in: int, n_latents: int, coding: Coding = "step") -> None:
+        if coding not in ("descent", "step"):
+            raise BitlensError(f"There is no coding '{coding}'; choose descent or step.")
+        super().__init__(d_in, n_latents, coding=coding)
+        self.price: Tensor | None
+        self.register_buffer("price", torch.zeros(n_latents) if coding == "descent" else None)
+        self.flips: int | None = None
+        self._gram: tuple[tuple[int, int], Tensor | None] | None = None
+
+    @classmethod
+    def setting_names(cls) -> tuple[str, ...]:
+        return ("coding",)
+
+    @property
+    def coding(self) -> Coding:
+        return self.settings["coding"]
+
+    def coded(self, coding: Coding | None = None, flips: int | None = None, price: float | None = None) -> Self:
+        """The same autoencoder, sharing its weights, with its bits found in another way.
+
+        coding: `descent` or `step`; by default its own. flips: of a descent, the most flips a row, which then begins at the encoder's
+        bits; 0 leaves these. price: of every bit that is on, in model space (squared error of a row), which one that was
+        trained for `step` needs.
+        """
+        other = copy.copy(self)
+        other._buffers = dict(self._buffers)
+        other.settings = {**self.settings, "coding": coding or self.coding}
+        if flips is not None and (flips < 0 or other.coding == "step"):
+            raise BitlensError(f"A descent may make 0 or more flips a row, not {flips} with coding '{other.coding}'.")
+        other.flips = flips
+        if price is not None:
+            other.price = torch.full((self.n_latents,), price).to(self.W_dec)
+        if other.coding == "descent" and other.price is None:
+            raise BitlensError(
+                "This autoencoder was trained for coding 'step' and has no prices: name one for descent."
+            )
+        return other
 
     def code(self, z: Tensor) -> Tensor:
         return (z > 0).to(z.dtype)
 
+    def encode(self, x: Tensor) -> Tensor:
+        if self.coding == "step":
+            return super().encode(x)
+        return self.encode_bits(x).unpack().view(*x.shape[:-1], self.n_latents)
+
     def encode_bits(self, x: Tensor) -> PackedBits:
-        return PackedBits.step(self.pre_activations(self.standardise(x)))
+        x = self.standardise(x)
+        if self.coding == "step":
+            return PackedBits.step(self.pre_activations(x))
+        assert self.price is not None
+        start = None if self.flips is None else PackedBits.step(self.pre_activations(x))
+        x, W, b = x.reshape(-1, self.d_in), self.W_dec.detach().float(), self.b_dec.detach().float()
+        return descend(x, W, b, self.price, G=self._kept_gram(), start=start, flips=self.flips)
+
+    def _kept_gram(self) -> Tensor | None:
+        """`W_dec W_dec^T`, computed once for as long as W_dec stands."""
+        W = self.W_dec
+        now = W.data_ptr(), W._version
+        if self._gram is None or self._gram[0] != now:
+            self._gram = now, gram(W.detach().float())
+        return self._gram[1]
 
     @torch.no_grad()
     def canonical(self, rates: Tensor) -> BinaryAutoencoder:
@@ -32,35 +101,36 @@ class BinaryAutoencoder(Autoencoder):
 
         rates: firing rate of each latent `[n_latents]`, measured on the data. A latent above 1/2 is flipped (encoder
         negated, decoder row negated, its constant folded into b_dec); one whose rarer state has a rate below 1e-4 is
-        removed. So "on" is always the informative state, and reconstructions are unchanged.
+        removed. So "on" is always the informative state, and reconstructions are unchanged. A descent starts with all bits
+        off and makes rare what costs a price: its latents are not flipped.
         """
         if rates.shape != (self.n_latents,):
             raise BitlensError(f"canonical() needs {self.n_latents} firing rates, not {list(rates.shape)}.")
         rates = rates.to(self.W_enc.device)
-        flip = rates > 0.5
-        keep = torch.minimum(rates, 1 - rates) >= NEGLIGIBLE
+        searched = self.coding == "descent"
+        flip = (rates > 0.5) & (not searched)
+        keep = (rates if searched else torch.minimum(rates, 1 - rates)) >= NEGLIGIBLE
         if not keep.any():
             raise BitlensError("Every latent is constant on these rows: the autoencoder has collapsed; lower lam.")
         sign = torch.where(flip, -1.0, 1.0)
         constant = (self.W_dec.double() * flip[:, None]).sum(0)
         W_enc, b_enc, W_dec = self.W_enc * sign, self.b_enc * sign, self.W_dec * sign[:, None]
-        return type(self).like(self, W_enc[:, keep], b_enc[keep], W_dec[keep], self.b_dec + constant)
-
-    @torch.no_grad()
-    def cut(self, n_latents: int, rates: Tensor) -> BinaryAutoencoder:
-        """The code of the first latents alone, for one whose first latents matter most (matryoshka). rates: of all
-        latents; those that are cut count as always at their mean."""
-        if not 1 <= n_latents <= self.n_latents:
-            raise BitlensError(f"A code of {self.n_latents} latents can be cut after 1 to that many, not {n_latents}.")
-        rest = rates[n_latents:].to(self.W_dec) @ self.W_dec[n_latents:]
-        kept = self.W_enc[:, :n_latents], self.b_enc[:n_latents], self.W_dec[:n_latents]
-        return type(self).like(self, *kept, self.b_dec + rest)
+        price = None if self.price is None else self.price[keep]
+        return self.like(self, W_enc[:, keep], b_enc[keep], W_dec[keep], self.b_dec + constant, price)
 
     @classmethod
     @torch.no_grad()
-    def like(cls, other: Autoencoder, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> Self:
-        """With these parameters, and the standardisation and metadata of another autoencoder."""
-        out = cls(other.d_in, W_enc.shape[1]).to(other.mean.device)
+    def like(
+        cls,
+        other: Autoencoder,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        W_dec: Tensor,
+        b_dec: Tensor,
+        price: Tensor | None = None,
+    ) -> Self:
+        """With these parameters, and the standardisation and metadata of another autoencoder; with prices, for descent."""
+        out = cls(other.d_in, W_enc.shape[1], "step" if price is None else "descent").to(other.mean.device)
         values = {
             "W_enc": W_enc,
             "b_enc": b_enc,
@@ -71,6 +141,8 @@ class BinaryAutoencoder(Autoencoder):
         }
         for name, value in values.items():
             getattr(out, name).copy_(value)
+        if price is not None and out.price is not None:
+            out.price.copy_(price)
         out.metadata = dict(other.metadata)
         return out
 

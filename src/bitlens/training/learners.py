@@ -8,19 +8,18 @@ from bitlens.autoencoders import (
     BinaryAutoencoder,
     GatedAutoencoder,
     JumpReLUAutoencoder,
-    LevelsAutoencoder,
     PCAAutoencoder,
     RandomAutoencoder,
     ReLUAutoencoder,
-    ResidualAutoencoder,
     SkipTranscoder,
     TopKAutoencoder,
     Transcoder,
 )
 from bitlens.errors import BitlensError
-from bitlens.training.binary_learner import BinaryLearner
 from bitlens.training.config import TrainConfig
+from bitlens.training.descent_learner import DescentLearner
 from bitlens.training.learner import Learner, Sampler
+from bitlens.training.random_learner import RandomLearner
 from bitlens.training.sparse_learners import (
     BatchTopKLearner,
     GatedLearner,
@@ -30,12 +29,11 @@ from bitlens.training.sparse_learners import (
     TopKLearner,
     TranscoderLearner,
 )
-from bitlens.training.variant_learners import LevelsLearner, MatryoshkaLearner, RandomLearner, ResidualLearner
+from bitlens.training.step_learner import StepLearner
 
 LEARNERS: dict[str, type[Learner]] = {
-    "bae": BinaryLearner, "residual_bae": ResidualLearner, "levels_bae": LevelsLearner, "ternary_bae": LevelsLearner,
-    "matryoshka_bae": MatryoshkaLearner, "random": RandomLearner, "relu": ReLULearner, "gated": GatedLearner,
-    "topk": TopKLearner, "batch_topk": BatchTopKLearner, "jumprelu": JumpReLULearner, "transcoder": TranscoderLearner,
+    "bae": DescentLearner, "random": RandomLearner, "relu": ReLULearner, "gated": GatedLearner, "topk": TopKLearner,
+    "batch_topk": BatchTopKLearner, "jumprelu": JumpReLULearner, "transcoder": TranscoderLearner,
     "skip_transcoder": TranscoderLearner, "pca": PCALearner,
 }  # fmt: skip
 
@@ -44,13 +42,6 @@ def build(config: TrainConfig, d_in: int, d_out: int) -> Autoencoder:
     """An autoencoder of the architecture that the config names, not yet initialised."""
     n = config.n_latents or 0
     match config.architecture:
-        case "residual_bae":
-            share = n // config.stages
-            return ResidualAutoencoder(d_in, n, [n - share * (config.stages - 1)] + [share] * (config.stages - 1))
-        case "levels_bae":
-            return LevelsAutoencoder(d_in, n, [1] * config.thresholds)
-        case "ternary_bae":
-            return LevelsAutoencoder(d_in, n, [1, -1])
         case "random":
             return RandomAutoencoder(d_in, n)
         case "topk":
@@ -69,11 +60,13 @@ def build(config: TrainConfig, d_in: int, d_out: int) -> Autoencoder:
             return SkipTranscoder(d_in, n, config.k, d_out)
         case "pca":
             return PCAAutoencoder(d_in, config.k)
-        case "bae" | "matryoshka_bae":
-            return BinaryAutoencoder(d_in, n)
+        case "bae":
+            return BinaryAutoencoder(d_in, n, config.coding or "step")
     raise BitlensError(f"There is no architecture '{config.architecture}'; choose one of: {', '.join(LEARNERS)}.")
 
 
 def make_learner(model: Autoencoder, config: TrainConfig, sample: Sampler) -> Learner:
     """sample: `(n, generator) -> standardised rows [n, d_in]`, drawn from the training rows."""
+    if isinstance(model, BinaryAutoencoder) and config.architecture == "bae" and config.coding == "step":
+        return StepLearner(model, config, sample)
     return LEARNERS[config.architecture](model, config, sample)

@@ -44,12 +44,10 @@ def latent_sums(bits: PackedBits, rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def prune(
-    rows: Tensor, P: Parameters, price: Price, lam: float, ridge: float = 1e-5, targets: Tensor | None = None
-) -> tuple[Parameters, Tensor]:
+def prune(rows: Tensor, P: Parameters, price: Price, lam: float, ridge: float = 1e-5) -> tuple[Parameters, Tensor]:
     """Switch off, greedily, latents whose price exceeds the least-squares rise in mse of dropping them.
 
-    rows: standardised `[n, d_in]`. targets: what the latents are to reconstruct, if not the rows. The rise is exact: with G the latents' covariance and W the least-squares decoder,
+    rows: standardised `[n, d_in]`. The rise is exact: with G the latents' covariance and W the least-squares decoder,
     dropping latent j raises the error by `|W_j|^2 / (G^-1)_jj` and changes W and G^-1 by a rank-one update. A decoder
     row fitted on n rows also buys `2 mse / n` by chance, which a latent must exceed. Latents go in blocks of nearly
     uncorrelated ones, at most one in 128 at once: about the survivors of one at a time at a fraction of the cost.
@@ -61,9 +59,8 @@ def prune(
     rates = firing_rates(bits).to(rows.device)
     live = ((rates > 0) & (rates < 1)).nonzero()[:, 0]
     p = rates[live]
-    targets = rows if targets is None else targets
-    mean = targets.mean(0)
-    centred = targets - mean
+    mean = rows.mean(0)
+    centred = rows - mean
     G = co_occurrence(bits).double()[live][:, live].div_(n).sub_(p[:, None] * p)
     G.diagonal().mul_(1 + ridge)
     A = latent_sums(bits, centred)[live] / n
@@ -128,7 +125,7 @@ def least_squares(rows: Tensor, P: Parameters, ridge: float = 1e-5) -> Parameter
 
 @torch.no_grad()
 def propose(
-    rows: Tensor, P: Parameters, price: Price, lam: float, generator: torch.Generator, targets: Tensor | None = None
+    rows: Tensor, P: Parameters, price: Price, lam: float, generator: torch.Generator
 ) -> tuple[Parameters, Tensor]:
     """Offer pruning a choice: switched-off latents become candidates along random rows, with decoder rows of zero.
 
@@ -140,7 +137,7 @@ def propose(
     """
     P, idle, _ = _idle(rows, P)
     if len(idle):
-        centred = rows - rows.mean(0) if targets is None else targets - targets.mean(0)
+        centred = rows - rows.mean(0)
         _restart(rows, centred, centred.square().sum(1), P, idle, price, lam, generator)
         P.W_dec[idle] = 0
     return P, idle
@@ -148,7 +145,7 @@ def propose(
 
 @torch.no_grad()
 def regrow(
-    rows: Tensor, P: Parameters, price: Price, lam: float, generator: torch.Generator, targets: Tensor | None = None
+    rows: Tensor, P: Parameters, price: Price, lam: float, generator: torch.Generator
 ) -> tuple[Parameters, Tensor]:
     """Restart switched-off latents along the residuals of random rows, each at the threshold that gains most.
 
@@ -157,9 +154,8 @@ def regrow(
     -> (parameters, indices of the restarted latents, whose optimiser state is to be cleared)
     """
     P, idle, bits = _idle(rows, P)
-    targets = rows if targets is None else targets
     blocks = [
-        b - bits[i * BLOCK : (i + 1) * BLOCK].unpack() @ P.W_dec - P.b_dec for i, b in enumerate(targets.split(BLOCK))
+        b - bits[i * BLOCK : (i + 1) * BLOCK].unpack() @ P.W_dec - P.b_dec for i, b in enumerate(rows.split(BLOCK))
     ]
     residual = torch.cat(blocks)
     if len(idle) == 0 or residual.var(0).sum() < 0.01 * rows.var(0).sum():

@@ -125,9 +125,9 @@ def train(
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up over 5 % of the steps, linear decay over the last 30 % down to 2 %."""
-    done = step / config.steps
-    return (config.lr or 0.0) * min(1.0, (step + 1) / (0.05 * config.steps)) * max(0.02, min(1.0, (1 - done) / 0.3))
+    """Linear warm-up over 5 % of the steps, linear decay over the last ones down to 2 %."""
+    left = (1 - step / config.steps) / (config.decay or 0.3)
+    return (config.lr or 0.0) * min(1.0, (step + 1) / (0.05 * config.steps)) * max(0.02, min(1.0, left))
 
 
 def _build(source: HiddenSource, config: TrainConfig) -> Autoencoder:

@@ -1,4 +1,4 @@
-"""How the binary autoencoder learns: the recipe of the presets."""
+"""How a binary autoencoder learns whose bits are those of one linear map and a step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import firing_rates
 from bitlens.seeding import generator
 from bitlens.training.config import TrainConfig
-from bitlens.training.learner import Learner, Model, Sampler
+from bitlens.training.learner import Learner, Sampler
 from bitlens.training.objective import (
     Losses,
     Price,
@@ -50,10 +50,10 @@ def measured_rates(model: Autoencoder, rows: Tensor) -> Tensor:
     return firing_rates(PackedBits(torch.cat(words), model.n_latents)).to(rows.device)
 
 
-class BinaryLearner(Learner[Model]):
-    """The recipe of the presets: clipped straight-through, pruning, regrowing."""
+class StepLearner(Learner[BinaryAutoencoder]):
+    """One linear map and a threshold: clipped straight-through, pruning, regrowing."""
 
-    def __init__(self, model: Model, config: TrainConfig, sample: Sampler) -> None:
+    def __init__(self, model: BinaryAutoencoder, config: TrainConfig, sample: Sampler) -> None:
         super().__init__(model, config, sample)
         self.price = Price(config.price or "entropy", config.p0)
         self.state = {"spread": torch.zeros(model.n_latents, device=model.W_enc.device)}
@@ -82,19 +82,10 @@ class BinaryLearner(Learner[Model]):
         """Codes of a batch `[n, n_latents]`, with the surrogate's gradient."""
         z, surrogate = self.model.pre_activations(x), self.config.surrogate or "clipped"
         window = self._window(z.detach().std(0))
-        if surrogate == "stochastic":
-            seed = generator(self.config.seed, "noise", self.step)
-            uniform = torch.rand(z.shape, generator=seed).to(z.device).clamp(1e-6, 1 - 1e-6)
-            z, surrogate = z + window * uniform.logit(), "sigmoid"  # on with chance sigmoid(z / window)
         return binarize(z, window, surrogate)
 
     def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
-        if (
-            not isinstance(self.model, BinaryAutoencoder)
-            or self.config.reference
-            or self.config.surrogate != "clipped"
-            or x.device.type != "cpu"
-        ):
+        if self.config.reference or self.config.surrogate != "clipped" or x.device.type != "cpu":
             return super().backward(x)
         from bitlens.training.bit_step import bit_step  # compiled when first used
 

@@ -1,0 +1,146 @@
+"""Codes found by descent: the bits of each row that a dictionary explains it with most cheaply.
+
+    minimise over h in {0, 1}^m    |x - h W - b|^2 + price . h
+
+for each row x, by coordinate descent: from zero, or from given bits, flip the bit that lowers this most until none does
+(iterated conditional modes, Besag 1986; in the product quantisation of Babenko and Lempitsky 2014 the same with more
+than two values), then try all exchanges of a bit that is on for one that is off, and go on. What a flip gains follows
+from the correlations `(x - h W - b) W^T`, which a flip changes by one row of `G = W W^T`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitlens.bits.packed import PackedBits, words_for
+from bitlens.errors import BitlensError
+
+TOLERANCE = 1e-6  # a flip must gain more than this share of a row's mean squared length: float32 knows no better
+GRAM_BYTES = 4 << 30  # a larger G is not kept: its entries are computed for a few candidates a row
+BLOCK_BYTES = 64 << 20  # of the gains of a block of rows
+CANDIDATES = 192  # latents of a row that are searched where there is no G, before all are looked at again
+
+
+def gram(W: Tensor) -> Tensor | None:
+    """`W W^T` `[m, m]`, or None where it would take more than 4 GiB. W `[m, d]`"""
+    return W @ W.T if 4 * len(W) ** 2 <= GRAM_BYTES else None
+
+
+@torch.no_grad()
+def descend(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor,
+    price: Tensor,
+    *,
+    G: Tensor | None = None,
+    start: PackedBits | None = None,
+    flips: int | None = None,
+    exchanges: bool = True,
+) -> PackedBits:
+    """Bits of rows `x [n, d]` under a dictionary.
+
+    W `[m, d]`: what each latent adds. b `[d]`. price `[m]`: of a bit that is on, in units of squared error summed over a
+    row. G: `gram(W)`, if it is at hand. start: bits to begin with; by default none is on. flips: at most so many a row.
+    exchanges: leave a code only where no exchange of two bits gains, either.
+
+    The energy of a row never rises, and no single flip lowers the energy of what is returned, but by rounding (unless
+    `flips` ran out).
+    """
+    if not torch.isfinite(x).all():
+        raise BitlensError("Rows with NaN or infinite values have no code; leave them out.")
+    tolerance = TOLERANCE * max(float(x.square().sum(1).mean()) if len(x) else 0.0, 1e-30)
+    most = len(W) * 4 if flips is None else flips
+    search = _descend_cpu if x.device.type == "cpu" else descend_batch
+    block = max(16, BLOCK_BYTES // (4 * len(W)))
+    words = []
+    for first in range(0, len(x), block):
+        rows = slice(first, first + block)
+        bits = start[rows] if start is not None else _zeros(x[rows], len(W))
+        words.append(search(x[rows], W, b, price, G, bits, most, exchanges, tolerance).words)
+    return PackedBits(torch.cat(words), len(W)) if words else _zeros(x, len(W))
+
+
+def _zeros(x: Tensor, m: int) -> PackedBits:
+    return PackedBits(torch.zeros(len(x), words_for(m), dtype=torch.int64, device=x.device), m)
+
+
+def _gains(x: Tensor, W: Tensor, b: Tensor, price: Tensor, bits: PackedBits) -> Tensor:
+    """`2 (x - h W - b) . W_j - |W_j|^2 - price_j` of all latents `[n, m]`: what switching latent j on gains"""
+    rest = x - b
+    if bits.words.any():
+        rest = rest - bits.unpack() @ W
+    return torch.addmm(-(W.square().sum(1) + price), rest, W.T, alpha=2)
+
+
+def _descend_cpu(
+    x: Tensor, W: Tensor, b: Tensor, price: Tensor, G: Tensor | None, bits: PackedBits, most: int, exchanges: bool,
+    tolerance: float,
+) -> PackedBits:  # fmt: skip
+    from bitlens.bits import flips  # compiled when first used
+
+    words = bits.numpy().copy()
+    if G is not None:
+        flips.descend(_gains(x, W, b, price, bits).numpy(), G.numpy(), words, most, exchanges, tolerance)
+        return PackedBits(torch.from_numpy(words.view(np.int64)), len(W))
+    left = np.full(len(x), most, np.int64)
+    rows = np.arange(len(x))
+    while len(rows):  # rows whose candidates are settled are looked at in full once more
+        some = torch.from_numpy(rows)
+        on = PackedBits(torch.from_numpy(words[rows].view(np.int64)), len(W))
+        a = _gains(x[some], W, b, price, on)
+        mine = words[rows]
+        made = flips.descend_candidates(a.numpy(), W.numpy(), mine, left[rows], CANDIDATES, exchanges, tolerance)
+        words[rows] = mine
+        left[rows] -= made
+        rows = rows[(made > 0) & (left[rows] > 0)]
+    return PackedBits(torch.from_numpy(words.view(np.int64)), len(W))
+
+
+def descend_batch(
+    x: Tensor, W: Tensor, b: Tensor, price: Tensor, G: Tensor | None, bits: PackedBits, most: int, exchanges: bool,
+    tolerance: float,
+) -> PackedBits:  # fmt: skip
+    """The same for a GPU: one flip of every row at a time, and one look at the host for each eight."""
+    on, a = bits.unpack(torch.bool), _gains(x, W, b, price, bits)
+    length, every = W.square().sum(1), torch.arange(len(x), device=x.device)
+    left = torch.full((len(x),), most, device=x.device)
+
+    def row_of_gram(k: Tensor) -> Tensor:
+        return W[k] @ W.T if G is None else G[k]
+
+    def flip(k: Tensor, active: Tensor) -> None:
+        step = torch.where(active, torch.where(on[every, k], -2.0, 2.0), 0.0)
+        a.addcmul_(step[:, None], row_of_gram(k), value=-1)
+        on[every, k] ^= active
+        left.sub_(active.long())
+
+    def gains() -> Tensor:
+        return torch.where(on, -a - 2 * length, a)
+
+    def exchange() -> Tensor:
+        """Make the best exchange of each row -> whether it gained"""
+        best = torch.full((len(x),), tolerance, device=x.device)
+        out, into = torch.zeros_like(every), torch.zeros_like(every)
+        order = on.to(torch.int8).sort(dim=1, descending=True, stable=True).indices
+        for e in range(int(on.sum(1).max())):
+            k = order[:, e]
+            loss = torch.where(on[every, k], -a[every, k] - 2 * length[k], -torch.inf)
+            pair = (a + 2 * row_of_gram(k)).masked_fill(on, -torch.inf).max(1)
+            better = loss + pair.values > best
+            best = torch.where(better, loss + pair.values, best)
+            out, into = torch.where(better, k, out), torch.where(better, pair.indices, into)
+        active = (best > tolerance) & (left >= 2)
+        flip(out, active)
+        flip(into, active)
+        return active
+
+    active = left > 0
+    while active.any() or (exchanges and exchange().any()):
+        for _ in range(8):
+            top = gains().max(1)
+            active = (top.values > tolerance) & (left > 0)
+            flip(top.indices, active)
+    return PackedBits.pack(on)

@@ -1,0 +1,122 @@
+"""How a binary autoencoder learns whose bits are found by descent.
+
+Sparse coding, as Olshausen and Field (1996) have it, with bits: the bits of a batch are searched under the dictionary as
+it is, and the dictionary then takes a gradient step at these bits. No gradient passes a step function. What is
+minimised is the same as ever, the squared error and the price of the bits that are on.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
+from bitlens.bits.descent import descend, gram
+from bitlens.bits.packed import PackedBits
+from bitlens.bits.statistics import firing_rates
+from bitlens.errors import BitlensError
+from bitlens.seeding import generator
+from bitlens.training.config import TrainConfig
+from bitlens.training.learner import Learner, Sampler
+from bitlens.training.objective import Losses, Price
+
+FLIPS = 200  # a row in training
+MEMORY = 0.99  # of the count of rows in which a latent was on, a step
+SMALL_SAMPLE = 8192
+CANONICAL_ROWS = 65536
+ENCODER_FROM = 0.5  # of the steps are done when the encoder begins to learn: before, the bits still change too much
+
+
+class DescentLearner(Learner[BinaryAutoencoder]):
+    """Descent for the bits, Adam for the dictionary, and an encoder that learns to predict the bits (predictive sparse
+    decomposition, Kavukcuoglu, Ranzato and LeCun 2010)."""
+
+    def __init__(self, model: BinaryAutoencoder, config: TrainConfig, sample: Sampler) -> None:
+        super().__init__(model, config, sample)
+        self.state = {"on": torch.zeros(model.n_latents, device=model.W_enc.device)}
+        self.restart_steps = {int(f * config.steps) for f in config.regrow_at or ()}
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Decoder rows start at differences of two rows, of `scale` of a row's length; nothing else is known."""
+        model, seed = self.model, generator(self.config.seed, "dictionary")
+        rows = self.sample(2 * model.n_latents, seed)
+        W = rows[torch.randint(len(rows), (model.n_latents,), generator=seed)]
+        W = W - rows[torch.randint(len(rows), (model.n_latents,), generator=seed)]
+        length = (self.config.scale or 0.0) * math.sqrt(model.d_in)
+        model.W_dec.copy_(W / W.norm(dim=1, keepdim=True).clamp_min(1e-12) * length)
+        model.b_dec.zero_()
+        assert model.price is not None
+        model.price.fill_((self.config.lam or 0.0) * Price("onbit", self.config.p0).per_on_bit)
+        model.W_enc.copy_(model.W_dec.T)
+        model.b_enc.copy_(-(model.W_dec.square().sum(1) + model.price) / 2)  # on where switching it on would gain
+        if not self._bits(rows[:SMALL_SAMPLE]).words.any():
+            raise BitlensError(
+                f"No latent is worth its price in any row: lam {self.config.lam} switches everything off; lower --lam."
+            )
+
+    def _bits(self, x: Tensor) -> PackedBits:
+        W, b = self.model.W_dec.detach(), self.model.b_dec.detach()
+        assert self.model.price is not None
+        return descend(x, W, b, self.model.price, G=gram(W), flips=FLIPS, exchanges=False)
+
+    @torch.no_grad()
+    def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
+        model, bits = self.model, self._bits(x)
+        assert model.price is not None
+        error = _sums(bits, model.W_dec).add_(model.b_dec).sub_(x)
+        mse = error.square().mean()
+        error *= 2 / error.numel()
+        counts = bits.column_counts().to(x.device)
+        self.state["on"].mul_(MEMORY).add_(counts)
+        model.W_dec.grad = _sums(bits.transpose(), error)
+        model.b_dec.grad = error.sum(0)
+        encoder = (
+            self._encoder_gradients(x, bits) if self.step >= ENCODER_FROM * self.config.steps else mse.new_zeros(())
+        )
+        rates = counts.double() / len(x)
+        price = (rates * model.price).sum() / model.d_in
+        return Losses(mse + price, mse, price, mse.new_zeros(()), encoder), rates
+
+    def _encoder_gradients(self, x: Tensor, bits: PackedBits) -> Tensor:
+        """Leave the gradients of the bits' cross-entropy under the encoder, nats a row -> the cross-entropy"""
+        model, h = self.model, bits.unpack()
+        z = model.pre_activations(x)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(z, h, reduction="sum") / len(x)
+        wrong = z.sigmoid_().sub_(h).div_(len(x))
+        model.W_enc.grad = x.T @ wrong
+        model.b_enc.grad = wrong.sum(0)
+        return loss
+
+    @torch.no_grad()
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Latents that are never on start again at what is left of the rows that are explained worst."""
+        idle = (self.state["on"] < 1).nonzero()[:, 0]
+        if step not in self.restart_steps or not len(idle):
+            return
+        model = self.model
+        rows = self.sample(max(len(idle), SMALL_SAMPLE), generator(self.config.seed, "restart", step))
+        left = torch.cat([x - _sums(self._bits(x), model.W_dec) - model.b_dec for x in rows.split(SMALL_SAMPLE)])
+        model.W_dec[idle] = left[left.norm(dim=1).topk(len(idle)).indices]
+        state = optimizer.state[model.W_dec]
+        state["exp_avg"][idle] = 0
+        state["exp_avg_sq"][idle] = state["exp_avg_sq"].mean()
+
+    @torch.no_grad()
+    def finish(self) -> Autoencoder:
+        """Without the latents that are never on, by a large sample of the training rows."""
+        rows = self.sample(CANONICAL_ROWS, generator(self.config.seed, "canonical"))
+        words = [self._bits(block).words for block in rows.split(SMALL_SAMPLE)]
+        rates = firing_rates(PackedBits(torch.cat(words), self.model.n_latents))
+        return self.model.canonical(rates.to(rows.device))
+
+
+def _sums(bits: PackedBits, matrix: Tensor) -> Tensor:
+    """`H @ matrix`, float32 `[rows, d]`"""
+    if matrix.device.type == "cpu":
+        from bitlens.bits.products import gather_sums  # compiled when first used
+
+        return torch.from_numpy(gather_sums(bits.numpy(), matrix.detach().numpy()))
+    return bits.unpack() @ matrix.detach()
