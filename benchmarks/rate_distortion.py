@@ -1,103 +1,150 @@
-"""Bits and distortion on the bundled model: binary and sparse autoencoders, PCA, and the bound of a Gaussian.
+"""Bits over distortion: binary autoencoders found by descent, their rivals, and the bound of a Gaussian.
 
-The table: preset `features` on three layers with three seeds. The figure: on one layer, autoencoders of several prices
-and sparsities. `bits_joint` is the code length of held-out documents; to a sparse autoencoder's comes that of its
-magnitudes, at several widths of the quantiser.
+python benchmarks/rate_distortion.py STORE --out FOLDER [--figure docs/bits-NAME]
+
+Binary autoencoders of several prices; sparse autoencoders of several k, with their encoder's codes and with codes searched on
+their decoder (orthogonal matching pursuit), their magnitudes quantised at several widths and coded in context. All are
+trained on the same rows and measured on the same held-out documents. Every point needs `bits_joint`, the code length of
+held-out documents; runs and points are kept in FOLDER, and a stopped benchmark goes on.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
-import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import bitlens as bl
+from bitlens.autoencoders import Autoencoder
+from bitlens.autoencoders.binary import BinaryAutoencoder
+from bitlens.autoencoders.sparse import SparseAutoencoder
+from bitlens.evaluation import evaluate
+from bitlens.files import write_json
 from bitlens.information.magnitudes import quantise_magnitudes
-from bitlens.information.rate_distortion import gaussian_bits, pca_bits
+from bitlens.information.rate_distortion import gaussian_bits
 from bitlens.studies.figures import COLOURS, figure
 
-RISES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
+RISES = (0.02, 0.1, 0.3)
+FIT_ROWS, TEST_ROWS = 32768, 16384
 
 
-def rows_of(store: bl.ActivationStore, part: str) -> torch.Tensor:
-    return torch.cat([rows.hidden.float() for rows in store.read(part)])
+def rows_of(store: bl.ActivationStore, part: str, n: int) -> torch.Tensor:
+    """The first rows of a part of the store, raw"""
+    rows, found = [], 0
+    for block in store.read(part):
+        rows.append(block.hidden[: n - found].float())
+        found += len(rows[-1])
+        if found == n:
+            break
+    return torch.cat(rows)
 
 
-def table(stores: dict[int, bl.ActivationStore], seeds: list[int], steps: int) -> list[dict[str, Any]]:
-    print("| layer | seed | fvu | bits_marginal | bits_tree | bits_joint | bits_gaussian | joint / gaussian | PCA |")
-    print("| ---: " * 9 + "|")
-    lines = []
-    for layer, store in stores.items():
-        fit, test = rows_of(store, "train"), rows_of(store, "test")
-        for seed in seeds:
-            n = bl.evaluate(bl.train(store, bl.TrainConfig(n_latents=1024, steps=steps, seed=seed)), store)
-            pca = pca_bits(fit, test, n.fvu)
-            lines.append({"layer": layer, "seed": seed, **n.as_dict(), "pca": pca})
-            print(
-                f"| {layer} | {seed} | {n.fvu:.3f} | {n.bits_marginal:.0f} | {n.bits_tree:.0f} | {n.bits_joint:.1f} | "
-                f"{n.bits_gaussian:.1f} | {(n.bits_joint or 0) / n.bits_gaussian:.3f} | {pca:.1f} |",
-                flush=True,
-            )
-    return lines
+def cells(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Everything that is trained: (name, settings of the training)"""
+    ours: list[dict[str, Any]] = [{"lam": lam, "seed": 0} for lam in args.prices]
+    ours += [{"lam": args.prices[len(args.prices) // 2], "seed": seed} for seed in args.seeds if seed]
+    theirs = [{"architecture": name, "k": k, "seed": 0} for name in args.rivals for k in args.k]
+    common = {"n_latents": args.n_latents, "steps": args.steps}
+    return [{**cell, **common} for cell in ours + theirs]
 
 
-def curves(store: bl.ActivationStore, steps: int) -> list[dict[str, Any]]:
-    """(fvu, bits) of every autoencoder, one dict each; of TopK one for every width of the quantiser."""
-    test, points = rows_of(store, "test"), []
-    settings: list[dict[str, Any]] = [
-        *({"preset": "features", "lam": lam} for lam in (0.05, 0.1, 0.2)),
-        {"preset": "measure"},
-        *({"architecture": "topk", "k": k} for k in (16, 37)),
-    ]
-    for setting in settings:
-        autoencoder = bl.train(store, bl.TrainConfig(n_latents=1024, steps=steps, **setting))
-        n = bl.evaluate(autoencoder, store)
-        name = f"TopK, k {setting['k']}" if "k" in setting else f"BAE, {setting['preset']}"
-        point = {"name": name, "fvu": n.fvu, "bits": n.bits_joint or 0.0, "bits_marginal": n.bits_marginal}
-        wanted = [quantise_magnitudes(autoencoder, test[:16384], rise) for rise in RISES] if "k" in setting else []
-        points += [{**point, "fvu": m.fvu, "bits": point["bits"] + m.bits} for m in wanted] or [point]
-        print(points[-1 if not wanted else -len(wanted)], flush=True)
+def trained(store: bl.ActivationStore, cell: dict[str, Any], out: Path) -> Autoencoder:
+    folder = out / ("run-" + "-".join(f"{key}{value}" for key, value in cell.items()))
+    print(folder.name, flush=True)
+    return bl.train(store, bl.TrainConfig(**cell), folder, resume=folder.exists())
+
+
+def points_of(autoencoder: Autoencoder, store: bl.ActivationStore, cell: dict[str, Any]) -> list[dict[str, Any]]:
+    """(fvu, bits) of an autoencoder: of a sparse one for each width of the quantiser, by its encoder and by pursuit."""
+    name = str(cell.get("architecture", "BAE"))
+    ways: dict[str, Autoencoder] = {name: autoencoder}
+    if isinstance(autoencoder, SparseAutoencoder):
+        ways[f"{name}, pursuit"] = autoencoder.coded(cell["k"])
+    elif isinstance(autoencoder, BinaryAutoencoder) and cell["seed"] == 0:
+        ways["BAE, encoder alone"] = autoencoder.coded("step")
+    points = []
+    for way, coded in ways.items():
+        n = evaluate(coded, store).as_dict()
+        point = {"name": way, **cell, **{key: n[key] for key in NUMBERS}, "bits": n["bits_joint"]}
+        if isinstance(coded, SparseAutoencoder):
+            fit, test = rows_of(store, "train", FIT_ROWS), rows_of(store, "test", TEST_ROWS)
+            for rise in RISES:
+                m = quantise_magnitudes(coded, test, rise, fit)
+                bits = (n["bits_joint"] or 0.0) + m.bits
+                points.append({**point, "rise": rise, "fvu": m.fvu, "bits": bits, "bits_magnitudes": m.bits, "alone": m.bits_alone})
+        else:
+            points.append(point)
+        print(json.dumps(points[-1]), flush=True)
     return points
 
 
-def draw(path: Path, store: bl.ActivationStore, points: list[dict[str, Any]]) -> None:
-    fit, test = rows_of(store, "train"), rows_of(store, "test")
-    fvus = [0.07, 0.09, 0.11, 0.13, 0.16, 0.2, 0.25, 0.3]
-    covariance = torch.cov(test.T.double())
+NUMBERS = ("fvu", "l0", "live", "dead", "dense", "highest_rate", "bits_marginal", "bits_tree", "bits_joint", "rows_per_second")
+
+
+def covariance(store: bl.ActivationStore) -> torch.Tensor:
+    """Of all usual training rows, float64 `[d, d]`"""
+    d, n = store.d_in, 0
+    total, products = torch.zeros(d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
+    for rows in store.read("train"):
+        x = rows.hidden.double() - store.mean.double()
+        total, products, n = total + x.sum(0), products + x.T @ x, n + len(x)
+    return products / n - torch.outer(total / n, total / n)
+
+
+def draw(path: Path, title: str, points: list[dict[str, Any]], spread: torch.Tensor) -> None:
+    fvus = [0.06 + 0.01 * i for i in range(25)]
     with figure(path, size=(6.4, 4.4)) as axes:
         panel = axes[0][0]
-        panel.plot(fvus, [gaussian_bits(covariance, f) for f in fvus], "--", color="#404040", label="Gaussian bound")
-        panel.plot(fvus, [pca_bits(fit, test, f) for f in fvus], color="#8a8a8a", label="PCA, uniform quantiser")
+        bound = [gaussian_bits(spread, f) for f in fvus]
+        panel.plot(fvus, bound, "--", color="#404040", label="Gaussian bound")
+        panel.plot(fvus, [b / 2 for b in bound], ":", color="#404040", label="half of it")
         for name, colour in zip(dict.fromkeys(p["name"] for p in points), COLOURS, strict=False):
-            here = sorted((p["fvu"], p["bits"]) for p in points if p["name"] == name)
-            panel.plot(*zip(*here, strict=True), "o-", color=colour, label=name)
-        panel.set(xlabel="fraction of variance unexplained, held out", ylabel="bits a row", ylim=(0, None))
-        panel.set_title("layers.2 of the bundled model: everything a code needs")
-        panel.legend()
+            mine = sorted((p["fvu"], p["bits"]) for p in points if p["name"] == name)
+            panel.plot(*zip(*mine, strict=True), "o-" if name.startswith("BAE") else "x", color=colour, label=name)
+        panel.set(xlabel="fraction of variance unexplained, held out", ylabel="bits a row", ylim=(0, 1.1 * bound[0]), xlim=(0.05, 0.31))
+        panel.set_title(title)
+        panel.legend(fontsize=8)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--figure-layer", type=int, default=2)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--n-latents", type=int, default=None)
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--prices", type=float, nargs="*", default=[0.03, 0.06, 0.12, 0.2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rivals", nargs="*", default=["topk"])
+    parser.add_argument("--k", type=int, nargs="*", default=[8, 16, 32])
     parser.add_argument("--figure", type=Path, help="where the figure goes, without its ending")
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    layers = sorted({*args.layers, args.figure_layer})
-    with tempfile.TemporaryDirectory() as scratch:
-        model = bl.LanguageModel.load("bundled", hooks=[f"layers.{layer}" for layer in layers])
-        stores = dict(zip(layers, bl.harvest(model, "bundled", Path(scratch) / "store"), strict=True))
-        result: dict[str, Any] = {"table": table({i: stores[i] for i in args.layers}, args.seeds, args.steps)}
-        if args.figure:
-            store = stores[args.figure_layer]
-            result["curves"] = curves(store, args.steps)
-            draw(args.figure, store, result["curves"])
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1))
+    args.out.mkdir(parents=True, exist_ok=True)
+    store = bl.ActivationStore(args.store, 0.1)
+    args.n_latents = args.n_latents or 4 * store.d_in
+    spread, points = covariance(store), []
+    for cell in cells(args):
+        key = zlib.crc32(json.dumps(cell, sort_keys=True).encode())
+        kept = args.out / f"points-{key:08x}.json"
+        if not kept.exists():
+            write_json(kept, {"bitlens": "rate_distortion", "points": points_of(trained(store, cell, args.out), store, cell)})
+        points += json.loads(kept.read_text())["points"]
+    for p in points:
+        p["gaussian"] = gaussian_bits(spread, p["fvu"])
+    write_json(args.out / "points.json", {"bitlens": "rate_distortion", "points": points})
+    print("| | fvu | l0 | bits | joint / magnitudes | over Gaussian | dense | highest | dead |\n| --- |" + " ---: |" * 8)
+    for p in points:
+        name = f"{p['name']} " + (f"k {p['k']}, rise {p['rise']}" if "k" in p else f"lam {p['lam']}, seed {p['seed']}")
+        print(
+            f"| {name} | {p['fvu']:.3f} | {p['l0']:.1f} | {p['bits']:.0f} | {p['bits_joint']:.0f} / {p.get('bits_magnitudes', 0):.0f} "
+            f"| {p['bits'] / p['gaussian']:.2f} | {p['dense']} | {p['highest_rate']:.2f} | {p['dead']} |"
+        )
+    if args.figure:
+        manifest = store.manifest
+        draw(args.figure, f"{Path(manifest['model']).name}, {manifest['hook']['module']}, {args.n_latents:,} latents", points, spread)
 
 
 if __name__ == "__main__":

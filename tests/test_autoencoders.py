@@ -11,11 +11,9 @@ from bitlens.autoencoders import (
     BinaryAutoencoder,
     GatedAutoencoder,
     JumpReLUAutoencoder,
-    LevelsAutoencoder,
     PCAAutoencoder,
     RandomAutoencoder,
     ReLUAutoencoder,
-    ResidualAutoencoder,
     SkipTranscoder,
     SparseAutoencoder,
     TopKAutoencoder,
@@ -34,9 +32,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 KINDS = {
-    "bae": (BinaryAutoencoder, LATENTS, {}), "random": (RandomAutoencoder, LATENTS, {}),
-    "levels_bae": (LevelsAutoencoder, LATENTS, {"signs": [1, -1]}),
-    "residual_bae": (ResidualAutoencoder, LATENTS, {"stages": [12, 8]}),
+    "bae": (BinaryAutoencoder, LATENTS, {"coding": "step"}), "random": (RandomAutoencoder, LATENTS, {"coding": "step"}),
     "relu": (ReLUAutoencoder, LATENTS, {}), "gated": (GatedAutoencoder, LATENTS, {}),
     "jumprelu": (JumpReLUAutoencoder, LATENTS, {}), "topk": (TopKAutoencoder, LATENTS, {"k": 3}),
     "batch_topk": (BatchTopKAutoencoder, LATENTS, {"k": 3}), "pca": (PCAAutoencoder, 5, {}),
@@ -209,7 +205,7 @@ def test_the_files_have_the_documented_layout(model, tmp_path):
     config = json.loads((tmp_path / "cfg.json").read_text())
     n_latents, own = KINDS[model.architecture][1:]
     assert config == {
-        "schema": 1,
+        "schema": 2,
         "architecture": model.architecture,
         "d_in": D,
         "d_sae": n_latents,
@@ -249,7 +245,7 @@ def edited(folder, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": 2}, "schema 2, but this bitlens reads up to 1; upgrade"),
+        ({"schema": 3}, "schema 3, but this bitlens reads up to 2; upgrade"),
         ({"schema": None}, "'schema' is missing"),
         ({"architecture": "nonsense"}, "architecture 'nonsense'; expected one of: bae, batch_topk"),
         ({"architecture": None}, "lacks the key 'architecture'"),

@@ -7,7 +7,7 @@ from bitlens.autoencoders import BinaryAutoencoder
 from bitlens.bits import products
 from bitlens.hidden import TensorSource
 from bitlens.training import TrainConfig, bit_step, train
-from bitlens.training.binary_learner import BinaryLearner
+from bitlens.training.step_learner import StepLearner
 from bitlens.training.objective import Price, batch_price, dense_covariance_penalty, weights
 
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -19,15 +19,15 @@ def rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
-def learner(d: int, n_latents: int, reference: bool, **changes) -> BinaryLearner:
+def learner(d: int, n_latents: int, reference: bool, **changes) -> StepLearner:
     """A learner at its start, the same one whenever it is asked for the same."""
-    config = TrainConfig(n_latents=n_latents, reference=reference, **changes).resolved(d, "cpu")
-    made = BinaryLearner(BinaryAutoencoder(d, n_latents), config, lambda n, seed: torch.randn(n, d, generator=seed))
+    config = TrainConfig(**{"preset": "step", "n_latents": n_latents, "reference": reference, **changes}).resolved(d, "cpu")
+    made = StepLearner(BinaryAutoencoder(d, n_latents), config, lambda n, seed: torch.randn(n, d, generator=seed))
     made.start()
     return made
 
 
-def clear_rows(of: BinaryLearner, n: int, seed: int = 0) -> torch.Tensor:
+def clear_rows(of: StepLearner, n: int, seed: int = 0) -> torch.Tensor:
     """Rows whose pre-activations all keep clear of the edges of their windows, where rounding decides."""
     spread = of.state["spread"].clone()
     for attempt in range(100):
@@ -40,13 +40,13 @@ def clear_rows(of: BinaryLearner, n: int, seed: int = 0) -> torch.Tensor:
     raise AssertionError("no rows keep clear of the edges")
 
 
-def gradients(of: BinaryLearner) -> list[torch.Tensor]:
+def gradients(of: StepLearner) -> list[torch.Tensor]:
     found = [getattr(of.model, name).grad for name in NAMES]
     assert all(gradient is not None for gradient in found)
     return [gradient.clone() for gradient in found]
 
 
-def assert_same_step(one: BinaryLearner, other: BinaryLearner, x: torch.Tensor) -> None:
+def assert_same_step(one: StepLearner, other: StepLearner, x: torch.Tensor) -> None:
     """Both take the same batch: terms of the loss, firing rates and gradients agree."""
     (losses, rates), (expected, p) = one.backward(x), other.backward(x)
     terms = [[term.item() for term in part] for part in (losses, expected)]
@@ -64,7 +64,7 @@ def assert_same_step(one: BinaryLearner, other: BinaryLearner, x: torch.Tensor) 
 @branches
 @pytest.mark.parametrize("weighting", ["scaled", "paper"])
 @pytest.mark.parametrize("gamma", [0.0, 10.0])
-@pytest.mark.parametrize("preset", ["features", "measure"])
+@pytest.mark.parametrize("preset", ["step", "measure"])
 def test_a_step_is_that_of_autograd(monkeypatch, preset, gamma, weighting, branch):
     monkeypatch.setattr(bit_step, "DENSE", branch)
     changes = {"preset": preset, "gamma": gamma, "weighting": weighting}
@@ -84,7 +84,7 @@ def test_any_width_and_any_number_of_rows(monkeypatch, d, n_latents, gamma, bran
         assert_same_step(one, other, clear_rows(one, n, seed=n))
 
 
-def with_constants(of: BinaryLearner) -> BinaryLearner:
+def with_constants(of: StepLearner) -> StepLearner:
     """Latents 0 to 3: always on, always off, and both inside their windows, where the price has a slope."""
     with torch.no_grad():
         of.model.W_enc[:, :4] *= 1e-3
@@ -95,7 +95,7 @@ def with_constants(of: BinaryLearner) -> BinaryLearner:
 
 @branches
 @pytest.mark.parametrize("gamma", [0.0, 10.0])
-@pytest.mark.parametrize("preset", ["features", "measure"])
+@pytest.mark.parametrize("preset", ["step", "measure"])
 def test_latents_that_are_always_on_or_off(monkeypatch, preset, gamma, branch):
     monkeypatch.setattr(bit_step, "DENSE", branch)
     one, other = (with_constants(learner(9, 70, reference, preset=preset, gamma=gamma)) for reference in (False, True))
@@ -141,7 +141,7 @@ def test_codes_with_many_bits_on_take_whole_products_and_others_do_not(monkeypat
 
 @branches
 @pytest.mark.parametrize("gamma", [0.0, 10.0])
-@pytest.mark.parametrize("preset", ["features", "measure"])
+@pytest.mark.parametrize("preset", ["step", "measure"])
 def test_gradients_are_those_of_float64_on_the_same_bits(monkeypatch, preset, gamma, branch):
     monkeypatch.setattr(bit_step, "DENSE", branch)
     made = learner(13, 137, False, preset=preset, gamma=gamma)
@@ -174,7 +174,7 @@ def rounded(a: torch.Tensor, b: torch.Tensor, bf16: bool) -> torch.Tensor:
 @branches
 @pytest.mark.parametrize("product", [bit_step._product, rounded], ids=["here", "rounded"])
 @pytest.mark.parametrize("gamma", [0.0, 10.0])
-@pytest.mark.parametrize("preset", ["features", "measure"])
+@pytest.mark.parametrize("preset", ["step", "measure"])
 def test_bf16_is_close_to_fp32(monkeypatch, preset, gamma, product, branch):
     monkeypatch.setattr(bit_step, "DENSE", branch)
     monkeypatch.setattr(bit_step, "_product", product)
@@ -245,7 +245,7 @@ def test_the_last_bits_do_not_depend_on_the_number_of_threads():
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
-@pytest.mark.parametrize("preset", ["features", "measure"])
+@pytest.mark.parametrize("preset", ["step", "measure"])
 def test_a_run_is_that_of_the_reference(preset, gamma):
     """Thirty steps, pruning and regrowing included.
 

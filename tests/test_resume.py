@@ -20,7 +20,8 @@ CHANGES = {
     "features": {},
     "measure": {"preset": "measure", "gamma": 0.5},
     "paper": {"preset": "paper"},
-    "bf16": {"precision": "bf16", "gamma": 0.5},
+    "step": {"preset": "step"},
+    "bf16": {"preset": "step", "precision": "bf16", "gamma": 0.5},
     "topk": {"architecture": "topk", "k": 4},
 }
 

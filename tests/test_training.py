@@ -44,7 +44,7 @@ def weights(model: Autoencoder) -> list[torch.Tensor]:
 # --- what it learns -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{"preset": "features"}, {"preset": "measure"}, {"architecture": "topk", "k": 5}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("changes", [{"lam": 0.005}, {"preset": "step"}, {"preset": "measure"}, {"architecture": "topk", "k": 5}], ids=str)  # fmt: skip
 def test_training_explains_the_rows_and_the_loss_falls(changes):
     records = []
     model = train(TensorSource(rows()), settings(steps=300, **changes), report=records.append)
@@ -105,7 +105,7 @@ def test_a_higher_price_leaves_fewer_bits():
 
 def test_first_firing_rates_are_log_uniform_in_their_range():
     records = []
-    train(TensorSource(rows()), settings(steps=1, log_every=1, initial_rates=(0.05, 0.2)), report=records.append)
+    train(TensorSource(rows()), settings(preset="step", steps=1, log_every=1, initial_rates=(0.05, 0.2)), report=records.append)
     expected = 40 * 0.15 / math.log(4)  # the mean of a log-uniform rate, forty times
     assert records[0]["l0"] == pytest.approx(expected, rel=0.25)
 
@@ -133,7 +133,7 @@ def test_half_precision_rows_are_accepted():
 
 
 def test_training_under_bf16_keeps_float32_weights():
-    model = train(TensorSource(rows()), settings(steps=300, precision="bf16", gamma=0.1))
+    model = train(TensorSource(rows()), settings(steps=300, preset="step", precision="bf16", gamma=0.1))
     assert all(tensor.dtype == torch.float32 for tensor in weights(model))
     assert fvu(model, rows()) < 0.3
 
@@ -148,7 +148,7 @@ def test_a_store_and_a_tensor_of_the_same_rows_agree(tmp_path):
 
 
 def test_the_learning_rate_warms_up_and_decays():
-    config = TrainConfig(steps=1000, lr=0.01)
+    config = TrainConfig(steps=1000, lr=0.01, decay=0.3)
     rates = [learning_rate(config, step) for step in range(1000)]
     assert rates[0] == pytest.approx(0.01 / 50)
     assert rates[49] == rates[500] == rates[699] == pytest.approx(0.01)

@@ -102,14 +102,14 @@ class BinaryAutoencoder(Autoencoder):
         rates: firing rate of each latent `[n_latents]`, measured on the data. A latent above 1/2 is flipped (encoder
         negated, decoder row negated, its constant folded into b_dec); one whose rarer state has a rate below 1e-4 is
         removed. So "on" is always the informative state, and reconstructions are unchanged. A descent starts with all bits
-        off and makes rare what costs a price: its latents are not flipped.
+        off and makes rare what costs a price: its latents are not flipped, and only those that are never on go.
         """
         if rates.shape != (self.n_latents,):
             raise BitlensError(f"canonical() needs {self.n_latents} firing rates, not {list(rates.shape)}.")
         rates = rates.to(self.W_enc.device)
         searched = self.coding == "descent"
         flip = (rates > 0.5) & (not searched)
-        keep = (rates if searched else torch.minimum(rates, 1 - rates)) >= NEGLIGIBLE
+        keep = rates > 0 if searched else torch.minimum(rates, 1 - rates) >= NEGLIGIBLE
         if not keep.any():
             raise BitlensError("Every latent is constant on these rows: the autoencoder has collapsed; lower lam.")
         sign = torch.where(flip, -1.0, 1.0)

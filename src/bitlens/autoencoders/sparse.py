@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from bitlens.autoencoders.base import Autoencoder
+from bitlens.autoencoders.pursuit import pursue
 from bitlens.errors import BitlensError
 
 
@@ -17,6 +19,23 @@ class SparseAutoencoder(Autoencoder):
 
     subtracts_b_dec = True
     ENCODER_SCALE = 0.1
+    pursued: int | None = None
+
+    def coded(self, k: int | None) -> Self:
+        """The same autoencoder, sharing its weights, with its codes searched on the decoder by orthogonal matching pursuit, k
+        latents a row: inference-time optimisation. None: by its encoder."""
+        if k is not None and (not 1 <= k <= self.n_latents or self.transcodes):
+            raise BitlensError(f"A pursuit takes 1 to {self.n_latents} latents of an autoencoder, not k = {k}.")
+        other = copy.copy(self)
+        other.pursued = k
+        return other
+
+    def encode(self, x: Tensor) -> Tensor:
+        if self.pursued is None:
+            return super().encode(x)
+        rows = self.standardise(x).reshape(-1, self.d_in)
+        codes = pursue(rows, self.W_dec.detach().float(), self.b_dec.detach().float(), self.pursued)
+        return codes.view(*x.shape[:-1], self.n_latents)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder
 from bitlens.errors import BitlensError
+from bitlens.information.context import context_bits
 
 RISE = 0.005  # of fvu, relative: less than the spread between seeds
 HALVINGS = 12
@@ -23,23 +24,27 @@ class Magnitudes:
     step: float
     """of the quantiser, a length in the hidden states' own units"""
     bits: float
-    """bits a row that an ideal coder needs for the magnitudes, once it knows which latents are on"""
+    """bits a row that an ideal coder needs for the magnitudes, once it knows which latents are on; where rows to fit are
+    given, the cheaper of each alone and each in its context"""
+    bits_alone: float
+    """the same, each magnitude by the frequencies of its latent's alone"""
     fvu: float
     """fraction of variance unexplained with quantised magnitudes"""
 
 
 @torch.inference_mode()
-def quantise_magnitudes(autoencoder: Autoencoder, rows: Tensor, rise: float = RISE) -> Magnitudes:
+def quantise_magnitudes(
+    autoencoder: Autoencoder, rows: Tensor, rise: float = RISE, fit: Tensor | None = None
+) -> Magnitudes:
     """The fewest bits for magnitudes with a uniform quantiser whose error raises fvu by no more than the share `rise`.
 
     rows: raw hidden states `[n, d_in]`, of a transcoder with its targets beside them. The quantiser's step is one for all latents, as a length along the decoder's
     row, so that all errors weigh the same. Entropies are each latent's own symbols' as counted, with Miller and Madow's
-    correction: low, if anything.
+    correction: low, if anything. fit: other rows; with them magnitudes are coded in context, too (`context.py`).
     """
     lengths = autoencoder.W_dec.norm(dim=1).clamp_min(1e-12) * autoencoder.scale
     rows = rows.to(lengths.device).float()
-    on = [autoencoder.encode(autoencoder.pair(block)[0]) for block in rows.split(BLOCK)]
-    on = [(codes.nonzero(as_tuple=True), codes[codes != 0]) for codes in on]
+    on = _sparse(autoencoder, rows)
     longest = max((float((values.abs() * lengths[where[1]]).max()) for where, values in on if len(values)), default=0.0)
     if longest == 0:
         raise BitlensError("No latent is on in these rows, so there are no magnitudes to quantise.")
@@ -63,7 +68,28 @@ def quantise_magnitudes(autoencoder: Autoencoder, rows: Tensor, rise: float = RI
     symbols = torch.cat([_steps(values, lengths[where[1]], low) for where, values in on]).long()
     targets = autoencoder.pair(rows)[1].double()
     variance = float((targets - targets.mean(0)).square().sum())
-    return Magnitudes(low, _symbol_bits(latents.cpu(), symbols.cpu()) / len(rows), error(low) / variance)
+    alone = bits = _symbol_bits(latents.cpu(), symbols.cpu()) / len(rows)
+    if fit is not None:
+        others = _sparse(autoencoder, fit.to(lengths.device).float())
+        bits = min(bits, context_bits(_whole(others, len(fit), lengths, low), _whole(on, len(rows), lengths, low)))
+    return Magnitudes(low, bits, alone, error(low) / variance)
+
+
+Sparse = list[tuple[tuple[Tensor, ...], Tensor]]  # for each block of rows: (row, latent) of what is on, and its value
+
+
+def _sparse(autoencoder: Autoencoder, rows: Tensor) -> Sparse:
+    codes = (autoencoder.encode(autoencoder.pair(block)[0]) for block in rows.split(BLOCK))
+    return [(block.nonzero(as_tuple=True), block[block != 0]) for block in codes]
+
+
+def _whole(on: Sparse, n: int, lengths: Tensor, step: float) -> Tensor:
+    """Symbols of all n rows, 0 where a latent is off, int16 `[n, n_latents]`"""
+    symbols = torch.zeros(n, len(lengths), dtype=torch.int16)
+    for first, (where, values) in zip(range(0, n, BLOCK), on, strict=True):
+        row, latent = (index.cpu() for index in where)
+        symbols[first + row, latent] = _steps(values, lengths[where[1]], step).to(torch.int16).cpu()
+    return symbols
 
 
 def _steps(values: Tensor, lengths: Tensor, step: float) -> Tensor:

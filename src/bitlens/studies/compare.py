@@ -43,16 +43,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "PCA": {"architecture": "pca"},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
+    "BAE, step": {"preset": "step"},
     "BAE, measure": {"preset": "measure"},
-    "BAE, no pruning": {"prune_at": (), "regrow_at": ()},
-    "residual stages": {"architecture": "residual_bae"},
-    "matryoshka": {"architecture": "matryoshka_bae"},
-    "ternary": {"architecture": "ternary_bae"},
-    "2 thresholds": {"architecture": "levels_bae", "thresholds": 2},
-    "4 thresholds": {"architecture": "levels_bae", "thresholds": 4},
-    "8 thresholds": {"architecture": "levels_bae", "thresholds": 8},
-    "own magnitude": {"architecture": "levels_bae", "thresholds": 1},
-    "stochastic": {"surrogate": "stochastic"},
 }
 BINARY = {BAE, "random", *VARIANTS}
 CUTS = (0.0, 0.25, 0.5, 0.75)  # quantiles of a sparse latent's values above which it may count as on for labels

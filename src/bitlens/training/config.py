@@ -19,12 +19,12 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 PRUNE_AT, REGROW_AT, RESTART_AT = (0.2, 0.35, 0.5, 0.7, 0.85), (0.2, 0.35, 0.5), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 _STEP = {
-    "coding": "step", "scale": 0.0, "surrogate": "clipped", "lr": 1e-2, "lam": 0.1, "gamma": 0.0, "weighting": "scaled",
+    "coding": "step", "scale": 0.0, "anneal": 1.0, "surrogate": "clipped", "lr": 1e-2, "lam": 0.1, "gamma": 0.0, "weighting": "scaled",
     "prune_at": PRUNE_AT, "regrow_at": REGROW_AT, "decay": 0.3,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "features": {
-        "coding": "descent", "scale": 0.3, "surrogate": "clipped", "width": 1.0, "price": "onbit", "lam": 0.1, "gamma": 0.0,
+        "coding": "descent", "scale": 0.3, "anneal": 4.0, "surrogate": "clipped", "width": 1.0, "price": "onbit", "lam": 0.1, "gamma": 0.0,
         "weighting": "scaled", "initial_rates": (), "initial_share": 1.0, "prune_at": (), "regrow_at": RESTART_AT,
         "lr": 4e-2, "decay": 0.6,
     },
@@ -72,6 +72,8 @@ class TrainConfig:
     """entropy: H2 of the firing rate; onbit: every on-bit costs the same"""
     p0: float = 0.02
     """firing rate of the sparse prior that sets the price of an on-bit"""
+    anneal: float | None = None
+    """with descent: price of a bit at the start, in final prices, which it reaches after half of the steps"""
     surrogate: Surrogate | None = None
     """gradient of the step: clipped, sigmoid, ste or paper"""
     width: float | None = None
@@ -139,6 +141,7 @@ class TrainConfig:
             "scale": (0 < (self.scale or 0.0) < math.inf or self.coding != "descent", "above 0 and finite with coding descent"),
             "k": (1 <= self.k <= (most if self.architecture in BASELINE_RATES else math.inf), f"between 1 and {most}, the number of latents"),
             "sparsity": (self.sparsity is None or 0 < self.sparsity < math.inf, "above 0 and finite"),
+            "anneal": (1 <= (self.anneal or 1.0) < math.inf, "at least 1 and finite"),
             "p0": (0 < self.p0 < 0.5, "between 0 and 0.5"),
             "initial_share": (0 <= (self.initial_share or 0.0) <= 1, "in [0, 1]"),
             "test_fraction": (0 <= self.test_fraction < 1, "in [0, 1)"),

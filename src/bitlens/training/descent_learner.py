@@ -23,9 +23,11 @@ from bitlens.training.learner import Learner, Sampler
 from bitlens.training.objective import Losses, Price
 
 FLIPS = 200  # a row in training
+RESTART = 0.7  # of what is left of a row: a latent that explains all of it is on in that row alone
 MEMORY = 0.99  # of the count of rows in which a latent was on, a step
 SMALL_SAMPLE = 8192
 CANONICAL_ROWS = 65536
+ANNEALED = 0.5  # of the steps are done when the price is the final one
 ENCODER_FROM = 0.5  # of the steps are done when the encoder begins to learn: before, the bits still change too much
 
 
@@ -36,6 +38,7 @@ class DescentLearner(Learner[BinaryAutoencoder]):
     def __init__(self, model: BinaryAutoencoder, config: TrainConfig, sample: Sampler) -> None:
         super().__init__(model, config, sample)
         self.state = {"on": torch.zeros(model.n_latents, device=model.W_enc.device)}
+        self.final_price = (config.lam or 0.0) * Price("onbit", config.p0).per_on_bit
         self.restart_steps = {int(f * config.steps) for f in config.regrow_at or ()}
 
     @torch.no_grad()
@@ -49,13 +52,20 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         model.W_dec.copy_(W / W.norm(dim=1, keepdim=True).clamp_min(1e-12) * length)
         model.b_dec.zero_()
         assert model.price is not None
-        model.price.fill_((self.config.lam or 0.0) * Price("onbit", self.config.p0).per_on_bit)
+        model.price.fill_(self.final_price)
         model.W_enc.copy_(model.W_dec.T)
         model.b_enc.copy_(-(model.W_dec.square().sum(1) + model.price) / 2)  # on where switching it on would gain
         if not self._bits(rows[:SMALL_SAMPLE]).words.any():
             raise BitlensError(
                 f"No latent is worth its price in any row: lam {self.config.lam} switches everything off; lower --lam."
             )
+
+    def _price(self) -> float:
+        """Of a bit that is on, at this step: from `anneal` times the final price it falls, linearly, over the first half. Few
+        bits a row, at first, make latents that each stand for much; more bits come when these are there."""
+        done = min(1.0, self.step / self.config.steps / ANNEALED)
+        start = self.config.anneal or 1.0
+        return self.final_price * (start + (1 - start) * done)
 
     def _bits(self, x: Tensor) -> PackedBits:
         W, b = self.model.W_dec.detach(), self.model.b_dec.detach()
@@ -64,8 +74,10 @@ class DescentLearner(Learner[BinaryAutoencoder]):
 
     @torch.no_grad()
     def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
-        model, bits = self.model, self._bits(x)
+        model = self.model
         assert model.price is not None
+        model.price.fill_(self._price())
+        bits = self._bits(x)
         error = _sums(bits, model.W_dec).add_(model.b_dec).sub_(x)
         mse = error.square().mean()
         error *= 2 / error.numel()
@@ -73,33 +85,29 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         self.state["on"].mul_(MEMORY).add_(counts)
         model.W_dec.grad = _sums(bits.transpose(), error)
         model.b_dec.grad = error.sum(0)
-        encoder = (
-            self._encoder_gradients(x, bits) if self.step >= ENCODER_FROM * self.config.steps else mse.new_zeros(())
-        )
-        rates = counts.double() / len(x)
-        price = (rates * model.price).sum() / model.d_in
-        return Losses(mse + price, mse, price, mse.new_zeros(()), encoder), rates
+        if self.step >= ENCODER_FROM * self.config.steps:
+            self._leave_encoder_gradients(x, bits)
+        rates, zero = counts.double() / len(x), mse.new_zeros(())
+        price = (rates * model.price).sum().float() / model.d_in
+        return Losses(mse + price, mse, price, zero, zero), rates
 
-    def _encoder_gradients(self, x: Tensor, bits: PackedBits) -> Tensor:
-        """Leave the gradients of the bits' cross-entropy under the encoder, nats a row -> the cross-entropy"""
-        model, h = self.model, bits.unpack()
-        z = model.pre_activations(x)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(z, h, reduction="sum") / len(x)
-        wrong = z.sigmoid_().sub_(h).div_(len(x))
-        model.W_enc.grad = x.T @ wrong
-        model.b_enc.grad = wrong.sum(0)
-        return loss
+    def _leave_encoder_gradients(self, x: Tensor, bits: PackedBits) -> None:
+        """Those of the bits' cross-entropy under the encoder, a mean over rows"""
+        wrong = self.model.pre_activations(x).sigmoid_().sub_(bits.unpack()).div_(len(x))
+        self.model.W_enc.grad = x.T @ wrong
+        self.model.b_enc.grad = wrong.sum(0)
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Latents that are never on start again at what is left of the rows that are explained worst."""
+        """Latents that are never on start again along what is left of some rows, the rather of those explained badly."""
         idle = (self.state["on"] < 1).nonzero()[:, 0]
         if step not in self.restart_steps or not len(idle):
             return
-        model = self.model
-        rows = self.sample(max(len(idle), SMALL_SAMPLE), generator(self.config.seed, "restart", step))
+        model, seed = self.model, generator(self.config.seed, "restart", step)
+        rows = self.sample(max(len(idle), SMALL_SAMPLE), seed)
         left = torch.cat([x - _sums(self._bits(x), model.W_dec) - model.b_dec for x in rows.split(SMALL_SAMPLE)])
-        model.W_dec[idle] = left[left.norm(dim=1).topk(len(idle)).indices]
+        some = torch.multinomial(left.square().sum(1).cpu(), len(idle), generator=seed)  # as k-means++ draws its centres
+        model.W_dec[idle] = RESTART * left[some.to(left.device)]
         state = optimizer.state[model.W_dec]
         state["exp_avg"][idle] = 0
         state["exp_avg_sq"][idle] = state["exp_avg_sq"].mean()
@@ -107,6 +115,8 @@ class DescentLearner(Learner[BinaryAutoencoder]):
     @torch.no_grad()
     def finish(self) -> Autoencoder:
         """Without the latents that are never on, by a large sample of the training rows."""
+        if self.model.price is not None:
+            self.model.price.fill_(self.final_price)
         rows = self.sample(CANONICAL_ROWS, generator(self.config.seed, "canonical"))
         words = [self._bits(block).words for block in rows.split(SMALL_SAMPLE)]
         rates = firing_rates(PackedBits(torch.cat(words), self.model.n_latents))

@@ -1,0 +1,81 @@
+"""What magnitudes cost when each is coded in its context: which latents are on, and the magnitudes before it.
+
+A sparse autoencoder's magnitudes depend on each other as its latents do, so that coding each by its own frequencies
+overstates what they cost, as the sum of the bits' entropies overstates the bits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+FEATURES = 32  # of the context that predict a latent's magnitude: those that correlate with it most
+FEWEST = 24  # rows in which a latent must be on for a prediction
+RIDGE = 3.0  # in rows
+
+
+def context_bits(fit: Tensor, symbols: Tensor) -> float:
+    """Code length of quantised magnitudes, bits a row, under models fitted on other rows.
+
+    fit `[n, m]`, symbols `[rows, m]`: magnitudes as whole numbers, 0 where a latent is off. Every latent has its own model,
+    of its symbol where it is on: the better on `fit` of (a) its smoothed frequencies, (b) a logistic distribution around a
+    ridge regression on the latents that are on (all, known beforehand) and the magnitudes of those before it, by index.
+    """
+    reach = int(max(fit.abs().max(), symbols.abs().max())) + 1
+    total = 0.0
+    for j in range(fit.shape[1]):
+        rows, seen = symbols[symbols[:, j] != 0], fit[fit[:, j] != 0]
+        if len(rows):
+            total += _latent_bits(seen, rows, j, reach)
+    return total / len(symbols)
+
+
+def _latent_bits(fit: Tensor, rows: Tensor, j: int, reach: int) -> float:
+    """Bits of latent j's symbols in rows in which it is on."""
+    own = _frequency_bits(fit[:, j], rows[:, j], reach)
+    if len(fit) < FEWEST:
+        return own
+    half = len(fit) // 2  # which of the two is better is decided by rows that neither has seen
+    first, second = fit[:half], fit[half:]
+    if _predicted_bits(first, second, j) < _frequency_bits(first[:, j], second[:, j], reach):
+        return _predicted_bits(fit, rows, j)
+    return own
+
+
+def _frequency_bits(fit: Tensor, symbols: Tensor, reach: int) -> float:
+    """Under frequencies mixed with a geometric distribution, so that what was never seen can be coded, too"""
+    counts = torch.bincount((fit + reach).long(), minlength=2 * reach + 1).double()
+    geometric = 0.5 ** torch.arange(-reach, reach + 1, device=fit.device).double().abs().clamp_min(1)
+    chances = (counts + 2 * geometric / geometric.sum()) / (counts.sum() + 2)
+    return float(-torch.log2(chances)[(symbols + reach).long()].sum())
+
+
+def _predicted_bits(fit: Tensor, rows: Tensor, j: int) -> float:
+    """Under a discretised logistic distribution around a ridge regression on the context"""
+    context, others = _context(fit, j), _context(rows, j)
+    y = fit[:, j].double()
+    middle, spread = context.mean(0), context.std(0)
+    centred = context - middle
+    strength = (centred.T @ (y - y.mean())).abs() / (spread * math.sqrt(len(fit)) + 1e-9)
+    best = strength.topk(min(FEATURES, len(fit) // 8 + 1, len(strength))).indices
+    A = centred[:, best]
+    products = A.T @ A
+    penalty = RIDGE * spread[best].square() + 1e-6
+    weights = torch.linalg.solve(products + torch.diag(penalty), A.T @ (y - y.mean()))
+    rest = y - y.mean() - A @ weights
+    freedom = max(1.0, len(fit) - len(best) / 2)
+    scale = max(float(rest.square().sum() / freedom) ** 0.5 * math.sqrt(3) / math.pi, 0.05)  # of a logistic distribution
+    at = y.mean() + (others[:, best] - middle[best]) @ weights
+    symbol = rows[:, j].double()
+    upper, lower = (symbol + 0.5 - at) / scale, (symbol - 0.5 - at) / scale
+    mass = (torch.sigmoid(upper) - torch.sigmoid(lower)).clamp_min(0)
+    hidden = torch.sigmoid((0.5 - at) / scale) - torch.sigmoid((-0.5 - at) / scale)  # 0 is impossible where it is on
+    mass = 0.999 * mass / (1 - hidden).clamp_min(1e-3) + 0.001 * 0.5 ** (symbol.abs() + 1)
+    return float(-torch.log2(mass).sum())
+
+
+def _context(rows: Tensor, j: int) -> Tensor:
+    """Which latents are on, and the magnitudes of those before latent j, float64 `[n, m + j]`"""
+    return torch.cat([(rows != 0).double(), rows[:, :j].double()], 1)
