@@ -75,14 +75,34 @@ def points_of(autoencoder: Autoencoder, store: bl.ActivationStore, cell: dict[st
             for rise in RISES:
                 m = quantise_magnitudes(coded, test, rise, fit)
                 bits = (n["bits_joint"] or 0.0) + m.bits
-                points.append({**point, "rise": rise, "fvu": m.fvu, "bits": bits, "bits_magnitudes": m.bits, "alone": m.bits_alone})
+                points.append(
+                    {
+                        **point,
+                        "rise": rise,
+                        "fvu": m.fvu,
+                        "bits": bits,
+                        "bits_magnitudes": m.bits,
+                        "alone": m.bits_alone,
+                    }
+                )
         else:
             points.append(point)
         print(json.dumps(points[-1]), flush=True)
     return points
 
 
-NUMBERS = ("fvu", "l0", "live", "dead", "dense", "highest_rate", "bits_marginal", "bits_tree", "bits_joint", "rows_per_second")
+NUMBERS = (
+    "fvu",
+    "l0",
+    "live",
+    "dead",
+    "dense",
+    "highest_rate",
+    "bits_marginal",
+    "bits_tree",
+    "bits_joint",
+    "rows_per_second",
+)
 
 
 def covariance(store: bl.ActivationStore) -> torch.Tensor:
@@ -105,7 +125,12 @@ def draw(path: Path, title: str, points: list[dict[str, Any]], spread: torch.Ten
         for name, colour in zip(dict.fromkeys(p["name"] for p in points), COLOURS, strict=False):
             mine = sorted((p["fvu"], p["bits"]) for p in points if p["name"] == name)
             panel.plot(*zip(*mine, strict=True), "o-" if name.startswith("BAE") else "x", color=colour, label=name)
-        panel.set(xlabel="fraction of variance unexplained, held out", ylabel="bits a row", ylim=(0, 1.1 * bound[0]), xlim=(0.05, 0.31))
+        panel.set(
+            xlabel="fraction of variance unexplained, held out",
+            ylabel="bits a row",
+            ylim=(0, 1.1 * bound[0]),
+            xlim=(0.05, 0.31),
+        )
         panel.set_title(title)
         panel.legend(fontsize=8)
 
@@ -130,12 +155,16 @@ def main() -> None:
         key = zlib.crc32(json.dumps(cell, sort_keys=True).encode())
         kept = args.out / f"points-{key:08x}.json"
         if not kept.exists():
-            write_json(kept, {"bitlens": "rate_distortion", "points": points_of(trained(store, cell, args.out), store, cell)})
+            write_json(
+                kept, {"bitlens": "rate_distortion", "points": points_of(trained(store, cell, args.out), store, cell)}
+            )
         points += json.loads(kept.read_text())["points"]
     for p in points:
         p["gaussian"] = gaussian_bits(spread, p["fvu"])
     write_json(args.out / "points.json", {"bitlens": "rate_distortion", "points": points})
-    print("| | fvu | l0 | bits | joint / magnitudes | over Gaussian | dense | highest | dead |\n| --- |" + " ---: |" * 8)
+    print(
+        "| | fvu | l0 | bits | joint / magnitudes | over Gaussian | dense | highest | dead |\n| --- |" + " ---: |" * 8
+    )
     for p in points:
         name = f"{p['name']} " + (f"k {p['k']}, rise {p['rise']}" if "k" in p else f"lam {p['lam']}, seed {p['seed']}")
         print(
@@ -144,7 +173,12 @@ def main() -> None:
         )
     if args.figure:
         manifest = store.manifest
-        draw(args.figure, f"{Path(manifest['model']).name}, {manifest['hook']['module']}, {args.n_latents:,} latents", points, spread)
+        draw(
+            args.figure,
+            f"{Path(manifest['model']).name}, {manifest['hook']['module']}, {args.n_latents:,} latents",
+            points,
+            spread,
+        )
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from bitlens.autoencoders import BinaryAutoencoder
 from bitlens.bits import products
 from bitlens.hidden import TensorSource
 from bitlens.training import TrainConfig, bit_step, train
-from bitlens.training.step_learner import StepLearner
 from bitlens.training.objective import Price, batch_price, dense_covariance_penalty, weights
+from bitlens.training.step_learner import StepLearner
 
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
 SPARSE, DENSE = 2.0, 0.0  # values of bit_step.DENSE that force one branch
@@ -21,7 +21,9 @@ def rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
 
 def learner(d: int, n_latents: int, reference: bool, **changes) -> StepLearner:
     """A learner at its start, the same one whenever it is asked for the same."""
-    config = TrainConfig(**{"preset": "step", "n_latents": n_latents, "reference": reference, **changes}).resolved(d, "cpu")
+    config = TrainConfig(**{"preset": "step", "n_latents": n_latents, "reference": reference, **changes}).resolved(
+        d, "cpu"
+    )
     made = StepLearner(BinaryAutoencoder(d, n_latents), config, lambda n, seed: torch.randn(n, d, generator=seed))
     made.start()
     return made

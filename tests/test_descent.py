@@ -43,7 +43,12 @@ def slack(x: Tensor) -> float:
     return 3 * descent.TOLERANCE * float(x.square().sum(1).mean()) + 1e-3
 
 
-problems = st.tuples(st.sampled_from((1, 3, 20, 64, 65, 130, 200)), st.sampled_from((1, 4, 16)), st.sampled_from((1, 7, 40)), st.integers(0, 999))
+problems = st.tuples(
+    st.sampled_from((1, 3, 20, 64, 65, 130, 200)),
+    st.sampled_from((1, 4, 16)),
+    st.sampled_from((1, 7, 40)),
+    st.integers(0, 999),
+)
 
 
 @property_test
@@ -86,9 +91,9 @@ def test_against_all_codes(m):
     """Close to the best of all 2^m codes; where latents are orthogonal, at the best."""
     x, W, b, price = problem(m, 16, 60, seed=m)
     every = torch.tensor(list(itertools.product((0.0, 1.0), repeat=m)))
-    for W in (W, 2 * torch.linalg.qr(W.T)[0].T):
-        best = torch.stack([energy(x, W, b, price, h.expand(len(x), m)) for h in every]).min(0).values
-        reached = energy(x, W, b, price, descend(x, W, b, price))
+    for rows in (W, 2 * torch.linalg.qr(W.T)[0].T):
+        best = torch.stack([energy(x, rows, b, price, h.expand(len(x), m)) for h in every]).min(0).values
+        reached = energy(x, rows, b, price, descend(x, rows, b, price))
         assert (reached >= best - slack(x)).all()
         assert float((reached - best).mean()) <= 0.02 * float(best.mean())
     assert torch.allclose(reached, best, atol=slack(x))

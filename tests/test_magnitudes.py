@@ -7,6 +7,7 @@ import torch
 
 from bitlens.autoencoders import TopKAutoencoder
 from bitlens.errors import BitlensError
+from bitlens.information.context import context_bits
 from bitlens.information.magnitudes import quantise_magnitudes
 from bitlens.seeding import generator
 
@@ -56,3 +57,26 @@ def test_a_code_that_is_never_on_has_no_magnitudes() -> None:
     model = one_at_a_time(4)
     with pytest.raises(BitlensError, match="No latent is on"):
         quantise_magnitudes(model, -torch.ones(10, 4))
+
+
+def symbols(n: int, seed: int, linked: bool) -> torch.Tensor:
+    """Two latents that are on in half of the rows, together, with magnitudes from 1 to 8; linked: the same ones."""
+    random = generator(seed)
+    on = torch.rand(n, generator=random) < 0.5
+    values = torch.randint(1, 9, (n, 2), generator=random)
+    values[:, 1] = values[:, 0] if linked else values[:, 1]
+    return (values * on[:, None]).to(torch.int16)
+
+
+@pytest.mark.parametrize(("linked", "expected"), [(False, 3.0), (True, 1.5)])
+def test_magnitudes_in_context_cost_what_the_context_does_not_tell(linked: bool, expected: float) -> None:
+    """Half of the rows have two magnitudes of three bits; of linked ones the first tells the second."""
+    found = context_bits(symbols(4000, 1, linked), symbols(4000, 2, linked))
+    assert expected - 0.06 <= found <= expected + 0.12
+
+
+def test_magnitudes_that_were_never_seen_can_be_coded() -> None:
+    fit, rows = symbols(100, 1, False), symbols(100, 2, False) * 3
+    assert math.isfinite(context_bits(fit, rows))
+    assert context_bits(fit, rows) > context_bits(fit, symbols(100, 2, False))
+    assert math.isfinite(context_bits(fit[:0], rows))

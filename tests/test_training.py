@@ -105,7 +105,11 @@ def test_a_higher_price_leaves_fewer_bits():
 
 def test_first_firing_rates_are_log_uniform_in_their_range():
     records = []
-    train(TensorSource(rows()), settings(preset="step", steps=1, log_every=1, initial_rates=(0.05, 0.2)), report=records.append)
+    train(
+        TensorSource(rows()),
+        settings(preset="step", steps=1, log_every=1, initial_rates=(0.05, 0.2)),
+        report=records.append,
+    )
     expected = 40 * 0.15 / math.log(4)  # the mean of a log-uniform rate, forty times
     assert records[0]["l0"] == pytest.approx(expected, rel=0.25)
 

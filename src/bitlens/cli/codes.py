@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bitlens.cli.common import CodesFolder, Device, Json, RunFolder, StoreFolder, open_pair, write_result
+from bitlens.cli.common import (
+    CodesFolder,
+    Device,
+    Json,
+    RunFolder,
+    Search,
+    SearchFlags,
+    StoreFolder,
+    open_pair,
+    write_result,
+)
 
 CompressedFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
 
@@ -47,6 +57,7 @@ def compress(
     documents: Literal["all", "test"] = "all",
     residual: bool = False,
     seed: int = 0,
+    search: SearchFlags = Search(),  # noqa: B008
     device: Device = "auto",
     overwrite: bool = False,
     json: Json = None,
@@ -62,6 +73,7 @@ def compress(
         documents: all, or test for the held-out documents only.
         residual: keep what the bits leave out, too: the hidden states come back to the last bit.
         seed: seed of the model's fit.
+        search: how the codes are found.
         device: auto, cpu, cuda.
         overwrite: replace a file that is there.
         json: also write the numbers to this file.
@@ -71,7 +83,7 @@ def compress(
     from bitlens import show
     from bitlens.compression import compress_store
 
-    autoencoder, rows = open_pair(run, store, device)
+    autoencoder, rows = open_pair(run, store, device, search)
     result = compress_store(
         autoencoder, rows, run, out, documents=documents, exact=residual, seed=seed, overwrite=overwrite,
         report=lambda stage: show.err.print(f"{stage} ..."),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -18,6 +19,31 @@ Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 CodesFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CODES")]
 StoreFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the codes of an autoencoder are found, where that is not to be its own way."""
+
+    coding: Literal["descent", "step"] | None = None
+    """of a binary autoencoder: descent searches the bits, step takes those of its encoder; by default its own way"""
+    flips: int | None = None
+    """of a descent: at most so many flips a row, from the encoder's bits on; fewer are faster, 0 is the encoder alone"""
+
+    def of(self, autoencoder: Any) -> Any:
+        """The autoencoder, coded in this way."""
+        from bitlens.autoencoders import BinaryAutoencoder
+
+        if self.coding is None and self.flips is None:
+            return autoencoder
+        if not isinstance(autoencoder, BinaryAutoencoder):
+            raise BitlensError(
+                f"--coding and --flips are for binary autoencoders, and this is a {autoencoder.architecture}."
+            )
+        return autoencoder.coded(self.coding, self.flips)
+
+
+SearchFlags = Annotated[Search, tyro.conf.arg(name="")]
 
 
 def open_text(
@@ -36,12 +62,12 @@ def open_text(
     return language_model, ContextReader(corpus, language_model.tokenizer, context, packed, bos)
 
 
-def open_pair(run: Path, store: Path, device: str) -> Any:
+def open_pair(run: Path, store: Path, device: str, search: Search = Search()) -> Any:
     """An autoencoder and the store it reads, split as it was for training; with a transcoder's target beside it."""
     from bitlens.autoencoders import Autoencoder
     from bitlens.hidden import ActivationStore, PairedStore
 
-    autoencoder = Autoencoder.from_pretrained(run, pick_device(device))
+    autoencoder = search.of(Autoencoder.from_pretrained(run, pick_device(device)))
     fraction = autoencoder.metadata.get("training", {}).get("test_fraction", 0.1)
     if autoencoder.transcodes:
         target = (autoencoder.metadata.get("target_hook") or {}).get("module", "")

@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from bitlens.cli.common import Device, Json, RunFolder, StoreFolder, open_pair, pick_device, write_result
+from bitlens.cli.common import (
+    Device,
+    Json,
+    RunFolder,
+    Search,
+    SearchFlags,
+    StoreFolder,
+    open_pair,
+    pick_device,
+    write_result,
+)
 
 COLUMNS = ("l0", "surprisal", "fvu", "ce_spliced", "ce_loss_score", "ce_loss_score_mean", "kl_div", "top1")
 
@@ -18,6 +28,7 @@ def faithfulness(
     by: Literal["surprisal", "magnitude"] = "surprisal",
     part: Literal["test", "all"] = "test",
     out: Path | None = None,
+    search: SearchFlags = Search(),  # noqa: B008
     device: Device = "auto",
     json: Json = None,
 ) -> None:
@@ -34,6 +45,7 @@ def faithfulness(
         by: keep the rarest latents, or those of the largest magnitude times decoder norm.
         part: test: the held-out documents; all: every row, for text that the autoencoder was not trained on.
         out: also write every token's numbers under the whole code, with its text in context, to this file (.jsonl).
+        search: how the codes are found.
         device: auto, cpu, cuda.
         json: also write the tables to this file.
     """
@@ -41,7 +53,7 @@ def faithfulness(
     from bitlens.causal import faithfulness as measure
     from bitlens.causal.splice import Splice, load_spliced
 
-    autoencoder, rows = open_pair(run, store, device)
+    autoencoder, rows = open_pair(run, store, device, search)
     splice = Splice.of_store(load_spliced(autoencoder, rows, pick_device(device)), autoencoder, rows, contexts, part)
     results = measure.faithfulness(autoencoder, rows, splice, (*keep, None), by=by)
     tokens, lines = results[-1].tokens, [result.as_dict() for result in results]

@@ -11,6 +11,8 @@ from bitlens.cli.common import (
     Device,
     Json,
     RunFolder,
+    Search,
+    SearchFlags,
     Source,
     StoreFolder,
     open_pair,
@@ -97,6 +99,7 @@ def encode(
     run: RunFolder,
     store: StoreFolder,
     out: Path,
+    search: SearchFlags = Search(),  # noqa: B008
     device: Device = "auto",
     overwrite: bool = False,
     json: Json = None,
@@ -107,6 +110,7 @@ def encode(
         run: an autoencoder.
         store: hidden states of its hook point.
         out: folder of the codes.
+        search: how the codes are found.
         device: auto, cpu, cuda.
         overwrite: replace codes that are there.
         json: also write the result to this file.
@@ -114,7 +118,7 @@ def encode(
     from bitlens import show
     from bitlens.encode import encode_store
 
-    autoencoder, rows = open_pair(run, store, device)
+    autoencoder, rows = open_pair(run, store, device, search)
     with show.bar("encode", len(rows)) as bar:
         codes = encode_store(autoencoder, rows, out, name=str(run), overwrite=overwrite, report=bar.at)
     size = sum(file.stat().st_size for file in out.iterdir())
@@ -129,6 +133,7 @@ def evaluate(
     contexts: int = 64,
     ce: bool = True,
     joint: bool = True,
+    search: SearchFlags = Search(),  # noqa: B008
     device: Device = "auto",
     json: Json = None,
 ) -> None:
@@ -141,6 +146,7 @@ def evaluate(
         contexts: contexts that the language model reads for the cross-entropy numbers.
         ce: run the language model with reconstructions spliced in; --no-ce leaves it out.
         joint: measure bits_joint; --no-joint leaves it out, which takes most of the time.
+        search: how the codes are found.
         device: auto, cpu, cuda.
         json: also write the numbers to this file.
     """
@@ -148,7 +154,7 @@ def evaluate(
     from bitlens.causal.splice import load_spliced
     from bitlens.evaluation import evaluate as measure
 
-    autoencoder, rows = open_pair(run, store, device)
+    autoencoder, rows = open_pair(run, store, device, search)
     if part == "test" and autoencoder.metadata.get("corpus") != rows.manifest.get("corpus"):
         show.err.print(
             "This store is other text than the training's, or was read in another way; --part all takes every row of it."

@@ -23,7 +23,7 @@ def context_bits(fit: Tensor, symbols: Tensor) -> float:
     of its symbol where it is on: the better on `fit` of (a) its smoothed frequencies, (b) a logistic distribution around a
     ridge regression on the latents that are on (all, known beforehand) and the magnitudes of those before it, by index.
     """
-    reach = int(max(fit.abs().max(), symbols.abs().max())) + 1
+    reach = max(int(values.abs().max()) if values.numel() else 0 for values in (fit, symbols)) + 1
     total = 0.0
     for j in range(fit.shape[1]):
         rows, seen = symbols[symbols[:, j] != 0], fit[fit[:, j] != 0]
@@ -66,7 +66,9 @@ def _predicted_bits(fit: Tensor, rows: Tensor, j: int) -> float:
     weights = torch.linalg.solve(products + torch.diag(penalty), A.T @ (y - y.mean()))
     rest = y - y.mean() - A @ weights
     freedom = max(1.0, len(fit) - len(best) / 2)
-    scale = max(float(rest.square().sum() / freedom) ** 0.5 * math.sqrt(3) / math.pi, 0.05)  # of a logistic distribution
+    scale = max(
+        float(rest.square().sum() / freedom) ** 0.5 * math.sqrt(3) / math.pi, 0.05
+    )  # of a logistic distribution
     at = y.mean() + (others[:, best] - middle[best]) @ weights
     symbol = rows[:, j].double()
     upper, lower = (symbol + 0.5 - at) / scale, (symbol - 0.5 - at) / scale
