@@ -33,8 +33,7 @@ class BinaryAutoencoder(Autoencoder):
     formerly = {"coding": "step"}  # noqa: RUF012
 
     def __init__(self, d_in: int, n_latents: int, coding: Coding = "step") -> None:
-        if coding not in ("descent", "step"):
-            raise BitlensError(f"There is no coding '{coding}'; choose descent or step.")
+        _refuse_unknown(coding)
         super().__init__(d_in, n_latents, coding=coding)
         self.price: Tensor | None
         self.register_buffer("price", torch.zeros(n_latents) if coding == "descent" else None)
@@ -56,6 +55,7 @@ class BinaryAutoencoder(Autoencoder):
         bits; 0 leaves these. price: of every bit that is on, in model space (squared error of a row), which one that was
         trained for `step` needs.
         """
+        _refuse_unknown(coding or self.coding)
         other = copy.copy(self)
         other._buffers = dict(self._buffers)
         other.settings = {**self.settings, "coding": coding or self.coding}
@@ -145,6 +145,11 @@ class BinaryAutoencoder(Autoencoder):
             out.price.copy_(price)
         out.metadata = dict(other.metadata)
         return out
+
+
+def _refuse_unknown(coding: str) -> None:
+    if coding not in ("descent", "step"):
+        raise BitlensError(f"There is no coding '{coding}'; choose descent or step.")
 
 
 class RandomAutoencoder(BinaryAutoencoder):

@@ -20,12 +20,25 @@ from bitlens.errors import BitlensError
 TOLERANCE = 1e-6  # a flip must gain more than this share of a row's mean squared length: float32 knows no better
 GRAM_BYTES = 4 << 30  # a larger G is not kept: its entries are computed for a few candidates a row
 BLOCK_BYTES = 64 << 20  # of the gains of a block of rows
+TILE = 512  # latents on a side of what is mirrored at once
 CANDIDATES = 192  # latents of a row that are searched where there is no G, before all are looked at again
 
 
+@torch.no_grad()
 def gram(W: Tensor) -> Tensor | None:
-    """`W W^T` `[m, m]`, or None where it would take more than 4 GiB. W `[m, d]`"""
-    return W @ W.T if 4 * len(W) ** 2 <= GRAM_BYTES else None
+    """`W W^T` `[m, m]`, or None where it would take more than 4 GiB. W `[m, d]`
+
+    Only half of it is computed, and mirrored.
+    """
+    m = len(W)
+    if 4 * m**2 > GRAM_BYTES:
+        return None
+    G = torch.empty(m, m, dtype=W.dtype, device=W.device)
+    for i in range(0, m, TILE):
+        torch.mm(W[i : i + TILE], W[i:].T, out=G[i : i + TILE, i:])
+        for j in range(i + TILE, m, TILE):
+            G[j : j + TILE, i : i + TILE] = G[i : i + TILE, j : j + TILE].T
+    return G
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from bitlens.training.learner import Learner, Sampler
 from bitlens.training.objective import Losses, Price
 
 FLIPS = 200  # a row in training
+WIDE = 8  # latents a row of the batch from which on G, of so many rows, costs more than to search without it
 RESTART = 0.7  # of what is left of a row: a latent that explains all of it is on in that row alone
 MEMORY = 0.99  # of the count of rows in which a latent was on, a step
 SMALL_SAMPLE = 8192
@@ -70,7 +71,8 @@ class DescentLearner(Learner[BinaryAutoencoder]):
     def _bits(self, x: Tensor) -> PackedBits:
         W, b = self.model.W_dec.detach(), self.model.b_dec.detach()
         assert self.model.price is not None
-        return descend(x, W, b, self.model.price, G=gram(W), flips=FLIPS, exchanges=False)
+        G = gram(W) if len(W) <= WIDE * len(x) else None
+        return descend(x, W, b, self.model.price, G=G, flips=FLIPS, exchanges=False)
 
     @torch.no_grad()
     def backward(self, x: Tensor) -> tuple[Losses, Tensor]:

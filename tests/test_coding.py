@@ -1,0 +1,270 @@
+"""Coding as a property of a binary autoencoder: descent or step, kept in its files, the same for everything that encodes."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
+from bitlens.cli import main
+from bitlens.encode import encode_store
+from bitlens.errors import BitlensError
+from bitlens.evaluation import evaluate
+from bitlens.hidden import ActivationStore, TensorSource
+from bitlens.hidden.arrays import import_arrays
+from bitlens.training import TrainConfig, train
+
+D = 12
+
+
+def rows(n: int = 1200, seed: int = 0) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    bits = (torch.rand(n, 10, generator=g) < 0.2).float()
+    return 3 * bits @ torch.randn(10, D, generator=g) + 0.3 * torch.randn(n, D, generator=g) + 5
+
+
+def settings(**changes) -> TrainConfig:
+    base = {"n_latents": 40, "steps": 200, "batch_size": 64, "device": "cpu", "lam": 0.02}
+    return TrainConfig(**{**base, **changes})
+
+
+@pytest.fixture(scope="module")
+def bae() -> BinaryAutoencoder:
+    model = train(TensorSource(rows()), settings())
+    assert isinstance(model, BinaryAutoencoder)
+    return model
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> ActivationStore:
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("coding")
+    np.save(folder / "rows.npy", rows().numpy())
+    return import_arrays([folder / "rows.npy"], folder / "store")
+
+
+def energy(model: BinaryAutoencoder, x: Tensor, h: Tensor) -> Tensor:
+    """Of each row, in model space, float64"""
+    assert model.price is not None
+    left = (model.standardise(x) - model.reconstruct(h)).double().square().sum(-1)
+    return left + h.double() @ model.price.double()
+
+
+def test_features_are_found_by_descent_by_default(bae):
+    assert bae.coding == "descent"
+    assert bae.metadata["training"]["coding"] == "descent"
+    assert 0 < bae.n_latents <= 40
+    assert bae.price is not None
+    assert torch.allclose(bae.price, torch.tensor(0.02 * 5.6147))
+
+
+def test_no_flip_lowers_what_the_autoencoder_minimises(bae):
+    x = rows(300, seed=1)
+    h = bae.encode(x)
+    reached = energy(bae, x, h)
+    for j in range(bae.n_latents):
+        other = h.clone()
+        other[:, j] = 1 - other[:, j]
+        assert (energy(bae, x, other) >= reached - 1e-3).all()
+
+
+def test_codes_are_the_same_however_they_are_asked_for(bae, store, tmp_path):
+    x = rows()
+    h = bae.encode(x)
+    assert torch.equal(bae.encode_bits(x).unpack(), h)
+    assert torch.equal(bae.encode(x.view(4, 300, D)), h.view(4, 300, -1))
+    assert torch.equal(bae(x), bae.decode(h))
+    codes = encode_store(bae, store, tmp_path / "codes")
+    assert torch.equal(codes.bits.unpack(), h)
+    numbers = evaluate(bae, store, part="all", joint=False)
+    assert numbers.fvu == pytest.approx(float((x - bae(x)).square().sum() / (x - x.mean(0)).square().sum()), rel=1e-4)
+    assert numbers.l0 == pytest.approx(float(h.sum(1).mean()), rel=1e-6)
+
+
+def test_a_row_has_the_same_code_alone_and_among_others(bae):
+    """All that a row's code depends on is the row, but for the tolerance, which is a share of the rows' mean length."""
+    x = rows(64, seed=2)
+    together, alone = bae.encode(x), torch.cat([bae.encode(row[None]) for row in x])
+    assert (together == alone).all(1).float().mean() > 0.98
+
+
+def test_files_keep_the_coding_and_the_prices(bae, tmp_path):
+    bae.save(tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    assert config["coding"] == "descent"
+    again = Autoencoder.from_pretrained(tmp_path)
+    assert isinstance(again, BinaryAutoencoder)
+    assert torch.equal(again.price, bae.price)
+    assert torch.equal(again.encode(rows()), bae.encode(rows()))
+
+
+def test_a_file_from_before_there_was_a_choice_is_coded_by_step(tmp_path):
+    model = train(TensorSource(rows()), settings(preset="step"))
+    model.save(tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    del config["coding"]
+    (tmp_path / "cfg.json").write_text(json.dumps({**config, "schema": 1}))
+    again = Autoencoder.from_pretrained(tmp_path)
+    assert isinstance(again, BinaryAutoencoder)
+    assert again.coding == "step"
+    assert torch.equal(again.encode(rows()), model.encode(rows()))
+
+
+def test_a_budget_of_flips_begins_at_the_encoders_bits(bae):
+    x = rows(400, seed=3)
+    by_step = bae.coded("step").encode(x)
+    assert torch.equal(by_step, (bae.pre_activations(bae.standardise(x)) > 0).float())
+    assert torch.equal(bae.coded(flips=0).encode(x), by_step)
+    former = energy(bae, x, by_step)
+    for flips in (1, 2, 4, 8, 100):
+        h = bae.coded(flips=flips).encode(x)
+        assert ((h != by_step).sum(1) <= flips).all()
+        now = energy(bae, x, h)
+        assert (now <= former + 1e-3).all()
+        former = now
+    assert bae.coding == "descent"
+    assert bae.flips is None
+
+
+def test_the_encoder_predicts_the_bits(bae):
+    """Better than chance by far: the encoder was trained on what descent found."""
+    x = rows(1000, seed=4)
+    found, predicted = bae.encode(x), bae.coded("step").encode(x)
+    hits = float((found * predicted).sum())
+    rate = float(found.mean())
+    assert hits / float(predicted.sum()) > max(0.5, 3 * rate)  # precision
+    assert hits / float(found.sum()) > 2 * rate  # recall
+
+
+def test_changed_weights_are_searched_as_they_are(bae):
+    """G is kept only while W_dec stands."""
+    model = bae.coded()
+    x = rows(100, seed=5)
+    before = model.encode(x)
+    kept = model.W_dec.detach().clone()
+    try:
+        with torch.no_grad():
+            model.W_dec.mul_(0.5)
+        other = model.encode(x)
+        assert not torch.equal(other, before)
+        reached = energy(model, x, other)
+        for j in range(0, model.n_latents, 5):
+            flipped = other.clone()
+            flipped[:, j] = 1 - flipped[:, j]
+            assert (energy(model, x, flipped) >= reached - 1e-3).all()
+    finally:
+        with torch.no_grad():
+            model.W_dec.copy_(kept)
+    assert torch.equal(model.encode(x), before)
+
+
+def test_one_trained_for_step_can_be_searched_at_a_price():
+    model = train(TensorSource(rows()), settings(preset="step"))
+    assert isinstance(model, BinaryAutoencoder)
+    with pytest.raises(BitlensError, match="has no prices: name one"):
+        model.coded("descent")
+    x = rows(500, seed=6)
+    searched = model.coded("descent", price=0.05)
+    assert (x - searched(x)).square().mean() < (x - model(x)).square().mean()
+
+
+def test_canonical_drops_what_is_never_on(bae):
+    rates = torch.full((bae.n_latents,), 0.1)
+    rates[3] = 0
+    rates[5] = 0.9
+    short = bae.canonical(rates)
+    assert short.n_latents == bae.n_latents - 1
+    assert torch.equal(short.W_dec, torch.cat([bae.W_dec[:3], bae.W_dec[4:]]))
+    with pytest.raises(BitlensError, match="collapsed"):
+        bae.canonical(torch.zeros(bae.n_latents))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flips": -1}, "0 or more flips"),
+        ({"coding": "step", "flips": 3}, "0 or more flips"),
+        ({"coding": "guess"}, "no coding 'guess'"),
+    ],
+    ids=str,
+)
+def test_nonsense_is_refused(bae, change, message):
+    with pytest.raises(BitlensError, match=message):
+        bae.coded(**change)
+
+
+def test_what_is_not_finite_is_refused(bae):
+    x = rows(5)
+    x[2, 3] = float("nan")
+    with pytest.raises(BitlensError, match="NaN or infinite"):
+        bae.encode(x)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lam": 1e6}, "switches everything off; lower --lam"),
+        ({"gamma": 1.0}, "gamma must be .* 0 with coding descent"),
+        ({"price": "entropy"}, "price must be onbit with coding descent"),
+        ({"scale": 0.0}, "scale must be above 0"),
+        ({"anneal": 0.5}, "anneal must be at least 1"),
+        ({"coding": "guess"}, "no coding 'guess'"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(BitlensError, match=message):
+        train(TensorSource(rows()), settings(**changes))
+
+
+def test_idle_latents_start_again():
+    """Of far too many latents some are never on at first; restarts bring most of them back."""
+    counts = [
+        train(TensorSource(rows()), settings(n_latents=200, steps=150, regrow_at=at)).n_latents
+        for at in ((), (0.2, 0.4, 0.6))
+    ]
+    assert counts[1] > counts[0]
+
+
+def test_pursuit_explains_more_than_the_encoder_with_as_many_latents():
+    model = train(TensorSource(rows()), settings(architecture="topk", k=3, lam=None))
+    assert isinstance(model, TopKAutoencoder)
+    x = rows(400, seed=7)
+    searched = model.coded(3)
+    codes = searched.encode(x)
+    assert ((codes != 0).sum(1) <= 3).all()
+    assert (x - searched(x)).square().mean() < (x - model(x)).square().mean()
+    assert torch.equal(searched.coded(None).encode(x), model.encode(x))
+    one = model.coded(1)
+    best = (model.standardise(x) - model.b_dec) @ model.W_dec.T
+    assert torch.equal(one.encode(x).argmax(1), best.argmax(1))
+    with pytest.raises(BitlensError, match="A pursuit takes 1 to 40"):
+        model.coded(41)
+
+
+def test_the_commands_take_another_coding(bae, store, tmp_path):
+    """evaluate with --coding and --flips: between the encoder alone and descent; a sparse autoencoder refuses them."""
+    bae.save(tmp_path / "run")
+    fvu = []
+    for name, more in (("step", ["--coding", "step"]), ("few", ["--flips", "1"]), ("all", [])):
+        path = tmp_path / f"{name}.json"
+        main(
+            [
+                "evaluate",
+                str(tmp_path / "run"),
+                str(store.path),
+                "--part",
+                "all",
+                "--no-joint",
+                "--json",
+                str(path),
+                *more,
+            ]
+        )
+        fvu.append(json.loads(path.read_text())["fvu"])
+    assert fvu[2] < fvu[1] < fvu[0]
+    TopKAutoencoder(D, 8, 2).save(tmp_path / "topk")
+    with pytest.raises(SystemExit, match="2"):
+        main(["encode", str(tmp_path / "topk"), str(store.path), "--out", str(tmp_path / "codes"), "--flips", "3"])
