@@ -25,6 +25,7 @@ from bitlens.training.objective import Losses, Price
 FLIPS = 200  # a row in training
 WIDE = 8  # latents a row of the batch from which on G, of so many rows, costs more than to search without it
 RESTART = 0.7  # of what is left of a row: a latent that explains all of it is on in that row alone
+COMMON, MOST = 0.06, 4.0  # rate above which a latent's price rises, and the most it rises to, in times
 MEMORY = 0.99  # of the count of rows in which a latent was on, a step
 SMALL_SAMPLE = 8192
 CANONICAL_ROWS = 65536
@@ -38,7 +39,7 @@ class DescentLearner(Learner[BinaryAutoencoder]):
 
     def __init__(self, model: BinaryAutoencoder, config: TrainConfig, sample: Sampler) -> None:
         super().__init__(model, config, sample)
-        self.state = {"on": torch.zeros(model.n_latents, device=model.W_enc.device)}
+        self.state = {"on": torch.zeros(model.n_latents, device=model.W_enc.device)}  # rows in which each was on, fading
         self.final_price = (config.lam or 0.0) * Price("onbit", config.p0).per_on_bit
         self.restart_steps = {int(f * config.steps) for f in config.regrow_at or ()}
 
@@ -68,6 +69,12 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         start = self.config.anneal or 1.0
         return self.final_price * (start + (1 - start) * done)
 
+    def _set_prices(self, price: float) -> None:
+        """The price of every latent: dearer for one that is on in more than a share `COMMON` of the rows, in proportion."""
+        assert self.model.price is not None
+        rates = self.state["on"] * (1 - MEMORY) / self.config.batch_size
+        torch.mul(rates.div(COMMON).clamp_(1, MOST), price, out=self.model.price)
+
     def _bits(self, x: Tensor) -> PackedBits:
         W, b = self.model.W_dec.detach(), self.model.b_dec.detach()
         assert self.model.price is not None
@@ -78,7 +85,7 @@ class DescentLearner(Learner[BinaryAutoencoder]):
     def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
         model = self.model
         assert model.price is not None
-        model.price.fill_(self._price())
+        self._set_prices(self._price())
         bits = self._bits(x)
         error = _sums(bits, model.W_dec).add_(model.b_dec).sub_(x)
         mse = error.square().mean()
@@ -119,8 +126,7 @@ class DescentLearner(Learner[BinaryAutoencoder]):
     @torch.no_grad()
     def finish(self) -> Autoencoder:
         """Without the latents that are never on, by a large sample of the training rows."""
-        if self.model.price is not None:
-            self.model.price.fill_(self.final_price)
+        self._set_prices(self.final_price)
         rows = self.sample(CANONICAL_ROWS, generator(self.config.seed, "canonical"))
         words = [self._bits(block).words for block in rows.split(SMALL_SAMPLE)]
         rates = firing_rates(PackedBits(torch.cat(words), self.model.n_latents))
