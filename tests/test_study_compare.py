@@ -20,7 +20,7 @@ from bitlens.studies.compare import CompareConfig, run_compare, run_folder
 from conftest import english
 
 TINY = CompareConfig(
-    architectures=("BAE", "TopK", "random", "PCA"), variants=("residual stages",), n_latents=(64,), prices=(0.1,),
+    architectures=("BAE", "TopK", "random", "PCA"), variants=("BAE, step",), n_latents=(64,), prices=(0.1,),
     seeds=(0, 1), steps=30, contexts=8, test_fraction=0.3,
 )  # fmt: skip
 TIMES = ("train_seconds", "rows_per_second")
@@ -53,8 +53,8 @@ def untimed(rows):
 
 def test_everything_is_measured_with_every_seed(study):
     assert not [row["error"] for row in study[1] if "error" in row]
-    counts = {name: len(rows_of(study, name)) for name in ("BAE", "TopK", "random", "PCA", "residual stages")}
-    assert counts == {"BAE": 2, "TopK": 2, "random": 2, "PCA": 1, "residual stages": 1}
+    counts = {name: len(rows_of(study, name)) for name in ("BAE", "TopK", "random", "PCA", "BAE, step")}
+    assert counts == {"BAE": 2, "TopK": 2, "random": 2, "PCA": 1, "BAE, step": 1}
     for row in study[1]:
         assert 0 < row["fvu"] < 1.5
         assert 0 <= row["latents_f1"] <= 64
@@ -122,7 +122,7 @@ def test_what_diverges_is_reported_and_stops_nothing(config, tmp_path, monkeypat
     ("changes", "message"),
     [
         ({"architectures": ("BAE", "Perceptron")}, "no architecture 'Perceptron'; choose from: BAE, ReLU"),
-        ({"variants": ("quaternary",)}, "no variant 'quaternary'; choose from: BAE, measure"),
+        ({"variants": ("quaternary",)}, "no variant 'quaternary'; choose from: BAE, step"),
         ({"architectures": ("TopK",)}, "needs 'BAE' among its architectures"),
         ({"seeds": ()}, "at least one price and one seed"),
     ],

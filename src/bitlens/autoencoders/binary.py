@@ -38,7 +38,7 @@ class BinaryAutoencoder(Autoencoder):
         self.price: Tensor | None
         self.register_buffer("price", torch.zeros(n_latents) if coding == "descent" else None)
         self.flips: int | None = None
-        self._gram: tuple[tuple[int, int], Tensor | None] | None = None
+        self._gram: tuple[tuple[int, float], Tensor | None] | None = None
 
     @classmethod
     def setting_names(cls) -> tuple[str, ...]:
@@ -90,7 +90,8 @@ class BinaryAutoencoder(Autoencoder):
     def _kept_gram(self) -> Tensor | None:
         """`W_dec W_dec^T`, computed once for as long as W_dec stands."""
         W = self.W_dec
-        now = W.data_ptr(), W._version
+        version = float(W.double().sum()) if W.is_inference() else W._version  # these tensors count no changes
+        now = W.data_ptr(), version
         if self._gram is None or self._gram[0] != now:
             self._gram = now, gram(W.detach().float())
         return self._gram[1]

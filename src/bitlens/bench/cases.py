@@ -8,17 +8,20 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bitlens.autoencoders import BinaryAutoencoder
+from bitlens.autoencoders import BinaryAutoencoder, TopKAutoencoder
 from bitlens.bench import naive, rivals
 from bitlens.bench.harvest import harvest_overhead
 from bitlens.bench.machine import Peaks
 from bitlens.bench.timing import Timing, interleaved
+from bitlens.bits.descent import descend, gram
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import co_occurrence, covariance, nearest
 from bitlens.errors import BitlensError
@@ -98,10 +101,11 @@ def covariance_penalty(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
         yield from _figures("covariance penalty, forward and backward", f"{BATCH} x {n_latents}", timings, floors)
 
 
-def _bae_step(x: Tensor, n_latents: int, **settings: float | bool) -> tuple[Callable[[], None], float]:
-    """A training step of the default preset from its first step on -> (step, share of bits on; about as many in the window)"""
-    config = TrainConfig(n_latents=n_latents, prune_at=(), regrow_at=(), **settings).resolved(x.shape[1], "cpu")  # pyright: ignore[reportArgumentType]
-    model = BinaryAutoencoder(x.shape[1], n_latents)
+def _bae_step(x: Tensor, n_latents: int, **settings: float | bool | str) -> tuple[Callable[[], None], float]:
+    """A training step of the preset `step` from its first step on -> (step, share of bits on; about as many in the window)"""
+    chosen: dict[str, Any] = {"preset": "step", "prune_at": (), "regrow_at": (), **settings}
+    config = TrainConfig(n_latents=n_latents, **chosen).resolved(x.shape[1], "cpu")
+    model = BinaryAutoencoder(x.shape[1], n_latents, config.coding or "step")
     learner = make_learner(model, config, lambda n, generator: x)
     learner.start()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
@@ -114,6 +118,20 @@ def _bae_step(x: Tensor, n_latents: int, **settings: float | bool) -> tuple[Call
     return step, float(rates.mean())
 
 
+def _topk_step(x: Tensor, n_latents: int, k: int = 32) -> Callable[[], None]:
+    config = TrainConfig(architecture="topk", n_latents=n_latents, k=k).resolved(x.shape[1], "cpu")
+    model = TopKAutoencoder(x.shape[1], n_latents, k)
+    learner = make_learner(model, config, lambda n, generator: x)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        learner.backward(x)
+        optimizer.step()
+        learner.after_step(0, optimizer)
+
+    return step
+
+
 def training_step(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
     """A whole training step: gradients and Adam."""
     for d_in, n_latents in scope.sizes:
@@ -121,6 +139,8 @@ def training_step(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
         own, share = _bae_step(x, n_latents)
         steps = {
             OURS: own,
+            "bitlens by descent": _bae_step(x, n_latents, preset="features")[0],
+            "TopK of bitlens": _topk_step(x, n_latents),
             "bitlens with covariance penalty": _bae_step(x, n_latents, gamma=10.0)[0],
             "bitlens --precision bf16": _bae_step(x, n_latents, precision="bf16")[0],  # pyright: ignore[reportArgumentType]
             "bitlens --reference (autograd)": _bae_step(x, n_latents, reference=True)[0],
@@ -179,8 +199,33 @@ def encode(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
             f"memory {peaks['bytes from memory'] / 1e9:.0f})"
         }
         names = dict.fromkeys(timings, floor)
+        size = f"{rows:,} rows, d_in {d_in}, {n_latents} latents"
+        yield from _figures("encode and pack", size, timings, names, details)
+
+
+def codes_by_descent(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
+    """Bits found by descent from zero, about 17 on in a row, against all gains computed anew at each flip, in torch."""
+    for d_in, n_latents in scope.sizes:
+        n, g = 4 * BATCH, torch.Generator().manual_seed(0)
+        W = torch.randn(n_latents, d_in, generator=g) * 0.3
+        h = (torch.rand(n, n_latents, generator=g) < 17 / n_latents).float()
+        x, b = h @ W + 0.1 * torch.randn(n, d_in, generator=g), torch.zeros(d_in)
+        price = torch.full((n_latents,), 0.03 * d_in * 0.3**2)
+        G = gram(W)
+        functions: dict[str, Callable[[], object]] = {
+            OURS: partial(descend, x, W, b, price, G=G),
+            "without exchanges": partial(descend, x, W, b, price, G=G, exchanges=False),
+            "all gains anew at each flip, in torch": partial(naive.descend, x, W, b, price),
+        }
+        on = float(descend(x, W, b, price, G=G).row_counts().float().mean())
+        timings = interleaved(functions, scope.budget)
+        floor = (
+            2 * n * d_in * n_latents / peaks["float32 operations"] + on * n * n_latents * 8 / peaks["bytes from memory"]
+        )
+        details = {name: f"{n / timing.seconds:,.0f} rows/s, {on:.1f} bits on" for name, timing in timings.items()}
+        size = f"{n:,} rows, d_in {d_in}, {n_latents} latents"
         yield from _figures(
-            "encode and pack", f"{rows:,} rows, d_in {d_in}, {n_latents} latents", timings, names, details
+            "codes by descent", size, timings, dict.fromkeys([OURS, "without exchanges"], floor), details
         )
 
 
@@ -249,6 +294,6 @@ def growth(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
 
 
 CASES: dict[str, Callable[[Scope, Peaks], Iterator[Figure]]] = {
-    "covariance": covariance_penalty, "step": training_step, "harvest": harvest, "encode": encode,
+    "covariance": covariance_penalty, "step": training_step, "harvest": harvest, "encode": encode, "descent": codes_by_descent,
     "pairs": pairs, "search": search, "growth": growth,
 }  # fmt: skip

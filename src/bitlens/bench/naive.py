@@ -56,6 +56,19 @@ def relu_step(x: Tensor, n_latents: int) -> Step:
     return step
 
 
+def descend(x: Tensor, W: Tensor, b: Tensor, price: Tensor) -> Tensor:
+    """Codes by descent with nothing kept: before each flip of all rows, all gains from the residual, by a whole product."""
+    h, length = x.new_zeros(len(x), len(W)), W.square().sum(1)
+    rows = torch.arange(len(x))
+    while True:
+        correlations = (x - h @ W - b) @ W.T
+        best = ((1 - 2 * h) * (2 * correlations - price) - length).max(1)
+        flip = best.values > 1e-4
+        if not flip.any():
+            return h
+        h[rows[flip], best.indices[flip]] = 1 - h[rows[flip], best.indices[flip]]
+
+
 def co_occurrence(h: Tensor) -> Tensor:
     """`H^T H` of 0/1 codes in float32 -> `[n_latents, n_latents]`; exact up to 2^24 rows."""
     return h.T @ h

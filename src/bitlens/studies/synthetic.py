@@ -24,6 +24,7 @@ TEST = 0.2  # of the measured rows: their code length is what the others' models
 VARIANTS: dict[str, dict[str, Any]] = {
     "measure": {},
     "features": {"preset": "features"},
+    "step": {"preset": "step"},
     "paper gradient": {"surrogate": "paper"},
     "straight-through": {"surrogate": "ste"},
     "no entropy": {"lam": 0.0},

@@ -39,7 +39,9 @@ class DescentLearner(Learner[BinaryAutoencoder]):
 
     def __init__(self, model: BinaryAutoencoder, config: TrainConfig, sample: Sampler) -> None:
         super().__init__(model, config, sample)
-        self.state = {"on": torch.zeros(model.n_latents, device=model.W_enc.device)}  # rows in which each was on, fading
+        self.state = {
+            "on": torch.zeros(model.n_latents, device=model.W_enc.device)
+        }  # rows in which each was on, fading
         self.final_price = (config.lam or 0.0) * Price("onbit", config.p0).per_on_bit
         self.restart_steps = {int(f * config.steps) for f in config.regrow_at or ()}
 
