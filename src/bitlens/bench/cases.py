@@ -102,12 +102,13 @@ def covariance_penalty(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
 
 
 def _bae_step(x: Tensor, n_latents: int, **settings: float | bool | str) -> tuple[Callable[[], None], float]:
-    """A training step of the preset `step` from its first step on -> (step, share of bits on; about as many in the window)"""
+    """A training step of the preset `step` with the weights it starts from -> (step, share of bits on; about as many in the window)"""
     chosen: dict[str, Any] = {"preset": "step", "prune_at": (), "regrow_at": (), **settings}
     config = TrainConfig(n_latents=n_latents, **chosen).resolved(x.shape[1], "cpu")
     model = BinaryAutoencoder(x.shape[1], n_latents, config.coding or "step")
     learner = make_learner(model, config, lambda n, generator: x)
     learner.start()
+    learner.step = config.steps - 1  # with descent: the encoder learns, too, and the price is the final one
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
     rates = learner.backward(x)[1]
 
