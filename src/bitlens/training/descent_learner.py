@@ -92,9 +92,8 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         error = _sums(bits, model.W_dec).add_(model.b_dec).sub_(x)
         mse = error.square().mean()
         error *= 2 / error.numel()
-        counts = bits.column_counts().to(x.device)
+        model.W_dec.grad, counts = _sums_by_latent(bits, error)
         self.state["on"].mul_(MEMORY).add_(counts)
-        model.W_dec.grad = _sums(bits.transpose(), error)
         model.b_dec.grad = error.sum(0)
         if self.step >= ENCODER_FROM * self.config.steps:
             self._leave_encoder_gradients(x, bits)
@@ -137,8 +136,16 @@ class DescentLearner(Learner[BinaryAutoencoder]):
 
 def _sums(bits: PackedBits, matrix: Tensor) -> Tensor:
     """`H @ matrix`, float32 `[rows, d]`"""
-    if matrix.device.type == "cpu":
-        from bitlens.bits.products import gather_sums  # compiled when first used
+    if matrix.device.type != "cpu":
+        return bits.unpack() @ matrix.detach()
+    from bitlens.bits.products import gather_sums  # compiled when first used
 
-        return torch.from_numpy(gather_sums(bits.numpy(), matrix.detach().numpy()))
-    return bits.unpack() @ matrix.detach()
+    return torch.from_numpy(gather_sums(bits.numpy(), matrix.detach().numpy()))
+
+
+def _sums_by_latent(bits: PackedBits, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """-> `H^T rows`, float32 `[n_latents, d]`, and in how many rows each latent is on"""
+    if rows.device.type != "cpu":
+        h = bits.unpack()
+        return h.T @ rows, h.sum(0)
+    return _sums(bits.transpose(), rows), bits.column_counts()
