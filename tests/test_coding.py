@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
+from bitlens.bits.descent import descend
 from bitlens.cli import main
 from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
@@ -14,6 +15,8 @@ from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, TensorSource
 from bitlens.hidden.arrays import import_arrays
 from bitlens.training import TrainConfig, train
+from bitlens.training.descent_learner import FLIPS
+from bitlens.training.learners import make_learner
 
 D = 12
 
@@ -276,3 +279,26 @@ def test_the_commands_take_another_coding(bae, store, tmp_path):
     TopKAutoencoder(D, 8, 2).save(tmp_path / "topk")
     with pytest.raises(SystemExit, match="2"):
         main(["encode", str(tmp_path / "topk"), str(store.path), "--out", str(tmp_path / "codes"), "--flips", "3"])
+
+
+def test_a_step_leaves_the_gradients_of_the_objective_at_its_bits():
+    """Those of autograd with the bits held fixed: the dictionary's of the squared error, the encoder's of its cross-entropy."""
+    config = settings(steps=10).resolved(D, "cpu")
+    x = rows(64)
+    model = BinaryAutoencoder(D, 40, "descent")
+    learner = make_learner(model, config, lambda n, seed: rows(n))
+    learner.start()
+    learner.step = 9
+    losses, rates = learner.backward(x)
+    h = descend(x, model.W_dec.detach(), model.b_dec.detach(), model.price, flips=FLIPS, exchanges=False).unpack()
+    names = ("W_enc", "b_enc", "W_dec", "b_dec")
+    found = {name: getattr(model, name).grad.clone() for name in names}
+    model.zero_grad()
+    mse = torch.nn.functional.mse_loss(model.reconstruct(h), x)
+    z = model.pre_activations(x)
+    (mse + torch.nn.functional.binary_cross_entropy_with_logits(z, h, reduction="sum") / len(x)).backward()
+    for name in names:
+        assert torch.allclose(found[name], getattr(model, name).grad, atol=1e-6, rtol=1e-4), name
+    assert torch.equal(rates.float(), h.mean(0))
+    assert float(losses.mse) == pytest.approx(float(mse), rel=1e-5)
+    assert float(losses.total) == pytest.approx(float(mse + (h.mean(0) @ model.price) / D), rel=1e-5)
