@@ -239,6 +239,12 @@ def test_idle_latents_start_again():
     assert counts[1] > counts[0]
 
 
+def test_fewer_rows_than_latents_can_be_trained_on():
+    model = train(TensorSource(rows(50)), settings(n_latents=300, steps=40, batch_size=16))
+    assert 0 < model.n_latents <= 300
+    assert torch.isfinite(model(rows(50))).all()
+
+
 def test_pursuit_explains_more_than_the_encoder_with_as_many_latents():
     model = train(TensorSource(rows()), settings(architecture="topk", k=3, lam=None))
     assert isinstance(model, TopKAutoencoder)

@@ -116,9 +116,8 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         model, seed = self.model, generator(self.config.seed, "restart", step)
         rows = self.sample(max(len(idle), SMALL_SAMPLE), seed)
         left = torch.cat([x - _sums(self._bits(x), model.W_dec) - model.b_dec for x in rows.split(SMALL_SAMPLE)])
-        some = torch.multinomial(
-            left.square().sum(1).cpu(), len(idle), generator=seed
-        )  # as k-means++ draws its centres
+        badly = left.square().sum(1).cpu().clamp_min(1e-12)  # drawn as k-means++ draws its centres
+        some = torch.multinomial(badly, len(idle), len(left) < len(idle), generator=seed)
         model.W_dec[idle] = RESTART * left[some.to(left.device)]
         state = optimizer.state[model.W_dec]
         state["exp_avg"][idle] = 0
