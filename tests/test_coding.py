@@ -221,7 +221,8 @@ def test_what_is_not_finite_is_refused(bae):
         ({"price": "entropy"}, "price must be onbit with coding descent"),
         ({"scale": 0.0}, "scale must be above 0"),
         ({"anneal": 0.5}, "anneal must be at least 1"),
-        ({"coding": "guess"}, "no coding 'guess'"),
+        ({"coding": "step"}, "coding must be the preset's: choose"),
+        ({"preset": "measure", "coding": "descent"}, "choose --preset features for descent"),
     ],
     ids=str,
 )

@@ -48,8 +48,7 @@ class TrainConfig:
     architecture: Architecture = "bae"
     """bae: binary autoencoder; random: one that nobody trained; and the baselines to compare it with"""
     preset: Preset = "features"
-    """features: sparse interpretable bits, found by descent; measure: entropy of any data; step: features as one linear map
-    and a threshold finds them; paper: the gradient and weights of arXiv 2509.20997"""
+    """features: sparse interpretable bits, searched; measure: entropy of any data; step: features by one linear map and a threshold; paper: the gradient and weights of arXiv 2509.20997"""
     n_latents: int | None = None
     """number of latents; by default four times the width of the hidden states"""
     steps: int = 3000
@@ -61,7 +60,7 @@ class TrainConfig:
     decay: float | None = None
     """share of the steps, at the end, in which the learning rate falls to 2 %"""
     coding: Coding | None = None
-    """how bits are found: descent (searched) or step (one linear map and a threshold)"""
+    """how bits are found: descent (searched) or step (one linear map and a threshold); goes with the preset"""
     scale: float | None = None
     """with descent: length of the first decoder rows, in lengths of a row; longer ones make rarer latents"""
     lam: float | None = None
@@ -131,6 +130,8 @@ class TrainConfig:
     def _refuse_nonsense(self) -> None:
         rates, most, gamma = self.initial_rates or (0.5, 0.5), self.n_latents or 1, self.gamma or 0.0
         conditions = {
+            "coding": (self.coding == (PRESETS[self.preset]["coding"] if self.architecture == "bae" else "step"),
+                       "the preset's: choose --preset features for descent, step, measure or paper for step"),
             **{name: (getattr(self, name) >= 1, "at least 1") for name in ("n_latents", "steps", "log_every", "checkpoint_every")},
             **{name: (getattr(self, name) >= 2, "at least 2") for name in ("batch_size", "prune_rows")},
             **{name: (0 < getattr(self, name) < math.inf, "above 0 and finite") for name in ("lr", "width", "decay")},
