@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-FEATURES = 32  # of the context that predict a latent's magnitude: those that correlate with it most
+FEATURES = 256  # of the context that predict a latent's magnitude: those that correlate with it most
 FEWEST = 24  # rows in which a latent must be on for a prediction
-RIDGE = 3.0  # in rows
+RIDGE = 30.0  # in rows
 
 
 def context_bits(fit: Tensor, symbols: Tensor) -> float:
@@ -59,7 +59,7 @@ def _predicted_bits(fit: Tensor, rows: Tensor, j: int) -> float:
     middle, spread = context.mean(0), context.std(0)
     centred = context - middle
     strength = (centred.T @ (y - y.mean())).abs() / (spread * math.sqrt(len(fit)) + 1e-9)
-    best = strength.topk(min(FEATURES, len(fit) // 8 + 1, len(strength))).indices
+    best = strength.topk(min(FEATURES, len(fit) // 4 + 1, len(strength))).indices
     A = centred[:, best]
     products = A.T @ A
     penalty = RIDGE * spread[best].square() + 1e-6
