@@ -21,7 +21,7 @@ NUMBERS: dict[str, tuple[str, int, int]] = {
     "fvu": ("`fvu`", 4, -1), "l0": ("`l0`", 1, 0), "bits": ("bits", 0, -1), "bits_gaussian": ("Gaussian", 0, 0),
     "ce_loss_score": ("`ce_loss_score`", 4, 1), "kl_div": ("`kl_div`", 4, -1), "top1": ("`top1`", 3, 1),
     "dead": ("dead", 0, -1), "stuck": ("stuck", 0, -1), "dense": ("dense", 0, -1), "highest_rate": ("highest rate", 3, 0),
-    "latents_f1": ("latents, F1 > .5", 0, 1), "support_f1": ("the same, any value", 0, 1), "labels_covered": ("labels covered", 0, 1),
+    "support_f1": ("latents of one label, any value", 0, 1), "latents_f1": ("the same, each at its best cut", 0, 1), "labels_covered": ("labels covered", 0, 1),
     "token_latents": ("latents that tokens predict", 0, 1),
     "stability": ("stability", 3, 1), "train_seconds": ("training, s", 0, -1),
 }  # fmt: skip
@@ -85,15 +85,15 @@ def _bits(panel: Any, rows: list[Row]) -> None:
 
 def _bars(panel: Any, rows: list[Row]) -> None:
     names = [
-        name for name in _names(rows) if any(row.get("latents_f1") is not None for row in rows if row["name"] == name)
+        name for name in _names(rows) if any(row.get("support_f1") is not None for row in rows if row["name"] == name)
     ]
     price = rows[0]["price"]
     for i, name in enumerate(names):
-        found = [row["latents_f1"] for row in rows if row["name"] == name and row["price"] == price]
+        found = [row["support_f1"] for row in rows if row["name"] == name and row["price"] == price]
         panel.bar(i, statistics.mean(found), color=COLOURS[i % len(COLOURS)], width=0.7)
         panel.plot([i] * len(found), found, "_", color="#404040")
     panel.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    panel.set(ylabel="latents with a label, F1 > .5")
+    panel.set(ylabel="latents of one label, any value")
 
 
 def write_report(out: Path, rows: Sequence[Row], config: CompareConfig, store: ActivationStore) -> None:
