@@ -17,7 +17,7 @@ from torch import Tensor
 from bitlens.bits.packed import PackedBits, words_for
 from bitlens.errors import BitlensError
 
-TOLERANCE = 1e-6  # a flip must gain more than this share of a row's mean squared length: float32 knows no better
+TOLERANCE = 1e-6  # a flip must gain more than this share of a row's squared length: float32 knows no better
 GRAM_BYTES = 4 << 30  # a larger G is not kept: its entries are computed for a few candidates a row
 BLOCK_BYTES = 64 << 20  # of the gains of a block of rows
 TILE = 512  # latents on a side of what is mirrored at once
@@ -64,7 +64,7 @@ def descend(
     """
     if not torch.isfinite(x).all():
         raise BitlensError("Rows with NaN or infinite values have no code; leave them out.")
-    tolerance = TOLERANCE * max(float(x.square().sum(1).mean()) if len(x) else 0.0, 1e-30)
+    tolerance = TOLERANCE * (x - b).square().sum(1)
     most = len(W) * 4 if flips is None else flips
     search = _descend_cpu if x.device.type == "cpu" else descend_batch
     block = max(16, BLOCK_BYTES // (4 * len(W)))
@@ -72,7 +72,7 @@ def descend(
     for first in range(0, len(x), block):
         rows = slice(first, first + block)
         bits = start[rows] if start is not None else _zeros(x[rows], len(W))
-        words.append(search(x[rows], W, b, price, G, bits, most, exchanges, tolerance).words)
+        words.append(search(x[rows], W, b, price, G, bits, most, exchanges, tolerance[rows]).words)
     return PackedBits(torch.cat(words), len(W)) if words else _zeros(x, len(W))
 
 
@@ -90,13 +90,13 @@ def _gains(x: Tensor, W: Tensor, b: Tensor, price: Tensor, bits: PackedBits) -> 
 
 def _descend_cpu(
     x: Tensor, W: Tensor, b: Tensor, price: Tensor, G: Tensor | None, bits: PackedBits, most: int, exchanges: bool,
-    tolerance: float,
+    tolerance: Tensor,
 ) -> PackedBits:  # fmt: skip
     from bitlens.bits import flips  # compiled when first used
 
     words = bits.numpy().copy()
     if G is not None:
-        flips.descend(_gains(x, W, b, price, bits).numpy(), G.numpy(), words, most, exchanges, tolerance)
+        flips.descend(_gains(x, W, b, price, bits).numpy(), G.numpy(), words, most, exchanges, tolerance.numpy())
         return PackedBits(torch.from_numpy(words.view(np.int64)), len(W))
     left = np.full(len(x), most, np.int64)
     rows = np.arange(len(x))
@@ -105,7 +105,9 @@ def _descend_cpu(
         on = PackedBits(torch.from_numpy(words[rows].view(np.int64)), len(W))
         a = _gains(x[some], W, b, price, on)
         mine = words[rows]
-        made = flips.descend_candidates(a.numpy(), W.numpy(), mine, left[rows], CANDIDATES, exchanges, tolerance)
+        made = flips.descend_candidates(
+            a.numpy(), W.numpy(), mine, left[rows], CANDIDATES, exchanges, tolerance[some].numpy()
+        )
         words[rows] = mine
         left[rows] -= made
         rows = rows[(made > 0) & (left[rows] > 0)]
@@ -114,7 +116,7 @@ def _descend_cpu(
 
 def descend_batch(
     x: Tensor, W: Tensor, b: Tensor, price: Tensor, G: Tensor | None, bits: PackedBits, most: int, exchanges: bool,
-    tolerance: float,
+    tolerance: Tensor,
 ) -> PackedBits:  # fmt: skip
     """The same for a GPU: one flip of every row at a time, and one look at the host for each eight."""
     on, a = bits.unpack(torch.bool), _gains(x, W, b, price, bits)
@@ -135,7 +137,7 @@ def descend_batch(
 
     def exchange() -> Tensor:
         """Make the best exchange of each row -> whether it gained"""
-        best = torch.full((len(x),), tolerance, device=x.device)
+        best = tolerance
         out, into = torch.zeros_like(every), torch.zeros_like(every)
         order = on.to(torch.int8).sort(dim=1, descending=True, stable=True).indices
         for e in range(int(on.sum(1).max())):

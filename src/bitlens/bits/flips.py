@@ -192,19 +192,21 @@ def _descend(a, G, words, flips, most, exchanges, tolerance):
         spans = np.empty((m + SPAN - 1) // SPAN, np.float32)
         for i in range(task * ROWS, min(n, (task + 1) * ROWS)):
             count = _take_on(words[i], a[i], on, gains)
-            flips[i], count = _descend_row(a[i], G, known, W, bits, spans, on, gains, count, most, exchanges, tolerance)
+            flips[i], count = _descend_row(
+                a[i], G, known, W, bits, spans, on, gains, count, most, exchanges, tolerance[i]
+            )
             words[i] = np.uint64(0)
             for e in range(count):
                 words[i, on[e] // 64] |= np.uint64(1) << np.uint64(on[e] % 64)
 
 
 def descend(
-    a: np.ndarray, G: np.ndarray, words: np.ndarray, most: int, exchanges: bool, tolerance: float
+    a: np.ndarray, G: np.ndarray, words: np.ndarray, most: int, exchanges: bool, tolerance: np.ndarray
 ) -> np.ndarray:
     """Flip the bits `words` until no flip gains more than the tolerance, or `most` flips were made in a row.
 
     a: float32 `[n, m]`, `b_j - G_jj - 2 sum_{i on} G_ij` of each row, used up. G: float32 `[m, m]`, symmetric. words: uint64
-    `[n, ceil(m / 64)]`, changed in place. exchanges: where no single flip gains, try all pairs of one bit that is on and one
+    `[n, ceil(m / 64)]`, changed in place. tolerance: float32 `[n]`. exchanges: where no single flip gains, try all pairs of one bit that is on and one
     that is off.
 
     -> flips made, int64 `[n]`
@@ -212,7 +214,7 @@ def descend(
     flips = np.empty(len(a), np.int64)
     assert words.shape == (len(a), words_for(a.shape[1]))
     with torch_threads():
-        _descend(a, G, words, flips, most, exchanges, np.float32(tolerance))
+        _descend(a, G, words, flips, most, exchanges, tolerance)
     return flips
 
 
@@ -239,7 +241,7 @@ def _descend_candidates(a, W, words, flips, most, size, exchanges, tolerance):
             on[:count] = np.arange(count)
             spans = np.empty((filled + SPAN - 1) // SPAN, np.float32)
             flips[i], count = _descend_row(
-                local, G, known, W, bits, spans, on, gains, count, most[i], exchanges, tolerance
+                local, G, known, W, bits, spans, on, gains, count, most[i], exchanges, tolerance[i]
             )
             words[i] = np.uint64(0)
             for e in range(count):
@@ -247,7 +249,7 @@ def _descend_candidates(a, W, words, flips, most, size, exchanges, tolerance):
 
 
 def descend_candidates(
-    a: np.ndarray, W: np.ndarray, words: np.ndarray, most: np.ndarray, size: int, exchanges: bool, tolerance: float
+    a: np.ndarray, W: np.ndarray, words: np.ndarray, most: np.ndarray, size: int, exchanges: bool, tolerance: np.ndarray
 ) -> np.ndarray:
     """The same without G, among the bits that are on and the `size` others of the highest gains in each row.
 
@@ -256,5 +258,5 @@ def descend_candidates(
     flips = np.empty(len(a), np.int64)
     assert words.shape == (len(a), words_for(a.shape[1]))
     with torch_threads():
-        _descend_candidates(a, W, words, flips, most, size, exchanges, np.float32(tolerance))
+        _descend_candidates(a, W, words, flips, most, size, exchanges, tolerance)
     return flips
