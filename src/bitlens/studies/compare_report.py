@@ -45,16 +45,17 @@ def draw(out: Path, rows: Sequence[Row]) -> None:
     if not done:
         return
     main = [row for row in done if row["name"] not in VARIANTS]
+    trained = [row for row in main if row["name"] not in NOT_RIVALS]  # the others lie far off and would shrink the rest
     with figure(out / "compare", columns=2, rows=2, size=(5.4, 3.7)) as axes:
-        _bits(axes[0][0], main)
-        _points(axes[0][1], main, "l0", "fvu")
+        _bits(axes[0][0], trained)
+        _points(axes[0][1], trained, "l0", "fvu")
         axes[0][1].set(xlabel="latents on a row", ylabel="fraction of variance unexplained", xlim=(0, 2.2 * _l0(done)))
-        _points(axes[1][0], main, "l0", "ce_loss_score")
+        _points(axes[1][0], trained, "l0", "ce_loss_score")
         axes[1][0].set(xlabel="latents on a row", ylabel="loss kept (ce_loss_score)", xlim=(0, 2.2 * _l0(done)))
         _bars(axes[1][1], main)
         axes[0][0].legend(fontsize=8)
     with figure(out / "variants", size=(6.4, 4.4)) as axes:
-        _bits(axes[0][0], [row for row in done if row["name"] in (BAE, "random", *VARIANTS)])
+        _bits(axes[0][0], [row for row in done if row["name"] in (BAE, *VARIANTS)])
         axes[0][0].legend(fontsize=8)
 
 
