@@ -30,6 +30,7 @@ from bitlens.studies.figures import COLOURS, figure
 
 RISES = (0.02, 0.1, 0.3)
 FIT_ROWS, TEST_ROWS = 32768, 16384
+LEAST, MOST = 0.05, 0.31  # fvu in the figure
 
 
 def rows_of(store: bl.ActivationStore, part: str, n: int) -> torch.Tensor:
@@ -116,20 +117,22 @@ def covariance(store: bl.ActivationStore) -> torch.Tensor:
 
 
 def draw(path: Path, title: str, points: list[dict[str, Any]], spread: torch.Tensor) -> None:
-    fvus = [0.06 + 0.01 * i for i in range(25)]
+    fvus = [LEAST + 0.01 * i for i in range(1, 27)]
     with figure(path, size=(6.4, 4.4)) as axes:
         panel = axes[0][0]
         bound = [gaussian_bits(spread, f) for f in fvus]
         panel.plot(fvus, bound, "--", color="#404040", label="Gaussian bound")
         panel.plot(fvus, [b / 2 for b in bound], ":", color="#404040", label="half of it")
-        for name, colour in zip(dict.fromkeys(p["name"] for p in points), COLOURS, strict=False):
-            mine = sorted((p["fvu"], p["bits"]) for p in points if p["name"] == name)
-            panel.plot(*zip(*mine, strict=True), "o-" if name.startswith("BAE") else "x", color=colour, label=name)
+        seen = [p for p in points if LEAST < p["fvu"] < MOST]
+        for name, colour in zip(dict.fromkeys(p["name"] for p in seen), COLOURS, strict=False):
+            mine = sorted((p["fvu"], p["bits"]) for p in seen if p["name"] == name)
+            label = name.replace("topk", "TopK").replace("pursuit", "codes by matching pursuit")
+            panel.plot(*zip(*mine, strict=True), "o-" if name.startswith("BAE") else "x", color=colour, label=label)
         panel.set(
             xlabel="fraction of variance unexplained, held out",
             ylabel="bits a row",
             ylim=(0, 1.1 * bound[0]),
-            xlim=(0.05, 0.31),
+            xlim=(LEAST, MOST),
         )
         panel.set_title(title)
         panel.legend(fontsize=8)
