@@ -86,7 +86,7 @@ def test_the_table_the_page_and_the_figures_are_there(study):
     page = (out / "compare.md").read_text()
     assert "## 64 latents, price 0.1\n" in page
     assert "binary autoencoders of other kinds" in page
-    for heading in ("`fvu`", "`ce_loss_score`", "dense", "stability", "latents, F1 > .5"):
+    for heading in ("`fvu`", "`ce_loss_score`", "dense", "stability", "latents of one label, any value"):
         assert f"| {heading} |" in page
     assert {path.name for path in out.glob("*.svg")} == {"compare.svg", "variants.svg"}
 
