@@ -172,7 +172,7 @@ def main() -> None:
         name = f"{p['name']} " + (f"k {p['k']}, rise {p['rise']}" if "k" in p else f"lam {p['lam']}, seed {p['seed']}")
         print(
             f"| {name} | {p['fvu']:.3f} | {p['l0']:.1f} | {p['bits']:.0f} | {p['bits_joint']:.0f} / {p.get('bits_magnitudes', 0):.0f} "
-            f"| {p['bits'] / p['gaussian']:.2f} | {p['dense']} | {p['highest_rate']:.2f} | {p['dead']} |"
+            f"| {p['bits'] / max(p['gaussian'], 1e-9):.2f} | {p['dense']} | {p['highest_rate']:.2f} | {p['dead']} |"
         )
     if args.figure:
         manifest = store.manifest
