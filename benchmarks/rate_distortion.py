@@ -22,7 +22,7 @@ import bitlens as bl
 from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.binary import BinaryAutoencoder
 from bitlens.autoencoders.sparse import SparseAutoencoder
-from bitlens.evaluation import evaluate
+from bitlens.evaluation import Moments, evaluate
 from bitlens.files import write_json
 from bitlens.information.magnitudes import quantise_magnitudes
 from bitlens.information.rate_distortion import gaussian_bits
@@ -108,12 +108,10 @@ NUMBERS = (
 
 def covariance(store: bl.ActivationStore) -> torch.Tensor:
     """Of all usual training rows, float64 `[d, d]`"""
-    d, n = store.d_in, 0
-    total, products = torch.zeros(d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
+    moments = Moments(store.mean)
     for rows in store.read("train"):
-        x = rows.hidden.double() - store.mean.double()
-        total, products, n = total + x.sum(0), products + x.T @ x, n + len(x)
-    return products / n - torch.outer(total / n, total / n)
+        moments.add(rows.hidden, rows.hidden)
+    return moments.covariance()
 
 
 def draw(path: Path, title: str, points: list[dict[str, Any]], spread: torch.Tensor) -> None:

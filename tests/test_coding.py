@@ -188,6 +188,8 @@ def test_canonical_drops_what_is_never_on(bae):
     short = bae.canonical(rates)
     assert short.n_latents == bae.n_latents - 1
     assert torch.equal(short.W_dec, torch.cat([bae.W_dec[:3], bae.W_dec[4:]]))
+    by_step = bae.coded("step")
+    assert by_step.canonical(by_step.encode(rows()).mean(0)).coding == "step"
     with pytest.raises(BitlensError, match="collapsed"):
         bae.canonical(torch.zeros(bae.n_latents))
 

@@ -116,7 +116,7 @@ class BinaryAutoencoder(Autoencoder):
         sign = torch.where(flip, -1.0, 1.0)
         constant = (self.W_dec.double() * flip[:, None]).sum(0)
         W_enc, b_enc, W_dec = self.W_enc * sign, self.b_enc * sign, self.W_dec * sign[:, None]
-        price = None if self.price is None else self.price[keep]
+        price = self.price[keep] if searched and self.price is not None else None
         return self.like(self, W_enc[:, keep], b_enc[keep], W_dec[keep], self.b_dec + constant, price)
 
     @classmethod

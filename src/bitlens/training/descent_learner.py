@@ -21,14 +21,13 @@ from bitlens.seeding import generator
 from bitlens.training.config import TrainConfig
 from bitlens.training.learner import Learner, Sampler
 from bitlens.training.objective import Losses, Price
+from bitlens.training.step_learner import CANONICAL_ROWS, SMALL_SAMPLE
 
 FLIPS = 200  # a row in training
 WIDE = 8  # latents a row of the batch from which on G, of so many rows, costs more than to search without it
 RESTART = 0.7  # of what is left of a row: a latent that explains all of it is on in that row alone
 COMMON, MOST = 0.06, 4.0  # rate above which a latent's price rises, and the most it rises to, in times
 MEMORY = 0.99  # of the count of rows in which a latent was on, a step
-SMALL_SAMPLE = 8192
-CANONICAL_ROWS = 65536
 ANNEALED = 0.5  # of the steps are done when the price is the final one
 ENCODER_FROM = 0.5  # of the steps are done when the encoder begins to learn: before, the bits still change too much
 
@@ -39,9 +38,8 @@ class DescentLearner(Learner[BinaryAutoencoder]):
 
     def __init__(self, model: BinaryAutoencoder, config: TrainConfig, sample: Sampler) -> None:
         super().__init__(model, config, sample)
-        self.state = {
-            "on": torch.zeros(model.n_latents, device=model.W_enc.device)
-        }  # rows in which each was on, fading
+        on = torch.zeros(model.n_latents, device=model.W_enc.device)  # rows in which each latent was on, fading
+        self.state = {"on": on}
         self.final_price = (config.lam or 0.0) * Price("onbit", config.p0).per_on_bit
         self.restart_steps = {int(f * config.steps) for f in config.regrow_at or ()}
 
@@ -115,7 +113,7 @@ class DescentLearner(Learner[BinaryAutoencoder]):
             return
         model, seed = self.model, generator(self.config.seed, "restart", step)
         rows = self.sample(max(len(idle), SMALL_SAMPLE), seed)
-        left = torch.cat([x - _sums(self._bits(x), model.W_dec) - model.b_dec for x in rows.split(SMALL_SAMPLE)])
+        left = rows - _sums(self._bits(rows), model.W_dec) - model.b_dec
         badly = left.square().sum(1).cpu().clamp_min(1e-12)  # drawn as k-means++ draws its centres
         some = torch.multinomial(badly, len(idle), len(left) < len(idle), generator=seed)
         model.W_dec[idle] = RESTART * left[some.to(left.device)]
@@ -128,9 +126,7 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         """Without the latents that are never on, by a large sample of the training rows."""
         self._set_prices(self.final_price)
         rows = self.sample(CANONICAL_ROWS, generator(self.config.seed, "canonical"))
-        words = [self._bits(block).words for block in rows.split(SMALL_SAMPLE)]
-        rates = firing_rates(PackedBits(torch.cat(words), self.model.n_latents))
-        return self.model.canonical(rates.to(rows.device))
+        return self.model.canonical(firing_rates(self._bits(rows)).to(rows.device))
 
 
 def _sums(bits: PackedBits, matrix: Tensor) -> Tensor:
