@@ -13,6 +13,7 @@ from bitlens.training import PRESETS, TrainConfig, train
 from bitlens.training.objective import Price
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "recipe.py"
+REFERENCE_PRESETS = {"step": "features"}  # what the reference calls a preset of ours
 N, D, LATENTS, FIT = 8192, 64, 256, 6553
 
 
@@ -100,7 +101,8 @@ def test_the_marks_are_what_the_reference_reaches(case):
     spec.loader.exec_module(recipe)
     preset, r, p, noise = case
     x = planted(r, p, noise)[0][:FIT]
-    W_enc, b_enc, W_dec, b_dec = recipe.train(x, LATENTS, n_prune=FIT, steps=STEPS, **recipe.PRESETS[preset])
+    settings = recipe.PRESETS[REFERENCE_PRESETS.get(preset, preset)]
+    W_enc, b_enc, W_dec, b_dec = recipe.train(x, LATENTS, n_prune=FIT, steps=STEPS, **settings)
     codes = (x @ W_enc + b_enc > 0).float()
     mark = objective(x, codes, codes @ W_dec + b_dec, preset)
     assert mark == pytest.approx(MARKS[case], rel=0.02)
