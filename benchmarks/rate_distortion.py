@@ -22,10 +22,11 @@ import bitlens as bl
 from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.binary import BinaryAutoencoder
 from bitlens.autoencoders.sparse import SparseAutoencoder
-from bitlens.evaluation import Moments, evaluate
+from bitlens.evaluation import evaluate
 from bitlens.files import write_json
 from bitlens.information.magnitudes import quantise_magnitudes
-from bitlens.information.rate_distortion import gaussian_bits
+from bitlens.information.moments import Covariance
+from bitlens.information.rate_distortion import gaussian_bits, gaussian_bound
 from bitlens.studies.figures import COLOURS, figure
 
 RISES = (0.02, 0.1, 0.3)
@@ -59,7 +60,9 @@ def trained(store: bl.ActivationStore, cell: dict[str, Any], out: Path) -> Autoe
     return bl.train(store, bl.TrainConfig(**cell), folder, resume=folder.exists())
 
 
-def points_of(autoencoder: Autoencoder, store: bl.ActivationStore, cell: dict[str, Any]) -> list[dict[str, Any]]:
+def points_of(
+    autoencoder: Autoencoder, store: bl.ActivationStore, cell: dict[str, Any], spread: Covariance
+) -> list[dict[str, Any]]:
     """(fvu, bits) of an autoencoder: of a sparse one for each width of the quantiser, by its encoder and by pursuit."""
     name = str(cell.get("architecture", "BAE"))
     ways: dict[str, Autoencoder] = {name: autoencoder}
@@ -69,7 +72,7 @@ def points_of(autoencoder: Autoencoder, store: bl.ActivationStore, cell: dict[st
         ways["BAE, encoder alone"] = autoencoder.coded("step")
     points = []
     for way, coded in ways.items():
-        n = evaluate(coded, store).as_dict()
+        n = evaluate(coded, store, covariance=spread).as_dict()
         point = {"name": way, **cell, **{key: n[key] for key in NUMBERS}, "bits": n["bits_joint"]}
         if isinstance(coded, SparseAutoencoder):
             fit, test = rows_of(store, "train", FIT_ROWS), rows_of(store, "test", TEST_ROWS)
@@ -106,19 +109,11 @@ NUMBERS = (
 )
 
 
-def covariance(store: bl.ActivationStore) -> torch.Tensor:
-    """Of all usual training rows, float64 `[d, d]`"""
-    moments = Moments(store.mean)
-    for rows in store.read("train"):
-        moments.add(rows.hidden, rows.hidden)
-    return moments.covariance()
-
-
-def draw(path: Path, title: str, points: list[dict[str, Any]], spread: torch.Tensor) -> None:
+def draw(path: Path, title: str, points: list[dict[str, Any]], spread: Covariance) -> None:
     fvus = [LEAST + 0.01 * i for i in range(1, 27)]
     with figure(path, size=(6.4, 4.4)) as axes:
         panel = axes[0][0]
-        bound = [gaussian_bits(spread, f) for f in fvus]
+        bound = [gaussian_bits(spread.matrix, f) for f in fvus]
         panel.plot(fvus, bound, "--", color="#404040", label="Gaussian bound")
         panel.plot(fvus, [b / 2 for b in bound], ":", color="#404040", label="half of it")
         seen = [p for p in points if LEAST < p["fvu"] < MOST]
@@ -151,17 +146,23 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     store = bl.ActivationStore(args.store, 0.1)
     args.n_latents = args.n_latents or 4 * store.d_in
-    spread, points = covariance(store), []
+    spread, points = Covariance.of(rows.hidden for rows in store.read("usual")), []
+    if gaussian_bound(spread, 0.5) is None:
+        parser.error(f"{args.store} has {spread.rows:,} rows, too few for the covariance of {store.d_in} components.")
     for cell in cells(args):
         key = zlib.crc32(json.dumps(cell, sort_keys=True).encode())
         kept = args.out / f"points-{key:08x}.json"
         if not kept.exists():
             write_json(
-                kept, {"bitlens": "rate_distortion", "points": points_of(trained(store, cell, args.out), store, cell)}
+                kept,
+                {
+                    "bitlens": "rate_distortion",
+                    "points": points_of(trained(store, cell, args.out), store, cell, spread),
+                },
             )
         points += json.loads(kept.read_text())["points"]
     for p in points:
-        p["gaussian"] = gaussian_bits(spread, p["fvu"])
+        p["gaussian"] = gaussian_bits(spread.matrix, p["fvu"])
     write_json(args.out / "points.json", {"bitlens": "rate_distortion", "points": points})
     print(
         "| | fvu | l0 | bits | joint / magnitudes | over Gaussian | dense | highest | dead |\n| --- |" + " ---: |" * 8

@@ -31,6 +31,7 @@ from bitlens.hidden import Corpus
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.models import BUNDLED
 from bitlens.hidden.text import ContextReader
+from bitlens.information.moments import Variance, squared_error
 from bitlens.training.config import LEARNING_RATES
 
 ARCHITECTURES = ["relu", "gated", "topk", "batch_topk", "jumprelu"]
@@ -65,13 +66,13 @@ class Contest:
     @torch.no_grad()
     def measure(self, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor]) -> tuple[float, float]:
         """(l0, fvu about the mean) on the held-out rows, sums in float64"""
-        on = error = 0.0
+        on, error, variance = 0.0, 0.0, Variance()
         for x in self.test.split(4096):
             codes = encode(x)
             on += float((codes != 0).sum())
-            error += float((decode(codes).double() - x).square().sum())
-        variance = (self.test.double() - self.test.double().mean(0)).square().sum()
-        return on / len(self.test), error / float(variance)
+            error += squared_error(x, decode(codes))
+            variance.add(x)
+        return on / len(self.test), variance.fvu(error)
 
     def _own(self, architecture: Any, k: int) -> Point:
         begun = time.perf_counter()

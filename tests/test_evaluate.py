@@ -1,14 +1,17 @@
 """The table of numbers against plain float64 numpy."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from bitlens.autoencoders import BinaryAutoencoder, TopKAutoencoder
+from bitlens.autoencoders.sparse import PCAAutoencoder
 from bitlens.bits.packed import PackedBits
 from bitlens.causal.splice import Splice
+from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, LanguageModel
@@ -17,6 +20,7 @@ from bitlens.information.autoregression import Autoregression
 from bitlens.information.magnitudes import quantise_magnitudes
 from bitlens.information.rate_distortion import gaussian_bits
 from bitlens.seeding import generator
+from bitlens.studies.measuring import measure_rows
 
 D, LATENTS, ROWS = 6, 16, 4000
 
@@ -50,12 +54,21 @@ def rows_of(store: ActivationStore, part: str) -> np.ndarray:
     return torch.cat([rows.hidden for rows in store.read(part)]).double().numpy()
 
 
+def with_sinks(store: ActivationStore, folder: Path, every: int = 10) -> ActivationStore:
+    """A store of the same rows in which every so many-th is a hundred times as long."""
+    hidden = rows_of(store, "all").astype(np.float32)
+    hidden[::every] *= 100
+    np.savez(folder / "sinks.npz", hidden=hidden, document=np.arange(ROWS) // 10)
+    import_arrays([folder / "sinks.npz"], folder / "sinks", documents="document")
+    return ActivationStore(folder / "sinks", test_fraction=0.3)
+
+
 @pytest.mark.parametrize("part", ["test", "all"])
 @pytest.mark.parametrize("kind", ["bae", "topk"])
 def test_every_number_equals_numpy(store, kind, part):
     model = build(kind, store)
     numbers = evaluate(model, store, part=part)
-    x = rows_of(store, part)
+    x = rows_of(store, "usual" if part == "all" else part)
     tensor = torch.from_numpy(x).float()
     with torch.no_grad():
         x_hat, codes = model(tensor).double().numpy(), (model.encode(tensor) != 0).double().numpy()
@@ -75,7 +88,8 @@ def test_every_number_equals_numpy(store, kind, part):
     assert numbers.dead == (p < 1e-4).sum() >= 1
     assert numbers.stuck == (p > 1 - 1e-4).sum() >= (kind == "bae")
     assert numbers.live == LATENTS - numbers.dead - numbers.stuck
-    assert numbers.dense == (rare > 0.1).sum() > 0
+    assert numbers.dense == ((rare if kind == "bae" else p) > 0.1).sum() > 0
+    assert numbers.highest_rate == (rare if kind == "bae" else p).max()
     correction = ((p > 0) & (p < 1)).sum() / (2 * len(x) * math.log(2))
     assert numbers.bits_marginal == pytest.approx(entropy + correction, rel=1e-9)
     assert 0 < numbers.bits_tree <= numbers.bits_marginal
@@ -83,7 +97,7 @@ def test_every_number_equals_numpy(store, kind, part):
     assert 0 < numbers.bits_joint < 1.02 * numbers.bits_marginal
     magnitudes = 0.0 if kind == "bae" else quantise_magnitudes(model, tensor).bits
     assert numbers.bits_magnitudes == pytest.approx(magnitudes)
-    covariance = torch.from_numpy(np.cov(x.T, bias=True))
+    covariance = torch.from_numpy(np.cov(rows_of(store, "all").T, bias=True))
     assert numbers.bits_gaussian == pytest.approx(gaussian_bits(covariance, fvu), rel=1e-4)
     assert numbers.rows_per_second > 0
     assert numbers.ce_original is numbers.ce_loss_score is None
@@ -136,6 +150,79 @@ def test_predicting_the_mean_gives_fvu_one_and_no_bits(store):
     assert numbers.fvu == pytest.approx(1, abs=1e-6)
     assert (numbers.l0, numbers.bits_marginal, numbers.live) == (0, 0, 0)
     assert numbers.bits_gaussian == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bae", "topk"])
+def test_rows_of_outlying_norm_are_left_out_unless_they_are_asked_for(store, tmp_path, kind):
+    model, sinks = build(kind, store), with_sinks(store, tmp_path)
+    numbers = evaluate(model, sinks, part="all")
+    usual = rows_of(sinks, "usual")
+    assert len(usual) == ROWS - ROWS // 10
+    with torch.no_grad():
+        x_hat = model(torch.from_numpy(usual).float()).double().numpy()
+    fvu = ((usual - x_hat) ** 2).sum() / (usual.var(0).sum() * len(usual))
+    assert (numbers.rows, numbers.outliers) == (len(usual), ROWS // 10)
+    assert numbers.fvu == pytest.approx(fvu, rel=1e-5)
+    assert numbers.bits_gaussian == pytest.approx(gaussian_bits(torch.from_numpy(np.cov(usual.T, bias=True)), fvu))
+    test = evaluate(model, sinks)
+    held = torch.cat([rows.columns["document"] for rows in sinks.read("all")])
+    assert test.rows + test.outliers == int(sinks.is_test(held).sum())
+    both = evaluate(model, sinks, part="all", outliers=True)
+    assert (both.rows, both.outliers) == (ROWS, 0)
+    assert math.isfinite(both.bits_magnitudes)
+    with pytest.raises(BitlensError, match="can be taken with all"):
+        evaluate(model, sinks, outliers=True)
+
+
+def test_codes_say_which_rows_are_of_outlying_norm(store, tmp_path):
+    sinks = with_sinks(store, tmp_path)
+    codes = encode_store(build("bae", store), sinks, tmp_path / "codes")
+    assert torch.equal(codes.usual, torch.arange(ROWS) % 10 != 0)
+    assert torch.equal(codes.usual, sinks.usual())
+    assert len(codes) == ROWS
+
+
+def planted(folder: Path, rows: int, d: int) -> tuple[ActivationStore, torch.Tensor]:
+    """A store of a Gaussian with known covariance of a falling spectrum, one document in a hundred held out; that covariance"""
+    random = np.random.default_rng(3)
+    axes = np.linalg.qr(random.normal(size=(d, d)))[0] * np.sqrt(np.logspace(0, -2, d))
+    hidden = (random.normal(size=(rows, d)) @ axes.T).astype(np.float32)
+    np.savez(folder / "planted.npz", hidden=hidden, document=np.arange(rows) // 10)
+    import_arrays([folder / "planted.npz"], folder / "planted", documents="document")
+    return ActivationStore(folder / "planted", test_fraction=0.01), torch.from_numpy(axes @ axes.T)
+
+
+def test_the_gaussian_bound_of_few_held_out_rows_is_that_of_their_source(tmp_path):
+    d = 32
+    store, covariance = planted(tmp_path, 6000, d)
+    pca = PCAAutoencoder(d, 8)
+    vectors = torch.linalg.eigh(covariance).eigenvectors[:, -8:].float()
+    with torch.no_grad():
+        pca.W_enc.copy_(vectors)
+        pca.W_dec.copy_(vectors.T)
+    numbers = evaluate(pca, store, joint=False)
+    assert numbers.rows < 4 * d
+    assert numbers.bits_gaussian == pytest.approx(gaussian_bits(covariance, numbers.fvu), rel=0.02)
+    rows = torch.cat([rows.hidden for rows in store.read("all")])
+    few = torch.arange(len(rows)) >= len(rows) - 60
+    measured, _ = measure_rows(pca, rows, few)
+    assert measured["bits_gaussian"] == pytest.approx(gaussian_bits(covariance, measured["fvu"]), rel=0.02)
+
+
+def test_below_four_rows_a_component_there_is_no_gaussian_bound(tmp_path):
+    d = 32
+    store, _ = planted(tmp_path, 4 * d - 1, d)
+    model = PCAAutoencoder(d, 4)
+    assert evaluate(model, store, part="all", joint=False).bits_gaussian is None
+    rows = torch.cat([rows.hidden for rows in store.read("all")])
+    assert measure_rows(model, rows, torch.arange(len(rows)) >= 64)[0]["bits_gaussian"] is None
+
+
+def test_a_code_that_is_never_on_has_no_magnitudes_to_pay_for(store):
+    model = build("topk", store)
+    with torch.no_grad():
+        model.b_enc.fill_(-1e3)
+    assert evaluate(model, store).bits_magnitudes == 0
 
 
 def test_another_width_is_refused(store):

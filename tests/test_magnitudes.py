@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from bitlens.autoencoders import TopKAutoencoder
+from bitlens.autoencoders.sparse import Transcoder
 from bitlens.errors import BitlensError
 from bitlens.information.context import context_bits
 from bitlens.information.magnitudes import quantise_magnitudes
+from bitlens.information.moments import fvu
 from bitlens.seeding import generator
 
 
@@ -57,6 +59,45 @@ def test_a_code_that_is_never_on_has_no_magnitudes() -> None:
     model = one_at_a_time(4)
     with pytest.raises(BitlensError, match="No latent is on"):
         quantise_magnitudes(model, -torch.ones(10, 4))
+
+
+@pytest.mark.parametrize("longest", [1e2, 1e4, 1e5])
+def test_a_few_long_magnitudes_do_not_make_the_others_coarse(longest: float) -> None:
+    """Whatever their lengths: the step is as coarse as the rise permits, and no coarser."""
+    random = generator(1)
+    values = 1 + 7 * torch.rand(3000, generator=random)
+    values[::1000] = longest
+    rows = rows_of(values, 3)
+    rows = torch.where(rows == 0, 0.01 * torch.randn(rows.shape, generator=random), rows)
+    model = one_at_a_time(3)
+    before = fvu(rows, model(rows))
+    result = quantise_magnitudes(model, rows)
+    assert result.fvu <= 1.005 * max(before, 1e-11) * (1 + 1e-9)
+    assert math.isfinite(result.bits)
+    assert math.isfinite(quantise_magnitudes(model, rows[:300], fit=rows[300:900]).bits)
+
+
+def test_an_exact_code_of_any_floats_has_a_price() -> None:
+    rows = rows_of(1 + torch.rand(3000, generator=generator(1)), 3)
+    assert torch.equal(one_at_a_time(3)(rows), rows)
+    result = quantise_magnitudes(one_at_a_time(3), rows)
+    assert result.fvu <= 1.005e-11
+    assert 5 < result.bits < 24
+
+
+def test_a_step_is_a_length_in_the_units_of_what_is_reconstructed() -> None:
+    """The same transcoder for targets of a thousand times the size."""
+    steps = []
+    for size in (1.0, 1000.0):
+        model = Transcoder(3, 3, k=1, d_out=3)
+        with torch.no_grad():
+            model.W_enc.copy_(torch.eye(3))
+            model.W_dec.copy_(torch.eye(3))
+            model.scale_out.fill_(size)
+        x = rows_of(1 + torch.rand(900, generator=generator(1)), 3)
+        target = size * (x + 0.1 * torch.randn(x.shape, generator=generator(2)))
+        steps.append(quantise_magnitudes(model.eval(), torch.cat([x, target], 1)).step)
+    assert steps[1] == pytest.approx(1000 * steps[0], rel=1e-3)
 
 
 def symbols(n: int, seed: int, linked: bool) -> torch.Tensor:

@@ -20,6 +20,7 @@ from bitlens.hidden.store import MANIFEST, ActivationStore, StoreWriter
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.codec import coder
 from bitlens.information.compressed import MAGIC, Compressed, Damaged, Exact, compress
+from bitlens.information.moments import fvu
 from bitlens.information.residual import Decoder, difference, float_bytes, zstandard
 from bitlens.information.tree import Blocks
 
@@ -170,9 +171,9 @@ def _compare(
     scale = torch.where(largest > 0, largest / 127, 1.0)
     steps = (hidden.float() / scale).round().to(torch.int8)
     usual = torch.linalg.vector_norm(hidden, dim=1, dtype=torch.float64) <= store.manifest["outlier_norm"]
-    from_bits = _fvu(hidden[usual], decoder.decode(held)[usual])
+    from_bits = fvu(hidden[usual], decoder.decode(held)[usual])
     whole = file.path.stat().st_size
-    words, fvu_of_int8 = held.numpy().astype("<u8").tobytes(), _fvu(hidden[usual], (steps * scale)[usual])
+    words, fvu_of_int8 = held.numpy().astype("<u8").tobytes(), fvu(hidden[usual], (steps * scale)[usual])
     stored = _zstd(float_bytes(hidden))
     sizes = {
         "streams": (streams, from_bits), "words": (len(words), from_bits), "words_zstd": (_zstd(words), from_bits),
@@ -181,7 +182,7 @@ def _compare(
     }  # fmt: skip
     if file.dtype:
         sizes["exact"] = (streams + residual, 0.0)
-    lines = {name: Line(size, 8 * size / n, fvu) for name, (size, fvu) in sizes.items()}
+    lines = {name: Line(size, 8 * size / n, lost) for name, (size, lost) in sizes.items()}
     lines["file"] = Line(whole, 8 * whole / file.rows, 0.0 if file.dtype else from_bits)
     length = float(model.code_lengths(held).mean())
     gain = 1 - (streams + residual) / stored if file.dtype else None
@@ -192,11 +193,6 @@ def _compare(
 
 def _zstd(data: bytes) -> int:
     return len(zstandard().ZstdCompressor(level=19).compress(data))
-
-
-def _fvu(x: Tensor, x_hat: Tensor) -> float:
-    x = x.double()
-    return float((x - x_hat.double()).square().sum() / (x - x.mean(0)).square().sum())
 
 
 # --- back ---------------------------------------------------------------------------------------------------------------

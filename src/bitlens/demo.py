@@ -75,13 +75,10 @@ def _run(
     with show.bar(f"train {name}", config.steps) as bar:
         model: Autoencoder = train(store, config, out / name, report=lambda r: bar.at(r["step"], show.training(r)))
     codes = encode_store(model, store, out / f"codes-{name}", name=str(out / name))
-    scores = [
-        s
-        for s in token_scores(codes.bits, codes.token, store.is_test(codes.document))
-        if min(s.rate, 1 - s.rate) <= 0.1
-    ]
+    usual = codes.usual
+    scores = token_scores(codes.bits[usual], codes.token[usual], store.is_test(codes.document[usual]))
     numbers = evaluate(model, store, language_model=causal).as_dict()
-    return {**numbers, "token_latents": sum(s.f1 > 0.5 for s in scores)}, scores
+    return {**numbers, "token_latents": sum(s.good for s in scores)}, [s for s in scores if not s.dense]
 
 
 def _show_features(codes: Codes, scores: list[TokenScore], tokenizer: Any) -> None:

@@ -27,14 +27,15 @@ def encode_store(
     overwrite: bool = False,
     report: Callable[[int], None] = lambda rows: None,
 ) -> Codes:
-    """Encode every row of `store`, outliers and held-out documents too, and write the codes to the folder `out`.
+    """Encode every row of `store`, held-out documents and rows of outlying norm, too, and write the codes to `out`; `usual`
+    says which rows are not of outlying norm.
 
     name: what the codes' manifest calls the autoencoder. report: called with the number of rows done so far.
     """
     store.require_width(autoencoder.d_in)
     out = Path(out)
     prepare_output(out, resume=False, overwrite=overwrite, marker=MANIFEST)
-    device = autoencoder.W_enc.device
+    device, usual = autoencoder.W_enc.device, store.usual()
 
     def parts() -> Iterator[tuple[PackedBits, dict[str, Tensor]]]:
         words: list[Tensor] = []
@@ -42,7 +43,8 @@ def encode_store(
         done = held = 0
         for rows in store.read("all"):
             words.append(autoencoder.encode_bits(autoencoder.pair(rows.hidden.to(device))[0]).words.cpu())
-            columns.append(rows.columns)
+            first = done + held
+            columns.append({**rows.columns, "usual": usual[first : first + len(rows.hidden)]})
             held += len(rows.hidden)
             report(done + held)
             if held >= PART_ROWS:

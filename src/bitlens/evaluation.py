@@ -11,7 +11,7 @@ from torch import Tensor
 from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.binary import NEGLIGIBLE
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import firing_rates
+from bitlens.bits.statistics import dense, firing_rates
 from bitlens.causal.splice import Splice
 from bitlens.errors import BitlensError
 from bitlens.hidden.models import LanguageModel
@@ -20,10 +20,10 @@ from bitlens.hidden.store import ActivationStore
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.entropy import plug_in_bits
 from bitlens.information.magnitudes import quantise_magnitudes
-from bitlens.information.rate_distortion import gaussian_bits
+from bitlens.information.moments import Covariance, Variance, squared_error
+from bitlens.information.rate_distortion import gaussian_bound
 from bitlens.information.tree import Blocks
 
-DENSE = 0.1
 FIT_ROWS = 65536  # of training documents, about: more of them lower bits_joint by a little, and take longer
 MAGNITUDE_ROWS = 16384
 SAMPLE = 0x5EED  # makes this choice of documents another one than that of the held-out ones
@@ -35,7 +35,9 @@ class Evaluation:
 
     architecture: str
     rows: int
-    """held-out rows that the numbers are from"""
+    """rows that the numbers are from"""
+    outliers: int
+    """rows of outlying norm in the same documents, which were left out"""
     n_latents: int
     """latents that were trained"""
     live: int
@@ -49,15 +51,15 @@ class Evaluation:
     cosine: float
     """mean cosine of hidden state and reconstruction"""
     l0: float
-    """mean number of latents in their rarer state, for a BAE; of non-zero latents otherwise"""
+    """mean number of latents that are on: not zero, of a BAE in canonical form"""
     dead: int
     """latents on in fewer than 1 row in 10,000, or removed in training"""
     stuck: int
     """latents off in fewer than 1 row in 10,000"""
     dense: int
-    """latents whose rarer state has a rate above 0.1"""
+    """latents that are on in more than a tenth of the rows"""
     highest_rate: float
-    """firing rate of the latent that is on most often; of a BAE that of rarer states"""
+    """firing rate of the latent that is on most often"""
     bits_marginal: float
     """sum of the latents' entropies; of a sparse autoencoder the support alone, without its magnitudes"""
     bits_tree: float
@@ -65,9 +67,10 @@ class Evaluation:
     bits_joint: float | None
     """code length under a logistic autoregression fitted on training documents: the tightest honest bound"""
     bits_magnitudes: float
-    """what magnitudes cost on top, quantised so that fvu rises by 0.5 % of itself; 0 for a BAE, which has none"""
-    bits_gaussian: float
-    """bits that a Gaussian with the data's covariance needs at this fvu: the rate-distortion bound"""
+    """what magnitudes cost on top, quantised so that fvu rises by 0.5 % of itself; 0 where there are none"""
+    bits_gaussian: float | None
+    """bits that a Gaussian with the covariance of all usual rows of the store needs at this fvu: the rate-distortion bound;
+    None below 4 rows a component, from which a covariance cannot be told"""
     rows_per_second: float
     """rows encoded and decoded per second"""
     ce_original: float | None = None
@@ -77,7 +80,7 @@ class Evaluation:
     ce_zero: float | None = None
     """the same with zeros in their place"""
     ce_mean: float | None = None
-    """the same with the mean of the hidden states in their place"""
+    """the same with the mean of the store's hidden states in their place"""
     ce_loss_score: float | None = None
     """(ce_zero - ce_spliced) / (ce_zero - ce_original): 1 is perfect"""
     ce_loss_score_mean: float | None = None
@@ -91,39 +94,21 @@ class Evaluation:
         return asdict(self)
 
 
-class Moments:
-    """Streamed float64 sums over rows of hidden states and their reconstructions."""
+def latent_numbers(autoencoder: Autoencoder, bits: PackedBits) -> dict[str, float | int]:
+    """l0, live, dead, stuck, dense and highest_rate of the rows whose `bits` (which latents are not zero) these are."""
+    p = firing_rates(bits)
+    on = autoencoder.on_rates(p)
+    dead, stuck = int((p < NEGLIGIBLE).sum()), int((p > 1 - NEGLIGIBLE).sum())
+    return {
+        "l0": float(on.sum()), "live": len(p) - dead - stuck, "dead": dead, "stuck": stuck,
+        "dense": int(dense(on).sum()), "highest_rate": float(on.max()),
+    }  # fmt: skip
 
-    def __init__(self, origin: Tensor) -> None:
-        """origin: near the mean `[d]`; sums are taken about it, so that nothing cancels."""
-        d = len(origin)
-        self.origin = origin.double()
-        self.rows = 0
-        self.total = torch.zeros(d, dtype=torch.float64)
-        self.products = torch.zeros(d, d, dtype=torch.float64)
-        self.squared_error = self.cosine = 0.0
 
-    def add(self, x: Tensor, x_hat: Tensor) -> None:
-        """x, x_hat `[n, d]`, raw"""
-        shifted = x.double() - self.origin
-        self.rows += len(x)
-        self.total += shifted.sum(0)
-        self.products += shifted.T @ shifted
-        self.squared_error += float((x_hat.double() - x.double()).square().sum())
-        self.cosine += float(torch.nn.functional.cosine_similarity(x.double(), x_hat.double(), dim=1).sum())
-
-    def covariance(self) -> Tensor:
-        mean = self.total / self.rows
-        return self.products / self.rows - mean[:, None] * mean
-
-    def fvu(self) -> float:
-        """Squared error over the variance about these rows' own mean."""
-        variance = float(self.covariance().diagonal().sum()) * self.rows
-        if not variance > 0:
-            raise BitlensError(
-                "The held-out rows are all equal, so the fraction of variance unexplained has no meaning."
-            )
-        return self.squared_error / variance
+def usual_covariance(autoencoder: Autoencoder, store: ActivationStore) -> Covariance:
+    """Covariance of what `autoencoder` reconstructs of all usual rows of the store, of training and of held-out ones."""
+    device = autoencoder.mean.device
+    return Covariance.of(autoencoder.pair(rows.hidden.to(device))[1] for rows in store.read("usual"))
 
 
 @torch.inference_mode()
@@ -133,41 +118,50 @@ def evaluate(
     *,
     language_model: LanguageModel | None = None,
     splice: Splice | None = None,
+    covariance: Covariance | None = None,
     max_contexts: int = 64,
     part: str = "test",
+    outliers: bool = False,
     joint: bool = True,
 ) -> Evaluation:
     """Measure an autoencoder on the held-out documents of a store.
 
     language_model: a whole causal model hooked where the store was (for a transcoder also where it writes), for the
-    cross-entropy numbers; without one they are None. splice: in its place, what `Splice.of_store` made of it, so that
-    several autoencoders of one hook point share what does not depend on them. part: `test`, or `all` for a store that
-    the autoencoder was not trained on. joint: measure `bits_joint`, which takes longer than all the rest; otherwise it
-    is None.
+    cross-entropy numbers; without one they are None. splice, covariance: what `Splice.of_store` and `usual_covariance`
+    made of the store, so that several autoencoders of one hook point share what does not depend on them. part: `test`, or
+    `all` for a store that the autoencoder was not trained on. outliers: with part `all`, take rows of outlying norm, too,
+    which are never trained on and are otherwise left out. joint: measure `bits_joint`, which takes longer than all the
+    rest; otherwise it is None.
     """
     store.require_width(autoencoder.d_in)
-    moments = None
+    if part not in ("test", "all") or (outliers and part == "test"):
+        raise BitlensError(f"part is test or all, and rows of outlying norm can be taken with all; not {part!r}.")
+    read = "test" if part == "test" else "all" if outliers else "usual"
+    variance, error, cosine = Variance(), 0.0, 0.0
     words, documents = [], []
     seconds = 0.0
-    for rows in store.read(part):
-        x, target = autoencoder.pair(rows.hidden.float().to(autoencoder.mean.device))
+    for rows in store.read(read):
+        x, target = autoencoder.pair(rows.hidden.to(autoencoder.mean.device).float())
         begun = time.perf_counter()
         codes = autoencoder.encode(x)
         x_hat = autoencoder.decode(codes, x)
         seconds += time.perf_counter() - begun
-        words.append(PackedBits.pack(codes != 0).words.cpu())
+        words.append(PackedBits.pack(codes).words.cpu())
         documents.append(rows.columns["document"])
-        moments = moments or Moments(target.mean(0).cpu())
-        moments.add(target.cpu(), x_hat.cpu())
-    if moments is None or moments.rows < 2:
+        variance.add(target)
+        error += squared_error(target, x_hat)
+        cosine += float(torch.nn.functional.cosine_similarity(target.double(), x_hat.double(), dim=1).sum())
+    n = variance.rows
+    if n < 2:
         raise BitlensError(
-            f"{store.path} has {moments.rows if moments else 0} held-out rows; harvest more documents, or pass --part all."
-        )
+            f"{store.path} has {n} held-out rows; harvest more documents, or pass --part all."
+            if part == "test" else f"{store.path} has {n} rows of usual norm; two are needed."
+        )  # fmt: skip
+    fvu = variance.fvu(error)
+    gaussian = gaussian_bound(covariance or usual_covariance(autoencoder, store), fvu)
     bits = PackedBits(torch.cat(words), autoencoder.n_latents)
-    p = firing_rates(bits)
-    rare = torch.minimum(p, 1 - p)
+    latents = latent_numbers(autoencoder, bits)
     removed = autoencoder.metadata.get("n_latents_trained", autoencoder.n_latents) - autoencoder.n_latents
-    fvu = moments.fvu()
     marginal, of_tree = plug_in_bits(bits)
     if language_model and not splice:
         splice = Splice.of_store(language_model, autoencoder, store, max_contexts, part)
@@ -175,26 +169,28 @@ def evaluate(
     losses.pop("tokens", None)
     return Evaluation(
         architecture=autoencoder.architecture,
-        rows=moments.rows,
+        rows=n,
+        outliers=_left_out(store, part, n),
         n_latents=autoencoder.n_latents + removed,
-        live=int((rare >= NEGLIGIBLE).sum()),
         fvu=fvu,
         explained_variance=1 - fvu,
-        mse=moments.squared_error / moments.rows / autoencoder.d_out,
-        cosine=moments.cosine / moments.rows,
-        l0=float((rare if autoencoder.binary else p).sum()),
-        dead=int((p < NEGLIGIBLE).sum()) + removed,
-        stuck=int((p > 1 - NEGLIGIBLE).sum()),
-        dense=int((rare > DENSE).sum()),
-        highest_rate=float((rare if autoencoder.binary else p).max()),
+        mse=error / n / autoencoder.d_out,
+        cosine=cosine / n,
         bits_marginal=marginal,
         bits_tree=of_tree,
         bits_joint=_joint(autoencoder, store, bits, torch.cat(documents), part) if joint else None,
-        bits_magnitudes=_magnitudes(autoencoder, store, part),
-        bits_gaussian=gaussian_bits(moments.covariance(), fvu),
-        rows_per_second=moments.rows / seconds,
+        bits_magnitudes=_magnitudes(autoencoder, store, read) if latents["l0"] else 0.0,
+        bits_gaussian=gaussian,
+        rows_per_second=n / seconds,
+        **{**latents, "dead": latents["dead"] + removed},
         **losses,
     )
+
+
+def _left_out(store: ActivationStore, part: str, measured: int) -> int:
+    """Rows of the documents of this part that were not measured"""
+    documents = (store.shard(i, ["document"])["document"] for i in range(len(store.shards)))
+    return sum(int(store.is_test(d).sum()) if part == "test" else len(d) for d in documents) - measured
 
 
 def _joint(autoencoder: Autoencoder, store: ActivationStore, bits: PackedBits, ids: Tensor, part: str) -> float | None:

@@ -33,13 +33,13 @@ _FORMATS = {
     "fvu": ".4f", "explained_variance": ".4f", "mse": ".4g", "cosine": ".4f", "l0": ".1f", "bits_marginal": ".1f", "bits_tree": ".1f", "bits_joint": ".1f", "bits_magnitudes": ".1f",
     "bits_gaussian": ".1f", "highest_rate": ".3f", "rows_per_second": ",.0f", "balanced_accuracy": ".3f", "balanced_accuracy_hard": ".3f",
     "sensitivity": ".3f", "specificity": ".3f", "specificity_hard": ".3f", "shuffled": ".3f", "ce_original": ".3f", "ce_spliced": ".3f", "ce_zero": ".3f",
-    "ce_mean": ".3f", "ce_loss_score": ".3f", "ce_loss_score_mean": ".3f", "kl_div": ".3f", "top1": ".3f", "surprisal": ".1f", "tokens": ",d", "rows": ",d",
+    "ce_mean": ".3f", "ce_loss_score": ".3f", "ce_loss_score_mean": ".3f", "kl_div": ".3f", "top1": ".3f", "surprisal": ".1f", "tokens": ",d", "rows": ",d", "outliers": ",d",
 }  # fmt: skip
 _MEANINGS = {
-    "rows": "held-out rows measured", "n_latents": "latents trained", "live": "neither dead nor stuck",
+    "rows": "measured", "outliers": "rows of outlying norm, left out", "n_latents": "latents trained", "live": "neither dead nor stuck",
     "fvu": "fraction of variance unexplained", "explained_variance": "1 - fvu", "mse": "in the model's own units",
-    "cosine": "of hidden state and reconstruction", "l0": "latents in their rare state, per row",
-    "dead": "on in < 1 of 10,000 rows, or pruned", "stuck": "off in < 1 of 10,000 rows", "dense": "rare state above 10 % of rows", "highest_rate": "of the latent that is on most",
+    "cosine": "of hidden state and reconstruction", "l0": "latents on, per row",
+    "dead": "on in < 1 of 10,000 rows, or pruned", "stuck": "off in < 1 of 10,000 rows", "dense": "on in more than 10 % of rows", "highest_rate": "of the latent that is on most",
     "bits_marginal": "sum of the latents' entropies", "bits_tree": "the same, each given one other",
     "bits_joint": "code length, each given all before it", "bits_magnitudes": "floats on top, at 1.005 of the fvu",
     "bits_gaussian": "rate-distortion bound at this fvu",
@@ -114,6 +114,12 @@ def entropy(title: str, result: Entropy) -> None:
         grid.add_row(name, f"{estimate.value:.2f}", interval, meaning)
     grid.add_row("bits_lower", f"{result.bits_lower:.2f}", "-", "at least this, whatever the distribution (95 % sure)")
     out.print(grid)
+
+
+def left_out(outliers: int) -> None:
+    """Says how many rows of outlying norm a command leaves out."""
+    if outliers:
+        err.print(f"{outliers:,} rows of outlying norm are left out.")
 
 
 class Bar:

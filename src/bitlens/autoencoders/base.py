@@ -105,8 +105,13 @@ class Autoencoder(nn.Module):
         return self.code(self.pre_activations(self.standardise(x)))
 
     def encode_bits(self, x: Tensor) -> PackedBits:
-        """x: raw hidden states `[..., d_in]` -> one packed row per hidden state: which latents are on"""
-        return PackedBits.pack(self.encode(x) != 0)
+        """x: raw hidden states `[..., d_in]` -> one packed row per hidden state: which latents are on, that is, not zero"""
+        return PackedBits.pack(self.encode(x))
+
+    def on_rates(self, rates: Tensor) -> Tensor:
+        """How often each latent is on in the canonical form, given how often it is not zero: the same, but for bits that
+        canonical form would flip. Every `l0`, `dense` and firing rate that bitlens reports is of these."""
+        return rates
 
     def decode(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
         """codes `[..., n_latents]` -> raw hidden states `[..., d_out]`. x: what was encoded, which only a skip transcoder needs"""

@@ -87,6 +87,9 @@ class BinaryAutoencoder(Autoencoder):
         x, W, b = x.reshape(-1, self.d_in), self.W_dec.detach().float(), self.b_dec.detach().float()
         return descend(x, W, b, self.price, G=self._kept_gram(), start=start, flips=self.flips)
 
+    def on_rates(self, rates: Tensor) -> Tensor:
+        return rates if self.coding == "descent" else torch.minimum(rates, 1 - rates)
+
     def _kept_gram(self) -> Tensor | None:
         """`W_dec W_dec^T`, computed once for as long as W_dec stands."""
         W = self.W_dec

@@ -35,7 +35,7 @@ class Codes:
     """Packed bits with each row's token, document and position: the input of everything that reads codes.
 
     On disk: a folder with `manifest.json` and safetensors shards of `bits` (uint64 `[rows, words]`), `token`,
-    `document` and `position`. Shards are memory-mapped; `bits` and the columns are concatenated on first use.
+    `document`, `position` and `usual` (bool: not of outlying norm). Shards are memory-mapped; `bits` and the columns are concatenated on first use.
     """
 
     def __init__(self, path: Path | str, verify: bool = True) -> None:
@@ -84,6 +84,11 @@ class Codes:
         """Position of each row in the context that the model saw, int32 `[rows]`"""
         return self._load()["position"]
 
+    @property
+    def usual(self) -> torch.Tensor:
+        """Which rows are not of outlying norm, bool `[rows]`; all of them in codes that do not say"""
+        return self._load().get("usual", torch.ones(len(self), dtype=torch.bool))
+
     @staticmethod
     def write(
         path: Path,
@@ -91,7 +96,7 @@ class Codes:
         n_latents: int,
         about: dict[str, Any],
     ) -> Codes:
-        """Write `parts` (bits and the columns token, document, position of the same rows), a shard each.
+        """Write `parts` (bits and the columns token, document, position, usual of the same rows), a shard each.
 
         about: what the manifest says of their origin (autoencoder, store, model, hook point).
         """

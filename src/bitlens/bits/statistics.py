@@ -9,6 +9,8 @@ from torch import Tensor
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 
+DENSE = 0.1
+
 # The CPU kernels are compiled when first used, and loading their compiler takes a moment: hence the local imports.
 
 
@@ -23,6 +25,12 @@ def firing_rates(bits: PackedBits) -> Tensor:
     if len(bits) == 0:
         raise BitlensError("There are no rows, so there are no firing rates.")
     return bits.column_counts().double() / len(bits)
+
+
+def dense(rates: Tensor) -> Tensor:
+    """Which latents are on in more than a tenth of the rows -> bool, the same shape. On is not zero, for every architecture
+    (`Autoencoder.on_rates`)."""
+    return rates > DENSE
 
 
 def co_occurrence(bits: PackedBits, others: PackedBits | None = None) -> Tensor:

@@ -16,6 +16,7 @@ from bitlens.errors import BitlensError
 from bitlens.files import finite, replacing
 from bitlens.hidden.source import NO_ROWS
 from bitlens.hidden.store import ActivationStore
+from bitlens.information.moments import Variance, squared_error
 from bitlens.seeding import generator
 
 KEEP = (1, 2, 4, 8, 16, 32, 64, None)
@@ -94,19 +95,17 @@ def faithfulness(
         return lambda x: autoencoder.decode(kept(autoencoder.encode(x) - off, k) + off, x)
 
     sums = torch.zeros(len(keep), 3, dtype=torch.float64)
-    rows, total, squares = 0, torch.zeros_like(splice.mean, dtype=torch.float64), 0.0
+    variance = Variance()
     for x, target in splice.hidden_states():
-        shifted = target.double() - splice.mean
-        rows, total, squares = rows + len(x), total + shifted.sum(0), squares + float(shifted.square().sum())
+        variance.add(target)
         on = autoencoder.encode(x) - off
         for i, k in enumerate(keep):
             codes = kept(on, k)
-            error = autoencoder.decode(codes + off, x) - target
-            numbers = ((codes != 0).sum(), -((codes != 0) * rates.log2()).sum(), error.double().square().sum())
-            sums[i] += torch.stack(numbers).cpu()
-    l0, surprisal, error = (sums / rows).T.tolist()
-    variance = (squares - float(total.square().sum()) / rows) / rows
-    fvu = [e / variance for e in error]
+            error = squared_error(target, autoencoder.decode(codes + off, x))
+            numbers = (float((codes != 0).sum()), -float(((codes != 0) * rates.log2()).sum()), error)
+            sums[i] += torch.tensor(numbers, dtype=torch.float64)
+    l0, surprisal, _ = (sums / variance.rows).T.tolist()
+    fvu = [variance.fvu(error) for error in sums[:, 2].tolist()]
     tokens = splice.tokens([change(k) for k in keep])
     return [Kept(*numbers, splice.means(numbers[-1])) for numbers in zip(keep, l0, surprisal, fvu, tokens, strict=True)]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.errors import BitlensError
 from bitlens.hidden.models import LanguageModel
+from bitlens.hidden.paired import PairedStore
 from bitlens.hidden.store import ActivationStore
 
 Change = Callable[[Tensor], Tensor]
@@ -122,11 +123,20 @@ class Splice:
 
     @classmethod
     def of_store(
-        cls, model: LanguageModel, autoencoder: Autoencoder, store: ActivationStore, limit: int = 64, part: str = "test"
+        cls,
+        model: LanguageModel,
+        autoencoder: Autoencoder | None,
+        store: ActivationStore,
+        limit: int = 64,
+        part: str = "test",
     ) -> Splice:
-        """On up to `limit` contexts of a store with tokens of this part (`test` or `all`), which are scored."""
+        """On up to `limit` contexts of a store with tokens of this part (`test` or `all`), which are scored. Mean ablation
+        takes the mean of the store's usual rows (of what a transcoder writes, of its target's), whatever the autoencoder
+        took for one. autoencoder: None for one hook point whose autoencoders are to share this."""
         contexts, scored = contexts_to_score(store, limit, part)
-        mean = autoencoder.get_buffer("mean_out" if _hooks_needed(model, autoencoder) == 2 else "mean")
+        mean = store.mean
+        if _hooks_needed(model, autoencoder) == 2 and autoencoder is not None:
+            mean = store.mean_out if isinstance(store, PairedStore) else autoencoder.get_buffer("mean_out")
         return cls(model, contexts, scored, mean, max_norm=store.manifest.get("outlier_norm") or math.inf)
 
     def losses(self, autoencoder: Change) -> SpliceLosses:

@@ -26,7 +26,7 @@ def entropy(codes: CodesFolder, seed: int = 0, json: Json = None) -> None:
     """Measure the information in a corpus of codes: estimates, bounds, and their intervals.
 
     Code lengths are those of some documents, coded by models fitted on the others: the documents that were held out when
-    the autoencoder was trained on this store, or the last fifth if none were.
+    the autoencoder was trained on this store, or the last fifth if none were. Rows of outlying norm are left out.
 
     Args:
         codes: folder of codes, from `bitlens encode`.
@@ -43,11 +43,14 @@ def entropy(codes: CodesFolder, seed: int = 0, json: Json = None) -> None:
     from bitlens.information.entropy import entropy as measure
 
     corpus = Codes(codes)
+    usual = corpus.usual
+    show.left_out(int((~usual).sum()))
+    bits, document = corpus.bits[usual], corpus.document[usual]
     fraction = corpus.manifest.get("test_fraction") or 0.0
-    test = torch.from_numpy(held_out(corpus.document.numpy(), fraction)) if fraction else None
-    result = measure(corpus.bits, corpus.document, test, seed=seed, report=lambda stage: show.err.print(f"{stage} ..."))
+    test = torch.from_numpy(held_out(document.numpy(), fraction)) if fraction else None
+    result = measure(bits, document, test, seed=seed, report=lambda stage: show.err.print(f"{stage} ..."))
     show.entropy(str(codes), result)
-    write_result(json, {"codes": str(codes), **asdict(result)})
+    write_result(json, {"codes": str(codes), "outliers": int((~usual).sum()), **asdict(result)})
 
 
 def compress(

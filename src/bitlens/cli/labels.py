@@ -28,7 +28,7 @@ def labels(
 
     Labels are every row's token, the next token, the token's spelling, its position, and those of a file. A latent is
     credited with the class that it detects best on training documents, and scored on held-out ones: those of the
-    autoencoder's training, or a fifth if there were none.
+    autoencoder's training, or a fifth if there were none. Rows of outlying norm are left out.
 
     Args:
         codes: folder of codes, from `bitlens encode`.
@@ -58,7 +58,8 @@ def labels(
     given = read_labels(labels, corpus, tokenizer) if labels else []
     scored: list[LabelScores] = []
     probed: dict[str, list[ProbeScore]] = {}
-    for labelling in [*given, *own_labels(corpus, tokenizer)]:
+    show.left_out(int((~corpus.usual).sum()))
+    for labelling in (of.only(corpus.usual) for of in [*given, *own_labels(corpus, tokenizer)]):
         show.err.print(f"{labelling.name} ...", markup=False)
         try:
             scored.append(label_scores(corpus.bits, labelling, corpus.document, test))

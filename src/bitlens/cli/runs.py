@@ -130,6 +130,7 @@ def evaluate(
     run: RunFolder,
     store: StoreFolder,
     part: Literal["test", "all"] = "test",
+    outliers: bool = False,
     contexts: int = 64,
     ce: bool = True,
     joint: bool = True,
@@ -142,7 +143,8 @@ def evaluate(
     Args:
         run: an autoencoder.
         store: hidden states of its hook point.
-        part: test: the held-out documents; all: every row, for text that the autoencoder was not trained on.
+        part: test: the held-out documents; all: every document, for text that the autoencoder was not trained on.
+        outliers: with --part all, take rows of outlying norm, too; they are never trained on.
         contexts: contexts that the language model reads for the cross-entropy numbers.
         ce: run the language model with reconstructions spliced in; --no-ce leaves it out.
         joint: measure bits_joint; --no-joint leaves it out, which takes most of the time.
@@ -153,11 +155,12 @@ def evaluate(
     from bitlens import show
     from bitlens.causal.splice import load_spliced
     from bitlens.evaluation import evaluate as measure
+    from bitlens.information.rate_distortion import ROWS_A_COMPONENT
 
     autoencoder, rows = open_pair(run, store, device, search)
     if part == "test" and autoencoder.metadata.get("corpus") != rows.manifest.get("corpus"):
         show.err.print(
-            "This store is other text than the training's, or was read in another way; --part all takes every row of it."
+            "This store is other text than the training's, or was read in another way; --part all takes every document of it."
         )
     model = None
     if ce and rows.manifest.get("context_length"):
@@ -165,6 +168,13 @@ def evaluate(
             model = load_spliced(autoencoder, rows, pick_device(device))
         except BitlensError as error:
             show.err.print(f"Without cross-entropy numbers: {error}", markup=False)
-    numbers = measure(autoencoder, rows, language_model=model, max_contexts=contexts, part=part, joint=joint).as_dict()
+    numbers = measure(
+        autoencoder, rows, language_model=model, max_contexts=contexts, part=part, outliers=outliers, joint=joint
+    ).as_dict()
     show.table(f"{run} on {store}", {autoencoder.architecture: numbers})
+    if numbers["bits_gaussian"] is None:
+        show.err.print(
+            f"Without bits_gaussian: a covariance of {autoencoder.d_out:,} components cannot be told from fewer than "
+            f"{ROWS_A_COMPONENT * autoencoder.d_out:,} usual rows."
+        )
     write_result(json, numbers)

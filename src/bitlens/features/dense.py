@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import binary_entropy, co_occurrence, firing_rates
-
-DENSE = 0.1
+from bitlens.bits.statistics import binary_entropy, co_occurrence, dense, firing_rates
 
 
 class Explained(NamedTuple):
@@ -59,10 +57,10 @@ def explain(a: PackedBits, latent: int, b: PackedBits, most: int = 5) -> Explain
 
 
 def explain_dense(a: PackedBits, b: PackedBits, most: int = 5) -> list[Explained]:
-    """Every latent of A whose rarer state has a rate above .1, in terms of B."""
+    """Every latent of A that is on in more than a tenth of the rows, but not in all, in terms of B."""
     rates = firing_rates(a)
-    dense = (torch.minimum(rates, 1 - rates) > DENSE).nonzero()[:, 0]
-    return [explain(a, latent, b, most) for latent in dense.tolist()]
+    latents = (dense(rates) & (rates < 1)).nonzero()[:, 0]
+    return [explain(a, latent, b, most) for latent in latents.tolist()]
 
 
 def _conditional_entropy(counts: Tensor) -> Tensor:

@@ -31,6 +31,10 @@ class Labels(NamedTuple):
     ids: Tensor
     """class of each row, int64 `[rows]`; -1 where it has none"""
 
+    def only(self, rows: Tensor) -> Labels:
+        """The same, where rows outside of these, bool `[rows]`, have no class."""
+        return self._replace(ids=self.ids.where(rows, -1))
+
 
 def load_tokenizer(codes: Columns) -> Any:
     """The tokenizer of the language model whose hidden states were encoded."""

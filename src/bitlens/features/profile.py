@@ -8,7 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
+from bitlens.bits.statistics import DENSE
 from bitlens.errors import BitlensError
+
+GOOD = 0.5
 
 
 class TokenScore(NamedTuple):
@@ -18,6 +21,15 @@ class TokenScore(NamedTuple):
     rate: float
     f1: float
     tokens: list[int]
+
+    @property
+    def dense(self) -> bool:
+        """On in more than a tenth of the rows: always on has a high F1 for all tokens together."""
+        return self.rate > DENSE
+
+    @property
+    def good(self) -> bool:
+        return self.f1 > GOOD and not self.dense
 
 
 def token_scores(bits: PackedBits, token: Tensor, test: Tensor, min_on: int = 20) -> list[TokenScore]:

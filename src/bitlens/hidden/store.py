@@ -118,6 +118,15 @@ class ActivationStore(HiddenSource):
                 self._splits.append(((usual & ~test).numpy().nonzero()[0], (usual & test).numpy().nonzero()[0]))
         return self._splits
 
+    def usual(self) -> Tensor:
+        """Which rows are not of outlying norm -> bool `[rows]`"""
+        found = torch.zeros(len(self), dtype=torch.bool)
+        first = 0
+        for shard, (train, test) in zip(self.shards, self.splits(), strict=True):
+            found[first + torch.from_numpy(np.concatenate([train, test]))] = True
+            first += shard["rows"]
+        return found
+
     # --- training rows ------------------------------------------------------------------------------------------
 
     def windows(self, seed: int, epoch: int) -> list[Any]:
@@ -161,11 +170,12 @@ class ActivationStore(HiddenSource):
     # --- rows in the order of the text --------------------------------------------------------------------------
 
     def read(self, part: str = "all", block: int = 16384) -> Iterator[Rows]:
-        """Rows in blocks, in the order of the text. part: `all` (outliers too), `train` or `test`."""
+        """Rows in blocks, in the order of the text. part: `train`, `test`, `usual` (both) or `all` (outliers, too)."""
         for index, (train, test) in enumerate(self.splits()):
             tensors = self.shard(index)
-            everything = np.arange(self.shards[index]["rows"])
-            chosen = torch.from_numpy({"all": everything, "train": train, "test": test}[part])
+            usual = np.sort(np.concatenate([train, test]))
+            parts = {"train": train, "test": test, "usual": usual, "all": np.arange(self.shards[index]["rows"])}
+            chosen = torch.from_numpy(parts[part])
             for rows in chosen.split(block):
                 yield Rows(tensors["hidden"][rows], {name: tensors[name][rows] for name in COLUMNS})
 

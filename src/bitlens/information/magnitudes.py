@@ -11,9 +11,12 @@ from torch import Tensor
 from bitlens.autoencoders import Autoencoder
 from bitlens.errors import BitlensError
 from bitlens.information.context import context_bits
+from bitlens.information.moments import Variance, squared_error
 
 RISE = 0.005  # of fvu, relative: less than the spread between seeds
+EXACT = 1e-11  # an fvu up to this is rounding, and counts as so much
 HALVINGS = 12
+FINEST = 23  # halvings of the longest magnitude: no step is finer in float32
 BLOCK = 2048
 
 
@@ -39,15 +42,20 @@ def quantise_magnitudes(
     """The fewest bits for magnitudes with a uniform quantiser whose error raises fvu by no more than the share `rise`.
 
     rows: raw hidden states `[n, d_in]`, of a transcoder with its targets beside them. The quantiser's step is one for all latents, as a length along the decoder's
-    row, so that all errors weigh the same. Entropies are each latent's own symbols' as counted, with Miller and Madow's
+    row, so that all errors weigh the same; an fvu below 1e-11 may rise as one of 1e-11 may. Entropies are each latent's own symbols' as counted, with Miller and Madow's
     correction: low, if anything. fit: other rows; with them magnitudes are coded in context, too (`context.py`).
     """
-    lengths = autoencoder.W_dec.norm(dim=1).clamp_min(1e-12) * autoencoder.scale
+    scale = autoencoder.get_buffer("scale_out" if autoencoder.transcodes else "scale")
+    lengths = autoencoder.W_dec.norm(dim=1).clamp_min(1e-12) * scale
     rows = rows.to(lengths.device).float()
     on = _sparse(autoencoder, rows)
     longest = max((float((values.abs() * lengths[where[1]]).max()) for where, values in on if len(values)), default=0.0)
     if longest == 0:
         raise BitlensError("No latent is on in these rows, so there are no magnitudes to quantise.")
+
+    variance = Variance()
+    for block in rows.split(BLOCK):
+        variance.add(autoencoder.pair(block)[1])
 
     def error(step: float | None) -> float:
         squares = 0.0
@@ -56,23 +64,28 @@ def quantise_magnitudes(
                 values = _steps(values, lengths[where[1]], step) * step / lengths[where[1]]
             codes = values.new_zeros(len(block), autoencoder.n_latents).index_put_(where, values)
             x, target = autoencoder.pair(block)
-            squares += float((target - autoencoder.decode(codes, x)).double().square().sum())
+            squares += squared_error(target, autoencoder.decode(codes, x))
         return squares
 
-    allowed = (1 + rise) * error(None)
+    allowed = (1 + rise) * max(error(None), EXACT * variance.total)
     low, high = longest / 2**HALVINGS, 2 * longest
+    while error(low) > allowed:  # a few magnitudes are far longer than most
+        low, high = low / 2, low
+        if low < longest / 2**FINEST:
+            raise BitlensError(
+                "No quantiser that float32 can hold keeps the rise of fvu within the share "
+                f"{rise:g}: leave out the rows of outlying norm, or allow more."
+            )
     for _ in range(HALVINGS):
         step = math.sqrt(low * high)
         low, high = (step, high) if error(step) <= allowed else (low, step)
     latents = torch.cat([where[1] for where, _ in on])
     symbols = torch.cat([_steps(values, lengths[where[1]], low) for where, values in on]).long()
-    targets = autoencoder.pair(rows)[1].double()
-    variance = float((targets - targets.mean(0)).square().sum())
     alone = bits = _symbol_bits(latents.cpu(), symbols.cpu()) / len(rows)
     if fit is not None:
         others = _sparse(autoencoder, fit.to(lengths.device).float())
         bits = min(bits, context_bits(_whole(others, len(fit), lengths, low), _whole(on, len(rows), lengths, low)))
-    return Magnitudes(low, bits, alone, error(low) / variance)
+    return Magnitudes(low, bits, alone, variance.fvu(error(low)))
 
 
 Sparse = list[tuple[tuple[Tensor, ...], Tensor]]  # for each block of rows: (row, latent) of what is on, and its value
@@ -84,11 +97,11 @@ def _sparse(autoencoder: Autoencoder, rows: Tensor) -> Sparse:
 
 
 def _whole(on: Sparse, n: int, lengths: Tensor, step: float) -> Tensor:
-    """Symbols of all n rows, 0 where a latent is off, int16 `[n, n_latents]`"""
-    symbols = torch.zeros(n, len(lengths), dtype=torch.int16)
+    """Symbols of all n rows, 0 where a latent is off, int32 `[n, n_latents]`"""
+    symbols = torch.zeros(n, len(lengths), dtype=torch.int32)
     for first, (where, values) in zip(range(0, n, BLOCK), on, strict=True):
         row, latent = (index.cpu() for index in where)
-        symbols[first + row, latent] = _steps(values, lengths[where[1]], step).to(torch.int16).cpu()
+        symbols[first + row, latent] = _steps(values, lengths[where[1]], step).int().cpu()
     return symbols
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import re
 import statistics
 import time
@@ -18,16 +17,17 @@ from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.packed import PackedBits
-from bitlens.causal.splice import Splice, contexts_to_score
+from bitlens.causal.splice import Splice
 from bitlens.errors import BitlensError
-from bitlens.evaluation import DENSE, evaluate
+from bitlens.evaluation import evaluate
 from bitlens.features.labelled import Labels, load_tokenizer, own_labels, read_labels
-from bitlens.features.labels import GOOD, MIN_GROUPS, best_labels, f1_scores, label_scores
+from bitlens.features.labels import MIN_GROUPS, best_labels, f1_scores, label_scores
 from bitlens.features.match import stability
 from bitlens.features.profile import token_scores
 from bitlens.hidden import ActivationStore, LanguageModel
 from bitlens.hidden.models import BUNDLED
 from bitlens.hidden.store import COLUMNS
+from bitlens.information.moments import Covariance
 from bitlens.studies.cells import Cell, Report, Row, measure_cells, open_study, write_table
 from bitlens.training import TrainConfig, train
 
@@ -47,7 +47,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "BAE, measure": {"preset": "measure"},
 }
 BINARY = {BAE, "random", *VARIANTS}
-CUTS = (0.0, 0.25, 0.5, 0.75)  # quantiles of a sparse latent's values above which it may count as on for labels
+CUTS = (
+    0.0,
+    0.25,
+    0.5,
+    0.75,
+)  # quantiles of a latent's values where it is on, above which it may count as on for labels
 CUT_EVERY = 32  # training rows from which the quantiles are taken
 
 
@@ -177,24 +182,32 @@ def run_folder(out: Path, cell: Cell) -> Path:
     return out / "runs" / f"{name}-{cell['n_latents']}-price{cell['price']}-seed{cell['seed']}"
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What all cells measure with: the store, the covariance of its rows, and of text the labels of the rows and its
+    language model on some contexts; neither for imported hidden states."""
+
+    store: ActivationStore
+    covariance: Covariance
+    columns: StoreColumns
+    splice: Splice | None
+    labels: list[Labels]
+
+
 @functools.cache
-def _opened(
-    store: str, test_fraction: float, labels: Path | None, contexts: int
-) -> tuple[ActivationStore, StoreColumns, Splice | None, list[Labels]]:
-    """A store, its language model on some contexts and the labels of its rows, neither for imported hidden states; once
-    in a process."""
-    rows = ActivationStore(store, test_fraction)
-    columns = StoreColumns.of(rows)
-    if not rows.manifest.get("context_length"):
-        return rows, columns, None, []
-    model = LanguageModel.load(
-        rows.manifest["model"], [rows.manifest["hook"]["module"]], revision=rows.manifest.get("revision"), causal=True
-    )
-    limit = rows.manifest.get("outlier_norm") or math.inf
-    splice = Splice(model, *contexts_to_score(rows, contexts), rows.mean, max_norm=limit)
+def _opened(path: str, test_fraction: float, labels: Path | None, contexts: int) -> Shared:
+    """Once in a process"""
+    store = ActivationStore(path, test_fraction)
+    columns = StoreColumns.of(store)
+    covariance = Covariance.of(rows.hidden for rows in store.read("usual"))
+    if not store.manifest.get("context_length"):
+        return Shared(store, covariance, columns, None, [])
+    hook, revision = store.manifest["hook"]["module"], store.manifest.get("revision")
+    model = LanguageModel.load(store.manifest["model"], [hook], revision=revision, causal=True)
     tokenizer = load_tokenizer(columns)
     found = own_labels(columns, tokenizer) if labels is None else read_labels(labels, columns, tokenizer)
-    return rows, columns, splice, found
+    splice = Splice.of_store(model, None, store, contexts)
+    return Shared(store, covariance, columns, splice, [of.only(columns.usual) for of in found])
 
 
 @dataclass(frozen=True)
@@ -206,16 +219,19 @@ class StoreColumns:
     token: Tensor
     document: Tensor
     position: Tensor
+    usual: Tensor
+    """bool: rows whose norm is not outlying"""
 
     @classmethod
     def of(cls, store: ActivationStore) -> StoreColumns:
         parts = [store.shard(i, list(COLUMNS)) for i in range(len(store.shards))]
-        return cls(store.path, store.manifest, *(torch.cat([part[name] for part in parts]) for name in COLUMNS))
+        columns = (torch.cat([part[name] for part in parts]) for name in COLUMNS)
+        return cls(store.path, store.manifest, *columns, store.usual())
 
 
 def measure_cell(cell: Cell, config: CompareConfig, out: Path, store: str) -> Row:
     """Train one autoencoder, or go on with it, and measure it on held-out documents."""
-    rows, columns, splice, labels = _opened(store, config.test_fraction, config.labels, config.contexts)
+    shared = _opened(store, config.test_fraction, config.labels, config.contexts)
     training = {"lam": cell["price"]} if cell["name"] in BINARY else {}
     training |= {"k": cell["k"]} if "k" in cell else {}
     settings = {**training, **{**ARCHITECTURES, **VARIANTS}[cell["name"]]}
@@ -223,7 +239,7 @@ def measure_cell(cell: Cell, config: CompareConfig, out: Path, store: str) -> Ro
         settings["match"] = str(run_folder(out, {**cell, "name": BAE}))
     folder, begun = run_folder(out, cell), time.perf_counter()
     trained = train(
-        rows,
+        shared.store,
         TrainConfig(
             n_latents=cell["n_latents"], steps=config.steps, seed=cell["seed"], test_fraction=config.test_fraction, **settings
         ),
@@ -231,9 +247,10 @@ def measure_cell(cell: Cell, config: CompareConfig, out: Path, store: str) -> Ro
         resume=folder.exists(),
     )  # fmt: skip
     seconds = _training_seconds(folder, trained) or time.perf_counter() - begun
-    numbers = evaluate(trained, rows, splice=splice, joint=cell["seed"] == config.seeds[0])
+    numbers = evaluate(trained, shared.store, splice=shared.splice, covariance=shared.covariance)
     measured = {name: value for name, value in numbers.as_dict().items() if name not in cell}
-    return {**measured, "train_seconds": seconds, **label_numbers(trained, rows, columns, labels)}
+    labelled = label_numbers(trained, shared.store, shared.columns, shared.labels)
+    return {**measured, "train_seconds": seconds, **labelled}
 
 
 def _training_seconds(folder: Path, trained: Autoencoder) -> float:
@@ -247,50 +264,56 @@ def _training_seconds(folder: Path, trained: Autoencoder) -> float:
 def label_numbers(trained: Autoencoder, store: ActivationStore, columns: StoreColumns, labels: list[Labels]) -> Row:
     """How many latents and labels find each other, in all and by labelling; nothing without labels or enough documents.
 
-    Floats should not lose for want of a threshold: a latent of a sparse autoencoder counts as on above that quantile of
-    its positive values, of `CUTS`, with which it meets some label best on the fitting rows. `support_f1`: latents with a
-    label if it counts as on wherever it is not zero. `token_latents`: latents, on in at most a tenth of the rows, that a
-    set of tokens predicts with an F1 above .5.
+    `latents_f1`: latents with a label; `labels_covered`: labels with a latent; `token_latents`: latents, on in at most a
+    tenth of the rows, that a set of tokens predicts with an F1 above .5. All of them twice: with every latent on wherever
+    it is not zero, and, as `..._cut`, on only above that quantile of its values, of `CUTS`, with which it meets some label
+    best on the fitting rows.
     """
     test = store.is_test(columns.document)
-    if not labels or len(columns.document[test].unique()) < 2 * MIN_GROUPS:
+    if not labels or len(columns.document[test & columns.usual].unique()) < 2 * MIN_GROUPS:
         return {}
-    codes = _codes_above(trained, store, CUTS[:1] if trained.binary else CUTS)
-    bits = _best_cuts(codes, labels, ~test)
-    scores, plain = (
-        [label_scores(code, of, columns.document, test, groups=2 * MIN_GROUPS) for of in labels]
-        for code in (bits, codes[0])
-    )
-    row: Row = {
-        "latents_f1": sum(score.good for score in best_labels(scores)),
-        "support_f1": sum(score.good for score in best_labels(plain)),
-        "labels_covered": sum(score.good for of in scores for score in of.by_class()),
-        "token_latents": sum(s.f1 > GOOD and s.rate <= DENSE for s in token_scores(bits, columns.token, test)),
-    }
-    for of in scores:
-        row |= {f"{name}: {of.name}": of.summary()[name] for name in ("latents_f1", "labels_covered")}
+    codes = codes_above(trained, store, CUTS)
+    row: Row = {}
+    for suffix, bits in (("", codes[0]), ("_cut", _best_cuts(codes, labels, ~test))):
+        scores = [label_scores(bits, of, columns.document, test, groups=2 * MIN_GROUPS) for of in labels]
+        tokens = token_scores(bits[columns.usual], columns.token[columns.usual], test[columns.usual])
+        row |= {
+            f"latents_f1{suffix}": sum(score.good for score in best_labels(scores)),
+            f"labels_covered{suffix}": sum(score.good for of in scores for score in of.by_class()),
+            f"token_latents{suffix}": sum(score.good for score in tokens),
+        }
+        for of in scores:
+            found = of.summary()
+            row |= {f"{name}{suffix}: {of.name}": found[name] for name in ("latents_f1", "labels_covered")}
     return row
 
 
-def _codes_above(trained: Autoencoder, store: ActivationStore, cuts: tuple[float, ...]) -> list[PackedBits]:
-    """Which latents of every row are above these quantiles of their positive values, a code for each quantile."""
-    sample = torch.cat([trained.encode(rows.hidden[::CUT_EVERY]) for rows in store.read("train")])
-    positive = sample.masked_fill(sample <= 0, torch.nan)
-    limits = [
-        torch.zeros(trained.n_latents) if cut == 0 else positive.nanquantile(cut, 0).nan_to_num(0) for cut in cuts
-    ]
+def graded(trained: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Raw rows -> which latents are on, bool, and how far, both `[n, n_latents]`: a float latent by its value, a bit, whose
+    value is always 1, by its pre-activation."""
+    codes = trained.encode(x)
+    return codes != 0, trained.pre_activations(trained.standardise(x)) if trained.binary else codes
+
+
+def codes_above(trained: Autoencoder, store: ActivationStore, cuts: tuple[float, ...]) -> list[PackedBits]:
+    """Which latents of every row are on, and above these quantiles of the values that they have where they are on: a code
+    for each quantile. At 0 it is every latent that is on."""
+    samples = []
+    for rows in store.read("train"):
+        on, values = graded(trained, rows.hidden[::CUT_EVERY].to(trained.mean.device))
+        samples.append(values.masked_fill(~on, torch.nan))
+    sample = torch.cat(samples)
+    limits = [sample.nanquantile(cut, 0) if cut else None for cut in cuts]
     words: list[list[Tensor]] = [[] for _ in cuts]
     for rows in store.read("all"):
-        codes = trained.encode(rows.hidden)
+        on, values = graded(trained, rows.hidden.to(trained.mean.device))
         for found, limit in zip(words, limits, strict=True):
-            found.append(PackedBits.pack(codes > limit).words)
+            found.append(PackedBits.pack(on if limit is None else on & (values > limit)).words.cpu())
     return [PackedBits(torch.cat(found), trained.n_latents) for found in words]
 
 
 def _best_cuts(codes: list[PackedBits], labels: list[Labels], fit: Tensor) -> PackedBits:
-    """Of every latent the code in which it meets some label with the highest F1 on the fitting rows."""
-    if len(codes) == 1:
-        return codes[0]
+    """Of every latent the code in which it meets some label with the highest F1 on the fitting rows; the first, if several."""
     met = [torch.stack([f1_scores(code, of, fit).max(1).values for of in labels]).max(0).values for code in codes]
     best = torch.stack(met).argmax(0)
     words = torch.zeros_like(codes[0].words)
@@ -311,7 +334,7 @@ def measure_stability(cell: Cell, config: CompareConfig, out: Path, store: str) 
     if len(runs) < 2:
         raise BitlensError(f"Fewer than two seeds of {cell['name']} were trained, so there is no stability.")
     codes = [
-        PackedBits(torch.cat([run.encode_bits(r.hidden).words for r in rows.read("test")]), run.n_latents)
+        PackedBits(torch.cat([run.encode_bits(r.hidden).words.cpu() for r in rows.read("test")]), run.n_latents)
         for run in runs
     ]
     found = stability(codes, [run.W_dec for run in runs])

@@ -21,8 +21,9 @@ NUMBERS: dict[str, tuple[str, int, int]] = {
     "fvu": ("`fvu`", 4, -1), "l0": ("`l0`", 1, 0), "bits": ("bits", 0, -1), "bits_gaussian": ("Gaussian", 0, 0),
     "ce_loss_score": ("`ce_loss_score`", 4, 1), "kl_div": ("`kl_div`", 4, -1), "top1": ("`top1`", 3, 1),
     "dead": ("dead", 0, -1), "stuck": ("stuck", 0, -1), "dense": ("dense", 0, -1), "highest_rate": ("highest rate", 3, 0),
-    "support_f1": ("latents of one label, any value", 0, 1), "latents_f1": ("the same, each at its best cut", 0, 1), "labels_covered": ("labels covered", 0, 1),
-    "token_latents": ("latents that tokens predict", 0, 1),
+    "latents_f1": ("latents of one label", 0, 1), "latents_f1_cut": ("the same, each at its best cut", 0, 1),
+    "labels_covered": ("labels covered", 0, 1), "labels_covered_cut": ("the same, each latent at its best cut", 0, 1),
+    "token_latents": ("latents that tokens predict", 0, 1), "token_latents_cut": ("the same, each at its best cut", 0, 1),
     "stability": ("stability", 3, 1), "train_seconds": ("training, s", 0, -1),
 }  # fmt: skip
 NOT_RIVALS = ("random", "PCA")
@@ -78,23 +79,24 @@ def _points(panel: Any, rows: list[Row], x: str, y: str) -> None:
 
 
 def _bits(panel: Any, rows: list[Row]) -> None:
-    bound = sorted((row["fvu"], row["bits_gaussian"]) for row in rows)
-    panel.plot(*zip(*bound, strict=True), "--", color="#404040", label="Gaussian bound")
+    bound = sorted((row["fvu"], row["bits_gaussian"]) for row in rows if row["bits_gaussian"] is not None)
+    if bound:
+        panel.plot(*zip(*bound, strict=True), "--", color="#404040", label="Gaussian bound")
     _points(panel, rows, "fvu", "bits")
     panel.set(xlabel="fraction of variance unexplained", ylabel="bits a row, magnitudes included", ylim=(0, None))
 
 
 def _bars(panel: Any, rows: list[Row]) -> None:
     names = [
-        name for name in _names(rows) if any(row.get("support_f1") is not None for row in rows if row["name"] == name)
+        name for name in _names(rows) if any(row.get("latents_f1") is not None for row in rows if row["name"] == name)
     ]
     price = rows[0]["price"]
     for i, name in enumerate(names):
-        found = [row["support_f1"] for row in rows if row["name"] == name and row["price"] == price]
+        found = [row["latents_f1"] for row in rows if row["name"] == name and row["price"] == price]
         panel.bar(i, statistics.mean(found), color=COLOURS[i % len(COLOURS)], width=0.7)
         panel.plot([i] * len(found), found, "_", color="#404040")
     panel.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    panel.set(ylabel="latents of one label, any value")
+    panel.set(ylabel="latents of one label")
 
 
 def write_report(out: Path, rows: Sequence[Row], config: CompareConfig, store: ActivationStore) -> None:
@@ -108,7 +110,8 @@ def write_report(out: Path, rows: Sequence[Row], config: CompareConfig, store: A
         "",
         f"Made by `bitlens study compare`: {config.steps:,} steps on {len(store):,} rows of {store.d_in}, less {config.test_fraction:.0%} of the "
         f"documents, on which everything is measured; {len(config.seeds)} seeds. Every baseline is led to the `l0` of the BAE of "
-        "the same width and price of a bit. Bold: best of the trained architectures.",
+        "the same width and price of a bit. A latent is on wherever it is not zero, in every row but those that say otherwise. In "
+        "brackets: seeds that a column's means are over; stability is one number of them all. Bold: best of the trained architectures.",
     ]
     for price in config.prices:
         for width in dict.fromkeys(row["n_latents"] for row in rows):
@@ -135,7 +138,8 @@ def write_report(out: Path, rows: Sequence[Row], config: CompareConfig, store: A
 
 
 def _table(rows: list[Row]) -> list[str]:
-    """Numbers down, architectures across: means over seeds, with half the range where there are several."""
+    """Numbers down, architectures across: means over the column's seeds, with half the range where there are several. A mean
+    over fewer says over how many."""
     names = _names(rows)
     seeds = {name: sum(row["name"] == name for row in rows) for name in names}
     heads = [f"{name} ({seeds[name]})" if seeds[name] > 1 else name for name in names]
@@ -144,7 +148,7 @@ def _table(rows: list[Row]) -> list[str]:
         found = {name: [row[key] for row in rows if row["name"] == name and row.get(key) is not None] for name in names}
         if any(found.values()):
             best = _best({name: v for name, v in found.items() if name not in NOT_RIVALS}, better)
-            cells = (_cell(found[name], digits, name == best) for name in names)
+            cells = (_cell(found[name], digits, name == best, seeds[name]) for name in names)
             lines.append(f"| {heading} | " + " | ".join(cells) + " |")
     return lines
 
@@ -156,10 +160,11 @@ def _best(found: dict[str, list[float]], better: int) -> str | None:
     return best[0] if better and len(means) > 1 and len(best) == 1 else None
 
 
-def _cell(values: list[float], digits: int, best: bool) -> str:
+def _cell(values: list[float], digits: int, best: bool, seeds: int) -> str:
     if not values:
         return "-"
     text = f"{statistics.mean(values):,.{digits}f}"
     text = f"**{text}**" if best else text
     half = (max(values) - min(values)) / 2
-    return f"{text} ± {half:,.{digits}f}" if half else text
+    text = f"{text} ± {half:,.{digits}f}" if half else text
+    return text if len(values) == seeds else f"{text} ({len(values)})"

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import firing_rates
-from bitlens.evaluation import DENSE, Moments
+from bitlens.evaluation import latent_numbers
 from bitlens.information.entropy import entropy
-from bitlens.information.rate_distortion import gaussian_bits
+from bitlens.information.moments import Covariance, Variance, squared_error
+from bitlens.information.rate_distortion import gaussian_bound
 
 BLOCK = 8192
 ESTIMATES = ("bits_marginal", "bits_tree", "code_marginal", "code_tree", "bits_joint")
@@ -24,22 +24,21 @@ def measure_rows(
 ) -> tuple[dict[str, Any], PackedBits]:
     """Measure an autoencoder on raw `rows [n, d]` -> numbers under the names of the field, and the rows' bits
 
-    test: bool `[n]`: fvu, l0 and the Gaussian bound are those of these rows, and so are the code lengths, under models
-    fitted on the other rows. Of every estimate `x` of the entropy the interval is given as `x_low` and `x_high`.
+    test: bool `[n]`: fvu, l0 and dense are those of these rows, and so are the code lengths, under models fitted on the
+    other rows. The Gaussian bound has the covariance of all rows, and is None below 4 rows a component. Of every estimate `x` of the entropy the interval is given as `x_low` and `x_high`.
     """
-    moments = Moments(autoencoder.mean.cpu())
-    words = []
+    variance, error, words = Variance(), 0.0, []
     for block, held in zip(rows.split(BLOCK), test.split(BLOCK), strict=True):
         words.append(autoencoder.encode_bits(block).words.cpu())
         if held.any():
-            moments.add(block[held].cpu(), autoencoder(block[held]).cpu())
+            x_hat = autoencoder(block[held])
+            variance.add(block[held].to(x_hat.device))
+            error += squared_error(block[held].to(x_hat.device), x_hat)
     bits = PackedBits(torch.cat(words), autoencoder.n_latents)
-    rates = firing_rates(bits[test])
-    rare = torch.minimum(rates, 1 - rates)
-    fvu = moments.fvu()
+    latents, fvu = latent_numbers(autoencoder, bits[test]), variance.fvu(error)
     numbers: dict[str, Any] = {
-        "rows": len(rows), "n_latents": autoencoder.n_latents, "fvu": fvu, "l0": float(rare.sum()),
-        "dense": int((rare > DENSE).sum()), "bits_gaussian": gaussian_bits(moments.covariance(), fvu),
+        "rows": len(rows), "n_latents": autoencoder.n_latents, "fvu": fvu, "l0": latents["l0"],
+        "dense": latents["dense"], "bits_gaussian": gaussian_bound(Covariance.of(rows.split(BLOCK)), fvu),
     }  # fmt: skip
     result = entropy(bits, documents, test, seed=seed)
     numbers["bits_lower"] = result.bits_lower

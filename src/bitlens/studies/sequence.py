@@ -262,7 +262,7 @@ def _measure(out: Path, config: SequenceConfig, rows: Rows, cell: Cell) -> Row:
         autoencoder = train(TensorSource(hidden[~test], about), config.training(cell["seed"]))
     numbers, _ = measure_rows(autoencoder.cpu(), hidden, test, documents=document, seed=cell["seed"])
     gaussian = numbers["bits_gaussian"]
-    return {**numbers, "joint_over_gaussian": numbers["bits_joint"] / gaussian if gaussian > 0 else None}
+    return {**numbers, "joint_over_gaussian": numbers["bits_joint"] / gaussian if gaussian else None}
 
 
 @functools.lru_cache(maxsize=1)

@@ -94,7 +94,7 @@ def train(
                     record = _record(
                         progress.step,
                         losses,
-                        torch.minimum(rates, 1 - rates) if model.binary else rates,
+                        model.on_rates(rates),
                         rows_done / (time.perf_counter() - clock),
                     )
                     _refuse_divergence(record)
