@@ -121,3 +121,4 @@ def test_magnitudes_that_were_never_seen_can_be_coded() -> None:
     assert math.isfinite(context_bits(fit, rows))
     assert context_bits(fit, rows) > context_bits(fit, symbols(100, 2, False))
     assert math.isfinite(context_bits(fit[:0], rows))
+    assert math.isfinite(context_bits(fit.int(), 1_000_000 * rows.int()))

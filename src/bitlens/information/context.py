@@ -46,10 +46,18 @@ def _latent_bits(fit: Tensor, rows: Tensor, j: int, reach: int) -> float:
 
 def _frequency_bits(fit: Tensor, symbols: Tensor, reach: int) -> float:
     """Under frequencies mixed with a geometric distribution, so that what was never seen can be coded, too"""
-    counts = torch.bincount((fit + reach).long(), minlength=2 * reach + 1).double()
-    geometric = 0.5 ** torch.arange(-reach, reach + 1, device=fit.device).double().abs().clamp_min(1)
-    chances = (counts + 2 * geometric / geometric.sum()) / (counts.sum() + 2)
-    return float(-torch.log2(chances)[(symbols + reach).long()].sum())
+    geometric = _tail(symbols) / (2.5 - 2 * 0.5**reach)  # of all symbols from -reach to reach
+    if not len(fit):
+        return float(-torch.log2(geometric).sum())
+    values, counts = fit.unique(return_counts=True)
+    place = torch.searchsorted(values, symbols.contiguous()).clamp_max(len(values) - 1)
+    seen = torch.where(values[place] == symbols, counts[place], 0)
+    return float(-torch.log2((seen + 2 * geometric) / (len(fit) + 2)).sum())
+
+
+def _tail(symbols: Tensor) -> Tensor:
+    """A half for each unit of size, float64: never zero, so beyond 64 it falls no further, where nearly nothing is left"""
+    return 0.5 ** symbols.double().abs().clamp(1, 64)
 
 
 def _predicted_bits(fit: Tensor, rows: Tensor, j: int) -> float:
@@ -74,7 +82,7 @@ def _predicted_bits(fit: Tensor, rows: Tensor, j: int) -> float:
     upper, lower = (symbol + 0.5 - at) / scale, (symbol - 0.5 - at) / scale
     mass = (torch.sigmoid(upper) - torch.sigmoid(lower)).clamp_min(0)
     hidden = torch.sigmoid((0.5 - at) / scale) - torch.sigmoid((-0.5 - at) / scale)  # 0 is impossible where it is on
-    mass = 0.999 * mass / (1 - hidden).clamp_min(1e-3) + 0.001 * 0.5 ** (symbol.abs() + 1)
+    mass = 0.999 * mass / (1 - hidden).clamp_min(1e-3) + 0.001 * _tail(symbol) / 2
     return float(-torch.log2(mass).sum())
 
 

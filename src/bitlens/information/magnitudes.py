@@ -16,7 +16,7 @@ from bitlens.information.moments import Variance, squared_error
 RISE = 0.005  # of fvu, relative: less than the spread between seeds
 EXACT = 1e-11  # an fvu up to this is rounding, and counts as so much
 HALVINGS = 12
-FINEST = 23  # halvings of the longest magnitude: no step is finer in float32
+FINEST = 30  # halvings of the longest magnitude: symbols are int32
 BLOCK = 2048
 
 
@@ -73,7 +73,7 @@ def quantise_magnitudes(
         low, high = low / 2, low
         if low < longest / 2**FINEST:
             raise BitlensError(
-                "No quantiser that float32 can hold keeps the rise of fvu within the share "
+                "No quantiser of 32 bits keeps the rise of fvu within the share "
                 f"{rise:g}: leave out the rows of outlying norm, or allow more."
             )
     for _ in range(HALVINGS):

@@ -225,8 +225,8 @@ class StoreColumns:
     @classmethod
     def of(cls, store: ActivationStore) -> StoreColumns:
         parts = [store.shard(i, list(COLUMNS)) for i in range(len(store.shards))]
-        columns = (torch.cat([part[name] for part in parts]) for name in COLUMNS)
-        return cls(store.path, store.manifest, *columns, store.usual())
+        columns = {name: torch.cat([part[name] for part in parts]) for name in COLUMNS}
+        return cls(store.path, store.manifest, **columns, usual=store.usual())
 
 
 def measure_cell(cell: Cell, config: CompareConfig, out: Path, store: str) -> Row:
