@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitlens.autoencoders import BinaryAutoencoder
+from bitlens.bits.codes import Codes
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import binary_entropy, co_occurrence
 from bitlens.cli import main
@@ -275,6 +276,25 @@ def test_the_command_writes_what_it_shows(
         assert set(numbers[name]) == {"value", "low", "high"}
         assert f"{numbers[name]['value']:.2f}" in shown
     assert numbers["bits_tree"]["value"] <= numbers["bits_marginal"]["value"]
+
+
+def test_the_command_leaves_rows_of_outlying_norm_out_and_says_how_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every tenth row is one, where a bit that is otherwise off is drawn by lot."""
+    bits = torch.rand(3000, 4, generator=torch.Generator().manual_seed(0)) < torch.tensor([0.5, 0.5, 0.2, 0.0])
+    usual = torch.arange(3000) % 10 != 0
+    lots = torch.rand(3000, generator=torch.Generator().manual_seed(1)) < 0.5
+    found = []
+    for name, own in (("plain", bits), ("sinks", torch.cat([bits[:, :3], (lots & ~usual)[:, None]], 1))):
+        columns = {"token": torch.zeros(3000), "position": torch.zeros(3000), "document": torch.arange(3000) // 30}
+        parts = [(PackedBits.pack(own), {**columns, "usual": usual})]
+        Codes.write(tmp_path / name, parts, 4, {"test_fraction": 0.2})
+        main(["entropy", str(tmp_path / name), "--json", str(tmp_path / "entropy.json")])
+        assert "300 rows of outlying norm are left out" in capsys.readouterr().err
+        found.append(json.loads((tmp_path / "entropy.json").read_text()))
+    assert (found[0]["rows"], found[0]["outliers"]) == (2700, 300)
+    assert {**found[0], "codes": ""} == {**found[1], "codes": ""}
 
 
 def test_rare_bits_under_many_labels_tell_nothing_by_chance() -> None:

@@ -15,6 +15,7 @@ from bitlens.errors import BitlensError
 from bitlens.features.labelled import load_tokenizer, own_labels, read_labels, spelling
 from bitlens.hidden import Corpus
 from bitlens.hidden.models import BUNDLED, bundled_folder
+from bitlens.hidden.source import held_out
 
 
 def write_codes(folder, bits, token, document, position=None, **about) -> Codes:
@@ -211,6 +212,26 @@ def test_the_command_finds_what_was_planted(tmp_path, planted, capsys):
         rows = list(csv.DictReader(table))
     assert {"labelling": "genre", "latent": "2", "label": "shout", "f1": "1.0"}.items() <= rows[0].items()
     assert len(rows) == sum(len(labelling["by_latent"]) for labelling in record["labellings"])
+
+
+def test_the_command_leaves_rows_of_outlying_norm_out(tmp_path, planted, capsys):
+    """In every tenth row the commas' latent is on at all others: told of the rows, the command does not see it."""
+    codes, file = planted
+    whole = Codes(codes)
+    usual = torch.arange(len(whole)) % 10 != 0
+    bits = whole.bits.unpack().bool()
+    bits[:, 0] ^= ~usual
+    columns = {"token": whole.token, "document": whole.document, "position": whole.position, "usual": usual}
+    Codes.write(tmp_path / "sinks", [(PackedBits.pack(bits), columns)], 4, {"model": BUNDLED, "test_fraction": 0.3})
+    command(tmp_path / "sinks", "--labels", file, "--no-probes", "--json", tmp_path / "out.json")
+    assert f"{int((~usual).sum()):,} rows of outlying norm are left out" in capsys.readouterr().err
+    found = {
+        labelling["labelling"]: labelling for labelling in json.loads((tmp_path / "out.json").read_text())["labellings"]
+    }
+    best = found["token"]["by_latent"][0]
+    assert (best["latent"], best["label"], best["f1"]) == (0, ",", 1.0)
+    held = torch.from_numpy(held_out(whole.document.numpy(), 0.3))
+    assert found["token"]["rows"] == int((held & usual).sum())
 
 
 def test_the_command_goes_on_after_a_labelling_with_too_few_rows(tmp_path, planted, capsys):

@@ -298,11 +298,11 @@ def test_the_correction_makes_up_for_what_counting_misses():
     assert np.mean(estimates) == pytest.approx(truth, abs=0.006)
 
 
-def test_only_dense_latents_are_asked_about_by_their_rarer_state():
-    a = planted(0.02, 0.3, 0.95, 0.8)
+def test_only_dense_latents_are_asked_about():
+    a = torch.cat([planted(0.02, 0.3, 0.95, 0.8), torch.ones(len(planted(0.5)), 1, dtype=torch.bool)], 1)
     explained = explain_dense(PackedBits.pack(a), PackedBits.pack(~a))
-    assert [e.latent for e in explained] == [1, 3]
-    assert [e.by for e in explained] == [[1], [3]], "a latent says as much as its negation"
+    assert [e.latent for e in explained] == [1, 2, 3], "what is always on has nothing to explain"
+    assert [e.by for e in explained] == [[1], [2], [3]], "a latent says as much as its negation"
     assert all(e.shares[0] == pytest.approx(1, abs=1e-3) for e in explained)
 
 

@@ -275,6 +275,20 @@ def test_a_transcoder_is_spliced_where_it_writes(tiny_llama, tiny_store):
     assert load_spliced(BinaryAutoencoder(32, 16), tiny_store, "cpu").hooks[0].name == "layers.1"
 
 
+def test_the_mean_of_the_store_is_ablated_to_whatever_the_autoencoder_takes_for_one(load, tiny_store):
+    means = (torch.zeros(32), tiny_store.mean, torch.full((32,), 7.0))
+    found = []
+    for mean in means:
+        autoencoder = BinaryAutoencoder(32, 16)
+        autoencoder.mean.copy_(mean)
+        found.append(Splice.of_store(load("llama"), autoencoder, tiny_store, 2).ablated)
+    found.append(Splice.of_store(load("llama"), None, tiny_store, 2).ablated)
+    splice = Splice.of_store(load("llama"), None, tiny_store, 2)
+    constant = splice.means(splice.tokens([lambda x: tiny_store.mean.expand_as(x)])[0])
+    assert found == [splice.ablated] * 4
+    assert constant.ce_spliced == pytest.approx(splice.ablated[1])
+
+
 def test_a_model_with_another_number_of_hook_points_is_refused(load):
     with pytest.raises(BitlensError, match="with 2 hook points, not 1"):
         losses_of(load("llama"), Module(torch.nn.Identity()), *contexts())

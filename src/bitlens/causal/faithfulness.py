@@ -78,14 +78,14 @@ def faithfulness(
     """Splice reconstructions from the k most surprising (or largest) latents of every row, for each k of `keep`.
 
     splice: the contexts to score, as `Splice.of_store(language_model, autoencoder, store)` gives them. Firing rates are
-    those of up to 65,536 training rows of the store. Of a BAE a latent counts as on in the rarer of its two states, and
-    one that is not kept is set to the other.
+    those of up to 65,536 training rows of the store. A latent counts as on where it is not zero, of a BAE in canonical
+    form, and one that is not kept is set to its other state.
     """
     if wrong := [k for k in keep if k is not None and k < 0]:
         raise BitlensError(f"The number of latents to keep must not be negative, as {wrong[0]} is.")
     rates = _rates(autoencoder, store)
-    off = ((rates > 0.5) & autoencoder.binary).float()
-    rates = torch.where(off > 0, 1 - rates, rates)
+    off = (autoencoder.on_rates(rates) < rates).float()
+    rates = autoencoder.on_rates(rates)
     norms = autoencoder.W_dec.norm(dim=1)
 
     def kept(on: Tensor, k: int | None) -> Tensor:

@@ -23,6 +23,7 @@ from bitlens.training.signals import stop_on_signals
 
 MANIFEST = "study.json"
 SCHEMA = 1
+MEANING = 2  # of the numbers: raised when one comes to mean something else, so that no folder mixes both
 Cell = Mapping[str, Any]
 Row = dict[str, Any]
 Report = Callable[[int, int, Row], None]
@@ -64,7 +65,7 @@ def measure_cells(
     folder = out / "cells"
     folder.mkdir(exist_ok=True)
     places = [
-        folder / f"{_key({'cell': dict(cell), 'same': dict(same or {}), 'version': __version__})}.json"
+        folder / f"{_key({'cell': dict(cell), 'same': dict(same or {}), 'version': [__version__, MEANING]})}.json"
         for cell in cells
     ]
     rows: dict[int, Row] = {}
