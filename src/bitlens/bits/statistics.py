@@ -20,6 +20,27 @@ def binary_entropy(p: Tensor) -> Tensor:
     return -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p)) / math.log(2)
 
 
+def counted_entropy(counts: Tensor, dims: tuple[int, ...] = (-1,)) -> Tensor:
+    """Entropy in bits of tables of counts over `dims`, with the correction of Miller (1955) and Madow, float64."""
+    counts = counts.double()
+    n = counts.sum(dims)
+    logs = torch.special.xlogy(counts, counts).sum(dims)
+    return (n.log() - logs / n) / math.log(2) + ((counts > 0).sum(dims) - 1) / (2 * n * math.log(2))
+
+
+def counted_information(both: Tensor, a: Tensor, b: Tensor, rows: Tensor | int) -> Tensor:
+    """Mutual information in bits of two binary variables, as counted: rows in which both are on, each, and all; shapes that
+    broadcast."""
+
+    def part(count: Tensor) -> Tensor:
+        return torch.special.xlogy(count, count)
+
+    n = torch.as_tensor(rows, device=both.device).double()
+    both, a, b = both.double(), a.double(), b.double()
+    joint = part(both) + part(a - both) + part(b - both) + part(n - a - b + both)
+    return (joint - part(a) - part(n - a) - part(b) - part(n - b) + part(n)) / (n * math.log(2))
+
+
 def firing_rates(bits: PackedBits) -> Tensor:
     """Share of rows in which each latent is on -> float64 `[n_latents]`; there must be rows."""
     if len(bits) == 0:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import binary_entropy, co_occurrence, dense, firing_rates
+from bitlens.bits.statistics import binary_entropy, co_occurrence, counted_entropy, dense, firing_rates
 
 
 class Explained(NamedTuple):
@@ -65,8 +65,4 @@ def explain_dense(a: PackedBits, b: PackedBits, most: int = 5) -> list[Explained
 
 def _conditional_entropy(counts: Tensor) -> Tensor:
     """H(a | s) in bits, Miller and Madow's correction included, from counts `[states of s, 2, m]` -> `[m]`"""
-    counts = counts.double()
-    states, rows = counts.sum(1), counts.sum((0, 1))
-    plug_in = (torch.xlogy(states, states).sum(0) - torch.xlogy(counts, counts).sum((0, 1))) / (rows * math.log(2))
-    occupied = (counts > 0).sum((0, 1)) - (states > 0).sum(0)
-    return plug_in + occupied / (2 * rows * math.log(2))
+    return counted_entropy(counts, (0, 1)) - counted_entropy(counts.sum(1), (0,))

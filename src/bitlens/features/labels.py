@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bitlens.bits.packed import WORD, PackedBits, words_for
-from bitlens.bits.statistics import co_occurrence
+from bitlens.bits.statistics import co_occurrence, counted_information
 from bitlens.errors import BitlensError
 from bitlens.features.labelled import MIN_ROWS, Labels
 
@@ -246,15 +246,7 @@ def _f1(c: _Counts) -> Tensor:
 
 
 def _information(c: _Counts) -> Tensor:
-    """Mutual information of latent and class in bits, as counted."""
-
-    def part(n: Tensor) -> Tensor:
-        return torch.special.xlogy(n, n)
-
-    joint = part(c.joint) + part(c.on - c.joint) + part(c.labelled - c.joint)
-    joint += part(c.rows - c.on - c.labelled + c.joint)
-    single = part(c.on) + part(c.rows - c.on) + part(c.labelled) + part(c.rows - c.labelled)
-    return (joint - single + part(c.rows)) / (c.rows * math.log(2))
+    return counted_information(c.joint, c.on, c.labelled, c.rows)
 
 
 def _jackknife(value: Tensor, without: Tensor) -> tuple[Tensor, Tensor, Tensor]:

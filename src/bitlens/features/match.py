@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bitlens.autoencoders.binary import NEGLIGIBLE
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import co_occurrence
+from bitlens.bits.statistics import co_occurrence, counted_information
 from bitlens.errors import BitlensError
 
 SAME, CONTAINED, COSINE = 0.5, 0.8, 0.7
@@ -76,10 +76,7 @@ class Pairs:
 
     def mutual_information(self) -> Tensor:
         """I(a; b) in bits a row, as counted."""
-        n, a, b, both = self.rows, self.a[:, None].double(), self.b.double(), self.both.double()
-        joint = _k_log_k(both) + _k_log_k(a - both) + _k_log_k(b - both) + _k_log_k(n - a - b + both)
-        margins = _k_log_k(a) + _k_log_k(n - a) + _k_log_k(b) + _k_log_k(n - b)
-        return ((joint - margins) / n + math.log2(n)).clamp_min(0)
+        return counted_information(self.both, self.a[:, None], self.b, self.rows).clamp_min(0)
 
     def surprise(self) -> Tensor:
         """Bits: independent latents of these counts overlap as much with a chance of at most `2^-surprise`.
@@ -97,10 +94,6 @@ class Pairs:
 
 def _above_chance(value: Tensor, chance: Tensor) -> Tensor:
     return torch.where(chance < 1, (value - chance) / (1 - chance), 0)
-
-
-def _k_log_k(k: Tensor) -> Tensor:
-    return torch.xlogy(k, k) / math.log(2)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,10 @@
 """What a code and a label (a layer, a class, a position) tell about one another."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import binary_entropy, firing_rates
+from bitlens.bits.statistics import binary_entropy, counted_entropy, firing_rates
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator
 
@@ -15,9 +13,7 @@ def label_entropy(labels: Tensor) -> float:
     """Entropy of a discrete variable in bits, integer labels `[rows]`, with Miller and Madow's correction."""
     if len(labels) == 0:
         raise BitlensError("There are no rows, so there is no entropy.")
-    counts = labels.unique(return_counts=True)[1].double()
-    p = counts / counts.sum()
-    return float(-torch.special.xlogy(p, p).sum()) / math.log(2) + (len(counts) - 1) / (2 * len(labels) * math.log(2))
+    return float(counted_entropy(labels.unique(return_counts=True)[1]))
 
 
 def conditional_bits(bits: PackedBits, labels: Tensor) -> Tensor:

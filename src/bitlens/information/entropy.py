@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import co_occurrence
+from bitlens.bits.statistics import co_occurrence, counted_entropy
 from bitlens.errors import BitlensError
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.lower import lower_bits
@@ -58,19 +58,11 @@ class Entropy:
     """code length of held-out rows with every latent given all before it: the tightest honest upper bound"""
 
 
-def _entropy(counts: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Plug-in entropy of tables of counts with Miller and Madow's correction."""
-    counts = counts.double()
-    n = counts.sum(dims)
-    logs = torch.special.xlogy(counts, counts).sum(dims)
-    return (n.log() - logs / n) / math.log(2) + ((counts > 0).sum(dims) - 1) / (2 * n * math.log(2))
-
-
 def _marginal_and_tree(rows: Tensor, ons: Tensor, both: Tensor, tree: Tree) -> tuple[Tensor, Tensor]:
     """Corrected entropies from counts `[...]`, `[..., n_latents]` -> `[...]` each"""
-    own = _entropy(torch.stack([ons, rows[..., None] - ons], -1), (-1,))
+    own = counted_entropy(torch.stack([ons, rows[..., None] - ons], -1))
     pair, parent = cells(rows, ons, both, tree)
-    given = _entropy(pair, (-2, -1)) - _entropy(parent, (-1,))
+    given = counted_entropy(pair, (-2, -1)) - counted_entropy(parent)
     given = torch.where(tree.parents >= 0, torch.minimum(given, own), own)
     return own.sum(-1), given.sum(-1)
 

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from bitlens.bits.statistics import counted_entropy
 from bitlens.errors import BitlensError
 from bitlens.information.moments import Covariance
 
@@ -81,10 +82,7 @@ def pca_bits(fit: Tensor, rows: Tensor, fvu: float) -> float:
             counts = symbol.bincount().double()
             sums = torch.bincount(symbol, column)
             error += float(column.square().sum() - (sums.square() / counts.clamp_min(1)).sum())
-            bits += math.log2(len(column)) - float(torch.special.xlogy(counts, counts).sum()) / len(column) / math.log(
-                2
-            )
-            bits += (int((counts > 0).sum()) - 1) / (2 * len(column) * math.log(2))
+            bits += float(counted_entropy(counts))
         return error / variance, bits
 
     finest, high = (
