@@ -72,13 +72,16 @@ def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             if not isinstance(x, Elsewhere) and x.ndim:
                 index = "index" in name and x.dtype in (torch.int64, torch.bool)  # an index may be on the CPU
                 assert index, f"{name} mixes devices"
-    device = kwargs.get("device")
-    if device is not None:
-        there = torch.device(device).type == DEVICE.type
-        kwargs = {**kwargs, "device": torch.device("cpu")}
+    named = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.device)]
+    if named:
+        there = named[0].type == NAME
     elif name == "aten::copy_":
         there = isinstance(args[0], Elsewhere)
-    args, kwargs = tree_map(lambda x: x.inner if isinstance(x, Elsewhere) else x, (args, kwargs))
+
+    def inner(x: Any) -> Any:
+        return x.inner if isinstance(x, Elsewhere) else torch.device("cpu") if isinstance(x, torch.device) else x
+
+    args, kwargs = tree_map(inner, (args, kwargs))
     kwargs.pop("pin_memory", None)
     result = function(*args, **kwargs)
     if not there:

@@ -1,0 +1,104 @@
+"""Everything that runs on a GPU, on one that is not there: no operation mixes devices, and the numbers are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
+from bitlens.causal.faithfulness import faithfulness
+from bitlens.causal.splice import Splice
+from bitlens.cli.match import _encode
+from bitlens.compression import compress_store
+from bitlens.encode import encode_store
+from bitlens.evaluation import evaluate
+from bitlens.hidden import ActivationStore, LanguageModel
+from bitlens.information.magnitudes import quantise_magnitudes
+from bitlens.seeding import generator
+from bitlens.studies.measuring import measure_rows
+from elsewhere import elsewhere
+
+D, LATENTS = 32, 48
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, harvested: Path) -> dict[str, Path]:
+    """Untrained autoencoders of three kinds, saved."""
+    store = ActivationStore(harvested)
+    made: dict[str, Autoencoder] = {
+        "step": BinaryAutoencoder(D, LATENTS), "descent": BinaryAutoencoder(D, LATENTS, "descent"),
+        "topk": TopKAutoencoder(D, LATENTS, k=4),
+    }  # fmt: skip
+    root = tmp_path_factory.mktemp("autoencoders")
+    for name, model in made.items():
+        model.initialise(generator(1))
+        model.mean.copy_(store.mean)
+        model.scale.fill_(store.scale)
+        if isinstance(model, BinaryAutoencoder) and model.price is not None:
+            model.price.fill_(0.02)
+        model.save(root / name)
+    return {name: root / name for name in made}
+
+
+def on_both(run: Callable[[str], Any]) -> tuple[Any, Any]:
+    with elsewhere() as device:
+        there = run(device)
+    return run("cpu"), there
+
+
+def rows_of(store: ActivationStore, part: str) -> torch.Tensor:
+    return torch.cat([rows.hidden for rows in store.read(part)])
+
+
+@pytest.mark.parametrize("kind", ["step", "descent", "topk"])
+def test_evaluate_and_what_language_models_lose(
+    folders: dict[str, Path], kind: str, tiny_llama: Path, tiny_store: ActivationStore
+) -> None:
+    def run(device: str) -> list[dict[str, Any]]:
+        autoencoder = Autoencoder.from_pretrained(folders[kind], device)
+        model = LanguageModel.load(str(tiny_llama), ["layers.1"], device=device, causal=True)
+        splice = Splice.of_store(model, autoencoder, tiny_store, 2)
+        numbers = evaluate(autoencoder, tiny_store, splice=splice, joint=kind == "topk").as_dict()
+        left = [kept.as_dict() for kept in faithfulness(autoencoder, tiny_store, splice, [2, None])]
+        rows = rows_of(tiny_store, "usual")
+        more = measure_rows(autoencoder, rows, torch.arange(len(rows)) % 3 == 0)[0] if kind == "step" else {}
+        return [numbers, *left, {name: n for name, n in more.items() if not name.endswith(("_low", "_high"))}]
+
+    for here, there in zip(*on_both(run), strict=True):
+        for numbers in (here, there):
+            numbers.pop("rows_per_second", None)
+        assert {k: v for k, v in there.items() if not isinstance(v, float)} == {
+            k: v for k, v in here.items() if not isinstance(v, float)
+        }
+        floats = {k: v for k, v in here.items() if isinstance(v, float)}
+        assert {k: there[k] for k in floats} == pytest.approx(floats, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["step", "descent", "topk"])
+def test_codes_and_magnitudes(folders: dict[str, Path], kind: str, tiny_store: ActivationStore, tmp_path: Path) -> None:
+    def run(device: str) -> list[Any]:
+        autoencoder = Autoencoder.from_pretrained(folders[kind], device)
+        words = encode_store(autoencoder, tiny_store, tmp_path / device.partition(":")[0]).bits.words
+        found = [words, *(bits.words for bits in _encode([autoencoder], tiny_store, 50)[0])]
+        if kind == "topk":
+            fit, test = rows_of(tiny_store, "train")[:200], rows_of(tiny_store, "test")
+            found.append(torch.tensor(quantise_magnitudes(autoencoder, test, fit=fit).bits))
+        return found
+
+    for here, there in zip(*on_both(run), strict=True):
+        assert torch.allclose(here.double(), there.double(), rtol=1e-4)
+
+
+def test_a_compressed_store(folders: dict[str, Path], tiny_store: ActivationStore, tmp_path: Path) -> None:
+    pytest.importorskip("constriction")
+
+    def run(device: str) -> Any:
+        autoencoder = Autoencoder.from_pretrained(folders["step"], device)
+        return compress_store(autoencoder, tiny_store, folders["step"], tmp_path / f"{device[:3]}.bits")
+
+    here, there = on_both(run)
+    assert here == there
