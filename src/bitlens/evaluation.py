@@ -16,6 +16,7 @@ from bitlens.causal.splice import Splice
 from bitlens.errors import BitlensError
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.source import held_out
+from bitlens.hidden.split import unseen
 from bitlens.hidden.store import ActivationStore
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.entropy import plug_in_bits
@@ -137,7 +138,7 @@ def evaluate(
     part: str = "test",
     joint: bool = True,
 ) -> Evaluation:
-    """Measure an autoencoder on the held-out documents of a store.
+    """Measure an autoencoder on the documents of a store that its training held out: see `bitlens.hidden.split.unseen`.
 
     language_model: a whole causal model hooked where the store was (for a transcoder also where it writes), for the
     cross-entropy numbers; without one they are None. splice: in its place, what `Splice.of_store` made of it, so that
@@ -146,6 +147,7 @@ def evaluate(
     is None.
     """
     store.require_width(autoencoder.d_in)
+    store = unseen(store, autoencoder.metadata) if part == "test" else store
     moments = None
     words, documents = [], []
     seconds = 0.0

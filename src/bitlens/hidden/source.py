@@ -41,6 +41,15 @@ class HiddenSource:
     mean: Tensor
     scale: float
     about: dict[str, Any]
+    test_fraction: float | None = None
+    """share of the documents that is held out; None: of rows in memory, whose documents nobody knows"""
+
+    def split(self, test_fraction: float) -> HiddenSource:
+        """The same source with another share of its documents held out."""
+        raise BitlensError(
+            f"test_fraction={test_fraction} cannot be set on a {type(self).__name__} that is there already: give it only "
+            "the rows to train on, or make it anew with this test_fraction."
+        )
 
     def windows(self, seed: int, epoch: int) -> list[Any]:
         """The windows of one epoch, in the order of this epoch."""
