@@ -87,7 +87,7 @@ def test_documents_widen_the_interval_where_rows_repeat() -> None:
     shuffled = repeated[torch.randperm(4000, generator=torch.Generator().manual_seed(0))]
     alone = entropy(shuffled).bits_marginal
     together = entropy(repeated, torch.arange(400).repeat_interleave(10)).bits_marginal
-    assert together.value == pytest.approx(alone.value)
+    assert alone.value < together.value < 1.01 * alone.value  # 4,000 rows that are worth 400 are too even
     assert together.high - together.low > 2 * (alone.high - alone.low)
 
 

@@ -170,7 +170,7 @@ def evaluate(
     rare = torch.minimum(p, 1 - p)
     removed = autoencoder.metadata.get("n_latents_trained", autoencoder.n_latents) - autoencoder.n_latents
     fvu = moments.fvu()
-    marginal, of_tree = plug_in_bits(bits)
+    marginal, of_tree = plug_in_bits(bits, torch.cat(documents))
     if language_model and not splice:
         splice = Splice.of_store(language_model, autoencoder, store, max_contexts, part)
     losses = splice.losses(autoencoder)._asdict() if splice else {}

@@ -14,10 +14,11 @@ from bitlens.bits.packed import WORD, PackedBits, words_for
 from bitlens.bits.statistics import co_occurrence
 from bitlens.errors import BitlensError
 from bitlens.features.labelled import MIN_ROWS, Labels
+from bitlens.information.intervals import jackknife_error, student_p, student_quantile
 
 GROUPS, MIN_GROUPS = 30, 5
 MAX_CLASSES = 500
-LEVEL, NORMAL = 0.05, 1.959964
+LEVEL = 0.05
 GOOD = 0.5
 CELLS = 1 << 20  # group x latent x class counts at a time: the scores' memory beside their results
 
@@ -259,9 +260,7 @@ def _information(c: _Counts) -> Tensor:
 
 def _jackknife(value: Tensor, without: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """value `[1, ...]` and its values without each group `[groups, ...]` -> value, low, high `[...]`"""
-    n = len(without)
-    error = ((n - 1) / n * (without - without.mean(0)).square().sum(0)).sqrt()
-    half = _student_quantile(n - 1) * error
+    half = student_quantile(len(without) - 1) * jackknife_error(without)
     return value[0], value[0] - half, value[0] + half
 
 
@@ -273,16 +272,4 @@ def _independence(counts: _Counts) -> Tensor:
     clustered = n / (n - 1) * (each - each.mean(0)).square().sum(0)
     # A pair that never meets shows no variance where its absence is no surprise: hence the floor.
     variance = clustered.maximum((total.rows * p * (1 - p) * q * (1 - q))[0])
-    return _student_p(each.sum(0) / variance.clamp_min(1e-300).sqrt(), n - 1)
-
-
-def _student_p(t: Tensor, freedom: int) -> Tensor:
-    """Two-sided p-value of Student's t, by Wallace's (1959) transformation to a normal deviate."""
-    z = (8 * freedom + 1) / (8 * freedom + 3) * (freedom * torch.log1p(t.square() / freedom)).sqrt()
-    return torch.special.erfc(z / math.sqrt(2))
-
-
-def _student_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, by the same transformation."""
-    z = NORMAL * (8 * freedom + 3) / (8 * freedom + 1)
-    return math.sqrt(freedom * math.expm1(z * z / freedom))
+    return student_p(each.sum(0) / variance.clamp_min(1e-300).sqrt(), n - 1)
