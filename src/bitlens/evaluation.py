@@ -87,6 +87,13 @@ class Evaluation:
     """KL divergence of the next-token distribution, original to spliced, nats a token"""
     top1: float | None = None
     """share of tokens before which the likeliest next token stays the same"""
+    ce_loss_score_low: float | None = None
+    """95 % interval over contexts, as all that follow; None of too few"""
+    ce_loss_score_high: float | None = None
+    ce_loss_score_mean_low: float | None = None
+    ce_loss_score_mean_high: float | None = None
+    kl_div_low: float | None = None
+    kl_div_high: float | None = None
 
     def as_dict(self) -> dict[str, str | int | float | None]:
         return asdict(self)

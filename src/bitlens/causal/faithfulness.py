@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder
-from bitlens.causal.splice import Splice, SpliceLosses, SpliceTokens
+from bitlens.causal.losses import SpliceLosses, SpliceSums
+from bitlens.causal.splice import Splice, SpliceTokens
 from bitlens.errors import BitlensError
 from bitlens.files import finite, replacing
 from bitlens.hidden.source import NO_ROWS
+from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import ActivationStore
 from bitlens.seeding import generator
 
@@ -37,9 +39,11 @@ class Kept(NamedTuple):
     """of the hidden states that are replaced, about their own mean"""
     tokens: SpliceTokens
     losses: SpliceLosses
+    sums: SpliceSums
+    """of the contexts: `a.sums.less(b.sums)` is the difference of two on the same ones, with its interval"""
 
     def as_dict(self) -> dict[str, Any]:
-        """All but the single tokens"""
+        """All but the single tokens and contexts"""
         numbers = {"k": self.k, "l0": self.l0, "surprisal": self.surprisal, "fvu": self.fvu}
         return {**numbers, **self.losses._asdict()}
 
@@ -82,7 +86,8 @@ def faithfulness(
     """
     if wrong := [k for k in keep if k is not None and k < 0]:
         raise BitlensError(f"The number of latents to keep must not be negative, as {wrong[0]} is.")
-    rates = _rates(autoencoder, store)
+    share = held_out_share(store, autoencoder.metadata)
+    rates = _rates(autoencoder, store if share in (None, store.test_fraction) else store.split(share))
     off = ((rates > 0.5) & autoencoder.binary).float()
     rates = torch.where(off > 0, 1 - rates, rates)
     norms = autoencoder.W_dec.norm(dim=1)
@@ -108,7 +113,9 @@ def faithfulness(
     variance = (squares - float(total.square().sum()) / rows) / rows
     fvu = [e / variance for e in error]
     tokens = splice.tokens([change(k) for k in keep])
-    return [Kept(*numbers, splice.means(numbers[-1])) for numbers in zip(keep, l0, surprisal, fvu, tokens, strict=True)]
+    sums = [splice.sums(of) for of in tokens]
+    losses = [of.losses() for of in sums]
+    return [Kept(*numbers) for numbers in zip(keep, l0, surprisal, fvu, tokens, losses, sums, strict=True)]
 
 
 def _rates(autoencoder: Autoencoder, store: ActivationStore) -> Tensor:

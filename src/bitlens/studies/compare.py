@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import re
 import statistics
 import time
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.packed import PackedBits
-from bitlens.causal.splice import Splice, contexts_to_score
+from bitlens.causal.splice import Splice
 from bitlens.errors import BitlensError
 from bitlens.evaluation import DENSE, evaluate
 from bitlens.features.labelled import Labels, load_tokenizer, own_labels, read_labels
@@ -190,8 +189,7 @@ def _opened(
     model = LanguageModel.load(
         rows.manifest["model"], [rows.manifest["hook"]["module"]], revision=rows.manifest.get("revision"), causal=True
     )
-    limit = rows.manifest.get("outlier_norm") or math.inf
-    splice = Splice(model, *contexts_to_score(rows, contexts), rows.mean, max_norm=limit)
+    splice = Splice.drawn(model, rows, rows.mean, contexts)
     tokenizer = load_tokenizer(columns)
     found = own_labels(columns, tokenizer) if labels is None else read_labels(labels, columns, tokenizer)
     return rows, columns, splice, found
