@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ from bitlens.files import finite, replacing
 from bitlens.hidden.source import NO_ROWS
 from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import ActivationStore
+from bitlens.information.intervals import Estimate
 from bitlens.seeding import generator
 
 KEEP = (1, 2, 4, 8, 16, 32, 64, None)
@@ -125,6 +126,13 @@ def _rates(autoencoder: Autoencoder, store: ActivationStore) -> Tensor:
         raise BitlensError(NO_ROWS)
     on = torch.stack([(autoencoder.encode(autoencoder.pair(x)[0]) != 0).sum(0) for x in rows.split(16384)]).sum(0)
     return (on.double() + 0.5) / (len(rows) + 1)
+
+
+@torch.inference_mode()
+def differences(own: SpliceSums, splice: Splice, others: Mapping[str, Autoencoder]) -> dict[str, dict[str, Estimate]]:
+    """The scores of one splice less those of other autoencoders' whole codes on the same contexts, by their names."""
+    spliced = splice.tokens(list(others.values())) if others else []
+    return {name: own.less(splice.sums(tokens)) for name, tokens in zip(others, spliced, strict=True)}
 
 
 class PositionLosses(NamedTuple):

@@ -32,6 +32,11 @@ class Estimate:
         return self.low == self.low
 
     @property
+    def differs(self) -> bool:
+        """Whether 0 lies outside of the interval"""
+        return self.low > 0 or self.high < 0
+
+    @property
     def half(self) -> float:
         return (self.high - self.low) / 2
 
