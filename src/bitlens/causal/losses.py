@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,11 @@ class SpliceSums(NamedTuple):
     kl_div: Tensor
     top1: Tensor
 
+    @classmethod
+    def mean(cls, several: Sequence[SpliceSums]) -> SpliceSums:
+        """Of several autoencoders on the same contexts, as of several seeds"""
+        return cls(*(torch.stack(x).mean(0) for x in zip(*several, strict=True)))
+
     def losses(self) -> SpliceLosses:
         original, spliced, zero, mean, kl_div, top1 = (float(x.sum() / self.tokens.sum()) for x in self[1:])
         found = dict(zip(SCORES, jackknife(self._scores, self.tokens), strict=True))
@@ -62,7 +68,7 @@ class SpliceSums(NamedTuple):
 
     def less(self, other: SpliceSums) -> dict[str, Estimate]:
         """The scores of this splice less those of another on the same contexts, with intervals of the paired differences."""
-        if self.tokens.shape != other.tokens.shape or not torch.equal(self.ce_original, other.ce_original):
+        if self.tokens.shape != other.tokens.shape or not torch.allclose(self.ce_original, other.ce_original):
             raise BitlensError("Two splices can be compared where they are of the same contexts, and these are not.")
         found = jackknife(lambda weights: self._scores(weights) - other._scores(weights), self.tokens)
         return dict(zip(SCORES, found, strict=True))

@@ -114,28 +114,18 @@ class Splice:
 
     @classmethod
     def of_store(
-        cls, model: LanguageModel, autoencoder: Autoencoder, store: ActivationStore, limit: int = 64, part: str = "test",
-        seed: int = 0,
+        cls, model: LanguageModel, autoencoder: Autoencoder | None, store: ActivationStore, limit: int = 64,
+        part: str = "test", seed: int = 0,
     ) -> Splice:  # fmt: skip
-        """On up to `limit` contexts of a store with tokens of this part (`test` or `all`), which are scored. The contexts
-        are drawn at random; `test` are the documents that the autoencoder's training held out."""
+        """On up to `limit` contexts, drawn at random, with tokens of this part of a store (`test` or `all`), which are scored;
+        `test` are the documents that the autoencoder's training held out. Mean ablation takes the mean of the store, of a
+        transcoder that of its target. autoencoder: None for one hook point whose autoencoders share this, in a store that is
+        split as they were trained."""
         mean = store.mean
-        if _hooks_needed(model, autoencoder) == 2:
+        if autoencoder is not None and _hooks_needed(model, autoencoder) == 2:
             mean = store.mean_out if isinstance(store, PairedStore) else autoencoder.get_buffer("mean_out")
-        store = unseen(store, autoencoder.metadata) if part == "test" else store
-        return cls.drawn(model, store, mean, limit, part, seed)
-
-    @classmethod
-    def drawn(
-        cls,
-        model: LanguageModel,
-        store: ActivationStore,
-        mean: Tensor,
-        limit: int = 64,
-        part: str = "test",
-        seed: int = 0,
-    ) -> Splice:
-        """The same for a store that is split already. mean `[d_out]`: for mean ablation."""
+        if autoencoder is not None and part == "test":
+            store = unseen(store, autoencoder.metadata)
         contexts, scored, units = contexts_to_score(store, limit, part, seed)
         max_norm = store.manifest.get("outlier_norm") or math.inf
         return cls(model, contexts, scored, mean.to(model.device), units=units, max_norm=max_norm)

@@ -28,6 +28,7 @@ from bitlens.hidden import ActivationStore, LanguageModel
 from bitlens.hidden.models import BUNDLED
 from bitlens.hidden.store import COLUMNS
 from bitlens.studies.cells import Cell, Report, Row, measure_cells, open_study, write_table
+from bitlens.studies.compare_report import CONTEXTS, draw, write_report
 from bitlens.training import TrainConfig, train
 
 BAE = "BAE"
@@ -113,8 +114,6 @@ def run_compare(
     A stopped comparison goes on with resume, a training in the middle from its last checkpoint. What diverges is a row
     with its error and does not stop the others.
     """
-    from bitlens.studies.compare_report import draw, write_report
-
     config.refuse_unknown()
     open_study(out, "compare", {**asdict(config), "labels": config.labels and str(config.labels)}, resume, overwrite)
     store = _store(config, out)
@@ -144,7 +143,7 @@ def run_compare(
             for other in rows:
                 if all(other[key] == row[key] for key in ("name", "n_latents")) and other["price"] == config.prices[0]:
                     other |= {key: value for key, value in row.items() if key.startswith("stability")}
-    write_table(out / "table", rows)
+    write_table(out / "table", [{k: v for k, v in row.items() if k != CONTEXTS} for row in rows])
     draw(out, rows)
     write_report(out, rows, config, store)
     return rows
@@ -189,7 +188,7 @@ def _opened(
     model = LanguageModel.load(
         rows.manifest["model"], [rows.manifest["hook"]["module"]], revision=rows.manifest.get("revision"), causal=True
     )
-    splice = Splice.drawn(model, rows, rows.mean, contexts)
+    splice = Splice.of_store(model, None, rows, contexts)
     tokenizer = load_tokenizer(columns)
     found = own_labels(columns, tokenizer) if labels is None else read_labels(labels, columns, tokenizer)
     return rows, columns, splice, found
@@ -229,8 +228,11 @@ def measure_cell(cell: Cell, config: CompareConfig, out: Path, store: str) -> Ro
         resume=folder.exists(),
     )  # fmt: skip
     seconds = _training_seconds(folder, trained) or time.perf_counter() - begun
-    numbers = evaluate(trained, rows, splice=splice, joint=cell["seed"] == config.seeds[0])
+    numbers = evaluate(trained, rows, joint=cell["seed"] == config.seeds[0])
     measured = {name: value for name, value in numbers.as_dict().items() if name not in cell}
+    if splice:
+        sums = splice.sums(splice.tokens([trained])[0])
+        measured |= {**sums.losses()._asdict(), CONTEXTS: [x.tolist() for x in sums]}
     return {**measured, "train_seconds": seconds, **label_numbers(trained, rows, columns, labels)}
 
 
