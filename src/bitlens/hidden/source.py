@@ -41,8 +41,8 @@ class HiddenSource:
     mean: Tensor
     scale: float
     about: dict[str, Any]
-    test_fraction: float | None = None
-    """share of the documents that is held out; None: of rows in memory, whose documents nobody knows"""
+    test_fraction: float
+    """share of the documents that is held out; rows in memory, whose documents nobody knows, have none"""
 
     def split(self, test_fraction: float) -> HiddenSource:
         """The same source with another share of its documents held out."""

@@ -43,8 +43,6 @@ class ActivationStore(HiddenSource):
     trained on. Each shard's checksum is verified when the shard is first read.
     """
 
-    test_fraction: float
-
     def __init__(self, path: Path | str, test_fraction: float | None = None) -> None:
         """test_fraction: share of the documents that is held out; by default a tenth, and where an autoencoder is
         measured that of its training."""

@@ -56,9 +56,10 @@ def train(
         raise BitlensError(f"There is no device '{device}' here; use cpu.")
     torch.set_num_threads(torch.get_num_threads())  # kernels do this later, and the sums of MKL may change with it
     config = config.resolved(source.d_in, device)
-    if config.test_fraction is not None and config.test_fraction != source.test_fraction:
-        source = source.split(config.test_fraction)
-    config = dataclasses.replace(config, test_fraction=source.test_fraction)  # recorded: what is really held out
+    held_out = getattr(source, "test_fraction", None)
+    if config.test_fraction is not None and config.test_fraction != held_out:
+        source, held_out = source.split(config.test_fraction), config.test_fraction
+    config = dataclasses.replace(config, test_fraction=held_out)  # recorded: what is really held out
     model = _build(source, config).to(device)
     folder = Path(out) if out is not None else None
     if folder is not None:
