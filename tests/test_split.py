@@ -115,7 +115,7 @@ def test_an_autoencoder_loaded_again_remembers(path, tmp_path):
 def reader(tiny_llama, text_folder):
     """`reader(...)`: contexts of 16 tokens of `text_folder`"""
     model = LanguageModel.load(str(tiny_llama), ["layers.1"], device="cpu", causal=True)
-    return lambda **how: (model, ContextReader(Corpus((str(text_folder),), **how), model.tokenizer, 16))
+    return lambda **how: (model, ContextReader(Corpus((str(text_folder),), **how), model.tokenizer, 16, packed=False))
 
 
 def test_a_live_source_holds_out_what_a_store_of_the_same_text_calls_held_out(reader, tmp_path):
@@ -138,7 +138,7 @@ def test_the_same_text_cut_into_other_documents_is_refused(reader, text_folder, 
     (store,) = harvest(model, plain, tmp_path / "store", batch_size=4)
     trained = train(store, settings())
     texts = (str(sorted(text_folder.iterdir())[0]),) if inside else (str(text_folder),)
-    other = ContextReader(Corpus(texts, unit="line"), model.tokenizer, 16)
+    other = ContextReader(Corpus(texts, unit="line"), model.tokenizer, 16, packed=False)
     (lines,) = harvest(model, other, tmp_path / "lines", batch_size=4)
     with pytest.raises(BitlensError, match="other documents") as error:
         evaluate(trained, lines)

@@ -16,7 +16,7 @@ from bitlens.autoencoders.base import WEIGHTS
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 from bitlens.files import prepare_output, sha256
-from bitlens.hidden.split import unseen
+from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import MANIFEST, ActivationStore, StoreWriter
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.codec import coder
@@ -79,7 +79,7 @@ def compress_store(
             f"{run} is a {autoencoder.architecture} autoencoder, whose bits alone give no hidden states back; compress "
             "with a bae."
         )
-    store = unseen(store, autoencoder.metadata)
+    store = store.split(held_out_share(store, autoencoder.metadata) or 0.0)
     coder()  # what is not installed is said before the work
     zstandard()
     _refuse_occupied(out, overwrite)

@@ -36,7 +36,7 @@ _FORMATS = {
     "ce_mean": ".3f", "ce_loss_score": ".3f", "ce_loss_score_mean": ".3f", "kl_div": ".3f", "top1": ".3f", "surprisal": ".1f", "tokens": ",d", "rows": ",d",
 }  # fmt: skip
 _MEANINGS = {
-    "rows": "held-out rows measured", "n_latents": "latents trained", "live": "neither dead nor stuck",
+    "rows": "rows measured", "n_latents": "latents trained", "live": "neither dead nor stuck",
     "fvu": "fraction of variance unexplained", "explained_variance": "1 - fvu", "mse": "in the model's own units",
     "cosine": "of hidden state and reconstruction", "l0": "latents in their rare state, per row",
     "dead": "on in < 1 of 10,000 rows, or pruned", "stuck": "off in < 1 of 10,000 rows", "dense": "rare state above 10 % of rows", "highest_rate": "of the latent that is on most",

@@ -66,7 +66,7 @@ def train(
     from bitlens import show
     from bitlens.hidden import ActivationStore, PairedStore
     from bitlens.hidden.live import LiveSource
-    from bitlens.hidden.store import TEST_FRACTION
+    from bitlens.hidden.source import TEST_FRACTION
     from bitlens.training import train as run
 
     fraction = config.test_fraction
@@ -162,6 +162,10 @@ def evaluate(
         rows = unseen(rows, autoencoder.metadata)
         if not same_numbers(autoencoder.metadata, rows.manifest):
             show.err.print("This store is other text than the training's; --part all takes every row of it.")
+    elif autoencoder.metadata.get("corpus") and same_numbers(autoencoder.metadata, rows.manifest):
+        show.err.print(
+            "The autoencoder was trained on this text: with --part all, most rows measured are not held out."
+        )
     model = None
     if ce and rows.manifest.get("context_length"):
         try:

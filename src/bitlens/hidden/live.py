@@ -12,9 +12,9 @@ from torch import Tensor
 from bitlens.errors import BitlensError
 from bitlens.hidden.harvest import iterate_rows
 from bitlens.hidden.models import LanguageModel
-from bitlens.hidden.source import HiddenSource, held_out
+from bitlens.hidden.source import TEST_FRACTION, HiddenSource, held_out
 from bitlens.hidden.split import documents_of
-from bitlens.hidden.store import OUTLIER_MULTIPLE, TEST_FRACTION, refuse_non_finite
+from bitlens.hidden.store import OUTLIER_MULTIPLE, refuse_non_finite
 from bitlens.hidden.text import ContextReader, Contexts
 
 RESERVOIR_ROWS = 65536

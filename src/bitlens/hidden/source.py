@@ -16,6 +16,7 @@ from torch import Tensor
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator, mixed
 
+TEST_FRACTION = 0.1
 NO_ROWS = (
     "There are no training rows: every document is held out or every row is an outlier; harvest more documents "
     "(--documents paragraph makes many of one file) or lower --test-fraction."

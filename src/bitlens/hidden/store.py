@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, verify_shard, write_json, write_tensors
-from bitlens.hidden.source import HiddenSource, held_out
+from bitlens.hidden.source import TEST_FRACTION, HiddenSource, held_out
 from bitlens.seeding import generator
 
 SCHEMA = 1
@@ -26,7 +26,6 @@ MANIFEST = "manifest.json"
 COLUMNS = ("token", "document", "position")
 WINDOW_BYTES = 1 << 30
 OUTLIER_MULTIPLE = 10.0
-TEST_FRACTION = 0.1
 
 
 class Rows(NamedTuple):
@@ -77,7 +76,7 @@ class ActivationStore(HiddenSource):
         )
         self.about = {"store": str(self.path), **{k: self.manifest.get(k) for k in keys}}
         self.chosen = test_fraction is not None
-        self.test_fraction = TEST_FRACTION if test_fraction is None else test_fraction
+        self.test_fraction = self._fraction(test_fraction)
         self._verified: set[str] = set()
         self._splits: list[tuple[np.ndarray, np.ndarray]] | None = None
         self._window: tuple[Any, Tensor] | None = None
@@ -108,10 +107,13 @@ class ActivationStore(HiddenSource):
             self._verified.add(entry["file"])
         return read_tensors(path, names)
 
+    def _fraction(self, asked: float | None) -> float:
+        return TEST_FRACTION if asked is None else asked
+
     def split(self, test_fraction: float) -> Self:
         """The same store with this share of its documents held out."""
         other = copy.copy(self)
-        other.chosen, other.test_fraction = True, test_fraction
+        other.chosen, other.test_fraction = True, self._fraction(test_fraction)
         other._splits = other._window = None
         return other
 
