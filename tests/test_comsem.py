@@ -14,9 +14,9 @@ from bitlens.errors import BitlensError
 from bitlens.features.comsem import Asked, Config, comsem, comsem_by_labels, judged
 from bitlens.features.judges import Question, Verdict
 from bitlens.features.labelled import Labels
-from bitlens.features.labels import NORMAL
 from bitlens.features.proportions import Rate, mean_of_two, sign_flip, wilson
 from bitlens.features.sampling import Trial
+from bitlens.information.intervals import NORMAL
 from bitlens.seeding import generator
 
 letters = SimpleNamespace(decode=lambda ids: "".join(chr(97 + i) for i in ids))

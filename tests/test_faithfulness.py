@@ -183,6 +183,26 @@ def test_the_command_prints_both_tables_and_the_worst_tokens(tiny_store, tmp_pat
     assert shown.count("«") == 10
 
 
+def test_the_command_compares_autoencoders_on_the_same_contexts(tiny_store, tmp_path, capsys, model):
+    for name in ("bae", "topk"):
+        build(name, tiny_store).save(tmp_path / name)
+    numbers = tmp_path / "numbers.json"
+    how = {"keep": (1,), "contexts": 10, "device": "cpu", "json": numbers}
+    command(tmp_path / "bae", tiny_store.path, against=(tmp_path / "topk", tmp_path / "bae"), seed=1, **how)
+    told = json.loads(numbers.read_text())
+    splice = Splice.of_store(model, build("bae", tiny_store), tiny_store, 10, seed=1)
+    ours, theirs = (splice.losses(build(name, tiny_store)) for name in ("bae", "topk"))
+    difference = told["less"][str(tmp_path / "topk")]["kl_div"]
+    assert difference["value"] == pytest.approx(ours.kl_div - theirs.kl_div, abs=1e-7)
+    assert difference["low"] < difference["value"] < difference["high"]
+    assert told["less"][str(tmp_path / "bae")]["kl_div"] == {"value": 0, "low": 0, "high": 0}
+    shown = capsys.readouterr().out
+    assert "less another" in shown
+    line = told["keep"][1]
+    assert f"{line['kl_div']:.3f} ± {(line['kl_div_high'] - line['kl_div_low']) / 2:.3f}" in shown
+    assert "kl_div_low" not in shown
+
+
 def test_a_store_without_text_is_refused(tiny_store):
     tiny_store.manifest = {**tiny_store.manifest, "context_length": None}
     with pytest.raises(BitlensError, match="imported without its text"):

@@ -296,7 +296,7 @@ def test_a_model_with_another_number_of_hook_points_is_refused(load):
 
 def test_contexts_to_score_are_those_with_held_out_documents(tiny_store):
     store = tiny_store
-    ids, scored = contexts_to_score(store, 10_000)
+    ids, scored, units = contexts_to_score(store, 10_000)
     expected = []
     for rows in store.read("all"):
         test = store.is_test(rows.columns["document"])
@@ -304,5 +304,86 @@ def test_contexts_to_score_are_those_with_held_out_documents(tiny_store):
     assert sorted(ids[scored].tolist()) == sorted(expected)
     assert 0 < len(expected) < len(store)
     assert scored.any(1).all()
-    fewer, _ = contexts_to_score(store, 2)
-    assert torch.equal(fewer, ids[:2])
+    assert units.unique().tolist() == list(range(int(units.max()) + 1))
+    (whole, columns), *_ = store.contexts()
+    rows = {
+        (int(c), int(p)): int(d)
+        for c, p, d in zip(*(columns[k] for k in ("context", "position", "document")), strict=True)
+    }
+    places = [i for i, context in enumerate(whole) if any(torch.equal(context, row) for row in ids)]
+    began = [rows[place, int(row.nonzero()[0, 0])] for place, row in zip(places, scored, strict=True)]
+    assert [began.index(d) for d in began] == [units.tolist().index(u) for u in units.tolist()]
+
+
+def test_contexts_are_drawn_from_all_that_have_held_out_documents(tiny_store):
+    every = contexts_to_score(tiny_store, 10_000).contexts.tolist()
+    drawn = [
+        [every.index(row) for row in contexts_to_score(tiny_store, 3, seed=s).contexts.tolist()] for s in range(20)
+    ]
+    assert all(places == sorted(set(places)) and len(places) == 3 for places in drawn)
+    assert {place for places in drawn for place in places} == set(range(len(every)))
+    assert drawn[0] == [every.index(row) for row in contexts_to_score(tiny_store, 3).contexts.tolist()]
+    for seed in range(20):
+        ids, scored, _ = contexts_to_score(tiny_store, 3, seed=seed)
+        held = [rows.columns["token"][tiny_store.is_test(rows.columns["document"])] for rows in tiny_store.read("all")]
+        assert set(ids[scored].tolist()) <= set(torch.cat(held).tolist())
+    with pytest.raises(BitlensError, match="At least one context"):
+        contexts_to_score(tiny_store, 0)
+    with pytest.raises(BitlensError, match="no context with held-out rows"):
+        contexts_to_score(tiny_store.split(0.0), 3)
+
+
+def brute_force(numbers, units, score):
+    """Value and 95 % interval of a score by leaving out one unit after another; numbers: of tokens"""
+    value = score(numbers)
+    without = [score([x[units != u] for x in numbers]) for u in range(int(units.max()) + 1)]
+    n = len(without)
+    error = math.sqrt((n - 1) / n * sum((w - sum(without) / n) ** 2 for w in without))
+    sizes = [int((units == u).sum()) for u in range(n)]
+    freedom = int(sum(sizes) ** 2 / sum(s * s for s in sizes) - 1 + 1e-9)
+    half = {1: 12.7062, 2: 4.3027, 3: 3.1824}[freedom] * error
+    return value, value - half, value + half
+
+
+SCORE_OF = {
+    "ce_loss_score": lambda x: float(1 - (x[1] - x[0]).sum() / (x[2] - x[0]).sum()),
+    "ce_loss_score_mean": lambda x: float(1 - (x[1] - x[0]).sum() / (x[3] - x[0]).sum()),
+    "kl_div": lambda x: float(x[4].mean()),
+}
+
+
+def test_intervals_are_the_jackknife_over_units(load):
+    ids, scored = contexts()
+    units = torch.tensor([0, 1, 1, 2])
+    splice = Splice(load("llama"), ids, scored, MEAN, units=units)
+    mild = lambda x: 0.9 * x  # noqa: E731
+    first, second = splice.tokens([lossy, mild])
+    losses, zero, mean = splice.means(first), *splice.ablated
+    own = units[first.context]
+
+    def numbers(tokens):
+        return [x.double() for x in (tokens.ce_original, tokens.ce_spliced, zero, mean, tokens.kl_div)]
+
+    differences = splice.sums(first).less(splice.sums(second))
+    for name, score in SCORE_OF.items():
+        expected = brute_force(numbers(first), own, score)
+        found = [getattr(losses, name), getattr(losses, f"{name}_low"), getattr(losses, f"{name}_high")]
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
+        both = [*numbers(first), *numbers(second)]
+        expected = brute_force(both, own, lambda x, score=score: score(x[:5]) - score(x[5:]))
+        difference = differences[name]
+        assert (difference.value, difference.low, difference.high) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    same = splice.sums(first).less(splice.sums(first))["kl_div"]
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_one_unit_has_no_interval_and_other_contexts_no_difference(load):
+    model, (ids, scored) = load("llama"), contexts()
+    splice = Splice(model, ids, scored, MEAN, units=torch.zeros(4, dtype=torch.long))
+    losses = splice.losses(lossy)
+    assert losses.kl_div > 0
+    assert losses.kl_div_low is losses.kl_div_high is losses.ce_loss_score_low is None
+    fewer = Splice(model, ids[1:], scored[1:], MEAN)
+    every = Splice(model, ids, scored, MEAN)
+    with pytest.raises(BitlensError, match="same contexts"):
+        every.sums(every.tokens([lossy])[0]).less(fewer.sums(fewer.tokens([lossy])[0]))

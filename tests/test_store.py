@@ -215,7 +215,7 @@ def test_rows_are_read_in_the_order_of_the_text(numbered):
 
 def test_manifest_and_shards_of_a_harvested_store(tiny_store):
     assert set(tiny_store.manifest) == {
-        "schema", "kind", "complete", "rows", "model", "revision", "hook", "d_in", "dtype", "corpus", "text",
+        "schema", "kind", "complete", "rows", "model", "revision", "hook", "d_in", "dtype", "corpus", "documents_of", "text",
         "context_length", "packed", "prepend_bos", "max_rows", "batch_size", "outlier_multiple", "documents", "mean",
         "std", "outlier_norm", "outliers", "shards",
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pyarrow.parquet
 import pytest
@@ -11,6 +12,7 @@ import torch
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
 from bitlens.autoencoders.sparse import ReLUAutoencoder
 from bitlens.bits.packed import PackedBits
+from bitlens.causal.losses import SpliceSums
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
 from bitlens.features.labelled import Labels
@@ -20,6 +22,7 @@ from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
 from bitlens.studies import compare, compare_report
 from bitlens.studies.compare import CompareConfig, run_compare, run_folder
+from bitlens.studies.compare_report import CONTEXTS
 from conftest import english
 from elsewhere import elsewhere
 
@@ -253,3 +256,41 @@ def test_an_autoencoder_on_another_device_has_the_same_numbers(study, opened, na
         labelled = compare.label_numbers(there, opened.store, opened.columns, opened.labels)
     assert numbers == pytest.approx(numbers_of(evaluate(here, opened.store, joint=name == "TopK")), rel=1e-3)
     assert labelled == compare.label_numbers(here, opened.store, opened.columns, opened.labels)
+
+
+def spliced(name: str, seed: int, score: float, noise: float, units: int = 20) -> dict:
+    """A row whose splices lose 1 - score of what zeros do, more or less in each context."""
+    random = torch.Generator().manual_seed(10 * seed + ord(name))
+    original = 2 + torch.rand(units, generator=torch.Generator().manual_seed(0)).double()
+    rise = 5 * (1 - score + noise * torch.randn(units, generator=random).double())
+    ones = torch.ones(units).double()
+    sums = SpliceSums(ones, original, original + rise, original + 5, original + 4, rise, ones)
+    numbers = {k: v for k, v in sums.losses()._asdict().items() if v is not None}
+    return {"name": name, "seed": seed, "price": 0.1, CONTEXTS: [x.tolist() for x in sums], **numbers}
+
+
+def line_of(rows: list, key: str) -> str:
+    heading = compare_report.NUMBERS[key][0]
+    return next(line for line in compare_report._table(rows) if line.startswith(f"| {heading} |"))
+
+
+def test_bold_is_only_what_differs_between_seeds_and_between_contexts() -> None:
+    def table(noise: float, gap: float, seeds: tuple = (0, 1, 2)) -> str:
+        rows = [spliced(name, s, 0.95 + gap * (name == "A"), noise) for name in ("A", "B") for s in seeds]
+        return line_of(rows, "ce_loss_score")
+
+    assert "**" in table(noise=0.002, gap=0.02)
+    assert "**" not in table(noise=0.05, gap=0.002)
+    assert "**" in table(noise=0.002, gap=0.02, seeds=(0,))  # contexts alone tell
+    assert "**" not in table(noise=0.05, gap=0.002, seeds=(0,))
+
+
+def test_means_over_seeds_have_intervals_of_student() -> None:
+    rows = [{"name": n, "fvu": x + 0.1 * (n == "B")} for n in "AB" for x in (0.10, 0.11, 0.12)]
+    rows += [{"name": "C", "fvu": 0.01}]
+    line = line_of(rows, "fvu")
+    half = 4.3027 * 0.01 / math.sqrt(3)
+    assert line == f"| `fvu` | 0.1100 ± {half:.4f} | 0.2100 ± {half:.4f} | 0.0100 |"  # one seed is not bold
+    assert "**0.1100**" in line_of(rows[:-1], "fvu")
+    stable = [{**row, "stability": 0.9 - 0.2 * (row["name"] == "B")} for row in rows[:-1]]
+    assert "**" not in line_of(stable, "stability")

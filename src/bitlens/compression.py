@@ -16,6 +16,7 @@ from bitlens.autoencoders.base import WEIGHTS
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 from bitlens.files import prepare_output, sha256
+from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import MANIFEST, ActivationStore, StoreWriter
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.codec import coder
@@ -26,6 +27,7 @@ from bitlens.information.tree import Blocks
 
 COMPARED_BYTES = 1 << 23  # of hidden states: zstd -19 is slow
 SHARD_BYTES = 1 << 26
+OF_TEXT = ("model", "revision", "hook", "corpus", "documents_of", "text")  # kept of a store's manifest
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def compress_store(
             f"{run} is a {autoencoder.architecture} autoencoder, whose bits alone give no hidden states back; compress "
             "with a bae."
         )
+    store = store.split(held_out_share(store, autoencoder.metadata) or 0.0)
     coder()  # what is not installed is said before the work
     zstandard()
     _refuse_occupied(out, overwrite)
@@ -91,7 +94,7 @@ def compress_store(
     decoder, dtype = Decoder.of(autoencoder), store.manifest["dtype"]
     about = {
         "autoencoder": str(run), "weights_sha256": sha256(run / WEIGHTS), "store": str(store.path), "part": documents,
-        **{key: store.manifest.get(key) for key in ("model", "revision", "hook", "corpus", "text")}, "dtype": dtype,
+        **{key: store.manifest.get(key) for key in OF_TEXT}, "dtype": dtype,
     }  # fmt: skip
     rows = Exact(decoder, dtype, (hidden for _, hidden in _documents(store, chosen))) if exact else None
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +225,7 @@ def decompress_file(
     if len(damaged) == len(file):
         raise BitlensError(f"{file.path} has no document that can be read; restore it.")
     prepare_output(out, resume=False, overwrite=overwrite, marker=MANIFEST)
-    about = {key: file.about.get(key) for key in ("model", "revision", "hook", "corpus", "text")}
+    about = {key: file.about.get(key) for key in OF_TEXT}
     about |= {"d_in": autoencoder.d_in, "dtype": file.dtype or "float32", "context_length": None}
     writer = StoreWriter(out, {**about, "decompressed": str(file.path)})
     decoder, parts, done = Decoder.of(autoencoder), [], 0

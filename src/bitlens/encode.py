@@ -12,6 +12,7 @@ from bitlens.autoencoders import Autoencoder
 from bitlens.bits.codes import MANIFEST, Codes
 from bitlens.bits.packed import PackedBits
 from bitlens.files import prepare_output
+from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import ActivationStore
 
 PART_ROWS = 1 << 20
@@ -33,6 +34,7 @@ def encode_store(
     name: what the codes' manifest calls the autoencoder. report: called with the number of rows done so far.
     """
     store.require_width(autoencoder.d_in)
+    share = held_out_share(store, autoencoder.metadata)
     out = Path(out)
     prepare_output(out, resume=False, overwrite=overwrite, marker=MANIFEST)
     device, usual = autoencoder.W_enc.device, store.usual()
@@ -56,7 +58,7 @@ def encode_store(
     about = {
         "autoencoder": name, "architecture": autoencoder.architecture, "store": str(store.path),
         **{key: store.manifest.get(key) for key in ("model", "revision", "hook", "documents")},
-        "test_fraction": store.test_fraction,
+        "test_fraction": share,
     }  # fmt: skip
     return Codes.write(out, parts(), autoencoder.n_latents, about)
 

@@ -16,6 +16,7 @@ from bitlens.causal.splice import Splice
 from bitlens.errors import BitlensError
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.source import held_out
+from bitlens.hidden.split import unseen
 from bitlens.hidden.store import ActivationStore
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.entropy import plug_in_bits
@@ -89,6 +90,13 @@ class Evaluation:
     """KL divergence of the next-token distribution, original to spliced, nats a token"""
     top1: float | None = None
     """share of tokens before which the likeliest next token stays the same"""
+    ce_loss_score_low: float | None = None
+    """95 % interval over contexts, as all that follow; None of too few"""
+    ce_loss_score_high: float | None = None
+    ce_loss_score_mean_low: float | None = None
+    ce_loss_score_mean_high: float | None = None
+    kl_div_low: float | None = None
+    kl_div_high: float | None = None
 
     def as_dict(self) -> dict[str, str | int | float | None]:
         return asdict(self)
@@ -124,7 +132,7 @@ def evaluate(
     outliers: bool = False,
     joint: bool = True,
 ) -> Evaluation:
-    """Measure an autoencoder on the held-out documents of a store.
+    """Measure an autoencoder on the documents of a store that its training held out: see `bitlens.hidden.split.unseen`.
 
     language_model: a whole causal model hooked where the store was (for a transcoder also where it writes), for the
     cross-entropy numbers; without one they are None. splice, covariance: what `Splice.of_store` and `usual_covariance`
@@ -137,6 +145,7 @@ def evaluate(
     if part not in ("test", "all") or (outliers and part == "test"):
         raise BitlensError(f"part is test or all, and rows of outlying norm can be taken with all; not {part!r}.")
     read = "test" if part == "test" else "all" if outliers else "usual"
+    store = unseen(store, autoencoder.metadata) if part == "test" else store
     variance, error, cosine = Variance(), 0.0, 0.0
     words, documents = [], []
     seconds = 0.0
@@ -162,7 +171,7 @@ def evaluate(
     bits = PackedBits(torch.cat(words), autoencoder.n_latents)
     latents = latent_numbers(autoencoder, bits)
     removed = autoencoder.metadata.get("n_latents_trained", autoencoder.n_latents) - autoencoder.n_latents
-    marginal, of_tree = plug_in_bits(bits)
+    marginal, of_tree = plug_in_bits(bits, torch.cat(documents))
     if language_model and not splice:
         splice = Splice.of_store(language_model, autoencoder, store, max_contexts, part)
     losses = splice.losses(autoencoder)._asdict() if splice else {}

@@ -74,10 +74,18 @@ def table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> None:
     grid.add_column("", style="dim")
     names = dict.fromkeys(name for column in columns.values() for name in column if name != "architecture")
     for name in names:
-        values = [number(name, column.get(name)) for column in columns.values()]
+        if name.removesuffix("_low").removesuffix("_high") != name and name.rsplit("_", 1)[0] in names:
+            continue  # shown beside the number that it is the interval of
+        values = [_with_interval(name, column) for column in columns.values()]
         if any(value != "-" for value in values):
             grid.add_row(name, *values, _MEANINGS.get(name, ""))
     out.print(grid)
+
+
+def _with_interval(name: str, column: Mapping[str, Any]) -> str:
+    low, high = (column.get(f"{name}_{end}") for end in ("low", "high"))
+    half = "" if low is None or high is None else f" ± {number(name, (high - low) / 2)}"
+    return number(name, column.get(name)) + half
 
 
 def rows(title: str, lines: Sequence[Mapping[str, Any]]) -> None:

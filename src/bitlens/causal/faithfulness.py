@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder
-from bitlens.causal.splice import Splice, SpliceLosses, SpliceTokens
+from bitlens.causal.losses import SpliceLosses, SpliceSums
+from bitlens.causal.splice import Splice, SpliceTokens
 from bitlens.errors import BitlensError
 from bitlens.files import finite, replacing
 from bitlens.hidden.source import NO_ROWS
+from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import ActivationStore
+from bitlens.information.intervals import Estimate
 from bitlens.information.moments import Variance, squared_error
 from bitlens.seeding import generator
 
@@ -38,9 +41,11 @@ class Kept(NamedTuple):
     """of the hidden states that are replaced, about their own mean"""
     tokens: SpliceTokens
     losses: SpliceLosses
+    sums: SpliceSums
+    """of the contexts: `a.sums.less(b.sums)` is the difference of two on the same ones, with its interval"""
 
     def as_dict(self) -> dict[str, Any]:
-        """All but the single tokens"""
+        """All but the single tokens and contexts"""
         numbers = {"k": self.k, "l0": self.l0, "surprisal": self.surprisal, "fvu": self.fvu}
         return {**numbers, **self.losses._asdict()}
 
@@ -83,7 +88,8 @@ def faithfulness(
     """
     if wrong := [k for k in keep if k is not None and k < 0]:
         raise BitlensError(f"The number of latents to keep must not be negative, as {wrong[0]} is.")
-    rates = _rates(autoencoder, store)
+    share = held_out_share(store, autoencoder.metadata)
+    rates = _rates(autoencoder, store if share in (None, store.test_fraction) else store.split(share))
     off = (autoencoder.on_rates(rates) < rates).float()
     rates = autoencoder.on_rates(rates)
     norms = autoencoder.W_dec.norm(dim=1)
@@ -107,7 +113,9 @@ def faithfulness(
     l0, surprisal, _ = (sums / variance.rows).T.tolist()
     fvu = [variance.fvu(error) for error in sums[:, 2].tolist()]
     tokens = splice.tokens([change(k) for k in keep])
-    return [Kept(*numbers, splice.means(numbers[-1])) for numbers in zip(keep, l0, surprisal, fvu, tokens, strict=True)]
+    sums = [splice.sums(of) for of in tokens]
+    losses = [of.losses() for of in sums]
+    return [Kept(*numbers) for numbers in zip(keep, l0, surprisal, fvu, tokens, losses, sums, strict=True)]
 
 
 def _rates(autoencoder: Autoencoder, store: ActivationStore) -> Tensor:
@@ -117,6 +125,13 @@ def _rates(autoencoder: Autoencoder, store: ActivationStore) -> Tensor:
         raise BitlensError(NO_ROWS)
     on = torch.stack([(autoencoder.encode(autoencoder.pair(x)[0]) != 0).sum(0) for x in rows.split(16384)]).sum(0)
     return (on.double() + 0.5) / (len(rows) + 1)
+
+
+@torch.inference_mode()
+def differences(own: SpliceSums, splice: Splice, others: Mapping[str, Autoencoder]) -> dict[str, dict[str, Estimate]]:
+    """The scores of one splice less those of other autoencoders' whole codes on the same contexts, by their names."""
+    spliced = splice.tokens(list(others.values())) if others else []
+    return {name: own.less(splice.sums(tokens)) for name, tokens in zip(others, spliced, strict=True)}
 
 
 class PositionLosses(NamedTuple):

@@ -8,14 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bitlens.autoencoders.base import Autoencoder
+from bitlens.causal.losses import SpliceLosses, SpliceSums
 from bitlens.errors import BitlensError
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.paired import PairedStore
+from bitlens.hidden.split import unseen
 from bitlens.hidden.store import ActivationStore
+from bitlens.seeding import generator
 
 Change = Callable[[Tensor], Tensor]
 
@@ -35,21 +39,6 @@ class SpliceTokens(NamedTuple):
     """KL divergence of the next-token distribution, original to spliced, nats"""
     top1: Tensor
     """bool: whether the likeliest token stays the same"""
-
-
-class SpliceLosses(NamedTuple):
-    """Means over scored tokens; cross-entropies and KL in nats. A score is 1 where splicing costs nothing and 0 where it
-    costs as much as an ablation: `(ce_ablated - ce_spliced) / (ce_ablated - ce_original)`."""
-
-    ce_original: float
-    ce_spliced: float
-    ce_zero: float
-    ce_mean: float
-    ce_loss_score: float
-    ce_loss_score_mean: float
-    kl_div: float
-    top1: float
-    tokens: int
 
 
 class _Batch(NamedTuple):
@@ -105,14 +94,16 @@ class Splice:
         scored: Tensor,
         mean: Tensor,
         *,
+        units: Tensor | None = None,
         max_norm: float = math.inf,
         max_bytes: int = 1 << 29,
     ) -> None:
         """model: a whole causal model. contexts `[n, length]`: token ids, -1 is padding. scored: bool, same shape: the
-        tokens whose prediction counts. mean `[d_out]`: of hidden states, for mean ablation. max_bytes: of the logits of
-        a batch."""
+        tokens whose prediction counts. mean `[d_out]`: of hidden states, for mean ablation. units `[n]`: numbers from 0 of
+        what intervals take for independent; by default each context is. max_bytes: of the logits of a batch."""
         special = torch.tensor(sorted(model.tokenizer.all_special_ids))
         self.model, self.contexts, self.mean, self.max_norm = model, contexts, mean, max_norm
+        self.units = torch.arange(len(contexts)) if units is None else units
         self.real = contexts >= 0
         self.usual = self.real & ~torch.isin(contexts, special)
         self.counts = scored & self.usual
@@ -129,15 +120,20 @@ class Splice:
         store: ActivationStore,
         limit: int = 64,
         part: str = "test",
+        seed: int = 0,
     ) -> Splice:
-        """On up to `limit` contexts of a store with tokens of this part (`test` or `all`), which are scored. Mean ablation
-        takes the mean of the store's usual rows (of what a transcoder writes, of its target's), whatever the autoencoder
-        took for one. autoencoder: None for one hook point whose autoencoders are to share this."""
-        contexts, scored = contexts_to_score(store, limit, part)
+        """On up to `limit` contexts, drawn at random, with tokens of this part of a store (`test` or `all`), which are scored;
+        `test` are the documents that the autoencoder's training held out. Mean ablation takes the mean of the store's usual
+        rows (of what a transcoder writes, of its target's), whatever the autoencoder took for one. autoencoder: None for one
+        hook point whose autoencoders share this, in a store that is split as they were trained."""
         mean = store.mean
-        if _hooks_needed(model, autoencoder) == 2 and autoencoder is not None:
+        if autoencoder is not None and _hooks_needed(model, autoencoder) == 2:
             mean = store.mean_out if isinstance(store, PairedStore) else autoencoder.get_buffer("mean_out")
-        return cls(model, contexts, scored, mean, max_norm=store.manifest.get("outlier_norm") or math.inf)
+        if autoencoder is not None and part == "test":
+            store = unseen(store, autoencoder.metadata)
+        contexts, scored, units = contexts_to_score(store, limit, part, seed)
+        max_norm = store.manifest.get("outlier_norm") or math.inf
+        return cls(model, contexts, scored, mean, units=units, max_norm=max_norm)
 
     def losses(self, autoencoder: Change) -> SpliceLosses:
         """What the language model loses with the autoencoder's reconstructions."""
@@ -145,12 +141,19 @@ class Splice:
         return self.means(self.tokens([autoencoder])[0])
 
     def means(self, tokens: SpliceTokens) -> SpliceLosses:
-        original, spliced, kl_div, top1 = (float(t.double().mean()) for t in tokens[2:])
+        return self.sums(tokens).losses()
+
+    def sums(self, tokens: SpliceTokens) -> SpliceSums:
+        """`splice.sums(a).less(splice.sums(b))` is the paired difference of two changes."""
+        unit = self.units[tokens.context]
+        _, which = unit.unique(return_inverse=True)
+
+        def over(x: Tensor) -> Tensor:
+            return torch.zeros(int(which.max()) + 1, dtype=torch.float64).index_add_(0, which, x.double())
+
         zero, mean = self.ablated
-        return SpliceLosses(
-            original, spliced, zero, mean, _score(zero, spliced, original), _score(mean, spliced, original), kl_div, top1,
-            len(tokens.position),
-        )  # fmt: skip
+        original, spliced, kl_div, top1 = tokens[2:]
+        return SpliceSums(*map(over, (torch.ones(len(unit)), original, spliced, zero, mean, kl_div, top1)))
 
     @torch.inference_mode()
     def tokens(self, changes: Sequence[Change]) -> list[SpliceTokens]:
@@ -173,15 +176,14 @@ class Splice:
 
     @cached_property
     @torch.inference_mode()
-    def ablated(self) -> tuple[float, float]:
-        """Mean cross-entropies with zeros and with the mean in place of the hidden states."""
-        sums = [0.0, 0.0]
+    def ablated(self) -> tuple[Tensor, Tensor]:
+        """Cross-entropies of every scored token with zeros and with the mean in place of the hidden states."""
+        found: list[list[Tensor]] = [[], []]
         for batch in self._batches():
-            for i, constant in enumerate((torch.zeros_like(self.mean), self.mean)):
+            for parts, constant in zip(found, (torch.zeros_like(self.mean), self.mean), strict=True):
                 log_probabilities = self._log_probabilities(batch, lambda x, constant=constant: constant)
-                sums[i] += float(_cross_entropy(log_probabilities, batch.targets).double().sum())
-        n = int(self.counts.sum())
-        return sums[0] / n, sums[1] / n
+                parts.append(_cross_entropy(log_probabilities, batch.targets).cpu())
+        return torch.cat(found[0]), torch.cat(found[1])
 
     def hidden_states(self) -> Iterator[tuple[Tensor, Tensor]]:
         """What is replaced, in batches: (what passes the first hook point `[rows, d_in]`, the last `[rows, d_out]`)"""
@@ -231,10 +233,6 @@ def _hooks_needed(model: LanguageModel, autoencoder: Any) -> int:
     return needed
 
 
-def _score(ablated: float, spliced: float, original: float) -> float:
-    return (ablated - spliced) / (ablated - original) if ablated != original else math.nan
-
-
 def _cross_entropy(log_probabilities: Tensor, targets: Tensor) -> Tensor:
     """`[tokens, vocabulary]`, `[tokens]` -> nats, `[tokens]`"""
     return -log_probabilities.gather(-1, targets[:, None])[:, 0]
@@ -250,17 +248,43 @@ def load_spliced(autoencoder: Autoencoder, store: ActivationStore, device: str =
     return LanguageModel.load(store.manifest["model"], hooks, device=device, revision=revision, causal=True)
 
 
-def contexts_to_score(store: ActivationStore, limit: int, part: str = "test") -> tuple[Tensor, Tensor]:
-    """Up to `limit` contexts with tokens of this part (`test` or `all`) -> (token ids `[n, length]`, which are of it)"""
-    found: list[tuple[Tensor, Tensor]] = []
-    missing = limit
+class ToScore(NamedTuple):
+    """Contexts of a store: token ids `[n, length]` (-1 is padding), which of them are scored, and which unit each is of:
+    contexts that begin in the same document vary together."""
+
+    contexts: Tensor
+    scored: Tensor
+    units: Tensor
+
+
+def contexts_to_score(store: ActivationStore, limit: int, part: str = "test", seed: int = 0) -> ToScore:
+    """Up to `limit` contexts with tokens of this part (`test` or `all`), drawn at random, in the order of the text."""
+    if limit < 1:
+        raise BitlensError(f"At least one context must be read, not {limit}.")
+    found: list[ToScore] = []
+    counts = [int(scored.any(1).sum()) for _, scored, _ in _parts(store, part)]
+    drawn = torch.randperm(sum(counts), generator=generator(seed, "contexts"))[:limit].sort().values
+    first = 0
+    for count, (contexts, scored, document) in zip(counts, _parts(store, part), strict=True):
+        here = drawn[(drawn >= first) & (drawn < first + count)] - first
+        rows = scored.any(1).nonzero()[here, 0]
+        found.append(ToScore(contexts[rows], scored[rows], document[rows]))
+        first += count
+    if not len(drawn):
+        raise BitlensError(
+            f"{store.path} has no context with held-out rows to score; harvest more documents, or measure all (--part all)."
+        )
+    whole = ToScore(*map(torch.cat, zip(*found, strict=True)))
+    return whole._replace(units=whole.units.unique(return_inverse=True)[1])
+
+
+def _parts(store: ActivationStore, part: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For every shard its contexts, which of their tokens are of this part, and the document of the first of these."""
     for contexts, columns in store.contexts():
-        scored = torch.zeros(contexts.shape, dtype=torch.bool)
-        test = store.is_test(columns["document"]) | (part == "all")
-        scored[columns["context"][test].long(), columns["position"][test].long()] = True
-        chosen = scored.any(1).nonzero()[:missing, 0]
-        found.append((contexts[chosen], scored[chosen]))
-        missing -= len(chosen)
-        if missing <= 0:
-            break
-    return torch.cat([c for c, _ in found]), torch.cat([s for _, s in found])
+        scored, document = torch.zeros(contexts.shape, dtype=torch.bool), torch.zeros(len(contexts), dtype=torch.long)
+        chosen = store.is_test(columns["document"]) | (part == "all")
+        context, position = columns["context"][chosen].long(), columns["position"][chosen].long()
+        scored[context, position] = True
+        having, first = np.unique(context.numpy(), return_index=True)
+        document[having] = columns["document"][chosen][first].long()
+        yield contexts, scored, document

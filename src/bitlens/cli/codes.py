@@ -30,7 +30,7 @@ def entropy(codes: CodesFolder, seed: int = 0, json: Json = None) -> None:
 
     Args:
         codes: folder of codes, from `bitlens encode`.
-        seed: seed of the bootstrap and of the autoregression.
+        seed: seed of the autoregression.
         json: also write the numbers to this file.
     """
     from dataclasses import asdict

@@ -63,16 +63,15 @@ def open_text(
 
 
 def open_pair(run: Path, store: Path, device: str, search: Search = Search()) -> Any:
-    """An autoencoder and the store it reads, split as it was for training; with a transcoder's target beside it."""
+    """An autoencoder and the store it reads; with a transcoder's target beside it."""
     from bitlens.autoencoders import Autoencoder
     from bitlens.hidden import ActivationStore, PairedStore
 
     autoencoder = search.of(Autoencoder.from_pretrained(run, pick_device(device)))
-    fraction = autoencoder.metadata.get("training", {}).get("test_fraction", 0.1)
     if autoencoder.transcodes:
         target = (autoencoder.metadata.get("target_hook") or {}).get("module", "")
-        return autoencoder, PairedStore.beside(store, target, test_fraction=fraction)
-    return autoencoder, ActivationStore(store, test_fraction=fraction)
+        return autoencoder, PairedStore.beside(store, target)
+    return autoencoder, ActivationStore(store)
 
 
 def pick_device(device: str) -> str:

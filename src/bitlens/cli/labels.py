@@ -53,7 +53,8 @@ def labels(
 
     corpus = Codes(codes)
     hidden = ActivationStore(store) if store else None
-    test = torch.from_numpy(held_out(corpus.document.numpy(), corpus.manifest.get("test_fraction") or 0.2))
+    fraction = corpus.manifest.get("test_fraction")
+    test = torch.from_numpy(held_out(corpus.document.numpy(), fraction or 0.2))
     tokenizer = load_tokenizer(corpus)
     given = read_labels(labels, corpus, tokenizer) if labels else []
     scored: list[LabelScores] = []
@@ -74,7 +75,8 @@ def labels(
             show.err.print(str(error), markup=False, soft_wrap=True)
     if not scored:
         raise BitlensError(f"No labelling of {codes} could be scored; encode more text, or hold out more of it.")
-    show.rows(f"{codes}: latents against labels, on held-out documents", [s.summary() for s in scored])
+    measured = "held-out documents" if fraction else "a fifth of the documents, which the autoencoder may know"
+    show.rows(f"{codes}: latents against labels, on {measured}", [s.summary() for s in scored])
     for scores in scored:
         title = f"{scores.name}: the best latents, each with the class it was credited with"
         show.rows(title, [_line(score) for score in scores.by_latent()[:top]])

@@ -70,8 +70,10 @@ def match(
     from bitlens.features.dense import explain_dense
     from bitlens.features.match import likeness, summary
     from bitlens.features.match import match as compare
+    from bitlens.hidden.split import unseen
 
-    pairs = [open_pair(path, store, device) for path in (run, other)]
+    opened = [open_pair(path, store, device) for path in (run, other)]
+    pairs = [(model, unseen(source, model.metadata)) for model, source in opened]
     data = min((source for _, source in pairs), key=lambda source: source.test_fraction)
     models = [model for model, _ in pairs]
     (a, b), token = _encode(models, data, rows)

@@ -66,8 +66,10 @@ def train(
     from bitlens import show
     from bitlens.hidden import ActivationStore, PairedStore
     from bitlens.hidden.live import LiveSource
+    from bitlens.hidden.source import TEST_FRACTION
     from bitlens.training import train as run
 
+    fraction = config.test_fraction
     if stream:
         if not text or not hook:
             raise BitlensError("--stream needs the text and the hook point: add --text and --hook.")
@@ -75,11 +77,11 @@ def train(
             source, text, (hook,), context, True, None, text_column, split, True, "auto", shuffle_seed, "auto",
             config.device, None, None,
         )  # fmt: skip
-        rows: Any = LiveSource(language_model, reader, test_fraction=config.test_fraction)
+        rows: Any = LiveSource(language_model, reader, test_fraction=TEST_FRACTION if fraction is None else fraction)
     elif target is not None:
-        rows = PairedStore(source, target, test_fraction=config.test_fraction)
+        rows = PairedStore(source, target, fraction)
     else:
-        rows = ActivationStore(source, test_fraction=config.test_fraction)
+        rows = ActivationStore(source, fraction)
     last: dict[str, Any] = {}
     with show.bar(f"train {config.architecture}", config.steps) as bar:
 
@@ -155,12 +157,17 @@ def evaluate(
     from bitlens import show
     from bitlens.causal.splice import load_spliced
     from bitlens.evaluation import evaluate as measure
+    from bitlens.hidden.split import same_numbers, unseen
     from bitlens.information.rate_distortion import ROWS_A_COMPONENT
 
     autoencoder, rows = open_pair(run, store, device, search)
-    if part == "test" and autoencoder.metadata.get("corpus") != rows.manifest.get("corpus"):
+    if part == "test":
+        rows = unseen(rows, autoencoder.metadata)
+        if not same_numbers(autoencoder.metadata, rows.manifest):
+            show.err.print("This store is other text than the training's; --part all takes every row of it.")
+    elif autoencoder.metadata.get("corpus") and same_numbers(autoencoder.metadata, rows.manifest):
         show.err.print(
-            "This store is other text than the training's, or was read in another way; --part all takes every document of it."
+            "The autoencoder was trained on this text: with --part all, most rows measured are not held out."
         )
     model = None
     if ce and rows.manifest.get("context_length"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,10 +13,11 @@ from bitlens.bits.packed import WORD, PackedBits, words_for
 from bitlens.bits.statistics import co_occurrence, counted_information
 from bitlens.errors import BitlensError
 from bitlens.features.labelled import MIN_ROWS, Labels
+from bitlens.information.intervals import jackknife_error, student_p, student_quantile
 
 GROUPS, MIN_GROUPS = 30, 5
 MAX_CLASSES = 500
-LEVEL, NORMAL = 0.05, 1.959964
+LEVEL = 0.05
 GOOD = 0.5
 CELLS = 1 << 20  # group x latent x class counts at a time: the scores' memory beside their results
 
@@ -121,8 +121,8 @@ def label_scores(
 
     Rows of one document are not independent, so held-out documents are joined to `groups` groups of neighbours of about
     equal size: intervals are those of the delete-a-group jackknife (Shao & Wu 1989), and independence is tested by the
-    covariance over its cluster-robust standard error (Liang & Zeger 1986), which is taken to be no smaller than that of
-    independent rows. Counts of groups are held for one block of latents at a time.
+    covariance over its cluster-robust standard error (Liang & Zeger 1986), which is taken to be no smaller than that of a
+    latent and a class that are each as alike within documents as they are, and independent of each other. Counts of groups are held for one block of latents at a time.
     """
     if not len(bits) == len(labels.ids) == len(documents) == len(test):
         raise BitlensError(f"There are {len(bits):,} rows of bits and {len(labels.ids):,} labels; each row needs one.")
@@ -131,11 +131,13 @@ def label_scores(
     columns = _indicators(labels.ids, classes)
     fitted = _f1(_Counts.of_groups(bits, columns, [fit.nonzero()[:, 0]]))[0]
     parts = [held.nonzero()[:, 0][rows] for rows in _groups(documents[held], groups)]
+    sizes = documents[held].unique(return_counts=True)[1].double()
+    alike = float(sizes.square().sum() / sizes.sum())
     step = max(1, CELLS // (len(parts) * columns.n_latents * WORD))  # words of latents a block
     blocks = []
     for start in range(0, words_for(bits.n_latents), step):
         block = PackedBits(bits.words[:, start : start + step], min(bits.n_latents - start * WORD, step * WORD))
-        blocks.append(_scores(_Counts.of_groups(block, columns, parts)))
+        blocks.append(_scores(_Counts.of_groups(block, columns, parts), alike))
     precision, recall, f1, low, high, mi, mi_low, mi_high, p_value = (torch.cat(p) for p in zip(*blocks, strict=True))
     share = labels.ids[held].bincount(minlength=len(labels.names))[classes] / held.sum()
     return LabelScores(
@@ -231,14 +233,14 @@ def _groups(documents: Tensor, groups: int) -> list[Tensor]:
     return found
 
 
-def _scores(counts: _Counts) -> tuple[Tensor, ...]:
+def _scores(counts: _Counts, alike: float) -> tuple[Tensor, ...]:
     """precision, recall, F1, low, high, mutual information, low, high, p-value: float32 `[n, classes]`"""
     joint, on, labelled, _ = counts.total()
     precision, recall = joint / on.clamp_min(1), joint / labelled.clamp_min(1)
     f1 = _jackknife(_f1(counts.total()), _f1(counts.without_each()))
     information = _jackknife(_information(counts.total()), _information(counts.without_each()))
     values = (precision[0], recall[0], *(x.clamp(0, 1) for x in f1), *(x.clamp_min(0) for x in information))
-    return tuple(x.float() for x in (*values, _independence(counts)))
+    return tuple(x.float() for x in (*values, _independence(counts, alike)))
 
 
 def _f1(c: _Counts) -> Tensor:
@@ -251,30 +253,24 @@ def _information(c: _Counts) -> Tensor:
 
 def _jackknife(value: Tensor, without: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """value `[1, ...]` and its values without each group `[groups, ...]` -> value, low, high `[...]`"""
-    n = len(without)
-    error = ((n - 1) / n * (without - without.mean(0)).square().sum(0)).sqrt()
-    half = _student_quantile(n - 1) * error
+    half = student_quantile(len(without) - 1) * jackknife_error(without)
     return value[0], value[0] - half, value[0] + half
 
 
-def _independence(counts: _Counts) -> Tensor:
-    """Two-sided p-value of no covariance between latent and class, `[n, classes]`"""
+def _independence(counts: _Counts, alike: float) -> Tensor:
+    """Two-sided p-value of no covariance between latent and class, `[n, classes]`; alike: rows of a row's document."""
     n, total = len(counts.rows), counts.total()
     p, q = total.on / total.rows, total.labelled / total.rows
     each = counts.joint - p * counts.labelled - q * counts.on + p * q * counts.rows
     clustered = n / (n - 1) * (each - each.mean(0)).square().sum(0)
-    # A pair that never meets shows no variance where its absence is no surprise: hence the floor.
-    variance = clustered.maximum((total.rows * p * (1 - p) * q * (1 - q))[0])
-    return _student_p(each.sum(0) / variance.clamp_min(1e-300).sqrt(), n - 1)
-
-
-def _student_p(t: Tensor, freedom: int) -> Tensor:
-    """Two-sided p-value of Student's t, by Wallace's (1959) transformation to a normal deviate."""
-    z = (8 * freedom + 1) / (8 * freedom + 3) * (freedom * torch.log1p(t.square() / freedom)).sqrt()
-    return torch.special.erfc(z / math.sqrt(2))
-
-
-def _student_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, by the same transformation."""
-    z = NORMAL * (8 * freedom + 3) / (8 * freedom + 1)
-    return math.sqrt(freedom * math.expm1(z * z / freedom))
+    # A pair that never meets shows no variance where its absence is no surprise: hence the floor, the variance of a latent and
+    # a class that are independent of each other, but each as alike within documents as it is.
+    rows = total.rows[0]
+    of_latent, of_class = rows * (p * (1 - p))[0], rows * (q * (1 - q))[0]
+    excess = [
+        (n / (n - 1) * (x - rate * counts.rows).square().sum(0) / variance.clamp_min(1e-300) - 1).clamp_min(0)
+        for x, rate, variance in ((counts.on, p, of_latent), (counts.labelled, q, of_class))
+    ]
+    floor = of_latent * of_class / rows * (1 + excess[0] * excess[1].clamp_max(alike - 1) / max(alike - 1, 1.0))
+    variance = clustered.maximum(floor)
+    return student_p(each.sum(0) / variance.clamp_min(1e-300).sqrt(), n - 1)

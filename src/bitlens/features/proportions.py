@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bitlens.features.labels import NORMAL
+from bitlens.information.intervals import NORMAL
 
 
 class Rate(NamedTuple):

@@ -17,6 +17,7 @@ from torch import Tensor
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import prepare_output
 from bitlens.hidden.models import LanguageModel
+from bitlens.hidden.split import documents_of
 from bitlens.hidden.store import MANIFEST, OUTLIER_MULTIPLE, ActivationStore, StoreWriter
 from bitlens.hidden.text import ContextReader, Contexts, Corpus
 
@@ -102,6 +103,7 @@ def harvest(
         about = {
             "model": model.name, "revision": model.revision, "hook": hook.names(), "d_in": widths[hook.name],
             "dtype": str(dtype).removeprefix("torch."), "corpus": reader.corpus.fingerprint(),
+            "documents_of": documents_of(reader.corpus),
             "text": list(reader.corpus.sources), "context_length": reader.length, "packed": reader.packed,
             "prepend_bos": reader.prepends_bos, "max_rows": max_rows, "batch_size": batch_size,
         }  # fmt: skip

@@ -12,7 +12,8 @@ from torch import Tensor
 from bitlens.errors import BitlensError
 from bitlens.hidden.harvest import iterate_rows
 from bitlens.hidden.models import LanguageModel
-from bitlens.hidden.source import HiddenSource, held_out
+from bitlens.hidden.source import TEST_FRACTION, HiddenSource, held_out
+from bitlens.hidden.split import documents_of
 from bitlens.hidden.store import OUTLIER_MULTIPLE, refuse_non_finite
 from bitlens.hidden.text import ContextReader, Contexts
 
@@ -29,7 +30,7 @@ class LiveSource(HiddenSource):
 
     def __init__(
         self, model: LanguageModel, reader: ContextReader, *, batch_size: int = 16, window_contexts: int = 256,
-        test_fraction: float = 0.1, outlier_multiple: float = OUTLIER_MULTIPLE,
+        test_fraction: float = TEST_FRACTION, outlier_multiple: float = OUTLIER_MULTIPLE,
     ) -> None:  # fmt: skip
         if len(model.hooks) != 1:
             raise BitlensError("Training without a store takes exactly one hook point.")
@@ -40,7 +41,7 @@ class LiveSource(HiddenSource):
         (self.d_in,) = model.widths().values()
         self.about = {
             "model": model.name, "revision": model.revision, "hook": model.hooks[0].names(),
-            "corpus": reader.corpus.fingerprint(), "context_length": reader.length,
+            "corpus": reader.corpus.fingerprint(), "documents_of": documents_of(reader.corpus), "context_length": reader.length,
             "packed": reader.packed, "prepend_bos": reader.prepends_bos, "d_in": self.d_in, "store": None,
         }  # fmt: skip
         self._limit = float("inf")

@@ -16,7 +16,7 @@ class PairedStore(ActivationStore):
     """The store `inputs` whose rows hold the same token's hidden state in `targets` beside their own:
     `[rows, d_in + d_out]`. A row of outlying norm in either is left out. For transcoders."""
 
-    def __init__(self, inputs: Path | str, targets: Path | str, test_fraction: float = 0.1) -> None:
+    def __init__(self, inputs: Path | str, targets: Path | str, test_fraction: float | None = None) -> None:
         super().__init__(inputs, test_fraction)
         self.targets = ActivationStore(targets, test_fraction)
         shape = [[shard["rows"] for shard in store.shards] for store in (self, self.targets)]
@@ -27,7 +27,7 @@ class PairedStore(ActivationStore):
         self.about = {**self.about, "target": str(targets), "target_hook": self.targets.manifest.get("hook")}
 
     @classmethod
-    def beside(cls, inputs: Path | str, target_hook: str, test_fraction: float = 0.1) -> PairedStore:
+    def beside(cls, inputs: Path | str, target_hook: str, test_fraction: float | None = None) -> PairedStore:
         """With the store of the hook point `target_hook` in the same folder, where a harvest of several puts it."""
         for file in sorted(Path(inputs).resolve().parent.glob(f"*/{MANIFEST}")):
             manifest = read_manifest(file, SCHEMA, "a store of hidden states")

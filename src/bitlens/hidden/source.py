@@ -16,6 +16,7 @@ from torch import Tensor
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator, mixed
 
+TEST_FRACTION = 0.1
 NO_ROWS = (
     "There are no training rows: every document is held out or every row is an outlier; harvest more documents "
     "(--documents paragraph makes many of one file) or lower --test-fraction."
@@ -41,6 +42,15 @@ class HiddenSource:
     mean: Tensor
     scale: float
     about: dict[str, Any]
+    test_fraction: float
+    """share of the documents that is held out; rows in memory, whose documents nobody knows, have none"""
+
+    def split(self, test_fraction: float) -> HiddenSource:
+        """The same source with another share of its documents held out."""
+        raise BitlensError(
+            f"test_fraction={test_fraction} cannot be set on a {type(self).__name__} that is there already: give it only "
+            "the rows to train on, or make it anew with this test_fraction."
+        )
 
     def windows(self, seed: int, epoch: int) -> list[Any]:
         """The windows of one epoch, in the order of this epoch."""

@@ -7,9 +7,10 @@ A store is a folder with `manifest.json` and shards of `hidden [rows, d_in]` and
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, verify_shard, write_json, write_tensors
-from bitlens.hidden.source import HiddenSource, held_out
+from bitlens.hidden.source import TEST_FRACTION, HiddenSource, held_out
 from bitlens.seeding import generator
 
 SCHEMA = 1
@@ -41,7 +42,9 @@ class ActivationStore(HiddenSource):
     trained on. Each shard's checksum is verified when the shard is first read.
     """
 
-    def __init__(self, path: Path | str, test_fraction: float = 0.1) -> None:
+    def __init__(self, path: Path | str, test_fraction: float | None = None) -> None:
+        """test_fraction: share of the documents that is held out; by default a tenth, and where an autoencoder is
+        measured that of its training."""
         self.path = Path(path)
         file = self.path / MANIFEST
         if not file.exists() and self.path.is_dir() and list(self.path.glob(f"*/{MANIFEST}")):
@@ -62,6 +65,7 @@ class ActivationStore(HiddenSource):
             "revision",
             "hook",
             "corpus",
+            "documents_of",
             "context_length",
             "packed",
             "prepend_bos",
@@ -71,7 +75,8 @@ class ActivationStore(HiddenSource):
             "outlier_norm",
         )
         self.about = {"store": str(self.path), **{k: self.manifest.get(k) for k in keys}}
-        self.test_fraction = test_fraction
+        self.chosen = test_fraction is not None
+        self.test_fraction = self._fraction(test_fraction)
         self._verified: set[str] = set()
         self._splits: list[tuple[np.ndarray, np.ndarray]] | None = None
         self._window: tuple[Any, Tensor] | None = None
@@ -101,6 +106,16 @@ class ActivationStore(HiddenSource):
             verify_shard(path, entry["sha256"])
             self._verified.add(entry["file"])
         return read_tensors(path, names)
+
+    def _fraction(self, asked: float | None) -> float:
+        return TEST_FRACTION if asked is None else asked
+
+    def split(self, test_fraction: float) -> Self:
+        """The same store with this share of its documents held out."""
+        other = copy.copy(self)
+        other.chosen, other.test_fraction = True, self._fraction(test_fraction)
+        other._splits = other._window = None
+        return other
 
     def is_test(self, documents: Tensor) -> Tensor:
         """Which of these documents are held out -> bool, same shape."""

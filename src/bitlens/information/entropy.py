@@ -8,7 +8,6 @@ the code has not seen cost to write down. See docs/entropy.md.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,25 +19,14 @@ from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import co_occurrence, counted_entropy
 from bitlens.errors import BitlensError
 from bitlens.information.autoregression import Autoregression
+from bitlens.information.intervals import Estimate, jackknife
 from bitlens.information.lower import lower_bits
-from bitlens.information.tree import Blocks, Tree, TreeCounts, cells, chow_liu
-from bitlens.seeding import generator
-
-RESAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number of bits a row and its 95 % interval from a block bootstrap over documents (not a number for one block)."""
-
-    value: float
-    low: float
-    high: float
+from bitlens.information.tree import Blocks, Tree, TreeCounts, cells, chow_liu, supported
 
 
 @dataclass(frozen=True)
 class Entropy:
-    """The entropy of a code. All in bits a row."""
+    """The entropy of a code. All in bits a row, with intervals over documents."""
 
     rows: int
     blocks: int
@@ -47,7 +35,7 @@ class Entropy:
     bits_lower: float
     """what the rows carry at least, at 95 % confidence and whatever their distribution; never above log2(rows)"""
     bits_marginal: Estimate
-    """sum of the latents' own entropies, corrected for the size of the sample"""
+    """sum of the latents' own entropies, corrected for the numbers of rows and of documents"""
     bits_tree: Estimate
     """entropy under the Chow-Liu tree, corrected likewise: never more than the marginal sum"""
     code_marginal: Estimate
@@ -67,10 +55,15 @@ def _marginal_and_tree(rows: Tensor, ons: Tensor, both: Tensor, tree: Tree) -> t
     return own.sum(-1), given.sum(-1)
 
 
-def plug_in_bits(bits: PackedBits) -> tuple[float, float]:
-    """Corrected entropy of the latents on their own and under the Chow-Liu tree, in bits a row: the second is never more."""
+def plug_in_bits(bits: PackedBits, documents: Tensor | None = None) -> tuple[float, float]:
+    """Corrected entropy of the latents on their own and under the Chow-Liu tree, in bits a row: the second is never more.
+
+    documents: of every row `[rows]`; without them rows count as independent where edges of the tree are chosen.
+    """
     blocks = Blocks(np.array([0, len(bits)]))
     tree = chow_liu(co_occurrence(bits), len(bits))
+    if documents is not None:
+        tree = supported(tree, TreeCounts.of(bits, Blocks.of(len(bits), documents), tree))
     counts = TreeCounts.of(bits, blocks, tree)
     marginal, of_tree = _marginal_and_tree(counts.rows[0], counts.ons[0], counts.both[0], tree)
     return float(marginal), float(of_tree)
@@ -113,21 +106,24 @@ def entropy(
     tree = chow_liu(pairs, len(bits))
     del pairs  # large
     report("tree")
-    plug_in = _plug_in(bits, blocks, tree, seed)
+    plug_in = _plug_in(bits, blocks, tree, unbiased=documents is not None)
     report("autoregression")
     code_lengths = _held_out(bits, documents, test, fit_tree, seed)
     return Entropy(len(bits), len(blocks), bits.n_latents, lower_bits(bits, documents), *plug_in, *code_lengths)
 
 
-def _plug_in(bits: PackedBits, blocks: Blocks, tree: Tree, seed: int) -> list[Estimate]:
-    """Marginal and tree entropy of all rows."""
+def _plug_in(bits: PackedBits, blocks: Blocks, tree: Tree, unbiased: bool) -> list[Estimate]:
+    """Marginal and tree entropy of all rows. unbiased: less the bias of few documents, which Miller and Madow's correction
+    for independent rows leaves."""
     counts = TreeCounts.of(bits, blocks, tree)
+    tree = supported(tree, counts)
 
     def of_counts(weights: Tensor) -> Tensor:
         rows, ons, both = (weights @ count.double() for count in (counts.rows, counts.ons, counts.both))
-        return torch.stack(_marginal_and_tree(rows, ons, both, tree))
+        return torch.stack(_marginal_and_tree(rows, ons, both, tree), -1)
 
-    return _intervals(of_counts, len(blocks), seed)
+    marginal, of_tree = jackknife(of_counts, blocks.rows, unbiased=unbiased)
+    return [marginal, min(of_tree, marginal, key=lambda estimate: estimate.value)]
 
 
 def _held_out(bits: PackedBits, documents: Tensor | None, test: Tensor, tree: Tree, seed: int) -> list[Estimate]:
@@ -143,9 +139,7 @@ def _held_out(bits: PackedBits, documents: Tensor | None, test: Tensor, tree: Tr
     lengths = model.code_lengths(held)
     total = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])[torch.from_numpy(blocks.bounds)].diff()
     per_block, rows = torch.cat([simple, total[None]]).double(), blocks.rows.double()
-    return _intervals(
-        lambda weights: (weights @ per_block.T / (weights @ rows)[..., None]).movedim(-1, 0), len(blocks), seed
-    )
+    return jackknife(lambda weights: weights @ per_block.T / (weights @ rows)[:, None], rows)
 
 
 def _code_lengths(fit: TreeCounts, held: TreeCounts, tree: Tree) -> Tensor:
@@ -162,25 +156,3 @@ def _code_lengths(fit: TreeCounts, held: TreeCounts, tree: Tree) -> Tensor:
     given[root] = own[root][:, :, None]
     held_cells, _ = cells(held.rows, held.ons, held.both, tree)
     return torch.stack([marginal, -(held_cells * given).sum((1, 2, 3))])
-
-
-def _intervals(statistic: Callable[[Tensor], Tensor], blocks: int, seed: int) -> list[Estimate]:
-    """Each statistic at weight 1 a block, with the quantiles of its bootstrap about the bootstrap's median.
-
-    statistic: float64 weights `[..., blocks]` -> `[statistics, ...]`
-    """
-    values = statistic(torch.ones(blocks, dtype=torch.float64))
-    if blocks < 2:
-        return [Estimate(float(value), math.nan, math.nan) for value in values]
-    random = generator(seed, "bootstrap")
-    parts = []
-    for _ in range(0, RESAMPLES, 50):
-        drawn = torch.randint(0, blocks, (50, blocks), generator=random)
-        weights = torch.zeros(50, blocks, dtype=torch.float64).scatter_add_(
-            1, drawn, torch.ones(50, blocks, dtype=torch.float64)
-        )
-        parts.append(statistic(weights))
-    resampled = torch.cat(parts, 1)
-    middle = resampled.median(1).values
-    low, high = (values + resampled.quantile(q, 1) - middle for q in (0.025, 0.975))
-    return [Estimate(*(float(x) for x in triple)) for triple in zip(values, low, high, strict=True)]

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from bitlens.bits.packed import PackedBits
 from bitlens.information.dependence import label_entropy, mutual_information
+from bitlens.information.intervals import mean
 from bitlens.seeding import generator
 
 PENALTIES, FOLDS = [10.0 ** (-step / 2) for step in range(-2, 9)], 5
@@ -27,8 +28,7 @@ def label_information(bits: PackedBits, labels: Tensor, held_out: Tensor, seed: 
     costs = probe_costs(bits.unpack().float(), labels, held_out, seed)
     share = truth.bincount().double() / len(truth)
     gains = -share[truth].log2() - costs
-    half = 1.96 * float(gains.std()) / math.sqrt(len(gains))
-    value = h - float(costs.mean())
+    half, value = mean(gains.tolist()).half, h - float(costs.mean())
     best = int(mutual_information(fit, labels[~held_out], seed=seed).argmax()) if bits.n_latents else 0
     latent = float(mutual_information(held, truth, seed=seed)[best]) if bits.n_latents else 0.0
     return {

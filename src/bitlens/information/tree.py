@@ -6,6 +6,7 @@ informations is the likeliest. Its entropy is an upper bound on the joint entrop
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numba
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.words import torch_threads
+from bitlens.information.intervals import degrees_of_freedom, normal_deviate
 
 # pyright: reportCallIssue=false, reportArgumentType=false
 
-MAX_BLOCKS = 500  # of a bootstrap; more documents are joined
+MAX_BLOCKS = 500  # that intervals rest on; more documents are joined
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,34 @@ class TreeCounts:
             ons[i] = torch.from_numpy(np.bitwise_count(columns).sum(1, dtype=np.int64))
             both[i] = torch.from_numpy(np.bitwise_count(columns & columns[parents]).sum(1, dtype=np.int64))
         return cls(blocks.rows, ons, both)
+
+
+def supported(tree: Tree, counts: TreeCounts) -> Tree:
+    """The tree without the edges that are worth their cost only where rows of a document count as independent.
+
+    counts: of every document. The bits that an edge saves are those of its covariance over the standard error between
+    documents (Liang & Zeger 1986), as a normal deviate z of Student's t: z^2 / (2 ln 2). Of latents that are each on in whole
+    documents any two of few documents look related, by as many bits as the documents have rows. The parents of the others
+    stay, though a second best may have been better.
+    """
+    documents = len(counts.rows)
+    freedom = degrees_of_freedom(counts.rows)
+    if freedom < 1:
+        return Tree(torch.full_like(tree.parents, -1), tree.order)
+    rows, ons, both = (x.double() for x in (counts.rows[:, None], counts.ons, counts.both))
+    theirs, n = ons[:, tree.parents.clamp_min(0)], rows.sum()
+    p, q = ons.sum(0) / n, theirs.sum(0) / n
+    each = both - p * theirs - q * ons + p * q * rows  # these sum to the covariance, rows times
+    between = documents / (documents - 1) * each.square().sum(0)
+    variance = (between - each.sum(0).square() / documents).maximum(n * p * (1 - p) * q * (1 - q))
+    z = normal_deviate(each.sum(0) / variance.clamp_min(1e-300).sqrt(), freedom)
+    worth = z.square() / (2 * math.log(2))
+    return Tree(torch.where(worth > _cost(int(n), len(tree.parents)), tree.parents, -1), tree.order)
+
+
+def _cost(rows: int, latents: int) -> float:
+    """Bits that an edge costs: a parent and a parameter"""
+    return math.log2(latents) + math.log2(rows) / 2
 
 
 def cells(rows: Tensor, ons: Tensor, both: Tensor, tree: Tree) -> tuple[Tensor, Tensor]:

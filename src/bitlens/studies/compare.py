@@ -29,6 +29,7 @@ from bitlens.hidden.models import BUNDLED
 from bitlens.hidden.store import COLUMNS
 from bitlens.information.moments import Covariance
 from bitlens.studies.cells import Cell, Report, Row, measure_cells, open_study, write_table
+from bitlens.studies.compare_report import CONTEXTS, draw, write_report
 from bitlens.training import TrainConfig, train
 
 BAE = "BAE"
@@ -119,8 +120,6 @@ def run_compare(
     A stopped comparison goes on with resume, a training in the middle from its last checkpoint. What diverges is a row
     with its error and does not stop the others.
     """
-    from bitlens.studies.compare_report import draw, write_report
-
     config.refuse_unknown()
     open_study(out, "compare", {**asdict(config), "labels": config.labels and str(config.labels)}, resume, overwrite)
     store = _store(config, out)
@@ -150,7 +149,7 @@ def run_compare(
             for other in rows:
                 if all(other[key] == row[key] for key in ("name", "n_latents")) and other["price"] == config.prices[0]:
                     other |= {key: value for key, value in row.items() if key.startswith("stability")}
-    write_table(out / "table", rows)
+    write_table(out / "table", [{k: v for k, v in row.items() if k != CONTEXTS} for row in rows])
     draw(out, rows)
     write_report(out, rows, config, store)
     return rows
@@ -247,8 +246,11 @@ def measure_cell(cell: Cell, config: CompareConfig, out: Path, store: str) -> Ro
         resume=folder.exists(),
     )  # fmt: skip
     seconds = _training_seconds(folder, trained) or time.perf_counter() - begun
-    numbers = evaluate(trained, shared.store, splice=shared.splice, covariance=shared.covariance)
+    numbers = evaluate(trained, shared.store, covariance=shared.covariance)
     measured = {name: value for name, value in numbers.as_dict().items() if name not in cell}
+    if shared.splice:
+        sums = shared.splice.sums(shared.splice.tokens([trained])[0])
+        measured |= {**sums.losses()._asdict(), CONTEXTS: [x.tolist() for x in sums]}
     labelled = label_numbers(trained, shared.store, shared.columns, shared.labels)
     return {**measured, "train_seconds": seconds, **labelled}
 

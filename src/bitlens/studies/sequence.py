@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -259,7 +259,8 @@ def _measure(out: Path, config: SequenceConfig, rows: Rows, cell: Cell) -> Row:
         autoencoder = _shared(out, config, store, cell)
     else:
         about = {**store.about, "position": cell["position"]}
-        autoencoder = train(TensorSource(hidden[~test], about), config.training(cell["seed"]))
+        settings = replace(config.training(cell["seed"]), test_fraction=None)  # none of these rows is held out
+        autoencoder = train(TensorSource(hidden[~test], about), settings)
     numbers, _ = measure_rows(autoencoder.cpu(), hidden, test, documents=document, seed=cell["seed"])
     gaussian = numbers["bits_gaussian"]
     return {**numbers, "joint_over_gaussian": numbers["bits_joint"] / gaussian if gaussian else None}

@@ -95,8 +95,8 @@ class TrainConfig:
     """weight of the sparsity term of relu, gated and jumprelu; by default it is moved until k latents are on"""
     match: str = ""
     """random: a run whose firing rates are taken; by default they are log-uniform"""
-    test_fraction: float = 0.1
-    """share of the documents that is held out of training"""
+    test_fraction: float | None = None
+    """share of the documents that is held out of training; by default that of the store, a tenth"""
     precision: Precision = "auto"
     """of the matrix products in training; sums are always fp32. auto: bf16 on a GPU, fp32 on a CPU"""
     reference: bool = False
@@ -145,7 +145,7 @@ class TrainConfig:
             "anneal": (1 <= (self.anneal or 1.0) < math.inf, "at least 1 and finite"),
             "p0": (0 < self.p0 < 0.5, "between 0 and 0.5"),
             "initial_share": (0 <= (self.initial_share or 0.0) <= 1, "in [0, 1]"),
-            "test_fraction": (0 <= self.test_fraction < 1, "in [0, 1)"),
+            "test_fraction": (0 <= (self.test_fraction or 0.0) < 1, "in [0, 1)"),
             "initial_rates": (len(rates) == 2 and 0 < rates[0] <= rates[1] < 1, "two rates, the lower first, between 0 and 1"),
         }  # fmt: skip
         for name, (fits, wanted) in conditions.items():

@@ -48,14 +48,18 @@ def train(
 
     out: folder for checkpoints, `metrics.jsonl` and the result; without one nothing is written. resume: go on from the
     last checkpoint in `out`, with the same weights as if the run had never stopped. report: called with every record
-    that goes to `metrics.jsonl`.
+    that goes to `metrics.jsonl`. A `test_fraction` of the config other than the source's is set on the source, or refused
+    where it cannot be; which documents were held out is recorded, and `evaluate` keeps to it.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BitlensError(f"There is no device '{device}' here; use cpu.")
     torch.set_num_threads(torch.get_num_threads())  # kernels do this later, and the sums of MKL may change with it
     config = config.resolved(source.d_in, device)
-    config = dataclasses.replace(config, test_fraction=getattr(source, "test_fraction", 0.0))  # what is really held out
+    held_out = getattr(source, "test_fraction", None)
+    if config.test_fraction is not None and config.test_fraction != held_out:
+        source, held_out = source.split(config.test_fraction), config.test_fraction
+    config = dataclasses.replace(config, test_fraction=held_out)  # recorded: what is really held out
     model = _build(source, config).to(device)
     folder = Path(out) if out is not None else None
     if folder is not None:
@@ -203,7 +207,7 @@ def _write_or_compare(path: Path, config: TrainConfig, source: HiddenSource) -> 
     before, now = (
         {**settings, **r.get("source", {}), **r.get("config", {})} for r in (former, json.loads(json.dumps(run)))
     )
-    ignored = {"log_every", "checkpoint_every", "store", "target"}  # a store may have moved
+    ignored = {"log_every", "checkpoint_every", "store", "target", "documents_of"}  # a store or text may have moved
     changed = [
         f"{name} was {before.get(name)!r} and is {value!r}"
         for name, value in now.items()

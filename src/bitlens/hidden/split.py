@@ -1,0 +1,78 @@
+"""Which documents an autoencoder has not seen: one split, recorded by its training and kept by every measurement.
+
+A document is held out by its number (`source.held_out`), so a smaller share is always part of a larger one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitlens.errors import BitlensError
+
+if TYPE_CHECKING:
+    from bitlens.hidden.store import ActivationStore
+    from bitlens.hidden.text import Corpus
+
+
+def documents_of(corpus: Corpus) -> dict[str, Any]:
+    """For a manifest: which texts the documents are from, and a digest of how they are numbered.
+
+    The number of a document is its place in the unshuffled corpus, but for datasets that are mixed as they stream.
+    """
+    texts = [str(Path(s).resolve()) if Path(s).exists() else f"{s} ({corpus.split})" for s in corpus.sources]
+    numbered = corpus if corpus.streaming else dataclasses.replace(corpus, shuffle_seed=None)
+    return {"texts": texts, "numbering": numbered.fingerprint()}
+
+
+def held_out_share(store: ActivationStore, metadata: Mapping[str, Any]) -> float | None:
+    """The share of the documents of `store` that is held out, and that the training of an autoencoder of this metadata
+    held out, too. None: the documents of its text are numbered otherwise here, so it is not known.
+
+    A store that was opened without a `test_fraction` takes that of the training; one with a smaller one keeps it, for its
+    held-out documents are among the training's, and a larger one is refused. All of a store of other text is unseen.
+    """
+    trained = (metadata.get("training") or {}).get("test_fraction")
+    if trained is None:
+        return store.test_fraction
+    if not same_numbers(metadata, store.manifest):
+        return None if _shared_text(metadata, store.manifest) else store.test_fraction
+    if store.chosen and store.test_fraction > trained:
+        raise BitlensError(
+            f"{store.path} is opened with test_fraction={store.test_fraction}, but only {trained} of its documents were held "
+            f"out of the autoencoder's training, so rows that it was trained on would count as held out; open the store "
+            f"with test_fraction={trained}."
+        )
+    return store.test_fraction if store.chosen else trained
+
+
+def unseen(store: ActivationStore, metadata: Mapping[str, Any]) -> ActivationStore:
+    """The store with its `held_out_share` held out; where that is not known, it is refused."""
+    share = held_out_share(store, metadata)
+    if share is None:
+        raise BitlensError(
+            f"The autoencoder was trained on {_shared_text(metadata, store.manifest)}, which {store.path} cuts into other "
+            "documents, so which of them it has not seen is not known; harvest the text as for its training, or measure "
+            "all rows (--part all)."
+        )
+    return store if share == store.test_fraction else store.split(share)
+
+
+def same_numbers(metadata: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    """Whether a document has the same number in both, as far as the autoencoder says where it is from."""
+    trained, stored = ((about.get("documents_of") or {}).get("numbering") for about in (metadata, manifest))
+    if trained is None or stored is None:  # imported, or written by an earlier version
+        trained, stored = metadata.get("corpus"), manifest.get("corpus")
+    return trained is None or trained == stored
+
+
+def _shared_text(metadata: Mapping[str, Any], manifest: Mapping[str, Any]) -> str | None:
+    """A text of both, or one that lies in a folder of the other's."""
+    ours, theirs = ((about.get("documents_of") or {}).get("texts", ()) for about in (metadata, manifest))
+    return next((a for a in ours for b in theirs if a == b or _inside(a, b) or _inside(b, a)), None)
+
+
+def _inside(path: str, folder: str) -> bool:
+    return Path(folder) in Path(path).parents
