@@ -14,6 +14,7 @@ from bitlens.autoencoders import Autoencoder
 from bitlens.causal.splice import Splice, SpliceLosses, SpliceTokens
 from bitlens.errors import BitlensError
 from bitlens.files import finite, replacing
+from bitlens.hidden.pieces import in_text
 from bitlens.hidden.source import NO_ROWS
 from bitlens.hidden.store import ActivationStore
 from bitlens.seeding import generator
@@ -151,9 +152,9 @@ def record(splice: Splice, tokens: SpliceTokens, index: int, window: int = 8) ->
     """The numbers of one scored token, with its text, and up to `window` tokens of its context on either side."""
     numbers = {name: value[index].item() for name, value in tokens._asdict().items()}
     ids, position = splice.contexts[numbers["context"]], numbers["position"]
-    parts = {"before": ids[max(0, position - window) : position], "token": ids[position : position + 1]}
-    parts["after"] = ids[position + 1 : position + 1 + window]
-    return {**numbers, **{name: splice.model.tokenizer.decode(part[part >= 0]) for name, part in parts.items()}}
+    here = int((ids[:position] >= 0).sum())
+    parts = in_text(splice.model.tokenizer, ids[ids >= 0].tolist(), here, window)
+    return {**numbers, **dict(zip(("before", "token", "after"), parts, strict=True))}
 
 
 def write_tokens(path: Path, splice: Splice, tokens: SpliceTokens) -> None:

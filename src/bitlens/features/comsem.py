@@ -19,10 +19,11 @@ from torch import Tensor
 from bitlens.bits.codes import Codes
 from bitlens.bits.statistics import firing_rates
 from bitlens.errors import BitlensError
+from bitlens.features.examples import contexts
 from bitlens.features.labelled import Labels
 from bitlens.features.labels import LEVEL, benjamini_hochberg, f1_scores
 from bitlens.features.proportions import Rate, mean_of_two, sign_flip, wilson
-from bitlens.features.sampling import Plan, Trial, canonical, contexts, explainers_part, trials
+from bitlens.features.sampling import Plan, Trial, canonical, explainers_part, trials
 from bitlens.seeding import generator
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from bitlens.bits.codes import Codes, Columns
 from bitlens.bits.packed import WORD, PackedBits
 from bitlens.bits.statistics import binary_entropy, co_occurrence, firing_rates
 from bitlens.errors import BitlensError
-from bitlens.features.sampling import canonical, contexts, on_rows
+from bitlens.features.examples import contexts
+from bitlens.features.sampling import canonical, on_rows
 from bitlens.files import finite, replacing
 from bitlens.information.tree import chow_liu
 
