@@ -144,14 +144,12 @@ def test_neighbours_in_the_tree_and_by_decoder(corpus, found):
 
 
 def test_promoted_tokens_are_those_whose_logits_a_decoder_row_raises(corpus):
-    """Against the logits themselves, with and without the row, through a norm of weight `gain` and a fixed length."""
+    """Above the mean over all tokens, and turned where the latent is."""
     g = generator("promoted")
-    W_dec, unembedding, gain = (torch.randn(*shape, generator=g) for shape in ((8, 5), (20, 5), (5,)))
-    found = profiles(corpus, tokenizer=letters, W_dec=W_dec, unembedding=unembedding, gain=gain, top=4)
-    state = torch.randn(5, generator=g)
+    W_dec, head = torch.randn(8, 5, generator=g), torch.randn(5, 20, generator=g) + 1
+    found = profiles(corpus, tokenizer=letters, W_dec=W_dec, effect=lambda directions: directions @ head, top=4)
     for profile in found:
-        row = W_dec[profile.latent] * (-1 if profile.flipped else 1)
-        raised = ((state + row) * gain) @ unembedding.T - (state * gain) @ unembedding.T
+        raised = W_dec[profile.latent] * (-1 if profile.flipped else 1) @ head
         best = (raised - raised.mean()).topk(4)
         assert [p.token for p in profile.promotes] == best.indices.tolist()
         assert [p.logit for p in profile.promotes] == pytest.approx(best.values.tolist(), abs=1e-5)
@@ -179,8 +177,6 @@ def test_profiles_are_written_as_json_lines_and_parquet(found, tmp_path):
 def test_what_does_not_fit_is_refused(corpus, bits, tmp_path):
     with pytest.raises(BitlensError, match=r"W_dec of shape \[7, 5\] does not fit codes of 8 latents"):
         profiles(corpus, W_dec=torch.ones(7, 5))
-    with pytest.raises(BitlensError, match="width 5, but the unembedding reads 6"):
-        profiles(corpus, W_dec=torch.ones(8, 5), unembedding=torch.ones(20, 6))
     nameless = make(tmp_path, bits, torch.full((ROWS,), -1), columns()[1])
     with pytest.raises(BitlensError, match="no tokens"):
         profiles(nameless, tokenizer=letters)

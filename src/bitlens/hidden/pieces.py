@@ -45,13 +45,13 @@ def in_text(tokenizer: Any, ids: Sequence[int], here: int, window: int) -> tuple
 
 
 def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
-    """Each token as it reads within a text, after itself: some decoders drop the space before a text's first token."""
+    """Each token, in the order given, as it reads within a text, after itself: some decoders drop the space before a text's first token."""
 
     def text(token: int) -> str:
         alone = tokenizer.decode([token])
         return alone if UNREADABLE in alone else cut(tokenizer, [token, token], [1])[1]
 
-    return {token: text(token) for token in set(ids)}
+    return {token: text(token) for token in dict.fromkeys(ids)}
 
 
 def outside(token: str) -> tuple[str, str]:
