@@ -113,5 +113,5 @@ def test_what_has_no_direct_path_is_refused(folder_of, tokenizer, tmp_path):
     with pytest.raises(BitlensError, match=r"layers.1.mlp:input is not added to the residual stream"):
         direct_effect(codes_of(tmp_path, llama, tokenizer, "layers.1.mlp:input"))
     model = LanguageModel.load(str(llama), ["layers.2"], device="cpu", causal=True)
-    with pytest.raises(BitlensError, match="writes states of width 7, but the head of .* reads 32"):
+    with pytest.raises(BitlensError, match=r"writes states of width 7, but the head of .* reads 32"):
         DirectEffect(model, [[5, 6, 7]])(torch.ones(1, 7))

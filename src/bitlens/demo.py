@@ -91,7 +91,7 @@ def _show_features(codes: Codes, scores: list[TokenScore], tokenizer: Any) -> No
     )
     text = token_texts(tokenizer, {token for score in scores for token in score.tokens})
     for score in clearest(scores, lambda s: s.f1, lambda s: len(s.tokens))[:10]:
-        names = list(dict.fromkeys(show.quoted(text[token]) for token in score.tokens))
+        names = list(dict.fromkeys(show.token(text[token]) for token in score.tokens))
         more = f"  and {len(names) - 8} more" if len(names) > 8 else ""
         heading = f"latent {score.latent}, on in {100 * score.rate:.2f} % of rows, F1 {score.f1:.2f}:  {'  '.join(names[:8])}{more}"
         show.out.print("\n" + heading, style="bold", markup=False)

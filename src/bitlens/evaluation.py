@@ -22,6 +22,7 @@ from bitlens.information.entropy import plug_in_bits
 from bitlens.information.magnitudes import quantise_magnitudes
 from bitlens.information.rate_distortion import gaussian_bits
 from bitlens.information.tree import Blocks
+from bitlens.results import brief
 
 DENSE = 0.1
 FIT_ROWS = 65536  # of training documents, about: more of them lower bits_joint by a little, and take longer
@@ -32,6 +33,8 @@ SAMPLE = 0x5EED  # makes this choice of documents another one than that of the h
 @dataclass(frozen=True)
 class Evaluation:
     """The numbers that bitlens always reports."""
+
+    __repr__ = brief
 
     architecture: str
     rows: int

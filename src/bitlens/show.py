@@ -159,9 +159,10 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in text)
 
 
-def quoted(text: str) -> str:
-    """A single token, so that its spaces can be seen."""
-    return f"'{plain(text)}'"
+def token(text: str) -> str:
+    """A single token with its spaces as dots, so that they can be seen, and other characters of no ink by their codes."""
+    named = {" ": "·", "\n": "⏎"}
+    return "".join(named.get(c) or (c if c.isprintable() else ascii(c)[1:-1]) for c in text) or "''"
 
 
 def example(before: str, token: str, after: str) -> str:

@@ -17,6 +17,7 @@ from bitlens.files import finite, replacing
 from bitlens.hidden.pieces import in_text
 from bitlens.hidden.source import NO_ROWS
 from bitlens.hidden.store import ActivationStore
+from bitlens.results import brief
 from bitlens.seeding import generator
 
 KEEP = (1, 2, 4, 8, 16, 32, 64, None)
@@ -27,6 +28,8 @@ By = Literal["surprisal", "magnitude"]
 
 class Kept(NamedTuple):
     """What is left of hidden states, and of the language model's predictions, with k latents of each row."""
+
+    __repr__ = brief
 
     k: int | None
     """None: the whole code"""
@@ -123,6 +126,8 @@ def _rates(autoencoder: Autoencoder, store: ActivationStore) -> Tensor:
 
 class PositionLosses(NamedTuple):
     """Means over the scored tokens at some positions of their contexts."""
+
+    __repr__ = brief
 
     tokens: int
     ce_original: float

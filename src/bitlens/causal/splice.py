@@ -15,12 +15,15 @@ from bitlens.autoencoders.base import Autoencoder
 from bitlens.errors import BitlensError
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.store import ActivationStore
+from bitlens.results import brief
 
 Change = Callable[[Tensor], Tensor]
 
 
 class SpliceTokens(NamedTuple):
     """One entry a scored token, `[tokens]` each, in the order of the contexts; on the CPU."""
+
+    __repr__ = brief
 
     context: Tensor
     """index into the contexts"""
@@ -39,6 +42,8 @@ class SpliceTokens(NamedTuple):
 class SpliceLosses(NamedTuple):
     """Means over scored tokens; cross-entropies and KL in nats. A score is 1 where splicing costs nothing and 0 where it
     costs as much as an ablation: `(ce_ablated - ce_spliced) / (ce_ablated - ce_original)`."""
+
+    __repr__ = brief
 
     ce_original: float
     ce_spliced: float
@@ -119,6 +124,14 @@ class Splice:
         if not self.counts.any():
             raise BitlensError("There is no token to score in these contexts.")
         self.batch_size = max(1, max_bytes // (contexts.shape[1] * model.config.get_text_config().vocab_size * 4))
+
+    def __repr__(self) -> str:
+        hooks = ", ".join(hook.name for hook in self.model.hooks)
+        contexts, length = self.contexts.shape
+        return (
+            f"Splice({self.model.name} at {hooks}: {int(self.counts.sum()):,} scored tokens in {contexts:,} contexts of "
+            f"{length:,})"
+        )
 
     @classmethod
     def of_store(

@@ -93,15 +93,19 @@ def _decoder(run: Path | None, codes: Any) -> tuple[Tensor | None, str | None]:
 
 def _line(profile: Profile) -> dict[str, Any]:
     return {
-        "latent": profile.latent, "on %": 100 * profile.rate, "F1": profile.token_f1, "again": profile.again,
+        "latent": profile.latent, "on %": 100 * profile.rate, "F1": _known(profile.token_f1), "again": _known(profile.again),
         "tokens": _tokens(profile.tokens), "example": profile.examples[0] if profile.examples else "",
     }  # fmt: skip
+
+
+def _known(number: float) -> float | None:
+    return None if math.isnan(number) else number
 
 
 def _tokens(preferred: list[Preference]) -> str:
     from bitlens import show
 
-    return " ".join(show.quoted(p.text) for p in preferred[:TOKENS])
+    return " ".join(show.token(p.text) for p in preferred[:TOKENS])
 
 
 def _page(profile: Profile) -> None:
@@ -114,7 +118,7 @@ def _page(profile: Profile) -> None:
         show.out.print(f"  {name:<12}{escape(text)}")
 
     def preferred(tokens: list[Preference]) -> str:
-        return "  ".join(f"{show.quoted(t.text)} {t.share:.0%} (x{t.lift:.3g})" for t in tokens) or "none"
+        return "  ".join(f"{show.token(t.text)} {t.share:.0%} (x{t.lift:.3g})" for t in tokens) or "none"
 
     show.out.print(f"[bold]Latent {profile.latent}[/bold]{', on is 0 in the codes' if profile.flipped else ''}")
     say(
@@ -134,6 +138,6 @@ def _page(profile: Profile) -> None:
     if profile.similar:
         say("decoder", "  ".join(f"{near.latent} ({near.value:.2f})" for near in profile.similar))
     if profile.promotes:
-        say("promotes", "  ".join(f"{show.quoted(p.text)} {p.logit:+.2f}" for p in profile.promotes))
+        say("promotes", "  ".join(f"{show.token(p.text)} {p.logit:+.2f}" for p in profile.promotes))
     for example in profile.examples:
         say("", example)

@@ -169,7 +169,7 @@ def _speaker(tokenizer: Any, token: Tensor) -> Any:
         on = bits.column(latent).bool()
         ids, counts = token[on].unique(return_counts=True)
         common = ids[counts.argsort(descending=True, stable=True)[:TOKENS]].tolist()
-        return " ".join(map(show.quoted, token_texts(tokenizer, common).values()))
+        return " ".join(map(show.token, token_texts(tokenizer, common).values()))
 
     return say
 

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import binary_entropy, co_occurrence, firing_rates
+from bitlens.results import brief
 
 DENSE = 0.1
 
 
 class Explained(NamedTuple):
     """A latent of A in terms of latents of B."""
+
+    __repr__ = brief
 
     latent: int
     rate: float

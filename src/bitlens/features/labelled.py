@@ -18,12 +18,15 @@ from bitlens.bits.codes import Columns
 from bitlens.errors import BitlensError
 from bitlens.hidden.models import BUNDLED, bundled_folder
 from bitlens.hidden.pieces import UNREADABLE, token_texts
+from bitlens.results import brief
 
 MIN_ROWS = 20
 
 
 class Labels(NamedTuple):
     """A labelling: at most one class a row."""
+
+    __repr__ = brief
 
     name: str
     names: list[str]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
+from bitlens.results import brief
 
 MIN_ON = 20  # rows, of both parts, in which a latent has to be on
 T = TypeVar("T")
@@ -17,6 +18,8 @@ T = TypeVar("T")
 
 class TokenScore(NamedTuple):
     """How well a set of tokens predicts a latent. The set is chosen on training rows, `f1` is from held-out rows."""
+
+    __repr__ = brief
 
     latent: int
     rate: float

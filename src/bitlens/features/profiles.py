@@ -24,6 +24,7 @@ from bitlens.features.sampling import canonical, explainers_part, on_rows
 from bitlens.files import finite, replacing
 from bitlens.hidden.pieces import token_texts
 from bitlens.information.tree import chow_liu
+from bitlens.results import brief
 
 NEXT = 16  # tokens in which a latent may be on again
 TREE_ROWS = 1 << 17
@@ -67,6 +68,8 @@ class Promoted:
 @dataclass(frozen=True)
 class Profile:
     """One latent; "on" is its rare state. A list is empty where nothing is known: no tokens, no decoder, no model."""
+
+    __repr__ = brief
 
     latent: int
     flipped: bool

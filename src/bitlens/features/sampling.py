@@ -20,6 +20,7 @@ from bitlens.bits.statistics import firing_rates, nearest
 from bitlens.bits.words import torch_threads, trailing_zeros
 from bitlens.errors import BitlensError
 from bitlens.hidden.source import held_out
+from bitlens.results import brief
 from bitlens.seeding import generator, mixed
 
 # pyright: reportCallIssue=false, reportArgumentType=false
@@ -158,6 +159,8 @@ class Plan:
 @dataclass(frozen=True)
 class Trial:
     """The rows that one latent is explained and judged by; each kind has at most one of a document."""
+
+    __repr__ = brief
 
     latent: int
     examples: list[int]

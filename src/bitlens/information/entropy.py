@@ -22,6 +22,7 @@ from bitlens.errors import BitlensError
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.lower import lower_bits
 from bitlens.information.tree import Blocks, Tree, TreeCounts, cells, chow_liu
+from bitlens.results import brief
 from bitlens.seeding import generator
 
 RESAMPLES = 1000
@@ -31,6 +32,8 @@ RESAMPLES = 1000
 class Estimate:
     """A number of bits a row and its 95 % interval from a block bootstrap over documents (not a number for one block)."""
 
+    __repr__ = brief
+
     value: float
     low: float
     high: float
@@ -39,6 +42,8 @@ class Estimate:
 @dataclass(frozen=True)
 class Entropy:
     """The entropy of a code. All in bits a row."""
+
+    __repr__ = brief
 
     rows: int
     blocks: int

@@ -11,6 +11,7 @@ from torch import Tensor
 from bitlens.autoencoders import Autoencoder
 from bitlens.errors import BitlensError
 from bitlens.information.context import context_bits
+from bitlens.results import brief
 
 RISE = 0.005  # of fvu, relative: less than the spread between seeds
 HALVINGS = 12
@@ -20,6 +21,8 @@ BLOCK = 2048
 @dataclass(frozen=True)
 class Magnitudes:
     """Quantised magnitudes of the latents that are on."""
+
+    __repr__ = brief
 
     step: float
     """of the quantiser, a length in the hidden states' own units"""
