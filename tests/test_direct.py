@@ -115,3 +115,8 @@ def test_what_has_no_direct_path_is_refused(folder_of, tokenizer, tmp_path):
     model = LanguageModel.load(str(llama), ["layers.2"], device="cpu", causal=True)
     with pytest.raises(BitlensError, match=r"writes states of width 7, but the head of .* reads 32"):
         DirectEffect(model, [[5, 6, 7]])(torch.ones(1, 7))
+
+
+def test_a_model_that_is_not_there_is_named(tokenizer, tmp_path):
+    with pytest.raises(BitlensError, match="which made these codes, could not be loaded"):
+        direct_effect(codes_of(tmp_path, tmp_path / "gone", tokenizer, "layers.1"))

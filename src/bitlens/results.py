@@ -12,9 +12,9 @@ SHOWN = 6  # entries of a list, and more are counted
 LETTERS = 60
 
 
-def brief(result: Any) -> str:
+def brief(self: Any) -> str:
     """The `repr` of a dataclass or named tuple: its numbers, and the kind and size of what is long."""
-    return f"{type(result).__name__}({', '.join(f'{k}={_short(v)}' for k, v in _fields(result).items())})"
+    return f"{type(self).__name__}({', '.join(f'{k}={_short(v)}' for k, v in _fields(self).items())})"
 
 
 def _short(value: Any) -> str:

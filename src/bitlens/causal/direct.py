@@ -6,7 +6,8 @@ The direct path: a vector that a layer writes stays in the residual stream, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -58,12 +59,23 @@ class DirectEffect:
             )
         network: Any = self.model.model
         tangent = directions.to(self.state)[:, None]
-        with forward_ad.dual_level():
+        with forward_ad.dual_level(), _differentiable(self.model.name):
             state = forward_ad.make_dual(self.state.expand_as(tangent).contiguous(), tangent)
             with replaced(self.model, lambda x: state.to(x.dtype)):
                 tokens = self._token.expand(len(directions), 1).to(self.model.device)
                 logits = network(input_ids=tokens, use_cache=False).logits
-            return forward_ad.unpack_dual(logits).tangent[:, 0, : len(self.model.tokenizer)].float()
+            effect = forward_ad.unpack_dual(logits).tangent
+            if effect is None:
+                raise NotImplementedError
+            return effect[:, 0, : len(self.model.tokenizer)].float()
+
+
+@contextlib.contextmanager
+def _differentiable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except NotImplementedError:
+        raise BitlensError(f"The head of {name} cannot be differentiated; leave out --promotes.") from None
 
 
 def direct_effect(codes: Columns, hook: str | None = None) -> DirectEffect:
@@ -72,13 +84,17 @@ def direct_effect(codes: Columns, hook: str | None = None) -> DirectEffect:
     import transformers
 
     name, revision = codes.manifest.get("model"), codes.manifest.get("revision")
-    if name is None:
+    hook = hook or (codes.manifest.get("hook") or {}).get("module")
+    if name is None or hook is None:
         raise BitlensError(
-            f"The codes {codes.path} name no language model, so there is no output; leave out --promotes."
+            f"The codes {codes.path} name no language model and hook point, so there is no output; leave out --promotes."
         )
     where = str(bundled_folder()) if name == BUNDLED else name
-    layers = transformers.AutoConfig.from_pretrained(where, revision=revision).get_text_config().num_hidden_layers
-    hooks = [hook or codes.manifest["hook"]["module"], f"layers.{layers - 1}"]
+    try:
+        layers = transformers.AutoConfig.from_pretrained(where, revision=revision).get_text_config().num_hidden_layers
+    except (OSError, ValueError) as error:
+        raise BitlensError(f"The model '{name}', which made these codes, could not be loaded.") from error
+    hooks = [hook, f"layers.{layers - 1}"]
     model = LanguageModel.load(name, hooks, dtype="float32", device="cpu", revision=revision, causal=True)
     written, last = model.hooks
     if written.transformers == f"hidden_states[{layers}]":

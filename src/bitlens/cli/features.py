@@ -111,11 +111,14 @@ def _tokens(preferred: list[Preference]) -> str:
 def _page(profile: Profile) -> None:
     """All that is known of one latent."""
     from rich.markup import escape
+    from rich.table import Table
 
     from bitlens import show
 
+    grid = Table.grid(padding=(0, 2))
+
     def say(name: str, text: str) -> None:
-        show.out.print(f"  {name:<12}{escape(text)}")
+        grid.add_row(f"  {name}", escape(text))
 
     def preferred(tokens: list[Preference]) -> str:
         return "  ".join(f"{show.token(t.text)} {t.share:.0%} (x{t.lift:.3g})" for t in tokens) or "none"
@@ -141,3 +144,4 @@ def _page(profile: Profile) -> None:
         say("promotes", "  ".join(f"{show.token(p.text)} {p.logit:+.2f}" for p in profile.promotes))
     for example in profile.examples:
         say("", example)
+    show.out.print(grid)

@@ -236,7 +236,7 @@ class _Counted:
         lift = k / seen[present] * (seen.sum() / len(tokens))
         best = np.argsort(-k * np.log2(lift), kind="stable")[: self.top]
         return [
-            Preference(int(present[i]), self.text[present[i]], int(k[i]), float(k[i] / len(tokens)), float(lift[i]))
+            Preference(int(present[i]), self.text[int(present[i])], int(k[i]), float(k[i] / len(tokens)), float(lift[i]))
             for i in best if lift[i] > 1
         ]  # fmt: skip
 
