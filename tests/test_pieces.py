@@ -1,7 +1,9 @@
 """Texts of tokens: for tokenizers of every kind, all that is shown is cut from one decoded string."""
 
+import ast
 import functools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+import bitlens
 from bitlens.hidden.pieces import cut, in_text, outside, token_texts
 
 CORPUS = [
@@ -180,3 +183,14 @@ def test_spaces_stay_outside_a_mark_unless_they_are_all():
     assert outside("cat") == ("", "cat")
     assert outside("  ") == ("", "  ")
     assert outside(" \n") == (" ", "\n")
+
+
+def test_no_other_code_makes_text_of_tokens():
+    """But for a judge's own answer, which nobody looks at in context."""
+    names = {"decode", "batch_decode", "convert_ids_to_tokens", "convert_tokens_to_string", "id_to_token"}
+    root, found = Path(bitlens.__file__).parent, set()
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in names and "tokenizer" in ast.unparse(node.value):
+                found.add(path.relative_to(root).as_posix())
+    assert found == {"hidden/pieces.py", "features/local_judge.py"}

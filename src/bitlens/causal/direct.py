@@ -22,12 +22,8 @@ from bitlens.hidden.store import OUTLIER_MULTIPLE
 from bitlens.hidden.text import ContextReader, Corpus
 
 CONTEXTS, LENGTH = 16, 64  # of text, over which the state is averaged at which logits are differentiated
-ADDED = (
-    "hook_resid_pre",
-    "hook_resid_post",
-    "hook_attn_out",
-    "hook_mlp_out",
-)  # what is, or adds to, the residual stream
+# What is, or is added to, the residual stream
+ADDED = ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 
 
 class DirectEffect:
@@ -63,7 +59,7 @@ class DirectEffect:
             state = forward_ad.make_dual(self.state.expand_as(tangent).contiguous(), tangent)
             with replaced(self.model, lambda x: state.to(x.dtype)):
                 tokens = self._token.expand(len(directions), 1).to(self.model.device)
-                logits = network(input_ids=tokens, use_cache=False).logits
+                logits = network(input_ids=tokens).logits
             effect = forward_ad.unpack_dual(logits).tangent
             if effect is None:
                 raise NotImplementedError

@@ -45,7 +45,8 @@ def in_text(tokenizer: Any, ids: Sequence[int], here: int, window: int) -> tuple
 
 
 def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
-    """Each token, in the order given, as it reads within a text, after itself: some decoders drop the space before a text's first token."""
+    """Each token, in the order given, as it reads within a text: after itself, as some decoders drop the space before a
+    text's first token."""
 
     def text(token: int) -> str:
         alone = tokenizer.decode([token])
