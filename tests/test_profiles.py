@@ -2,7 +2,9 @@
 
 import json
 import math
+from itertools import combinations
 from types import SimpleNamespace
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ import torch
 from bitlens.bits import Codes, PackedBits
 from bitlens.cli.features import features
 from bitlens.errors import BitlensError
-from bitlens.features.profiles import Profile, profiles, write_profiles
+from bitlens.features.profiles import Order, Profile, arranged, profiles, write_profiles
+from bitlens.features.sampling import explainers_part
 from bitlens.seeding import generator
 
 ROWS = 6000
@@ -144,14 +147,12 @@ def test_neighbours_in_the_tree_and_by_decoder(corpus, found):
 
 
 def test_promoted_tokens_are_those_whose_logits_a_decoder_row_raises(corpus):
-    """Against the logits themselves, with and without the row, through a norm of weight `gain` and a fixed length."""
+    """Above the mean over all tokens, and turned where the latent is."""
     g = generator("promoted")
-    W_dec, unembedding, gain = (torch.randn(*shape, generator=g) for shape in ((8, 5), (20, 5), (5,)))
-    found = profiles(corpus, tokenizer=letters, W_dec=W_dec, unembedding=unembedding, gain=gain, top=4)
-    state = torch.randn(5, generator=g)
+    W_dec, head = torch.randn(8, 5, generator=g), torch.randn(5, 20, generator=g) + 1
+    found = profiles(corpus, tokenizer=letters, W_dec=W_dec, effect=lambda directions: directions @ head, top=4)
     for profile in found:
-        row = W_dec[profile.latent] * (-1 if profile.flipped else 1)
-        raised = ((state + row) * gain) @ unembedding.T - (state * gain) @ unembedding.T
+        raised = W_dec[profile.latent] * (-1 if profile.flipped else 1) @ head
         best = (raised - raised.mean()).topk(4)
         assert [p.token for p in profile.promotes] == best.indices.tolist()
         assert [p.logit for p in profile.promotes] == pytest.approx(best.values.tolist(), abs=1e-5)
@@ -179,8 +180,6 @@ def test_profiles_are_written_as_json_lines_and_parquet(found, tmp_path):
 def test_what_does_not_fit_is_refused(corpus, bits, tmp_path):
     with pytest.raises(BitlensError, match=r"W_dec of shape \[7, 5\] does not fit codes of 8 latents"):
         profiles(corpus, W_dec=torch.ones(7, 5))
-    with pytest.raises(BitlensError, match="width 5, but the unembedding reads 6"):
-        profiles(corpus, W_dec=torch.ones(8, 5), unembedding=torch.ones(20, 6))
     nameless = make(tmp_path, bits, torch.full((ROWS,), -1), columns()[1])
     with pytest.raises(BitlensError, match="no tokens"):
         profiles(nameless, tokenizer=letters)
@@ -222,12 +221,62 @@ def test_the_command_names_what_is_wrong(codes, tmp_path):
     from bitlens.autoencoders import BinaryAutoencoder
 
     BinaryAutoencoder(32, 3).save(tmp_path / "run")
-    for wrong, sentence in (
+    wrongs: list[tuple[dict[str, Any], str]] = [
         ({"latents": (2,)}, "no latent 2"),
         ({"promotes": True}, "needs the decoder"),
         ({"run": tmp_path / "run"}, "has 3 latents, but the codes"),
         ({"out": tmp_path / "profiles.csv"}, "jsonl or .parquet"),
         ({"examples": 0}, "at least 1"),
-    ):
+    ]
+    for wrong, sentence in wrongs:
         with pytest.raises(BitlensError, match=sentence):
             features(codes.path, **wrong)
+
+
+# --- in what order --------------------------------------------------------------------------------------------------
+
+
+def test_token_f1_is_that_of_the_best_set_of_the_explainers_half_in_the_other(bits, corpus, found):
+    """Against all sets of the six tokens."""
+    token, document = columns()
+    half = explainers_part(document)
+    sets = [torch.tensor(s) for size in range(1, 7) for s in combinations(range(6), size)]
+
+    def f1(on: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor) -> float:
+        guess = torch.isin(token, tokens)
+        return float(2 * (on & guess & rows).sum() / ((on & rows).sum() + (guess & rows).sum()))
+
+    for latent in (0, 1, 2, 3, 4, 7):
+        on = bits[:, latent] ^ found[latent].flipped
+        best = max(sets, key=lambda tokens: f1(on, tokens, half))
+        assert found[latent].token_f1 == pytest.approx(f1(on, best, ~half))
+        assert found[latent].token_set == len(best)
+    assert math.isnan(found[6].token_f1), "never on"
+
+
+def of(latent: int, rate: float = 0.01, f1: float = math.nan, tokens: int = 1, again: float = 1.0) -> Profile:
+    return Profile(latent, False, rate, 0.1, 1.0, 0.0, dispersion=-again, again=again, token_f1=f1, token_set=tokens)
+
+
+def test_the_order_begins_with_the_clearest_that_are_rare():
+    """A single token at most every other one; dense and unknown latents last."""
+    found = [
+        of(0, 0.3, 0.99), of(1), of(2, f1=0.9), of(3, f1=0.95), of(4, f1=0.8, tokens=3), of(5, f1=0.5, tokens=2),
+        of(6, f1=0.97), of(7, f1=0.85), of(8, 0.05),
+    ]  # fmt: skip
+    assert [p.latent for p in arranged(found, "clear")] == [6, 4, 3, 5, 2, 7, 8, 1, 0]
+
+
+def test_other_orders_put_what_is_unknown_last():
+    found = [of(0, 0.2, again=1), of(1, 0.0, again=math.nan), of(2, 0.4, again=3), of(3, 0.1, again=2)]
+    orders = {
+        "index": [0, 1, 2, 3],
+        "rate": [2, 0, 3, 1],
+        "rare": [3, 0, 2, 1],
+        "again": [2, 3, 0, 1],
+        "dispersion": [0, 3, 2, 1],
+    }
+    for order in get_args(Order):
+        if order in orders:
+            assert [p.latent for p in arranged(found, order)] == orders[order]
+    assert {*orders, "clear"} == set(get_args(Order)) == set(get_args(get_type_hints(features)["sort"]))

@@ -9,7 +9,8 @@ import torch
 from bitlens.bits import Codes, PackedBits
 from bitlens.errors import BitlensError
 from bitlens.features import sampling
-from bitlens.features.sampling import Plan, Reservoir, canonical, contexts, explainers_part, on_rows, trials
+from bitlens.features.examples import contexts
+from bitlens.features.sampling import Plan, Reservoir, canonical, explainers_part, on_rows, trials
 from bitlens.seeding import generator, mixed
 
 ROWS, LATENTS = 3000, 70

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bitlens.hidden.harvest import harvest
     from bitlens.hidden.text import ContextReader
     from bitlens.information.entropy import entropy
+    from bitlens.results import to_pandas
     from bitlens.training import TrainConfig, train
 
 _HOME = {
@@ -29,13 +30,13 @@ _HOME = {
     "Evaluation": "evaluation", "evaluate": "evaluation", "ActivationStore": "hidden", "Corpus": "hidden",
     "HiddenSource": "hidden", "LanguageModel": "hidden", "PairedStore": "hidden", "TensorSource": "hidden", "harvest": "hidden.harvest",
     "Splice": "causal.splice", "faithfulness": "causal.faithfulness", "label_scores": "features.labels",
-    "match": "features.match", "ContextReader": "hidden.text", "entropy": "information.entropy", "TrainConfig": "training", "train": "training",
+    "match": "features.match", "ContextReader": "hidden.text", "entropy": "information.entropy", "to_pandas": "results", "TrainConfig": "training", "train": "training",
 }  # fmt: skip
 
 __all__ = ["ActivationStore", "Autoencoder", "BinaryAutoencoder", "BitlensError", "Codes", "ContextReader", "Corpus",
            "Evaluation", "HiddenSource", "LanguageModel", "PackedBits", "PairedStore", "Splice", "TensorSource",
            "TopKAutoencoder", "TrainConfig", "encode_store", "entropy", "evaluate", "faithfulness", "harvest",
-           "label_scores", "match", "train"]  # fmt: skip
+           "label_scores", "match", "to_pandas", "train"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

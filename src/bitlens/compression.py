@@ -24,6 +24,7 @@ from bitlens.information.compressed import MAGIC, Compressed, Damaged, Exact, co
 from bitlens.information.moments import fvu
 from bitlens.information.residual import Decoder, difference, float_bytes, zstandard
 from bitlens.information.tree import Blocks
+from bitlens.results import brief
 
 COMPARED_BYTES = 1 << 23  # of hidden states: zstd -19 is slow
 SHARD_BYTES = 1 << 26
@@ -42,6 +43,8 @@ class Line:
 @dataclass(frozen=True)
 class Compression:
     """A compressed store beside what else could be done with its held-out rows."""
+
+    __repr__ = brief
 
     rows: int
     """rows of the file"""

@@ -14,11 +14,12 @@ from bitlens.bits.codes import Codes
 from bitlens.encode import encode_store
 from bitlens.evaluation import evaluate
 from bitlens.features.examples import examples
-from bitlens.features.profile import TokenScore, token_scores
+from bitlens.features.profile import TokenScore, clearest, token_scores
 from bitlens.files import prepare_output, write_json
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.models import BUNDLED
+from bitlens.hidden.pieces import token_texts
 from bitlens.hidden.text import ContextReader
 from bitlens.training import TrainConfig, train
 
@@ -85,23 +86,12 @@ def _show_features(codes: Codes, scores: list[TokenScore], tokenizer: Any) -> No
     show.out.print(
         "[bold]4. The ten clearest latents[/bold]: how well their tokens predict them (F1), and where they are on"
     )
-    for score in clearest(scores, 10):
-        names = list(dict.fromkeys(show.plain(tokenizer.decode([token])).strip() or "space" for token in score.tokens))
-        more = f"   and {len(names) - 8} more" if len(names) > 8 else ""
-        heading = f"latent {score.latent}, on in {100 * score.rate:.2f} % of rows, F1 {score.f1:.2f}:   {'   '.join(names[:8])}{more}"
+    text = token_texts(tokenizer, {token for score in scores for token in score.tokens})
+    for score in clearest(scores, lambda s: s.f1, lambda s: len(s.tokens))[:10]:
+        names = list(dict.fromkeys(show.token(text[token]) for token in score.tokens))
+        more = f"  and {len(names) - 8} more" if len(names) > 8 else ""
+        heading = f"latent {score.latent}, on in {100 * score.rate:.2f} % of rows, F1 {score.f1:.2f}:  {'  '.join(names[:8])}{more}"
         show.out.print("\n" + heading, style="bold", markup=False)
         for found in examples(codes, score.latent, tokenizer, n=3):
             line = show.example(found.before, found.token, found.after)
             show.out.print("   " + line, no_wrap=True, overflow="ellipsis", crop=True)
-
-
-def clearest(scores: list[TokenScore], n: int) -> list[TokenScore]:
-    """The n best scores; at most half of them are of latents that name a single token."""
-    chosen: list[TokenScore] = []
-    singles = 0
-    for score in sorted(scores, key=lambda s: -s.f1):
-        single = len(score.tokens) == 1
-        if len(chosen) < n and (not single or singles < n // 2):
-            chosen.append(score)
-            singles += single
-    return chosen

@@ -24,6 +24,7 @@ from bitlens.information.magnitudes import quantise_magnitudes
 from bitlens.information.moments import Covariance, Variance, squared_error
 from bitlens.information.rate_distortion import gaussian_bound
 from bitlens.information.tree import Blocks
+from bitlens.results import brief
 
 FIT_ROWS = 65536  # of training documents, about: more of them lower bits_joint by a little, and take longer
 MAGNITUDE_ROWS = 16384
@@ -33,6 +34,8 @@ SAMPLE = 0x5EED  # makes this choice of documents another one than that of the h
 @dataclass(frozen=True)
 class Evaluation:
     """The numbers that bitlens always reports."""
+
+    __repr__ = brief
 
     architecture: str
     rows: int

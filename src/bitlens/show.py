@@ -173,11 +173,19 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in text)
 
 
+def token(text: str) -> str:
+    """A single token with its spaces as dots, so that they can be seen, and other characters of no ink by their codes."""
+    named = {" ": "·", "\n": "⏎"}
+    return "".join(named.get(c) or (c if c.isprintable() else ascii(c)[1:-1]) for c in text) or "''"
+
+
 def example(before: str, token: str, after: str) -> str:
-    """A token in its context, marked, as escaped markup."""
-    space = " " if token.startswith(" ") else ""  # tokens begin with the space before them: it is shown outside
-    before, token, after = (escape(plain(text)) for text in (before + space, token.removeprefix(" "), after))
-    return f"[dim]{before}[/dim][bold]«{token}»[/bold][dim]{after}[/dim]"
+    """A token in its context, marked, as escaped markup; spaces before it are shown outside."""
+    from bitlens.hidden.pieces import outside
+
+    space, core = outside(token)
+    before, core, after = (escape(plain(text)) for text in (before + space, core, after))
+    return f"[dim]{before}[/dim][bold]«{core}»[/bold][dim]{after}[/dim]"
 
 
 _WAYS = {

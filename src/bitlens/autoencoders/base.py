@@ -126,6 +126,13 @@ class Autoencoder(nn.Module):
         `[n_latents]`: that of a sparse autoencoder is its own."""
         return self
 
+    def extra_repr(self) -> str:
+        """What `repr` says in the brackets."""
+        said = {"d_in": self.d_in, "n_latents": self.n_latents, **self.settings}
+        if hook := (self.metadata.get("hook") or {}).get("module"):
+            said["hook"] = hook
+        return ", ".join(f"{name}={value!r}" for name, value in said.items())
+
     # --- disk ---------------------------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:

@@ -62,6 +62,12 @@ class Codes:
             self._columns = {k: parts[0][k] if len(parts) == 1 else torch.cat([p[k] for p in parts]) for k in parts[0]}
         return self._columns
 
+    def __repr__(self) -> str:
+        hook = (self.manifest.get("hook") or {}).get("module")
+        return (
+            f"Codes({self.path}: {self.rows:,} rows of {self.n_latents:,} bits, {self.manifest.get('model')} at {hook})"
+        )
+
     def __len__(self) -> int:
         return self.rows
 

@@ -76,6 +76,9 @@ class PackedBits:
         """The words as uint64 `[rows, words]`, in memory order; no copy where that can be."""
         return np.ascontiguousarray(self.words.cpu().numpy()).view(np.uint64)
 
+    def __repr__(self) -> str:
+        return f"PackedBits({len(self):,} rows of {self.n_latents:,} bits)"
+
     def __len__(self) -> int:
         return len(self.words)
 

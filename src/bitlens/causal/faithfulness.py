@@ -15,11 +15,13 @@ from bitlens.causal.losses import SpliceLosses, SpliceSums
 from bitlens.causal.splice import Splice, SpliceTokens
 from bitlens.errors import BitlensError
 from bitlens.files import finite, replacing
+from bitlens.hidden.pieces import in_text
 from bitlens.hidden.source import NO_ROWS
 from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import ActivationStore
 from bitlens.information.intervals import Estimate
 from bitlens.information.moments import Variance, squared_error
+from bitlens.results import brief
 from bitlens.seeding import generator
 
 KEEP = (1, 2, 4, 8, 16, 32, 64, None)
@@ -30,6 +32,8 @@ By = Literal["surprisal", "magnitude"]
 
 class Kept(NamedTuple):
     """What is left of hidden states, and of the language model's predictions, with k latents of each row."""
+
+    __repr__ = brief
 
     k: int | None
     """None: the whole code"""
@@ -137,6 +141,8 @@ def differences(own: SpliceSums, splice: Splice, others: Mapping[str, Autoencode
 class PositionLosses(NamedTuple):
     """Means over the scored tokens at some positions of their contexts."""
 
+    __repr__ = brief
+
     tokens: int
     ce_original: float
     ce_spliced: float
@@ -165,9 +171,9 @@ def record(splice: Splice, tokens: SpliceTokens, index: int, window: int = 8) ->
     """The numbers of one scored token, with its text, and up to `window` tokens of its context on either side."""
     numbers = {name: value[index].item() for name, value in tokens._asdict().items()}
     ids, position = splice.contexts[numbers["context"]], numbers["position"]
-    parts = {"before": ids[max(0, position - window) : position], "token": ids[position : position + 1]}
-    parts["after"] = ids[position + 1 : position + 1 + window]
-    return {**numbers, **{name: splice.model.tokenizer.decode(part[part >= 0]) for name, part in parts.items()}}
+    here = int((ids[:position] >= 0).sum())
+    parts = in_text(splice.model.tokenizer, ids[ids >= 0].tolist(), here, window)
+    return {**numbers, **dict(zip(("before", "token", "after"), parts, strict=True))}
 
 
 def write_tokens(path: Path, splice: Splice, tokens: SpliceTokens) -> None:

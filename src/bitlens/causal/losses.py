@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bitlens.errors import BitlensError
 from bitlens.information.intervals import Estimate, jackknife
+from bitlens.results import brief
 
 SCORES = ("ce_loss_score", "ce_loss_score_mean", "kl_div")
 
@@ -19,6 +20,8 @@ class SpliceLosses(NamedTuple):
     """Means over scored tokens; cross-entropies and KL in nats. A score is 1 where splicing costs nothing and 0 where it
     costs as much as an ablation: `(ce_ablated - ce_spliced) / (ce_ablated - ce_original)`. The 95 % intervals are over
     contexts; None: there are too few."""
+
+    __repr__ = brief
 
     ce_original: float
     ce_spliced: float

@@ -19,6 +19,7 @@ from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.paired import PairedStore
 from bitlens.hidden.split import unseen
 from bitlens.hidden.store import ActivationStore
+from bitlens.results import brief
 from bitlens.seeding import generator
 
 Change = Callable[[Tensor], Tensor]
@@ -26,6 +27,8 @@ Change = Callable[[Tensor], Tensor]
 
 class SpliceTokens(NamedTuple):
     """One entry a scored token, `[tokens]` each, in the order of the contexts; on the CPU."""
+
+    __repr__ = brief
 
     context: Tensor
     """index into the contexts"""
@@ -111,6 +114,14 @@ class Splice:
         if not self.counts.any():
             raise BitlensError("There is no token to score in these contexts.")
         self.batch_size = max(1, max_bytes // (contexts.shape[1] * model.config.get_text_config().vocab_size * 4))
+
+    def __repr__(self) -> str:
+        hooks = ", ".join(hook.name for hook in self.model.hooks)
+        contexts, length = self.contexts.shape
+        return (
+            f"Splice({self.model.name} at {hooks}: {int(self.counts.sum()):,} scored tokens in {contexts:,} contexts of "
+            f"{length:,})"
+        )
 
     @classmethod
     def of_store(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bitlens.cli.common import CodesFolder, Json, write_result
 from bitlens.errors import BitlensError
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
     from bitlens.features.profiles import Preference, Profile
 
-FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 TOKENS = 4  # shown of each latent in the table
 
 
@@ -22,6 +22,7 @@ def features(
     run: Path | None = None,
     promotes: bool = False,
     top: int = 20,
+    sort: Literal["clear", "rate", "rare", "again", "dispersion", "index"] = "clear",
     latents: tuple[int, ...] = (),
     examples: int = 5,
     out: Path | None = None,
@@ -29,13 +30,16 @@ def features(
 ) -> None:
     """Profile every latent: how often, where and on which tokens it is on, with examples in context.
 
-    Shows a table of the latents that carry most bits, or a page on each of those named. "On" is a latent's rare state.
+    Shows a table of the latents that are clearest from their tokens, or a page on each of those named. "On" is a latent's
+    rare state; F1 says how well the best set of tokens predicts it in other documents than those it was chosen in.
 
     Args:
         codes: folder of codes, from `bitlens encode`.
         run: the autoencoder that made them: also name the latents with like decoder rows.
         promotes: also load the language model: the tokens whose logits each decoder row raises (with --run).
         top: latents in the table.
+        sort: clear: of highest F1 first, of a single token at most every other; rate, rare: on most or least; again,
+            dispersion: on in bursts, within a document or in few documents; index.
         latents: show these, each on a page of its own.
         examples: examples of each latent, from as many documents.
         out: also write all profiles to this file, .jsonl or .parquet.
@@ -45,8 +49,9 @@ def features(
 
     from bitlens import show
     from bitlens.bits.codes import Codes
+    from bitlens.causal.direct import direct_effect
     from bitlens.features.labelled import load_tokenizer
-    from bitlens.features.profiles import profiles, require_ending, write_profiles
+    from bitlens.features.profiles import arranged, profiles, require_ending, write_profiles
 
     corpus = Codes(codes)
     if out is not None:
@@ -57,12 +62,10 @@ def features(
         raise BitlensError(f"There is no latent {wrong[0]}; these codes have latents 0 to {corpus.n_latents - 1}.")
     if promotes and run is None:
         raise BitlensError("--promotes needs the decoder; name the autoencoder with --run.")
-    unembedding, gain = _output(corpus) if promotes else (None, None)
-    found = profiles(
-        corpus, tokenizer=load_tokenizer(corpus), W_dec=_decoder(run, corpus), unembedding=unembedding, gain=gain,
-        examples=examples,
-    )  # fmt: skip
-    shown = [found[i] for i in latents] or sorted(found, key=lambda p: -p.bits)[:top]
+    W_dec, hook = _decoder(run, corpus)
+    effect = direct_effect(corpus, hook) if promotes else None
+    found = profiles(corpus, tokenizer=load_tokenizer(corpus), W_dec=W_dec, effect=effect, examples=examples)
+    shown = [found[i] for i in latents] or arranged(found, sort)[:top]
     if latents:
         for profile in shown:
             _page(profile)
@@ -73,10 +76,10 @@ def features(
     write_result(json, {"codes": str(codes), "rows": len(corpus), "profiles": [asdict(profile) for profile in shown]})
 
 
-def _decoder(run: Path | None, codes: Any) -> Tensor | None:
-    """W_dec of the autoencoder, which must be as wide as the codes."""
+def _decoder(run: Path | None, codes: Any) -> tuple[Tensor | None, str | None]:
+    """The decoder of the autoencoder, which must be as wide as the codes, in the model's own units, and where it writes."""
     if run is None:
-        return None
+        return None, None
     from bitlens.autoencoders import Autoencoder
 
     model = Autoencoder.from_pretrained(run)
@@ -84,49 +87,41 @@ def _decoder(run: Path | None, codes: Any) -> Tensor | None:
         raise BitlensError(
             f"{run} has {model.n_latents} latents, but the codes {codes.path} have {codes.n_latents}; name their own run."
         )
-    return model.W_dec.detach()
-
-
-def _output(codes: Any) -> tuple[Tensor, Tensor | None]:
-    """The language model's unembedding, and the weights of its final norm if it has one."""
-    from bitlens.hidden import LanguageModel
-
-    name = codes.manifest.get("model")
-    if name is None:
-        raise BitlensError(
-            f"The codes {codes.path} name no language model, so there is no output; leave out --promotes."
-        )
-    hook, revision = codes.manifest["hook"]["module"], codes.manifest.get("revision")
-    model = LanguageModel.load(name, [hook], dtype="float32", device="cpu", revision=revision, causal=True)
-    norm = next((getattr(model.base, n) for n in FINAL_NORMS if hasattr(model.base, n)), None)
-    network: Any = model.model
-    return network.get_output_embeddings().weight, None if norm is None else norm.weight
+    scale, hook = ("scale_out", "target_hook") if model.transcodes else ("scale", "hook")
+    return model.W_dec.detach() * model.get_buffer(scale), (model.metadata.get(hook) or {}).get("module")
 
 
 def _line(profile: Profile) -> dict[str, Any]:
     return {
-        "latent": profile.latent, "on %": 100 * profile.rate, "bits": profile.bits, "burstiness": profile.burstiness,
-        "again": profile.again, "tokens": _tokens(profile.tokens), "example": profile.examples[0] if profile.examples else "",
+        "latent": profile.latent, "on %": 100 * profile.rate, "F1": _known(profile.token_f1), "again": _known(profile.again),
+        "tokens": _tokens(profile.tokens), "example": profile.examples[0] if profile.examples else "",
     }  # fmt: skip
+
+
+def _known(number: float) -> float | None:
+    return None if math.isnan(number) else number
 
 
 def _tokens(preferred: list[Preference]) -> str:
     from bitlens import show
 
-    return " ".join(show.plain(p.text).strip() or "space" for p in preferred[:TOKENS])
+    return " ".join(show.token(p.text) for p in preferred[:TOKENS])
 
 
 def _page(profile: Profile) -> None:
     """All that is known of one latent."""
     from rich.markup import escape
+    from rich.table import Table
 
     from bitlens import show
 
+    grid = Table.grid(padding=(0, 2))
+
     def say(name: str, text: str) -> None:
-        show.out.print(f"  {name:<12}{escape(text)}")
+        grid.add_row(f"  {name}", escape(text))
 
     def preferred(tokens: list[Preference]) -> str:
-        return "  ".join(f"{_quoted(t.text)} {t.share:.0%} (x{t.lift:.3g})" for t in tokens) or "none"
+        return "  ".join(f"{show.token(t.text)} {t.share:.0%} (x{t.lift:.3g})" for t in tokens) or "none"
 
     show.out.print(f"[bold]Latent {profile.latent}[/bold]{', on is 0 in the codes' if profile.flipped else ''}")
     say(
@@ -138,18 +133,15 @@ def _page(profile: Profile) -> None:
         f"burstiness {profile.burstiness:.4f}, dispersion {profile.dispersion:.3g}, again {profile.again:.3g}",
     )
     say("positions", "  ".join(f"{name}: x{lift:.2f}" for name, lift in profile.positions.items()))
+    if not math.isnan(profile.token_f1):
+        say("clarity", f"F1 {profile.token_f1:.3f} from a set of {profile.token_set:,} tokens")
     say("tokens", preferred(profile.tokens))
     say("next tokens", preferred(profile.next_tokens))
     say("tree", " ".join(map(str, profile.tree)) or "none")
     if profile.similar:
         say("decoder", "  ".join(f"{near.latent} ({near.value:.2f})" for near in profile.similar))
     if profile.promotes:
-        say("promotes", "  ".join(f"{_quoted(p.text)} {p.logit:+.2f}" for p in profile.promotes))
+        say("promotes", "  ".join(f"{show.token(p.text)} {p.logit:+.2f}" for p in profile.promotes))
     for example in profile.examples:
         say("", example)
-
-
-def _quoted(text: str) -> str:
-    from bitlens import show
-
-    return f"'{show.plain(text)}'"
+    show.out.print(grid)

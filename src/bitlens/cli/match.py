@@ -163,14 +163,15 @@ def _tokenizer(store: Any, token: Tensor) -> Any:
 
 
 def _speaker(tokenizer: Any, token: Tensor) -> Any:
-    """-> a function: a latent's most common tokens, decoded"""
+    """-> a function: a latent's most common tokens, as they read in a text"""
     from bitlens import show
+    from bitlens.hidden.pieces import token_texts
 
     def say(bits: PackedBits, latent: int) -> str:
         on = bits.column(latent).bool()
         ids, counts = token[on].unique(return_counts=True)
         common = ids[counts.argsort(descending=True, stable=True)[:TOKENS]].tolist()
-        return " ".join(show.plain(tokenizer.decode([i])).strip() or "space" for i in common)
+        return " ".join(map(show.token, token_texts(tokenizer, common).values()))
 
     return say
 

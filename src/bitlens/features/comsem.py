@@ -19,10 +19,12 @@ from torch import Tensor
 from bitlens.bits.codes import Codes
 from bitlens.bits.statistics import firing_rates
 from bitlens.errors import BitlensError
+from bitlens.features.examples import contexts
 from bitlens.features.labelled import Labels
 from bitlens.features.labels import LEVEL, benjamini_hochberg, f1_scores
 from bitlens.features.proportions import Rate, mean_of_two, sign_flip, wilson
-from bitlens.features.sampling import Plan, Trial, canonical, contexts, explainers_part, trials
+from bitlens.features.sampling import Plan, Trial, canonical, explainers_part, trials
+from bitlens.results import brief
 from bitlens.seeding import generator
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ class Config(Plan):
 class Score:
     """How well an explanation tells the rows of a latent from others. Answers that are neither yes nor no are wrong."""
 
+    __repr__ = brief
+
     latent: int
     rate: float
     explanation: str
@@ -88,6 +92,8 @@ class Score:
 @dataclass(frozen=True)
 class Results:
     """ComSem of some latents; those with fewer than 5 rows of a kind that it needs are in `skipped`."""
+
+    __repr__ = brief
 
     scores: list[Score]
     skipped: list[int]

@@ -13,10 +13,13 @@ from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import binary_entropy, co_occurrence, counted_entropy, dense, firing_rates
+from bitlens.results import brief
 
 
 class Explained(NamedTuple):
     """A latent of A in terms of latents of B."""
+
+    __repr__ = brief
 
     latent: int
     rate: float

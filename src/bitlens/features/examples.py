@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 
 from bitlens.bits.codes import Codes, Columns
+from bitlens.hidden.pieces import BYTES, in_text, outside
 from bitlens.seeding import generator
 
 
@@ -36,19 +38,24 @@ def examples(codes: Codes, latent: int, tokenizer: Any, n: int = 4, window: int 
 
 
 def in_context(codes: Columns, row: int, tokenizer: Any, window: int) -> Example:
-    """The row's token amid its neighbours of the same document."""
-    low, high = max(0, row - window), min(len(codes.token), row + window + 1)
+    """The row's token amid its neighbours of the same document, as they read there."""
+    low, high = max(0, row - window - BYTES), min(len(codes.token), row + window + BYTES)
     same = (codes.document[low:high] == codes.document[row]).tolist()
-    ids = codes.token[low:high].tolist()
-    here = row - low
-    first, last = here, here
+    first = last = row - low
     while first > 0 and same[first - 1]:
         first -= 1
-    while last + 1 < len(ids) and same[last + 1]:
+    while last + 1 < len(same) and same[last + 1]:
         last += 1
-    return Example(
-        row,
-        tokenizer.decode(ids[first:here]),
-        tokenizer.decode([ids[here]]),
-        tokenizer.decode(ids[here + 1 : last + 1]),
-    )
+    ids = codes.token[low + first : low + last + 1].tolist()
+    return Example(row, *in_text(tokenizer, ids, row - low - first, window))
+
+
+def marked(example: Example) -> str:
+    """The token in its context, «like» this; spaces before it stay outside, line ends show as ⏎."""
+    space, core = outside(example.token)
+    return f"{example.before}{space}«{core}»{example.after}".replace("\n", "⏎")
+
+
+def contexts(columns: Columns, rows: Iterable[int], tokenizer: Any, window: int) -> dict[int, str]:
+    """The text of every row with its token marked."""
+    return {row: marked(in_context(columns, row, tokenizer, window)) for row in set(rows)}

@@ -17,13 +17,16 @@ from torch import Tensor
 from bitlens.bits.codes import Columns
 from bitlens.errors import BitlensError
 from bitlens.hidden.models import BUNDLED, bundled_folder
+from bitlens.hidden.pieces import UNREADABLE, token_texts
+from bitlens.results import brief
 
 MIN_ROWS = 20
-UNREADABLE = "\ufffd"  # a token that is only part of a character's bytes
 
 
 class Labels(NamedTuple):
     """A labelling: at most one class a row."""
+
+    __repr__ = brief
 
     name: str
     names: list[str]
@@ -67,7 +70,7 @@ def own_labels(codes: Columns, tokenizer: Any) -> list[Labels]:
         )
     following = torch.cat([token[1:], token.new_tensor([-1])])
     following[torch.cat([document[1:] != document[:-1], torch.tensor([True])])] = -1
-    strings = _token_strings(tokenizer, token)
+    strings = token_texts(tokenizer, token.unique().tolist())
     return [
         _mapped("token", token, strings.__getitem__),
         _mapped("next token", following, strings.__getitem__),
@@ -90,13 +93,6 @@ def spelling(token: str) -> str:
     if next(c for c in core if c.isalpha()).isupper():
         return "capitalised"
     return "word" if token[0].isspace() else "continuation"
-
-
-def _token_strings(tokenizer: Any, tokens: Tensor) -> dict[int, str]:
-    """Each token as it reads within a text: some tokenizers drop the space before a text's first token."""
-    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
-    start = len(tokenizer.decode(anchor))
-    return {i: tokenizer.decode([*anchor, i])[start:] for i in tokens.unique().tolist()}
 
 
 def _mapped(name: str, values: Tensor, class_of: Callable[[int], str]) -> Labels:

@@ -14,6 +14,7 @@ from bitlens.bits.statistics import co_occurrence, counted_information
 from bitlens.errors import BitlensError
 from bitlens.features.labelled import MIN_ROWS, Labels
 from bitlens.information.intervals import jackknife_error, student_p, student_quantile
+from bitlens.results import brief
 
 GROUPS, MIN_GROUPS = 30, 5
 MAX_CLASSES = 500
@@ -25,6 +26,8 @@ CELLS = 1 << 20  # group x latent x class counts at a time: the scores' memory b
 class Interval(NamedTuple):
     """An estimate and its 95 % interval, float32 `[n_latents, classes]` each."""
 
+    __repr__ = brief
+
     value: Tensor
     low: Tensor
     high: Tensor
@@ -32,6 +35,8 @@ class Interval(NamedTuple):
 
 class LabelScore(NamedTuple):
     """One latent against one class on held-out rows; mutual information in bits."""
+
+    __repr__ = brief
 
     latent: int
     label: str
@@ -55,6 +60,8 @@ class LabelScore(NamedTuple):
 @dataclass(frozen=True)
 class LabelScores:
     """Every latent against every class of a labelling, `[n_latents, classes]` each, on held-out rows but for `fit_f1`."""
+
+    __repr__ = brief
 
     name: str
     """of the labelling"""
@@ -84,6 +91,8 @@ class LabelScores:
     def by_class(self) -> list[LabelScore]:
         """Every class with its best latent on the fitting rows, in the order of `classes`."""
         return [self._pair(int(latent), label) for label, latent in enumerate(self.fit_f1.argmax(0))]
+
+    records = by_latent  # rows of its DataFrame
 
     def summary(self) -> dict[str, Any]:
         """latents_f1: latents with a good F1 for their class; labels_covered: classes with a good F1 of their latent;

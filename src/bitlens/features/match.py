@@ -20,6 +20,7 @@ from bitlens.autoencoders.binary import NEGLIGIBLE
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import co_occurrence, counted_information
 from bitlens.errors import BitlensError
+from bitlens.results import brief
 
 SAME, CONTAINED, COSINE = 0.5, 0.8, 0.7
 ALPHA = 0.05
@@ -30,6 +31,8 @@ CATEGORIES = ("same", "contained", "contains", "absent", "dead", "stuck")
 @dataclass(frozen=True)
 class Pairs:
     """Rows in which latents are on, alone and in pairs: a `[n]`, b `[m]`, both `[n, m]`. Measures are float64 `[n, m]`."""
+
+    __repr__ = brief
 
     rows: int
     a: Tensor
@@ -99,6 +102,8 @@ def _above_chance(value: Tensor, chance: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Matching:
     """What becomes of every latent of A in B; all `[n]`. An index is -1 and a value 0 where there is none."""
+
+    __repr__ = brief
 
     category: list[str]
     """same, contained, contains, absent; dead or stuck where a is on, or off, in fewer than 1 row in 10,000"""
@@ -283,6 +288,8 @@ def _quantile(values: Tensor, q: float) -> float | None:
 
 class Stability(NamedTuple):
     """How alike several dictionaries are, means over all pairs of them and both directions."""
+
+    __repr__ = brief
 
     shared: float
     """share of live latents with a one-to-one partner of corrected Jaccard >= .5 and, with decoders, of cosine >= .7"""

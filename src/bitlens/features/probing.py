@@ -14,6 +14,7 @@ from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 from bitlens.features.labelled import MIN_ROWS, Labels
 from bitlens.hidden.store import ActivationStore
+from bitlens.results import brief
 from bitlens.seeding import generator
 
 KS = (1, 2, 5, 20)
@@ -23,6 +24,8 @@ PENALTIES, FOLDS = (1.0, 1e-1, 1e-2, 1e-3), 5
 
 class ProbeScore(NamedTuple):
     """Probes of one kind, one for each class against the rest, on held-out rows."""
+
+    __repr__ = brief
 
     features: str
     """`k = 1` and so on, `all latents`, or `dense`"""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -10,12 +11,18 @@ from torch import Tensor
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import DENSE
 from bitlens.errors import BitlensError
+from bitlens.results import brief
+
+MIN_ON = 20  # rows, of both parts, in which a latent has to be on
+T = TypeVar("T")
 
 GOOD = 0.5
 
 
 class TokenScore(NamedTuple):
     """How well a set of tokens predicts a latent. The set is chosen on training rows, `f1` is from held-out rows."""
+
+    __repr__ = brief
 
     latent: int
     rate: float
@@ -32,7 +39,7 @@ class TokenScore(NamedTuple):
         return self.f1 > GOOD and not self.dense
 
 
-def token_scores(bits: PackedBits, token: Tensor, test: Tensor, min_on: int = 20) -> list[TokenScore]:
+def token_scores(bits: PackedBits, token: Tensor, test: Tensor, min_on: int = MIN_ON) -> list[TokenScore]:
     """For every latent that is on in at least `min_on` held-out and training rows: the set of tokens that predicts it
     with the highest F1 on the training rows, and its F1 on the held-out ones.
 
@@ -51,11 +58,31 @@ def token_scores(bits: PackedBits, token: Tensor, test: Tensor, min_on: int = 20
         check = np.bincount(tokens[on & held], minlength=size)
         if fit.sum() < min_on or check.sum() < min_on:
             continue
-        chosen = _best_set(fit, seen)
-        f1 = 2 * check[chosen].sum() / (check.sum() + seen_test[chosen].sum())
-        common = chosen[np.argsort(-fit[chosen])]
-        scores.append(TokenScore(latent, float(on.mean()), float(f1), common.tolist()))
+        chosen, f1 = predicted(fit, check, seen, seen_test)
+        scores.append(TokenScore(latent, float(on.mean()), f1, chosen[np.argsort(-fit[chosen])].tolist()))
     return scores
+
+
+def predicted(fit: np.ndarray, check: np.ndarray, seen: np.ndarray, seen_check: np.ndarray) -> tuple[np.ndarray, float]:
+    """The set of tokens that predicts "on" best on some rows, and its F1 on others, from counts by token: of the on-rows
+    and of all rows, of the former part and the latter."""
+    chosen = _best_set(fit, seen)
+    return chosen, float(2 * check[chosen].sum() / (check.sum() + seen_check[chosen].sum()))
+
+
+def clearest(found: Sequence[T], f1: Callable[[T], float], tokens: Callable[[T], int]) -> list[T]:
+    """In order of F1, but those that a single token predicts at most every other one, as they would fill any list."""
+    ordered = sorted(found, key=lambda one: -f1(one))
+    single, several = ([one for one in ordered if (tokens(one) == 1) == kind] for kind in (True, False))
+    chosen: list[T] = []
+    taken = 0
+    while several and taken < len(single):
+        if 2 * taken <= len(chosen) and f1(single[taken]) >= f1(several[0]):
+            chosen.append(single[taken])
+            taken += 1
+        else:
+            chosen.append(several.pop(0))
+    return chosen + several + single[taken:]
 
 
 def _best_set(on: np.ndarray, seen: np.ndarray) -> np.ndarray:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,15 +15,22 @@ from torch import Tensor
 
 from bitlens.bits.codes import Codes, Columns
 from bitlens.bits.packed import WORD, PackedBits
-from bitlens.bits.statistics import binary_entropy, co_occurrence, firing_rates
+from bitlens.bits.statistics import DENSE, binary_entropy, co_occurrence, firing_rates
 from bitlens.errors import BitlensError
-from bitlens.features.sampling import canonical, contexts, on_rows
+from bitlens.features.examples import contexts
+from bitlens.features.profile import MIN_ON, clearest, predicted
+from bitlens.features.sampling import canonical, explainers_part, on_rows
 from bitlens.files import finite, replacing
+from bitlens.hidden.pieces import token_texts
 from bitlens.information.tree import chow_liu
+from bitlens.results import brief
 
 NEXT = 16  # tokens in which a latent may be on again
 TREE_ROWS = 1 << 17
-BLOCK = 256  # latents whose effects on the output are in memory at a time
+BLOCK = 256  # latents whose cosines are in memory at a time
+EFFECTS = 64  # latents whose effects on all logits are in memory at a time
+
+Order = Literal["clear", "rate", "rare", "again", "dispersion", "index"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Near:
 
 @dataclass(frozen=True)
 class Promoted:
-    """A token whose logit the latent raises, above the mean over all tokens."""
+    """A token whose logit the latent raises, above the mean over all tokens, per unit of the code."""
 
     token: int
     text: str
@@ -60,6 +67,8 @@ class Promoted:
 @dataclass(frozen=True)
 class Profile:
     """One latent; "on" is its rare state. A list is empty where nothing is known: no tokens, no decoder, no model."""
+
+    __repr__ = brief
 
     latent: int
     flipped: bool
@@ -78,6 +87,11 @@ class Profile:
     positions: dict[str, float] = field(default_factory=dict)
     """rate at positions 0, 1, 2, 3, 4-7, 8-15, ... of the context, over the rate"""
     tokens: list[Preference] = field(default_factory=list)
+    token_f1: float = math.nan
+    """of the set of tokens that predicts the latent best in half of the documents, in the others: 1 is the set itself.
+    Unknown below 20 on-rows in either half"""
+    token_set: int = 0
+    """tokens in that set"""
     next_tokens: list[Preference] = field(default_factory=list)
     """of the row after, in the same document"""
     tree: list[int] = field(default_factory=list)
@@ -93,8 +107,7 @@ def profiles(
     *,
     tokenizer: Any = None,
     W_dec: Tensor | None = None,
-    unembedding: Tensor | None = None,
-    gain: Tensor | None = None,
+    effect: Callable[[Tensor], Tensor] | None = None,
     top: int = 8,
     examples: int = 5,
     window: int = 8,
@@ -104,15 +117,14 @@ def profiles(
     """A profile of every latent of these codes.
 
     tokenizer: of the language model, for tokens and examples; W_dec `[n_latents, d]`, of which the sign is turned where
-    the latent's is; unembedding `[vocabulary, d]` and gain `[d]`, the final norm's weights: what a decoder row adds to
-    the logits, but for the norm's division, which all tokens share. top: entries of each list; examples: of each latent,
-    with `window` tokens on each side; tree: on up to 131,072 rows, evenly spaced.
+    the latent's is; effect: directions `[n, d]` -> what each does to the logits, `[n, vocabulary]`, as a
+    `causal.direct.DirectEffect` does. top: entries of each list; examples: of each latent, with `window` tokens on each
+    side; tree: on up to 131,072 rows, evenly spaced.
     """
     bits = codes.bits
     raw, rare = firing_rates(bits), canonical(bits)
-    for name, matrix in (("W_dec", W_dec), ("unembedding", unembedding)):
-        if matrix is not None and (matrix.ndim != 2 or (name == "W_dec" and len(matrix) != bits.n_latents)):
-            raise BitlensError(f"{name} of shape {list(matrix.shape)} does not fit codes of {bits.n_latents} latents.")
+    if W_dec is not None and (W_dec.ndim != 2 or len(W_dec) != bits.n_latents):
+        raise BitlensError(f"W_dec of shape {list(W_dec.shape)} does not fit codes of {bits.n_latents} latents.")
     counted = _Counted(codes, tokenizer, top)
     drawn = on_rows(rare, codes.document, examples, seed=seed) if tokenizer is not None and examples else None
     neighbours = _tree(rare) if tree else [[]] * bits.n_latents
@@ -120,8 +132,8 @@ def profiles(
     directions = None if W_dec is None else W_dec.detach().float().cpu() * sign
     similar = _similar(directions, top) if directions is not None else [[]] * bits.n_latents
     promotes: Sequence[list[Promoted]] = [[]] * bits.n_latents
-    if directions is not None and unembedding is not None:
-        promotes = _promoted(directions, unembedding, gain, tokenizer, top)
+    if directions is not None and effect is not None:
+        promotes = _promoted(directions, effect, tokenizer, top)
     found = []
     for latent, rows in enumerate(_rows_on(rare)):
         rate = float(torch.minimum(raw, 1 - raw)[latent])
@@ -168,6 +180,9 @@ class _Counted:
             followed = np.flatnonzero(np.arange(1, self.rows + 1) < self.end)
             self.of_token = np.bincount(self.token, minlength=self.size)
             self.of_next = np.bincount(self.token[followed + 1], minlength=self.size)
+            self.text = token_texts(tokenizer, np.flatnonzero(self.of_token).tolist())
+            self.half = explainers_part(codes.document).numpy()
+            self.of_half = np.bincount(self.token[self.half], minlength=self.size)
 
     def of(self, rows: np.ndarray) -> dict[str, Any]:
         rate = len(rows) / self.rows
@@ -182,7 +197,18 @@ class _Counted:
             return found
         followed = rows[rows + 1 < self.end[rows]]
         tokens = self._preferred(self.token[rows], self.of_token)
-        return {**found, "tokens": tokens, "next_tokens": self._preferred(self.token[followed + 1], self.of_next)}
+        following = self._preferred(self.token[followed + 1], self.of_next)
+        return {**found, **self._predicted(rows), "tokens": tokens, "next_tokens": following}
+
+    def _predicted(self, rows: np.ndarray) -> dict[str, Any]:
+        """How well tokens tell the latent, learned in half of the documents and tried in the others."""
+        fit, check = (
+            np.bincount(self.token[rows[self.half[rows] == half]], minlength=self.size) for half in (True, False)
+        )
+        if min(fit.sum(), check.sum()) < MIN_ON:
+            return {}
+        chosen, f1 = predicted(fit, check, self.of_half, self.of_token - self.of_half)
+        return {"token_f1": f1, "token_set": len(chosen)}
 
     def _dispersion(self, rows: np.ndarray, rate: float) -> float:
         """Pearson's index over documents, which are of different lengths."""
@@ -209,7 +235,7 @@ class _Counted:
         lift = k / seen[present] * (seen.sum() / len(tokens))
         best = np.argsort(-k * np.log2(lift), kind="stable")[: self.top]
         return [
-            Preference(int(present[i]), self.tokenizer.decode([int(present[i])]), int(k[i]), float(k[i] / len(tokens)), float(lift[i]))
+            Preference(int(present[i]), self.text[int(present[i])], int(k[i]), float(k[i] / len(tokens)), float(lift[i]))
             for i in best if lift[i] > 1
         ]  # fmt: skip
 
@@ -251,23 +277,38 @@ def _similar(directions: Tensor, top: int) -> list[list[Near]]:
     return found
 
 
-def _promoted(
-    directions: Tensor, unembedding: Tensor, gain: Tensor | None, tokenizer: Any, top: int
-) -> list[list[Promoted]]:
-    if directions.shape[1] != unembedding.shape[1]:
-        raise BitlensError(
-            f"The decoder writes states of width {directions.shape[1]}, but the unembedding reads {unembedding.shape[1]}; "
-            "give those of one model."
-        )
-    output = unembedding.detach().float().cpu()
-    output = ((output - output.mean(0)) * (1 if gain is None else gain.detach().float().cpu())).T
-    found: list[list[Promoted]] = []
-    for block in directions.split(BLOCK):
-        value, token = (block @ output).topk(min(top, output.shape[1]), dim=1)
-        for tokens, logits in zip(token.tolist(), value.tolist(), strict=True):
-            texts = ["" if tokenizer is None else tokenizer.decode([i]) for i in tokens]
-            found.append([Promoted(*entry) for entry in zip(tokens, texts, logits, strict=True)])
-    return found
+def _promoted(directions: Tensor, effect: Callable[[Tensor], Tensor], tokenizer: Any, top: int) -> list[list[Promoted]]:
+    found: list[tuple[list[int], list[float]]] = []
+    for block in directions.split(EFFECTS):
+        logits = effect(block)
+        value, token = logits.topk(min(top, logits.shape[1]), dim=1)
+        found += zip(token.tolist(), (value - logits.mean(1, keepdim=True)).tolist(), strict=True)
+    text = {} if tokenizer is None else token_texts(tokenizer, {i for tokens, _ in found for i in tokens})
+    return [
+        [Promoted(i, text.get(i, ""), logit) for i, logit in zip(tokens, logits, strict=True)]
+        for tokens, logits in found
+    ]
+
+
+def arranged(found: Sequence[Profile], by: Order) -> list[Profile]:
+    """The profiles in an order; those that have no such number come last.
+
+    clear: by `token_f1`, those of a single token at most every other one, dense latents (on in more than a tenth of the
+    rows) after the others; rate: on most first; rare: on least, but at all; again, dispersion: the most bursting first,
+    within a document and among documents; index: as the code has them.
+    """
+    if by == "index":
+        return list(found)
+    if by == "clear":
+        clear = [p for p in found if p.rate <= DENSE and not math.isnan(p.token_f1)]
+        first = clearest(clear, lambda p: p.token_f1, lambda p: p.token_set)
+        chosen = {p.latent for p in first}
+        return first + sorted((p for p in found if p.latent not in chosen), key=lambda p: (p.rate > DENSE, -p.rate))
+    value: dict[str, Callable[[Profile], float]] = {
+        "rate": lambda p: -p.rate, "rare": lambda p: p.rate or math.inf, "again": lambda p: -p.again,
+        "dispersion": lambda p: -p.dispersion,
+    }  # fmt: skip
+    return sorted(found, key=lambda p: (math.isnan(value[by](p)), value[by](p)))
 
 
 def require_ending(path: Path) -> None:

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bitlens.information.intervals import NORMAL
+from bitlens.results import brief
 
 
 class Rate(NamedTuple):
     """A proportion, or a mean of two, and its 95 % interval."""
+
+    __repr__ = brief
 
     value: float
     low: float

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numba
 import numpy as np
@@ -20,8 +19,8 @@ from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import firing_rates, nearest
 from bitlens.bits.words import torch_threads, trailing_zeros
 from bitlens.errors import BitlensError
-from bitlens.features.examples import Example, in_context
 from bitlens.hidden.source import held_out
+from bitlens.results import brief
 from bitlens.seeding import generator, mixed
 
 # pyright: reportCallIssue=false, reportArgumentType=false
@@ -161,6 +160,8 @@ class Plan:
 class Trial:
     """The rows that one latent is explained and judged by; each kind has at most one of a document."""
 
+    __repr__ = brief
+
     latent: int
     examples: list[int]
     positives: list[int]
@@ -260,15 +261,3 @@ class _Others:
 def _in_turn(lists: list[list[int]]) -> Iterable[int]:
     for place in range(max(map(len, lists), default=0)):
         yield from (rows[place] for rows in lists if place < len(rows))
-
-
-def marked(example: Example) -> str:
-    """The token in its context, «like» this; spaces before it stay outside, line ends show as ⏎."""
-    core = example.token.lstrip(" ")
-    space = example.token[: len(example.token) - len(core)]
-    return f"{example.before}{space}«{core}»{example.after}".replace("\n", "⏎")
-
-
-def contexts(columns: Columns, rows: Iterable[int], tokenizer: Any, window: int = Plan.window) -> dict[int, str]:
-    """The text of every row with its token marked."""
-    return {row: marked(in_context(columns, row, tokenizer, window)) for row in set(rows)}

@@ -193,6 +193,10 @@ class LanguageModel:
         model.config.use_cache = False
         return cls(model, model.base_model if causal else model, tokenizer, name, points)
 
+    def __repr__(self) -> str:
+        hooks = ", ".join(hook.name for hook in self.hooks)
+        return f"LanguageModel({self.name} read at {hooks or 'no hook point'}, {self.dtype} on {self.device})"
+
     @property
     def revision(self) -> str | None:
         """The commit of a model from the hub; None for a folder."""

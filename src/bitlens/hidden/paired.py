@@ -37,6 +37,9 @@ class PairedStore(ActivationStore):
             f"There is no store of {target_hook} beside {inputs}: harvest both hook points into one folder."
         )
 
+    def __repr__(self) -> str:
+        return f"PairedStore({super().__repr__()} -> {self.targets!r})"
+
     def shard(self, index: int, names: list[str] | None = None) -> dict[str, Tensor]:
         tensors = super().shard(index, names)
         of_targets = self.targets.shard(index, [name for name in ("hidden", "norm") if name in tensors])

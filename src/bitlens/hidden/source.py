@@ -52,6 +52,10 @@ class HiddenSource:
             "the rows to train on, or make it anew with this test_fraction."
         )
 
+    def __repr__(self) -> str:
+        hook = (self.about.get("hook") or {}).get("module")
+        return f"{type(self).__name__}(hidden states of width {self.d_in}, {self.about.get('model')} at {hook})"
+
     def windows(self, seed: int, epoch: int) -> list[Any]:
         """The windows of one epoch, in the order of this epoch."""
         raise NotImplementedError
@@ -117,6 +121,9 @@ class TensorSource(HiddenSource):
         self.mean = mean.float()
         self.scale = float((rows.double() - mean).square().mean().sqrt())
         self.about = about or {}
+
+    def __repr__(self) -> str:
+        return f"TensorSource({len(self.rows):,} rows of {self.d_in})"
 
     def windows(self, seed: int, epoch: int) -> list[Any]:
         return [None]

@@ -19,6 +19,7 @@ from torch import Tensor
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, verify_shard, write_json, write_tensors
 from bitlens.hidden.source import TEST_FRACTION, HiddenSource, held_out
+from bitlens.results import brief
 from bitlens.seeding import generator
 
 SCHEMA = 1
@@ -30,6 +31,8 @@ OUTLIER_MULTIPLE = 10.0
 
 class Rows(NamedTuple):
     """Some rows of a store, in the order of the text: raw hidden states and their columns."""
+
+    __repr__ = brief
 
     hidden: Tensor
     columns: dict[str, Tensor]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bitlens.errors import BitlensError
 from bitlens.hidden.models import BUNDLED
+from bitlens.results import brief
 from bitlens.seeding import generator
 
 Unit = Literal["auto", "file", "paragraph", "line"]
@@ -188,6 +189,8 @@ class Contexts(NamedTuple):
     """A batch of contexts, `[batch, context]` each: token ids, which are real (not padding), which make rows of the
     store (real and not special), and the document of each token."""
 
+    __repr__ = brief
+
     tokens: Tensor
     mask: Tensor
     keep: Tensor
@@ -226,6 +229,9 @@ class ContextReader:
             raise BitlensError(f"A context of {length} tokens has no room for text; choose a longer one.")
         self.special = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    def __repr__(self) -> str:
+        return f"ContextReader({self.corpus}, contexts of {self.length:,} tokens{', packed' if self.packed else ''})"
 
     @property
     def prepends_bos(self) -> bool:

@@ -22,11 +22,14 @@ from bitlens.information.autoregression import Autoregression
 from bitlens.information.intervals import Estimate, jackknife
 from bitlens.information.lower import lower_bits
 from bitlens.information.tree import Blocks, Tree, TreeCounts, cells, chow_liu, supported
+from bitlens.results import brief
 
 
 @dataclass(frozen=True)
 class Entropy:
     """The entropy of a code. All in bits a row, with intervals over documents."""
+
+    __repr__ = brief
 
     rows: int
     blocks: int

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bitlens.results import brief
+
 NORMAL = 1.959964
 T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)  # 1 to 9 degrees of freedom
 AT_ONCE = 50  # evaluations of a statistic
@@ -22,6 +24,8 @@ AT_ONCE = 50  # evaluations of a statistic
 @dataclass(frozen=True)
 class Estimate:
     """A number and its 95 % interval, which is not a number where there are too few units."""
+
+    __repr__ = brief
 
     value: float
     low: float

@@ -12,6 +12,7 @@ from bitlens.autoencoders import Autoencoder
 from bitlens.errors import BitlensError
 from bitlens.information.context import context_bits
 from bitlens.information.moments import Variance, squared_error
+from bitlens.results import brief
 
 RISE = 0.005  # of fvu, relative: less than the spread between seeds
 EXACT = 1e-11  # an fvu up to this is rounding, and counts as so much
@@ -23,6 +24,8 @@ BLOCK = 2048
 @dataclass(frozen=True)
 class Magnitudes:
     """Quantised magnitudes of the latents that are on."""
+
+    __repr__ = brief
 
     step: float
     """of the quantiser, a length in the hidden states' own units"""

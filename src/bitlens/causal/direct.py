@@ -1,0 +1,111 @@
+"""What a direction in the residual stream does to a language model's next-token logits, past the layers in between.
+
+The direct path: a vector that a layer writes stays in the residual stream, and the final norm and the head read it there
+("logit lens", nostalgebraist 2020). What the layers in between make of it is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from bitlens.bits.codes import Columns
+from bitlens.causal.splice import replaced
+from bitlens.errors import BitlensError
+from bitlens.hidden.models import BUNDLED, LanguageModel, bundled_folder
+from bitlens.hidden.store import OUTLIER_MULTIPLE
+from bitlens.hidden.text import ContextReader, Corpus
+
+CONTEXTS, LENGTH = 16, 64  # of text, over which the state is averaged at which logits are differentiated
+# What is, or is added to, the residual stream
+ADDED = ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
+
+
+class DirectEffect:
+    """Derivative of a model's own logits along directions in its residual stream.
+
+    The model itself is run and differentiated in forward mode from its last block's output on, so its final norm (gain
+    and centring), head, biases, logit scale and softcap count as they are. `state [d]`: the point at which the
+    derivative is taken, the mean of that output over some text, as a norm's derivative depends on where it is.
+    """
+
+    def __init__(self, model: LanguageModel, contexts: Sequence[list[int]], skip: int = 0) -> None:
+        """model: a whole causal model, in float32; directions enter at its last hook point. contexts: token ids; the
+        first `skip` of each, special tokens, and outlying norms are left out of the mean."""
+        self.model = model
+        self._token = torch.tensor(contexts[0][:1])
+        name = model.hooks[-1].name
+        states = torch.cat([model.hidden_states(torch.tensor([ids]))[name][0, skip:] for ids in contexts]).float()
+        norms = states.norm(dim=1)
+        self.state = states[norms <= OUTLIER_MULTIPLE * norms.median()].mean(0)
+
+    @torch.no_grad()
+    def __call__(self, directions: Tensor) -> Tensor:
+        """directions `[n, d]`, in the model's own units -> change of the logit of every token that the tokenizer has, per
+        unit of each direction, `[n, tokens]`"""
+        if directions.shape[1] != len(self.state):
+            raise BitlensError(
+                f"The decoder writes states of width {directions.shape[1]}, but the head of {self.model.name} reads "
+                f"{len(self.state)}; give those of one model."
+            )
+        network: Any = self.model.model
+        tangent = directions.to(self.state)[:, None]
+        with forward_ad.dual_level(), _differentiable(self.model.name):
+            state = forward_ad.make_dual(self.state.expand_as(tangent).contiguous(), tangent)
+            with replaced(self.model, lambda x: state.to(x.dtype)):
+                tokens = self._token.expand(len(directions), 1).to(self.model.device)
+                logits = network(input_ids=tokens).logits
+            effect = forward_ad.unpack_dual(logits).tangent
+            if effect is None:
+                raise NotImplementedError
+            return effect[:, 0, : len(self.model.tokenizer)].float()
+
+
+@contextlib.contextmanager
+def _differentiable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except NotImplementedError:
+        raise BitlensError(f"The head of {name} cannot be differentiated; leave out --promotes.") from None
+
+
+def direct_effect(codes: Columns, hook: str | None = None) -> DirectEffect:
+    """The direct effect in the language model of these codes, of what is written at `hook` (default: where the codes'
+    hidden states are from), at the mean state of 16 of their documents' first 64 tokens."""
+    import transformers
+
+    name, revision = codes.manifest.get("model"), codes.manifest.get("revision")
+    hook = hook or (codes.manifest.get("hook") or {}).get("module")
+    if name is None or hook is None:
+        raise BitlensError(
+            f"The codes {codes.path} name no language model and hook point, so there is no output; leave out --promotes."
+        )
+    where = str(bundled_folder()) if name == BUNDLED else name
+    try:
+        layers = transformers.AutoConfig.from_pretrained(where, revision=revision).get_text_config().num_hidden_layers
+    except (OSError, ValueError) as error:
+        raise BitlensError(f"The model '{name}', which made these codes, could not be loaded.") from error
+    hooks = [hook, f"layers.{layers - 1}"]
+    model = LanguageModel.load(name, hooks, dtype="float32", device="cpu", revision=revision, causal=True)
+    written, last = model.hooks
+    if written.transformers == f"hidden_states[{layers}]":
+        model.hooks = [written]  # after the final norm
+    elif written.transformers or (written.transformer_lens or "").endswith(ADDED):
+        model.hooks = [last]
+    else:
+        raise BitlensError(
+            f"What is written at {written.name} is not added to the residual stream as it is, so it has no direct path "
+            "to the logits; leave out --promotes."
+        )
+    before = ContextReader(Corpus(()), model.tokenizer, LENGTH).before
+    length = min(LENGTH, (model.longest_context() or LENGTH)) - len(before)
+    changes = (codes.document[1:] != codes.document[:-1]).nonzero()[:, 0] + 1
+    starts = [0, *changes.tolist(), len(codes.document)]
+    chosen = torch.linspace(0, len(starts) - 2, min(CONTEXTS, len(starts) - 1)).long().tolist()
+    contexts = [before + codes.token[starts[i] : min(starts[i + 1], starts[i] + length)].tolist() for i in chosen]
+    return DirectEffect(model, contexts, skip=len(before))

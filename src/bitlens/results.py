@@ -1,0 +1,87 @@
+"""Results as people see them in a notebook: a line that says what they are, and tables of pandas where that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from bitlens.errors import BitlensError
+
+SHOWN = 6  # entries of a list, and more are counted
+LETTERS = 60
+
+
+def brief(self: Any) -> str:
+    """The `repr` of a dataclass or named tuple: its numbers, and the kind and size of what is long."""
+    return f"{type(self).__name__}({', '.join(f'{k}={_short(v)}' for k, v in _fields(self).items())})"
+
+
+def _short(value: Any) -> str:
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}" if value.shape else _short(value.item())
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, str):
+        return repr(value if len(value) <= LETTERS else value[: LETTERS - 1] + "…")
+    if isinstance(value, list | tuple | dict) and not hasattr(value, "_fields"):
+        if len(value) > SHOWN:
+            return f"{len(value):,} in a {type(value).__name__}"
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{k!r}: {_short(v)}" for k, v in value.items()) + "}"
+        if isinstance(value, list):
+            return f"[{', '.join(map(_short, value))}]"
+    return repr(value)
+
+
+def to_pandas(results: Any) -> Any:
+    """Results as a pandas DataFrame, which needs pandas to be installed.
+
+    results: one result, a row, or columns where all of it is as long; a list of results, a row each; or a dict of them, a
+    row each under its name. Of an estimate with its interval `x` the columns are `x`, `x_low` and `x_high`.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise BitlensError("A DataFrame needs pandas, which is not installed here: pip install pandas.") from None
+    found = results.records() if hasattr(results, "records") else results
+    if isinstance(found, Mapping) and found and all(map(_is_record, found.values())):
+        return pandas.DataFrame([_row(value) for value in found.values()], index=list(found))
+    if isinstance(found, Iterable) and not _is_record(found):
+        return pandas.DataFrame([_row(value) for value in found])
+    if not _is_record(found):
+        raise BitlensError(f"A {type(found).__name__} is no result that a table could be made of.")
+    columns = {name: _plain(value) for name, value in _fields(found).items()}
+    lengths = {len(value) if isinstance(value, list) else None for value in columns.values()}
+    return pandas.DataFrame(columns if len(lengths) == 1 and None not in lengths else [_row(found)])
+
+
+def _is_record(value: Any) -> bool:
+    return (
+        hasattr(value, "_fields") or (is_dataclass(value) and not isinstance(value, type)) or isinstance(value, Mapping)
+    )
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    if isinstance(record, Mapping):
+        return dict(record)
+    if hasattr(record, "_fields"):
+        return record._asdict()
+    return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
+def _row(record: Any) -> dict[str, Any]:
+    """Its numbers; those of an inner record under the names of both, but for the `value` of an estimate."""
+    if not _is_record(record):
+        raise BitlensError(f"A {type(record).__name__} is no result that a row could be made of.")
+    row: dict[str, Any] = {}
+    for name, value in (record.as_dict() if hasattr(record, "as_dict") else _fields(record)).items():
+        if _is_record(value):
+            row |= {name if inner == "value" else f"{name}_{inner}": number for inner, number in _row(value).items()}
+        else:
+            row[name] = _plain(value)
+    return row
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
