@@ -79,17 +79,21 @@ class Question(NamedTuple):
     explanation: str
     text: str
     """context with the token marked, «like» this"""
+    group: int = 0
+    """judges that ask several at once ask those of one explanation and one group together"""
 
 
 class Verdict(NamedTuple):
     """The answer to a question."""
 
     yes: bool | None
-    """None: no answer could be read"""
+    """None: no answer could be read, or none was finished"""
     confidence: float | None = None
     """log-odds of yes, where the judge has them"""
     call: int | None = None
     """number of the call that gave the answer, where calls are recorded"""
+    finished: bool = True
+    """whether the judge came to an end"""
 
 
 class Judge(Protocol):
