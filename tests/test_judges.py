@@ -118,7 +118,7 @@ def test_verdicts_without_numbers_are_read_if_there_are_as_many_as_questions(ver
 @pytest.mark.parametrize(
     ("answer", "explanation"),
     [
-        ("verbs of motion", "verbs of motion"), ('**Explanation:** "verbs"', "verbs"), ("\n- numbers\nor so", "numbers"),
+        ("verbs of motion", "verbs of motion"), ('**Explanation:** "verbs"', "verbs"), ("\n- numbers\nor so", "numbers"), ("Explanation:\nverbs", "verbs"),
         ("<think>hm</think>dates", "dates"), ("<think>hm", ""), ("", ""), ("x" * 900, "x" * 200),
     ],
 )  # fmt: skip
@@ -197,14 +197,72 @@ def test_local_explanations_are_the_likeliest_words(random_causal_model, calls):
     (explanation,) = explainer.explain([texts])
     ids = prompt_tokens(random_causal_model, explain_prompt(texts))
     start = len(ids)
-    while len(ids) < start + 40:
+    answer = ""
+    while len(ids) < start + 320 and not parse_explanation(answer.rpartition("\n")[0]):
         logits = random_causal_model.model(torch.tensor([ids])).logits[0, -1]
         ids.append(int(logits.argmax()))
         if ids[-1] == random_causal_model.tokenizer.eos_token_id:
             break
-    answer = random_causal_model.tokenizer.decode(ids[start:], skip_special_tokens=True)
-    assert explanation == parse_explanation(answer)
+        answer = random_causal_model.tokenizer.decode(ids[start:], skip_special_tokens=True)
+    whole = len(ids) < start + 320
+    assert explanation == (parse_explanation(answer) if whole else "")
     assert explainer.explain([texts, texts]) == [explanation] * 2
+    assert len(calls._execute("SELECT * FROM calls").fetchall()) == whole, "only what came to an end is kept"
+
+
+QWEN = (
+    "{% for m in messages %}<|bos|>{{ m.role }}\n{{ m.content }}<|eos|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|bos|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+ALWAYS = "{% for m in messages %}{{ m.content }}<|eos|>{% endfor %}<|bos|>assistant\n<think>\n"
+BRACKETS = "{% for m in messages %}{{ m.content }}<|eos|>{% endfor %}[THINK]"
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [(QWEN, "<think>\n\n</think>\n\n"), (ALWAYS, "<think>\n\n</think>\n\n"), (BRACKETS, "[THINK]\n\n[/THINK]\n\n")],
+)
+def test_models_that_think_are_not_let(make_model, template, end):
+    """Neither the judge nor the explainer has room for a thought."""
+    model = LanguageModel.load(str(make_model("llama")), [], causal=True, device="cpu")
+    model.tokenizer.chat_template = template
+    for prompt in (judge_prompt("x", ["«y» <think>"]), explain_prompt(["«y»"])):
+        text = model.tokenizer.decode(prompt_tokens(model, prompt))
+        assert text.endswith(end)
+        assert text.count("</think>") + text.count("[/THINK]") == 1
+
+
+def test_an_explanation_that_comes_to_no_end_is_none(make_model, calls, monkeypatch):
+    """A thought that was not prevented, or a line without an end: more tokens are tried once, and nothing is kept."""
+    model = LanguageModel.load(str(make_model("llama")), [], causal=True, device="cpu")
+    model.config.max_position_embeddings = 2048
+    limits = []
+
+    def says(text):
+        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        def generate(input_ids, max_new_tokens, **options):
+            limits.append(max_new_tokens)
+            return torch.cat([input_ids, torch.tensor([ids[:max_new_tokens]])], 1)
+
+        monkeypatch.setattr(model.model, "generate", generate)
+        return LocalExplainer(model, calls).explain([["«y»"]])
+
+    assert says("<think>" + "hm, " * 900) == says("<think>hm<|eos|>") == says("word " * 900) == [""]
+    assert set(limits) == {40, 320}
+    assert says("<think>" + "hm, " * 40 + "</think>verbs<|eos|>") == ["verbs"]
+    assert says("something else") == ["verbs"], "this one was kept"
+
+
+def test_a_verdict_of_a_broken_model_is_not_a_no(make_model, calls):
+    model = LanguageModel.load(str(make_model("llama")), [], causal=True, device="cpu")
+    with torch.no_grad():
+        model.model.lm_head.weight.fill_(torch.nan)
+    model.config.max_position_embeddings = 2048
+    (verdict,) = LocalJudge(model, calls).answer(LOCAL[:1])
+    assert verdict.yes is None
+    assert calls._execute("SELECT * FROM calls").fetchall() == []
 
 
 def test_chat_templates_are_used_and_not_fooled(make_model):

@@ -173,16 +173,22 @@ def unfinished(answer: str) -> bool:
     return bool(_OPENED.search(_THOUGHT.sub("", answer)))
 
 
-def left_open(prompt: str) -> bool:
-    """Whether a chat template's prompt has the model begin with a thought."""
-    return bool(_LEFT_OPEN.search(prompt))
+def is_tag(token: str) -> bool:
+    """Whether a thought begins or ends with this token."""
+    return bool(_OPENED.fullmatch(token) or _THOUGHT.fullmatch(token))
+
+
+def without_thought(prompt: str) -> str:
+    """The prompt of a chat template; if that has the model begin with a thought, the thought is ended at once."""
+    tag = _LEFT_OPEN.search(prompt)
+    return f"{prompt.rstrip()}\n\n{tag[0][0]}/{tag[0].strip()[1:]}\n\n" if tag else prompt
 
 
 def parse_explanation(answer: str) -> str:
     """The first line of an answer that says something, without quotes, emphasis or "Explanation:"."""
     lines = (line.strip(" \t*_`\"'“”-#") for line in _thoughtless(answer).splitlines())
-    line = next((line for line in lines if line), "")
-    return re.sub(r"^(?:answer|explanation)\W+", "", line, flags=re.I).strip()[:LONGEST_EXPLANATION]
+    said = (re.sub(r"^(?:answer|explanation)(?:\W+|$)", "", line, flags=re.I).strip() for line in lines)
+    return next((line for line in said if line), "")[:LONGEST_EXPLANATION]
 
 
 def _user(content: str) -> Messages:
