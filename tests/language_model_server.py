@@ -35,7 +35,13 @@ class LanguageModelServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, rule: Callable[[str], str | Reply], first: Iterable[Reply] = (), refuses: Iterable[str] = (), longest: float = math.inf) -> None:
+    def __init__(
+        self,
+        rule: Callable[[str], str | Reply],
+        first: Iterable[Reply] = (),
+        refuses: Iterable[str] = (),
+        longest: float = math.inf,
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.refuses, self.longest = frozenset(refuses), longest
         self.rule, self.first = rule, iter(first)
@@ -88,7 +94,9 @@ class _Handler(BaseHTTPRequestHandler):
         for name in sorted(server.refuses & set(request)):
             reply = _refusal(REFUSALS[name])
         if _limit(request) > server.longest:
-            reply = _refusal(f"max_tokens is too large: {_limit(request)}. This model supports at most {server.longest}.")
+            reply = _refusal(
+                f"max_tokens is too large: {_limit(request)}. This model supports at most {server.longest}."
+            )
         if reply is None:
             found = server.rule(prompt)
             reply = found if isinstance(found, Reply) else Reply(found)

@@ -106,7 +106,10 @@ def test_answers_of_a_record_that_kept_cut_ones_are_not_believed(path):
     with sqlite3.connect(path) as db:
         db.executescript(VERSION_1)
         values = (key_of("judge", PROMPT, {}), "judge", "[]", "{}", 0.0, 1.0, "<think>no", 0.25)
-        db.execute("INSERT INTO calls (key, judge, messages, parameters, sent, seconds, answer, cost) VALUES (?,?,?,?,?,?,?,?)", values)
+        db.execute(
+            "INSERT INTO calls (key, judge, messages, parameters, sent, seconds, answer, cost) VALUES (?,?,?,?,?,?,?,?)",
+            values,
+        )
     for _ in range(2):
         with Calls(path) as calls:
             assert calls.get(key_of("judge", PROMPT, {})) is None

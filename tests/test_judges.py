@@ -90,13 +90,50 @@ def test_numbered_answers_go_to_their_numbers(answer, found):
     assert parse_verdicts(answer, 3) == found
 
 
-NUMBERS = ("{}. ", "{}) ", "({}) ", "[{}] ", "{}: ", "{}:", "{} - ", "{} -> ", "**{}.** ", "Q{}: ", "Text {}: ", "#{} ", "{}=", '"{}": ', "| {} | ")
-WORDS = (("yes", "no"), ("Yes", "No"), ("YES", "NO"), ("**yes**", "**no**"), ("yes.", "no."), ('"yes"', '"no"'), ("Yes!", "No!"))
+NUMBERS = (
+    "{}. ",
+    "{}) ",
+    "({}) ",
+    "[{}] ",
+    "{}: ",
+    "{}:",
+    "{} - ",
+    "{} -> ",
+    "**{}.** ",
+    "Q{}: ",
+    "Text {}: ",
+    "#{} ",
+    "{}=",
+    '"{}": ',
+    "| {} | ",
+)
+WORDS = (
+    ("yes", "no"),
+    ("Yes", "No"),
+    ("YES", "NO"),
+    ("**yes**", "**no**"),
+    ("yes.", "no."),
+    ('"yes"', '"no"'),
+    ("Yes!", "No!"),
+)
 BETWEEN = ("\n", "\n\n", " ", ", ", ",\n", "; ", "\t")
-AROUND = ("{}", "Here are the answers:\n{}", "Answers: {}", "<think>1. no 2. yes?</think>{}", "```\n{}\n```", "[{}]", "{{{}}}", "{}\n\nI hope this helps.")
+AROUND = (
+    "{}",
+    "Here are the answers:\n{}",
+    "Answers: {}",
+    "<think>1. no 2. yes?</think>{}",
+    "```\n{}\n```",
+    "[{}]",
+    "{{{}}}",
+    "{}\n\nI hope this helps.",
+)
 
 
-@given(st.lists(st.booleans(), min_size=2, max_size=12), *map(st.sampled_from, (NUMBERS, WORDS, BETWEEN, AROUND)), st.data())
+@given(
+    st.lists(st.booleans(), min_size=2, max_size=12),
+    *map(st.sampled_from, (NUMBERS, WORDS, BETWEEN, AROUND)),
+    st.data(),
+)
 def test_verdicts_can_be_read_in_any_usual_form(verdicts, number, words, between, around, data):
     """Of numbered answers one that is left out, or contradicted later, is None, and no other is changed."""
     said = [number.format(i) + words[not yes] for i, yes in enumerate(verdicts, 1)]

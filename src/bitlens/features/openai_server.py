@@ -24,7 +24,9 @@ from bitlens.features.judges import Messages, unfinished
 LONGEST_WAIT = 600.0  # seconds between two attempts
 MORE = (512, 4096, 32_768)  # tokens for an answer that was cut off: the next two above those that it had
 LIMITS = ("max_tokens", "max_completion_tokens")  # names of the field; the first is sent, as most servers know it
-REFUSED = re.compile(r"unsupported|not support|no longer support|deprecated|instead|not permitted|unrecogni[sz]ed|unknown", re.I)
+REFUSED = re.compile(
+    r"unsupported|not support|no longer support|deprecated|instead|not permitted|unrecogni[sz]ed|unknown", re.I
+)
 EXHAUSTED = re.compile(r"could not finish|output limit was reached", re.I)  # by thoughts, says a status of 400
 PROMPT_OVERHEAD = 32  # tokens that a chat template may put around a prompt
 
@@ -174,10 +176,9 @@ class _Run:
         limits = self.server.limits(prompt.max_tokens)
         cut = self.calls.cut(_key(self.server, prompt))
         for limit in limits:
-            if limit > cut and limit >= min(self.enough, limits[-1]):
-                if await self.whole(prompt, limit):
-                    self.enough = max(self.enough, limit if limit > limits[0] else 0)
-                    return
+            if limit > cut and limit >= min(self.enough, limits[-1]) and await self.whole(prompt, limit):
+                self.enough = max(self.enough, limit if limit > limits[0] else 0)
+                return
 
     async def whole(self, prompt: Prompt, limit: int) -> bool:
         """Send one prompt until it is answered, refused, or was sent too often -> whether nothing is left to do."""
