@@ -148,7 +148,7 @@ def _refusal(message: str) -> Reply:
 
 
 def _limit(request: dict[str, Any]) -> int:
-    return request.get("max_completion_tokens", request.get("max_tokens"))
+    return request.get("max_completion_tokens") or request["max_tokens"]
 
 
 def by_letter(prompt: str) -> str:

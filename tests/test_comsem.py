@@ -353,7 +353,8 @@ def test_an_explanation_of_like_meaning_is_no_null(alike):
 
 def test_a_latent_with_too_few_rows_to_say_so_is_untested():
     """Five of five right are compatible with a rate of .57."""
-    few = [Trial(i, [], *([10 * i + j for j in range(k, k + 5)] for k in (0, 5)), [], []) for i in range(9)]
+    rows = [list(range(5 * i, 5 * i + 5)) for i in range(18)]
+    few = [Trial(i, [], rows[2 * i], rows[2 * i + 1], [], []) for i in range(9)]
 
     def ask(asked: list[Asked]) -> list[Verdict]:
         return [Verdict(a.kind == "positive" and a.explanation == str(a.latent)) for a in asked]

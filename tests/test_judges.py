@@ -295,7 +295,7 @@ def test_an_explanation_that_comes_to_no_end_is_none(make_model, calls, monkeypa
 def test_a_verdict_of_a_broken_model_is_not_a_no(make_model, calls):
     model = LanguageModel.load(str(make_model("llama")), [], causal=True, device="cpu")
     with torch.no_grad():
-        model.model.lm_head.weight.fill_(torch.nan)
+        model.model.get_submodule("lm_head").get_parameter("weight").fill_(torch.nan)
     model.config.max_position_embeddings = 2048
     (verdict,) = LocalJudge(model, calls).answer(LOCAL[:1])
     assert verdict.yes is None

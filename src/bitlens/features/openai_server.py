@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import email.utils
-import json
 import os
 import random
-import re
-import textwrap
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence, Set
@@ -19,15 +14,19 @@ from urllib.parse import urlsplit
 
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.features.calls import Call, Calls, Cost, key_of
-from bitlens.features.judges import Messages, unfinished
+from bitlens.features.judges import Messages
+from bitlens.features.openai_replies import (
+    Unreadable,
+    exhausted,
+    explained,
+    read_completion,
+    refused_fields,
+    retry_after,
+)
 
 LONGEST_WAIT = 600.0  # seconds between two attempts
 MORE = (512, 4096, 32_768)  # tokens for an answer that was cut off: the next two above those that it had
 LIMITS = ("max_tokens", "max_completion_tokens")  # names of the field; the first is sent, as most servers know it
-REFUSED = re.compile(
-    r"unsupported|not support|no longer support|deprecated|instead|not permitted|unrecogni[sz]ed|unknown", re.I
-)
-EXHAUSTED = re.compile(r"could not finish|output limit was reached", re.I)  # by thoughts, says a status of 400
 PROMPT_OVERHEAD = 32  # tokens that a chat template may put around a prompt
 
 
@@ -229,7 +228,7 @@ class _Run:
                 response = await self.client.chat.completions.with_raw_response.create(
                     model=server.model, messages=prompt.messages, extra_body=request
                 )
-            said = _read(response.text)
+            said = read_completion(response.text)
             read, written = said.usage or (_tokens(prompt.messages), _size(said.answer))
             values = (read, written, server.price(read, written), time.monotonic() - start)
             if whole := said.whole(limit):
@@ -238,21 +237,21 @@ class _Run:
                 calls.settle(number, None, *values, cut=limit)
             return whole
         except openai.APIStatusError as error:
-            status, reason, complaint = error.status_code, _explained(error, server), error.response.text
-            if status == 400 and EXHAUSTED.search(complaint):
+            status, reason = error.status_code, explained(error, server.key_variable, server.key())
+            if exhausted(error):
                 calls.lose(number, reason, cut=limit)
                 return False
             if status < 500 and status != 408:
                 calls.release(number)
             else:
                 calls.lose(number, f"status {status}")
-            if status in (400, 422) and self.mend(complaint, request):
+            if self.mend(error, request):
                 return _Setback(reason, mended=True)
             if status in (400, 413, 422) and limit > server.limits(prompt.max_tokens)[0]:
                 return False  # so many tokens are more than the model can write
             if status < 500 and status not in (408, 409, 429):
                 raise BitlensError(f"{server.name} refused the request: {reason}.") from None
-            return _Setback(reason, _retry_after(error.response.headers.get("retry-after")))
+            return _Setback(reason, retry_after(error.response.headers.get("retry-after")))
         except openai.APIConnectionError as error:
             if type(error.__cause__).__name__ == "ConnectError":  # never sent; httpx or httpx2, by the client's version
                 calls.release(number)
@@ -260,62 +259,21 @@ class _Run:
             setback = _Setback("the connection was lost")
         except TimeoutError:
             setback = _Setback(f"no answer in {server.timeout:g} s")
-        except _Unreadable:
+        except Unreadable:
             setback = _Setback("its answer is not a chat completion")
         calls.lose(number, setback.reason)
         return setback
 
-    def mend(self, complaint: str, request: Mapping[str, Any]) -> bool:
-        """Leave out a field of ours that the server refuses, as OpenAI's models that think do -> whether there was one."""
+    def mend(self, error: Any, request: Mapping[str, Any]) -> bool:
+        """Leave out fields of ours that the server refuses, as OpenAI's models that think do -> whether there were any."""
         ours = {"max_tokens", "temperature"} & set(request) - set(self.server.parameters)
-        named = {name for name in ours if re.search(rf"\b{name}\b", complaint)}
-        if not REFUSED.search(complaint):
-            return False
-        self.without |= named
-        return bool(named)
+        refused = refused_fields(error, ours)
+        self.without |= refused
+        return bool(refused)
 
 
 async def _send_all(server: OpenAIServer, calls: Calls, prompts: Sequence[Prompt]) -> None:
     await _Run(server, calls).send_all(prompts)
-
-
-class _Unreadable(Exception):
-    """A response that is no chat completion."""
-
-
-class _Said(NamedTuple):
-    """What a chat completion says."""
-
-    answer: str
-    """empty where the model refused"""
-    reason: str | None
-    """why it ended, if the server says"""
-    usage: tuple[int, int] | None
-    """tokens read and written, if the server says"""
-
-    def whole(self, limit: int) -> bool:
-        """Whether the answer came to its end within so many tokens, thoughts included."""
-        if self.reason is None:  # no token is shorter than a byte
-            ended = (self.usage[1] if self.usage else len(self.answer.encode())) < limit
-        else:
-            ended = self.reason not in ("length", "max_tokens")
-        return ended and not unfinished(self.answer)
-
-
-def _read(body: str) -> _Said:
-    try:
-        completion = json.loads(body)
-        choice = completion["choices"][0]
-        reason, answer = choice.get("finish_reason"), choice["message"].get("content") or ""
-        if not isinstance(answer, str) or reason in ("abort", "error"):
-            raise TypeError
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise _Unreadable from None
-    usage = completion.get("usage") or {}
-    read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    counts = (read, written) if isinstance(read, int) and isinstance(written, int) else None
-    answer = "" if reason == "content_filter" else answer.encode(errors="replace").decode()
-    return _Said(answer, reason, counts)
 
 
 def _client(server: OpenAIServer) -> Any:
@@ -325,25 +283,6 @@ def _client(server: OpenAIServer) -> Any:
         raise BitlensError("Asking a server needs the openai client; pip install 'bitlens[interpret]'.") from None
     # Attempts are made in `_Run.send` alone, where each is counted.
     return openai.AsyncOpenAI(api_key=server.key(), base_url=server.base_url, max_retries=0, timeout=server.timeout)
-
-
-def _explained(error: Any, server: OpenAIServer) -> str:
-    """What the server says, without the key, which some repeat."""
-    body = error.body if isinstance(error.body, dict) else {}
-    text = str(body.get("message") or body.get("detail") or "").replace(server.key(), "…")
-    hint = f"; the key is read from {server.key_variable}" if error.status_code in (401, 403) else ""
-    return f"status {error.status_code} {textwrap.shorten(text, 200, placeholder=' …').rstrip('.')}".rstrip() + hint
-
-
-def _retry_after(value: str | None) -> float:
-    """Seconds to wait by a Retry-After header, which gives them or a date."""
-    if not value:
-        return 0.0
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(value))
-    with contextlib.suppress(ValueError):
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    return 0.0
 
 
 def _in_thread(work: Coroutine[Any, Any, None]) -> None:
