@@ -174,6 +174,24 @@ def test_what_comes_to_no_end_is_unfinished_and_not_paid_for_again(calls, rule):
         assert verdicts(judge_of(server, calls, answer_tokens=9000), QUESTIONS[:6]) == TRUTH[:6], "more is allowed now"
 
 
+def test_longer_answers_may_take_longer(calls):
+    def slow(prompt):
+        return Reply(thinking(300)(prompt), delay=0.7)
+
+    with LanguageModelServer(slow) as server:
+        judge = judge_of(server, calls, answer_tokens=2048, timeout=0.5, attempts=1)
+        assert verdicts(judge, QUESTIONS[:3]) == TRUTH[:3]
+        with pytest.raises(BitlensError, match=r"no answer in 0\.5 s"):
+            judge_of(server, calls, answer_tokens=512, timeout=0.5, attempts=1).answer([Question("a", "«new»")])
+
+
+@pytest.mark.parametrize("reason", ["length", "MAX_TOKENS", "model_length"])
+def test_a_cut_by_any_name_is_one(calls, reason):
+    with LanguageModelServer(by_letter, [Reply("1. yes\n2. n", finish=reason)]) as server:
+        assert verdicts(judge_of(server, calls), QUESTIONS[:2]) == TRUTH[:2]
+        assert server.limits == [16, 512]
+
+
 def test_a_killed_run_does_not_ask_again_for_what_was_cut_off(calls):
     with LanguageModelServer(thinking(300), [Reply(), *[Reply(status=401, body="{}")] * 9]) as server:
         server.first = iter([Reply("<think>" + "hm " * 99, finish="length"), Reply(status=401, body="{}")])

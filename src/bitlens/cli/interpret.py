@@ -50,7 +50,7 @@ class Judging:
     concurrency: int = 8
     """calls under way at once"""
     timeout: float = 60.0
-    """seconds that a call may take"""
+    """seconds that a call may take, and the more the more tokens above 512 it may write"""
     answer_tokens: int = 0
     """that every answer may have at least, for models that think; an answer that is cut off is asked for again with more
     in any case"""
@@ -147,7 +147,8 @@ def interpret(
             show.rows("The best latents", [_line(record) for record in _best(records)])
     if summaries:
         show.table(f"Latents judged by {how.judge}", summaries)
-        _say_unanswered(summaries)
+        if how.judge != "labels":
+            _say_unanswered(summaries)
     write_result(json, {"judge": how.judge, "config": asdict(how.config()), "codes": summaries})
 
 

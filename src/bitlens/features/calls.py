@@ -50,7 +50,7 @@ CREATE TABLE judgements (
     text TEXT NOT NULL,
     row INTEGER NOT NULL,
     kind TEXT NOT NULL CHECK (kind IN ('positive', 'random', 'hard')),
-    yes INTEGER,                -- NULL: no answer could be read
+    yes INTEGER,                -- NULL: no answer could be read, or none was finished
     confidence REAL,
     call INTEGER REFERENCES calls (id),
     PRIMARY KEY (run, judge, latent, explanation, row, kind)

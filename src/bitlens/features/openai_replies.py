@@ -16,6 +16,7 @@ from bitlens.features.judges import unfinished
 REFUSED = re.compile(
     r"unsupported|not support|no longer support|deprecated|instead|not permitted|unrecogni[sz]ed|unknown", re.I
 )
+CUT = {"length", "model_length", "max_tokens", "max_output_tokens"}
 EXHAUSTED = re.compile(r"could not finish|output limit was reached", re.I)
 
 
@@ -38,7 +39,7 @@ class Said(NamedTuple):
         if self.reason is None:  # no token is shorter than a byte
             ended = (self.usage[1] if self.usage else len(self.answer.encode())) < limit
         else:
-            ended = self.reason not in ("length", "max_tokens")
+            ended = self.reason.lower() not in CUT
         return ended and not unfinished(self.answer)
 
 
@@ -48,7 +49,7 @@ def read_completion(body: str) -> Said:
         completion = json.loads(body)
         choice = completion["choices"][0]
         reason, answer = choice.get("finish_reason"), choice["message"].get("content") or ""
-        if not isinstance(answer, str) or reason in ("abort", "error"):
+        if not isinstance(answer, str) or not isinstance(reason, str | None) or reason in ("abort", "error"):
             raise TypeError
     except (ValueError, LookupError, TypeError, AttributeError):
         raise Unreadable from None

@@ -51,7 +51,7 @@ class OpenAIServer:
     concurrency: int = 8
     """calls under way at once"""
     timeout: float = 60.0
-    """seconds a call may take"""
+    """seconds a call may take, and the more the more tokens above 512 it may write"""
     attempts: int = 6
     """sendings of one prompt before giving up"""
     answer_tokens: int = 0
@@ -97,6 +97,10 @@ class OpenAIServer:
         given = (self.parameters.get(name) or 0 for name in LIMITS)
         first = max(max_tokens, self.answer_tokens, *given)
         return [first, *([more for more in MORE if more > first][:2] or [4 * first])]
+
+    def seconds(self, max_tokens: int) -> float:
+        """That a call may take."""
+        return self.timeout * max(1.0, max_tokens / MORE[0])
 
     def price(self, input_tokens: float, output_tokens: float) -> float:
         read, written = self.prices or (0.0, 0.0)
@@ -222,11 +226,11 @@ class _Run:
         """Send a call once and record what became of it -> whether its answer is whole."""
         import openai
 
-        server, calls, start = self.server, self.calls, time.monotonic()
+        server, calls, start, seconds = self.server, self.calls, time.monotonic(), self.server.seconds(limit)
         try:
-            async with asyncio.timeout(server.timeout):
+            async with asyncio.timeout(seconds):
                 response = await self.client.chat.completions.with_raw_response.create(
-                    model=server.model, messages=prompt.messages, extra_body=request
+                    model=server.model, messages=prompt.messages, extra_body=request, timeout=seconds
                 )
             said = read_completion(response.text)
             read, written = said.usage or (_tokens(prompt.messages), _size(said.answer))
@@ -258,7 +262,7 @@ class _Run:
                 return _Setback("no connection")
             setback = _Setback("the connection was lost")
         except TimeoutError:
-            setback = _Setback(f"no answer in {server.timeout:g} s")
+            setback = _Setback(f"no answer in {seconds:g} s")
         except Unreadable:
             setback = _Setback("its answer is not a chat completion")
         calls.lose(number, setback.reason)
@@ -282,7 +286,7 @@ def _client(server: OpenAIServer) -> Any:
     except ImportError:
         raise BitlensError("Asking a server needs the openai client; pip install 'bitlens[interpret]'.") from None
     # Attempts are made in `_Run.send` alone, where each is counted.
-    return openai.AsyncOpenAI(api_key=server.key(), base_url=server.base_url, max_retries=0, timeout=server.timeout)
+    return openai.AsyncOpenAI(api_key=server.key(), base_url=server.base_url, max_retries=0)
 
 
 def _in_thread(work: Coroutine[Any, Any, None]) -> None:
