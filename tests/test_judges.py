@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bitlens
@@ -143,6 +143,32 @@ def test_verdicts_can_be_read_in_any_usual_form(verdicts, number, words, between
     contradiction = number.format(at + 1) + words[verdicts[at]]
     for answer in (said[:at] + said[at + 1 :], [*said, contradiction]):
         assert parse_verdicts(around.format(between.join(answer)), len(verdicts)) == holed
+
+
+COMMENTS = (
+    "", ", because it follows text {j}", " (unlike {j}. {w})", ", like {j}: {w}", ", since {j} {w}", ", {j} out of {n}", ". The token {j} is a verb",
+    " ({j} times)", " because text {j} says {w}", " - {w} in {j}", ' because "{j}. {w}" is there',
+)  # fmt: skip
+BEFORE = ("", "Let me see. ", "Of {n} texts {j} fit.\n", "I say {w} to {j}.\n", "{j} {w}, {n} no.\n")
+
+
+@settings(max_examples=500)
+@given(
+    st.lists(st.booleans(), min_size=2, max_size=6), *map(st.sampled_from, (NUMBERS, BETWEEN, BEFORE)),
+    st.lists(st.tuples(st.sampled_from(COMMENTS), st.integers(1, 6), st.sampled_from(["yes", "no"])), min_size=7, max_size=7),
+    st.integers(1, 6),
+)  # fmt: skip
+def test_comments_may_hide_a_verdict_but_never_change_it(verdicts, number, between, before, comments, answered):
+    """Whatever else the model says of other texts, also where it leaves out the last ones."""
+    n = len(verdicts)
+    (first, *rest) = [(text, {"j": min(j, n), "w": word, "n": n}) for text, j, word in comments]
+    said = [
+        number.format(i) + ("yes" if yes else "no") + text.format(**names)
+        for i, (yes, (text, names)) in enumerate(zip(verdicts, rest, strict=False), 1)
+    ][:answered]
+    found = parse_verdicts(before.format(**first[1]) + between.join(said), n)
+    for yes, truth in zip(found, verdicts[:answered] + [None] * (n - answered), strict=False):
+        assert yes is None or yes is truth
 
 
 @given(st.lists(st.booleans(), min_size=2, max_size=12), *map(st.sampled_from, (WORDS, BETWEEN, AROUND[:-1])))

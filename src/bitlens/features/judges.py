@@ -64,6 +64,7 @@ _WORD = re.compile(r"\b(?:yes|no)\b", re.I)
 _LOOSE = r"[\s,;:|\-–—=>→•\[\]{}().!']*"
 _LIST = re.compile(rf"{_LOOSE}(?:\b(?:yes|no)\b{_LOOSE})+", re.I)
 _ONLY = re.compile(rf"{_LOOSE}(?:\b(?:yes|no)\b{_LOOSE})?", re.I)
+_ENDED = re.compile(r"(?:[^\w\s]|\b(?:yes|no))\s*$", re.I)
 _BROKEN = re.compile(r"(\d\W*)\n\s*(?=(?:yes|no)\b)", re.I)
 _AT_START = re.compile(rf"\W*{_LABEL}(\d{{1,4}})\b(?!\.\d)", re.I)
 _WITHIN = re.compile(
@@ -233,7 +234,8 @@ class _Part(NamedTuple):
 def _numbered_parts(line: str, n: int) -> list[_Part]:
     """What a line says of each number in it; nothing if an answer stands before them.
 
-    Comments between several numbers may name others, so they are borne only where the numbers are 1 to n.
+    Comments between several numbers may name others ("no, unlike 3. yes"), so they are borne only where the numbers are 1
+    to n and each comes after a mark of punctuation.
     """
     marks = [first] if (first := _AT_START.match(line)) else []
     within = _WITHIN.finditer(line, marks[0].end() if marks else 0)
@@ -242,7 +244,8 @@ def _numbered_parts(line: str, n: int) -> list[_Part]:
         return []
     numbers, ends = [int(mark[1]) for mark in marks], [*(mark.start() for mark in marks[1:]), len(line)]
     texts = [line[mark.end() : end] for mark, end in zip(marks, ends, strict=True)]
-    if len(marks) > 1 and numbers != list(range(1, n + 1)) and not all(map(_ONLY.fullmatch, texts)):
+    apart = numbers == list(range(1, n + 1)) and all(map(_ENDED.search, texts[:-1]))
+    if len(marks) > 1 and not apart and not all(map(_ONLY.fullmatch, texts)):
         texts = [""] * len(marks)
     return [
         _Part(number, text, mark[0].strip().isdigit() and bool(re.match(r"\s+(?:yes|no)\b", text, re.I)))
