@@ -303,12 +303,12 @@ def test_chance_explanations_are_significant_no_more_often_than_the_level_says(s
         assert share <= level + 3 * math.sqrt(level / 600)
 
 
-@pytest.mark.parametrize("right", [0.6, 0.75, 0.9, 0.97])
+@pytest.mark.parametrize("right", [0.6, 0.75, 0.8, 0.85])
 def test_rows_that_any_explanation_seems_to_fit_make_no_latent_interpretable(right):
     """A judge who tells positives from random rows whatever the explanation: nobody can say which explanation is right."""
     results = coins(lambda a: right if a.kind == "positive" else 1 - right)
-    assert results.interpretable.count(True) <= 0.02 * 600
-    if right >= 0.9:
+    assert results.interpretable.count(True) <= 0.005 * 600
+    if right >= 0.8:
         assert results.interpretable.count(None) > 0.9 * 600
         assert {score.untested for score in results.scores} <= {"other explanations fit as well", ""}
 
