@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 import time
@@ -20,19 +21,29 @@ class Reply(NamedTuple):
     body: str | None = None
     delay: float = 0.0
     usage: bool = True
+    finish: str | None = "stop"
+    """why it ends, unless its words are more than the request allows: the rest is cut off, and the reason "length" """
 
 
 class LanguageModelServer(ThreadingHTTPServer):
     """Listens on a free port of this machine, within a `with` block.
 
-    rule: from the text of a prompt to the reply. first: replies to the first requests, instead of the rule's.
+    rule: from the text of a prompt to the reply. first: replies to the first requests, instead of the rule's. refuses:
+    fields of a request that are refused as OpenAI does it. longest: the largest limit of tokens that it takes.
     """
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, rule: Callable[[str], str | Reply], first: Iterable[Reply] = ()) -> None:
+    def __init__(
+        self,
+        rule: Callable[[str], str | Reply],
+        first: Iterable[Reply] = (),
+        refuses: Iterable[str] = (),
+        longest: float = math.inf,
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.refuses, self.longest = frozenset(refuses), longest
         self.rule, self.first = rule, iter(first)
         self.requests: list[dict[str, Any]] = []
         self.keys: set[str] = set()
@@ -43,6 +54,10 @@ class LanguageModelServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    @property
+    def limits(self) -> list[int]:
+        return [_limit(request) for request in self.requests]
 
     @property
     def prompts(self) -> list[str]:
@@ -76,19 +91,25 @@ class _Handler(BaseHTTPRequestHandler):
         prompt = request["messages"][-1]["content"]
         if self.path != "/v1/chat/completions":
             reply = Reply(status=404, body="{}")
+        for name in sorted(server.refuses & set(request)):
+            reply = _refusal(REFUSALS[name])
+        if _limit(request) > server.longest:
+            reply = _refusal(
+                f"max_tokens is too large: {_limit(request)}. This model supports at most {server.longest}."
+            )
         if reply is None:
             found = server.rule(prompt)
             reply = found if isinstance(found, Reply) else Reply(found)
         time.sleep(reply.delay)
         with server.lock:
             server.under_way -= 1
-        self.send(reply, prompt)
+        self.send(reply, prompt, _limit(request))
 
-    def send(self, reply: Reply, prompt: str) -> None:
+    def send(self, reply: Reply, prompt: str, limit: int) -> None:
         if reply.status == 0:
             self.close_connection = True
             return
-        body = self.completion(reply, prompt) if reply.body is None else reply.body
+        body = self.completion(reply, prompt, limit) if reply.body is None else reply.body
         self.send_response(reply.status)
         for name, value in ({"Content-Type": "application/json"} | reply.headers).items():
             self.send_header(name, value)
@@ -96,14 +117,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body.encode())
 
-    def completion(self, reply: Reply, prompt: str) -> str:
-        message = {"role": "assistant", "content": reply.text}
+    def completion(self, reply: Reply, prompt: str, limit: int) -> str:
+        words = re.findall(r"\S+\s*|\s+", reply.text)
+        finish = "length" if reply.finish and len(words) > limit else reply.finish
+        message = {"role": "assistant", "content": "".join(words[:limit])}
         completion = {
             "id": "1", "object": "chat.completion", "created": 0, "model": "rule",
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "choices": [{"index": 0, "message": message, "finish_reason": finish}],
         }  # fmt: skip
         if reply.usage and reply.status == 200:
-            read, written = len(prompt.split()), len(reply.text.split())
+            read, written = len(prompt.split()), len(words[:limit])
             with self.server.lock:
                 self.server.tokens[0] += read
                 self.server.tokens[1] += written
@@ -112,6 +135,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing on the terminal."""
+
+
+REFUSALS = {
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+    "temperature": "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is supported.",
+}
+
+
+def _refusal(message: str) -> Reply:
+    return Reply(status=400, body=json.dumps({"error": {"message": message, "type": "invalid_request_error"}}))
+
+
+def _limit(request: dict[str, Any]) -> int:
+    return request.get("max_completion_tokens") or request["max_tokens"]
 
 
 def by_letter(prompt: str) -> str:

@@ -89,6 +89,34 @@ def test_a_kind_that_is_none_is_refused(path):
         assert calls.judgements("run", "judge") == [], "all or nothing"
 
 
+VERSION_1 = """
+CREATE TABLE calls (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, judge TEXT NOT NULL, messages TEXT NOT NULL, parameters TEXT NOT NULL,
+    sent REAL NOT NULL, seconds REAL, answer TEXT, failure TEXT, input_tokens INTEGER, output_tokens INTEGER,
+    cost REAL                   -- until the answer comes, the most it can be; NULL: nothing to pay
+);
+CREATE INDEX calls_by_key ON calls (key);
+CREATE TABLE judgements (run TEXT NOT NULL, judge TEXT NOT NULL);
+PRAGMA user_version = 1
+"""
+
+
+def test_answers_of_a_record_that_kept_cut_ones_are_not_believed(path):
+    """Version 1 had no sign of it."""
+    with sqlite3.connect(path) as db:
+        db.executescript(VERSION_1)
+        values = (key_of("judge", PROMPT, {}), "judge", "[]", "{}", 0.0, 1.0, "<think>no", 0.25)
+        db.execute(
+            "INSERT INTO calls (key, judge, messages, parameters, sent, seconds, answer, cost) VALUES (?,?,?,?,?,?,?,?)",
+            values,
+        )
+    for _ in range(2):
+        with Calls(path) as calls:
+            assert calls.get(key_of("judge", PROMPT, {})) is None
+            assert calls.spent().cost == 0.25, "it was paid nevertheless"
+            assert calls._execute("SELECT answer FROM calls").fetchall() == [("<think>no",)], "and is evidence"
+
+
 def test_files_of_others_are_left_alone(path, tmp_path):
     Calls(path).close()
     with sqlite3.connect(path) as db:

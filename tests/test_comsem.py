@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import product
 from types import SimpleNamespace
 
@@ -11,13 +12,18 @@ import torch
 
 from bitlens.bits import Codes, PackedBits
 from bitlens.errors import BitlensError
-from bitlens.features.comsem import Asked, Config, comsem, comsem_by_labels, judged
+from bitlens.features.calls import Calls
+from bitlens.features.comsem import Results, comsem, comsem_by_labels
 from bitlens.features.judges import Question, Verdict
 from bitlens.features.labelled import Labels
-from bitlens.features.proportions import Rate, mean_of_two, sign_flip, wilson
+from bitlens.features.openai_judge import OpenAIExplainer, OpenAIJudge
+from bitlens.features.openai_server import OpenAIServer
+from bitlens.features.proportions import Rate, fisher, mean_of_two, sign_flip, wilson
 from bitlens.features.sampling import Trial
+from bitlens.features.scoring import Asked, Config, judged
 from bitlens.information.intervals import NORMAL
 from bitlens.seeding import generator
+from language_model_server import LanguageModelServer, by_letter
 
 letters = SimpleNamespace(decode=lambda ids: "".join(chr(97 + i) for i in ids))
 CLASSES = {"vowel": "aeiou", "first": "bcd", "last": "xyz", "middle": "lmn", "any token": "abcdefghijklmnopqrstuvwxyz"}
@@ -140,10 +146,93 @@ def test_labels_explain_and_judge_without_a_language_model(corpus):
     results = comsem_by_labels(corpus, range(12), labels)
     assert [score.explanation for score in results.scores[:8]] == PLANTED
     assert results.interpretable == [True] * 8 + [False] * 4
-    unlabelled = labels._replace(ids=torch.where(labels.ids == 1, -1, labels.ids))
-    (score,) = comsem_by_labels(corpus, [0], unlabelled).scores
-    assert score.unparsed > 5, "a row without a label has no answer"
-    assert math.isnan(score.p_value), "and there is no other latent"
+
+
+def test_labels_of_half_of_the_documents_find_the_same(corpus):
+    """Rows without a label are no trials: neither examples nor positives nor negatives."""
+    names = list(CLASSES)
+    own = [next((i for i, n in enumerate(names) if chr(97 + t) in CLASSES[n]), -1) for t in corpus.token.tolist()]
+    labels = Labels("letter", names, torch.tensor(own))
+    for labelled in (
+        corpus.document % 2 == 0,
+        corpus.document < 300,
+        torch.rand(18_000, generator=generator("half")) < 0.5,
+    ):
+        half = labels._replace(ids=torch.where(labelled, labels.ids, -1))
+        results = comsem_by_labels(corpus, range(12), half)
+        assert results.interpretable == [True] * 8 + [False] * 4
+        assert results.summary()["unparsed"] == 0
+    with pytest.raises(BitlensError, match="label more documents"):
+        comsem_by_labels(corpus, range(12), labels._replace(ids=torch.where(corpus.document == 0, labels.ids, -1)))
+
+
+def test_a_latent_that_nothing_can_be_compared_with_is_untested(corpus):
+    """One alone, perfectly explained: neither a yes nor a no."""
+    results = comsem(corpus, [0], RuleExplainer(), RuleJudge(), letters)
+    assert results.scores[0].balanced_accuracy.value > 0.9
+    assert math.isnan(results.scores[0].p_value)
+    assert results.significant == results.interpretable == results.interpretable_hard == [None]
+    (record,) = results.records()
+    assert (record["interpretable"], record["untested"]) == (None, "no other explanation")
+    assert (results.summary()["interpretable"], results.summary()["untested"]) == (0, 1)
+    both = comsem(corpus, [0, 4], RuleExplainer(), RuleJudge(), letters)
+    assert both.interpretable == [None, None], "the same words are no other explanation"
+    assert comsem(corpus, [0, 1], RuleExplainer(), RuleJudge(), letters).interpretable == [True, True]
+
+
+def test_latents_without_an_explanation_are_counted_and_not_judged(corpus):
+    class Silent(RuleExplainer):
+        def explain(self, examples: Sequence[Sequence[str]]) -> list[str]:
+            return ["" if i % 2 else e for i, e in enumerate(super().explain(examples))]
+
+    class Listening(RuleJudge):
+        def answer(self, questions: Sequence[Question]) -> list[Verdict]:
+            assert all(q.explanation for q in questions)
+            return super().answer(questions)
+
+    results = comsem(corpus, range(8), Silent(), Listening(), letters)
+    assert (results.unexplained, [s.latent for s in results.scores]) == ([1, 3, 5, 7], [0, 2, 4, 6])
+    assert results.interpretable == [True] * 4
+    assert results.summary()["unexplained"] == 4
+    records = results.records()
+    assert [r["latent"] for r in records] == list(range(8))
+    assert [(r["interpretable"], r["untested"]) for r in records[:2]] == [(True, ""), (None, "no explanation")]
+
+
+def test_answers_that_come_to_no_end_are_no_answers(corpus):
+    """They count against, but where they alone decide, the latent is untested."""
+
+    class Slow(RuleJudge):
+        def answer(self, questions: Sequence[Question]) -> list[Verdict]:
+            given = super().answer(questions)
+            return [v if i % 3 else Verdict(None, finished=False) for i, v in enumerate(given)]
+
+    results = comsem(corpus, range(12), RuleExplainer(), Slow(), letters)
+    assert results.interpretable[:8] == [None] * 8
+    assert False in results.interpretable[8:], "noise is none, however the rest would have been answered"
+    assert {s.untested for s in results.scores} == {"unfinished answers", ""}
+    assert all(s.unfinished in (16, 17) and s.unparsed == 0 for s in results.scores)
+    assert results.summary()["unfinished"] == sum(s.unfinished for s in results.scores)
+
+
+def test_own_and_other_explanations_are_asked_about_in_the_same_batches(corpus, tmp_path):
+    """A server sees the same texts in the same order, and only the explanation differs."""
+
+    def explaining(prompt: str) -> str:
+        if "Explanation: " not in prompt:
+            return Counter(re.findall("«(.)»", prompt)).most_common(1)[0][0]
+        return by_letter(prompt)
+
+    with LanguageModelServer(explaining) as server, Calls(tmp_path / "calls.sqlite") as calls:
+        model = OpenAIServer("rule", server.url)
+        comsem(corpus, range(8), OpenAIExplainer(model, calls), OpenAIJudge(model, calls), letters, Config(shuffles=3))
+        found = [re.search(r"^Explanation: (.*)\n((?:\d+\. .*\n)+)", p, re.M) for p in server.prompts]
+        explained: dict[str, list[str]] = {}
+        for match in found:
+            if match:
+                explained.setdefault(match[2], []).append(match[1])
+        assert len(explained) == 8 * 5, "50 texts of each latent, by ten"
+        assert all(len(set(e)) == len(e) >= 4 for e in explained.values()), "its own explanation and three others"
 
 
 def test_records_are_flat_and_the_summary_counts(corpus):
@@ -181,47 +270,126 @@ def trial(latent: int, first: int) -> Trial:
     return Trial(latent, [], *([next(rows) for _ in range(n)] for n in (10, 10, 5, 5)))
 
 
-def test_chance_explanations_are_significant_no_more_often_than_the_level_says():
-    """600 latents of a judge who tosses coins of several weights: exact p-values are below a with a chance of at most a."""
-    g = generator("coins")
-    drawn = [trial(i, 30 * i) for i in range(600)]
-    explanations = [str(i) for i in range(600)]
-    weight = torch.rand(18_000, generator=g)
+def verdicts(yes: Sequence[bool]) -> list[Verdict]:
+    return [Verdict(bool(y)) for y in yes]
 
-    def ask(asked: list[Asked]) -> list[bool | None]:
-        return [bool(torch.rand((), generator=g) < weight[a.row]) for a in asked]
 
-    for shuffles in (1, 3):
-        scores = judged(drawn, explanations, ask, torch.zeros(600), Config(shuffles=shuffles))
-        for level in (0.01, 0.05, 0.2):
-            share = sum(score.p_value <= level for score in scores) / 600
-            assert share <= level + 3 * math.sqrt(level / 600)
+def coins(chances: Callable[[Asked], float], n: int = 600, shuffles: int = 5) -> Results:
+    """Latents judged by coins that come up yes with these chances."""
+    g = generator("coins", shuffles)
+
+    def ask(asked: list[Asked]) -> list[Verdict]:
+        weights = torch.tensor([chances(a) for a in asked])
+        return verdicts((torch.rand(len(asked), generator=g) < weights).tolist())
+
+    drawn = [twenty(i) for i in range(n)]
+    config = Config(shuffles=shuffles)
+    return Results(judged(drawn, [str(i) for i in range(n)], ask, torch.zeros(n), config), [], config)
+
+
+def twenty(latent: int) -> Trial:
+    rows = iter(range(50 * latent, 50 * latent + 50))
+    return Trial(latent, [], *([next(rows) for _ in range(n)] for n in (20, 20, 5, 5)))
+
+
+@pytest.mark.parametrize("shuffles", [1, 3, 5])
+def test_chance_explanations_are_significant_no_more_often_than_the_level_says(shuffles):
+    """A judge who tosses coins of several weights; that nulls which fit are left out changes nothing."""
+    weight = torch.rand(50 * 600, generator=generator("weights"))
+    scores = coins(lambda a: float(weight[a.row]), shuffles=shuffles).scores
+    assert any(score.fitting for score in scores)
+    for level in (0.01, 0.05, 0.2):
+        share = sum(score.p_value <= level for score in scores) / 600
+        assert share <= level + 3 * math.sqrt(level / 600)
+
+
+@pytest.mark.parametrize("right", [0.6, 0.75, 0.8, 0.85])
+def test_rows_that_any_explanation_seems_to_fit_make_no_latent_interpretable(right):
+    """A judge who tells positives from random rows whatever the explanation: nobody can say which explanation is right."""
+    results = coins(lambda a: right if a.kind == "positive" else 1 - right)
+    assert results.interpretable.count(True) <= 0.005 * 600
+    if right >= 0.8:
+        assert results.interpretable.count(None) > 0.9 * 600
+        assert {score.untested for score in results.scores} <= {"other explanations fit as well", ""}
+
+
+@pytest.mark.parametrize(("yes", "no"), [(0.7, 0.7), (0.5, 0.9), (0.95, 0.45)])
+def test_interpretable_is_a_statement_at_five_percent(yes, no):
+    """Of latents whose explanation is right in .7 of cases, just not above it, few are said to be; others' are at chance."""
+
+    def chances(a: Asked) -> float:
+        own = a.explanation == str(a.latent)
+        return (yes if own else 0.3) if a.kind == "positive" else ((1 - no) if own else 0.3)
+
+    results = coins(chances)
+    assert results.interpretable.count(True) <= 0.05 * 600
+    assert all(
+        s.balanced_accuracy.low > 0.7 for s, good in zip(results.scores, results.interpretable, strict=True) if good
+    )
+    better = coins(lambda a: 0.95 if (a.explanation == str(a.latent)) == (a.kind == "positive") else 0.05)
+    assert better.interpretable.count(True) > 500, "it can be said of those that are"
+
+
+@pytest.mark.parametrize("alike", [20, 40])
+def test_an_explanation_of_like_meaning_is_no_null(alike):
+    """100 latents, all perfectly explained, many of the same meaning in other words: none is lost."""
+    meaning = [0 if i < alike else i for i in range(100)]
+    asked: Counter[int] = Counter()
+
+    def ask(questions: list[Asked]) -> list[Verdict]:
+        asked.update(a.latent for a in questions)
+        return [Verdict(a.kind == "positive" and meaning[int(a.explanation)] == meaning[a.latent]) for a in questions]
+
+    config = Config()
+    scores = judged([twenty(i) for i in range(100)], [str(i) for i in range(100)], ask, torch.zeros(100), config)
+    results = Results(scores, [], config)
+    assert results.interpretable == [True] * 100
+    assert {s.nulls for s in scores[alike:]} == {5}
+    assert all(s.fitting == 0 for s in scores[alike:])
+    assert any(s.fitting for s in scores[:alike])
+    assert set(asked.values()) <= {50 * n for n in range(6, 17)}
+    assert all(asked[i] == 300 for i in range(alike, 100)), "others are asked about only where some fit"
+
+
+def test_a_latent_with_too_few_rows_to_say_so_is_untested():
+    """Five of five right are compatible with a rate of .57."""
+    rows = [list(range(5 * i, 5 * i + 5)) for i in range(18)]
+    few = [Trial(i, [], rows[2 * i], rows[2 * i + 1], [], []) for i in range(9)]
+
+    def ask(asked: list[Asked]) -> list[Verdict]:
+        return [Verdict(a.kind == "positive" and a.explanation == str(a.latent)) for a in asked]
+
+    results = Results(judged(few, [str(i) for i in range(9)], ask, torch.zeros(9)), [], Config())
+    assert [s.untested for s in results.scores] == ["too few rows"] * 9
+    assert results.interpretable == [None] * 9
+    more = [Trial(i, [], twenty(i).positives, twenty(i).random, [], []) for i in range(9)]
+    results = Results(judged(more, [str(i) for i in range(9)], ask, torch.zeros(9)), [], Config())
+    assert results.interpretable == [True] * 9
+    assert results.interpretable_hard == [None] * 9, "there was no hard negative"
 
 
 def test_every_latent_is_judged_with_explanations_that_read_differently():
     asked: list[Asked] = []
 
-    def ask(questions: list[Asked]) -> list[bool | None]:
+    def ask(questions: list[Asked]) -> list[Verdict]:
         asked.extend(questions)
-        return [True] * len(questions)
+        return [Verdict(True)] * len(questions)
 
     drawn = [trial(i, 30 * i) for i in range(5)]
     scores = judged(drawn, ["a", "a", "a", "b", "c"], ask, torch.zeros(5), Config(shuffles=2))
     for i, own in enumerate("aaabc"):
-        others = [a.explanation for a in asked if a.row == 30 * i]
-        assert [(a.explanation, a.kind) for a in asked if a.row == 30 * i + 29] == [(own, "hard")], (
-            "of hard negatives only by its own"
-        )
-        assert others[0] == own
-        assert sorted(others) == ["a", "b", "c"]
+        for row in drawn[i].judged:
+            others = [a.explanation for a in asked if a.row == row]
+            assert others[0] == own
+            assert sorted(others) == ["a", "b", "c"], "hard negatives, too: all are asked about in the same way"
     assert all(score.p_value == 1 for score in scores), "all are as right"
 
 
 def test_the_wrong_number_of_explanations_or_answers_is_named():
     with pytest.raises(BitlensError, match="1 explanations for 2 latents"):
-        judged([trial(0, 0), trial(1, 30)], ["a"], lambda pairs: [True] * len(pairs), torch.zeros(2))
-    with pytest.raises(BitlensError, match="3 answers to 100 questions"):
-        judged([trial(0, 0), trial(1, 30)], ["a", "b"], lambda pairs: [True] * 3, torch.zeros(2))
+        judged([trial(0, 0), trial(1, 30)], ["a"], lambda asked: [Verdict(True)] * len(asked), torch.zeros(2))
+    with pytest.raises(BitlensError, match="3 answers to 120 questions"):
+        judged([trial(0, 0), trial(1, 30)], ["a", "b"], lambda asked: [Verdict(True)] * 3, torch.zeros(2))
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 263])
@@ -274,3 +442,10 @@ def test_the_p_value_is_that_of_all_exchanges(seed):
 def test_the_p_value_by_hand():
     assert sign_flip([True] * 4, [False, False, True, True], 2) == 1 / 4
     assert sign_flip([True] * 4, [True] * 4, 2) == 1
+
+
+@pytest.mark.parametrize(("yes", "wrong"), [(0, 0), (3, 1), (4, 0), (2, 3), (4, 5), (1, 5)])
+def test_fishers_test_is_the_share_of_all_arrangements(yes, wrong):
+    """Every way in which as many yes can fall on 4 positives and 5 negatives."""
+    ways = [w for w in product((0, 1), repeat=9) if sum(w) == yes + wrong]
+    assert fisher(yes, 4, wrong, 5) == pytest.approx(sum(sum(w[:4]) >= yes for w in ways) / len(ways))

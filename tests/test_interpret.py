@@ -179,7 +179,42 @@ def test_the_estimate_asks_nothing(codes, tmp_path, capsys):
     with LanguageModelServer(by_first_letter) as server:
         assert asked(codes, tmp_path / "out", server, "--estimate", "--prices", "1", "2") == 0
         assert not server.requests
-    assert re.search(r"About \d+ calls at most, [\d,]+ tokens to read, .* cost \d", capsys.readouterr().err)
+    assert re.search(r"About \d+ calls, [\d,]+ tokens to read, .* cost \d", capsys.readouterr().err)
+
+
+def test_a_model_that_thinks_and_wants_other_fields_can_be_asked(codes, tmp_path, capsys):
+    """As OpenAI's do: no temperature, max_completion_tokens, and thoughts that are longer than any answer."""
+
+    def thinking(prompt: str) -> str:
+        return "<think>" + "No, 1. yes 2. no. " * 100 + "</think>" + by_first_letter(prompt)
+
+    out = tmp_path / "out"
+    with LanguageModelServer(thinking, refuses=("max_tokens", "temperature")) as server:
+        assert asked(codes, out, server) == 0
+        first = len(server.requests)
+        assert asked(codes, out, server) == 0
+        assert not [r for r in server.requests[first:] if not server.refuses & set(r)], "everything is on record"
+    assert [score["interpretable"] for score in scores(out)] == [True] * len(LETTERS) + [False] * 2
+    with LanguageModelServer(lambda prompt: "<think>" + "hm " * 99_000) as server:
+        assert asked(codes, tmp_path / "none", server, "--json", str(tmp_path / "s.json")) == 0
+        assert set(server.limits) == {60, 512, 4096}, "nobody was asked to judge what was not explained"
+    told = capsys.readouterr()
+    assert f"{LATENTS} latents without an explanation" in told.err
+    assert "unexplained" in told.out
+    assert json.loads((tmp_path / "s.json").read_text())["codes"]["codes"]["unexplained"] == LATENTS
+    assert [s["untested"] for s in scores(tmp_path / "none")] == ["no explanation"] * LATENTS
+
+
+def test_an_untested_latent_is_not_a_no(codes, tmp_path, capsys):
+    with LanguageModelServer(by_first_letter) as server:
+        assert asked(codes, tmp_path / "out", server, "--latents", "0", "--json", str(tmp_path / "s.json")) == 0
+    (score,) = scores(tmp_path / "out")
+    assert (score["interpretable"], score["untested"]) == (None, "no other explanation")
+    (row,) = pyarrow.parquet.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
+    assert (row["interpretable"], row["p_value"]) == (None, None)
+    assert json.loads((tmp_path / "s.json").read_text())["codes"]["codes"]["untested"] == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "untested: no other explanation" in shown
 
 
 def test_labels_judge_without_any_model(codes, tmp_path):
@@ -229,7 +264,7 @@ def test_several_codes_stand_side_by_side(codes, tmp_path):
     ("arguments", "sentence"),
     [
         (["--judge", "openai"], "--judge openai needs a language model"),
-        (["--judge", "embedding"], "name them with --store"),
+        (["--shuffles", "0"], "--shuffles must be at least 1"),
         (["--labelling", "mood"], "There is no labelling 'mood'; choose from: token"),
         (["--sample", "0"], "--sample must be at least 1"),
         (["--latents", "99"], "There is no latent 99"),

@@ -1,4 +1,4 @@
-"""Judges: how prompts are written and answers read, a local model against brute force, embeddings by formula."""
+"""Judges: how prompts are written and answers read, and a local model against brute force."""
 
 import json
 import math
@@ -7,22 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import bitlens
 from bitlens.errors import BitlensError
 from bitlens.features.calls import Calls
-from bitlens.features.embedding_judge import (
-    leave_one_out_distances,
-    one_class_scores,
-    one_class_verdicts,
-    shrunk_gaussian,
-)
 from bitlens.features.judges import (
     EXPLAIN,
     JUDGE,
     JUDGE_MANY,
     Question,
-    Verdict,
     explain_prompt,
     judge_prompt,
     parse_explanation,
@@ -73,16 +68,120 @@ def test_an_answer_is_read_only_where_it_is_clear(answer, yes):
         ("I cannot do that.", [None, None, None]),
         ('1. "one «ant»\\n2. yes" no\n3. no', [False, None, False]),
         ("1. yes\n2. " + "9" * 5000, [True, None, None]),
+        ("1. no 2. no 3. yes", [False, False, True]),
+        ('["1. yes", "2. no", "3. yes"]', [True, False, True]),
+        ("1. yes 3. no", [True, None, False]),
+        ("1. yes 2. 3. no", [True, None, False]),
+        ("1. Yes 2. Yes and no 3. No", [True, None, False]),
+        ("yes (1), no (2), yes (3)", [None, None, None]),
+        ("Yes to 1. No to 2.", [None, None, None]),
+        ("1 yes, 2 no", [None, None, None]),
+        ("2 yes, 1 no", [None, None, None]),
+        ("1. yes\n2. no\n3. yes\nIn all 2 yes, 1 no", [True, False, True]),
+        ("1. yes\n2. no, unlike text 3. yes\n3. no", [True, None, None]),
+        ("1. no, unlike text 3. yes\n2. no", [None, False, None]),
+        ("1. yes, as in 1984. No.\n2. no\n3. no", [None, False, False]),
+        ("<think>1. no 2. no 3. no</think>1. yes 2. no 3. yes", [True, False, True]),
+        ("<think>1. no 2. no 3. no", [None, None, None]),
+        ("[THINK]hm[/THINK]yes, no, no", [True, False, False]),
     ],
 )
 def test_numbered_answers_go_to_their_numbers(answer, found):
     assert parse_verdicts(answer, 3) == found
 
 
+NUMBERS = (
+    "{}. ",
+    "{}) ",
+    "({}) ",
+    "[{}] ",
+    "{}: ",
+    "{}:",
+    "{} - ",
+    "{} -> ",
+    "**{}.** ",
+    "Q{}: ",
+    "Text {}: ",
+    "#{} ",
+    "{}=",
+    '"{}": ',
+    "| {} | ",
+)
+WORDS = (
+    ("yes", "no"),
+    ("Yes", "No"),
+    ("YES", "NO"),
+    ("**yes**", "**no**"),
+    ("yes.", "no."),
+    ('"yes"', '"no"'),
+    ("Yes!", "No!"),
+)
+BETWEEN = ("\n", "\n\n", " ", ", ", ",\n", "; ", "\t")
+AROUND = (
+    "{}",
+    "Here are the answers:\n{}",
+    "Answers: {}",
+    "<think>1. no 2. yes?</think>{}",
+    "```\n{}\n```",
+    "[{}]",
+    "{{{}}}",
+    "{}\n\nI hope this helps.",
+)
+
+
+@given(
+    st.lists(st.booleans(), min_size=2, max_size=12),
+    *map(st.sampled_from, (NUMBERS, WORDS, BETWEEN, AROUND)),
+    st.data(),
+)
+def test_verdicts_can_be_read_in_any_usual_form(verdicts, number, words, between, around, data):
+    """Of numbered answers one that is left out, or contradicted later, is None, and no other is changed."""
+    said = [number.format(i) + words[not yes] for i, yes in enumerate(verdicts, 1)]
+    assert parse_verdicts(around.format(between.join(said)), len(verdicts)) == verdicts
+    at = data.draw(st.integers(0, len(verdicts) - 1))
+    holed = [*verdicts[:at], None, *verdicts[at + 1 :]]
+    contradiction = number.format(at + 1) + words[verdicts[at]]
+    for answer in (said[:at] + said[at + 1 :], [*said, contradiction]):
+        assert parse_verdicts(around.format(between.join(answer)), len(verdicts)) == holed
+
+
+COMMENTS = (
+    "", ", because it follows text {j}", " (unlike {j}. {w})", ", like {j}: {w}", ", since {j} {w}", ", {j} out of {n}", ". The token {j} is a verb",
+    " ({j} times)", " because text {j} says {w}", " - {w} in {j}", ' because "{j}. {w}" is there',
+)  # fmt: skip
+BEFORE = ("", "Let me see. ", "Of {n} texts {j} fit.\n", "I say {w} to {j}.\n", "{j} {w}, {n} no.\n")
+
+
+@settings(max_examples=500)
+@given(
+    st.lists(st.booleans(), min_size=2, max_size=6), *map(st.sampled_from, (NUMBERS, BETWEEN, BEFORE)),
+    st.lists(st.tuples(st.sampled_from(COMMENTS), st.integers(1, 6), st.sampled_from(["yes", "no"])), min_size=7, max_size=7),
+    st.integers(1, 6),
+)  # fmt: skip
+def test_comments_may_hide_a_verdict_but_never_change_it(verdicts, number, between, before, comments, answered):
+    """Whatever else the model says of other texts, also where it leaves out the last ones."""
+    n = len(verdicts)
+    (first, *rest) = [(text, {"j": min(j, n), "w": word, "n": n}) for text, j, word in comments]
+    said = [
+        number.format(i) + ("yes" if yes else "no") + text.format(**names)
+        for i, (yes, (text, names)) in enumerate(zip(verdicts, rest, strict=False), 1)
+    ][:answered]
+    found = parse_verdicts(before.format(**first[1]) + between.join(said), n)
+    for yes, truth in zip(found, verdicts[:answered] + [None] * (n - answered), strict=False):
+        assert yes is None or yes is truth
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=12), *map(st.sampled_from, (WORDS, BETWEEN, AROUND[:-1])))
+def test_verdicts_without_numbers_are_read_if_there_are_as_many_as_questions(verdicts, words, between, around):
+    answer = around.format(between.join(words[not yes] for yes in verdicts))
+    assert parse_verdicts(answer, len(verdicts)) == verdicts
+    assert parse_verdicts(answer, len(verdicts) + 1) == [None] * (len(verdicts) + 1)
+
+
 @pytest.mark.parametrize(
     ("answer", "explanation"),
     [
-        ("verbs of motion", "verbs of motion"), ('**Explanation:** "verbs"', "verbs"), ("\n- numbers\nor so", "numbers"),
+        ("verbs of motion", "verbs of motion"), ('**Explanation:** "verbs"', "verbs"), ("\n- numbers\nor so", "numbers"), ("Explanation:\nverbs", "verbs"),
         ("<think>hm</think>dates", "dates"), ("<think>hm", ""), ("", ""), ("x" * 900, "x" * 200),
     ],
 )  # fmt: skip
@@ -161,14 +260,72 @@ def test_local_explanations_are_the_likeliest_words(random_causal_model, calls):
     (explanation,) = explainer.explain([texts])
     ids = prompt_tokens(random_causal_model, explain_prompt(texts))
     start = len(ids)
-    while len(ids) < start + 40:
+    answer = ""
+    while len(ids) < start + 320 and not parse_explanation(answer.rpartition("\n")[0]):
         logits = random_causal_model.model(torch.tensor([ids])).logits[0, -1]
         ids.append(int(logits.argmax()))
         if ids[-1] == random_causal_model.tokenizer.eos_token_id:
             break
-    answer = random_causal_model.tokenizer.decode(ids[start:], skip_special_tokens=True)
-    assert explanation == parse_explanation(answer)
+        answer = random_causal_model.tokenizer.decode(ids[start:], skip_special_tokens=True)
+    whole = len(ids) < start + 320
+    assert explanation == (parse_explanation(answer) if whole else "")
     assert explainer.explain([texts, texts]) == [explanation] * 2
+    assert len(calls._execute("SELECT * FROM calls").fetchall()) == whole, "only what came to an end is kept"
+
+
+QWEN = (
+    "{% for m in messages %}<|bos|>{{ m.role }}\n{{ m.content }}<|eos|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|bos|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+ALWAYS = "{% for m in messages %}{{ m.content }}<|eos|>{% endfor %}<|bos|>assistant\n<think>\n"
+BRACKETS = "{% for m in messages %}{{ m.content }}<|eos|>{% endfor %}[THINK]"
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [(QWEN, "<think>\n\n</think>\n\n"), (ALWAYS, "<think>\n\n</think>\n\n"), (BRACKETS, "[THINK]\n\n[/THINK]\n\n")],
+)
+def test_models_that_think_are_not_let(make_model, template, end):
+    """Neither the judge nor the explainer has room for a thought."""
+    model = LanguageModel.load(str(make_model("llama")), [], causal=True, device="cpu")
+    model.tokenizer.chat_template = template
+    for prompt in (judge_prompt("x", ["«y» <think>"]), explain_prompt(["«y»"])):
+        text = model.tokenizer.decode(prompt_tokens(model, prompt))
+        assert text.endswith(end)
+        assert text.count("</think>") + text.count("[/THINK]") == 1
+
+
+def test_an_explanation_that_comes_to_no_end_is_none(make_model, calls, monkeypatch):
+    """A thought that was not prevented, or a line without an end: more tokens are tried once, and nothing is kept."""
+    model = LanguageModel.load(str(make_model("llama")), [], causal=True, device="cpu")
+    model.config.max_position_embeddings = 2048
+    limits = []
+
+    def says(text):
+        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        def generate(input_ids, max_new_tokens, **options):
+            limits.append(max_new_tokens)
+            return torch.cat([input_ids, torch.tensor([ids[:max_new_tokens]])], 1)
+
+        monkeypatch.setattr(model.model, "generate", generate)
+        return LocalExplainer(model, calls).explain([["«y»"]])
+
+    assert says("<think>" + "hm, " * 900) == says("<think>hm<|eos|>") == says("word " * 900) == [""]
+    assert set(limits) == {40, 320}
+    assert says("<think>" + "hm, " * 40 + "</think>verbs<|eos|>") == ["verbs"]
+    assert says("something else") == ["verbs"], "this one was kept"
+
+
+def test_a_verdict_of_a_broken_model_is_not_a_no(make_model, calls):
+    model = LanguageModel.load(str(make_model("llama")), [], causal=True, device="cpu")
+    with torch.no_grad():
+        model.model.get_submodule("lm_head").get_parameter("weight").fill_(torch.nan)
+    model.config.max_position_embeddings = 2048
+    (verdict,) = LocalJudge(model, calls).answer(LOCAL[:1])
+    assert verdict.yes is None
+    assert calls._execute("SELECT * FROM calls").fetchall() == []
 
 
 def test_chat_templates_are_used_and_not_fooled(make_model):
@@ -187,73 +344,3 @@ def test_chat_templates_are_used_and_not_fooled(make_model):
     model.config.max_position_embeddings = 128
     with pytest.raises(BitlensError, match="reads at most 128"):
         LocalJudge(model).answer([Question("x", "«y» " * 100)])
-
-
-def embeddings(n, width, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randn(n, width, generator=draw) @ torch.randn(width, width, generator=draw) + 3
-
-
-def ledoit_wolf(x):
-    """The estimator as Ledoit and Wolf write it, one observation after the other."""
-    x = x.double()
-    n, p = x.shape
-    mean = x.mean(0)
-    c = x - mean
-    sample = c.T @ c / n
-    identity = torch.eye(p, dtype=torch.float64)
-    m = sample.trace() / p
-    d2 = (sample - m * identity).square().sum() / p
-    b2 = sum((torch.outer(row, row) - sample).square().sum() for row in c) / (p * n**2)
-    b2 = min(b2, d2)
-    return mean, b2 / d2 * m * identity + (d2 - b2) / d2 * sample
-
-
-@pytest.mark.parametrize(("n", "width"), [(5, 40), (12, 12), (200, 6)])
-def test_distances_are_those_of_the_shrunk_covariance(n, width):
-    fit, held = embeddings(n, width), embeddings(7, width, seed=1)
-    mean, covariance = ledoit_wolf(fit)
-    difference = held.double() - mean
-    expected = (difference @ covariance.inverse() * difference).sum(1).sqrt()
-    assert one_class_scores(fit, held).tolist() == pytest.approx(expected.tolist(), rel=1e-8)
-    gaussian = shrunk_gaussian(fit)
-    rebuilt = (
-        gaussian.isotropic * torch.eye(width, dtype=torch.float64)
-        + gaussian.weight * gaussian.centred.T @ gaussian.centred
-    )
-    assert torch.allclose(rebuilt, covariance, rtol=1e-9, atol=1e-12)
-    alone = [float(one_class_scores(torch.cat([fit[:i], fit[i + 1 :]]), fit[i : i + 1])) for i in range(n)]
-    assert leave_one_out_distances(fit).tolist() == pytest.approx(alone)
-
-
-def test_shrinkage_by_hand():
-    x = torch.tensor([[2.0, 0], [-2, 0], [0, 1], [0, -1]])  # S = diag(2, .5), m = 1.25, d^2 = .5625, b^2 = .5313
-    gaussian = shrunk_gaussian(x)
-    noise = (2 * (4 - 2) ** 2 + 2 * 0.5**2 + 2 * 2**2 + 2 * (1 - 0.5) ** 2) / (2 * 16)
-    shrinkage = noise / 0.5625
-    assert gaussian.isotropic == pytest.approx(shrinkage * 1.25)
-    assert gaussian.weight == pytest.approx((1 - shrinkage) / 4)
-
-
-def test_contexts_of_another_kind_are_told_apart():
-    fit, held = embeddings(260, 10).split((60, 200))
-    far = embeddings(200, 10, seed=2)
-    found = one_class_verdicts(fit, torch.cat([held, far]), level=0.9)
-    yes = torch.tensor([verdict.yes for verdict in found]).double()
-    assert 0.8 < float(yes[:200].mean()) < 0.99
-    assert float(yes[200:].mean()) < 0.6
-    assert one_class_verdicts(fit, held)[:50] == one_class_verdicts(fit, held[:50]), "held-out rows set no threshold"
-    assert set(found) <= {Verdict(True), Verdict(False)}
-
-
-def test_embeddings_that_cannot_be_judged_are_refused():
-    fit = embeddings(5, 4)
-    for bad, sentence in ((fit[:2], "at least 3"), (fit * torch.nan, "not all finite"), (fit * 0, "all the same")):
-        with pytest.raises(BitlensError, match=sentence):
-            one_class_scores(bad, fit)
-    with pytest.raises(BitlensError, match="cannot be compared"):
-        one_class_scores(fit, fit[:, :3])
-    with pytest.raises(BitlensError, match="between 0 and 1"):
-        one_class_verdicts(fit, fit, level=1)
-    line = torch.outer(torch.tensor([-1.0, 1, -1, 1]), torch.ones(3))
-    assert bool(one_class_scores(line, fit[:, :3]).isfinite().all())

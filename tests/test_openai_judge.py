@@ -127,6 +127,124 @@ def test_a_server_that_says_when_is_obeyed(calls):
         judge_of(server, calls).answer([Question("a", "«new»")])
 
 
+def thinking(words, end="</think>"):
+    """Answers by letter after so many words of a thought."""
+    return lambda prompt: "<think>" + "no, " * words + end + by_letter(prompt)
+
+
+def answers(calls):
+    return [row[0] for row in calls._execute("SELECT answer FROM calls WHERE answer IS NOT NULL").fetchall()]
+
+
+def test_answers_that_are_cut_off_are_not_kept_but_asked_for_with_more_tokens(calls):
+    with LanguageModelServer(thinking(300)) as server:
+        judge = judge_of(server, calls, concurrency=2)
+        assert verdicts(judge) == TRUTH
+        assert sorted(set(server.limits)) == [32, 512]
+        assert server.limits.count(32) <= 2, "once it is known how much is needed, it is asked for at once"
+        assert all("</think>" in answer for answer in answers(calls))
+        assert calls.spent()[:3] == (len(server.requests), *server.tokens), "those that were cut off are paid, too"
+        before = len(server.requests)
+        assert verdicts(judge_of(server, calls)) == TRUTH
+        assert OpenAIExplainer(judge.server, calls).explain([["«b»"]]) == ["a"]
+        assert server.limits[before:] == [60, 512]
+    with LanguageModelServer(thinking(300)) as server:
+        assert verdicts(judge_of(server, calls, answer_tokens=400)) == TRUTH
+        assert set(server.limits) == {400}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [thinking(99_000), thinking(3, end=""), lambda prompt: Reply("word " * 99_000), lambda prompt: Reply("no " * 99_000, finish=None)],
+    ids=["long", "open", "rambling", "no reason"],
+)  # fmt: skip
+def test_what_comes_to_no_end_is_unfinished_and_not_paid_for_again(calls, rule):
+    with LanguageModelServer(rule) as server:
+        judge = judge_of(server, calls)
+        found = judge.answer(QUESTIONS[:6])
+        assert {(verdict.yes, verdict.finished) for verdict in found} == {(None, False)}
+        assert max(server.limits) == 4096
+        assert answers(calls) == []
+        assert OpenAIExplainer(judge.server, calls).explain([["«b»"]]) == [""]
+        before = len(server.requests)
+        assert judge_of(server, calls).answer(QUESTIONS[:6]) == found
+        assert judge.estimate(QUESTIONS[:6]).calls == 0
+        assert len(server.requests) == before
+        server.rule = thinking(5000)
+        assert verdicts(judge_of(server, calls, answer_tokens=9000), QUESTIONS[:6]) == TRUTH[:6], "more is allowed now"
+
+
+def test_longer_answers_may_take_longer(calls):
+    def slow(prompt):
+        return Reply(thinking(300)(prompt), delay=0.7)
+
+    with LanguageModelServer(slow) as server:
+        judge = judge_of(server, calls, answer_tokens=2048, timeout=0.5, attempts=1)
+        assert verdicts(judge, QUESTIONS[:3]) == TRUTH[:3]
+        with pytest.raises(BitlensError, match=r"no answer in 0\.5 s"):
+            judge_of(server, calls, answer_tokens=512, timeout=0.5, attempts=1).answer([Question("a", "«new»")])
+
+
+@pytest.mark.parametrize("reason", ["length", "MAX_TOKENS", "model_length"])
+def test_a_cut_by_any_name_is_one(calls, reason):
+    with LanguageModelServer(by_letter, [Reply("1. yes\n2. n", finish=reason)]) as server:
+        assert verdicts(judge_of(server, calls), QUESTIONS[:2]) == TRUTH[:2]
+        assert server.limits == [16, 512]
+
+
+def test_a_killed_run_does_not_ask_again_for_what_was_cut_off(calls):
+    with LanguageModelServer(thinking(300), [Reply(), *[Reply(status=401, body="{}")] * 9]) as server:
+        server.first = iter([Reply("<think>" + "hm " * 99, finish="length"), Reply(status=401, body="{}")])
+        with pytest.raises(BitlensError, match="401"):
+            judge_of(server, calls, concurrency=1).answer(QUESTIONS[:3])
+        assert verdicts(judge_of(server, calls), QUESTIONS[:3]) == TRUTH[:3]
+        assert server.limits == [24, 512, 512]
+
+
+@pytest.mark.parametrize("reason", ["stop", "eos", None])
+def test_whole_answers_are_kept_whatever_the_server_calls_their_end(calls, reason):
+    with LanguageModelServer(lambda prompt: Reply(by_letter(prompt), finish=reason, usage=reason != "eos")) as server:
+        assert verdicts(judge_of(server, calls)) == TRUTH
+        assert len(server.requests) == len(answers(calls)) == 6
+
+
+def test_a_filtered_answer_is_none_and_not_asked_for_again(calls):
+    with LanguageModelServer(lambda prompt: Reply("yes", finish="content_filter")) as server:
+        (found,) = judge_of(server, calls, 1).answer(QUESTIONS[:1])
+        assert (found.yes, found.finished, len(server.requests)) == (None, True, 1)
+
+
+def test_models_that_refuse_max_tokens_or_a_temperature_get_what_they_want(calls):
+    with LanguageModelServer(thinking(300), refuses=("max_tokens", "temperature")) as server:
+        judge = judge_of(server, calls, concurrency=2)
+        assert verdicts(judge) == TRUTH
+        answered = [request for request in server.requests if not server.refuses & set(request)]
+        assert len(server.requests) - len(answered) <= 4
+        assert {request["max_completion_tokens"] for request in answered} == {32, 512}
+        assert calls.spent().calls == len(answered), "a refusal costs nothing"
+        assert judge.estimate(QUESTIONS).calls == 0
+    with LanguageModelServer(by_letter, refuses=("temperature",)) as server:
+        with pytest.raises(BitlensError, match="does not support 0"):
+            judge_of(server, calls, parameters={"temperature": 0.5}).answer(QUESTIONS)
+        assert len(server.requests) <= 6, "what the user asked for is not left out"
+
+
+def test_more_tokens_than_a_model_can_write_leave_answers_unfinished(calls):
+    with LanguageModelServer(thinking(900), longest=600) as server:
+        found = judge_of(server, calls).answer(QUESTIONS[:2])
+        assert not any(verdict.finished for verdict in found)
+    with LanguageModelServer(by_letter, longest=8) as server, pytest.raises(BitlensError, match="too large"):
+        judge_of(server, calls).answer(QUESTIONS[:2])
+
+
+def test_thoughts_that_use_up_the_limit_are_a_status_of_400_at_openai(calls):
+    message = "Could not finish the message because max_tokens or model output limit was reached. Please try again with higher max_tokens."
+    exhausted = Reply(status=400, body=json.dumps({"error": {"message": message}}))
+    with LanguageModelServer(by_letter, [exhausted]) as server:
+        assert verdicts(judge_of(server, calls), QUESTIONS[:2]) == TRUTH[:2]
+        assert server.limits == [16, 512]
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
 def test_a_refusal_is_one_sentence_and_not_repeated(calls, status):
     refusal = Reply(status=status, body='{"error": {"message": "No such thing.\\nSorry."}}')

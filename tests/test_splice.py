@@ -281,12 +281,11 @@ def test_the_mean_of_the_store_is_ablated_to_whatever_the_autoencoder_takes_for_
     for mean in means:
         autoencoder = BinaryAutoencoder(32, 16)
         autoencoder.mean.copy_(mean)
-        found.append(Splice.of_store(load("llama"), autoencoder, tiny_store, 2).ablated)
-    found.append(Splice.of_store(load("llama"), None, tiny_store, 2).ablated)
+        found.append(Splice.of_store(load("llama"), autoencoder, tiny_store, 2).losses(autoencoder).ce_mean)
     splice = Splice.of_store(load("llama"), None, tiny_store, 2)
-    constant = splice.means(splice.tokens([lambda x: tiny_store.mean.expand_as(x)])[0])
-    assert found == [splice.ablated] * 4
-    assert constant.ce_spliced == pytest.approx(splice.ablated[1])
+    constant = splice.losses(lambda x: tiny_store.mean.expand_as(x))
+    assert found == [constant.ce_mean] * 3
+    assert constant.ce_spliced == pytest.approx(constant.ce_mean)
 
 
 def test_a_model_with_another_number_of_hook_points_is_refused(load):

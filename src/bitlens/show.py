@@ -48,12 +48,13 @@ _MEANINGS = {
     "ce_mean": "the same with hidden states at their mean", "ce_loss_score": "1: nothing lost, 0: as bad as zeros",
     "ce_loss_score_mean": "the same against the mean", "kl_div": "nats a token",
     "top1": "likeliest next token unchanged", "surprisal": "bits: -log2 p of the latents on", "tokens": "scored",
-    "judged": "latents with examples enough", "interpretable": "better than others' explanations, accuracy above .7",
+    "judged": "latents with examples enough, explained", "skipped": "latents with too few rows", "unexplained": "latents without an explanation",
+    "interpretable": "better than other explanations, accuracy above .7 at 5 %", "untested": "neither interpretable nor not",
     "interpretable_hard": "with hard negatives, too", "interpretable_paper": "more than half of the positives, as the paper counts",
     "balanced_accuracy": "chance is .5", "balanced_accuracy_hard": "on tokens and codes like the positives'",
     "sensitivity": "yes among positives: the paper's score", "specificity": "no among random tokens",
     "specificity_hard": "no among hard negatives", "shuffled": "accuracy of other latents' explanations",
-    "unparsed": "answers that were neither yes nor no",
+    "unparsed": "answers that were neither yes nor no", "unfinished": "answers that came to no end",
     "token_latents": "sparse latents that tokens predict, F1 > .5",
 }  # fmt: skip
 

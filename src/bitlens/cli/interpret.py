@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,8 +14,6 @@ from bitlens.errors import BitlensError
 from bitlens.seeding import generator
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from bitlens.bits.codes import Codes
     from bitlens.features.calls import Calls
     from bitlens.features.comsem import Config, Results
@@ -33,9 +30,9 @@ BEST = 15  # latents shown
 class Judging:
     """Who explains and judges, and what."""
 
-    judge: Literal["labels", "embedding", "local", "openai"] = "labels"
-    """labels: known labels, offline; embedding: hidden states of --store, without explanations; local: a Hugging Face
-    model; openai: any server that speaks OpenAI's chat completions"""
+    judge: Literal["labels", "local", "openai"] = "labels"
+    """labels: known labels, offline; local: a Hugging Face model; openai: any server that speaks OpenAI's chat
+    completions"""
     model: str = ""
     """the judge: a model's name on the server, on the Hub, or a folder"""
     explainer_model: str = ""
@@ -53,7 +50,10 @@ class Judging:
     concurrency: int = 8
     """calls under way at once"""
     timeout: float = 60.0
-    """seconds that a call may take"""
+    """seconds that a call may take, and the more the more tokens above 512 it may write"""
+    answer_tokens: int = 0
+    """that every answer may have at least, for models that think; an answer that is cut off is asked for again with more
+    in any case"""
     batch: int = 10
     """questions in one call (openai), or prompts at once (local)"""
     estimate: bool = False
@@ -66,12 +66,10 @@ class Judging:
     """for --judge labels: a file of labelled text, as for `bitlens labels`; by default the codes' own labels"""
     labelling: str = "token"
     """for --judge labels: which of the labellings"""
-    store: Path | None = None
-    """for --judge embedding: the hidden states behind the codes"""
-    examples: int | None = None
-    """tokens that an explanation is made from; by default 10, or 50 for --judge embedding"""
-    shuffles: int = 1
-    """explanations of other latents that each latent is judged with, too"""
+    examples: int = 10
+    """tokens that an explanation is made from"""
+    shuffles: int = 5
+    """explanations of other latents that each latent is judged with, too; each costs as much as its own"""
     seed: int = 0
     """seed of all that is drawn"""
     device: Device = "auto"
@@ -82,16 +80,15 @@ class Judging:
             raise BitlensError(f"--sample must be at least 1, not {self.sample}.")
         if self.judge in ("local", "openai") and not self.model:
             raise BitlensError(f"--judge {self.judge} needs a language model; name it with --model.")
-        if self.judge == "embedding" and self.store is None:
-            raise BitlensError("--judge embedding needs the hidden states behind the codes; name them with --store.")
+        if self.shuffles < 1:
+            raise BitlensError(f"--shuffles must be at least 1, not {self.shuffles}: without others nothing is tested.")
         if self.estimate and self.judge != "openai":
             raise BitlensError("--estimate is for --judge openai; the others cost nothing.")
 
     def config(self) -> Config:
         from bitlens.features.comsem import Config
 
-        examples = self.examples or (50 if self.judge == "embedding" else 10)
-        return Config(examples=examples, shuffles=self.shuffles, seed=self.seed)
+        return Config(examples=self.examples, shuffles=self.shuffles, seed=self.seed)
 
     def chosen(self, corpus: Codes) -> list[int]:
         import torch
@@ -112,7 +109,7 @@ def interpret(
     """Explain what latents mean, and judge the explanations on unseen tokens: yes or no, never a number (ComSem).
 
     Judged are tokens with the latent on and matched ones with it off, of documents that the explainer has not seen;
-    another latent's explanation is the null. Prompts, answers and judgements are kept in the folder: a run that was
+    other latents' explanations are the null. Prompts, answers and judgements are kept in the folder: a run that was
     stopped goes on by being repeated, and nothing is paid for twice. "On" is a latent's rare state.
 
     Args:
@@ -137,7 +134,7 @@ def interpret(
         results = _results(Codes(path), path, out, how)
         if results is None:
             continue
-        if not results.scores:
+        if not results.scores and not results.unexplained:
             raise BitlensError(
                 f"No latent of {path} is on in enough documents to be explained and judged; encode more text."
             )
@@ -146,23 +143,23 @@ def interpret(
         write_records(folder / "scores.jsonl", records)
         write_records(folder / "scores.parquet", records)
         summaries[path.name] = results.summary()
-        if len(codes) == 1:
+        if len(codes) == 1 and results.scores:
             show.rows("The best latents", [_line(record) for record in _best(records)])
     if summaries:
         show.table(f"Latents judged by {how.judge}", summaries)
+        if how.judge != "labels":
+            _say_unanswered(summaries)
     write_result(json, {"judge": how.judge, "config": asdict(how.config()), "codes": summaries})
 
 
 def _results(corpus: Codes, path: Path, out: Path, how: Judging) -> Results | None:
     """None: only the estimate was asked for"""
-    from bitlens.features.comsem import comsem, comsem_by_embeddings
+    from bitlens.features.comsem import comsem
     from bitlens.features.labelled import load_tokenizer
 
     chosen, config = how.chosen(corpus), how.config()
     if how.judge == "labels":
         return _by_labels(corpus, chosen, how, config)
-    if how.judge == "embedding":
-        return comsem_by_embeddings(corpus, chosen, _embedder(how.store, corpus), config)
     from bitlens.features.calls import Calls
 
     limits = (math.inf if limit is None else limit for limit in (how.max_cost, how.max_calls))
@@ -190,19 +187,8 @@ def _by_labels(corpus: Codes, chosen: list[int], how: Judging, config: Config) -
     return comsem_by_labels(corpus, chosen, named[how.labelling], config)
 
 
-def _embedder(store: Path | None, corpus: Codes) -> Callable[[list[int]], Tensor]:
-    import torch
-
-    from bitlens.features.probing import hidden_rows
-    from bitlens.hidden import ActivationStore
-
-    assert store is not None
-    hidden = ActivationStore(store)
-    return lambda rows: hidden_rows(hidden, corpus, torch.tensor(rows))
-
-
 def _local(how: Judging, calls: Calls) -> tuple[LocalExplainer, LocalJudge]:
-    from bitlens.features.local_judge import LocalExplainer, LocalJudge
+    from bitlens.features.local_judge import EXPLANATION_TOKENS, LocalExplainer, LocalJudge
     from bitlens.hidden import LanguageModel
 
     def load(name: str) -> LanguageModel:
@@ -210,7 +196,8 @@ def _local(how: Judging, calls: Calls) -> tuple[LocalExplainer, LocalJudge]:
 
     judging = load(how.model)
     explaining = judging if how.explainer_model in ("", how.model) else load(how.explainer_model)
-    return LocalExplainer(explaining, calls), LocalJudge(judging, calls, how.batch)
+    tokens = max(how.answer_tokens, EXPLANATION_TOKENS)
+    return LocalExplainer(explaining, calls, tokens), LocalJudge(judging, calls, how.batch)
 
 
 def _openai(how: Judging, calls: Calls) -> tuple[OpenAIExplainer, OpenAIJudge]:
@@ -219,8 +206,9 @@ def _openai(how: Judging, calls: Calls) -> tuple[OpenAIExplainer, OpenAIJudge]:
 
     def server(model: str) -> OpenAIServer:
         return OpenAIServer(
-            model, how.base_url, how.key_variable, how.prices, concurrency=how.concurrency, timeout=how.timeout
-        )
+            model, how.base_url, how.key_variable, how.prices, concurrency=how.concurrency, timeout=how.timeout,
+            answer_tokens=how.answer_tokens,
+        )  # fmt: skip
 
     return OpenAIExplainer(server(how.explainer_model or how.model), calls), OpenAIJudge(
         server(how.model), calls, how.batch
@@ -237,7 +225,7 @@ def _say_cost(corpus: Codes, chosen: list[int], tokenizer: Any, explainer: Any, 
     calls, read, written, cost = (sum(parts) for parts in zip(*costs, strict=True))
     price = f"cost {cost:.4f}" if judge.server.prices else "name --prices for the cost"
     show.err.print(
-        f"About {calls:,} calls at most, {read:,.0f} tokens to read, {written:,.0f} to write; {price}", soft_wrap=True
+        f"About {calls:,} calls, {read:,.0f} tokens to read, {written:,.0f} to write; {price}", soft_wrap=True
     )
 
 
@@ -252,10 +240,31 @@ def _say_spent(calls: Calls) -> None:
         )
 
 
+def _say_unanswered(summaries: dict[str, Any]) -> None:
+    """What the models left open, and the way out."""
+    from bitlens import show
+
+    for path, summary in summaries.items():
+        if summary["unexplained"] or summary["unfinished"]:
+            show.err.print(
+                f"{path}: {summary['unexplained']:,} latents without an explanation, {summary['unfinished']:,} answers that "
+                "came to no end; --answer-tokens gives them more room, --explainer-model and --model name other models.",
+                soft_wrap=True,
+            )
+
+
 def _best(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(records, key=lambda r: (-r["interpretable"], -r["balanced_accuracy"], -r["balanced_accuracy_hard"]))[
-        :BEST
-    ]
+    """Of those that were judged: interpretable ones first, untested ones before the others."""
+    order = {True: 0, None: 1, False: 2}
+    judged = [r for r in records if r["explanation"]]
+    return sorted(
+        judged,
+        key=lambda r: (order[r["interpretable"]], -r["balanced_accuracy"], -_known(r["balanced_accuracy_hard"])),
+    )[:BEST]
+
+
+def _known(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
 
 
 def _line(record: dict[str, Any]) -> dict[str, Any]:
@@ -264,5 +273,5 @@ def _line(record: dict[str, Any]) -> dict[str, Any]:
         "latent": record["latent"], "explanation": repr(record["explanation"]),
         "accuracy": f"{record[name]:.2f} ({record[f'{name}_low']:.2f}-{record[f'{name}_high']:.2f})",
         "hard": round(record[f"{name}_hard"], 2), "paper": round(record["sensitivity"], 2), "p": f"{record['p_value']:.2g}",
-        "interpretable": "yes" if record["interpretable"] else "no",
+        "interpretable": {True: "yes", False: "no", None: f"untested: {record['untested']}"}[record["interpretable"]],
     }  # fmt: skip

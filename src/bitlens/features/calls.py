@@ -19,10 +19,12 @@ from typing import Any, NamedTuple
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.features.judges import Messages, Verdict
 
-VERSION = 1
+VERSION = 2
 KINDS = ("positive", "random", "hard")
 PATIENCE = 60.0  # seconds that another process may hold the file
 
+# Answers of version 1 may be cut off without a sign of it: they stay as evidence, but no prompt finds them any more.
+_FROM_1 = ("ALTER TABLE calls ADD COLUMN cut INTEGER", "UPDATE calls SET key = 'version 1: ' || key")
 _SCHEMA = """
 CREATE TABLE calls (
     id INTEGER PRIMARY KEY,
@@ -32,11 +34,12 @@ CREATE TABLE calls (
     parameters TEXT NOT NULL,
     sent REAL NOT NULL,         -- seconds since 1970
     seconds REAL,
-    answer TEXT,                -- NULL: under way, or lost
+    answer TEXT,                -- NULL: under way, lost, or cut off
     failure TEXT,
     input_tokens INTEGER,
     output_tokens INTEGER,
-    cost REAL                   -- until the answer comes, the most it can be; NULL: nothing to pay
+    cost REAL,                  -- until the answer comes, the most it can be; NULL: nothing to pay
+    cut INTEGER                 -- tokens after which the answer was cut off, and not kept
 );
 CREATE INDEX calls_by_key ON calls (key);
 CREATE TABLE judgements (
@@ -47,7 +50,7 @@ CREATE TABLE judgements (
     text TEXT NOT NULL,
     row INTEGER NOT NULL,
     kind TEXT NOT NULL CHECK (kind IN ('positive', 'random', 'hard')),
-    yes INTEGER,                -- NULL: no answer could be read
+    yes INTEGER,                -- NULL: no answer could be read, or none was finished
     confidence REAL,
     call INTEGER REFERENCES calls (id),
     PRIMARY KEY (run, judge, latent, explanation, row, kind)
@@ -113,18 +116,34 @@ class Calls:
         self._db.close()
 
     def get(self, key: str) -> Call | None:
-        """The answer to this prompt, if it was ever given."""
+        """The whole answer to this prompt, if it was ever given."""
         query = "SELECT id, answer FROM calls WHERE key = ? AND answer IS NOT NULL ORDER BY id LIMIT 1"
         found = self._execute(query, (key,)).fetchone()
         return Call(*found) if found else None
 
+    def cut(self, key: str) -> int:
+        """The most tokens after which an answer to this prompt was cut off; 0 if none was."""
+        return self._execute("SELECT IFNULL(MAX(cut), 0) FROM calls WHERE key = ?", (key,)).fetchone()[0]
+
     def put(self, judge: str, messages: Messages, parameters: Mapping[str, Any], answer: str, seconds: float) -> Call:
         """Record the answer of a model that asks no price."""
-        return self.settle(self._insert(judge, messages, parameters, None), answer, None, None, None, seconds)
+        call = self._insert(judge, messages, parameters, None)
+        self.settle(call, answer, None, None, None, seconds)
+        return Call(call, answer)
 
-    def reserve(self, judge: str, messages: Messages, parameters: Mapping[str, Any], at_most: float) -> int:
-        """Enter a paid call before it is sent -> its number; Interrupted if it could exceed a limit."""
-        call = self._insert(judge, messages, parameters, at_most)
+    def reserve(
+        self,
+        judge: str,
+        messages: Messages,
+        parameters: Mapping[str, Any],
+        at_most: float,
+        sent: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Enter a paid call before it is sent -> its number; Interrupted if it could exceed a limit.
+
+        parameters: those that a whole answer depends on; sent: those that are sent, if they are others.
+        """
+        call = self._insert(judge, messages, parameters, at_most, sent)
         if call == 0:
             spent = self.spent()
             limit = (
@@ -138,21 +157,21 @@ class Calls:
     def settle(
         self,
         call: int,
-        answer: str,
+        answer: str | None,
         input_tokens: int | None,
         output_tokens: int | None,
         cost: float | None,
         seconds: float,
-    ) -> Call:
-        """Enter the answer of a call that was reserved, and what it really cost."""
-        values = (answer, input_tokens, output_tokens, cost, seconds, call)
-        columns = "answer = ?, input_tokens = ?, output_tokens = ?, cost = ?, seconds = ?"
+        cut: int | None = None,
+    ) -> None:
+        """Enter the answer of a call that was reserved, and what it really cost; None if it was cut off, after `cut` tokens."""
+        columns = "answer = ?, input_tokens = ?, output_tokens = ?, cost = ?, seconds = ?, cut = ?"
+        values = (answer, input_tokens, output_tokens, cost, seconds, cut, call)
         self._execute(f"UPDATE calls SET {columns} WHERE id = ?", values)
-        return Call(call, answer)
 
-    def lose(self, call: int, failure: str) -> None:
+    def lose(self, call: int, failure: str, cut: int | None = None) -> None:
         """Note that a call brought no answer, though it may have been charged."""
-        self._execute("UPDATE calls SET failure = ? WHERE id = ?", (failure, call))
+        self._execute("UPDATE calls SET failure = ?, cut = ? WHERE id = ?", (failure, cut, call))
 
     def release(self, call: int) -> None:
         """Strike out a call that the server refused, which costs nothing."""
@@ -183,9 +202,17 @@ class Calls:
             for latent, explanation, text, row, kind, yes, *rest in found
         ]
 
-    def _insert(self, judge: str, messages: Messages, parameters: Mapping[str, Any], at_most: float | None) -> int:
+    def _insert(
+        self,
+        judge: str,
+        messages: Messages,
+        parameters: Mapping[str, Any],
+        at_most: float | None,
+        sent: Mapping[str, Any] | None = None,
+    ) -> int:
         """Enter a call -> its number, or 0 if that could exceed a limit; check and entry are one atomic statement."""
-        entry = (key_of(judge, messages, parameters), judge, _json(messages), _json(parameters), time.time(), at_most)
+        key, fields = key_of(judge, messages, parameters), _json(parameters if sent is None else sent)
+        entry = (key, judge, _json(messages), fields, time.time(), at_most)
         columns = "INSERT INTO calls (key, judge, messages, parameters, sent, cost) SELECT ?, ?, ?, ?, ?, ?"
         if at_most is None:
             done = self._execute(columns, entry)
@@ -209,7 +236,9 @@ class Calls:
             if not version:
                 for statement in _SCHEMA.split(";\n"):
                     self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {VERSION}")
+            for statement in _FROM_1 if version == 1 else ():
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -7,16 +7,28 @@ answer, with log-odds. Load the model with `LanguageModel.load(name, [], causal=
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import StoppingCriteriaList
 
 from bitlens.errors import BitlensError
 from bitlens.features.calls import Calls, key_of
-from bitlens.features.judges import Messages, Question, Verdict, explain_prompt, judge_prompt, parse_explanation
+from bitlens.features.judges import (
+    Messages,
+    Question,
+    Verdict,
+    explain_prompt,
+    is_tag,
+    judge_prompt,
+    parse_explanation,
+    unfinished,
+    without_thought,
+)
 from bitlens.hidden.models import LanguageModel
 
 YES = ("yes", "Yes", "YES", " yes", " Yes", " YES")
@@ -72,52 +84,82 @@ class LocalJudge:
         return _verdict(float(call.answer.split()[1]), call.id) if call else None
 
     def _record(self, prompt: Messages, log_odds: float, seconds: float) -> Verdict:
-        if self.calls is None:
+        if self.calls is None or math.isnan(log_odds):
             return _verdict(log_odds, None)
         answer = f"{'yes' if log_odds > 0 else 'no'} {log_odds!r}"
         return _verdict(log_odds, self.calls.put(self.name, prompt, {}, answer, seconds).id)
 
 
 class LocalExplainer:
-    """Explains in the likeliest words, one token after the other; calls: where answers are recorded, and read again."""
+    """Explains in the likeliest words, one token after the other, up to the end of a line that says something.
 
-    def __init__(self, model: LanguageModel, calls: Calls | None = None) -> None:
-        self.model, self.calls = model, calls
+    tokens: that an explanation may have, and eight times as many where that cuts it off; calls: where whole explanations
+    are recorded, and read again.
+    """
+
+    def __init__(self, model: LanguageModel, calls: Calls | None = None, tokens: int = EXPLANATION_TOKENS) -> None:
+        self.model, self.calls, self.tokens = model, calls, tokens
         self.name = f"greedy {_named(model)}"
 
     def explain(self, examples: Sequence[Sequence[str]]) -> list[str]:
-        """One short explanation for each latent's marked texts; empty where the model had nothing to say."""
+        """One short explanation for each latent's marked texts; empty where the model had nothing to say, or no end."""
         return [parse_explanation(self._said(explain_prompt(texts))) for texts in examples]
 
     def _said(self, prompt: Messages) -> str:
-        parameters = {"max_tokens": EXPLANATION_TOKENS}
-        if self.calls and (call := self.calls.get(key_of(self.name, prompt, parameters))):
+        if self.calls and (call := self.calls.get(key_of(self.name, prompt, {}))):
             return call.answer
-        began = time.monotonic()
-        answer = self._generate(prompt_tokens(self.model, prompt))
-        if self.calls:
-            self.calls.put(self.name, prompt, parameters, answer, time.monotonic() - began)
-        return answer
+        ids = prompt_tokens(self.model, prompt)
+        self.model.require_context(len(ids) + self.tokens)
+        room = (self.model.longest_context() or 10**9) - len(ids)
+        for limit in (self.tokens, min(8 * self.tokens, room)):
+            began = time.monotonic()
+            answer = self._generate(ids, limit)
+            if answer is not None:
+                if self.calls:
+                    self.calls.put(self.name, prompt, {}, answer, time.monotonic() - began)
+                return answer
+        return ""
 
     @torch.inference_mode()
-    def _generate(self, prompt: list[int]) -> str:
-        self.model.require_context(len(prompt) + EXPLANATION_TOKENS)
+    def _generate(self, prompt: list[int], limit: int) -> str | None:
+        """What the model says, thoughts included; None if it comes to no end within so many tokens."""
+
+        def said(ids: Tensor) -> str:
+            return readable(self.model, ids[0, len(prompt) :].tolist())
+
+        def enough(ids: Tensor, scores: Any, **options: Any) -> Tensor:
+            return torch.tensor([bool(parse_explanation(said(ids).rpartition("\n")[0]))], device=ids.device)
+
         ids, mask = padded_left(self.model, [prompt])
         model: Any = self.model.model
         written = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=EXPLANATION_TOKENS, do_sample=False, num_beams=1,
-            use_cache=True, pad_token_id=_padding(self.model),
+            input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, num_beams=1,
+            use_cache=True, pad_token_id=_padding(self.model), stopping_criteria=StoppingCriteriaList([enough]),
         )  # fmt: skip
-        return self.model.tokenizer.decode(written[0, len(prompt) :], skip_special_tokens=True)
+        ended = written.shape[1] < len(prompt) + limit or bool(enough(written, None))
+        answer = said(written)
+        return answer if ended and not unfinished(answer) else None
 
 
 def prompt_tokens(model: LanguageModel, prompt: Messages) -> list[int]:
-    """Token ids up to where the answer begins: in the tokenizer's chat template, or as plain text if it has none."""
+    """Token ids up to where the answer begins: in the tokenizer's chat template, or as plain text if it has none.
+
+    Models that think before they answer are told not to, by the names that templates have for it.
+    """
     tokenizer = model.tokenizer
     if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        return tokenizer.encode(text, add_special_tokens=False)
+        text = tokenizer.apply_chat_template(
+            prompt, tokenize=False, add_generation_prompt=True, enable_thinking=False, thinking=False
+        )
+        return tokenizer.encode(without_thought(text), add_special_tokens=False)
     return tokenizer.encode("\n\n".join(message["content"] for message in prompt) + "\nAnswer:")
+
+
+def readable(model: LanguageModel, ids: list[int]) -> str:
+    """What these tokens say, without special ones, but for those around thoughts."""
+    special = {model.tokenizer.convert_tokens_to_ids(token): token for token in model.tokenizer.all_special_tokens}
+    kept = [i for i in ids if i not in special or is_tag(special[i])]
+    return model.tokenizer.decode(kept, skip_special_tokens=False)
 
 
 def padded_left(model: LanguageModel, prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
@@ -133,7 +175,7 @@ def padded_left(model: LanguageModel, prompts: Sequence[list[int]]) -> tuple[Ten
 
 
 def _verdict(log_odds: float, call: int | None) -> Verdict:
-    return Verdict(log_odds > 0, log_odds, call)
+    return Verdict(None if math.isnan(log_odds) else log_odds > 0, log_odds, call)
 
 
 def _padding(model: LanguageModel) -> int:

@@ -1,4 +1,4 @@
-"""Shares of right answers: their intervals, and whether two judges of the same rows are as often right."""
+"""Shares of right answers: their intervals, whether they are chance, and whether two explanations are as often right."""
 
 from __future__ import annotations
 
@@ -57,3 +57,13 @@ def sign_flip(right: Sequence[bool], other: Sequence[bool], positives: int) -> f
         if negatives * (2 * i - m) + positives * (2 * j - n) >= observed
     )
     return ways / 2 ** (m + n)
+
+
+def fisher(yes: int, positives: int, wrong: int, negatives: int) -> float:
+    """One-sided exact p-value that yes is no likelier for positives than for negatives (Fisher 1935, The Design of Experiments).
+
+    yes: of the positives; wrong: yes of the negatives.
+    """
+    said = yes + wrong
+    ways = (math.comb(positives, i) * math.comb(negatives, said - i) for i in range(yes, min(positives, said) + 1))
+    return sum(ways) / math.comb(positives + negatives, said)

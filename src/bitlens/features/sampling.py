@@ -187,20 +187,25 @@ class Trial:
         return "positive" if place < len(self.positives) else "random" if place < len(self.easy) else "hard"
 
 
-def trials(bits: PackedBits, columns: Columns, latents: Iterable[int], plan: Plan = Plan()) -> list[Trial]:
+def trials(
+    bits: PackedBits, columns: Columns, latents: Iterable[int], plan: Plan = Plan(), among: Tensor | None = None
+) -> list[Trial]:
     """Draw the rows of each of these latents; one that is rarely on, or rarely off, may have fewer than asked for.
 
-    bits: as from `canonical`. Neighbours and random negatives are sought among `POOL` random rows of the judge's.
+    bits: as from `canonical`. among: bool `[rows]`, the rows to draw from, by default all. Neighbours and random negatives are sought among `POOL` random rows of the judge's.
     """
     token, document, chosen = columns.token, columns.document, list(latents)
     if wrong := [latent for latent in chosen if not 0 <= latent < bits.n_latents]:
         raise BitlensError(f"There is no latent {wrong[0]}; these codes have latents 0 to {bits.n_latents - 1}.")
     explainers = explainers_part(document)
-    if explainers.all() or not explainers.any():
-        raise BitlensError("Explainer and judge need documents of their own; encode more documents.")
-    examples = on_rows(bits, document, plan.examples, explainers, plan.seed)
-    positives = on_rows(bits, document, plan.positives, ~explainers, plan.seed)
-    others = _Others(bits, token, document, (~explainers).nonzero()[:, 0], plan.seed)
+    drawn = torch.ones_like(explainers) if among is None else among
+    explained, judged = drawn & explainers, drawn & ~explainers
+    if not explained.any() or not judged.any():
+        more = "encode" if among is None else "label"
+        raise BitlensError(f"Explainer and judge need documents of their own; {more} more documents.")
+    examples = on_rows(bits, document, plan.examples, explained, plan.seed)
+    positives = on_rows(bits, document, plan.positives, judged, plan.seed)
+    others = _Others(bits, token, document, judged.nonzero()[:, 0], plan.seed)
     return [
         others.trial(latent, *([r for r in rows[latent].tolist() if r >= 0] for rows in (examples, positives)), plan)
         for latent in chosen
