@@ -73,7 +73,7 @@ def train(
             raise BitlensError("--stream needs the text and the hook point: add --text and --hook.")
         language_model, reader = open_text(
             source, text, (hook,), context, True, None, text_column, split, True, "auto", shuffle_seed, "auto",
-            config.device, None, None,
+            config.device, None, None, config.test_fraction,
         )  # fmt: skip
         rows: Any = LiveSource(language_model, reader, test_fraction=config.test_fraction)
     elif target is not None:

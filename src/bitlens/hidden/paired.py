@@ -16,18 +16,18 @@ class PairedStore(ActivationStore):
     """The store `inputs` whose rows hold the same token's hidden state in `targets` beside their own:
     `[rows, d_in + d_out]`. A row of outlying norm in either is left out. For transcoders."""
 
-    def __init__(self, inputs: Path | str, targets: Path | str, test_fraction: float = 0.1) -> None:
+    def __init__(self, inputs: Path | str, targets: Path | str, test_fraction: float | None = None) -> None:
         super().__init__(inputs, test_fraction)
         self.targets = ActivationStore(targets, test_fraction)
         shape = [[shard["rows"] for shard in store.shards] for store in (self, self.targets)]
-        same = ("model", "revision", "corpus", "context_length", "packed", "prepend_bos")
+        same = ("model", "revision", "corpus", "context_length", "packed", "prepend_bos", "test_fraction")
         if shape[0] != shape[1] or any(self.manifest.get(k) != self.targets.manifest.get(k) for k in same):
             raise BitlensError(f"{inputs} and {targets} are not of one harvest; harvest both with one --hook A B.")
         self.d_out, self.mean_out, self.scale_out = self.targets.d_in, self.targets.mean, self.targets.scale
         self.about = {**self.about, "target": str(targets), "target_hook": self.targets.manifest.get("hook")}
 
     @classmethod
-    def beside(cls, inputs: Path | str, target_hook: str, test_fraction: float = 0.1) -> PairedStore:
+    def beside(cls, inputs: Path | str, target_hook: str, test_fraction: float | None = None) -> PairedStore:
         """With the store of the hook point `target_hook` in the same folder, where a harvest of several puts it."""
         for file in sorted(Path(inputs).resolve().parent.glob(f"*/{MANIFEST}")):
             manifest = read_manifest(file, SCHEMA, "a store of hidden states")
@@ -43,6 +43,6 @@ class PairedStore(ActivationStore):
         if "hidden" in tensors:
             tensors["hidden"] = torch.cat([tensors["hidden"], of_targets["hidden"]], 1)
         if "norm" in tensors:
-            limit = self.targets.manifest.get("outlier_norm") or torch.inf
-            tensors["norm"] = tensors["norm"].masked_fill(of_targets["norm"] > limit, torch.inf)
+            outlying = of_targets["norm"] > self.targets.outlier_norm
+            tensors["norm"] = tensors["norm"].masked_fill(outlying, torch.inf)
         return tensors

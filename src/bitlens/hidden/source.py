@@ -6,7 +6,9 @@ random order, all from one seed, so a `Position` is enough to restart anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,8 @@ from torch import Tensor
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator, mixed
 
+TEST_FRACTION = 0.1
+FILL = 1e6  # times the usual norm: no hidden state is as large
 NO_ROWS = (
     "There are no training rows: every document is held out or every row is an outlier; harvest more documents "
     "(--documents paragraph makes many of one file) or lower --test-fraction."
@@ -93,6 +97,60 @@ def held_out(documents: np.ndarray, fraction: float) -> np.ndarray:
     return (uniform < fraction) | ((documents == 0) & (fraction > 0))
 
 
+class Spread(NamedTuple):
+    """Rows, their mean `[d]` and the sum of their squared distances to it, float64. Parts are joined without the
+    cancellation of sums of squares (Chan, Golub, LeVeque 1979)."""
+
+    rows: int
+    mean: Tensor
+    squares: float
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Spread:
+        """rows `[n, d]`, n at least 1"""
+        return cls.joined(map(cls._of_block, rows.split(8192)))
+
+    @classmethod
+    def _of_block(cls, rows: Tensor) -> Spread:
+        exact = rows.double()
+        mean = exact.mean(0)
+        return cls(len(rows), mean, float((exact - mean).square().sum()))
+
+    @classmethod
+    def joined(cls, parts: Iterable[Spread]) -> Spread:
+        """Of the rows of all parts, in their order."""
+        return functools.reduce(cls._join, parts)
+
+    def _join(self, other: Spread) -> Spread:
+        rows, apart = self.rows + other.rows, other.mean - self.mean
+        between = float(apart.square().sum()) * self.rows * other.rows / rows
+        return Spread(rows, self.mean + apart * (other.rows / rows), self.squares + other.squares + between)
+
+    @property
+    def std(self) -> float:
+        """Of all components together."""
+        return math.sqrt(self.squares / (self.rows * len(self.mean)))
+
+
+def outlier_limit(norms: Tensor, multiple: float) -> float:
+    """The largest norm of a usual row: `multiple` times the median of all norms that are not zero.
+
+    Outliers are rows such as attention sinks, a hundred times as large as the others. Where more than a hundredth is
+    a million times as large, the others are a fill value or these are, and nobody can say which: that is refused.
+    """
+    some = norms[norms > 0].double()
+    if not len(some):
+        return 0.0
+    median = float(some.median())
+    beyond = some[some > multiple * median]
+    if len(beyond) > len(some) / 100 and float(beyond.median()) > FILL * median:
+        raise BitlensError(
+            f"{len(beyond):,} of {len(some):,} rows have norms about {float(beyond.median()):.2g}, the median is "
+            f"{median:.2g}: one of the two is a fill value; take those rows out."
+        )
+    return multiple * median
+
+
 class TensorSource(HiddenSource):
     """Rows that are in memory already, `[rows, d_in]`: for notebooks, experiments and tests. All are training rows."""
 
@@ -102,10 +160,16 @@ class TensorSource(HiddenSource):
         if not torch.isfinite(rows).all():
             bad = int((~torch.isfinite(rows)).any(1).nonzero()[0])
             raise BitlensError(f"Row {bad} has a NaN or infinite value; remove it before training.")
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        largest = int(norms.argmax())
+        if norms[largest] > FILL * outlier_limit(norms, 1.0) > 0:
+            raise BitlensError(
+                f"Row {largest} has a norm of {float(norms[largest]):.2g}, more than a million times the median; "
+                "leave rows of fill values out."
+            )
         self.rows, self.d_in = rows, rows.shape[1]
-        mean = rows.double().mean(0)
-        self.mean = mean.float()
-        self.scale = float((rows.double() - mean).square().mean().sqrt())
+        spread = Spread.of(rows)
+        self.mean, self.scale = spread.mean.float(), spread.std
         self.about = about or {}
 
     def windows(self, seed: int, epoch: int) -> list[Any]:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from bitlens.errors import BitlensError
+from bitlens.hidden import Corpus
 from bitlens.hidden.models import LanguageModel
-from bitlens.hidden.text import ContextReader, Corpus
+from bitlens.hidden.text import ContextReader
 from bitlens.seeding import generator
 
 MOST_LABELS = 100

@@ -20,9 +20,10 @@ from torch import Tensor
 from bitlens.autoencoders import Autoencoder
 from bitlens.errors import BitlensError
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel, TensorSource
+from bitlens.hidden.documents import Unit
 from bitlens.hidden.harvest import folder_name, harvest
 from bitlens.hidden.models import BUNDLED
-from bitlens.hidden.text import ContextReader, Unit
+from bitlens.hidden.text import ContextReader
 from bitlens.studies.cells import Cell, Report, Row, library, measure_cells, open_study, write_table
 from bitlens.studies.figures import figure
 from bitlens.studies.measuring import measure_rows
@@ -152,7 +153,7 @@ def _open(config: SequenceConfig) -> tuple[LanguageModel, ContextReader, list[in
     model = load(hooks)
     model.require_context(config.context)
     config.training(0).resolved(max(model.widths().values()), "cpu")  # refuses what it cannot be trained with
-    reader = ContextReader(corpus, model.tokenizer, config.context, config.packed, config.bos)
+    reader = ContextReader(corpus, model.tokenizer, config.context, config.packed, config.bos, config.test_fraction)
     positions = text_positions(config, reader)
     if next(reader.contexts(), None) is None:
         raise BitlensError("The text gave no usable tokens: it is empty.")
