@@ -92,7 +92,9 @@ class TextFile:
     def _json(self, raw: IO[bytes]) -> Iterator[str]:
         """An array of objects, or one object after another."""
         file, decoder = self._open(raw, ""), json.JSONDecoder()
-        rest = file.read(BLOCK).lstrip()
+        rest = ""
+        while not rest and (more := file.read(BLOCK)):
+            rest = more.lstrip()
         array, number = rest.startswith("["), 1
         at = int(array)
         while True:
@@ -104,11 +106,12 @@ class TextFile:
                 value, at = decoder.raw_decode(rest, at)
             except json.JSONDecodeError:
                 more = file.read(max(BLOCK, len(rest)))
-                if not more and not array and at == len(rest):
-                    return
-                if not more:
-                    value = self._parsed(json.loads, rest[at:], f"document {number}")  # says what is wrong
+                if not more and at < len(rest):
+                    self._parsed(json.loads, rest[at:], f"document {number}")  # says what is wrong
+                if not more and array:
                     raise BitlensError(f"{self.path} ends before its array of documents does.") from None
+                if not more:
+                    return
                 rest, at = rest[at:] + more, 0
                 continue
             yield self._column(value, f"document {number}")
