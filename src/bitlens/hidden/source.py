@@ -108,23 +108,13 @@ class Spread(NamedTuple):
     @classmethod
     def of(cls, rows: Tensor) -> Spread:
         """rows `[n, d]`, n at least 1"""
-        return cls.joined(map(cls._of_block, rows.split(8192)))
-
-    @classmethod
-    def _of_block(cls, rows: Tensor) -> Spread:
-        exact = rows.double()
-        mean = exact.mean(0)
-        return cls(len(rows), mean, float((exact - mean).square().sum()))
+        blocks = ((block, block.mean(0)) for block in map(Tensor.double, rows.split(8192)))
+        return cls.joined(Spread(len(block), mean, float((block - mean).square().sum())) for block, mean in blocks)
 
     @classmethod
     def joined(cls, parts: Iterable[Spread]) -> Spread:
         """Of the rows of all parts, in their order."""
-        return functools.reduce(cls._join, parts)
-
-    def _join(self, other: Spread) -> Spread:
-        rows, apart = self.rows + other.rows, other.mean - self.mean
-        between = float(apart.square().sum()) * self.rows * other.rows / rows
-        return Spread(rows, self.mean + apart * (other.rows / rows), self.squares + other.squares + between)
+        return functools.reduce(_joined, parts)
 
     @property
     def std(self) -> float:
@@ -132,21 +122,27 @@ class Spread(NamedTuple):
         return math.sqrt(self.squares / (self.rows * len(self.mean)))
 
 
+def _joined(one: Spread, other: Spread) -> Spread:
+    rows, apart = one.rows + other.rows, other.mean - one.mean
+    between = float(apart.square().sum()) * one.rows * other.rows / rows
+    return Spread(rows, one.mean + apart * (other.rows / rows), one.squares + other.squares + between)
+
+
 def outlier_limit(norms: Tensor, multiple: float) -> float:
     """The largest norm of a usual row: `multiple` times the median of all norms that are not zero.
 
-    Outliers are rows such as attention sinks, a hundred times as large as the others. Where more than a hundredth is
-    a million times as large, the others are a fill value or these are, and nobody can say which: that is refused.
+    Outliers are rows such as attention sinks, a hundred times as large as the others. A million times is a fill value,
+    left out where it is rare; where it is not, nobody can say which rows are meant, and that is refused.
     """
     some = norms[norms > 0].double()
     if not len(some):
         return 0.0
     median = float(some.median())
-    beyond = some[some > multiple * median]
-    if len(beyond) > len(some) / 100 and float(beyond.median()) > FILL * median:
+    apart = int(((some > FILL * median) | (some * FILL < median)).sum())
+    if apart > len(some) / 100:
         raise BitlensError(
-            f"{len(beyond):,} of {len(some):,} rows have norms about {float(beyond.median()):.2g}, the median is "
-            f"{median:.2g}: one of the two is a fill value; take those rows out."
+            f"{apart:,} of {len(some):,} rows have norms a million times above or below the median, {median:.2g}: "
+            "either they are fill values or the others are; take the rows of fill values out."
         )
     return multiple * median
 
