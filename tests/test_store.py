@@ -347,7 +347,9 @@ def test_manifest_and_shards_of_a_harvested_store(tiny_store):
             "mean": ([d], torch.float64), "squares": ([], torch.float64),
         }  # fmt: skip
     assert len(tiny_store) == sum(entry["rows"] for entry in tiny_store.shards)
-    assert repr(tiny_store).startswith(f"ActivationStore({tiny_store.path}: {len(tiny_store):,} rows of 32 from 20 documents, ")
+    assert repr(tiny_store).startswith(
+        f"ActivationStore({tiny_store.path}: {len(tiny_store):,} rows of 32 from 20 documents, "
+    )
 
 
 def test_no_temporary_file_stays(harvested):

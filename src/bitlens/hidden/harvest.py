@@ -108,7 +108,7 @@ def harvest(
             "model": model.name, "revision": model.revision, "hook": hook.names(), "d_in": widths[hook.name],
             "dtype": str(dtype).removeprefix("torch."), "corpus": reader.corpus.fingerprint(),
             "text": reader.corpus.origin(), "context_length": reader.length, "packed": reader.packed,
-            "test_fraction": reader.test_fraction if reader.packed else None, "prepend_bos": reader.prepends_bos, "max_rows": max_rows, "batch_size": batch_size,
+            "test_fraction": reader.test_fraction, "prepend_bos": reader.prepends_bos, "max_rows": max_rows, "batch_size": batch_size,
         }  # fmt: skip
         writers[hook.name] = StoreWriter(folders[hook.name], about, outlier_multiple)
     if all(writer.complete for writer in writers.values()):
