@@ -493,7 +493,7 @@ def test_text_that_is_not_there(source):
         list(Corpus((source,)).documents())
 
 
-@pytest.mark.parametrize("source", ["nobody/no-such-dataset", "hf:./nowhere"])
+@pytest.mark.parametrize("source", ["nobody/no-such-dataset", "hf:./nowhere", "A text itself. " * 200, "a\0b"])
 def test_a_dataset_that_is_not_there(source):
     with pytest.raises(BitlensError, match="is neither a file here nor a dataset that could be read") as error:
         list(Corpus((source,)).documents())

@@ -16,6 +16,7 @@ import torch
 import transformers
 
 import bitlens.hidden.harvest as harvest_module
+from bitlens.cli import main
 from bitlens.errors import BitlensError
 from bitlens.files import sha256
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
@@ -477,6 +478,14 @@ def test_the_command_says_what_was_not_read_and_how_few_documents_there_are(
     assert "not read as text: README.md, picture.png" in said
     assert "from 20 documents" in said
     assert "Only 20 documents: the split into training and test and all intervals rest on documents" in said
+
+
+def test_the_help_of_a_flag_says_what_the_flag_does(capsys):
+    with pytest.raises(SystemExit):
+        main(["harvest", "--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--no-packed what a context holds: --packed documents one after another" in said
+    assert "--no-packed the beginning of one document. (default: --packed)" in said
 
 
 def test_bad_input_ends_with_one_sentence_and_status_2(bitlens_command, tiny_llama, text_folder, tmp_path):

@@ -75,6 +75,8 @@ def train(
             source, text, (hook,), context, True, None, text_column, split, True, "auto", shuffle_seed, "auto",
             config.device, None, None, config.test_fraction,
         )  # fmt: skip
+        if left_out := reader.corpus.left_out():
+            show.err.print(f"Not read as text: {', '.join(left_out)}", soft_wrap=True)
         rows: Any = LiveSource(language_model, reader, test_fraction=config.test_fraction)
     elif target is not None:
         rows = PairedStore(source, target, test_fraction=config.test_fraction)

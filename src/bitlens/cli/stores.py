@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from bitlens.cli.common import Device, Files, Json, ModelName, open_text, write_result
 
@@ -16,7 +18,7 @@ def harvest(
     context: int = 256,
     batch_size: int = 16,
     max_rows: int | None = None,
-    packed: bool = True,
+    packed: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: --packed)")] = True,
     test_fraction: float = 0.1,
     bos: bool | None = None,
     text_column: str = "text",

@@ -199,8 +199,11 @@ def _local(source: str) -> Path | None:
     if source == BUNDLED:
         return Path(str(importlib.resources.files("bitlens") / "bundled" / "corpus.jsonl.gz"))
     path = Path(source).expanduser()
-    if path.exists():
-        return path
+    try:
+        if path.exists():
+            return path
+    except (OSError, ValueError):  # no name that a file could have, as of a text itself
+        return None
     if source.startswith(("/", "./", "../", "~")) or is_text(path) or path.suffix.lower() in COMPRESSED:
         raise BitlensError(f"There is no text at {source}.")
     return None

@@ -52,7 +52,7 @@ class SequenceConfig:
     positions: tuple[int, ...] = ()
     """positions in the context, from 0; empty: the first and the last that hold text, and the powers of two between"""
     packed: bool = True
-    """join documents to full contexts; otherwise every context is the beginning of one document"""
+    """what a context holds: --packed documents one after another until it is full, --no-packed the beginning of one document"""
     bos: bool | None = None
     """begin every context with the BOS token; None: if the tokenizer does"""
     text_column: str = "text"
@@ -62,7 +62,7 @@ class SequenceConfig:
     streaming: bool = False
     """read a dataset over the network without downloading it first; with max_tokens, or it is read to its end"""
     documents: Unit = "auto"
-    """what a document is in plain text; auto: a file, or with fewer than ten files a paragraph"""
+    """what a document is; file: a file, or row of a table; auto: the same, but pieces of a long one"""
     max_tokens: int | None = None
     """read so many tokens of text; None: all"""
     max_rows: int | None = None
