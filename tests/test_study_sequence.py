@@ -51,7 +51,9 @@ def store(tmp_path_factory, tiny_llama, text_folder):
 
 def test_the_rows_of_a_cell_are_the_models_own_hidden_states_at_its_position(store, tiny_llama, text_folder):
     full = transformers.AutoModel.from_pretrained(tiny_llama).eval()
-    reader = ContextReader(Corpus((str(text_folder),)), transformers.AutoTokenizer.from_pretrained(tiny_llama), 8)
+    reader = ContextReader(
+        Corpus((str(text_folder),)), transformers.AutoTokenizer.from_pretrained(tiny_llama), 8, test_fraction=0.5
+    )
     special = set(reader.special.tolist())
     expected, documents = [], []
     for tokens, owners in reader.contexts():
