@@ -6,6 +6,7 @@ it: a whole process with its own memory, signals and exit status.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -64,6 +65,18 @@ class Command:
         """SIGKILL, if it still runs -> exit status"""
         self._process.kill()
         return self.wait()
+
+    def peak_memory(self) -> int:
+        """Wait for the end -> the most memory that the process held, in bytes, what it was forked with included"""
+        deadline = time.monotonic() + PATIENCE
+        peak = 0
+        while self._process.is_alive() and time.monotonic() < deadline:
+            with contextlib.suppress(OSError, IndexError):
+                status = Path(f"/proc/{self._process.pid}/status").read_text()
+                peak = max(peak, int(status.split("VmHWM:")[1].split()[0]) * 1024)
+            time.sleep(0.005)
+        assert self.wait() == 0, self.output
+        return peak
 
     @property
     def output(self) -> str:

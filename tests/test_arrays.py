@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 import bitlens.hidden.arrays as arrays_module
 from bitlens.errors import BitlensError
+from bitlens.hidden import ActivationStore
 from bitlens.hidden.arrays import import_arrays
 
 ROWS, WIDTH = 60, 8
@@ -41,7 +43,8 @@ def states(*shape, seed=0):
 
 
 def saved(path, **arrays):
-    SAVE[path.suffix](path, arrays)
+    with path.open("wb") as file:  # numpy would add an ending of its own
+        SAVE[path.suffix.lower()](file if path.suffix.lower() == ".npz" else path, arrays)
     return path
 
 
@@ -167,6 +170,34 @@ def test_an_imported_store_is_trained_on_like_any_other(tmp_path):
     assert {tuple(row) for row in rows.tolist()} < {tuple(row) for row in hidden.tolist()}
 
 
+@pytest.mark.parametrize("kind", [pyarrow.list_, pyarrow.large_list, lambda item: pyarrow.list_(item, WIDTH)])
+@pytest.mark.parametrize("item", [pyarrow.float32(), pyarrow.float64(), pyarrow.float16()])
+def test_lists_of_one_length_in_chunks_and_slices(tmp_path, kind, item):
+    hidden = states(ROWS, WIDTH).astype(np.float16)
+    column = pyarrow.chunked_array([pyarrow.array(list(part), kind(item)) for part in (hidden[:7], hidden[7:])])
+    pyarrow.parquet.write_table(pyarrow.table({"hidden": column.slice(3)}), tmp_path / "a.parquet", row_group_size=9)
+    found, _ = all_rows(import_arrays([tmp_path / "a.parquet"], tmp_path / "out"))
+    assert np.array_equal(found.float().numpy(), hidden[3:].astype(np.float32))
+
+
+def test_lists_of_lists_are_items_with_positions(tmp_path):
+    hidden = states(5, 4, WIDTH)
+    pyarrow.parquet.write_table(pyarrow.table({"hidden": hidden.tolist()}), tmp_path / "a.parquet")
+    found, columns = all_rows(import_arrays([tmp_path / "a.parquet"], tmp_path / "out"))
+    assert np.array_equal(found.numpy(), hidden.reshape(20, WIDTH))
+    assert columns["document"] == [i // 4 for i in range(20)]
+
+
+def test_a_file_is_known_by_what_it_holds(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    first, same, other = (saved(tmp_path / f"{i}.NPZ", hidden=states(6, 4, seed=i // 2)) for i in range(3))
+    stores = [import_arrays([file], tmp_path / f"out-{file.stem}") for file in (first, same, other)]
+    stores.append(import_arrays([Path("~/0.NPZ")], tmp_path / "home"))
+    corpora = [store.manifest["corpus"] for store in stores]
+    assert other.stat().st_size == first.stat().st_size
+    assert corpora[0] == corpora[1] == corpora[3] != corpora[2]
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +250,52 @@ def test_arrays_that_do_not_fit(tmp_path, arrays, settings, sentence):
     assert not (tmp_path / "out").exists()
 
 
+IRREGULAR = {
+    "a null row": (lambda rows: [*rows[:3], None, *rows[4:]], "Row 3 of the column 'hidden' of {file} is null and in row 0 8 long"),
+    "a null at first": (lambda rows: [None, *rows[1:]], "Row 0 of the column 'hidden' of {file} is null"),
+    "an empty row": (lambda rows: [*rows[:3], [], *rows[4:]], "Row 3 of the column 'hidden' of {file} is 0 long and in row 0 8 long"),
+    "ragged rows": (lambda rows: [rows[0][:4], *rows[1:5], rows[5] + rows[0][4:]], "Row 1 of the column 'hidden' of {file} is 8 long and in row 0 4 long"),
+    "a null number": (lambda rows: [*rows[:3], [*rows[3][:2], None, *rows[3][3:]], *rows[4:]], "Row 3 of the column 'hidden' of {file} holds a null"),
+    "only empty rows": (lambda rows: [[] for _ in rows], "Row 0 of the column 'hidden' of {file} is 0 long"),
+    "no rows": (lambda rows: [], "has no rows or no width"),
+    "a ragged item": (lambda rows: [[rows[0], rows[1]], [rows[2]]], "Row 1 of the column 'hidden' of {file} is 1 long and in row 0 2 long"),
+    "a ragged row of an item": (lambda rows: [[rows[0], rows[1]], [rows[2], rows[3][:5]]], "Row 1 of the column 'hidden' of {file} is 5 long"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IRREGULAR)
+@pytest.mark.parametrize("named", [True, False])
+def test_lists_that_are_no_matrix_are_refused_with_their_row(tmp_path, name, named):
+    change, sentence = IRREGULAR[name]
+    rows = change(states(6, WIDTH).tolist())
+    kind = pyarrow.list_(pyarrow.float32())
+    column = pyarrow.array(rows, pyarrow.list_(kind) if "item" in name else kind)
+    file = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"hidden": column}), file)
+    found = refusal(file, out=tmp_path / "out", hidden="hidden" if named else None)
+    assert sentence.format(file=file) in found
+    assert not (tmp_path / "out").exists()
+
+
+def test_lists_that_are_not_asked_for_may_be_as_they_are(tmp_path):
+    hidden = states(3, WIDTH)
+    table = {
+        "hidden": hidden.tolist(),
+        "tokens": [[1], None, [2, 3]],
+        "words": [["a"], [], None],
+        "odd": [[{"a": 1}], [], []],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    assert np.array_equal(all_rows(import_arrays([tmp_path / "a.parquet"], tmp_path / "out"))[0].numpy(), hidden)
+    assert "Row 1 of the column 'tokens'" in refusal(tmp_path / "a.parquet", out=tmp_path / "two", tokens="tokens")
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (4, 0), (0, 3, 8), (4, 0, 8)])
+def test_arrays_of_no_rows(tmp_path, shape):
+    sentence = refusal(saved_npy(tmp_path / "a.npy", np.zeros(shape, np.float32)), out=tmp_path / "out")
+    assert f"The array 'hidden' of {tmp_path / 'a.npy'} has no rows or no width: it is {list(shape)}" in sentence
+
+
 @pytest.mark.parametrize("suffix", [".npy", *SAVE])
 @pytest.mark.parametrize(
     "damage",
@@ -253,5 +330,12 @@ def test_a_folder_that_is_not_empty_is_refused_and_replaced_when_asked(tmp_path)
     assert "is not empty" in refusal(file, out=tmp_path / "out")
     other = saved_npy(tmp_path / "b.npy", states(5, 3))
     assert len(import_arrays([other], tmp_path / "out", overwrite=True)) == 5
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    assert "is not empty" in refusal(file, out=tmp_path / "link")
+    assert len(import_arrays([file], tmp_path / "link", overwrite=True)) == ROWS
+    assert (tmp_path / "link").is_symlink()
+    assert len(ActivationStore(tmp_path / "out")) == ROWS
+    (tmp_path / "to nothing").symlink_to(tmp_path / "new")
+    assert len(import_arrays([file], tmp_path / "to nothing")) == len(ActivationStore(tmp_path / "new")) == ROWS
     assert "was not written by this command" in refusal(file, out=tmp_path, overwrite=True)
     assert file.exists()

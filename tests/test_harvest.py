@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import os
 import random
 import shutil
 import signal
@@ -13,6 +16,7 @@ import torch
 import transformers
 
 import bitlens.hidden.harvest as harvest_module
+from bitlens.cli import main
 from bitlens.errors import BitlensError
 from bitlens.files import sha256
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
@@ -104,8 +108,10 @@ def test_stored_contexts_are_what_the_model_saw(make_model, job, tmp_path, small
 
 
 def test_special_tokens_and_padding_make_no_rows(job, tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("The river <|eos|> and <|pad|> the lamp.\n\nThe sailor.")
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "0.txt").write_text("The river <|eos|> and <|pad|> the lamp.")
+    (text / "1.txt").write_text("The sailor.")
     model, reader = job("layers.1", text=text, packed=False, bos=True)
     (store,) = harvest(model, reader, tmp_path / "out")
     texts = ["The river <|eos|> and <|pad|> the lamp.", "The sailor."]
@@ -372,6 +378,114 @@ def test_a_full_disk_is_told_in_a_sentence_and_the_harvest_resumes(
     command = bitlens_command(*arguments, out, "--resume", constants=SHARDS)
     assert command.wait() == 0, command.output
     assert files(out) == undisturbed
+
+
+def write_large(path, size):
+    """About so many bytes of text."""
+    sentence = "The old sailor watched the quiet river before the storm. "
+    line = json.dumps({"text": sentence * 40}) + "\n"
+    if path.name == "one line.jsonl":
+        path.write_text(json.dumps({"text": sentence * (size // len(sentence))}))
+    elif path.suffix == ".txt":
+        path.write_text(f"{sentence}\n" * (size // len(sentence)))
+    elif path.suffix == ".csv":
+        path.write_text("text\n" + f"{sentence * 40}\n" * (size // 40 // len(sentence)))
+    elif path.suffix == ".json":
+        path.write_text("[" + (line + ",") * (size // len(line)) + line + "]")
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress((line * (size // len(line))).encode(), 1))
+    else:
+        path.write_text(line * (size // len(line)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size", "unit"),
+    [(name, 1 << 27, "auto") for name in ("a.jsonl", "a.txt", "a.csv", "a.json", "a.jsonl.gz")]
+    + [("one line.jsonl", 10_000_000, unit) for unit in ("auto", "file")],
+)
+def test_what_is_not_asked_for_is_not_held_in_memory(bitlens_command, tiny_llama, tmp_path, name, size, unit):
+    """A large text costs no more memory than a small one, but for one document of it."""
+    peaks = []
+    for part, bytes_of_text in (("small", 1 << 16), ("large", size)):
+        (tmp_path / part).mkdir()
+        write_large(tmp_path / part / name, bytes_of_text)
+        command = bitlens_command(
+            "harvest", tiny_llama, "--text", tmp_path / part / name, "--hook", "layers.0", "--out", tmp_path / part / "out",
+            "--context", 64, "--max-rows", 500, "--documents", unit, "--device", "cpu",
+        )  # fmt: skip
+        peaks.append(command.peak_memory())
+        assert len(ActivationStore(tmp_path / part / "out")) == 500
+    assert peaks[1] - peaks[0] < (150e6 if name == "one line.jsonl" else 50e6)
+
+
+def test_no_rows_are_not_asked_for(job, tmp_path):
+    for rows in (0, -3):
+        assert f"max_rows must be at least 1, not {rows}" in refusal(lambda rows=rows: harvest(*job(), tmp_path / "out", max_rows=rows))  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_link_as_output_stays_one(job, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    for settings in ({}, {"overwrite": True}, {"resume": True}):
+        harvest(*job(), tmp_path / "link", max_rows=50, **settings)
+        assert (tmp_path / "link").is_symlink()
+        assert len(ActivationStore(tmp_path / "store")) == 50
+
+
+def test_a_harvest_goes_on_from_the_same_text_by_another_name(
+    tiny_llama, text_folder, undisturbed, tmp_path, monkeypatch
+):
+    """Begun with a path, continued with a link, from another folder, and with a copy."""
+    monkeypatch.setattr(harvest_module, "SHARD_BYTES", 1)
+    (tmp_path / "link").symlink_to(text_folder)
+    shutil.copytree(text_folder, tmp_path / "copy")
+    names = [text_folder, tmp_path / "link", os.path.relpath(text_folder), tmp_path / "copy"]
+    model = LanguageModel.load(str(tiny_llama), ["layers.0", "layers.2"], device="cpu")
+    for name in names:
+        reader = ContextReader(Corpus((str(name),)), model.tokenizer, 8)
+        stops = iter([None] * 9 + ["a test"])
+        last = name == names[-1]
+
+        def work(reader=reader, stops=stops, last=last):
+            return harvest(
+                model, reader, tmp_path / "out", batch_size=4, resume=True, stop=lambda: None if last else next(stops)
+            )
+
+        assert work() if last else "Stopped by a test after" in refusal(work)
+    assert files(tmp_path / "out") == undisturbed
+
+
+def test_another_text_of_the_same_size_is_told_apart(job, tmp_path, text_folder):
+    text = shutil.copytree(text_folder, tmp_path / "text")
+    harvest(*job(text=text), tmp_path / "out")
+    edited = text / "03.txt"
+    edited.write_text(edited.read_text().replace("e", "a"))
+    assert "corpus differ" in refusal(lambda: harvest(*job(text=text), tmp_path / "out", resume=True))
+
+
+def test_the_command_says_what_was_not_read_and_how_few_documents_there_are(
+    bitlens_command, tiny_llama, text_folder, tmp_path
+):
+    text = shutil.copytree(text_folder, tmp_path / "text")
+    (text / "picture.png").write_bytes(b"")
+    (text / "README.md").write_text("About these texts.")
+    command = bitlens_command(
+        "harvest", tiny_llama, "--text", text, "--hook", "layers.0", "--out", tmp_path / "out", "--context", 64
+    )
+    assert command.wait() == 0, command.output
+    said = " ".join(command.output.split())
+    assert "not read as text: README.md, picture.png" in said
+    assert "from 20 documents" in said
+    assert "Only 20 documents: the split into training and test and all intervals rest on documents" in said
+
+
+def test_the_help_of_a_flag_says_what_the_flag_does(capsys):
+    with pytest.raises(SystemExit):
+        main(["harvest", "--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--no-packed what a context holds: --packed documents one after another" in said
+    assert "--no-packed the beginning of one document. (default: --packed)" in said
 
 
 def test_bad_input_ends_with_one_sentence_and_status_2(bitlens_command, tiny_llama, text_folder, tmp_path):

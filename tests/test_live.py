@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from bitlens.errors import BitlensError
 from bitlens.hidden import Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.live import LiveSource
-from bitlens.hidden.source import Position
+from bitlens.hidden.source import Position, held_out
 from bitlens.hidden.text import ContextReader
 from bitlens.seeding import generator
 
@@ -105,6 +106,48 @@ def test_outliers_are_left_out(live, store):
     drawn = torch.cat([rows for rows, _ in batches(source, 40)])
     assert drawn.norm(dim=1).max() <= multiple * norms.median() * (1 + 1e-5) < norms.max()
     assert source.sample(10_000, generator(0)).norm(dim=1).max() <= multiple * norms.median() * (1 + 1e-5)
+
+
+def test_contexts_hold_training_or_held_out_documents(model, text_folder, live):
+    reader = ContextReader(Corpus((str(text_folder),)), model.tokenizer, 16)
+    source = LiveSource(model, reader, test_fraction=0.5)
+    assert [tuple(b.tokens.flatten().tolist()) for b in source.reader.batches(4)] != [
+        tuple(b.tokens.flatten().tolist()) for b in live().reader.batches(4)
+    ]
+    for _, documents in source.reader.contexts():
+        assert len(set(held_out(np.array(documents), 0.5).tolist())) == 1
+    assert reader.test_fraction == 0.1  # the caller's stays as it was
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [{5: 0.0, 6: 0.0, 7: 0.0, 8: 0.0, 9: 0.0, 0: 0.0}, {3: 1e30}, {}],
+    ids=["zeros", "a huge fill value", "a large mean"],
+)
+def test_the_standardisation_is_that_of_the_usual_rows(live, monkeypatch, factors):
+    """factors: of the rows of a position in its context."""
+    rows_of = live_module.iterate_rows
+    made = []
+
+    def changed(model, batches):
+        for rows, documents in rows_of(model, batches):
+            if not factors:
+                rows = rows + 1e5
+            for place, factor in factors.items():
+                if not factor:
+                    rows[place::16] = 0
+                elif not torch.cat([torch.zeros(1), *(former[:, 0] for former, _ in made)]).abs().max() > 1e10:
+                    rows[place] *= 1 if held_out(documents[place : place + 1].numpy(), 0.2)[0] else factor
+            made.append((rows, documents))
+            yield rows, documents
+
+    monkeypatch.setattr(live_module, "iterate_rows", changed)
+    source = live()
+    rows = torch.cat([rows[torch.from_numpy(~held_out(d.numpy(), 0.2))] for rows, d in made]).double()
+    usual = rows[rows.norm(dim=1) < 1e10]
+    assert (len(usual) < len(rows)) == (3 in factors)
+    torch.testing.assert_close(source.mean, usual.mean(0).float())
+    assert source.scale == pytest.approx(float((usual - usual.mean(0)).square().mean().sqrt()), rel=1e-9)
 
 
 def test_a_sample_has_different_training_rows(live, store):

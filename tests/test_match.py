@@ -16,7 +16,9 @@ from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 from bitlens.features.dense import explain, explain_dense
 from bitlens.features.match import Pairs, likeness, match, stability, summary
-from bitlens.hidden import ActivationStore
+from bitlens.hidden import ActivationStore, Corpus, LanguageModel
+from bitlens.hidden.harvest import harvest
+from bitlens.hidden.text import ContextReader
 from bitlens.seeding import generator
 
 ROWS = 4000
@@ -345,14 +347,22 @@ def runs(store: ActivationStore, folder) -> None:
         model.save(folder / name)
 
 
-def test_the_command_compares_two_runs(tiny_store, tmp_path, capsys):
+@pytest.fixture
+def half(tiny_llama, text_folder, tmp_path) -> ActivationStore:
+    """The rows of `tiny_store`, half of the documents held out."""
+    model = LanguageModel.load(str(tiny_llama), ["layers.1"], device="cpu")
+    reader = ContextReader(Corpus((str(text_folder),)), model.tokenizer, 32, test_fraction=0.5)
+    return harvest(model, reader, tmp_path / "half")[0]
+
+
+def test_the_command_compares_two_runs(half, tmp_path, capsys):
     from bitlens.cli.match import match as command
 
-    runs(tiny_store, tmp_path)
-    command(tmp_path / "bae", tmp_path / "other", tiny_store.path, device="cpu", json=tmp_path / "same.json")
+    runs(half, tmp_path)
+    command(tmp_path / "bae", tmp_path / "other", half.path, device="cpu", json=tmp_path / "same.json")
     shown = capsys.readouterr().out
     numbers = json.loads((tmp_path / "same.json").read_text())
-    assert numbers["rows"] == sum(len(r.hidden) for r in ActivationStore(tiny_store.path, 0.5).read("test"))
+    assert numbers["rows"] == sum(len(r.hidden) for r in ActivationStore(half.path, 0.5).read("test"))
     assert numbers["a_in_b"]["same"] == numbers["a_in_b"]["live"] == numbers["b_in_a"]["same"] > 10
     assert numbers["a_in_b"]["one_to_one"] == numbers["stability"]["shared"] == 1
     assert numbers["stability"]["mcs"] == pytest.approx(1)
@@ -360,10 +370,10 @@ def test_the_command_compares_two_runs(tiny_store, tmp_path, capsys):
     for text in ("Every latent of one in the other", "one_to_one", "Some latents of B"):
         assert text in shown
 
-    command(tmp_path / "bae", tmp_path / "topk", tiny_store.path, rows=100, device="cpu", json=tmp_path / "topk.json")
+    command(tmp_path / "bae", tmp_path / "topk", half.path, rows=100, device="cpu", json=tmp_path / "topk.json")
     numbers = json.loads((tmp_path / "topk.json").read_text())
     bits = Autoencoder.from_pretrained(tmp_path / "topk").encode_bits(
-        next(ActivationStore(tiny_store.path, 0.5).read("test")).hidden[:100]
+        next(ActivationStore(half.path, 0.5).read("test")).hidden[:100]
     )
     assert numbers["rows"] == 100
     assert numbers["b_in_a"]["dead"] == int((bits.column_counts() == 0).sum())

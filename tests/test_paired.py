@@ -44,7 +44,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the bundled model's second MLP reads and adds, on 1,200 tokens, and a store of the same tokens elsewhere."""
     folder = tmp_path_factory.mktemp("pairs") / "stores"
     model = LanguageModel.load(BUNDLED, [INTO, OUT_OF, "layers.0"], device="cpu", dtype="float32")
-    reader = ContextReader(Corpus((BUNDLED,)), model.tokenizer, 64)
+    reader = ContextReader(Corpus((BUNDLED,)), model.tokenizer, 64, test_fraction=0.3)
     harvest(model, reader, folder, batch_size=8, max_rows=1200)
     return folder
 

@@ -13,7 +13,8 @@ import torch
 import bitlens.hidden.store as store_module
 from bitlens.errors import BitlensError
 from bitlens.files import read_tensors, sha256, write_json, write_tensors
-from bitlens.hidden import ActivationStore, TensorSource
+from bitlens.hidden import ActivationStore, PairedStore, TensorSource
+from bitlens.hidden.arrays import import_arrays
 from bitlens.hidden.source import Position, held_out
 from bitlens.hidden.store import StoreWriter
 from bitlens.seeding import generator
@@ -83,6 +84,95 @@ def test_outliers_are_read_but_neither_trained_nor_tested_on(tmp_path):
     assert parts == [i for i in range(300) if not 40 <= i < 45]
     assert not set(first_rows(store, 600)) & set(range(40, 45))
     assert store.sample(1000, generator(0)).abs().max() < 1e6
+
+
+def usual_rows(n=400, width=6):
+    return 2 + torch.randn(n, width, generator=generator("usual", n))
+
+
+def with_fill(rows, value, every):
+    """The rows with every so many-th one filled with a value."""
+    return torch.where((torch.arange(len(rows)) % every == every - 1)[:, None], torch.tensor(value), rows)
+
+
+ODD_ROWS = {
+    "a huge fill value": (with_fill(usual_rows(), 1e30, 200), lambda rows: rows[rows[:, 0] < 1e29]),
+    "a fill value beyond float32's squares": (with_fill(usual_rows(), -3e38, 400), lambda rows: rows[rows[:, 0] > -1e29]),
+    "sinks in a quarter": (with_fill(usual_rows(), 3000.0, 4), lambda rows: rows[rows[:, 0] < 2999]),
+    "more than half zeros": (torch.cat([torch.zeros(700, 6), usual_rows()]), lambda rows: rows),
+    "zeros, and a huge one": (
+        torch.cat([torch.zeros(700, 6), with_fill(usual_rows(), 1e30, 400)]), lambda rows: rows[rows[:, 0] < 1e29],
+    ),
+    "a large mean": (1e6 + usual_rows(), lambda rows: rows),
+    "a very large mean": (1e9 + 1e3 * usual_rows(), lambda rows: rows),
+    "small numbers": (1e-15 * usual_rows(), lambda rows: rows),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["store", "imported", "tensor", "pair"])
+@pytest.mark.parametrize("name", ODD_ROWS)
+def test_the_standardisation_is_that_of_the_usual_rows(tmp_path, name, kind):
+    hidden, usual = ODD_ROWS[name]
+    expected = usual(hidden).double()
+    documents = torch.arange(len(hidden))
+    if kind == "tensor":
+        if "huge" in name or "beyond" in name:
+            with pytest.raises(BitlensError, match=r"Row \d+ has a norm of .*leave rows of fill values out"):
+                TensorSource(hidden)
+            return
+        expected = hidden.double()
+        source = TensorSource(hidden)
+        mean, std = source.mean, source.scale
+    elif kind == "pair":
+        inputs = write_store(tmp_path / "in", usual_rows(len(hidden), 3), documents, 64)
+        pairs = PairedStore(inputs.path, write_store(tmp_path / "out", hidden, documents, 64).path, test_fraction=0.2)
+        parts = torch.cat([rows.hidden for part in ("train", "test") for rows in pairs.read(part)])
+        assert len(parts) == len(expected)
+        mean, std = pairs.mean_out, pairs.scale_out
+    else:
+        if kind == "store":
+            store = write_store(tmp_path / "store", hidden, documents, 64)
+        else:
+            np.save(tmp_path / "a.npy", hidden.numpy())
+            store = import_arrays([tmp_path / "a.npy"], tmp_path / "store")
+        assert store.manifest["outliers"] == len(hidden) - len(expected)
+        assert store.manifest["zeros"] == int((hidden == 0).all(1).sum())
+        assert sum(len(rows.hidden) for part in ("train", "test") for rows in store.read(part)) == len(expected)
+        assert np.allclose(store.manifest["mean"], expected.mean(0), rtol=1e-12)
+        mean, std = store.mean, store.scale
+    torch.testing.assert_close(mean, expected.mean(0).float())
+    assert std == pytest.approx(float((expected - expected.mean(0)).square().mean().sqrt()), rel=1e-9)
+
+
+@pytest.mark.parametrize("value", [1e30, 1e-12])
+@pytest.mark.parametrize("share", [0.2, 0.7])
+def test_a_fill_value_that_is_not_rare_is_refused(tmp_path, value, share):
+    n = int(share * 400)
+    hidden = torch.cat([usual_rows(400 - n), torch.full((n, 6), value)])
+    sentence = refusal(lambda: write_store(tmp_path / "store", hidden, torch.arange(400)))
+    least = min(n, 400 - n)
+    assert f"{least} of 400 rows have norms a million times above or below the median" in sentence
+    assert "take the rows of fill values out" in sentence
+    assert sentence == refusal(lambda: TensorSource(hidden))
+
+
+def test_constant_rows_have_no_spread(tmp_path):
+    store = write_store(tmp_path / "store", torch.full((300, 6), 0.1), torch.arange(300), 64)
+    assert store.scale < 1e-15
+    zeros = write_store(tmp_path / "zeros", torch.zeros(300, 6), torch.arange(300), 64)
+    assert (zeros.scale, zeros.manifest["outliers"], zeros.manifest["zeros"]) == (0.0, 0, 300)
+
+
+def test_documents_are_counted_not_numbered(tmp_path):
+    documents = torch.tensor([7, 7, 900, 900, -3, 12]).repeat_interleave(20)
+    store = write_store(tmp_path / "store", numbered_rows(120), documents, 50)
+    assert store.manifest["documents"] == 4
+    assert "from 4 documents" in repr(store)
+    assert any("Only 4 documents" in warning for warning in store.warnings())
+    many = write_store(tmp_path / "many", numbered_rows(120), torch.arange(120), 50)
+    assert many.warnings() == []
+    zeros = write_store(tmp_path / "zeros", torch.cat([numbered_rows(120), torch.zeros(3, 6)]), torch.arange(123), 50)
+    assert zeros.warnings() == ["3 of 123 rows are all zeros; if they are padding, take them out."]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -202,6 +292,27 @@ def test_the_split_is_a_fixed_choice_of_documents():
     assert (chosen <= held_out(np.arange(100_000), 0.2)).all()  # more held out: those, and others
 
 
+def test_packed_contexts_can_be_split_only_as_they_were_packed(tiny_store):
+    assert tiny_store.manifest["test_fraction"] == tiny_store.test_fraction == 0.1
+    assert ActivationStore(tiny_store.path, 0.1).test_fraction == 0.1
+    assert ActivationStore(tiny_store.path, 0.0).test_fraction == 0.0  # nothing is held out, nothing is mixed
+    sentence = refusal(lambda: ActivationStore(tiny_store.path, 0.3))
+    assert "packed for a test fraction of 0.1; with 0.3 some would hold training and held-out text" in sentence
+    assert "harvest with --test-fraction 0.3" in sentence
+
+
+def test_a_store_of_before_is_read_as_it_was(copied):
+    change_manifest(copied, test_fraction=None, zeros=None)
+    assert ActivationStore(copied).test_fraction == 0.1
+    assert ActivationStore(copied, 0.3).test_fraction == 0.3
+
+
+def test_no_held_out_row_follows_a_training_row_in_its_context(tiny_store):
+    for _, columns in tiny_store.contexts():
+        for context in columns["context"].unique():
+            assert len(tiny_store.is_test(columns["document"][columns["context"] == context]).unique()) == 1
+
+
 def test_rows_are_read_in_the_order_of_the_text(numbered):
     for block in (7, 50, 1000):
         rows = list(numbered.read("all", block))
@@ -217,7 +328,7 @@ def test_manifest_and_shards_of_a_harvested_store(tiny_store):
     assert set(tiny_store.manifest) == {
         "schema", "kind", "complete", "rows", "model", "revision", "hook", "d_in", "dtype", "corpus", "documents_of", "text",
         "context_length", "packed", "prepend_bos", "max_rows", "batch_size", "outlier_multiple", "documents", "mean",
-        "std", "outlier_norm", "outliers", "shards",
+        "std", "outlier_norm", "outliers", "zeros", "test_fraction", "shards",
     }  # fmt: skip
     assert tiny_store.manifest["schema"] == 1
     assert tiny_store.manifest["hook"] == {
@@ -233,10 +344,12 @@ def test_manifest_and_shards_of_a_harvested_store(tiny_store):
             "hidden": ([n, d], torch.float32), "norm": ([n], torch.float32), "token": ([n], torch.int32),
             "document": ([n], torch.int64), "position": ([n], torch.int32), "context": ([n], torch.int32),
             "context_tokens": ([entry["contexts"], 32], torch.int32),
-            "sum": ([d], torch.float64), "square_sum": ([], torch.float64),
+            "mean": ([d], torch.float64), "squares": ([], torch.float64),
         }  # fmt: skip
     assert len(tiny_store) == sum(entry["rows"] for entry in tiny_store.shards)
-    assert repr(tiny_store).startswith(f"ActivationStore({tiny_store.path}: {len(tiny_store):,} rows of 32, ")
+    assert repr(tiny_store).startswith(
+        f"ActivationStore({tiny_store.path}: {len(tiny_store):,} rows of 32 from 20 documents, "
+    )
 
 
 def test_no_temporary_file_stays(harvested):

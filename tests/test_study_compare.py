@@ -39,7 +39,7 @@ def config(tmp_path_factory, tiny_llama):
     out = tmp_path_factory.mktemp("compared") / "store"
     text = out.parent / "text.txt"
     text.write_text("\n".join(english(seed, 12) for seed in range(80)))
-    harvest(model, ContextReader(Corpus((str(text),), unit="line"), model.tokenizer, 16), out)
+    harvest(model, ContextReader(Corpus((str(text),), unit="line"), model.tokenizer, 16, test_fraction=0.3), out)
     return dataclasses.replace(TINY, store=str(out))
 
 

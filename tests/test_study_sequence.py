@@ -42,7 +42,7 @@ def store(tmp_path_factory, tiny_llama, text_folder):
     """Contexts of 8 tokens of `tiny_llama` at layers.1, half of the documents held out."""
     model = LanguageModel.load(str(tiny_llama), ["layers.1"], device="cpu")
     out = tmp_path_factory.mktemp("rows") / "store"
-    harvest(model, ContextReader(Corpus((str(text_folder),)), model.tokenizer, 8), out)
+    harvest(model, ContextReader(Corpus((str(text_folder),)), model.tokenizer, 8, test_fraction=0.5), out)
     return ActivationStore(out, test_fraction=0.5)
 
 
@@ -51,7 +51,9 @@ def store(tmp_path_factory, tiny_llama, text_folder):
 
 def test_the_rows_of_a_cell_are_the_models_own_hidden_states_at_its_position(store, tiny_llama, text_folder):
     full = transformers.AutoModel.from_pretrained(tiny_llama).eval()
-    reader = ContextReader(Corpus((str(text_folder),)), transformers.AutoTokenizer.from_pretrained(tiny_llama), 8)
+    reader = ContextReader(
+        Corpus((str(text_folder),)), transformers.AutoTokenizer.from_pretrained(tiny_llama), 8, test_fraction=0.5
+    )
     special = set(reader.special.tolist())
     expected, documents = [], []
     for tokens, owners in reader.contexts():
@@ -88,7 +90,7 @@ def test_every_position_gets_the_rows_of_the_poorest(store):
 
 def test_rows_of_outlying_norm_belong_to_their_position(tiny_llama, text_folder, tmp_path):
     model = LanguageModel.load(str(tiny_llama), ["layers.1"], device="cpu")
-    reader = ContextReader(Corpus((str(text_folder),)), model.tokenizer, 8)
+    reader = ContextReader(Corpus((str(text_folder),)), model.tokenizer, 8, test_fraction=0.5)
     harvest(model, reader, tmp_path / "store", outlier_multiple=1.0)  # now half of the rows are outliers
     store = ActivationStore(tmp_path / "store", test_fraction=0.5)
     usual = sum(len(train) + len(test) for train, test in store.splits())

@@ -139,15 +139,16 @@ def prepare_output(path: Path, resume: bool, overwrite: bool, marker: str) -> No
 
     `marker` is the file that shows the folder to be one of ours: nothing else is ever deleted.
     """
-    if path.exists() and not path.is_dir():
+    real = path.resolve()  # a link stays, what it leads to is made or replaced
+    if real.exists() and not real.is_dir():
         raise BitlensError(f"{path} is a file; name a folder for the output.")
-    if path.is_dir() and any(path.iterdir()) and not resume:
+    if real.is_dir() and any(real.iterdir()) and not resume:
         if not overwrite:
             raise BitlensError(f"{path} is not empty; pass --resume to continue it or --overwrite to replace it.")
-        if not _is_ours(path / marker):
+        if not _is_ours(real / marker):
             raise BitlensError(f"{path} was not written by this command (it has no {marker}); choose another folder.")
-        shutil.rmtree(path)
+        shutil.rmtree(real)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        real.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BitlensError(f"The folder {path} cannot be made: {error.strerror}.") from error

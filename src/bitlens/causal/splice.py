@@ -143,7 +143,7 @@ class Splice:
         if autoencoder is not None and part == "test":
             store = unseen(store, autoencoder.metadata)
         contexts, scored, units = contexts_to_score(store, limit, part, seed)
-        max_norm = store.manifest.get("outlier_norm") or math.inf
+        max_norm = store.outlier_norm
         return cls(model, contexts, scored, mean, units=units, max_norm=max_norm)
 
     def losses(self, autoencoder: Change) -> SpliceLosses:

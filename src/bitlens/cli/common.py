@@ -49,7 +49,7 @@ SearchFlags = Annotated[Search, tyro.conf.arg(name="")]
 def open_text(
     model: str, text: tuple[str, ...], hooks: tuple[str, ...], context: int, packed: bool, bos: bool | None,
     column: str, split: str, streaming: bool, unit: Any, shuffle_seed: int | None, dtype: str, device: str,
-    device_map: str | None, revision: str | None,
+    device_map: str | None, revision: str | None, test_fraction: float,
 ) -> Any:  # fmt: skip
     """A language model hooked at `hooks` and a reader of `text`."""
     from bitlens.hidden import Corpus, LanguageModel
@@ -59,7 +59,7 @@ def open_text(
     language_model = LanguageModel.load(
         model, list(hooks), dtype=dtype, device=pick_device(device), device_map=device_map, revision=revision
     )
-    return language_model, ContextReader(corpus, language_model.tokenizer, context, packed, bos)
+    return language_model, ContextReader(corpus, language_model.tokenizer, context, packed, bos, test_fraction)
 
 
 def open_pair(run: Path, store: Path, device: str, search: Search = Search()) -> Any:

@@ -66,7 +66,6 @@ def train(
     from bitlens import show
     from bitlens.hidden import ActivationStore, PairedStore
     from bitlens.hidden.live import LiveSource
-    from bitlens.hidden.source import TEST_FRACTION
     from bitlens.training import train as run
 
     fraction = config.test_fraction
@@ -75,9 +74,11 @@ def train(
             raise BitlensError("--stream needs the text and the hook point: add --text and --hook.")
         language_model, reader = open_text(
             source, text, (hook,), context, True, None, text_column, split, True, "auto", shuffle_seed, "auto",
-            config.device, None, None,
+            config.device, None, None, TEST_FRACTION if fraction is None else fraction,
         )  # fmt: skip
-        rows: Any = LiveSource(language_model, reader, test_fraction=TEST_FRACTION if fraction is None else fraction)
+        if left_out := reader.corpus.left_out():
+            show.err.print(f"Not read as text: {', '.join(left_out)}", soft_wrap=True)
+        rows: Any = LiveSource(language_model, reader, test_fraction=reader.test_fraction)
     elif target is not None:
         rows = PairedStore(source, target, fraction)
     else:

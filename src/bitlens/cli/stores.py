@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from bitlens.cli.common import Device, Files, Json, ModelName, open_text, write_result
 
@@ -16,7 +18,8 @@ def harvest(
     context: int = 256,
     batch_size: int = 16,
     max_rows: int | None = None,
-    packed: bool = True,
+    packed: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: --packed)")] = True,
+    test_fraction: float = 0.1,
     bos: bool | None = None,
     text_column: str = "text",
     split: str = "train",
@@ -39,19 +42,20 @@ def harvest(
 
     Args:
         model: Hugging Face model, by name or folder; 'bundled' is the one that comes with bitlens.
-        text: files (.txt, .jsonl, .parquet, also .gz), folders of them, datasets (NAME or NAME:CONFIG), or 'bundled'.
+        text: files (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet, also .gz or .zst), folders of them, datasets (NAME or NAME:CONFIG), or 'bundled'.
         hook: hook points: layers.4, layers.4.mlp, layers.4.mlp:input, hidden_states[5] or blocks.4.hook_resid_post.
         out: the store; with several hook points a folder with a store for each.
         context: tokens the model sees at once.
         batch_size: contexts a forward pass.
         max_rows: stop after so many tokens.
-        packed: join documents to full contexts; --no-packed makes one context of the beginning of each document.
+        packed: what a context holds: --packed documents one after another until it is full, --no-packed the beginning of one document.
+        test_fraction: share of the documents that is held out; packed contexts hold either such documents or others.
         bos: begin every context with the BOS token; by default if the tokenizer does.
         text_column: column of the text in tables and datasets.
         split: split of a dataset.
         streaming: read a dataset over the network without downloading it first.
-        documents: what a document is in plain text; auto: a file, or with fewer than ten files a paragraph.
-        shuffle_seed: mix the documents with this seed.
+        documents: what a document is; file: a file, or row of a table; auto: the same, but of one with more than 8,000 characters pieces of 2,000 or more.
+        shuffle_seed: mix the documents with this seed; reads all of the text, into a temporary file.
         dtype: of the model: auto, float32, bfloat16 or float16.
         store_dtype: of the stored hidden states; auto: the model's.
         outlier_multiple: rows whose norm is above this multiple of the median are never trained on.
@@ -70,7 +74,7 @@ def harvest(
 
     language_model, reader = open_text(
         model, text, hook, context, packed, bos, text_column, split, streaming, documents, shuffle_seed, dtype, device,
-        device_map, revision,
+        device_map, revision, test_fraction,
     )  # fmt: skip
     with show.bar("harvest", None) as bar, stop_on_signals() as stop:
         stores = run(
@@ -81,6 +85,8 @@ def harvest(
         )  # fmt: skip
     for store in stores:
         show.out.print(_describe(store), soft_wrap=True)
+    for warning in dict.fromkeys(warning for store in stores for warning in store.warnings()):
+        show.err.print(warning, soft_wrap=True)
     write_result(json, {"stores": [_summary(store) for store in stores]})
 
 
@@ -118,6 +124,8 @@ def import_(
         outlier_multiple=outlier_multiple, overwrite=overwrite,
     )  # fmt: skip
     show.out.print(_describe(store), soft_wrap=True)
+    for warning in store.warnings():
+        show.err.print(warning, soft_wrap=True)
     write_result(json, _summary(store))
 
 

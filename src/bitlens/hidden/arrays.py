@@ -6,7 +6,7 @@ import hashlib
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bitlens.errors import BitlensError
-from bitlens.files import prepare_output
+from bitlens.files import prepare_output, sha256
 from bitlens.hidden.store import MANIFEST, OUTLIER_MULTIPLE, ActivationStore, StoreWriter
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet", ".h5", ".hdf5")
@@ -40,6 +40,10 @@ def import_arrays(
     `[items, positions, d]` (an item is then a document). tokens, documents, positions: names of integer arrays of the
     same rows; without documents every row is its own, without positions they count up within a document.
     """
+    files = [file.expanduser() for file in files]
+    for file in files:
+        if not file.is_file():
+            raise BitlensError(f"There is no file {file}.")
     writer: StoreWriter | None = None
     next_document = 0
     for file in files:
@@ -60,8 +64,8 @@ def import_arrays(
             prepare_output(out, resume=False, overwrite=overwrite, marker=MANIFEST)
             about = {"model": name, "revision": None, "hook": {"module": name}, "d_in": width, "context_length": None}
             about["dtype"] = str(next(_blocks(states[:1]))[1].dtype).removeprefix("torch.")
-            sizes = repr([(f.name, f.stat().st_size) for f in files])
-            about |= {"corpus": hashlib.sha256(sizes.encode()).hexdigest(), "text": [f.name for f in files]}
+            contents = repr([sha256(f) for f in files])
+            about |= {"corpus": hashlib.sha256(contents.encode()).hexdigest(), "text": [f.name for f in files]}
             writer = StoreWriter(out, about, outlier_multiple)
         elif writer.about["d_in"] != width:
             raise BitlensError(
@@ -79,26 +83,25 @@ def import_arrays(
 
 def _open(file: Path) -> dict[str, Any]:
     """Arrays by name, lazily where the format allows; nothing is unpickled."""
-    if not file.exists():
-        raise BitlensError(f"There is no file {file}.")
+    suffix = file.suffix.lower()
     try:
-        if file.suffix == ".npy":
+        if suffix == ".npy":
             return {"hidden": np.load(file, mmap_mode="r", allow_pickle=False)}
-        if file.suffix == ".npz":
+        if suffix == ".npz":
             return dict(np.load(file, allow_pickle=False))
-        if file.suffix == ".safetensors":
+        if suffix == ".safetensors":
             with safe_open(file, framework="pt") as handle:
                 return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-        if file.suffix in (".h5", ".hdf5"):
+        if suffix in (".h5", ".hdf5"):
             import h5py
 
             found: dict[str, Any] = {}
             h5py.File(file).visititems(lambda n, x: found.update({n: x}) if isinstance(x, h5py.Dataset) else None)
             return found
-        if file.suffix == ".parquet":
+        if suffix == ".parquet":
             return _open_parquet(file)
     except ImportError as error:
-        raise BitlensError(f"Reading {file.suffix} needs the extra: pip install 'bitlens[data]' ({error}).") from None
+        raise BitlensError(f"Reading {suffix} needs the extra: pip install 'bitlens[data]' ({error}).") from None
     except (ValueError, OSError, EOFError, BadZipFile, zlib.error, SafetensorError) as error:
         raise BitlensError(f"{file} could not be read: {str(error).splitlines()[0]}") from error
     raise BitlensError(f"{file} has none of the known endings: {', '.join(SUFFIXES)}.")
@@ -111,17 +114,57 @@ def _open_parquet(file: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for column in (table := parquet.read_table(file)).column_names:
         values = table[column].combine_chunks()
-        if (
-            arrow.types.is_list(values.type)
-            or arrow.types.is_large_list(values.type)
-            or arrow.types.is_fixed_size_list(values.type)
-        ):
-            flat = values.flatten().to_numpy(zero_copy_only=False)
-            if len(values) and len(flat) % len(values) == 0:
-                found[column] = flat.reshape(len(values), -1)
+        if _is_list(values.type):
+            found[column] = _matrix(values, f"the column '{column}' of {file}")
         elif arrow.types.is_integer(values.type):
             found[column] = values.to_numpy(zero_copy_only=False)
     return found
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as arrow
+
+    return arrow.types.is_list(kind) or arrow.types.is_large_list(kind) or arrow.types.is_fixed_size_list(kind)
+
+
+class _Irregular(NamedTuple):
+    """A column of lists that are no matrix; refused if it is asked for."""
+
+    shape: tuple[int, str]
+    dtype: np.dtype
+    reason: str
+    ndim: int = 2
+
+
+def _matrix(values: Any, where: str) -> Any:
+    """Lists, or lists of lists, all as long as the first -> an array `[rows, ...]`."""
+    shape = [len(values)]
+    rows = np.arange(len(values))  # the row that each list is of
+    while _is_list(values.type):
+        lengths = values.value_lengths().to_numpy(zero_copy_only=False).astype(np.float64)  # NaN where it is null
+        wrong = np.flatnonzero(~(lengths == lengths[0]) | (lengths == 0)) if len(lengths) else lengths[:0]
+        if len(wrong):
+            at = int(wrong[0])
+            found = "null" if np.isnan(lengths[at]) else f"{lengths[at]:.0f} long"
+            expected = "" if np.isnan(lengths[0]) or not at else f" and in row {rows[0]} {lengths[0]:.0f} long"
+            reason = f"Row {rows[at]} of {where} is {found}{expected}; a list of one length is needed in every row."
+            return _Irregular((len(rows), "?"), _dtype(values.type), reason)
+        width = int(lengths[0]) if len(lengths) else 0
+        shape, rows = [*shape, width], rows.repeat(width)
+        values = values.flatten()
+    if values.null_count:
+        at = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        reason = f"Row {rows[at]} of {where} holds a null; a number is needed at every place."
+        return _Irregular((shape[0], "?"), _dtype(values.type), reason)
+    return values.to_numpy(zero_copy_only=False).reshape(shape)
+
+
+def _dtype(kind: Any) -> np.dtype:
+    import pyarrow as arrow
+
+    while _is_list(kind):
+        kind = kind.value_type
+    return np.dtype(kind.to_pandas_dtype() if arrow.types.is_primitive(kind) else object)
 
 
 def _pick(arrays: dict[str, Any], name: str | None, file: Path) -> Any:
@@ -134,6 +177,10 @@ def _pick(arrays: dict[str, Any], name: str | None, file: Path) -> Any:
             )
     if name not in arrays:
         raise BitlensError(f"{file} has no array '{name}', only: {_names(arrays)}.")
+    if isinstance(arrays[name], _Irregular):
+        raise BitlensError(arrays[name].reason)
+    if not all(arrays[name].shape):
+        raise BitlensError(f"The array '{name}' of {file} has no rows or no width: it is {list(arrays[name].shape)}.")
     if arrays[name].ndim not in (2, 3) or not _is_float(arrays[name]):
         raise BitlensError(f"The array '{name}' of {file} is not a matrix of floats but {list(arrays[name].shape)}.")
     return arrays[name]
@@ -144,6 +191,8 @@ def _column(arrays: dict[str, Any], key: str | None, states: Any, file: Path) ->
         return None
     if key not in arrays:
         raise BitlensError(f"{file} has no array '{key}', only: {_names(arrays)}.")
+    if isinstance(arrays[key], _Irregular):
+        raise BitlensError(arrays[key].reason)
     column = np.asarray(arrays[key])
     if column.shape == states.shape[:1] and states.ndim == 3:
         column = np.repeat(column, states.shape[1])

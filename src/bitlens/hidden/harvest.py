@@ -16,10 +16,11 @@ from torch import Tensor
 
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import prepare_output
+from bitlens.hidden.documents import Corpus
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.split import documents_of
 from bitlens.hidden.store import MANIFEST, OUTLIER_MULTIPLE, ActivationStore, StoreWriter
-from bitlens.hidden.text import ContextReader, Contexts, Corpus
+from bitlens.hidden.text import ContextReader, Contexts
 
 SHARD_BYTES = 1 << 26
 ROW_COLUMNS_BYTES = 28  # token, document, position, context, norm, context_tokens
@@ -42,6 +43,8 @@ class Plan:
     batch_bytes: int
     store_bytes: int | None
     free_bytes: int
+    left_out: list[str]
+    """files in the folders of text that are not read"""
 
     def __str__(self) -> str:
         rows = (
@@ -52,7 +55,7 @@ class Plan:
         store = f"{_size(self.store_bytes)} of stores" if self.store_bytes is not None else "stores of unknown size"
         return (
             f"{rows}; memory: {_size(self.model_bytes)} model + {_size(self.batch_bytes)} batch and shard buffers; "
-            f"disk: {store}, {_size(self.free_bytes)} free"
+            f"disk: {store}, {_size(self.free_bytes)} free{_left_out(self.left_out)}"
         )
 
 
@@ -79,6 +82,8 @@ def harvest(
     stop: asked after every batch; a name (of a signal) ends the harvest, which --resume then continues.
     """
     out = Path(out)
+    if max_rows is not None and max_rows < 1:
+        raise BitlensError(f"max_rows must be at least 1, not {max_rows}.")
     if isinstance(reader, str):
         reader = ContextReader(Corpus((reader,)), model.tokenizer, min(256, model.longest_context() or 256))
     widths = model.widths()
@@ -103,8 +108,8 @@ def harvest(
         about = {
             "model": model.name, "revision": model.revision, "hook": hook.names(), "d_in": widths[hook.name],
             "dtype": str(dtype).removeprefix("torch."), "corpus": reader.corpus.fingerprint(),
-            "documents_of": documents_of(reader.corpus),
-            "text": list(reader.corpus.sources), "context_length": reader.length, "packed": reader.packed,
+            "documents_of": documents_of(reader.corpus), "text": reader.corpus.origin(),
+            "context_length": reader.length, "packed": reader.packed, "test_fraction": reader.test_fraction,
             "prepend_bos": reader.prepends_bos, "max_rows": max_rows, "batch_size": batch_size,
         }  # fmt: skip
         writers[hook.name] = StoreWriter(folders[hook.name], about, outlier_multiple)
@@ -156,6 +161,7 @@ def make_plan(
     return Plan(
         rows=rows, model_bytes=model.memory(), batch_bytes=batch + 3 * SHARD_BYTES * len(widths),
         store_bytes=None if rows is None else rows * per_row, free_bytes=shutil.disk_usage(existing).free,
+        left_out=reader.corpus.left_out(),
     )  # fmt: skip
 
 
@@ -228,6 +234,11 @@ def _shard_contexts(length: int, width: int, dtype: torch.dtype, batch_size: int
     """Contexts of a shard: whole batches, so that a resumed harvest sees the same batches."""
     batches = SHARD_BYTES // (batch_size * length * width * dtype.itemsize)
     return max(1, batches) * batch_size
+
+
+def _left_out(names: list[str]) -> str:
+    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return f"; not read as text: {', '.join(names[:5])}{more}" if names else ""
 
 
 def _size(n: float) -> str:

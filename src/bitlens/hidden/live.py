@@ -12,7 +12,7 @@ from torch import Tensor
 from bitlens.errors import BitlensError
 from bitlens.hidden.harvest import iterate_rows
 from bitlens.hidden.models import LanguageModel
-from bitlens.hidden.source import TEST_FRACTION, HiddenSource, held_out
+from bitlens.hidden.source import TEST_FRACTION, HiddenSource, Spread, held_out, outlier_limit
 from bitlens.hidden.split import documents_of
 from bitlens.hidden.store import OUTLIER_MULTIPLE, refuse_non_finite
 from bitlens.hidden.text import ContextReader, Contexts
@@ -35,7 +35,7 @@ class LiveSource(HiddenSource):
         if len(model.hooks) != 1:
             raise BitlensError("Training without a store takes exactly one hook point.")
         model.require_context(reader.length)
-        self.model, self.reader, self.batch_size = model, reader, batch_size
+        self.model, self.reader, self.batch_size = model, reader.apart(test_fraction), batch_size
         self.test_fraction = test_fraction
         self.batches_per_window = max(1, window_contexts // batch_size)
         (self.d_in,) = model.widths().values()
@@ -53,12 +53,11 @@ class LiveSource(HiddenSource):
         reservoir = torch.cat(rows) if rows else torch.empty(0, self.d_in)
         if len(reservoir) < 2:
             raise BitlensError("The text gave no usable training tokens: it is empty or every document is held out.")
-        norm = torch.linalg.vector_norm(reservoir.float(), dim=1)
-        self._limit = outlier_multiple * float(norm.median())
+        norm = torch.linalg.vector_norm(reservoir, dim=1, dtype=torch.float64)
+        self._limit = outlier_limit(norm, outlier_multiple)
         self._reservoir = reservoir[norm <= self._limit]
-        mean = self._reservoir.double().mean(0)
-        self.mean = mean.float()
-        self.scale = float((self._reservoir.double() - mean).square().mean().sqrt())
+        spread = Spread.of(self._reservoir)
+        self.mean, self.scale = spread.mean.float(), spread.std
 
     def _window_batches(self) -> Iterator[list[Contexts]]:
         batches = self.reader.batches(self.batch_size)
@@ -71,7 +70,7 @@ class LiveSource(HiddenSource):
     def window(self, key: Any) -> Tensor:
         kept = []
         for rows, documents in iterate_rows(self.model, iter(key)):
-            norm = torch.linalg.vector_norm(rows.float(), dim=1)
+            norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
             refuse_non_finite(norm, documents)
             test = torch.from_numpy(held_out(documents.numpy(), self.test_fraction))
             kept.append(rows[~test & (norm <= self._limit)])

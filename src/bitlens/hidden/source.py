@@ -6,7 +6,9 @@ random order, all from one seed, so a `Position` is enough to restart anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ from bitlens.errors import BitlensError
 from bitlens.seeding import generator, mixed
 
 TEST_FRACTION = 0.1
+FILL = 1e6  # times the usual norm: no hidden state is as large
 NO_ROWS = (
     "There are no training rows: every document is held out or every row is an outlier; harvest more documents "
     "(--documents paragraph makes many of one file) or lower --test-fraction."
@@ -107,6 +110,56 @@ def held_out(documents: np.ndarray, fraction: float) -> np.ndarray:
     return (uniform < fraction) | ((documents == 0) & (fraction > 0))
 
 
+class Spread(NamedTuple):
+    """Rows, their mean `[d]` and the sum of their squared distances to it, float64. Parts are joined without the
+    cancellation of sums of squares (Chan, Golub, LeVeque 1979)."""
+
+    rows: int
+    mean: Tensor
+    squares: float
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Spread:
+        """rows `[n, d]`, n at least 1"""
+        blocks = ((block, block.mean(0)) for block in map(Tensor.double, rows.split(8192)))
+        return cls.joined(Spread(len(block), mean, float((block - mean).square().sum())) for block, mean in blocks)
+
+    @classmethod
+    def joined(cls, parts: Iterable[Spread]) -> Spread:
+        """Of the rows of all parts, in their order."""
+        return functools.reduce(_joined, parts)
+
+    @property
+    def std(self) -> float:
+        """Of all components together."""
+        return math.sqrt(self.squares / (self.rows * len(self.mean)))
+
+
+def _joined(one: Spread, other: Spread) -> Spread:
+    rows, apart = one.rows + other.rows, other.mean - one.mean
+    between = float(apart.square().sum()) * one.rows * other.rows / rows
+    return Spread(rows, one.mean + apart * (other.rows / rows), one.squares + other.squares + between)
+
+
+def outlier_limit(norms: Tensor, multiple: float) -> float:
+    """The largest norm of a usual row: `multiple` times the median of all norms that are not zero.
+
+    Outliers are rows such as attention sinks, a hundred times as large as the others. A million times is a fill value,
+    left out where it is rare; where it is not, nobody can say which rows are meant, and that is refused.
+    """
+    some = norms[norms > 0].double()
+    if not len(some):
+        return 0.0
+    median = float(some.median())
+    apart = int(((some > FILL * median) | (some * FILL < median)).sum())
+    if apart > len(some) / 100:
+        raise BitlensError(
+            f"{apart:,} of {len(some):,} rows have norms a million times above or below the median, {median:.2g}: "
+            "either they are fill values or the others are; take the rows of fill values out."
+        )
+    return multiple * median
+
+
 class TensorSource(HiddenSource):
     """Rows that are in memory already, `[rows, d_in]`: for notebooks, experiments and tests. All are training rows."""
 
@@ -116,10 +169,16 @@ class TensorSource(HiddenSource):
         if not torch.isfinite(rows).all():
             bad = int((~torch.isfinite(rows)).any(1).nonzero()[0])
             raise BitlensError(f"Row {bad} has a NaN or infinite value; remove it before training.")
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        largest = int(norms.argmax())
+        if norms[largest] > FILL * outlier_limit(norms, 1.0) > 0:
+            raise BitlensError(
+                f"Row {largest} has a norm of {float(norms[largest]):.2g}, more than a million times the median; "
+                "leave rows of fill values out."
+            )
         self.rows, self.d_in = rows, rows.shape[1]
-        mean = rows.double().mean(0)
-        self.mean = mean.float()
-        self.scale = float((rows.double() - mean).square().mean().sqrt())
+        spread = Spread.of(rows)
+        self.mean, self.scale = spread.mean.float(), spread.std
         self.about = about or {}
 
     def __repr__(self) -> str:

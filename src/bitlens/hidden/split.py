@@ -22,7 +22,7 @@ def documents_of(corpus: Corpus) -> dict[str, Any]:
 
     The number of a document is its place in the unshuffled corpus, but for datasets that are mixed as they stream.
     """
-    texts = [str(Path(s).resolve()) if Path(s).exists() else f"{s} ({corpus.split})" for s in corpus.sources]
+    texts = [s if Path(s).exists() else f"{s} ({corpus.split})" for s in corpus.origin()]
     numbered = corpus if corpus.streaming else dataclasses.replace(corpus, shuffle_seed=None)
     return {"texts": texts, "numbering": numbered.fingerprint()}
 
@@ -31,21 +31,23 @@ def held_out_share(store: ActivationStore, metadata: Mapping[str, Any]) -> float
     """The share of the documents of `store` that is held out, and that the training of an autoencoder of this metadata
     held out, too. None: the documents of its text are numbered otherwise here, so it is not known.
 
-    A store that was opened without a `test_fraction` takes that of the training; one with a smaller one keeps it, for its
-    held-out documents are among the training's, and a larger one is refused. All of a store of other text is unseen.
+    A store that was neither opened nor packed with a `test_fraction` takes that of the training; one with a smaller one
+    keeps it, for its held-out documents are among the training's, and a larger one is refused. All of a store of other
+    text is unseen.
     """
     trained = (metadata.get("training") or {}).get("test_fraction")
     if trained is None:
         return store.test_fraction
     if not same_numbers(metadata, store.manifest):
         return None if _shared_text(metadata, store.manifest) else store.test_fraction
-    if store.chosen and store.test_fraction > trained:
+    fixed = store.chosen or store.packed_for is not None
+    if fixed and store.test_fraction > trained:
+        way = f"open the store with test_fraction={trained}" if store.packed_for is None else "train with it"
         raise BitlensError(
-            f"{store.path} is opened with test_fraction={store.test_fraction}, but only {trained} of its documents were held "
-            f"out of the autoencoder's training, so rows that it was trained on would count as held out; open the store "
-            f"with test_fraction={trained}."
+            f"{store.path} holds out {store.test_fraction} of its documents, but only {trained} of them were held out of the "
+            f"autoencoder's training, so rows that it was trained on would count as held out; {way}."
         )
-    return store.test_fraction if store.chosen else trained
+    return store.test_fraction if fixed else trained
 
 
 def unseen(store: ActivationStore, metadata: Mapping[str, Any]) -> ActivationStore:

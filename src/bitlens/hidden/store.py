@@ -8,6 +8,7 @@ A store is a folder with `manifest.json` and shards of `hidden [rows, d_in]` and
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, verify_shard, write_json, write_tensors
-from bitlens.hidden.source import TEST_FRACTION, HiddenSource, held_out
+from bitlens.hidden.source import TEST_FRACTION, HiddenSource, Spread, held_out, outlier_limit
 from bitlens.results import brief
 from bitlens.seeding import generator
 
@@ -27,6 +28,8 @@ MANIFEST = "manifest.json"
 COLUMNS = ("token", "document", "position")
 WINDOW_BYTES = 1 << 30
 OUTLIER_MULTIPLE = 10.0
+FEW_DOCUMENTS = 50
+NOT_COMPARED = ("text",)  # where a text lies; what it holds is named by `corpus`
 
 
 class Rows(NamedTuple):
@@ -46,8 +49,8 @@ class ActivationStore(HiddenSource):
     """
 
     def __init__(self, path: Path | str, test_fraction: float | None = None) -> None:
-        """test_fraction: share of the documents that is held out; by default a tenth, and where an autoencoder is
-        measured that of its training."""
+        """test_fraction: share of the documents that is held out; by default what the store was packed for, or a tenth, and
+        where an autoencoder is measured that of its training."""
         self.path = Path(path)
         file = self.path / MANIFEST
         if not file.exists() and self.path.is_dir() and list(self.path.glob(f"*/{MANIFEST}")):
@@ -77,21 +80,52 @@ class ActivationStore(HiddenSource):
             "std",
             "outlier_norm",
         )
-        self.about = {"store": str(self.path), **{k: self.manifest.get(k) for k in keys}}
+        self.about = {"store": str(self.path.resolve()), **{k: self.manifest.get(k) for k in keys}}
         self.chosen = test_fraction is not None
+        limit = self.manifest.get("outlier_norm")
+        self.outlier_norm = math.inf if limit is None else float(limit)
         self.test_fraction = self._fraction(test_fraction)
         self._verified: set[str] = set()
         self._splits: list[tuple[np.ndarray, np.ndarray]] | None = None
         self._window: tuple[Any, Tensor] | None = None
 
+    @property
+    def packed_for(self) -> float | None:
+        """The share that had to be known when the contexts were packed, so that none holds both parts; None: any will do."""
+        return self.manifest.get("test_fraction") if self.manifest.get("packed") else None
+
+    def _fraction(self, asked: float | None) -> float:
+        if asked is None:
+            return float(self.manifest.get("test_fraction", TEST_FRACTION))
+        if asked and self.packed_for is not None and asked != self.packed_for:
+            raise BitlensError(
+                f"The contexts of {self.path} were packed for a test fraction of {self.packed_for}; with {asked} some would "
+                f"hold training and held-out text: take {self.packed_for}, or harvest with --test-fraction {asked}."
+            )
+        return asked
+
     def __len__(self) -> int:
         return self.rows
 
     def __repr__(self) -> str:
-        hook = (self.manifest.get("hook") or {}).get("module")
+        hook, documents = (self.manifest.get("hook") or {}).get("module"), self.manifest.get("documents", 0)
         return (
-            f"ActivationStore({self.path}: {self.rows:,} rows of {self.d_in}, {self.manifest.get('model')} at {hook})"
+            f"ActivationStore({self.path}: {self.rows:,} rows of {self.d_in} from {documents:,} documents, "
+            f"{self.manifest.get('model')} at {hook})"
         )
+
+    def warnings(self) -> list[str]:
+        """What to mind before numbers of this store are believed, a sentence each."""
+        documents, zeros = self.manifest.get("documents", 0), self.manifest.get("zeros", 0)
+        found = []
+        if documents < FEW_DOCUMENTS:
+            found.append(
+                f"Only {documents:,} documents: the split into training and test and all intervals rest on documents; "
+                "take more text, or cut it smaller with --documents paragraph."
+            )
+        if zeros:
+            found.append(f"{zeros:,} of {self.rows:,} rows are all zeros; if they are padding, take them out.")
+        return found
 
     def require_width(self, d_in: int) -> None:
         """Refuse an autoencoder whose width is not that of the rows."""
@@ -110,9 +144,6 @@ class ActivationStore(HiddenSource):
             self._verified.add(entry["file"])
         return read_tensors(path, names)
 
-    def _fraction(self, asked: float | None) -> float:
-        return TEST_FRACTION if asked is None else asked
-
     def split(self, test_fraction: float) -> Self:
         """The same store with this share of its documents held out."""
         other = copy.copy(self)
@@ -127,11 +158,10 @@ class ActivationStore(HiddenSource):
     def splits(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """For every shard the indices of its (training, test) rows, both without outliers."""
         if self._splits is None:
-            limit = self.manifest.get("outlier_norm") or float("inf")
             self._splits = []
             for index in range(len(self.shards)):
                 columns = self.shard(index, ["document", "norm"])
-                usual = columns["norm"] <= limit
+                usual = columns["norm"] <= self.outlier_norm
                 test = self.is_test(columns["document"])
                 self._splits.append(((usual & ~test).numpy().nonzero()[0], (usual & test).numpy().nonzero()[0]))
         return self._splits
@@ -226,12 +256,13 @@ class StoreWriter:
         file = path / MANIFEST
         if file.exists():
             former = read_manifest(file, SCHEMA, "a store of hidden states")
-            changed = [k for k, v in about.items() if former.get(k) != v]
+            changed = [k for k, v in about.items() if k not in NOT_COMPARED and former.get(k) != v]
             if changed:
                 raise BitlensError(
                     f"{path} was begun with other settings ({', '.join(changed)} differ); resume it with the same ones, "
                     "or replace it with --overwrite."
                 )
+            self.about = {**about, **{k: former[k] for k in NOT_COMPARED if k in former}}
             self.shards, self.complete = former["shards"], former["complete"]
         else:
             self._write_manifest({})
@@ -255,11 +286,12 @@ class StoreWriter:
         file = f"shard-{len(self.shards):05d}.safetensors"
         norm = torch.linalg.vector_norm(hidden, dim=1, dtype=torch.float64)
         refuse_non_finite(norm, columns["document"], self.rows)
+        spread = Spread.of(hidden) if len(hidden) else Spread(0, hidden.new_zeros(hidden.shape[1]).double(), 0.0)
         tensors = {
             "hidden": hidden, "norm": norm.float(),
             "token": columns["token"].int(), "document": columns["document"].long(),
             "position": columns["position"].int(),
-            "sum": hidden.sum(0, dtype=torch.float64), "square_sum": norm.square().sum(),
+            "mean": spread.mean, "squares": torch.tensor(spread.squares, dtype=torch.float64),
         }  # fmt: skip
         if contexts is not None:
             tensors |= {"context": columns["context"].int(), "context_tokens": contexts.int()}
@@ -272,31 +304,32 @@ class StoreWriter:
         """Compute the standardisation over all rows but the outliers, and mark the store complete."""
         if not self.rows:
             raise BitlensError("The text gave no usable tokens: it is empty or holds only special tokens.")
-        moments, norms, documents = [], [], 0
+        norms, documents = [], []
         for shard in self.shards:
-            tensors = read_tensors(self.path / shard["file"], ["sum", "square_sum", "norm", "document"])
-            moments.append((tensors["sum"], tensors["square_sum"]))
+            tensors = read_tensors(self.path / shard["file"], ["norm", "document"])
             norms.append(tensors["norm"])
-            documents = max(documents, int(tensors["document"].max()) + 1) if len(tensors["document"]) else documents
-        limit = self.outlier_multiple * float(torch.cat(norms).median())
-        total = torch.stack([s for s, _ in moments]).sum(0)
-        squares = torch.stack([q for _, q in moments]).sum()
-        outliers = 0
-        for shard, norm in zip(self.shards, norms, strict=True):
-            out = norm > limit
-            if out.any():
-                rows = read_tensors(self.path / shard["file"], ["hidden"])["hidden"][out].double()
-                total, squares, outliers = total - rows.sum(0), squares - rows.square().sum(), outliers + len(rows)
-        n = self.rows - outliers
-        mean = total / n
-        variance = float(squares / n - mean.square().sum()) / len(mean)
+            documents.append(tensors["document"].unique())
+        limit = outlier_limit(torch.cat(norms), self.outlier_multiple)
+        spread = Spread.joined(
+            self._spread(shard["file"], norm <= limit)
+            for shard, norm in zip(self.shards, norms, strict=True)
+            if (norm <= limit).any()
+        )
         self._write_manifest(
             {
-                "complete": True, "documents": documents, "mean": mean.tolist(), "std": max(variance, 0.0) ** 0.5,
-                "outlier_norm": limit, "outliers": outliers,
+                "complete": True, "documents": len(torch.cat(documents).unique()), "mean": spread.mean.tolist(),
+                "std": spread.std, "outlier_norm": limit, "outliers": self.rows - spread.rows,
+                "zeros": sum(int((norm == 0).sum()) for norm in norms),
             }
         )  # fmt: skip
         return ActivationStore(self.path)
+
+    def _spread(self, file: str, usual: Tensor) -> Spread:
+        """Of the usual rows of a shard; what was written with it is of all its rows."""
+        if usual.all():
+            tensors = read_tensors(self.path / file, ["mean", "squares"])
+            return Spread(len(usual), tensors["mean"], float(tensors["squares"]))
+        return Spread.of(read_tensors(self.path / file, ["hidden"])["hidden"][usual])
 
     def _write_manifest(self, result: dict[str, Any]) -> None:
         head = {"schema": SCHEMA, "kind": "bitlens.store", "complete": False, "rows": self.rows}

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from bitlens.errors import BitlensError
+from bitlens.hidden import Corpus
 from bitlens.hidden.models import LanguageModel
-from bitlens.hidden.text import ContextReader, Corpus
+from bitlens.hidden.text import ContextReader
 from bitlens.seeding import generator
 
 MOST_LABELS = 100
@@ -229,7 +230,7 @@ def word_salad(texts: Sequence[str], seed: int) -> list[str]:
 
 def sentences(source: str, text_column: str, split: str) -> list[str]:
     """Sentences of any text that `Corpus` reads, each once."""
-    texts = (text for _, text in Corpus((source,), text_column, split).documents())
+    texts = (text for _, text in Corpus((source,), text_column, split, unit="file").documents())
     parts = (part.strip() for text in texts for part in re.split(r"(?<=[.!?])\s+|\n+", text))
     return list(dict.fromkeys(part for part in parts if part))
 

@@ -20,9 +20,10 @@ from torch import Tensor
 from bitlens.autoencoders import Autoencoder
 from bitlens.errors import BitlensError
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel, TensorSource
+from bitlens.hidden.documents import Unit
 from bitlens.hidden.harvest import folder_name, harvest
 from bitlens.hidden.models import BUNDLED
-from bitlens.hidden.text import ContextReader, Unit
+from bitlens.hidden.text import ContextReader
 from bitlens.studies.cells import Cell, Report, Row, library, measure_cells, open_study, write_table
 from bitlens.studies.figures import figure
 from bitlens.studies.measuring import measure_rows
@@ -51,7 +52,7 @@ class SequenceConfig:
     positions: tuple[int, ...] = ()
     """positions in the context, from 0; empty: the first and the last that hold text, and the powers of two between"""
     packed: bool = True
-    """join documents to full contexts; otherwise every context is the beginning of one document"""
+    """what a context holds: --packed documents one after another until it is full, --no-packed the beginning of one document"""
     bos: bool | None = None
     """begin every context with the BOS token; None: if the tokenizer does"""
     text_column: str = "text"
@@ -61,7 +62,7 @@ class SequenceConfig:
     streaming: bool = False
     """read a dataset over the network without downloading it first; with max_tokens, or it is read to its end"""
     documents: Unit = "auto"
-    """what a document is in plain text; auto: a file, or with fewer than ten files a paragraph"""
+    """what a document is; file: a file, or row of a table; auto: the same, but pieces of a long one"""
     max_tokens: int | None = None
     """read so many tokens of text; None: all"""
     max_rows: int | None = None
@@ -152,7 +153,7 @@ def _open(config: SequenceConfig) -> tuple[LanguageModel, ContextReader, list[in
     model = load(hooks)
     model.require_context(config.context)
     config.training(0).resolved(max(model.widths().values()), "cpu")  # refuses what it cannot be trained with
-    reader = ContextReader(corpus, model.tokenizer, config.context, config.packed, config.bos)
+    reader = ContextReader(corpus, model.tokenizer, config.context, config.packed, config.bos, config.test_fraction)
     positions = text_positions(config, reader)
     if next(reader.contexts(), None) is None:
         raise BitlensError("The text gave no usable tokens: it is empty.")

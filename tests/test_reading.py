@@ -1,0 +1,236 @@
+"""Every file is read for what it is, and what is no text is refused by name."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import os
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+import bitlens.hidden.reading as reading_module
+from bitlens.errors import BitlensError
+from bitlens.hidden import Corpus
+from bitlens.hidden.text import ContextReader
+from test_documents import DOCUMENTS, TEXTS, dataset, json_lines, write_files, write_parquet, write_saved_splits
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+def compressed(name, raw):
+    pack = {
+        ".gz": gzip.compress,
+        ".bz2": bz2.compress,
+        ".xz": lzma.compress,
+        ".zst": zstandard.ZstdCompressor().compress,
+    }
+    return pack.get(Path(name).suffix.lower(), bytes)(raw)
+
+
+def array_of(texts, **settings):
+    return json.dumps([{"id": i, "text": text} for i, text in enumerate(texts)], **settings).encode()
+
+
+def table_of(texts, delimiter=","):
+    file = io.StringIO(newline="")
+    csv.writer(file, delimiter=delimiter).writerows([["id", "text"], *enumerate(texts)])
+    return file.getvalue().encode()
+
+
+KINDS = {
+    "jsonl": lambda texts: json_lines(texts).encode(), "ndjson": lambda texts: json_lines(texts).encode(),
+    "jsonlines": lambda texts: json_lines(texts).encode(), "json": array_of, "csv": table_of,
+    "tsv": lambda texts: table_of(texts, "\t"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst", ".bz2", ".xz", ".GZ"])
+@pytest.mark.parametrize("kind", [*KINDS, "JSONL", "Csv"])
+def test_a_table_is_read_for_what_it_is(tmp_path, kind, packed):
+    name = f"a.b.{kind}{packed}"
+    (tmp_path / name).write_bytes(compressed(name, KINDS[kind.lower()](TEXTS)))
+    for source in (tmp_path / name, tmp_path):
+        assert list(Corpus((str(source),)).documents()) == DOCUMENTS
+
+
+@pytest.mark.parametrize("name", ["a.TXT", "a.md", "a.markdown", "a.Text", "a.txt.zst", "a.txt.bz2"])
+def test_plain_text_is_read_for_what_it_is(tmp_path, name):
+    (tmp_path / name).write_bytes(compressed(name, TEXTS[2].encode()))
+    assert list(Corpus((str(tmp_path),)).documents()) == [(0, TEXTS[2])]
+
+
+def test_frames_of_zstandard_follow_one_another(tmp_path):
+    pack = zstandard.ZstdCompressor().compress
+    (tmp_path / "a.jsonl.zst").write_bytes(b"".join(pack(json_lines([text]).encode()) for text in TEXTS))
+    assert list(Corpus((str(tmp_path / "a.jsonl.zst"),)).documents()) == DOCUMENTS
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("block", [1, 7, 1 << 18])
+def test_json_may_be_an_array_or_objects_in_any_layout(tmp_path, monkeypatch, indent, block):
+    monkeypatch.setattr(reading_module, "BLOCK", block)
+    objects = "\n".join(json.dumps({"text": text}, indent=indent) for text in TEXTS)
+    for raw in (array_of(TEXTS, indent=indent), objects.encode(), b"\xef\xbb\xbf  \n" + array_of(TEXTS) + b"\n"):
+        (tmp_path / "a.json").write_bytes(raw)
+        assert list(Corpus((str(tmp_path / "a.json"),)).documents()) == DOCUMENTS
+    for raw in (b"[]", b"", b" [ ] "):
+        (tmp_path / "a.json").write_bytes(raw)
+        assert list(Corpus((str(tmp_path / "a.json"),)).documents()) == []
+
+
+def test_a_field_of_a_table_may_be_long_and_hold_lines(tmp_path):
+    texts = ['He said "no",\r\nand\tleft.', "x" * 200_000]
+    for name, raw in (("a.csv", table_of(texts)), ("a.tsv", table_of(texts, "\t"))):
+        (tmp_path / name).write_bytes(raw)
+        assert [text for _, text in Corpus((str(tmp_path / name),), unit="file").documents()] == texts
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_a_lone_surrogate_becomes_the_replacement_character(tmp_path, kind, tokenizer):
+    line = '{"text": "lost \\ud83d half, \\ud83d\\ude00 whole \\udc00"}'
+    (tmp_path / f"a.{kind}").write_text(line)
+    corpus = Corpus((str(tmp_path / f"a.{kind}"),))
+    assert list(corpus.documents()) == [(0, "lost \ufffd half, \U0001f600 whole \ufffd")]
+    assert len(list(ContextReader(corpus, tokenizer, 64).contexts())) == 1
+
+
+def test_what_is_passed_over_in_a_folder_is_named_and_the_rest_read_once(tmp_path):
+    folder, other = tmp_path / "text", tmp_path / "other"
+    (folder / "deep").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    other.mkdir()
+    for name in ("a.txt", "README.md", "deep/readme", "License.txt", "picture.png", "script.py", "deep/b.txt", ".hidden.txt", ".git/c.txt"):  # fmt: skip
+        (folder / name).write_text(name)
+    (other / "linked.txt").write_text("linked")
+    (folder / "z").symlink_to(other)  # a folder elsewhere
+    (folder / "y.txt").symlink_to(other / "linked.txt")  # the same text again
+    (folder / "deep" / "up").symlink_to(folder)  # a circle
+    corpus = Corpus((str(folder),))
+    assert [text for _, text in corpus.documents()] == ["a.txt", "deep/b.txt", "linked"]
+    assert corpus.left_out() == ["License.txt", "README.md", "deep/readme", "picture.png", "script.py"]
+    assert [text for _, text in Corpus((str(folder / "README.md"),)).documents()] == ["README.md"]  # by its own name
+
+
+@pytest.mark.parametrize("files", [1000])
+def test_a_folder_of_many_files(tmp_path, files):
+    write_files(tmp_path / "many", [f"text {i}" for i in range(files)])
+    corpus = Corpus((str(tmp_path / "many"),))
+    assert [text for _, text in corpus.documents()] == [f"text {i}" for i in range(files)]
+    assert corpus.fingerprint() == Corpus((str(tmp_path / "many"),)).fingerprint()
+
+
+# --- text that cannot be read ----------------------------------------------------------------------------------------
+
+
+def write_damaged_parquet(path):
+    write_parquet(path, TEXTS)
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+BAD = {
+    "not JSON": ("a.jsonl", lambda p: p.write_text('{"text": "good"}\n{"text": \n'), r"a\.jsonl, line 2 is not JSON"),
+    "JSON without columns": ("a.jsonl", lambda p: p.write_text('["text"]\n'), r"line 1 has no column 'text'"),
+    "wrong column": ("a.jsonl", lambda p: p.write_text(json_lines(["x"], "body")), r"no column 'text'.*: id, body"),
+    "wrong parquet column": (
+        "a.parquet", lambda p: pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), p), r"no column 'text'.*body",
+    ),
+    "wrong dataset column": (
+        "saved", lambda p: datasets.Dataset.from_dict({"body": ["x"]}).save_to_disk(p), r"no column 'text'.*body",
+    ),
+    "not UTF-8": ("a.txt", lambda p: p.write_bytes("naïve".encode("latin-1")), r"a\.txt is not UTF-8 text"),
+    "not gzip": ("a.txt.gz", lambda p: p.write_bytes(b"plain text"), r"a\.txt\.gz is not UTF-8 text"),
+    "truncated gzip": ("a.txt.gz", lambda p: p.write_bytes(gzip.compress(b"text" * 99)[:-9]), r"is not UTF-8 text"),
+    "altered gzip": (
+        "a.txt.gz", lambda p: p.write_bytes(gzip.compress(b"text")[:10] + b"\xff" * 20), r"is not UTF-8 text",
+    ),
+    "damaged parquet": ("a.parquet", write_damaged_parquet, r"a\.parquet could not be read"),
+    "truncated zst": ("a.txt.zst", lambda p: p.write_bytes(compressed(p, b"text" * 99)[:-3]), r"is not UTF-8 text"),
+    "not zst": ("a.jsonl.zst", lambda p: p.write_bytes(b"plain text"), r"is not UTF-8 text"),
+    "truncated xz": ("a.txt.xz", lambda p: p.write_bytes(compressed(p, b"text" * 99)[:-9]), r"is not UTF-8 text"),
+    "not bz2": ("a.txt.bz2", lambda p: p.write_bytes(b"plain text"), r"a\.txt\.bz2 could not be read"),
+    "array not closed": ("a.json", lambda p: p.write_text('[{"text": "a"}, '), r"a\.json ends before its array"),
+    "array cut": ("a.json", lambda p: p.write_text('[{"text": "a"}, {"te'), r"a\.json, document 2 is not JSON"),
+    "an object of columns": ("a.json", lambda p: p.write_text('{"data": ["a"]}'), r"document 1 has no column 'text'.*: data"),
+    "strings": ("a.json", lambda p: p.write_text('["a", "b"]'), r"document 1 has no column 'text'"),
+    "csv without names": ("a.csv", lambda p: p.write_text("1,hello\n"), r"a\.csv has no column 'text'.*: 1, hello"),
+    "csv unquoted": ("a.csv", lambda p: p.write_text("id,text\n1,one, two\n"), r"line 2 has 3 fields and the header 2"),
+    "csv short": ("a.csv", lambda p: p.write_text("text,id\na,1\nb\n"), r"line 3 has 1 fields and the header 2"),
+    "csv cut": ("a.csv", lambda p: p.write_text('id,text\n1,"one'), r"a\.csv could not be read"),
+    "unknown kind": ("a.docx", lambda p: p.write_bytes(b"PK"), r"a\.docx has none of the endings"),
+    "no ending": ("words", lambda p: p.write_text("a"), r"words has none of the endings"),
+    "code": ("a.py", lambda p: p.write_text("a = 1"), r"a\.py has none of the endings"),
+    "compressed parquet": ("a.parquet.gz", lambda p: p.write_bytes(gzip.compress(b"PAR1")), r"none of the endings"),
+    "a pipe": ("pipe", os.mkfifo, r"pipe is neither a file nor a folder"),
+    "a folder of pictures": ("f", lambda p: (p.mkdir(), (p / "a.png").write_bytes(b"")), r"holds no text: expected files"),
+    "a broken link": ("f", lambda p: (p.mkdir(), (p / "a.txt").symlink_to("gone")), r"a\.txt is a broken link"),
+    "nothing in it": ("folder", Path.mkdir, r"holds no text: expected files"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trouble", BAD)
+def test_text_that_cannot_be_read_is_refused_in_a_sentence(tmp_path, trouble):
+    name, write, sentence = BAD[trouble]
+    write(tmp_path / name)
+    with pytest.raises(BitlensError, match=sentence) as error:
+        list(Corpus((str(tmp_path / name),)).documents())
+    assert "\n" not in str(error.value)
+
+
+VALUES = {
+    "bytes": b"text", "list": ["te", "xt"], "dict": {"te": "xt"}, "int": 12, "float": 0.5, "bool": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("kind", ["a.parquet", "a.jsonl", "a.json", "saved"])
+def test_nothing_but_text_is_taken_for_text(tmp_path, kind, value):
+    if value == "bytes" and kind.startswith("a.json"):
+        return
+    path, rows = tmp_path / kind, [{"text": None}, {"text": VALUES[value]}]
+    if kind == "saved":
+        datasets.Dataset.from_list(rows).save_to_disk(path)
+    elif kind == "a.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(BitlensError, match=f"(row|line|document) 2 holds {value} in the column 'text' where text is"):
+        list(Corpus((str(path),)).documents())
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["./nowhere", "nowhere.txt", "nowhere.jsonl.gz", "nowhere.CSV", "nowhere.zst", "~/nowhere", "/nowhere/at/all"],
+)
+def test_text_that_is_not_there(source):
+    with pytest.raises(BitlensError, match=f"There is no text at {source}"):
+        list(Corpus((source,)).documents())
+
+
+@pytest.mark.parametrize("source", ["nobody/no-such-dataset", "hf:./nowhere", "A text itself. " * 200, "a\0b"])
+def test_a_dataset_that_is_not_there(source):
+    with pytest.raises(BitlensError, match="is neither a file here nor a dataset that could be read") as error:
+        list(Corpus((source,)).documents())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
+def test_a_dataset_that_breaks_off(tmp_path, monkeypatch, streaming):
+    source = dataset(tmp_path, "loaded", ["good"], monkeypatch)
+    (tmp_path / "loaded" / "train.jsonl").write_text('{"text": "good"}\n{"text": \n')
+    with pytest.raises(BitlensError, match="is neither a file here nor a dataset that could be read"):
+        list(Corpus((source,), streaming=streaming).documents())
+
+
+def test_a_split_that_is_not_there(tmp_path):
+    write_saved_splits(tmp_path / "splits", TEXTS)
+    with pytest.raises(BitlensError, match="validation"):
+        list(Corpus((str(tmp_path / "splits"),), split="validation").documents())
