@@ -1,0 +1,44 @@
+"""Every architecture of transformers that can be built small from its configuration alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+
+LAYERS, WIDTH, VOCABULARY = 4, 32, 400
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": WIDTH, "n_embd": WIDTH, "d_model": WIDTH, "emb_dim": WIDTH, "dim": WIDTH,
+    "embedding_size": WIDTH, "num_hidden_layers": LAYERS, "n_layer": LAYERS, "n_layers": LAYERS, "num_layers": LAYERS,
+    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "num_key_value_heads": 2, "n_head_kv": 2,
+    "intermediate_size": 2 * WIDTH, "hidden_dim": 2 * WIDTH, "ffn_dim": 2 * WIDTH, "n_inner": 2 * WIDTH,
+    "d_inner": 2 * WIDTH, "moe_intermediate_size": WIDTH, "shared_expert_intermediate_size": WIDTH, "d_head": 8,
+    "shared_intermediate_size": WIDTH, "head_dim": 8, "rotary_dim": 4, "num_local_experts": 4, "num_experts": 4,
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "q_lora_rank": 16,
+    "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "qk_head_dim": 16,
+    "state_size": 8, "attention_hidden_size": WIDTH, "time_step_rank": 4, "max_position_embeddings": 128,
+    "n_positions": 128, "context_length": 128, "max_seq_len": 128, "num_image_tokens": 4, "mm_tokens_per_image": 4,
+    "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.2, "word_embed_proj_dim": WIDTH,
+    "layer_types": None, "dtype": "float32", "image_size": 28, "patch_size": 14, "expert_layer_period": 2,
+    "attn_layer_period": 2, "attn_layer_offset": 1, "layers_block_type": None, "router_jitter_noise": 0.0,
+}  # fmt: skip
+
+
+def tiny_config(kind: str) -> Any:
+    """The default configuration of this model type with small sizes, those of its parts too."""
+    config = transformers.CONFIG_MAPPING[kind]
+    plain = config()
+    return config(**_sizes(plain), **_parts(plain))
+
+
+def _sizes(config: Any) -> dict[str, Any]:
+    """Small values for the sizes that this configuration has."""
+    names = set(config.to_dict()) - set(getattr(config, "sub_configs", {}))
+    return {name: value for name, value in SIZES.items() if name in names and value is not None}
+
+
+def _parts(config: Any) -> dict[str, Any]:
+    parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", {})}
+    return {name: {"model_type": p.model_type, **_sizes(p)} for name, p in parts.items() if p is not None}
