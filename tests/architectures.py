@@ -8,7 +8,7 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
-LAYERS, WIDTH, VOCABULARY = 4, 32, 400
+LAYERS, WIDTH, VOCABULARY = 3, 32, 400
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": WIDTH, "n_embd": WIDTH, "d_model": WIDTH, "emb_dim": WIDTH, "dim": WIDTH,
     "embedding_size": WIDTH, "num_hidden_layers": LAYERS, "n_layer": LAYERS, "n_layers": LAYERS, "num_layers": LAYERS,
@@ -42,3 +42,27 @@ def _sizes(config: Any) -> dict[str, Any]:
 def _parts(config: Any) -> dict[str, Any]:
     parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", {})}
     return {name: {"model_type": p.model_type, **_sizes(p)} for name, p in parts.items() if p is not None}
+
+
+KINDS = [*dict.fromkeys([*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_MAPPING_NAMES])]
+
+
+def small_model(kind: str) -> Any:
+    """A random model of this type, with the head of a causal language model where there is one; skips what has none."""
+    import pytest
+
+    try:
+        config = tiny_config(kind)
+        assert not getattr(config, "is_encoder_decoder", False)
+        with torch.device("meta"):
+            size = sum(p.numel() for p in transformers.AutoModel.from_config(config).parameters())
+        assert size < 30e6, f"{size} parameters"
+        torch.manual_seed(0)
+        causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        auto: Any = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+        model = auto.from_config(config).eval()
+        with torch.no_grad():
+            model(input_ids=torch.tensor([[11, 57, 301]]), output_hidden_states=True)
+    except Exception as error:  # many configurations need sizes of their own, or images
+        pytest.skip(f"{kind} cannot be built small: {str(error)[:80]}")
+    return model

@@ -90,7 +90,7 @@ def compress_store(
     decoder, dtype = Decoder.of(autoencoder), store.manifest["dtype"]
     about = {
         "autoencoder": str(run), "weights_sha256": sha256(run / WEIGHTS), "store": str(store.path), "part": documents,
-        **{key: store.manifest.get(key) for key in ("model", "revision", "hook", "corpus", "text")}, "dtype": dtype,
+        **{key: store.manifest.get(key) for key in ("model", "revision", "model_digest", "hook", "corpus", "text")}, "dtype": dtype,
     }  # fmt: skip
     rows = Exact(decoder, dtype, (hidden for _, hidden in _documents(store, chosen))) if exact else None
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +226,7 @@ def decompress_file(
     if len(damaged) == len(file):
         raise BitlensError(f"{file.path} has no document that can be read; restore it.")
     prepare_output(out, resume=False, overwrite=overwrite, marker=MANIFEST)
-    about = {key: file.about.get(key) for key in ("model", "revision", "hook", "corpus", "text")}
+    about = {key: file.about.get(key) for key in ("model", "revision", "model_digest", "hook", "corpus", "text")}
     about |= {"d_in": autoencoder.d_in, "dtype": file.dtype or "float32", "context_length": None}
     writer = StoreWriter(out, {**about, "decompressed": str(file.path)})
     decoder, parts, done = Decoder.of(autoencoder), [], 0

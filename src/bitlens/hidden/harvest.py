@@ -78,6 +78,10 @@ def harvest(
     stop: asked after every batch; a name (of a signal) ends the harvest, which --resume then continues.
     """
     out = Path(out)
+    if not model.hooks:
+        raise BitlensError("There is nothing to harvest: the language model was loaded without a hook point.")
+    if batch_size < 1:
+        raise BitlensError(f"batch_size must be at least 1, not {batch_size}.")
     if isinstance(reader, str):
         reader = ContextReader(Corpus((reader,)), model.tokenizer, min(256, model.longest_context() or 256))
     widths = model.widths()
@@ -100,7 +104,7 @@ def harvest(
     for hook in model.hooks:
         folders[hook.name].mkdir(exist_ok=True)
         about = {
-            "model": model.name, "revision": model.revision, "hook": hook.names(), "d_in": widths[hook.name],
+            **model.record, "hook": hook.names(), "d_in": widths[hook.name],
             "dtype": str(dtype).removeprefix("torch."), "corpus": reader.corpus.fingerprint(),
             "text": list(reader.corpus.sources), "context_length": reader.length, "packed": reader.packed,
             "prepend_bos": reader.prepends_bos, "max_rows": max_rows, "batch_size": batch_size,

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from bitlens.errors import BitlensError
 
 _MLP = ("mlp", "feed_forward", "ffn", "intermediate", "block_sparse_moe", "moe")
-_KINDS = ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "mlp.hook_in")
+_KINDS = (
+    "hook_resid_pre", "hook_resid_post", "hook_normalized_resid_post", "hook_attn_out", "hook_mlp_out", "mlp.hook_in",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -238,16 +240,12 @@ class Trace:
         if place is not None:
             return place
         block = self._block(layer)
-        norm = self._norm_at_the_end(layer)
-        if norm and kind != "mlp.hook_in":
-            raise BitlensError(
-                f"There is no blocks.{layer}.{kind} in this model: its layers end in a norm over the residual stream, so "
-                f"nothing is added to it from end to end; hook {block.name}, after the norm, or {norm}:input, before it."
-            )
         what, word = {"hook_attn_out": ("attention", "att"), "hook_mlp_out": ("MLP", "mlp")}.get(kind, ("", ""))
         inside = [p.name for p in self._inside(layer) if word and word in p.path.removeprefix(block.path).lower()]
         below = min(inside, key=lambda name: name.count("."), default=block.name)
         reason = f"no module there gives just what the {what} adds to the residual stream" if what else "no such place"
+        if self._norm_at_the_end(layer):
+            reason = "its layers end in a norm over the residual stream, so nothing is added to it from end to end"
         raise BitlensError(
             f"There is no blocks.{layer}.{kind} in this model: {reason}; hook a module path, for example {below}."
         )
@@ -258,9 +256,10 @@ class Trace:
         if pre not in self.values or post not in self.values:
             return {}
         found = {"hook_resid_pre": pre}
-        if not self._norm_at_the_end(layer):
-            found |= {"hook_resid_post": post}
-            found |= self._added(layer)
+        if norm := self._norm_at_the_end(layer):
+            found |= {"hook_resid_post": HookPoint(norm, "input"), "hook_normalized_resid_post": post}
+        else:
+            found |= {"hook_resid_post": post} | self._added(layer)
         mlps = (HookPoint(f"{post.path}.{name}", "input") for name in _MLP)
         found |= {"mlp.hook_in": place for place in mlps if place in self.values}
         return found
@@ -274,7 +273,7 @@ class Trace:
         """Outputs below a block that are as wide as the residual stream, in the order in which they were made; of those
         that are equal the outermost."""
         block = self._block(layer)
-        width = self.values[block].shape
+        width = self.values[block].shape if block in self.values else None
         kept: list[HookPoint] = []
         for place, value in self.values.items():
             if place.side == "output" and place.path.startswith(f"{block.path}.") and value.shape == width:
@@ -317,9 +316,14 @@ class Trace:
 
 def passed_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The tensor that goes into a module: its first argument."""
-    if args:
-        return args[0]
-    return kwargs.get("hidden_states", next((v for v in kwargs.values() if isinstance(v, Tensor)), None))
+    return args[0] if args else kwargs.get(first_argument(kwargs))
+
+
+def first_argument(kwargs: dict[str, Any]) -> str:
+    """The name of the tensor that goes into a module which is called by names only."""
+    if "hidden_states" in kwargs:
+        return "hidden_states"
+    return next((name for name, value in kwargs.items() if isinstance(value, Tensor)), "")
 
 
 def came_out(value: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bitlens.errors import BitlensError
 from bitlens.hidden.hooks import Architecture, HookPoint, Trace, Wanted, came_out, passed_in
-from bitlens.hidden.recorded import BUNDLED, bundled_folder, digest, folder_of
+from bitlens.hidden.recorded import BUNDLED, bundled_folder, digest, folder_of, recorded_model
 
 __all__ = ["BUNDLED", "HookPoint", "LanguageModel", "bundled_folder", "is_causal"]
 
@@ -82,25 +82,38 @@ class LanguageModel:
             # A layer more than the hook points need shows what transformers has after the last one that they do need.
             needed = architecture.layers if causal else architecture.last_layer(w.layer for w in wanted) + 2
             kind = _causal_class(config) if causal else type(skeleton)
-        for layers in sorted({min(needed, architecture.layers), architecture.layers}):
+
+        def opened(layers: int) -> tuple[Any, list[str], Trace, list[HookPoint]]:
             with _loading_errors(name):
                 model, missing = _load(kind, where, architecture, layers, settings)
             model = model if device_map else model.to(device)
             model.eval().requires_grad_(False)
             model.config.use_cache = False
-            try:
-                trace = _traced(name, model, architecture, layers, wanted, missing, tokenizer, causal)
-                points = [trace.find(w) for w in wanted]
-                break
-            except BitlensError:  # of a model that runs only whole, or has its hidden states in another order
-                if layers == architecture.layers:
-                    raise
+            trace = _traced(name, model, architecture, layers, wanted, missing, tokenizer, causal)
+            return model, missing, trace, [trace.find(w) for w in wanted]
+
+        layers = min(needed, architecture.layers)
+        try:
+            model, missing, trace, points = opened(layers)
+        except BitlensError:  # of a model that runs only whole, or has its hidden states in another order
+            if layers == architecture.layers:
+                raise
+            model, missing, trace, points = opened(architecture.layers)
         last = architecture.layers - 1 if causal else architecture.last_layer(architecture.layer(p.path) for p in points)
         if lacking := [key for key in missing if 0 <= architecture.layer_of_weight(key) <= last]:
             raise BitlensError(f"The weights of '{name}' are incomplete: they lack {lacking[0]}.")
         base = model.base_model if causal else model
         del base.get_submodule(architecture.blocks)[last + 1 :]
         return cls(model, base, tokenizer, str(Path(name).resolve()) if Path(name).is_dir() else name, points, trace)
+
+    @classmethod
+    def again(cls, manifest: dict[str, Any], of: Path | str, hooks: list[str], **settings: Any) -> LanguageModel:
+        """Load the model that the manifest of a store or of codes names; refused if another one is there now.
+
+        of: the folder of the manifest. settings: as for `load`.
+        """
+        name, revision = recorded_model(manifest, of)
+        return cls.load(name, hooks, revision=revision, **settings)
 
     @cached_property
     def digest(self) -> str | None:
@@ -115,7 +128,7 @@ class LanguageModel:
     @property
     def revision(self) -> str | None:
         """The commit of a model from the hub; None for a folder."""
-        return getattr(self.config, "_commit_hash", None)
+        return None if self.digest else getattr(self.config, "_commit_hash", None)
 
     @contextlib.contextmanager
     def reading(self, into: dict[str, Tensor], stop: bool = True) -> Iterator[None]:

@@ -60,6 +60,7 @@ class ActivationStore(HiddenSource):
         keys = (
             "model",
             "revision",
+            "model_digest",
             "hook",
             "corpus",
             "context_length",

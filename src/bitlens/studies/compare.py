@@ -187,9 +187,7 @@ def _opened(
     columns = StoreColumns.of(rows)
     if not rows.manifest.get("context_length"):
         return rows, columns, None, []
-    model = LanguageModel.load(
-        rows.manifest["model"], [rows.manifest["hook"]["module"]], revision=rows.manifest.get("revision"), causal=True
-    )
+    model = LanguageModel.again(rows.manifest, rows.path, [rows.manifest["hook"]["module"]], causal=True)
     limit = rows.manifest.get("outlier_norm") or math.inf
     splice = Splice(model, *contexts_to_score(rows, contexts), rows.mean, max_norm=limit)
     tokenizer = load_tokenizer(columns)
