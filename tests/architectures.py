@@ -23,6 +23,7 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.2, "word_embed_proj_dim": WIDTH,
     "layer_types": None, "dtype": "float32", "image_size": 28, "patch_size": 14, "expert_layer_period": 2,
     "attn_layer_period": 2, "attn_layer_offset": 1, "layers_block_type": None, "router_jitter_noise": 0.0,
+    "residual_multiplier": 0.25,
 }  # fmt: skip
 
 
@@ -54,13 +55,16 @@ def small_model(kind: str) -> Any:
     try:
         config = tiny_config(kind)
         assert not getattr(config, "is_encoder_decoder", False)
+        assert config.get_text_config().num_hidden_layers <= LAYERS
         with torch.device("meta"):
             size = sum(p.numel() for p in transformers.AutoModel.from_config(config).parameters())
         assert size < 30e6, f"{size} parameters"
         torch.manual_seed(0)
         causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        assert type(config) in transformers.MODEL_MAPPING
         auto: Any = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
         model = auto.from_config(config).eval()
+        assert type(config.get_text_config()) in transformers.MODEL_MAPPING
         with torch.no_grad():
             model(input_ids=torch.tensor([[11, 57, 301]]), output_hidden_states=True)
     except Exception as error:  # many configurations need sizes of their own, or images

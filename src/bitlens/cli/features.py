@@ -96,8 +96,8 @@ def _output(codes: Any) -> tuple[Tensor, Tensor | None]:
         raise BitlensError(
             f"The codes {codes.path} name no language model, so there is no output; leave out --promotes."
         )
-    hook = codes.manifest["hook"]["module"]
-    model = LanguageModel.again(codes.manifest, codes.path, [hook], dtype="float32", device="cpu", causal=True)
+    hook, revision = codes.manifest["hook"]["module"], codes.manifest.get("revision")
+    model = LanguageModel.load(name, [hook], dtype="float32", device="cpu", revision=revision, causal=True)
     norm = next((getattr(model.base, n) for n in FINAL_NORMS if hasattr(model.base, n)), None)
     network: Any = model.model
     return network.get_output_embeddings().weight, None if norm is None else norm.weight

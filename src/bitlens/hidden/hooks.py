@@ -184,7 +184,9 @@ class Trace:
         """Whether what was asked for is not a number."""
         places = [w.place or self._block(w.layer or 0) for w in wanted if w.state is None]
         values = [self.values.get(place) for place in places]
-        values += [self.hidden_states[w.state] for w in wanted if w.state is not None and w.state < len(self.hidden_states)]
+        values += [
+            self.hidden_states[w.state] for w in wanted if w.state is not None and w.state < len(self.hidden_states)
+        ]
         return any(value is not None and bool(value.isnan().any()) for value in values)
 
     # --- from a name to its place ------------------------------------------------------------------------------------

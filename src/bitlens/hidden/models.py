@@ -87,7 +87,7 @@ class LanguageModel:
             with _loading_errors(name):
                 model, missing = _load(kind, where, architecture, layers, settings)
             model = model if device_map else model.to(device)
-            model.eval().requires_grad_(False)
+            model.eval()  # not frozen: torch multiplies frozen weights in another way, and the last bits would differ
             model.config.use_cache = False
             trace = _traced(name, model, architecture, layers, wanted, missing, tokenizer, causal)
             return model, missing, trace, [trace.find(w) for w in wanted]
@@ -99,7 +99,9 @@ class LanguageModel:
             if layers == architecture.layers:
                 raise
             model, missing, trace, points = opened(architecture.layers)
-        last = architecture.layers - 1 if causal else architecture.last_layer(architecture.layer(p.path) for p in points)
+        last = (
+            architecture.layers - 1 if causal else architecture.last_layer(architecture.layer(p.path) for p in points)
+        )
         if lacking := [key for key in missing if 0 <= architecture.layer_of_weight(key) <= last]:
             raise BitlensError(f"The weights of '{name}' are incomplete: they lack {lacking[0]}.")
         base = model.base_model if causal else model
@@ -151,7 +153,9 @@ class LanguageModel:
         for hook in {hook.name: hook for hook in self.hooks}.values():
             module = self.base.get_submodule(hook.path)
             if hook.side == "output":
-                handles.append(module.register_forward_hook(lambda m, a, out, name=hook.name: keep(name, came_out(out))))
+                handles.append(
+                    module.register_forward_hook(lambda m, a, out, name=hook.name: keep(name, came_out(out)))
+                )
             else:
                 handles.append(
                     module.register_forward_pre_hook(

@@ -33,7 +33,17 @@ from bitlens.training.signals import stop_on_signals
 Kind = Literal["cell", "shared"]
 KINDS: dict[str, str] = {"cell": "an autoencoder for each position", "shared": "one autoencoder for all positions"}
 FEWEST_TRAINING, FEWEST_TEST = 64, 8
-SETTINGS = ("model", "revision", "model_digest", "corpus", "context_length", "packed", "prepend_bos", "dtype", "max_rows")
+SETTINGS = (
+    "model",
+    "revision",
+    "model_digest",
+    "corpus",
+    "context_length",
+    "packed",
+    "prepend_bos",
+    "dtype",
+    "max_rows",
+)
 
 
 @dataclass(frozen=True)
