@@ -60,9 +60,12 @@ def small_model(kind: str) -> Any:
             size = sum(p.numel() for p in transformers.AutoModel.from_config(config).parameters())
         assert size < 30e6, f"{size} parameters"
         torch.manual_seed(0)
-        causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-        assert type(config) in transformers.MODEL_MAPPING
-        auto: Any = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+        kinds: Any = (
+            transformers.AutoModelForCausalLM,
+            transformers.AutoModelForImageTextToText,
+            transformers.AutoModel,
+        )
+        auto = next(kind for kind in kinds if type(config) in kind._model_mapping)
         model = auto.from_config(config).eval()
         assert type(config.get_text_config()) in transformers.MODEL_MAPPING
         with torch.no_grad():

@@ -7,15 +7,18 @@ together with others is what it is alone; a name for which that does not hold is
 from __future__ import annotations
 
 import functools
+import shutil
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
-from architectures import KINDS, LAYERS, small_model
+from architectures import KINDS, LAYERS, small_model, tiny_config
 from bitlens.errors import BitlensError
 from bitlens.hidden import LanguageModel
-from bitlens.hidden.hooks import Architecture, Trace
+from bitlens.hidden.hooks import Architecture
+from bitlens.hidden.trace import Trace
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +56,14 @@ def names(layers):
 
 def accepted(of, call):
     """The names for which the call is not refused; a refusal is one sentence."""
-    kept = []
+    kept, refused = [], {}
     for name in of:
         try:
             call(name)
             kept.append(name)
         except BitlensError as error:
-            assert "\n" not in str(error)
-            assert "could not be loaded" not in str(error), error
+            refused[name] = str(error)
+    assert not any("\n" in refusal or "could not be loaded" in refusal for refusal in refused.values()), refused
     return kept
 
 
@@ -123,3 +126,96 @@ def test_what_hook_points_mean_everywhere(folder_of, kind):
         architecture = Architecture(whole, whole.config)
         trace = Trace(whole, architecture, torch.tensor([[211, 57]]), partial=False)
     check(folder, accepted(names(architecture.layers), lambda name: trace.find(architecture.want(name))), states)
+
+
+# --- what a model's configuration does not say -----------------------------------------------------------------------
+
+
+def test_the_models_own_paths_go_before_other_names(folder_of):
+    model = load(folder_of("mpt"), "blocks.1.ffn", "layers.1.ffn", "blocks.1.hook_mlp_out")
+    assert [hook.path for hook in model.hooks] == ["blocks.1.ffn", "blocks.1.ffn", "blocks.1.ffn.down_proj"]
+    assert load(folder_of("mpt"), *(hook.name for hook in model.hooks)).hooks == model.hooks
+
+
+@pytest.mark.parametrize(
+    "kind", ["llama", "bert", "roberta", "xlm-roberta", "mpnet", "esm", "opt", "gpt2", "mamba", "mpt"]
+)
+def test_the_longest_context_is_as_long_as_the_model_reads(folder_of, kind):
+    model = load(folder_of(kind), "layers.0")
+    longest = {"roberta": 125, "xlm-roberta": 125, "mpnet": 126, "esm": 125, "mamba": None}.get(kind, 128)
+    assert model.longest_context() == longest
+    model.hidden_states(torch.full((1, longest or 128), 50))
+    assert load(folder_of("xlnet")).longest_context() is None  # it says -1
+
+
+def test_padding_beyond_the_embedding_is_another_token_and_text_beyond_it_refused(folder_of):
+    model = load(folder_of("llama"), "layers.1")
+    ids, mask = tokens(), torch.ones(3, 7)
+    mask[1, 4:] = 0
+    expected = model.hidden_states(ids, mask)["layers.1"]
+    found = model.hidden_states(ids.masked_fill(mask == 0, 50_000), mask)["layers.1"]
+    assert torch.equal(found[mask.bool()], expected[mask.bool()])
+    with pytest.raises(BitlensError, match="gives the token 50000, but the model has embeddings for 400 tokens only"):
+        model.hidden_states(torch.full((1, 4), 50_000))
+
+
+def test_a_model_of_images_and_text_is_refused_in_a_sentence(folder_of):
+    transformers_model = transformers.CLIPModel(tiny_config("clip"))
+    folder = folder_of("llama").parent / "clip"
+    transformers_model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(folder_of("llama")).save_pretrained(folder)
+    for hook in ("layers.0", "hidden_states[1]", "text_model.encoder.layers.0"):
+        with pytest.raises(BitlensError, match="does not run on text alone"):
+            load(folder, hook)
+
+
+@pytest.mark.parametrize(
+    ("kind", "causal"), [("llama", True), ("gemma3", True), ("llava", True), ("xlnet", False), ("bert", False)]
+)
+def test_only_causal_models_have_a_next_token_loss(folder_of, kind, causal):
+    folder = folder_of(kind)
+    if not causal:
+        with pytest.raises(BitlensError, match="is not a causal language model"):
+            LanguageModel.load(str(folder), [], causal=True, device="cpu")
+    else:
+        model = LanguageModel.load(str(folder), ["layers.1"], causal=True, device="cpu")
+        assert model.model(input_ids=tokens()).logits.shape == (3, 7, 400)
+        assert torch.equal(read(model)[0], read(load(folder, "layers.1"))[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacking", "hook", "causal", "needed"),
+    [
+        ("llama", "embed_tokens", "layers.0", False, True),
+        ("llama", "model.norm", "norm", False, True),
+        ("llama", "model.norm", "layers.2", False, False),
+        ("llama", "model.norm", "layers.0", True, True),
+        ("llama", "lm_head", "layers.0", True, True),
+        ("llama", "lm_head", "layers.0", False, False),
+        ("llama", "layers.1", "layers.0", False, False),
+        ("llama", "layers.1", "layers.1:input", False, True),
+        ("gpt2", "wpe", "layers.0", False, True),
+        ("gpt2", "lm_head", "layers.0", True, False),  # tied to the embedding
+        ("bert", "token_type_embeddings", "layers.0", False, True),
+        ("bert", "pooler", "layers.2", False, False),
+        ("gemma3", "vision_tower", "layers.0", False, False),
+        ("gemma3", "embed_tokens", "layers.0", False, True),
+        ("mixtral", "layers.0.block_sparse_moe.experts.3", "layers.0", False, True),
+    ],
+)
+def test_weights_that_are_missing_are_refused_where_they_are_needed(
+    folder_of, tmp_path, kind, lacking, hook, causal, needed
+):
+    folder = shutil.copytree(folder_of(kind), tmp_path / "copy")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if lacking not in name}
+    assert len(kept) < len(weights) or (kind, lacking) in {("gpt2", "lm_head"), ("bert", "pooler")}, list(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    if needed:
+        with pytest.raises(BitlensError, match=r"are incomplete: they lack|have other shapes than its config"):
+            LanguageModel.load(str(folder), [hook], device="cpu", causal=causal)
+    else:
+        whole = LanguageModel.load(str(folder_of(kind)), [hook], device="cpu", causal=causal)
+        assert torch.equal(
+            *(read(m)[0] for m in (whole, LanguageModel.load(str(folder), [hook], device="cpu", causal=causal)))
+        )

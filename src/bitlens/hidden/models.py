@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bitlens.errors import BitlensError
-from bitlens.hidden.hooks import Architecture, HookPoint, Trace, Wanted, came_out, passed_in
-from bitlens.hidden.recorded import BUNDLED, bundled_folder, digest, folder_of, recorded_model
+from bitlens.hidden.hooks import Architecture, HookPoint, came_out, passed_in
+from bitlens.hidden.recorded import BUNDLED, bundled_folder, digest, folder_of, name_from_anywhere, recorded_model
+from bitlens.hidden.trace import OnlyWhole, Trace, embeddings, traced
 
 __all__ = ["BUNDLED", "HookPoint", "LanguageModel", "bundled_folder", "is_causal"]
 
@@ -89,24 +90,23 @@ class LanguageModel:
             model = model if device_map else model.to(device)
             model.eval()  # not frozen: torch multiplies frozen weights in another way, and the last bits would differ
             model.config.use_cache = False
-            trace = _traced(name, model, architecture, layers, wanted, missing, tokenizer, causal)
+            trace = traced(name, model, architecture, layers, wanted, missing, tokenizer, causal)
             return model, missing, trace, [trace.find(w) for w in wanted]
 
         layers = min(needed, architecture.layers)
         try:
             model, missing, trace, points = opened(layers)
-        except BitlensError:  # of a model that runs only whole, or has its hidden states in another order
+        except OnlyWhole:
             if layers == architecture.layers:
                 raise
             model, missing, trace, points = opened(architecture.layers)
-        last = (
-            architecture.layers - 1 if causal else architecture.last_layer(architecture.layer(p.path) for p in points)
-        )
+        kept = [] if causal else [architecture.layer(point.path) for point in points]
+        last = architecture.last_layer(kept)
         if lacking := [key for key in missing if 0 <= architecture.layer_of_weight(key) <= last]:
             raise BitlensError(f"The weights of '{name}' are incomplete: they lack {lacking[0]}.")
         base = model.base_model if causal else model
         del base.get_submodule(architecture.blocks)[last + 1 :]
-        return cls(model, base, tokenizer, str(Path(name).resolve()) if Path(name).is_dir() else name, points, trace)
+        return cls(model, base, tokenizer, name_from_anywhere(name), points, trace)
 
     @classmethod
     def again(cls, manifest: dict[str, Any], of: Path | str, hooks: list[str], **settings: Any) -> LanguageModel:
@@ -130,7 +130,7 @@ class LanguageModel:
     @property
     def revision(self) -> str | None:
         """The commit of a model from the hub; None for a folder."""
-        return None if self.digest else getattr(self.config, "_commit_hash", None)
+        return None if Path(folder_of(self.name)).is_dir() else getattr(self.config, "_commit_hash", None)
 
     @contextlib.contextmanager
     def reading(self, into: dict[str, Tensor], stop: bool = True) -> Iterator[None]:
@@ -185,21 +185,22 @@ class LanguageModel:
         """
         # A mask of ones only is left out, which lets attention take its faster causal path.
         mask = None if mask is None or bool(mask.all()) else mask
-        beyond = tokens >= (self._vocabulary or torch.inf)
+        beyond = tokens >= (self.vocabulary or torch.inf)
         if beyond.any():
             real = beyond if mask is None else beyond & mask.bool()
             if real.any():
                 raise BitlensError(
                     f"The tokenizer of '{self.name}' gives the token {int(tokens[real][0])}, but the model has embeddings "
-                    f"for {self._vocabulary} tokens only; they do not belong together."
+                    f"for {self.vocabulary} tokens only; they do not belong together."
                 )
             tokens = tokens.masked_fill(beyond, 0)
         masked = {} if mask is None else {"attention_mask": mask.to(self.device)}
         return {"input_ids": tokens.to(self.device), **masked}
 
     @cached_property
-    def _vocabulary(self) -> int | None:
-        return _embeddings(self.base)
+    def vocabulary(self) -> int | None:
+        """Tokens that the model has embeddings for; None where it embeds in a way of its own."""
+        return embeddings(self.base)
 
     def widths(self) -> dict[str, int]:
         """Width of the hidden states at every hook point."""
@@ -258,40 +259,6 @@ def _load(
         if key in tensors and tensors[key].is_floating_point():
             tensors[key].fill_(torch.nan)
     return model, missing
-
-
-@torch.inference_mode()
-def _traced(
-    name: str, model: Any, architecture: Architecture, layers: int, wanted: list[Wanted], missing: list[str],
-    tokenizer: Any, causal: bool,
-) -> Trace:  # fmt: skip
-    """Two tokens run through the model; refused if it does not run, or needs weights that the files lack."""
-    base = model.base_model if causal else model
-    special, rows = set(tokenizer.all_special_ids), _embeddings(base) or len(tokenizer)
-    usual = [token for token in range(rows) if token not in special] or [0]
-    one, two, three = (torch.tensor(usual[len(usual) // k], device=next(model.parameters()).device) for k in (2, 3, 5))
-    pair = torch.stack([one, two])[None]
-    try:
-        trace = Trace(base, architecture, pair, partial=layers < architecture.layers)
-        logits = [model(input_ids=torch.stack([one, t])[None]).logits[0, 0].float() for t in (two, three) if causal]
-    except Exception as error:  # models and the libraries below raise many kinds
-        text = textwrap.shorten(str(error), 160, placeholder=" …").rstrip(".:")
-        raise BitlensError(f"The model '{name}' does not run on text alone ({text}).") from error
-    if missing and (trace.poisoned(wanted) or any(bool(values.isnan().any()) for values in logits)):
-        raise BitlensError(f"The weights of '{name}' are incomplete: they lack {missing[0]}.")
-    if logits and not torch.allclose(*logits, rtol=0.01, atol=0.01 * float(logits[0].std())):
-        raise BitlensError(
-            f"{name} is not a causal language model: it reads the tokens after each too, so it has no next-token loss."
-        )
-    return trace
-
-
-def _embeddings(base: Any) -> int | None:
-    """How many tokens the model has embeddings for."""
-    try:
-        return len(base.get_input_embeddings().weight)
-    except (AttributeError, NotImplementedError):  # of models that embed in a way of their own
-        return None
 
 
 def _dtype(dtype: str, config: Any, device: str) -> torch.dtype:

@@ -23,6 +23,11 @@ def folder_of(name: str) -> str:
     return str(bundled_folder()) if name == BUNDLED else name
 
 
+def name_from_anywhere(name: str) -> str:
+    """The absolute path of a model in a folder; the name of any other."""
+    return str(Path(name).resolve()) if name != BUNDLED and Path(name).is_dir() else name
+
+
 def digest(name: str) -> str | None:
     """Of config.json and every byte of the safetensors weights of a model in a folder; None for one on the hub."""
     folder = Path(folder_of(name))
