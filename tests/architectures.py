@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
@@ -23,7 +24,8 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.2, "word_embed_proj_dim": WIDTH,
     "layer_types": None, "dtype": "float32", "image_size": 28, "patch_size": 14, "expert_layer_period": 2,
     "attn_layer_period": 2, "attn_layer_offset": 1, "layers_block_type": None, "router_jitter_noise": 0.0,
-    "residual_multiplier": 0.25,
+    "residual_multiplier": 0.25, "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8,
+    "mamba_chunk_size": 8, "mamba_expand": 2,
 }  # fmt: skip
 
 
@@ -37,7 +39,8 @@ def tiny_config(kind: str) -> Any:
 def _sizes(config: Any) -> dict[str, Any]:
     """Small values for the sizes that this configuration has."""
     names = set(config.to_dict()) - set(getattr(config, "sub_configs", {}))
-    return {name: value for name, value in SIZES.items() if name in names and value is not None}
+    latent = {"head_dim": None, "num_key_value_heads": 4} if "kv_lora_rank" in names else {}
+    return {name: value for name, value in (SIZES | latent).items() if name in names and value is not None}
 
 
 def _parts(config: Any) -> dict[str, Any]:
@@ -50,8 +53,6 @@ KINDS = [*dict.fromkeys([*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_MAPPING_NAME
 
 def small_model(kind: str) -> Any:
     """A random model of this type, with the head of a causal language model where there is one; skips what has none."""
-    import pytest
-
     try:
         config = tiny_config(kind)
         assert not getattr(config, "is_encoder_decoder", False)
@@ -67,6 +68,7 @@ def small_model(kind: str) -> Any:
         )
         auto = next(kind for kind in kinds if type(config) in kind._model_mapping)
         model = auto.from_config(config).eval()
+        model.config.use_cache = model.config.get_text_config().use_cache = False
         assert type(config.get_text_config()) in transformers.MODEL_MAPPING
         with torch.no_grad():
             model(input_ids=torch.tensor([[11, 57, 301]]), output_hidden_states=True)

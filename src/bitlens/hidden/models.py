@@ -89,7 +89,7 @@ class LanguageModel:
                 model, missing = _load(kind, where, architecture, layers, settings)
             model = model if device_map else model.to(device)
             model.eval()  # not frozen: torch multiplies frozen weights in another way, and the last bits would differ
-            model.config.use_cache = False
+            model.config.use_cache = model.config.get_text_config().use_cache = False
             trace = traced(name, model, architecture, layers, wanted, missing, tokenizer, causal)
             return model, missing, trace, [trace.find(w) for w in wanted]
 
