@@ -162,6 +162,17 @@ def test_padding_beyond_the_embedding_is_another_token_and_text_beyond_it_refuse
         model.hidden_states(torch.full((1, 4), 50_000))
 
 
+@pytest.mark.parametrize("kind", ["llama", "fnet", "mamba", "bert"])  # FNet takes no mask
+def test_padding_does_not_change_what_is_before_it(folder_of, kind):
+    model = load(folder_of(kind), "layers.1")
+    ids, mask = tokens(), torch.ones(3, 7)
+    mask[1, 4:] = 0
+    found = model.hidden_states(ids, mask)[model.hooks[0].name]
+    alone = model.hidden_states(ids[1:2, :4])[model.hooks[0].name]
+    assert found.shape[:2] == (3, 7)
+    assert torch.allclose(found[1, :4], alone[0], atol=1e-5)
+
+
 def test_a_model_of_images_and_text_is_refused_in_a_sentence(folder_of):
     transformers_model = transformers.CLIPModel(tiny_config("clip"))
     folder = folder_of("llama").parent / "clip"

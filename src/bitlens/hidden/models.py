@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import textwrap
 from collections.abc import Iterator
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from bitlens.errors import BitlensError
 from bitlens.hidden.hooks import Architecture, HookPoint, came_out, passed_in
@@ -173,6 +175,11 @@ class LanguageModel:
     @torch.inference_mode()
     def hidden_states(self, tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """tokens, mask `[batch, context]` -> for every hook point, by name, `[batch, context, d]`"""
+        if mask is not None and not bool(mask.all()) and not self._takes_mask:
+            alone = [
+                self.hidden_states(row[None, :n]) for row, n in zip(tokens, mask.sum(1).int().tolist(), strict=True)
+            ]
+            return {name: pad_sequence([states[name][0] for states in alone], True) for name in alone[0]}
         found: dict[str, Tensor] = {}
         with self.reading(found):
             self.base(**self.inputs(tokens, mask))
@@ -196,6 +203,10 @@ class LanguageModel:
             tokens = tokens.masked_fill(beyond, 0)
         masked = {} if mask is None else {"attention_mask": mask.to(self.device)}
         return {"input_ids": tokens.to(self.device), **masked}
+
+    @cached_property
+    def _takes_mask(self) -> bool:
+        return "attention_mask" in inspect.signature(self.base.forward).parameters
 
     @cached_property
     def vocabulary(self) -> int | None:

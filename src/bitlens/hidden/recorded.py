@@ -48,7 +48,7 @@ def recorded_model(manifest: dict[str, Any], of: Path | str) -> tuple[str, str |
     """Name and revision of the model that a manifest names, to be loaded again.
 
     of: the folder of the manifest. Refused if no model is named, if its folder is gone, or if another model is there
-    now; manifests of before 0.2 have no digest to compare.
+    now; older manifests have no digest to compare.
     """
     name, revision = manifest.get("model"), manifest.get("revision")
     if name is None:
