@@ -27,13 +27,20 @@ SIZES: dict[str, Any] = {
     "residual_multiplier": 0.25, "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8,
     "mamba_chunk_size": 8, "mamba_expand": 2,
 }  # fmt: skip
+PARTICULAR: dict[str, dict[str, Any]] = {
+    "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]]},
+    "gemma3n_text": {"num_kv_shared_layers": 0, "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8},
+    "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 1},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "dbrx": {"d_model": WIDTH, "n_heads": 4, "n_layers": LAYERS, "vocab_size": VOCABULARY},
+}  # fmt: skip
 
 
 def tiny_config(kind: str) -> Any:
     """The default configuration of this model type with small sizes, those of its parts too."""
     config = transformers.CONFIG_MAPPING[kind]
     plain = config()
-    return config(**_sizes(plain), **_parts(plain))
+    return config(**{**_sizes(plain), **_parts(plain), **PARTICULAR.get(kind, {})})
 
 
 def _sizes(config: Any) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def check(folder, names, states):
 EXPECTED = {
     "llama": (4, 6), "gemma2": (4, 6), "olmo2": (4, 6), "bert": (4, 0), "roberta": (4, 0), "bloom": (4, 6), "rwkv": (4, 4),
     "gpt_neox": (4, 6), "granite": (4, 0), "gemma3": (4, 6), "mamba": (4, 0), "opt": (4, 3), "mpt": (4, 6), "cohere": (4, 6),
-    "xlnet": (0, 0), "albert": (0, 0), "xlm": (4, 0), "jamba": (4, 4),
+    "xlnet": (0, 0), "albert": (0, 0), "xlm": (4, 0), "jamba": (4, 4), "roberta-prelayernorm": (4, 6),
 }  # fmt: skip
 
 
@@ -138,6 +138,13 @@ def test_the_models_own_paths_go_before_other_names(folder_of):
     model = load(folder_of("mpt"), "blocks.1.ffn", "layers.1.ffn", "blocks.1.hook_mlp_out")
     assert [hook.path for hook in model.hooks] == ["blocks.1.ffn", "blocks.1.ffn", "blocks.1.ffn.down_proj"]
     assert load(folder_of("mpt"), *(hook.name for hook in model.hooks)).hooks == model.hooks
+
+
+def test_a_list_that_is_not_the_residual_stream_is_not_called_layers(folder_of):
+    assert load(folder_of("xlm"), "attentions.1").hooks[0].transformer_lens is None
+    for name in ("layers.1", "blocks.1.hook_resid_post"):  # XLM has a list for attentions, one for norms, one for MLPs
+        with pytest.raises(BitlensError, match=r"hook a module path, for example attentions"):
+            load(folder_of("xlm"), name)
 
 
 @pytest.mark.parametrize(

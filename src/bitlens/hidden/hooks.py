@@ -57,7 +57,7 @@ class Wanted:
     layer: int | None = None
     """the layer that has to be loaded for it; None: all of them"""
     kind: str = ""
-    """what TransformerLens calls the place within its block"""
+    """what TransformerLens calls the place within its block; `layers` for a place that was not named by its own path"""
 
 
 class Architecture:
@@ -81,9 +81,10 @@ class Architecture:
     def want(self, name: str) -> Wanted:
         """What a name asks for. The model's own module paths go before the two other namings."""
         path, _, side = name.partition(":")
-        for own in (path, path.removeprefix(f"{self.prefix}."), re.sub(r"^layers\.(?=\d)", f"{self.blocks}.", path)):
+        common = re.sub(r"^layers\.(?=\d)", f"{self.blocks}.", path)
+        for own, kind in ((path, ""), (path.removeprefix(f"{self.prefix}."), ""), (common, "layers")):
             if own in self.modules and own and side in ("", "input", "output"):
-                return Wanted(name, HookPoint(own, side or "output"), layer=self.layer(own))
+                return Wanted(name, HookPoint(own, side or "output"), layer=self.layer(own), kind=kind)
         if match := re.fullmatch(r"hidden_states[\[.](\d+)\]?", name):
             index = int(match[1])
             if index <= self.layers:

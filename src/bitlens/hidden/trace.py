@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections import Counter
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -95,6 +96,11 @@ class Trace:
 
     def find(self, wanted: Wanted) -> HookPoint:
         """The hook point that was asked for, with the names that hold for it; refused in a sentence if there is none."""
+        if wanted.kind == "layers" and not self.stacked:
+            raise BitlensError(
+                f"This model keeps its layers in no one list, so there is no {wanted.name}; hook a module path, for example "
+                f"{self._block(0).name}."
+            )
         if wanted.place is not None:
             place = wanted.place
         elif wanted.state is not None:
@@ -112,6 +118,16 @@ class Trace:
                 "hidden state; hook a module that runs once."
             )
         return HookPoint(place.path, place.side, self._transformers(place), self._transformer_lens(place))
+
+    @cached_property
+    def stacked(self) -> bool:
+        """Whether what the layers give is what the next ones get, or what transformers calls hidden states."""
+        for layer in range(self.architecture.layers - 1):
+            given, got = self.values.get(self._block(layer)), self.values.get(self._block(layer + 1, "input"))
+            both = given is not None and got is not None
+            if both and not any(_same(given, state) for state in (got, *self.hidden_states)):
+                return False
+        return True
 
     def _block(self, layer: int, side: str = "output") -> HookPoint:
         return HookPoint(f"{self.architecture.blocks}.{layer}", side)
@@ -157,7 +173,7 @@ class Trace:
     def _kinds(self, layer: int) -> dict[str, HookPoint]:
         """TransformerLens' names in this block -> the places that they hold for."""
         pre, post = self._block(layer, "input"), self._block(layer)
-        if pre not in self.values or post not in self.values:
+        if pre not in self.values or post not in self.values or not self.stacked:
             return {}
         found = {"hook_resid_pre": pre}
         if norm := self._norm_at_the_end(layer):
@@ -209,13 +225,14 @@ class Trace:
             (
                 place.path for place, value in self.values.items()
                 if place.side == "output" and place.path.startswith(f"{block.path}.")
-                and _same(value, self.values.get(block)) and "norm" in self._kind_of(place.path)
+                and _same(value, self.values.get(block)) and self._is_norm(place.path)
             ),
             None,
         )  # fmt: skip
 
-    def _kind_of(self, path: str) -> str:
-        return type(self.architecture.modules[path]).__name__.lower()
+    def _is_norm(self, path: str) -> bool:
+        module = self.architecture.modules[path]
+        return "norm" in type(module).__name__.lower() and not list(module.children())
 
 
 @torch.inference_mode()
