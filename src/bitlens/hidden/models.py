@@ -221,7 +221,9 @@ class LanguageModel:
         """Tokens that the model reads at once, as its configuration says or its learned positions allow."""
         config = self.config.get_text_config()
         said = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
-        return min((n for n in (*said, self._positions) if isinstance(n, int) and n > 0), default=None)
+        tables: list[tuple[Any, int]] = [(self.base.get_submodule(n), first) for n, first in self._positions.items()]
+        learned = (len(table.weight) - first for table, first in tables)
+        return min((n for n in (*said, *learned) if isinstance(n, int) and n > 0), default=None)
 
     def require_context(self, length: int) -> None:
         """Refuse contexts that are longer than the model's positions."""

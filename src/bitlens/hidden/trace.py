@@ -38,8 +38,8 @@ class Trace:
         """of the first call, in the order in which they were made"""
         self.flat: set[HookPoint] = set()
         """places of `[batch * context, d]`: they add up like others, but are no hook points"""
-        self.positions: int | None = None
-        """tokens that the model has learned positions for"""
+        self.positions: dict[str, int] = {}
+        """modules with learned positions outside the layers -> the first row that is a token's"""
         handles = []
         for name, module in base.named_modules():
             handles.append(module.register_forward_pre_hook(self._before(name), with_kwargs=True))
@@ -67,7 +67,7 @@ class Trace:
             if isinstance(value, Tensor) and isinstance(table, Tensor) and not value.is_floating_point():
                 ids = value.flatten().tolist()
                 if table.dim() == 2 and len(ids) == 2 and ids[1] == ids[0] + 1:
-                    self.positions = min(self.positions or len(table), len(table) - ids[0])
+                    self.positions |= {name: ids[0]} if self.architecture.layer(name) is None else {}
 
         return hook
 
