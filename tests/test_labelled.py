@@ -74,7 +74,7 @@ def test_codes_without_tokens_or_model_are_refused(tmp_path, tokenizer):
     codes = write_codes(tmp_path, torch.ones(9, 1), torch.full((9,), -1), torch.zeros(9))
     with pytest.raises(BitlensError, match="have no tokens"):
         own_labels(codes, tokenizer)
-    with pytest.raises(BitlensError, match="name no language model"):
+    with pytest.raises(BitlensError, match="names no language model"):
         load_tokenizer(codes)
 
 

@@ -66,11 +66,12 @@ class TestHiddenStates:
         tokens, mask = some_tokens(padded)
         full = transformers.AutoModel.from_pretrained(make_model(kind)).eval()
         block = full.get_submodule(BLOCKS[kind].partition(".")[2])[2]
-        mlp_in, mlp_out, attention = (
-            (block.intermediate, block.output.dense, block.attention.output.dense)
-            if kind == "bert"
-            else (block.mlp, block.mlp, block.get_submodule(ATTENTION[kind]))
-        )
+        if kind == "bert":
+            mlp_in, mlp_out, attention = block.intermediate, block.output.dense, block.attention.output.dense
+            names = ["blocks.2.mlp.hook_in", "layers.2.output.dense", "layers.2.attention.output.dense"]
+        else:
+            mlp_in, mlp_out, attention = block.mlp, block.mlp, block.get_submodule(ATTENTION[kind])
+            names = ["blocks.2.mlp.hook_in", "blocks.2.hook_mlp_out", "blocks.2.hook_attn_out"]
         seen = {}
         mlp_in.register_forward_pre_hook(lambda module, args: seen.update(mlp_in=args[0]))
         mlp_out.register_forward_hook(lambda module, args, out: seen.update(mlp_out=out))
@@ -80,7 +81,7 @@ class TestHiddenStates:
         with torch.no_grad():
             full(tokens, attention_mask=mask if padded else None)
 
-        model = load(make_model(kind), "blocks.2.mlp.hook_in", "blocks.2.hook_mlp_out", "blocks.2.hook_attn_out")
+        model = load(make_model(kind), *names)
         found = model.hidden_states(tokens, mask)
         for hook, key in zip(model.hooks, ("mlp_in", "mlp_out", "attention"), strict=True):
             assert torch.equal(found[hook.name], seen[key]), hook
@@ -88,14 +89,12 @@ class TestHiddenStates:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_three_names_of_a_layer_are_one_hook_point(make_model, kind):
-    names = [
-        "layers.1", f"{BLOCKS[kind]}.1", f"{BLOCKS[kind].partition('.')[2]}.1",
-        "hidden_states[2]", "hidden_states.2", "blocks.1.hook_resid_post",
-    ]  # fmt: skip
+    lens = "blocks.1.hook_normalized_resid_post" if kind == "bert" else "blocks.1.hook_resid_post"
+    names = ["layers.1", f"{BLOCKS[kind]}.1", f"{BLOCKS[kind].partition('.')[2]}.1", "hidden_states[2]", lens]
     points = [load(make_model(kind), name).hooks[0].names() for name in names]
     module = f"{BLOCKS[kind].partition('.')[2]}.1"
     assert points[0] == {
-        "module": module, "transformers": "hidden_states[2]", "transformer_lens": "blocks.1.hook_resid_post",
+        "module": module, "transformers": "hidden_states[2]", "transformer_lens": lens,
     }  # fmt: skip
     assert all(point == points[0] for point in points)
 
@@ -106,11 +105,18 @@ def test_the_three_names_of_a_layer_are_one_hook_point(make_model, kind):
         ("llama", "hidden_states[0]", "layers.0:input", "hidden_states[0]", "blocks.0.hook_resid_pre"),
         ("llama", "layers.3", "layers.3", None, "blocks.3.hook_resid_post"),  # before the final norm
         ("llama", "hidden_states[4]", "norm", "hidden_states[4]", None),
-        ("bert", "layers.3", "encoder.layer.3", "hidden_states[4]", "blocks.3.hook_resid_post"),  # there is no norm
+        ("bert", "layers.3", "encoder.layer.3", "hidden_states[4]", "blocks.3.hook_normalized_resid_post"),
+        (
+            "bert",
+            "blocks.1.hook_resid_post",
+            "encoder.layer.1.output.LayerNorm:input",
+            None,
+            "blocks.1.hook_resid_post",
+        ),
         ("gpt2", "hidden_states[4]", "ln_f", "hidden_states[4]", None),
         ("llama", "layers.2.mlp:input", "layers.2.mlp:input", None, "blocks.2.mlp.hook_in"),
         ("llama", "model.layers.2.self_attn", "layers.2.self_attn", None, "blocks.2.hook_attn_out"),
-        ("bert", "blocks.0.hook_mlp_out", "encoder.layer.0.output.dense", None, "blocks.0.hook_mlp_out"),
+        ("bert", "encoder.layer.0.output.dense", "encoder.layer.0.output.dense", None, None),
         ("llama", "layers.2.self_attn.q_proj", "layers.2.self_attn.q_proj", None, None),
     ],
 )

@@ -28,7 +28,7 @@ from bitlens.results import brief
 
 COMPARED_BYTES = 1 << 23  # of hidden states: zstd -19 is slow
 SHARD_BYTES = 1 << 26
-OF_TEXT = ("model", "revision", "hook", "corpus", "documents_of", "text")  # kept of a store's manifest
+OF_TEXT = ("model", "revision", "model_digest", "hook", "corpus", "documents_of", "text")  # kept of a store's manifest
 
 
 @dataclass(frozen=True)

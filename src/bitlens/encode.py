@@ -57,7 +57,7 @@ def encode_store(
 
     about = {
         "autoencoder": name, "architecture": autoencoder.architecture, "store": str(store.path),
-        **{key: store.manifest.get(key) for key in ("model", "revision", "hook", "documents")},
+        **{key: store.manifest.get(key) for key in ("model", "revision", "model_digest", "hook", "documents")},
         "test_fraction": share,
     }  # fmt: skip
     return Codes.write(out, parts(), autoencoder.n_latents, about)

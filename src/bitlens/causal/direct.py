@@ -17,7 +17,8 @@ from torch.autograd import forward_ad
 from bitlens.bits.codes import Columns
 from bitlens.causal.splice import replaced
 from bitlens.errors import BitlensError
-from bitlens.hidden.models import BUNDLED, LanguageModel, bundled_folder
+from bitlens.hidden.models import LanguageModel
+from bitlens.hidden.recorded import folder_of, recorded_model
 from bitlens.hidden.store import OUTLIER_MULTIPLE
 from bitlens.hidden.text import ContextReader, Corpus
 
@@ -79,19 +80,19 @@ def direct_effect(codes: Columns, hook: str | None = None) -> DirectEffect:
     hidden states are from), at the mean state of 16 of their documents' first 64 tokens."""
     import transformers
 
-    name, revision = codes.manifest.get("model"), codes.manifest.get("revision")
     hook = hook or (codes.manifest.get("hook") or {}).get("module")
-    if name is None or hook is None:
+    if codes.manifest.get("model") is None or hook is None:
         raise BitlensError(
             f"The codes {codes.path} name no language model and hook point, so there is no output; leave out --promotes."
         )
-    where = str(bundled_folder()) if name == BUNDLED else name
+    name, revision = recorded_model(codes.manifest, codes.path)
+    where = folder_of(name)
     try:
         layers = transformers.AutoConfig.from_pretrained(where, revision=revision).get_text_config().num_hidden_layers
     except (OSError, ValueError) as error:
         raise BitlensError(f"The model '{name}', which made these codes, could not be loaded.") from error
     hooks = [hook, f"layers.{layers - 1}"]
-    model = LanguageModel.load(name, hooks, dtype="float32", device="cpu", revision=revision, causal=True)
+    model = LanguageModel.again(codes.manifest, codes.path, hooks, dtype="float32", device="cpu", causal=True)
     written, last = model.hooks
     if written.transformers == f"hidden_states[{layers}]":
         model.hooks = [written]  # after the final norm

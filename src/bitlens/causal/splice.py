@@ -15,6 +15,7 @@ from torch import Tensor
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.causal.losses import SpliceLosses, SpliceSums
 from bitlens.errors import BitlensError
+from bitlens.hidden.hooks import first_argument
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.paired import PairedStore
 from bitlens.hidden.split import unseen
@@ -71,7 +72,8 @@ def replaced(model: LanguageModel, change: Change) -> Iterator[None]:
         def before(m: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
             if args:
                 return new(args), kwargs
-            return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+            name = first_argument(kwargs)
+            return args, {**kwargs, name: change(kwargs[name])}
 
         handle = module.register_forward_pre_hook(before, with_kwargs=True)
     try:
@@ -224,8 +226,7 @@ class Splice:
             if change is not None:
                 stack.enter_context(self.model.reading(read, stop=False))
                 stack.enter_context(replaced(self.model, new))
-            mask = None if bool(batch.mask.all()) else batch.mask
-            logits = self.model.model(input_ids=batch.tokens, attention_mask=mask).logits
+            logits = self.model.model(**self.model.inputs(batch.tokens, batch.mask)).logits
         return logits[:, :-1][batch.counts].float().log_softmax(-1)
 
     def _usual(self, x: Tensor) -> Tensor:
@@ -255,8 +256,7 @@ def load_spliced(autoencoder: Autoencoder, store: ActivationStore, device: str =
         raise BitlensError(f"The store {store.path} was imported without its text, so no model can be run on it.")
     records = [autoencoder.metadata["hook"], autoencoder.metadata["target_hook"]] if autoencoder.transcodes else []
     hooks = [record["module"] for record in records or [store.manifest["hook"]]]
-    revision = store.manifest.get("revision")
-    return LanguageModel.load(store.manifest["model"], hooks, device=device, revision=revision, causal=True)
+    return LanguageModel.again(store.manifest, store.path, hooks, device=device, causal=True)
 
 
 class ToScore(NamedTuple):

@@ -156,7 +156,7 @@ def _tokenizer(store: Any, token: Tensor) -> Any:
     manifest = store.manifest
     try:
         hook = manifest["hook"]["module"]
-        return LanguageModel.load(manifest["model"], [hook], device="cpu", revision=manifest.get("revision")).tokenizer
+        return LanguageModel.again(manifest, store.path, [hook], device="cpu").tokenizer
     except BitlensError as error:
         show.err.print(f"Without examples: {error}", markup=False)
         return None

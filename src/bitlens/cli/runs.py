@@ -66,6 +66,7 @@ def train(
     from bitlens import show
     from bitlens.hidden import ActivationStore, PairedStore
     from bitlens.hidden.live import LiveSource
+    from bitlens.hidden.source import TEST_FRACTION
     from bitlens.training import train as run
 
     fraction = config.test_fraction

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from bitlens.bits.codes import Columns
 from bitlens.errors import BitlensError
-from bitlens.hidden.models import BUNDLED, bundled_folder
 from bitlens.hidden.pieces import UNREADABLE, token_texts
+from bitlens.hidden.recorded import folder_of, recorded_model
 from bitlens.results import brief
 
 MIN_ROWS = 20
@@ -43,12 +43,9 @@ def load_tokenizer(codes: Columns) -> Any:
     """The tokenizer of the language model whose hidden states were encoded."""
     import transformers
 
-    model = codes.manifest.get("model")
-    if model is None:
-        raise BitlensError(f"The codes {codes.path} name no language model: they come from imported hidden states.")
-    where = str(bundled_folder()) if model == BUNDLED else model
+    model, revision = recorded_model(codes.manifest, codes.path)
     try:
-        return transformers.AutoTokenizer.from_pretrained(where, revision=codes.manifest.get("revision"))
+        return transformers.AutoTokenizer.from_pretrained(folder_of(model), revision=revision)
     except (OSError, ValueError) as error:
         raise BitlensError(f"The tokenizer of '{model}', which made these codes, could not be loaded.") from error
 

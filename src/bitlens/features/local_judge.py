@@ -179,8 +179,9 @@ def _verdict(log_odds: float, call: int | None) -> Verdict:
 
 
 def _padding(model: LanguageModel) -> int:
-    """Any token does: it is masked."""
-    return model.tokenizer.pad_token_id or 0
+    """Any token does that the model has an embedding for: it is masked."""
+    padding = model.tokenizer.pad_token_id or 0
+    return padding if padding < (model.vocabulary or padding + 1) else 0
 
 
 def _ids(model: LanguageModel, word: str) -> list[int]:

@@ -84,6 +84,10 @@ def harvest(
     out = Path(out)
     if max_rows is not None and max_rows < 1:
         raise BitlensError(f"max_rows must be at least 1, not {max_rows}.")
+    if not model.hooks:
+        raise BitlensError("There is nothing to harvest: the language model was loaded without a hook point.")
+    if batch_size < 1:
+        raise BitlensError(f"batch_size must be at least 1, not {batch_size}.")
     if isinstance(reader, str):
         reader = ContextReader(Corpus((reader,)), model.tokenizer, min(256, model.longest_context() or 256))
     widths = model.widths()
@@ -106,7 +110,7 @@ def harvest(
     for hook in model.hooks:
         folders[hook.name].mkdir(exist_ok=True)
         about = {
-            "model": model.name, "revision": model.revision, "hook": hook.names(), "d_in": widths[hook.name],
+            **model.record, "hook": hook.names(), "d_in": widths[hook.name],
             "dtype": str(dtype).removeprefix("torch."), "corpus": reader.corpus.fingerprint(),
             "documents_of": documents_of(reader.corpus), "text": reader.corpus.origin(),
             "context_length": reader.length, "packed": reader.packed, "test_fraction": reader.test_fraction,

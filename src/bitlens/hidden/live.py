@@ -34,14 +34,16 @@ class LiveSource(HiddenSource):
     ) -> None:  # fmt: skip
         if len(model.hooks) != 1:
             raise BitlensError("Training without a store takes exactly one hook point.")
+        if batch_size < 1:
+            raise BitlensError(f"batch_size must be at least 1, not {batch_size}.")
         model.require_context(reader.length)
         self.model, self.reader, self.batch_size = model, reader.apart(test_fraction), batch_size
         self.test_fraction = test_fraction
         self.batches_per_window = max(1, window_contexts // batch_size)
         (self.d_in,) = model.widths().values()
         self.about = {
-            "model": model.name, "revision": model.revision, "hook": model.hooks[0].names(),
-            "corpus": reader.corpus.fingerprint(), "documents_of": documents_of(reader.corpus), "context_length": reader.length,
+            **model.record, "hook": model.hooks[0].names(), "corpus": reader.corpus.fingerprint(),
+            "documents_of": documents_of(reader.corpus), "context_length": reader.length,
             "packed": reader.packed, "prepend_bos": reader.prepends_bos, "d_in": self.d_in, "store": None,
         }  # fmt: skip
         self._limit = float("inf")

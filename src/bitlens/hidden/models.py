@@ -1,130 +1,26 @@
-"""Load any Hugging Face language model, name its hook points and read hidden states there.
-
-One place in a model has three names: `layers.4` (module path, output), `hidden_states[5]` (transformers) and
-`blocks.4.hook_resid_post` (TransformerLens). All are accepted; the module path is what bitlens writes. `PATH:input`
-is what goes into a module, so `layers.4.mlp:input` is the MLP's input.
-"""
+"""Load any Hugging Face language model and read hidden states at its hook points."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
-import importlib.resources
-import re
+import inspect
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from bitlens.errors import BitlensError
+from bitlens.hidden.hooks import Architecture, HookPoint, came_out, passed_in
+from bitlens.hidden.recorded import BUNDLED, bundled_folder, digest, folder_of, name_from_anywhere, recorded_model
+from bitlens.hidden.trace import OnlyWhole, Trace, embeddings, traced
 
-BUNDLED = "bundled"
-_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
-_MLP = ("mlp", "feed_forward", "ffn")
-_FINAL_NORM = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "layer_norm")
-
-
-@dataclass(frozen=True)
-class HookPoint:
-    """A place in the model: what goes into or comes out of the module at `path` (relative to the base model)."""
-
-    path: str
-    side: str = "output"
-    transformers: str | None = None
-    transformer_lens: str | None = None
-
-    @property
-    def name(self) -> str:
-        """Module path, with `:input` where the input is meant."""
-        return self.path if self.side == "output" else f"{self.path}:input"
-
-    def names(self) -> dict[str, str | None]:
-        """All three namings, for manifests and checkpoints."""
-        return {"module": self.name, "transformers": self.transformers, "transformer_lens": self.transformer_lens}
-
-
-class _Architecture:
-    """Where a base model keeps its blocks, their attention and MLP, and its final norm."""
-
-    def __init__(self, base: nn.Module, config: Any) -> None:
-        self.modules = dict(base.named_modules())
-        self.layers = config.get_text_config().num_hidden_layers
-        lists = [n for n, m in self.modules.items() if isinstance(m, nn.ModuleList) and len(m) == self.layers]
-        if not lists:
-            raise BitlensError(f"{type(base).__name__} keeps its layers in no list of modules; it is not supported.")
-        self.blocks = lists[0]
-        block = f"{self.blocks}.0"
-        children = {name for name, _ in self.modules[block].named_children()}
-        if {"intermediate", "output"} <= children:  # BERT and its relatives: a block's MLP is two modules
-            self.mlp_in, self.mlp_out, self.attention = "intermediate", "output.dense", "attention.output.dense"
-        else:
-            self.mlp_in = self.mlp_out = next((n for n in _MLP if n in children), None)
-            self.attention = next((n for n in _ATTENTION if n in children), None)
-        top = [name for name, _ in base.named_children()]
-        self.final_norm = next((n for n in _FINAL_NORM if n in top), None)
-
-    def by_kind(self) -> dict[str, tuple[str | None, str]]:
-        """TransformerLens' suffix -> (path below the block, side)"""
-        return {
-            "hook_resid_post": ("", "output"), "hook_resid_pre": ("", "input"),
-            "hook_mlp_out": (self.mlp_out, "output"), "mlp.hook_in": (self.mlp_in, "input"),
-            "hook_attn_out": (self.attention, "output"),
-        }  # fmt: skip
-
-    def parse(self, name: str) -> tuple[str, str]:
-        """Any of the namings -> (module path, side); the path need not exist."""
-        if match := re.fullmatch(r"hidden_states[\[.](\d+)\]?", name):
-            index = int(match[1])
-            if index == 0:
-                return f"{self.blocks}.0", "input"
-            if index == self.layers and self.final_norm:
-                return self.final_norm, "output"
-            return f"{self.blocks}.{index - 1}", "output"
-        if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
-            below, side = self.by_kind().get(match[2], (None, ""))
-            if below is None:
-                known = ", ".join(kind for kind, (path, _) in self.by_kind().items() if path is not None)
-                raise BitlensError(
-                    f"There is no hook point '{name}'; of TransformerLens' names a block here has: {known}."
-                )
-            return f"{self.blocks}.{match[1]}.{below}".rstrip("."), side
-        path, _, side = name.partition(":")
-        return re.sub(r"^layers\.(?=\d)", f"{self.blocks}.", path), side or "output"
-
-    def hook_point(self, name: str, prefix: str) -> HookPoint:
-        """The hook point of this name, checked, with all its names. prefix: the base model's name in a full model."""
-        path, side = self.parse(name)
-        if path not in self.modules:
-            path = path.removeprefix(f"{prefix}.")
-        if path not in self.modules or not path or side not in ("input", "output"):
-            choices = [f"{self.blocks}.{i}" for i in range(self.layers)] + [n for n in self.modules if n]
-            near = difflib.get_close_matches(path, choices, n=4, cutoff=0.0)
-            raise BitlensError(
-                f"There is no hook point '{name}' in this model of {self.layers} layers; the nearest names are: "
-                f"{', '.join(dict.fromkeys(near))}."
-            )
-        transformers = lens = None
-        if match := re.fullmatch(rf"{re.escape(self.blocks)}\.(\d+)(?:\.(.+))?", path):
-            index, below = int(match[1]), match[2] or ""
-            lens = next((f"blocks.{index}.{k}" for k, v in self.by_kind().items() if v == (below, side)), None)
-            if not below and side == "input":
-                transformers = f"hidden_states[{index}]"
-            elif not below and (index + 1 < self.layers or not self.final_norm):
-                transformers = f"hidden_states[{index + 1}]"
-        elif path == self.final_norm and side == "output":
-            transformers = f"hidden_states[{self.layers}]"
-        return HookPoint(path, side, transformers, lens)
-
-    def last_layer(self, hooks: list[HookPoint]) -> int:
-        """Index of the last block that these hook points need."""
-        pattern = re.compile(rf"{re.escape(self.blocks)}\.(\d+)(?:\.|$)")
-        needed = [pattern.match(hook.path) for hook in hooks]
-        return max((int(m[1]) if m else self.layers - 1) for m in needed) if needed else self.layers - 1
+__all__ = ["BUNDLED", "HookPoint", "LanguageModel", "bundled_folder", "is_causal"]
 
 
 class _AllRead(Exception):
@@ -138,11 +34,15 @@ class LanguageModel:
     paths are relative to.
     """
 
-    def __init__(self, model: nn.Module, base: nn.Module, tokenizer: Any, name: str, hooks: list[HookPoint]) -> None:
+    def __init__(
+        self, model: nn.Module, base: nn.Module, tokenizer: Any, name: str, hooks: list[HookPoint], trace: Trace
+    ) -> None:
         self.model, self.base, self.tokenizer, self.name, self.hooks = model, base, tokenizer, name, hooks
         self.config: Any = model.config
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
+        self._widths = {hook.name: trace.values[hook.place].shape[-1] for hook in hooks}
+        self._positions = trace.positions
 
     @classmethod
     def load(
@@ -158,7 +58,8 @@ class LanguageModel:
     ) -> LanguageModel:
         """Load a model by hub name or folder ('bundled' is the one that comes with bitlens).
 
-        Layers above the last hook point are not loaded, unless `causal` asks for the whole causal language model.
+        Layers above the last hook point are not kept, unless `causal` asks for the whole causal language model. Two
+        tokens are run through the model, to check what its hook points are called.
         dtype: auto (as stored, but float32 for half precision on a CPU), float32, float16 or bfloat16. Only safetensors
         weights are read, and no code from the model's folder is ever run.
         """
@@ -166,7 +67,7 @@ class LanguageModel:
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        where = str(bundled_folder()) if name == BUNDLED else name
+        where = folder_of(name)
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         with _loading_errors(name):
             config = transformers.AutoConfig.from_pretrained(where, revision=revision)
@@ -177,21 +78,56 @@ class LanguageModel:
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, revision=revision)
             with torch.device("meta"):
                 skeleton = transformers.AutoModel.from_config(config)
-            architecture = _Architecture(skeleton, config)
-            points = [architecture.hook_point(hook, skeleton.base_model_prefix) for hook in hooks]
-            kind: Any = transformers.AutoModelForCausalLM
-            kind = kind if causal else _truncated(type(skeleton), architecture, architecture.last_layer(points))
-            model, loading = kind.from_pretrained(
-                where, config=config, revision=revision, dtype=_dtype(dtype, config, device), output_loading_info=True,
-                use_safetensors=True, **({"device_map": device_map} if device_map else {}),
-            )  # fmt: skip
-            if missing := sorted(key for key in loading["missing_keys"] if f"{architecture.blocks}." in key):
-                raise BitlensError(f"The weights of '{name}' are incomplete: they lack {missing[0]}.")
-        if not device_map:
-            model = model.to(device)
-        model.eval().requires_grad_(False)
-        model.config.use_cache = False
-        return cls(model, model.base_model if causal else model, tokenizer, name, points)
+            architecture = Architecture(skeleton, config)
+            wanted = [architecture.want(hook) for hook in hooks]
+            settings = {"config": config, "revision": revision, "dtype": _dtype(dtype, config, device)}
+            settings |= {"device_map": device_map} if device_map else {}
+            # A layer more than the hook points need shows what transformers has after the last one that they do need.
+            needed = architecture.layers if causal else architecture.last_layer(w.layer for w in wanted) + 2
+            kind = _causal_class(config) if causal else type(skeleton)
+
+        def opened(layers: int) -> tuple[Any, list[str], Trace, list[HookPoint]]:
+            with _loading_errors(name):
+                model, missing = _load(kind, where, architecture, layers, settings)
+            model = model if device_map else model.to(device)
+            model.eval()  # not frozen: torch multiplies frozen weights in another way, and the last bits would differ
+            model.config.use_cache = model.config.get_text_config().use_cache = False
+            trace = traced(name, model, architecture, layers, wanted, missing, tokenizer, causal)
+            return model, missing, trace, [trace.find(w) for w in wanted]
+
+        layers = min(needed, architecture.layers)
+        try:
+            model, missing, trace, points = opened(layers)
+        except OnlyWhole:
+            if layers == architecture.layers:
+                raise
+            model, missing, trace, points = opened(architecture.layers)
+        kept = [] if causal else [architecture.layer(point.path) for point in points]
+        last = architecture.last_layer(kept)
+        if lacking := [key for key in missing if 0 <= architecture.layer_of_weight(key) <= last]:
+            raise BitlensError(f"The weights of '{name}' are incomplete: they lack {lacking[0]}.")
+        base = model.base_model if causal else model
+        del base.get_submodule(architecture.blocks)[last + 1 :]
+        return cls(model, base, tokenizer, name_from_anywhere(name), points, trace)
+
+    @classmethod
+    def again(cls, manifest: dict[str, Any], of: Path | str, hooks: list[str], **settings: Any) -> LanguageModel:
+        """Load the model that the manifest of a store or of codes names; refused if another one is there now.
+
+        of: the folder of the manifest. settings: as for `load`.
+        """
+        name, revision = recorded_model(manifest, of)
+        return cls.load(name, hooks, revision=revision, **settings)
+
+    @cached_property
+    def digest(self) -> str | None:
+        """Of the configuration and the weights in the model's folder; None for a model from the hub."""
+        return digest(self.name)
+
+    @property
+    def record(self) -> dict[str, str | None]:
+        """What a manifest keeps of the model, so that another one is not taken for it later."""
+        return {"model": self.name, "revision": self.revision, "model_digest": self.digest}
 
     def __repr__(self) -> str:
         hooks = ", ".join(hook.name for hook in self.hooks)
@@ -200,7 +136,7 @@ class LanguageModel:
     @property
     def revision(self) -> str | None:
         """The commit of a model from the hub; None for a folder."""
-        return getattr(self.config, "_commit_hash", None)
+        return None if Path(folder_of(self.name)).is_dir() else getattr(self.config, "_commit_hash", None)
 
     @contextlib.contextmanager
     def reading(self, into: dict[str, Tensor], stop: bool = True) -> Iterator[None]:
@@ -209,23 +145,27 @@ class LanguageModel:
         stop: end the pass, by an exception that the block swallows, once all were read.
         """
 
+        count = len({hook.name for hook in self.hooks})
+
         def keep(name: str, value: Any) -> None:
-            into.setdefault(name, value[0] if isinstance(value, tuple) else value)
-            if stop and len(into) == len(self.hooks):
+            if name in into:
+                return
+            last = stop and len(into) + 1 == count
+            into[name] = value if last else value.clone()  # what runs on may change it in place
+            if last:
                 raise _AllRead
 
         handles = []
-        for hook in self.hooks:
+        for hook in {hook.name: hook for hook in self.hooks}.values():
             module = self.base.get_submodule(hook.path)
             if hook.side == "output":
-                handles.append(module.register_forward_hook(lambda m, a, out, name=hook.name: keep(name, out)))
+                handles.append(
+                    module.register_forward_hook(lambda m, a, out, name=hook.name: keep(name, came_out(out)))
+                )
             else:
                 handles.append(
                     module.register_forward_pre_hook(
-                        lambda m, args, kwargs, name=hook.name: keep(
-                            name, args[0] if args else kwargs["hidden_states"]
-                        ),
-                        with_kwargs=True,
+                        lambda m, args, kwargs, name=hook.name: keep(name, passed_in(args, kwargs)), with_kwargs=True
                     )
                 )
         try:
@@ -239,27 +179,55 @@ class LanguageModel:
     @torch.inference_mode()
     def hidden_states(self, tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """tokens, mask `[batch, context]` -> for every hook point, by name, `[batch, context, d]`"""
+        if mask is not None and not bool(mask.all()) and not self._takes_mask:
+            alone = [
+                self.hidden_states(row[None, :n]) for row, n in zip(tokens, mask.sum(1).int().tolist(), strict=True)
+            ]
+            return {name: pad_sequence([states[name][0] for states in alone], True) for name in alone[0]}
         found: dict[str, Tensor] = {}
         with self.reading(found):
-            # A mask of ones only is left out, which lets attention take its faster causal path.
-            mask = None if mask is None or bool(mask.all()) else mask.to(self.device)
-            self.base(input_ids=tokens.to(self.device), attention_mask=mask)
+            self.base(**self.inputs(tokens, mask))
         return found
 
-    def widths(self) -> dict[str, int]:
-        """Width of the hidden states at every hook point, found by running two tokens through the model."""
-        found = self.hidden_states(torch.zeros(1, 2, dtype=torch.long))
-        for hook in self.hooks:
-            state = found.get(hook.name)
-            if not isinstance(state, Tensor) or state.shape[:2] != (1, 2) or not state.is_floating_point():
+    def inputs(self, tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """tokens, mask `[batch, context]` -> what the model is called with, on its device.
+
+        Tokens that the model has no embedding for are refused; where they are masked, another stands in for them.
+        """
+        # A mask of ones only is left out, which lets attention take its faster causal path.
+        mask = None if mask is None or bool(mask.all()) else mask
+        beyond = tokens >= (self.vocabulary or torch.inf)
+        if beyond.any():
+            real = beyond if mask is None else beyond & mask.bool()
+            if real.any():
                 raise BitlensError(
-                    f"The module {hook.name} does not give one vector per token; hook a layer, MLP or attention."
+                    f"The tokenizer of '{self.name}' gives the token {int(tokens[real][0])}, but the model has embeddings "
+                    f"for {self.vocabulary} tokens only; they do not belong together."
                 )
-        return {name: state.shape[-1] for name, state in found.items()}
+            tokens = tokens.masked_fill(beyond, 0)
+        masked = {} if mask is None else {"attention_mask": mask.to(self.device)}
+        return {"input_ids": tokens.to(self.device), **masked}
+
+    @cached_property
+    def _takes_mask(self) -> bool:
+        return "attention_mask" in inspect.signature(self.base.forward).parameters
+
+    @cached_property
+    def vocabulary(self) -> int | None:
+        """Tokens that the model has embeddings for; None where it embeds in a way of its own."""
+        return embeddings(self.base)
+
+    def widths(self) -> dict[str, int]:
+        """Width of the hidden states at every hook point."""
+        return dict(self._widths)
 
     def longest_context(self) -> int | None:
-        """Tokens that the model reads at once, where its configuration says."""
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        """Tokens that the model reads at once, as its configuration says or its learned positions allow."""
+        config = self.config.get_text_config()
+        said = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+        tables: list[tuple[Any, int]] = [(self.base.get_submodule(n), first) for n, first in self._positions.items()]
+        learned = (len(table.weight) - first for table, first in tables)
+        return min((n for n in (*said, *learned) if isinstance(n, int) and n > 0), default=None)
 
     def require_context(self, length: int) -> None:
         """Refuse contexts that are longer than the model's positions."""
@@ -273,25 +241,41 @@ class LanguageModel:
 
 
 def is_causal(config: Any) -> bool:
-    """Whether the weights are those of a causal language model, so that a next-token loss has a meaning."""
-    return any("ForCausalLM" in a or "LMHeadModel" in a for a in getattr(config, "architectures", None) or [])
+    """Whether the weights are those of a causal language model, as far as the configuration says."""
+    kind = _causal_class(config)
+    own = [] if kind is None else [kind.__name__]
+    named = getattr(config, "architectures", None) or []
+    return kind is not None and any(a in own or "ForCausalLM" in a or "LMHeadModel" in a for a in named)
 
 
-def bundled_folder() -> Path:
-    """Folder of the language model that is installed with bitlens."""
-    return Path(str(importlib.resources.files("bitlens") / "bundled" / "model"))
+def _causal_class(config: Any) -> Any:
+    """The class with a next-token head; of a model that reads images too the one that also writes text."""
+    import transformers
+
+    kinds = (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+    return next((kind[type(config)] for kind in kinds if type(config) in kind), None)
 
 
-def _truncated(kind: Any, architecture: _Architecture, last: int) -> Any:
-    """The model class with the blocks above `last` left out, so that they are never loaded."""
-    if last + 1 >= architecture.layers:
-        return kind
+def _load(
+    kind: Any, where: str, architecture: Architecture, layers: int, settings: dict[str, Any]
+) -> tuple[Any, list[str]]:
+    """The model with its first `layers` layers, and the names of weights that the files lack.
+
+    Those are filled with NaN: what is read shows it where it depends on them.
+    """
 
     def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         kind.__init__(self, config, *args, **kwargs)
-        del self.get_submodule(architecture.blocks)[last + 1 :]
+        del self.get_submodule(architecture.blocks)[layers:]
 
-    return type(kind.__name__, (kind,), {"__init__": build, "__module__": kind.__module__})
+    short = type(kind.__name__, (kind,), {"__init__": build, "__module__": kind.__module__})
+    kind_here = short if layers < architecture.layers else kind
+    model, loading = kind_here.from_pretrained(where, output_loading_info=True, use_safetensors=True, **settings)
+    tensors, missing = model.state_dict(), sorted(loading["missing_keys"])
+    for key in missing:
+        if key in tensors and tensors[key].is_floating_point():
+            tensors[key].fill_(torch.nan)
+    return model, missing
 
 
 def _dtype(dtype: str, config: Any, device: str) -> torch.dtype:

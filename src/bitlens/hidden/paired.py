@@ -20,7 +20,9 @@ class PairedStore(ActivationStore):
         super().__init__(inputs, test_fraction)
         self.targets = ActivationStore(targets, test_fraction)
         shape = [[shard["rows"] for shard in store.shards] for store in (self, self.targets)]
-        same = ("model", "revision", "corpus", "context_length", "packed", "prepend_bos", "test_fraction")
+        same = (
+            "model", "revision", "model_digest", "corpus", "context_length", "packed", "prepend_bos", "test_fraction",
+        )  # fmt: skip
         if shape[0] != shape[1] or any(self.manifest.get(k) != self.targets.manifest.get(k) for k in same):
             raise BitlensError(f"{inputs} and {targets} are not of one harvest; harvest both with one --hook A B.")
         self.d_out, self.mean_out, self.scale_out = self.targets.d_in, self.targets.mean, self.targets.scale

@@ -69,6 +69,7 @@ class ActivationStore(HiddenSource):
         keys = (
             "model",
             "revision",
+            "model_digest",
             "hook",
             "corpus",
             "documents_of",

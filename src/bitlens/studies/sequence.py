@@ -34,7 +34,17 @@ from bitlens.training.signals import stop_on_signals
 Kind = Literal["cell", "shared"]
 KINDS: dict[str, str] = {"cell": "an autoencoder for each position", "shared": "one autoencoder for all positions"}
 FEWEST_TRAINING, FEWEST_TEST = 64, 8
-SETTINGS = ("model", "revision", "corpus", "context_length", "packed", "prepend_bos", "dtype", "max_rows")
+SETTINGS = (
+    "model",
+    "revision",
+    "model_digest",
+    "corpus",
+    "context_length",
+    "packed",
+    "prepend_bos",
+    "dtype",
+    "max_rows",
+)
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,7 @@ def run_sequence(
     store, *_ = _harvest(config, model, reader, out, hooks, say)
     rows = common_rows(store, positions, config.max_rows)
     same = {
-        **{name: store.manifest[name] for name in SETTINGS}, "rows": rows._asdict(),
+        **{name: store.manifest.get(name) for name in SETTINGS}, "rows": rows._asdict(),
         **{name: getattr(config, name) for name in ("test_fraction", "preset", "n_latents", "steps")},
     }  # fmt: skip
     layers = [{"layer": hook, "seed": seed} for hook in hooks for seed in config.seeds]

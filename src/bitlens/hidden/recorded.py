@@ -1,0 +1,69 @@
+"""The language model that a manifest names, and whether what is there under that name is still the same one."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from bitlens.errors import BitlensError
+
+BUNDLED = "bundled"
+
+
+def bundled_folder() -> Path:
+    """Folder of the language model that is installed with bitlens."""
+    return Path(str(importlib.resources.files("bitlens") / "bundled" / "model"))
+
+
+def folder_of(name: str) -> str:
+    """Where a model of this name is: a folder, or again the name, of a model on the hub."""
+    return str(bundled_folder()) if name == BUNDLED else name
+
+
+def name_from_anywhere(name: str) -> str:
+    """The absolute path of a model in a folder; the name of any other."""
+    return str(Path(name).resolve()) if name != BUNDLED and Path(name).is_dir() else name
+
+
+def digest(name: str) -> str | None:
+    """Of config.json and every byte of the safetensors weights of a model in a folder; None for one on the hub."""
+    folder = Path(folder_of(name))
+    if not folder.is_dir():
+        return None
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    with ThreadPoolExecutor(4) as pool:
+        parts = pool.map(_file_digest, (file for file in files if file.is_file()))
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _file_digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def recorded_model(manifest: dict[str, Any], of: Path | str) -> tuple[str, str | None]:
+    """Name and revision of the model that a manifest names, to be loaded again.
+
+    of: the folder of the manifest. Refused if no model is named, if its folder is gone, or if another model is there
+    now; older manifests have no digest to compare.
+    """
+    name, revision = manifest.get("model"), manifest.get("revision")
+    if name is None:
+        raise BitlensError(f"{of} names no language model: it comes from imported hidden states.")
+    way_out = f'write the path of the right one as "model" into {Path(of) / "manifest.json"}'
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        raise BitlensError(f"The folder {name} of the language model behind {of} is gone; put it back, or {way_out}.")
+    if revision is not None and Path(name).is_dir():
+        raise BitlensError(
+            f"{of} was made with '{name}' from the Hugging Face Hub, but here that is a folder; call the command elsewhere."
+        )
+    recorded = manifest.get("model_digest")
+    if recorded is not None and digest(name) != recorded:
+        raise BitlensError(
+            f"The language model '{name}' is another one than when {of} was made: its configuration or weights differ; "
+            f"put the former one back, or {way_out}."
+        )
+    return name, revision
