@@ -86,7 +86,7 @@ BAD = {
     "other width": (["evaluate", "{run}", "{narrow}"], "width 5"),
     "not a run": (["evaluate", "{tmp}", "{store}"], "cfg.json"),
     "--stream without text": (["train", "bundled", "--stream", "--out", "{tmp}/o"], "--text"),
-    "no latents": (["train", "{store}", "--out", "{tmp}/o", "--n-latents", "-3"], "n_latents"),
+    "no latents": (["train", "{store}", "--out", "{tmp}/o", "--n-latents", "-3"], "--n-latents"),
     "not numbers": (["import", "{tmp}/blank.txt", "--out", "{tmp}/o"], "blank.txt"),
 }  # fmt: skip
 

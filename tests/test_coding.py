@@ -218,7 +218,7 @@ def test_what_is_not_finite_is_refused(bae):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lam": 1e6}, "switches everything off; lower --lam"),
+        ({"lam": 1e6}, "switches everything off; lower `lam`"),
         ({"gamma": 1.0}, "gamma must be .* 0 with coding descent"),
         ({"price": "entropy"}, "price must be onbit with coding descent"),
         ({"scale": 0.0}, "scale must be above 0"),

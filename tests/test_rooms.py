@@ -17,7 +17,7 @@ ROOMS = [
     ["causal"], ["features"], ["information"], ["training"], ["autoencoders"], ["hidden"], ["bits"],
 ]  # fmt: skip
 HEIGHT = {room: -level for level, rooms in enumerate(ROOMS) for room in rooms}
-FOUNDATION = {"errors", "files", "seeding", "__init__"}
+FOUNDATION = {"errors", "files", "options", "seeding", "terminal", "__init__"}
 CORE = {"hidden", "autoencoders", "training", "bits", "information"}
 CORE_LIBRARIES = {"torch", "numpy", "safetensors", "transformers", "numba", "llvmlite", "bitlens", "__future__"}
 

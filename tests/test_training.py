@@ -187,7 +187,10 @@ def test_a_run_leaves_its_weights_its_settings_and_every_metric(tmp_path):
 
 def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    for overwrite, message in ((False, "is not empty; pass --resume .* or --overwrite"), (True, "was not written by")):
+    for overwrite, message in (
+        (False, "is not empty; pass `resume=True` .* or `overwrite=True`"),
+        (True, "was not written by"),
+    ):
         with pytest.raises(BitlensError, match=message):
             train(TensorSource(rows()), settings(steps=2), tmp_path, overwrite=overwrite)
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
@@ -273,7 +276,7 @@ def test_rows_that_are_all_equal_are_refused(tmp_path, value):
 
 
 def test_divergence_is_one_sentence():
-    with pytest.raises(BitlensError, match="not finite at step 2: training diverged; lower --lr") as error:
+    with pytest.raises(BitlensError, match="not finite at step 2: training diverged; lower `lr`") as error:
         train(TensorSource(rows()), settings(lr=1e30, log_every=1, prune_at=(), regrow_at=()))
     assert "\n" not in str(error.value)
 

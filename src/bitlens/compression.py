@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
 from bitlens.autoencoders.base import WEIGHTS
 from bitlens.bits.packed import PackedBits
@@ -54,6 +55,7 @@ class Compression:
     lines: dict[str, Line]
 
 
+@terminal.shown("compress")
 def compress_store(
     autoencoder: Autoencoder,
     store: ActivationStore,
@@ -64,12 +66,12 @@ def compress_store(
     exact: bool = False,
     seed: int = 0,
     overwrite: bool = False,
-    report: Callable[[str], None] = lambda stage: None,
+    progress: bool = True,
 ) -> Compression:
     """Write the rows of `store` to the file `out`, coded by a model fitted on the training documents.
 
     run: folder of the autoencoder. documents: `all`, or `test` for the held-out ones (of a split without any, the last
-    fifth). exact: keep what the bits leave out, too. report: told what is being done.
+    fifth). exact: keep what the bits leave out, too. progress: show it on standard error.
     """
     store.require_width(autoencoder.d_in)
     if not isinstance(autoencoder, BinaryAutoencoder):
@@ -80,12 +82,12 @@ def compress_store(
     coder()  # what is not installed is said before the work
     zstandard()
     _refuse_occupied(out, overwrite)
-    report("bits")
+    terminal.stage("bits")
     bits, ids, largest = _encode(autoencoder, store)
     test = _test_rows(ids, store)
-    report("autoregression")
+    terminal.stage("autoregression")
     model = Autoregression.of_rows(bits[~test], ids[~test], seed)
-    report("streams")
+    terminal.stage("streams")
     chosen = torch.ones_like(test) if documents == "all" else test
     decoder, dtype = Decoder.of(autoencoder), store.manifest["dtype"]
     about = {
@@ -95,7 +97,7 @@ def compress_store(
     rows = Exact(decoder, dtype, (hidden for _, hidden in _documents(store, chosen))) if exact else None
     out.parent.mkdir(parents=True, exist_ok=True)
     file = compress(bits[chosen], ids[chosen], model, out, about, rows)
-    report("comparison")
+    terminal.stage("comparison")
     return _compare(file, decoder, store, bits, test, model, largest)
 
 
@@ -103,7 +105,7 @@ def _refuse_occupied(out: Path, overwrite: bool) -> None:
     if out.is_dir():
         raise BitlensError(f"{out} is a folder; name a file for the output.")
     if out.exists() and not overwrite:
-        raise BitlensError(f"{out} is there already; pass --overwrite to replace it.")
+        raise BitlensError(f"{out} is there already; pass `overwrite=True` to replace it.")
     if out.exists():
         with out.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
@@ -202,6 +204,7 @@ def _fvu(x: Tensor, x_hat: Tensor) -> float:
 # --- back ---------------------------------------------------------------------------------------------------------------
 
 
+@terminal.shown("decompress")
 def decompress_file(
     file: Compressed,
     run: Path,
@@ -209,23 +212,24 @@ def decompress_file(
     *,
     skip_damaged: bool = False,
     overwrite: bool = False,
-    report: Callable[[int], None] = lambda rows: None,
+    progress: bool = True,
 ) -> tuple[ActivationStore, list[int]]:
     """Write the hidden states of `file` to the store `out` -> the store, and the documents that were left out.
 
     They are the original ones in a file with residuals, otherwise float32 reconstructions. run: the autoencoder that
     compressed them. skip_damaged: leave out damaged documents; without it nothing is written if there is one.
+    progress: show it on standard error.
     """
     autoencoder = _same_autoencoder(file, run)
     damaged = file.verify(decode=False)
     if damaged and not skip_damaged:
         raise BitlensError(
-            f"{file.path} has damaged documents ({', '.join(map(str, damaged))}); restore it, or pass --skip-damaged to "
+            f"{file.path} has damaged documents ({', '.join(map(str, damaged))}); restore it, or pass `skip_damaged=True` to "
             "write the others."
         )
     if len(damaged) == len(file):
         raise BitlensError(f"{file.path} has no document that can be read; restore it.")
-    prepare_output(out, resume=False, overwrite=overwrite, marker=MANIFEST)
+    prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST)
     about = {key: file.about.get(key) for key in ("model", "revision", "hook", "corpus", "text")}
     about |= {"d_in": autoencoder.d_in, "dtype": file.dtype or "float32", "context_length": None}
     writer = StoreWriter(out, {**about, "decompressed": str(file.path)})
@@ -242,7 +246,7 @@ def decompress_file(
             continue
         parts.append((document, hidden))
         done += len(hidden)
-        report(done)
+        terminal.at(done, total=file.rows)
         if sum(x.nbytes for _, x in parts) >= SHARD_BYTES:
             _add(writer, parts)
             parts = []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 
 from bitlens import __version__, show
 from bitlens.autoencoders import Autoencoder
@@ -27,32 +28,34 @@ CONTEXT = 256
 MARKER = "demo.json"
 
 
-def run_demo(out: Path, n_latents: int = 1024, steps: int = 3000, overwrite: bool = False) -> dict[str, Any]:
-    """Harvest, train a BAE and a TopK autoencoder of the same width and sparsity, encode, evaluate, show features.
+def run_demo(out: Path, n_latents: int = 1024, steps: int = 2000, overwrite: bool = False) -> dict[str, Any]:
+    """Harvest, train a BAE, evaluate it and show features; then a TopK autoencoder of its width and sparsity beside it.
 
     -> the numbers of both, also in `OUT/demo.json`
     """
-    prepare_output(out, resume=False, overwrite=overwrite, marker=MARKER)
+    prepare_output(out, resume=None, overwrite=overwrite, marker=MARKER)
     write_json(out / MARKER, {"bitlens": "unfinished demo"})
     show.out.print("[bold]1. From text to hidden states[/bold]: the bundled language model reads the bundled text.")
     store = _harvest(out / "store")
     show.out.print(
         f"   {len(store):,} rows of {store.d_in} floats at {HOOK}, the middle of the model.\n"
-        f"[bold]2. From hidden states to bits[/bold]: a binary autoencoder of {n_latents:,} latents, then TopK to compare."
+        f"[bold]2. From hidden states to bits[/bold]: a binary autoencoder of {n_latents:,} latents."
     )
     causal = LanguageModel.load(BUNDLED, [HOOK], causal=True)
     config = TrainConfig(n_latents=n_latents, steps=steps)
     bae, scores = _run(store, config, out, "bae", causal)
+    show.table("3. The numbers, on held-out documents", {"BAE": bae})
+    _show_features(Codes(out / "codes-bae"), scores, causal.tokenizer)
     k = max(1, round(bae["l0"]))
+    show.out.print(f"\n[bold]5. A rival[/bold]: TopK, of the same width and with as many latents on, {k}.")
     topk, _ = _run(store, replace(config, architecture="topk", k=k), out, "topk", causal)
     numbers = {"BAE": bae, f"TopK, k {k}": topk}
-    show.table("3. The numbers, on held-out documents", numbers)
-    show.out.print("   TopK's bits are its support alone: its float magnitudes come on top, a BAE has none.\n")
-    _show_features(Codes(out / "codes-bae"), scores, causal.tokenizer)
+    show.table("   Side by side", numbers)
+    show.out.print("   TopK's bits are its support alone: its float magnitudes come on top, a BAE has none.")
     write_json(out / MARKER, {"bitlens": __version__, **numbers})
     show.out.print(
-        f"\nEverything is in [bold]{out}[/bold]: store, bae, topk, codes-bae, codes-topk and demo.json with the numbers.\n"
-        "Next, on a model of your own:  bitlens harvest MODEL --text TEXT --hook layers.6 --out store"
+        f"\nEverything is in [bold]{escape(str(out))}[/bold]: store, bae, topk, codes-bae, codes-topk and demo.json with "
+        "the numbers.\nNext, on a model of your own:  bitlens harvest MODEL --text TEXT --hook layers.6 --out store"
     )
     return numbers
 
@@ -60,11 +63,7 @@ def run_demo(out: Path, n_latents: int = 1024, steps: int = 3000, overwrite: boo
 def _harvest(out: Path) -> ActivationStore:
     model = LanguageModel.load(BUNDLED, [HOOK])
     reader = ContextReader(Corpus((BUNDLED,)), model.tokenizer, CONTEXT, packed=False)
-    with show.bar("harvest", None) as bar:
-        (store,) = harvest(
-            model, reader, out, store_dtype=torch.float16,
-            report=lambda p: bar.at(p.rows, f"{p.rows_per_second:,.0f} rows/s", p.expected_rows),
-        )  # fmt: skip
+    (store,) = harvest(model, reader, out, store_dtype=torch.float16)
     return store
 
 
@@ -72,8 +71,7 @@ def _run(
     store: ActivationStore, config: TrainConfig, out: Path, name: str, causal: LanguageModel
 ) -> tuple[dict[str, Any], list[TokenScore]]:
     """Train, encode and evaluate one autoencoder -> its numbers, and the token scores of its sparse latents."""
-    with show.bar(f"train {name}", config.steps) as bar:
-        model: Autoencoder = train(store, config, out / name, report=lambda r: bar.at(r["step"], show.training(r)))
+    model: Autoencoder = train(store, config, out / name)
     codes = encode_store(model, store, out / f"codes-{name}", name=str(out / name))
     scores = [
         s

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.codes import MANIFEST, Codes
 from bitlens.bits.packed import PackedBits
@@ -17,6 +18,7 @@ from bitlens.hidden.store import ActivationStore
 PART_ROWS = 1 << 20
 
 
+@terminal.shown("encode")
 @torch.inference_mode()
 def encode_store(
     autoencoder: Autoencoder,
@@ -25,15 +27,15 @@ def encode_store(
     *,
     name: str = "",
     overwrite: bool = False,
-    report: Callable[[int], None] = lambda rows: None,
+    progress: bool = True,
 ) -> Codes:
     """Encode every row of `store`, outliers and held-out documents too, and write the codes to the folder `out`.
 
-    name: what the codes' manifest calls the autoencoder. report: called with the number of rows done so far.
+    name: what the codes' manifest calls the autoencoder. progress: show it on standard error.
     """
     store.require_width(autoencoder.d_in)
     out = Path(out)
-    prepare_output(out, resume=False, overwrite=overwrite, marker=MANIFEST)
+    prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST)
     device = autoencoder.W_enc.device
 
     def parts() -> Iterator[tuple[PackedBits, dict[str, Tensor]]]:
@@ -44,7 +46,7 @@ def encode_store(
             words.append(autoencoder.encode_bits(autoencoder.pair(rows.hidden.to(device))[0]).words.cpu())
             columns.append(rows.columns)
             held += len(rows.hidden)
-            report(done + held)
+            terminal.at(done + held, total=len(store))
             if held >= PART_ROWS:
                 yield _join(words, columns, autoencoder.n_latents)
                 words, columns, done, held = [], [], done + held, 0

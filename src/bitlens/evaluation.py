@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.binary import NEGLIGIBLE
 from bitlens.bits.packed import PackedBits
@@ -126,6 +127,7 @@ class Moments:
         return self.squared_error / variance
 
 
+@terminal.shown("evaluate")
 @torch.inference_mode()
 def evaluate(
     autoencoder: Autoencoder,
@@ -136,6 +138,7 @@ def evaluate(
     max_contexts: int = 64,
     part: str = "test",
     joint: bool = True,
+    progress: bool = True,
 ) -> Evaluation:
     """Measure an autoencoder on the held-out documents of a store.
 
@@ -143,13 +146,13 @@ def evaluate(
     cross-entropy numbers; without one they are None. splice: in its place, what `Splice.of_store` made of it, so that
     several autoencoders of one hook point share what does not depend on them. part: `test`, or `all` for a store that
     the autoencoder was not trained on. joint: measure `bits_joint`, which takes longer than all the rest; otherwise it
-    is None.
+    is None. progress: show it on standard error.
     """
     store.require_width(autoencoder.d_in)
     moments = None
     words, documents = [], []
     seconds = 0.0
-    for rows in store.read(part):
+    for rows in terminal.track(store.read(part), "read", len(store), lambda rows: len(rows.hidden)):
         x, target = autoencoder.pair(rows.hidden.float().to(autoencoder.mean.device))
         begun = time.perf_counter()
         codes = autoencoder.encode(x)
@@ -161,7 +164,7 @@ def evaluate(
         moments.add(target.cpu(), x_hat.cpu())
     if moments is None or moments.rows < 2:
         raise BitlensError(
-            f"{store.path} has {moments.rows if moments else 0} held-out rows; harvest more documents, or pass --part all."
+            f"{store.path} has {moments.rows if moments else 0} held-out rows; harvest more documents, or pass `part='all'`."
         )
     bits = PackedBits(torch.cat(words), autoencoder.n_latents)
     p = firing_rates(bits)
@@ -197,6 +200,7 @@ def evaluate(
     )
 
 
+@terminal.shown("bits_joint")
 def _joint(autoencoder: Autoencoder, store: ActivationStore, bits: PackedBits, ids: Tensor, part: str) -> float | None:
     """Mean code length of the rows measured under a model of training documents (of `all` rows: the last under the others)."""
     if part == "all":
@@ -217,6 +221,7 @@ def _joint(autoencoder: Autoencoder, store: ActivationStore, bits: PackedBits, i
     return float(Autoregression.of_rows(fit, ids).code_lengths(bits).mean())
 
 
+@terminal.shown("bits_magnitudes")
 def _magnitudes(autoencoder: Autoencoder, store: ActivationStore, part: str) -> float:
     if autoencoder.binary:
         return 0.0

@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) in _NO_SPACE or any(f"os error {code}" in str(error) for code in _NO_SPACE):
             raise BitlensError(
-                f"The disk is full: {path} could not be written; free some space and repeat the command with --resume."
+                f"The disk is full: {path} could not be written; free some space and repeat the command."
             ) from error
         raise
     finally:
@@ -116,12 +116,12 @@ def read_tensors(path: Path, names: list[str] | None = None, device: str = "cpu"
 def verify_shard(path: Path, expected: str) -> None:
     """Refuse a shard whose bytes are not those that were written."""
     if not path.exists():
-        raise BitlensError(f"Shard {path} is missing; restore it, or make its folder again with --overwrite.")
+        raise BitlensError(f"Shard {path} is missing; restore it, or make its folder again.")
     actual = sha256(path)
     if actual != expected:
         raise BitlensError(
             f"Shard {path} is truncated or altered: its sha256 is {actual[:16]}…, the manifest says {expected[:16]}…; "
-            "restore it, or make its folder again with --overwrite."
+            "restore it, or make its folder again."
         )
 
 
@@ -134,16 +134,18 @@ def _is_ours(marker: Path) -> bool:
     return isinstance(content, dict) and ("schema" in content or "bitlens" in content)
 
 
-def prepare_output(path: Path, resume: bool, overwrite: bool, marker: str) -> None:
+def prepare_output(path: Path, resume: bool | None, overwrite: bool, marker: str) -> None:
     """Make the output folder. One that holds something is refused unless resumed or overwritten.
 
-    `marker` is the file that shows the folder to be one of ours: nothing else is ever deleted.
+    resume: None where the work cannot be resumed. `marker` is the file that shows the folder to be one of ours: nothing
+    else is ever deleted.
     """
     if path.exists() and not path.is_dir():
         raise BitlensError(f"{path} is a file; name a folder for the output.")
     if path.is_dir() and any(path.iterdir()) and not resume:
         if not overwrite:
-            raise BitlensError(f"{path} is not empty; pass --resume to continue it or --overwrite to replace it.")
+            way = "" if resume is None else "`resume=True` to continue it or "
+            raise BitlensError(f"{path} is not empty; pass {way}`overwrite=True` to replace it.")
         if not _is_ours(path / marker):
             raise BitlensError(f"{path} was not written by this command (it has no {marker}); choose another folder.")
         shutil.rmtree(path)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.errors import BitlensError
 from bitlens.hidden.models import LanguageModel
@@ -146,7 +147,7 @@ class Splice:
     def tokens(self, changes: Sequence[Change]) -> list[SpliceTokens]:
         """What each change costs, token by token; the original forward pass is made once for all of them."""
         found: list[list[SpliceTokens]] = [[] for _ in changes]
-        for batch in self._batches():
+        for batch in self._batches("with reconstructions"):
             original = self._log_probabilities(batch, None)
             ce, likeliest = _cross_entropy(original, batch.targets), original.argmax(-1)
             context, position = batch.counts.cpu().nonzero().T
@@ -166,7 +167,7 @@ class Splice:
     def ablated(self) -> tuple[float, float]:
         """Mean cross-entropies with zeros and with the mean in place of the hidden states."""
         sums = [0.0, 0.0]
-        for batch in self._batches():
+        for batch in self._batches("with zeros and the mean"):
             for i, constant in enumerate((torch.zeros_like(self.mean), self.mean)):
                 log_probabilities = self._log_probabilities(batch, lambda x, constant=constant: constant)
                 sums[i] += float(_cross_entropy(log_probabilities, batch.targets).double().sum())
@@ -176,14 +177,15 @@ class Splice:
     def hidden_states(self) -> Iterator[tuple[Tensor, Tensor]]:
         """What is replaced, in batches: (what passes the first hook point `[rows, d_in]`, the last `[rows, d_out]`)"""
         first, last = self.model.hooks[0].name, self.model.hooks[-1].name
-        for batch in self._batches():
+        for batch in self._batches("hidden states"):
             found = self.model.hidden_states(batch.tokens, batch.mask)
             rows = (batch.usual & self._usual(found[first]))[..., 0]
             yield found[first][rows], found[last][rows]
 
-    def _batches(self) -> Iterator[_Batch]:
+    def _batches(self, what: str) -> Iterator[_Batch]:
         device = self.model.device
-        for rows in self.counts.any(1).nonzero()[:, 0].split(self.batch_size):
+        scored = self.counts.any(1).nonzero()[:, 0]
+        for rows in terminal.track(scored.split(self.batch_size), f"contexts {what}", len(scored), len):
             tokens, counts = self.contexts[rows].clamp_min(0).to(device), self.counts[rows, 1:].to(device)
             mask, usual = self.real[rows].to(device), self.usual[rows].to(device)[:, :, None]
             yield _Batch(rows, tokens, mask, usual, counts, tokens[:, 1:][counts])

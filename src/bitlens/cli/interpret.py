@@ -12,7 +12,6 @@ import tyro
 
 from bitlens.cli.common import Device, Json, pick_device, write_result
 from bitlens.errors import BitlensError
-from bitlens.seeding import generator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,6 +94,8 @@ class Judging:
 
     def chosen(self, corpus: Codes) -> list[int]:
         import torch
+
+        from bitlens.seeding import generator
 
         chosen = list(self.latents) or list(range(corpus.n_latents))
         if self.sample is None or self.sample >= len(chosen):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.bits.codes import Codes
 from bitlens.bits.statistics import firing_rates
 from bitlens.errors import BitlensError
@@ -133,6 +134,7 @@ class Results:
         return [{**_flat(s), "significant": sig, "interpretable": good} for s, sig, good in flags]
 
 
+@terminal.shown("judge")
 def comsem(
     codes: Codes,
     latents: Sequence[int],
@@ -187,6 +189,7 @@ def planned(
     return [[text[row] for row in t.examples] for t in drawn], questions
 
 
+@terminal.shown("judge")
 def comsem_by_labels(codes: Codes, latents: Sequence[int], labels: Labels, config: Config = Config()) -> Results:
     """The same without a language model: an explanation is the class of highest F1 on the explainer's rows, and the
     judgement whether a row has it. A row without a label has no clear answer."""
@@ -206,6 +209,7 @@ def comsem_by_labels(codes: Codes, latents: Sequence[int], labels: Labels, confi
     return Results(judged(drawn, explanations, ask, firing_rates(bits), config), skipped, config)
 
 
+@terminal.shown("judge")
 def comsem_by_embeddings(
     codes: Codes,
     latents: Sequence[int],

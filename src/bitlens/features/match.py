@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.autoencoders.binary import NEGLIGIBLE
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import co_occurrence
@@ -138,6 +139,7 @@ class Matching:
         return torch.tensor([c not in ("dead", "stuck") for c in self.category], dtype=torch.bool)
 
 
+@terminal.shown("match")
 def match(
     a: PackedBits,
     b: PackedBits,
@@ -146,6 +148,7 @@ def match(
     same: float = SAME,
     contained: float = CONTAINED,
     alpha: float = ALPHA,
+    progress: bool = True,
 ) -> Matching:
     """Find every latent of A in B, where both are codes of the same rows.
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 
@@ -20,6 +21,7 @@ class TokenScore(NamedTuple):
     tokens: list[int]
 
 
+@terminal.shown("token F1")
 def token_scores(bits: PackedBits, token: Tensor, test: Tensor, min_on: int = 20) -> list[TokenScore]:
     """For every latent that is on in at least `min_on` held-out and training rows: the set of tokens that predicts it
     with the highest F1 on the training rows, and its F1 on the held-out ones.

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.bits.codes import Codes, Columns
 from bitlens.bits.packed import WORD, PackedBits
 from bitlens.bits.statistics import binary_entropy, co_occurrence, firing_rates
@@ -88,6 +89,7 @@ class Profile:
     examples: list[str] = field(default_factory=list)
 
 
+@terminal.shown("profiles")
 def profiles(
     codes: Codes,
     *,
@@ -100,6 +102,7 @@ def profiles(
     window: int = 8,
     tree: bool = True,
     seed: int = 0,
+    progress: bool = True,
 ) -> list[Profile]:
     """A profile of every latent of these codes.
 

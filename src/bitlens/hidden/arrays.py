@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.errors import BitlensError
 from bitlens.files import prepare_output
 from bitlens.hidden.store import MANIFEST, OUTLIER_MULTIPLE, ActivationStore, StoreWriter
@@ -22,6 +23,7 @@ SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet", ".h5", ".hdf5")
 SHARD_ROWS_BYTES = 1 << 27
 
 
+@terminal.shown("import")
 def import_arrays(
     files: list[Path],
     out: Path,
@@ -57,7 +59,7 @@ def import_arrays(
             columns["position"] = _running_index(columns["document"])
         width = states.shape[-1]
         if writer is None:
-            prepare_output(out, resume=False, overwrite=overwrite, marker=MANIFEST)
+            prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST)
             about = {"model": name, "revision": None, "hook": {"module": name}, "d_in": width, "context_length": None}
             about["dtype"] = str(next(_blocks(states[:1]))[1].dtype).removeprefix("torch.")
             sizes = repr([(f.name, f.stat().st_size) for f in files])
@@ -130,7 +132,7 @@ def _pick(arrays: dict[str, Any], name: str | None, file: Path) -> Any:
         name = "hidden" if "hidden" in matrices else matrices[0] if len(matrices) == 1 else None
         if name is None:
             raise BitlensError(
-                f"{file} has {len(matrices)} matrices of floats ({_names(arrays)}); name one with --hidden."
+                f"{file} has {len(matrices)} matrices of floats ({_names(arrays)}); name one with `hidden`."
             )
     if name not in arrays:
         raise BitlensError(f"{file} has no array '{name}', only: {_names(arrays)}.")

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from bitlens import terminal
 from bitlens.errors import BitlensError
 
 BUNDLED = "bundled"
@@ -145,6 +146,7 @@ class LanguageModel:
         self.dtype = next(model.parameters()).dtype
 
     @classmethod
+    @terminal.shown("load the language model")
     def load(
         cls,
         name: str,
@@ -261,7 +263,7 @@ class LanguageModel:
         """Refuse contexts that are longer than the model's positions."""
         limit = self.longest_context()
         if limit is not None and length > limit:
-            raise BitlensError(f"{self.name} reads at most {limit} tokens at once, not {length}; lower --context.")
+            raise BitlensError(f"{self.name} reads at most {limit} tokens at once, not {length}; lower `length`.")
 
     def memory(self) -> int:
         """Bytes of the weights that are loaded."""

@@ -22,7 +22,7 @@ class PairedStore(ActivationStore):
         shape = [[shard["rows"] for shard in store.shards] for store in (self, self.targets)]
         same = ("model", "revision", "corpus", "context_length", "packed", "prepend_bos")
         if shape[0] != shape[1] or any(self.manifest.get(k) != self.targets.manifest.get(k) for k in same):
-            raise BitlensError(f"{inputs} and {targets} are not of one harvest; harvest both with one --hook A B.")
+            raise BitlensError(f"{inputs} and {targets} are not of one harvest; harvest both hook points at once.")
         self.d_out, self.mean_out, self.scale_out = self.targets.d_in, self.targets.mean, self.targets.scale
         self.about = {**self.about, "target": str(targets), "target_hook": self.targets.manifest.get("hook")}
 

@@ -18,7 +18,7 @@ from bitlens.seeding import generator, mixed
 
 NO_ROWS = (
     "There are no training rows: every document is held out or every row is an outlier; harvest more documents "
-    "(--documents paragraph makes many of one file) or lower --test-fraction."
+    "(`unit='paragraph'` makes many of one file) or lower `test_fraction`."
 )
 
 

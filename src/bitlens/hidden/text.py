@@ -152,7 +152,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _no_column(where: str, column: str, names: list[str]) -> str:
-    return f"{where} has no column '{column}'; name the column of the text with --text-column: {', '.join(names) or 'none'}."
+    return f"{where} has no column '{column}'; name the column of the text with `column`: {', '.join(names) or 'none'}."
 
 
 def _local(source: str) -> Path | None:
@@ -214,7 +214,7 @@ class ContextReader:
         begin = tokenizer.bos_token_id
         if bos is True:
             if begin is None:
-                raise BitlensError("This tokenizer has no BOS token; leave --bos out.")
+                raise BitlensError("This tokenizer has no BOS token; leave out `bos`.")
             self.before = [begin]
         elif bos is False:
             self.before = [i for i in self.before if i != begin]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bitlens.errors import BitlensError
 from bitlens.files import replacing
+from bitlens.options import Logger
 
-Logger = Literal["tensorboard", "wandb"]
 METRICS = "metrics.jsonl"
 
 
