@@ -19,7 +19,6 @@ from bitlens.errors import BitlensError
 from bitlens.files import prepare_output, sha256
 from bitlens.hidden.store import MANIFEST, ActivationStore, StoreWriter
 from bitlens.information.autoregression import Autoregression
-from bitlens.information.codec import coder
 from bitlens.information.compressed import MAGIC, Compressed, Damaged, Exact, compress
 from bitlens.information.residual import Decoder, difference, float_bytes, zstandard
 from bitlens.information.tree import Blocks
@@ -79,8 +78,6 @@ def compress_store(
             f"{run} is a {autoencoder.architecture} autoencoder, whose bits alone give no hidden states back; compress "
             "with a bae."
         )
-    coder()  # what is not installed is said before the work
-    zstandard()
     _refuse_occupied(out, overwrite)
     terminal.stage("bits")
     bits, ids, largest = _encode(autoencoder, store)

@@ -211,10 +211,8 @@ def _highest(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _one_to_one(agreement: Tensor, live: Tensor, live_b: Tensor) -> Tensor:
     """Each latent's partner under the optimal assignment (Kuhn 1955; Crouse 2016), -1 for none `[n]`"""
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ImportError:
-        raise BitlensError("Matching latents one to one needs scipy; pip install 'bitlens[match]'.") from None
+    from scipy.optimize import linear_sum_assignment
+
     ours, theirs = live.nonzero()[:, 0], live_b.nonzero()[:, 0]
     i, j = linear_sum_assignment(agreement[ours][:, theirs].numpy(), maximize=True)
     partner = torch.full_like(live, -1, dtype=torch.int64)

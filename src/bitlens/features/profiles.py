@@ -296,9 +296,7 @@ def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
             lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             temporary.write_text("".join(lines), encoding="utf-8")
             return
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError:
-            raise BitlensError("Writing parquet needs the extra: pip install 'bitlens[data]'.") from None
+        import pyarrow
+        import pyarrow.parquet
+
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), temporary)

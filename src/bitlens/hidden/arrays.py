@@ -99,8 +99,8 @@ def _open(file: Path) -> dict[str, Any]:
             return found
         if file.suffix == ".parquet":
             return _open_parquet(file)
-    except ImportError as error:
-        raise BitlensError(f"Reading {file.suffix} needs the extra: pip install 'bitlens[data]' ({error}).") from None
+    except ImportError:
+        raise BitlensError(f"Reading {file.suffix} needs a library: pip install h5py.") from None
     except (ValueError, OSError, EOFError, BadZipFile, zlib.error, SafetensorError) as error:
         raise BitlensError(f"{file} could not be read: {str(error).splitlines()[0]}") from error
     raise BitlensError(f"{file} has none of the known endings: {', '.join(SUFFIXES)}.")

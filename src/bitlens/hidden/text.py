@@ -106,7 +106,7 @@ class Corpus:
         try:
             import pyarrow.parquet as parquet
         except ImportError:
-            raise BitlensError("Reading parquet needs the extra: pip install 'bitlens[data]'.") from None
+            raise BitlensError("Reading parquet needs pyarrow: pip install pyarrow.") from None
         try:
             table = parquet.ParquetFile(file)
             if self.text_column not in table.schema_arrow.names:
@@ -120,7 +120,7 @@ class Corpus:
         try:
             import datasets
         except ImportError:
-            raise BitlensError("Reading datasets needs the extra: pip install 'bitlens[data]'.") from None
+            raise BitlensError("Reading datasets needs a library: pip install datasets.") from None
         name, _, config = source.removeprefix("hf:").partition(":")
         try:
             if (Path(name) / "state.json").exists() or (Path(name) / "dataset_dict.json").exists():

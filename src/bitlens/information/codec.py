@@ -35,10 +35,8 @@ CELLS = 1 << 19  # rows times latents of a chunk: its log-odds stay in cache
 
 
 def coder() -> Any:
-    try:
-        return import_module("constriction").stream
-    except ImportError as error:
-        raise BitlensError("Compressing codes needs constriction; pip install 'bitlens[compress]'.") from error
+    """The range coder's library, imported when something is compressed."""
+    return import_module("constriction").stream
 
 
 # --- integers ---------------------------------------------------------------------------------------------------------

@@ -151,8 +151,5 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
 
 
 def library(name: str) -> Any:
-    """A module of the extra `study`, imported when a study first needs it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise BitlensError("Studies need pyarrow and matplotlib; pip install 'bitlens[study]'.") from error
+    """A module for tables or figures, imported when a study first needs it."""
+    return importlib.import_module(name)

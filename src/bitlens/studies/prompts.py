@@ -98,7 +98,7 @@ def _dataset(source: str, split: str) -> Iterator[tuple[str, Any]]:
     try:
         import datasets
     except ImportError:
-        raise BitlensError("Reading datasets needs the extra: pip install 'bitlens[data]'.") from None
+        raise BitlensError("Reading datasets needs a library: pip install datasets.") from None
     name, _, config = source.removeprefix("hf:").partition(":")
     saved = any((Path(name) / marker).exists() for marker in ("state.json", "dataset_dict.json"))
     try:
