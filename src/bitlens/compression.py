@@ -16,7 +16,7 @@ from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
 from bitlens.autoencoders.base import WEIGHTS
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
-from bitlens.files import prepare_output, sha256
+from bitlens.files import prepare_output, required, sha256
 from bitlens.hidden.store import MANIFEST, ActivationStore, StoreWriter
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.compressed import MAGIC, Compressed, Damaged, Exact, compress
@@ -86,7 +86,7 @@ def compress_store(
     model = Autoregression.of_rows(bits[~test], ids[~test], seed)
     terminal.stage("streams")
     chosen = torch.ones_like(test) if documents == "all" else test
-    decoder, dtype = Decoder.of(autoencoder), store.manifest["dtype"]
+    decoder, dtype = Decoder.of(autoencoder), required(store.manifest, "dtype", store.path / MANIFEST)
     about = {
         "autoencoder": str(run), "weights_sha256": sha256(run / WEIGHTS), "store": str(store.path), "part": documents,
         **{key: store.manifest.get(key) for key in ("model", "revision", "hook", "corpus", "text")}, "dtype": dtype,
@@ -168,7 +168,9 @@ def _compare(
     residual = int(file.residual_bytes[places].sum())
     scale = torch.where(largest > 0, largest / 127, 1.0)
     steps = (hidden.float() / scale).round().to(torch.int8)
-    usual = torch.linalg.vector_norm(hidden, dim=1, dtype=torch.float64) <= store.manifest["outlier_norm"]
+    usual = torch.linalg.vector_norm(hidden, dim=1, dtype=torch.float64) <= (
+        store.manifest.get("outlier_norm") or torch.inf
+    )
     from_bits = _fvu(hidden[usual], decoder.decode(held)[usual])
     whole = file.path.stat().st_size
     words, fvu_of_int8 = held.numpy().astype("<u8").tobytes(), _fvu(hidden[usual], (steps * scale)[usual])

@@ -35,9 +35,9 @@ def run_demo(out: Path, n_latents: int = 1024, steps: int = 2000, overwrite: boo
     """
     prepare_output(out, resume=None, overwrite=overwrite, marker=MARKER)
     write_json(out / MARKER, {"bitlens": "unfinished demo"})
-    show.out.print("[bold]1. From text to hidden states[/bold]: the bundled language model reads the bundled text.")
+    show.marked("[bold]1. From text to hidden states[/bold]: the bundled language model reads the bundled text.")
     store = _harvest(out / "store")
-    show.out.print(
+    show.marked(
         f"   {len(store):,} rows of {store.d_in} floats at {HOOK}, the middle of the model.\n"
         f"[bold]2. From hidden states to bits[/bold]: a binary autoencoder of {n_latents:,} latents."
     )
@@ -47,13 +47,13 @@ def run_demo(out: Path, n_latents: int = 1024, steps: int = 2000, overwrite: boo
     show.table("3. The numbers, on held-out documents", {"BAE": bae})
     _show_features(Codes(out / "codes-bae"), scores, causal.tokenizer)
     k = max(1, round(bae["l0"]))
-    show.out.print(f"\n[bold]5. A rival[/bold]: TopK, of the same width and with as many latents on, {k}.")
+    show.marked(f"\n[bold]5. A rival[/bold]: TopK, of the same width and with as many latents on, {k}.")
     topk, _ = _run(store, replace(config, architecture="topk", k=k), out, "topk", causal)
     numbers = {"BAE": bae, f"TopK, k {k}": topk}
     show.table("   Side by side", numbers)
     show.out.print("   TopK's bits are its support alone: its float magnitudes come on top, a BAE has none.")
     write_json(out / MARKER, {"bitlens": __version__, **numbers})
-    show.out.print(
+    show.marked(
         f"\nEverything is in [bold]{escape(str(out))}[/bold]: store, bae, topk, codes-bae, codes-topk and demo.json with "
         "the numbers.\nNext, on a model of your own:  bitlens harvest MODEL --text TEXT --hook layers.6 --out store"
     )
@@ -83,17 +83,17 @@ def _run(
 
 
 def _show_features(codes: Codes, scores: list[TokenScore], tokenizer: Any) -> None:
-    show.out.print(
+    show.marked(
         "[bold]4. The ten clearest latents[/bold]: how well their tokens predict them (F1), and where they are on"
     )
     for score in clearest(scores, 10):
         names = list(dict.fromkeys(show.plain(tokenizer.decode([token])).strip() or "space" for token in score.tokens))
         more = f"   and {len(names) - 8} more" if len(names) > 8 else ""
         heading = f"latent {score.latent}, on in {100 * score.rate:.2f} % of rows, F1 {score.f1:.2f}:   {'   '.join(names[:8])}{more}"
-        show.out.print("\n" + heading, style="bold", markup=False)
+        show.out.print("\n" + heading, style="bold")
         for found in examples(codes, score.latent, tokenizer, n=3):
             line = show.example(found.before, found.token, found.after)
-            show.out.print("   " + line, no_wrap=True, overflow="ellipsis", crop=True)
+            show.marked("   " + line, no_wrap=True, overflow="ellipsis", crop=True)
 
 
 def clearest(scores: list[TokenScore], n: int) -> list[TokenScore]:

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 out = terminal.open_console(stderr=False)
 err = terminal.console()
 
+
+def marked(markup: str, **how: Any) -> None:
+    """Print text with rich's markup, in which everything from elsewhere is escaped."""
+    out.print(markup, markup=True, **how)
+
+
 _FORMATS = {
     "fvu": ".4f", "explained_variance": ".4f", "mse": ".4g", "cosine": ".4f", "l0": ".1f", "bits_marginal": ".1f", "bits_tree": ".1f", "bits_joint": ".1f", "bits_magnitudes": ".1f",
     "bits_gaussian": ".1f", "highest_rate": ".3f", "rows_per_second": ",.0f", "balanced_accuracy": ".3f", "balanced_accuracy_hard": ".3f",
@@ -57,7 +63,7 @@ def table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> None:
     grid = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     grid.add_column("")
     for heading in columns:
-        grid.add_column(escape(heading), justify="right")
+        grid.add_column(heading, justify="right")
     grid.add_column("", style="dim")
     names = dict.fromkeys(name for column in columns.values() for name in column if name != "architecture")
     for name in names:
@@ -75,7 +81,7 @@ def rows(title: str, lines: Sequence[Mapping[str, Any]]) -> None:
         grid.add_column(name, justify="left" if any(isinstance(line.get(name), str) for line in lines) else "right")
     for line in lines:
         values = (line.get(name) for name in names)
-        grid.add_row(*("-" if v is None else f"{v:.3g}" if isinstance(v, float) else escape(str(v)) for v in values))
+        grid.add_row(*("-" if v is None else f"{v:.3g}" if isinstance(v, float) else str(v) for v in values))
     out.print(grid)
 
 

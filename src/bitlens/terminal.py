@@ -25,7 +25,8 @@ T = TypeVar("T")
 
 
 def open_console(stderr: bool) -> Console:
-    """A console that goes on, silently, when who reads it has gone: what is written to files is not lost with it."""
+    """A console that prints text as it is, and goes on, silently, when who reads it has gone: what is written to files
+    is not lost with it."""
     from rich.console import Console
 
     class Lasting(Console):
@@ -33,7 +34,8 @@ def open_console(stderr: bool) -> Console:
             silence(self.file)
 
     stream = sys.stderr if stderr else sys.stdout
-    return Lasting(stderr=stderr, highlight=False, width=None if stream.isatty() else WIDTH)
+    width = None if stream.isatty() else WIDTH
+    return Lasting(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
 def silence(stream: Any) -> None:
@@ -195,5 +197,5 @@ def track(
 def say(sentence: str) -> bool:
     """Print a sentence, unless progress is hidden -> whether it was."""
     if not _screen.hidden:
-        console().print(sentence, markup=False, soft_wrap=True)
+        console().print(sentence, soft_wrap=True)
     return not _screen.hidden

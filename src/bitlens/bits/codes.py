@@ -50,7 +50,7 @@ class Codes:
         self.rows: int = required(self.manifest, "rows", self.path / MANIFEST)
         self._columns: dict[str, torch.Tensor] | None = None
         if verify:
-            for shard in self.manifest["shards"]:
+            for shard in required(self.manifest, "shards", self.path / MANIFEST):
                 verify_shard(self.path / shard["file"], shard["sha256"])
 
     def _load(self) -> dict[str, torch.Tensor]:

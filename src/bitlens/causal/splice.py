@@ -234,7 +234,7 @@ def _cross_entropy(log_probabilities: Tensor, targets: Tensor) -> Tensor:
 
 def load_spliced(autoencoder: Autoencoder, store: ActivationStore, device: str = "auto") -> LanguageModel:
     """The whole language model of a store, hooked where the autoencoder reads and, for a transcoder, where it writes."""
-    if not store.manifest.get("context_length"):
+    if not all(store.manifest.get(key) for key in ("context_length", "model", "hook")):
         raise BitlensError(f"The store {store.path} was imported without its text, so no model can be run on it.")
     records = [autoencoder.metadata["hook"], autoencoder.metadata["target_hook"]] if autoencoder.transcodes else []
     hooks = [record["module"] for record in records or [store.manifest["hook"]]]

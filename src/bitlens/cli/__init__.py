@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
 
 from bitlens.errors import BitlensError, Interrupted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    Command = Callable[..., None]
 
 COMMANDS = {
     "demo": "whole:demo", "harvest": "stores:harvest", "import": "stores:import_", "train": "runs:train", "encode": "runs:encode",
@@ -23,29 +24,24 @@ COMMANDS = {
 STUDIES = {
     "synthetic": "studies:synthetic", "sequence": "studies:sequence", "icl": "studies:icl", "compare": "studies:compare",
 }  # fmt: skip
-Command = Callable[..., None]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit status: 0 done, 1 stopped or failed, 2 bad input, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin cost a busy machine most of its speed
     arguments = sys.argv[1:] if arguments is None else arguments
     _mend_streams()
-    interrupted = False
-
-    def interrupt(number: int, frame: Any) -> None:
-        nonlocal interrupted
-        interrupted = True
-        raise KeyboardInterrupt
-
     former = signal.getsignal(signal.SIGINT)
     if former is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGINT, _die)
     called: list[Command] = []
     status = 0
     try:
-        _call(arguments, called)
-        sys.stdout.flush()
+        try:
+            _call(arguments, called)
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:  # who read the output has seen enough
         _silence_stdout()
     except Interrupted as stopped:
@@ -53,14 +49,12 @@ def main(arguments: list[str] | None = None) -> None:
     except BitlensError as error:
         status = _fail(str(error), 2, called)
     except OSError as error:
+        if error.filename is None:
+            _silence_stdout()  # what could not be written is not tried again
         status = _fail(
-            f"{error.filename or 'A file'} could not be read or written: {error.strerror or error}.", 2, called
+            f"{error.filename or 'The output'} could not be read or written: {error.strerror or error}.", 2, called
         )
     except KeyboardInterrupt:
-        status = _fail("Stopped.", 128 + signal.SIGINT, called)
-    except Exception:
-        if not interrupted:  # what an interrupted import of a large library raises can be anything
-            raise
         status = _fail("Stopped.", 128 + signal.SIGINT, called)
     finally:
         if former is signal.default_int_handler:
@@ -69,7 +63,15 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(status)
 
 
+def _die(number: int, frame: Any) -> None:
+    """An interrupt before the work has begun: in the middle of an import an exception could become anything."""
+    os.write(2, b"\x1b[?25hStopped.\n" if os.isatty(2) else b"Stopped.\n")  # the cursor may be hidden
+    os._exit(128 + signal.SIGINT)
+
+
 def _mend_streams() -> None:
+    import io
+
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by who started this process
@@ -110,6 +112,8 @@ def _call(arguments: list[str], called: list[Command]) -> None:
         raise BitlensError(
             f"There is no '{name} {arguments[0]}'; choose one of: {known}; each explains itself with --help."
         )
+    import importlib
+
     module, _, function = commands[arguments[0]].partition(":")
     command = getattr(importlib.import_module(f"bitlens.cli.{module}"), function)
     called.append(command)
@@ -124,13 +128,17 @@ def _call(arguments: list[str], called: list[Command]) -> None:
 
 def _announced(command: Command) -> Command:
     """The command, which first imports, and says so, what takes seconds."""
+    import functools
+    import importlib
 
     @functools.wraps(command)
     def call(*args: Any, **kwargs: Any) -> None:
         from bitlens import terminal
 
         with terminal.bar("starting"):
-            importlib.import_module("torch")
+            importlib.import_module("bitlens.bits")  # torch and numba
+        if signal.getsignal(signal.SIGINT) is _die:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         command(*args, **kwargs)
 
     return call
@@ -139,6 +147,7 @@ def _announced(command: Command) -> Command:
 def _help(name: str, commands: Mapping[str, str]) -> str:
     """What there is to call, read from the sources: importing them takes longer."""
     import ast
+    from pathlib import Path
 
     lines = [f"usage: {name} [-h] {{{','.join(commands)}}} ...", ""]
     for command, place in commands.items():

@@ -64,11 +64,11 @@ def faithfulness(
         {"all" if line["k"] is None else str(line["k"]): {name: line[name] for name in COLUMNS} for line in lines},
     )
     show.table("The whole code, by position in the context", positions)
-    show.out.print("[bold]The tokens that lose most[/bold]: cross-entropy as it was and as it is")
+    show.marked("[bold]The tokens that lose most[/bold]: cross-entropy as it was and as it is")
     for index in measure.worst(tokens):
         one = measure.record(splice, tokens, index)
         sentence = show.example(one["before"], one["token"], one["after"])
-        show.out.print(f"{one['ce_original']:6.2f} {one['ce_spliced']:6.2f}  {sentence}", soft_wrap=True)
+        show.marked(f"{one['ce_original']:6.2f} {one['ce_spliced']:6.2f}  {sentence}", soft_wrap=True)
     if out is not None:
         measure.write_tokens(out, splice, tokens)
     write_result(json, {"run": str(run), "store": str(store), "by": by, "keep": lines, "positions": positions})

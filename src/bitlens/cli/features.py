@@ -118,17 +118,15 @@ def _tokens(preferred: list[Preference]) -> str:
 
 def _page(profile: Profile) -> None:
     """All that is known of one latent."""
-    from rich.markup import escape
-
     from bitlens import show
 
     def say(name: str, text: str) -> None:
-        show.out.print(f"  {name:<12}{escape(text)}")
+        show.out.print(f"  {name:<12}{text}")
 
     def preferred(tokens: list[Preference]) -> str:
         return "  ".join(f"{_quoted(t.text)} {t.share:.0%} (x{t.lift:.3g})" for t in tokens) or "none"
 
-    show.out.print(f"[bold]Latent {profile.latent}[/bold]{', on is 0 in the codes' if profile.flipped else ''}")
+    show.marked(f"[bold]Latent {profile.latent}[/bold]{', on is 0 in the codes' if profile.flipped else ''}")
     say(
         "on",
         f"{profile.rate:.3%} of rows, {profile.surprisal:.2f} bits each time; entropy {profile.bits:.4f} bits a row",

@@ -59,7 +59,7 @@ def labels(
     scored: list[LabelScores] = []
     probed: dict[str, list[ProbeScore]] = {}
     for labelling in [*given, *own_labels(corpus, tokenizer)]:
-        show.err.print(f"{labelling.name} ...", markup=False)
+        show.err.print(f"{labelling.name} ...")
         try:
             scored.append(label_scores(corpus.bits, labelling, corpus.document, test))
             if probes:
@@ -70,7 +70,7 @@ def labels(
                     corpus.bits[rows], sample, corpus.document[rows], test[rows], dense=dense
                 )
         except BitlensError as error:  # one labelling with too few rows leaves the others
-            show.err.print(str(error), markup=False, soft_wrap=True)
+            show.err.print(str(error), soft_wrap=True)
     if not scored:
         raise BitlensError(f"No labelling of {codes} could be scored; encode more text, or hold out more of it.")
     show.rows(f"{codes}: latents against labels, on held-out documents", [s.summary() for s in scored])

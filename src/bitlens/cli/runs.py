@@ -157,7 +157,7 @@ def evaluate(
         try:
             model = load_spliced(autoencoder, rows, pick_device(device))
         except BitlensError as error:
-            show.err.print(f"Without cross-entropy numbers: {error}", markup=False)
+            show.err.print(f"Without cross-entropy numbers: {error}", soft_wrap=True)
     numbers = measure(autoencoder, rows, language_model=model, max_contexts=contexts, part=part, joint=joint).as_dict()
     show.table(f"{run} on {store}", {autoencoder.architecture: numbers})
     write_result(json, numbers)

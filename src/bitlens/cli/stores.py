@@ -77,7 +77,7 @@ def harvest(
         stores = run(
             language_model, reader, out, batch_size=batch_size, max_rows=max_rows, outlier_multiple=outlier_multiple,
             store_dtype=None if store_dtype == "auto" else getattr(torch, store_dtype), resume=resume, overwrite=overwrite,
-            announce=lambda plan: show.err.print(in_flags(f"Plan: {plan}", harvest), markup=False, soft_wrap=True), stop=lambda: stop.signal,
+            announce=lambda plan: show.err.print(in_flags(f"Plan: {plan}", harvest), soft_wrap=True), stop=lambda: stop.signal,
         )  # fmt: skip
     for store in stores:
         show.out.print(_describe(store), soft_wrap=True)

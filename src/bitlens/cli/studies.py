@@ -101,14 +101,14 @@ STUDIES = {"synthetic": synthetic, "sequence": sequence, "icl": icl, "compare": 
 
 
 def _say(stage: str) -> None:
-    show.err.print(stage, markup=False, soft_wrap=True)
+    show.err.print(stage, soft_wrap=True)
 
 
 def _done(options: Options, rows: list[Row], result: dict[str, Any]) -> None:
     failed = [row for row in rows if "error" in row]
     for row in failed[:5]:
         settings = ", ".join(f"{name} {value}" for name, value in row.items() if name != "error")
-        show.err.print(f"Not measured: {settings}: {row['error']}", markup=False, soft_wrap=True)
+        show.err.print(f"Not measured: {settings}: {row['error']}", soft_wrap=True)
     if len(failed) > 5:
         show.err.print(f"{len(failed) - 5} more were not measured; the table says why.")
     figures = ", ".join(sorted(path.name for path in options.out.glob("*.png")))

@@ -29,6 +29,8 @@ def token_scores(bits: PackedBits, token: Tensor, test: Tensor, min_on: int = 20
     token: id of each row `[rows]`; test: bool `[rows]`, the held-out rows. Tokens are taken in order of the share of their occurrences that are on.
     """
     tokens, held = token.numpy(), test.numpy()
+    if not len(tokens):
+        raise BitlensError("There are no rows to score latents on.")
     if tokens.min() < 0:
         raise BitlensError("These rows have no tokens: they come from hidden states imported without them.")
     size = int(tokens.max()) + 1
