@@ -84,7 +84,7 @@ def _run(
 
 def _show_features(codes: Codes, scores: list[TokenScore], tokenizer: Any) -> None:
     show.marked(
-        "[bold]4. The ten clearest latents[/bold]: how well their tokens predict them (F1), and where they are on"
+        "\n[bold]4. The ten clearest latents[/bold]: how well their tokens predict them (F1), and where they are on"
     )
     for score in clearest(scores, 10):
         names = list(dict.fromkeys(show.plain(tokenizer.decode([token])).strip() or "space" for token in score.tokens))

@@ -130,7 +130,7 @@ def _rich_progress() -> Any:
         TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
     )  # fmt: skip
-    return Progress(*columns, console=console(), redirect_stdout=sys.stdout.isatty())
+    return Progress(*columns, console=console(), transient=True, redirect_stdout=sys.stdout.isatty())
 
 
 @contextlib.contextmanager
@@ -146,6 +146,9 @@ def bar(title: str, total: int | None = None, shown: bool = True) -> Iterator[Ba
         return
     if _screen.hidden or threading.current_thread() is not threading.main_thread():
         yield one
+        return
+    if _screen.bars and _screen.bars[-1].title == title:  # a command, and the function that does its work
+        yield _screen.bars[-1]
         return
     _screen.open(one)
     try:

@@ -121,13 +121,13 @@ def _call(arguments: list[str], called: list[Command]) -> None:
     import tyro
 
     return tyro.cli(
-        _announced(command), prog=f"{name} {arguments[0]}", args=arguments[1:],
+        _announced(command, arguments[0]), prog=f"{name} {arguments[0]}", args=arguments[1:],
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )  # fmt: skip
 
 
-def _announced(command: Command) -> Command:
-    """The command, which first imports, and says so, what takes seconds."""
+def _announced(command: Command, name: str) -> Command:
+    """The command, under a bar of its name; first it imports what takes seconds."""
     import functools
     import importlib
 
@@ -135,11 +135,11 @@ def _announced(command: Command) -> Command:
     def call(*args: Any, **kwargs: Any) -> None:
         from bitlens import terminal
 
-        with terminal.bar("starting"):
+        with terminal.bar(name):
             importlib.import_module("bitlens.bits")  # torch and numba
-        if signal.getsignal(signal.SIGINT) is _die:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        command(*args, **kwargs)
+            if signal.getsignal(signal.SIGINT) is _die:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            command(*args, **kwargs)
 
     return call
 
