@@ -43,7 +43,7 @@ def labels(
     """
     import torch
 
-    from bitlens import show
+    from bitlens import show, terminal
     from bitlens.bits.codes import Codes
     from bitlens.features.labelled import load_tokenizer, own_labels, read_labels
     from bitlens.features.labels import label_scores
@@ -59,7 +59,7 @@ def labels(
     scored: list[LabelScores] = []
     probed: dict[str, list[ProbeScore]] = {}
     for labelling in [*given, *own_labels(corpus, tokenizer)]:
-        show.err.print(f"{labelling.name} ...")
+        terminal.at(0, labelling.name)
         try:
             scored.append(label_scores(corpus.bits, labelling, corpus.document, test))
             if probes:
