@@ -55,7 +55,8 @@ def run_demo(out: Path, n_latents: int = 1024, steps: int = 2000, overwrite: boo
     write_json(out / MARKER, {"bitlens": __version__, **numbers})
     show.marked(
         f"\nEverything is in [bold]{escape(str(out))}[/bold]: store, bae, topk, codes-bae, codes-topk and demo.json with "
-        "the numbers.\nNext, on a model of your own:  bitlens harvest MODEL --text TEXT --hook layers.6 --out store"
+        "the numbers.\nNext, on a model of your own:  bitlens harvest MODEL --text TEXT --hook layers.6 --out store",
+        soft_wrap=True,
     )
     return numbers
 
