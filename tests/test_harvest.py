@@ -205,7 +205,7 @@ def test_hidden_states_that_are_not_finite_name_row_and_document(job, tiny_llama
 def test_an_overflow_of_float16_is_told(job, tiny_llama, tmp_path):
     folder = changed_model(tiny_llama, tmp_path / "huge", lambda model: model.get_input_embeddings().weight.mul_(1e7))
     sentence = refusal(lambda: harvest(*job(folder=folder), tmp_path / "out", store_dtype=torch.float16))
-    assert "store with --store-dtype float32 if float16 overflowed" in sentence
+    assert "store with `store_dtype=torch.float32` if float16 overflowed" in sentence
     harvest(*job(folder=folder), tmp_path / "out", store_dtype=torch.float32, overwrite=True)
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from bitlens.errors import BitlensError, Interrupted
-from bitlens.studies.cells import library, measure_cells, open_study, write_table
+from bitlens.studies.cells import measure_cells, open_study, write_table
 from bitlens.studies.figures import COLOURS, figure
 
 CELLS = [{"layer": f"layers.{i}", "position": i} for i in range(6)]
@@ -197,8 +197,3 @@ def test_a_figure_is_written_as_png_and_as_an_svg_that_is_the_same_each_time(tmp
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
     assert COLOURS[0] in (tmp_path / "one.svg").read_text()
     assert "beside it" in (tmp_path / "one.svg").read_text()
-
-
-def test_a_library_that_is_missing_names_the_extra():
-    with pytest.raises(BitlensError, match=r"pip install 'bitlens\[study\]'"):
-        library("a_library_that_nobody_wrote")

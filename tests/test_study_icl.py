@@ -203,14 +203,14 @@ def test_a_whole_study_and_what_is_left_of_it_when_resumed(labelled, tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"text_column": "words"}, "has no column 'words'; name them with --text-column"),
+        ({"text_column": "words"}, "has no column 'words'; name them with `text_column`"),
         ({"label_column": "text"}, "has 240 different labels"),
         ({"template": "{label} then {text}"}, "must have {text} and after it {label}"),
         ({"template": "{text} Answer{label}"}, "melts into the tokens before it"),
         ({"ks": (0, 60)}, "are short enough for k = 60; lower `ks`"),
         ({"n_prompts": 241}, "241 prompts need more: 240 of the 240 texts"),
         ({"n_prompts": 10}, "10 prompts are too few"),
-        ({"ks": (-1,)}, "ks must be numbers of demonstrations from 0"),
+        ({"ks": (-1,)}, "`ks` must be numbers of demonstrations from 0"),
         ({"conditions": ("wrong",)}, "conditions among correct, shuffled, unrelated"),
         ({"data": "nowhere.jsonl"}, "There is no file nowhere.jsonl"),
         ({"model": "./no-model"}, "The model './no-model' could not be loaded"),

@@ -239,7 +239,7 @@ def test_senseless_settings_are_refused_by_name(tmp_path, changes):
 
 
 def test_a_k_beyond_the_latents_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(BitlensError, match="k must be between 1 and 40, the number of latents, not 41"):
+    with pytest.raises(BitlensError, match="`k` must be between 1 and 40, the number of latents, not 41"):
         train(TensorSource(rows()), settings(architecture="topk", k=41), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

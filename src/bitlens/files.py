@@ -115,7 +115,7 @@ def _refuse_other_forms(values: Mapping[str, Any], path: Path, what: str) -> Non
             )
     if values.get("metadata"):
         _refuse_other_forms(values["metadata"], path, what)
-    if len(values.get("mean", ())) != values.get("d_in") and "mean" in values:
+    if {"mean", "d_in"} <= set(values) and len(values["mean"]) != values["d_in"]:
         raise BitlensError(f"{path} is damaged: its mean has another width than its rows; make {what} again.")
     if values.get("complete") and "shards" in values:
         rows = sum(shard["rows"] for shard in values["shards"])

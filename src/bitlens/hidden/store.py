@@ -188,7 +188,7 @@ class StoreWriter:
         """about: what the manifest says of the origin; a store that is there already must say the same."""
         if not outlier_multiple >= 1:
             raise BitlensError(
-                f"outlier_multiple must be at least 1, not {outlier_multiple}: below, usual rows are outliers."
+                f"`outlier_multiple` must be at least 1, not {outlier_multiple}: below, usual rows are outliers."
             )
         self.path = path
         self.outlier_multiple = outlier_multiple

@@ -102,7 +102,7 @@ class IclConfig:
         """Whatever is wrong before any file is read."""
         known = get_args(Condition)
         if not self.ks or min(self.ks) < 0:
-            raise BitlensError(f"ks must be numbers of demonstrations from 0, not {list(self.ks)}.")
+            raise BitlensError(f"`ks` must be numbers of demonstrations from 0, not {list(self.ks)}.")
         if not self.seeds or not self.conditions or not set(self.conditions) <= set(known):
             raise BitlensError(f"Name at least one seed, and conditions among {', '.join(known)}.")
         if self.n_prompts < FEWEST_PROMPTS:
