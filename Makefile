@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test fast check bench clean
+.PHONY: demo test fast check bench docs clean
 
 demo: .venv/base
 	$(BIN)/bitlens demo --out bitlens-demo --overwrite
@@ -18,6 +18,10 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# What the README shows of the demo; the tests compare it with a fresh run.
+docs: .venv/base
+	$(BIN)/python tools/render_demo.py docs/demo.svg docs/demo.txt
 
 bench: .venv/bench
 	$(BIN)/bitlens bench

@@ -1,13 +1,16 @@
 """The command line: what it prints, what it writes, and what bad input gets."""
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bitlens.cli import COMMANDS, main
-from bitlens.cli.studies import STUDIES
+from bitlens.cli import COMMANDS, STUDIES, main
+
+ROOT = Path(__file__).parent.parent
+shape = runpy.run_path(str(ROOT / "tools" / "render_demo.py"))["shape"]
 
 
 def run(*arguments: object) -> int:
@@ -86,7 +89,7 @@ BAD = {
     "other width": (["evaluate", "{run}", "{narrow}"], "width 5"),
     "not a run": (["evaluate", "{tmp}", "{store}"], "cfg.json"),
     "--stream without text": (["train", "bundled", "--stream", "--out", "{tmp}/o"], "--text"),
-    "no latents": (["train", "{store}", "--out", "{tmp}/o", "--n-latents", "-3"], "n_latents"),
+    "no latents": (["train", "{store}", "--out", "{tmp}/o", "--n-latents", "-3"], "--n-latents"),
     "not numbers": (["import", "{tmp}/blank.txt", "--out", "{tmp}/o"], "blank.txt"),
 }  # fmt: skip
 
@@ -125,6 +128,7 @@ def test_demo_leaves_everything_it_names(tmp_path: Path, capsys: pytest.CaptureF
     shown = capsys.readouterr().out
     assert "ten clearest latents" in shown
     assert shown.count("latent ") >= 10
+    assert shape(shown) == shape((ROOT / "docs" / "demo.txt").read_text(encoding="utf-8"))
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers.items() <= json.loads((out / "demo.json").read_text()).items()
     for name in ("store", "bae", "topk", "codes-bae", "codes-topk"):

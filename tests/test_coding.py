@@ -218,13 +218,13 @@ def test_what_is_not_finite_is_refused(bae):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lam": 1e6}, "switches everything off; lower --lam"),
-        ({"gamma": 1.0}, "gamma must be .* 0 with coding descent"),
-        ({"price": "entropy"}, "price must be onbit with coding descent"),
-        ({"scale": 0.0}, "scale must be above 0"),
-        ({"anneal": 0.5}, "anneal must be at least 1"),
-        ({"coding": "step"}, "coding must be the preset's: choose"),
-        ({"preset": "measure", "coding": "descent"}, "choose --preset features for descent"),
+        ({"lam": 1e6}, "switches everything off; lower `lam`"),
+        ({"gamma": 1.0}, "`gamma` must be .* 0 with coding descent"),
+        ({"price": "entropy"}, "`price` must be onbit with coding descent"),
+        ({"scale": 0.0}, "`scale` must be above 0"),
+        ({"anneal": 0.5}, "`anneal` must be at least 1"),
+        ({"coding": "step"}, "`coding` must be the preset's"),
+        ({"preset": "measure", "coding": "descent"}, "descent with `preset='features'`"),
     ],
     ids=str,
 )

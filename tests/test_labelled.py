@@ -10,7 +10,6 @@ from transformers import AutoTokenizer
 
 from bitlens.bits import Codes, PackedBits
 from bitlens.cli import _call
-from bitlens.cli.labels import labels as labels_command
 from bitlens.errors import BitlensError
 from bitlens.features.labelled import load_tokenizer, own_labels, read_labels, spelling
 from bitlens.hidden import Corpus
@@ -169,7 +168,7 @@ def test_bad_files_are_refused_by_name(tmp_path, bundled, line, clue):
 
 
 def command(*arguments: object) -> None:
-    _call({"labels": labels_command, "none": lambda: None}, "bitlens", ["labels", *map(str, arguments)], "")
+    _call(["labels", *map(str, arguments)], [])
 
 
 @pytest.fixture

@@ -159,7 +159,7 @@ def test_an_outlier_in_either_is_left_out(tmp_path):
 )
 def test_stores_of_two_harvests_are_refused(tmp_path, other):
     x, target = bent_pair()
-    with pytest.raises(BitlensError, match="are not of one harvest; harvest both with one --hook A B") as error:
+    with pytest.raises(BitlensError, match="are not of one harvest; harvest both hook points at once") as error:
         PairedStore(made(tmp_path, "in", x), other(tmp_path, target))
     assert "\n" not in str(error.value)
 
@@ -277,7 +277,7 @@ def test_a_transcoder_learns_what_is_not_linear(bent):
 
 def test_a_transcoder_without_a_target_is_refused():
     for architecture in TRANSCODERS:
-        with pytest.raises(BitlensError, match=r"needs two stores of one harvest.*pass the second as --target"):
+        with pytest.raises(BitlensError, match=r"needs two stores of one harvest.*pass the second as `target`"):
             train(TensorSource(bent_pair()[0]), settings(architecture=architecture, k=K))
 
 

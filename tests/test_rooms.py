@@ -1,7 +1,9 @@
 """The layering of the package, read from its imports."""
 
 import ast
+import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +19,7 @@ ROOMS = [
     ["causal"], ["features"], ["information"], ["training"], ["autoencoders"], ["hidden"], ["bits"],
 ]  # fmt: skip
 HEIGHT = {room: -level for level, rooms in enumerate(ROOMS) for room in rooms}
-FOUNDATION = {"errors", "files", "results", "seeding", "__init__"}
+FOUNDATION = {"errors", "files", "options", "results", "seeding", "terminal", "__init__"}
 CORE = {"hidden", "autoencoders", "training", "bits", "information"}
 CORE_LIBRARIES = {"torch", "numpy", "safetensors", "transformers", "numba", "llvmlite", "bitlens", "__future__"}
 
@@ -95,3 +97,21 @@ def test_nothing_that_could_be_code_is_loaded(path):
             for keyword in node.keywords:
                 value = ast.unparse(keyword.value)
                 assert (keyword.arg, value) not in {("allow_pickle", "True"), ("trust_remote_code", "True")}, called
+
+
+def test_every_library_is_declared_and_none_is_advised_from_a_registry_that_lacks_it():
+    project = tomllib.loads((ROOT.parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    base = {re.split(r"[^A-Za-z0-9_.-]", line)[0] for line in project["dependencies"]}
+    optional = {"datasets", "h5py", "wandb"}  # each is named by a sentence where it is missing
+    known = (
+        base | optional | {"bitlens", "llvmlite", "cycler"} | set(sys.stdlib_module_names)
+    )  # llvmlite is numba's, cycler matplotlib's
+    for path in MODULES:
+        text = path.read_text(encoding="utf-8")
+        if room_of(path) != "bench":
+            found = {name.split(".")[0] for name in imports(ast.parse(text))}
+            found |= {name.split(".")[0] for name in re.findall(r"(?:import_module|library)\(\"(\w+)", text)}
+            assert found <= known, path
+        assert not re.search(r"pip install '?bitlens", text), path
+    for page in [ROOT.parent.parent / "README.md", *(ROOT.parent.parent / "docs").glob("*.md")]:
+        assert not re.search(r"pip install '?bitlens", page.read_text(encoding="utf-8")), page

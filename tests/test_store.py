@@ -433,7 +433,7 @@ def test_a_newer_schema_is_refused(copied):
 
 def test_an_unfinished_store_is_refused(copied):
     change_manifest(copied, complete=False)
-    assert "is unfinished; repeat its harvest with --resume" in refusal(lambda: ActivationStore(copied))
+    assert "is unfinished; go on with its harvest" in refusal(lambda: ActivationStore(copied))
 
 
 @pytest.mark.parametrize("key", ["schema", "shards", "rows", "d_in", "mean", "std"])

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from bitlens.errors import BitlensError, Interrupted
-from bitlens.studies.cells import library, measure_cells, open_study, write_table
+from bitlens.studies.cells import measure_cells, open_study, write_table
 from bitlens.studies.figures import COLOURS, figure
 
 CELLS = [{"layer": f"layers.{i}", "position": i} for i in range(6)]
@@ -148,7 +148,7 @@ def test_a_signal_ends_the_cell_in_hand_and_says_how_to_go_on(stopped, log, numb
     folder = stopped(number)
     done = len(calls(log))
     assert 2 <= done < 6
-    sentence = f"Stopped after {done} of 6 cells: they are kept in {folder}; continue with --resume."
+    sentence = f"Stopped after {done} of 6 cells: they are kept in {folder}; continue with `resume=True`."
     assert Path(f"{log}.sentence").read_text() == sentence
     measure_cells(folder, CELLS, functools.partial(measure, log))
     assert [p for p in calls(log)[done:] if p != 3] == [p for p in range(done, 6) if p != 3]
@@ -161,7 +161,7 @@ def test_the_folder_of_another_study_is_refused_and_left_alone(out):
     before = (out / "study.json").read_bytes()
     with pytest.raises(BitlensError, match="holds the study 'test', not 'sequence'; choose another folder"):
         open_study(out, "sequence", {}, resume=True, overwrite=False)
-    with pytest.raises(BitlensError, match="is not empty; pass --resume to continue it or --overwrite"):
+    with pytest.raises(BitlensError, match="is not empty; pass `resume=True` to continue it or `overwrite=True`"):
         open_study(out, "test", {}, resume=False, overwrite=False)
     assert (out / "study.json").read_bytes() == before
 
@@ -197,8 +197,3 @@ def test_a_figure_is_written_as_png_and_as_an_svg_that_is_the_same_each_time(tmp
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
     assert COLOURS[0] in (tmp_path / "one.svg").read_text()
     assert "beside it" in (tmp_path / "one.svg").read_text()
-
-
-def test_a_library_that_is_missing_names_the_extra():
-    with pytest.raises(BitlensError, match=r"pip install 'bitlens\[study\]'"):
-        library("a_library_that_nobody_wrote")

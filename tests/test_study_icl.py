@@ -203,14 +203,14 @@ def test_a_whole_study_and_what_is_left_of_it_when_resumed(labelled, tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"text_column": "words"}, "has no column 'words'; name them with --text-column"),
+        ({"text_column": "words"}, "has no column 'words'; name them with `text_column`"),
         ({"label_column": "text"}, "has 240 different labels"),
         ({"template": "{label} then {text}"}, "must have {text} and after it {label}"),
         ({"template": "{text} Answer{label}"}, "melts into the tokens before it"),
-        ({"ks": (0, 60)}, "are short enough for k = 60; lower --ks"),
+        ({"ks": (0, 60)}, "are short enough for k = 60; lower `ks`"),
         ({"n_prompts": 241}, "241 prompts need more: 240 of the 240 texts"),
         ({"n_prompts": 10}, "10 prompts are too few"),
-        ({"ks": (-1,)}, "ks must be numbers of demonstrations from 0"),
+        ({"ks": (-1,)}, "`ks` must be numbers of demonstrations from 0"),
         ({"conditions": ("wrong",)}, "conditions among correct, shuffled, unrelated"),
         ({"data": "nowhere.jsonl"}, "There is no file nowhere.jsonl"),
         ({"model": "./no-model"}, "The model './no-model' could not be loaded"),
@@ -233,5 +233,5 @@ def test_one_label_only_is_refused(tmp_path):
 def test_an_example_is_short_enough_for_all_demonstrations_to_fit(make_model):
     model = LanguageModel.load(str(make_model("llama")), ["layers.0"], causal=True, device="cpu")
     assert longest_example(model, 3) == 128 // 4 - 1
-    with pytest.raises(BitlensError, match="reads 128; lower --ks or --max-tokens"):
+    with pytest.raises(BitlensError, match="reads 128; lower `ks` or `max_tokens`"):
         read_prompts(model, ["The old sailor found a lamp. " * 40], [[5]])

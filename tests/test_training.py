@@ -187,7 +187,10 @@ def test_a_run_leaves_its_weights_its_settings_and_every_metric(tmp_path):
 
 def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    for overwrite, message in ((False, "is not empty; pass --resume .* or --overwrite"), (True, "was not written by")):
+    for overwrite, message in (
+        (False, "is not empty; pass `resume=True` .* or `overwrite=True`"),
+        (True, "was not written by"),
+    ):
         with pytest.raises(BitlensError, match=message):
             train(TensorSource(rows()), settings(steps=2), tmp_path, overwrite=overwrite)
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
@@ -236,7 +239,7 @@ def test_senseless_settings_are_refused_by_name(tmp_path, changes):
 
 
 def test_a_k_beyond_the_latents_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(BitlensError, match="k must be between 1 and 40, the number of latents, not 41"):
+    with pytest.raises(BitlensError, match="`k` must be between 1 and 40, the number of latents, not 41"):
         train(TensorSource(rows()), settings(architecture="topk", k=41), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -273,7 +276,7 @@ def test_rows_that_are_all_equal_are_refused(tmp_path, value):
 
 
 def test_divergence_is_one_sentence():
-    with pytest.raises(BitlensError, match="not finite at step 2: training diverged; lower --lr") as error:
+    with pytest.raises(BitlensError, match="not finite at step 2: training diverged; lower `lr`") as error:
         train(TensorSource(rows()), settings(lr=1e30, log_every=1, prune_at=(), regrow_at=()))
     assert "\n" not in str(error.value)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
     from bitlens.bits import Codes, PackedBits
     from bitlens.causal.faithfulness import faithfulness
@@ -43,6 +43,8 @@ def __getattr__(name: str) -> Any:
     """Public names are imported when first used, so that `import bitlens` is quick."""
     if name not in _HOME:
         raise AttributeError(f"module 'bitlens' has no attribute '{name}'")
+    import importlib
+
     return getattr(importlib.import_module(f"bitlens.{_HOME[name]}"), name)
 
 

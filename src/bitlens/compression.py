@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
 from bitlens.autoencoders.base import WEIGHTS
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
-from bitlens.files import prepare_output, sha256
+from bitlens.files import prepare_output, required, sha256
 from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import MANIFEST, ActivationStore, StoreWriter
 from bitlens.information.autoregression import Autoregression
-from bitlens.information.codec import coder
 from bitlens.information.compressed import MAGIC, Compressed, Damaged, Exact, compress
 from bitlens.information.moments import fvu
 from bitlens.information.residual import Decoder, difference, float_bytes, zstandard
@@ -60,6 +60,7 @@ class Compression:
     lines: dict[str, Line]
 
 
+@terminal.shown("compress")
 def compress_store(
     autoencoder: Autoencoder,
     store: ActivationStore,
@@ -70,12 +71,12 @@ def compress_store(
     exact: bool = False,
     seed: int = 0,
     overwrite: bool = False,
-    report: Callable[[str], None] = lambda stage: None,
+    progress: bool = True,
 ) -> Compression:
     """Write the rows of `store` to the file `out`, coded by a model fitted on the training documents.
 
     run: folder of the autoencoder. documents: `all`, or `test` for the held-out ones (of a split without any, the last
-    fifth). exact: keep what the bits leave out, too. report: told what is being done.
+    fifth). exact: keep what the bits leave out, too. progress: show it on standard error.
     """
     store.require_width(autoencoder.d_in)
     if not isinstance(autoencoder, BinaryAutoencoder):
@@ -84,17 +85,15 @@ def compress_store(
             "with a bae."
         )
     store = store.split(held_out_share(store, autoencoder.metadata) or 0.0)
-    coder()  # what is not installed is said before the work
-    zstandard()
     _refuse_occupied(out, overwrite)
-    report("bits")
+    terminal.stage("bits")
     bits, ids, largest = _encode(autoencoder, store)
     test = _test_rows(ids, store)
-    report("autoregression")
+    terminal.stage("autoregression")
     model = Autoregression.of_rows(bits[~test], ids[~test], seed)
-    report("streams")
+    terminal.stage("streams")
     chosen = torch.ones_like(test) if documents == "all" else test
-    decoder, dtype = Decoder.of(autoencoder), store.manifest["dtype"]
+    decoder, dtype = Decoder.of(autoencoder), required(store.manifest, "dtype", store.path / MANIFEST)
     about = {
         "autoencoder": str(run), "weights_sha256": sha256(run / WEIGHTS), "store": str(store.path), "part": documents,
         **{key: store.manifest.get(key) for key in OF_TEXT}, "dtype": dtype,
@@ -102,7 +101,7 @@ def compress_store(
     rows = Exact(decoder, dtype, (hidden for _, hidden in _documents(store, chosen))) if exact else None
     out.parent.mkdir(parents=True, exist_ok=True)
     file = compress(bits[chosen], ids[chosen], model, out, about, rows)
-    report("comparison")
+    terminal.stage("comparison")
     return _compare(file, decoder, store, bits, test, model, largest)
 
 
@@ -110,7 +109,7 @@ def _refuse_occupied(out: Path, overwrite: bool) -> None:
     if out.is_dir():
         raise BitlensError(f"{out} is a folder; name a file for the output.")
     if out.exists() and not overwrite:
-        raise BitlensError(f"{out} is there already; pass --overwrite to replace it.")
+        raise BitlensError(f"{out} is there already; pass `overwrite=True` to replace it.")
     if out.exists():
         with out.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
@@ -176,7 +175,7 @@ def _compare(
     residual = int(file.residual_bytes[places].sum())
     scale = torch.where(largest > 0, largest / 127, 1.0)
     steps = (hidden.float() / scale).round().to(torch.int8)
-    usual = torch.linalg.vector_norm(hidden, dim=1, dtype=torch.float64) <= store.manifest["outlier_norm"]
+    usual = torch.linalg.vector_norm(hidden, dim=1, dtype=torch.float64) <= store.outlier_norm
     from_bits = fvu(hidden[usual], decoder.decode(held)[usual])
     whole = file.path.stat().st_size
     words, fvu_of_int8 = held.numpy().astype("<u8").tobytes(), fvu(hidden[usual], (steps * scale)[usual])
@@ -204,6 +203,7 @@ def _zstd(data: bytes) -> int:
 # --- back ---------------------------------------------------------------------------------------------------------------
 
 
+@terminal.shown("decompress")
 def decompress_file(
     file: Compressed,
     run: Path,
@@ -211,23 +211,24 @@ def decompress_file(
     *,
     skip_damaged: bool = False,
     overwrite: bool = False,
-    report: Callable[[int], None] = lambda rows: None,
+    progress: bool = True,
 ) -> tuple[ActivationStore, list[int]]:
     """Write the hidden states of `file` to the store `out` -> the store, and the documents that were left out.
 
     They are the original ones in a file with residuals, otherwise float32 reconstructions. run: the autoencoder that
     compressed them. skip_damaged: leave out damaged documents; without it nothing is written if there is one.
+    progress: show it on standard error.
     """
     autoencoder = _same_autoencoder(file, run)
     damaged = file.verify(decode=False)
     if damaged and not skip_damaged:
         raise BitlensError(
-            f"{file.path} has damaged documents ({', '.join(map(str, damaged))}); restore it, or pass --skip-damaged to "
+            f"{file.path} has damaged documents ({', '.join(map(str, damaged))}); restore it, or pass `skip_damaged=True` to "
             "write the others."
         )
     if len(damaged) == len(file):
         raise BitlensError(f"{file.path} has no document that can be read; restore it.")
-    prepare_output(out, resume=False, overwrite=overwrite, marker=MANIFEST)
+    prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST)
     about = {key: file.about.get(key) for key in OF_TEXT}
     about |= {"d_in": autoencoder.d_in, "dtype": file.dtype or "float32", "context_length": None}
     writer = StoreWriter(out, {**about, "decompressed": str(file.path)})
@@ -244,7 +245,7 @@ def decompress_file(
             continue
         parts.append((document, hidden))
         done += len(hidden)
-        report(done)
+        terminal.at(done, total=file.rows)
         if sum(x.nbytes for _, x in parts) >= SHARD_BYTES:
             _add(writer, parts)
             parts = []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 
 from bitlens import __version__, show
 from bitlens.autoencoders import Autoencoder
@@ -28,32 +29,35 @@ CONTEXT = 256
 MARKER = "demo.json"
 
 
-def run_demo(out: Path, n_latents: int = 1024, steps: int = 3000, overwrite: bool = False) -> dict[str, Any]:
-    """Harvest, train a BAE and a TopK autoencoder of the same width and sparsity, encode, evaluate, show features.
+def run_demo(out: Path, n_latents: int = 1024, steps: int = 2000, overwrite: bool = False) -> dict[str, Any]:
+    """Harvest, train a BAE, evaluate it and show features; then a TopK autoencoder of its width and sparsity beside it.
 
     -> the numbers of both, also in `OUT/demo.json`
     """
-    prepare_output(out, resume=False, overwrite=overwrite, marker=MARKER)
+    prepare_output(out, resume=None, overwrite=overwrite, marker=MARKER)
     write_json(out / MARKER, {"bitlens": "unfinished demo"})
-    show.out.print("[bold]1. From text to hidden states[/bold]: the bundled language model reads the bundled text.")
+    show.marked("[bold]1. From text to hidden states[/bold]: the bundled language model reads the bundled text.")
     store = _harvest(out / "store")
-    show.out.print(
+    show.marked(
         f"   {len(store):,} rows of {store.d_in} floats at {HOOK}, the middle of the model.\n"
-        f"[bold]2. From hidden states to bits[/bold]: a binary autoencoder of {n_latents:,} latents, then TopK to compare."
+        f"[bold]2. From hidden states to bits[/bold]: a binary autoencoder of {n_latents:,} latents."
     )
     causal = LanguageModel.load(BUNDLED, [HOOK], causal=True)
     config = TrainConfig(n_latents=n_latents, steps=steps)
     bae, scores = _run(store, config, out, "bae", causal)
+    show.table("3. The numbers, on held-out documents", {"BAE": bae})
+    _show_features(Codes(out / "codes-bae"), scores, causal.tokenizer)
     k = max(1, round(bae["l0"]))
+    show.marked(f"\n[bold]5. A rival[/bold]: TopK, of the same width and with as many latents on, {k}.")
     topk, _ = _run(store, replace(config, architecture="topk", k=k), out, "topk", causal)
     numbers = {"BAE": bae, f"TopK, k {k}": topk}
-    show.table("3. The numbers, on held-out documents", numbers)
-    show.out.print("   TopK's bits are its support alone: its float magnitudes come on top, a BAE has none.\n")
-    _show_features(Codes(out / "codes-bae"), scores, causal.tokenizer)
+    show.table("   Side by side", numbers)
+    show.out.print("   TopK's bits are its support alone: its float magnitudes come on top, a BAE has none.")
     write_json(out / MARKER, {"bitlens": __version__, **numbers})
-    show.out.print(
-        f"\nEverything is in [bold]{out}[/bold]: store, bae, topk, codes-bae, codes-topk and demo.json with the numbers.\n"
-        "Next, on a model of your own:  bitlens harvest MODEL --text TEXT --hook layers.6 --out store"
+    show.marked(
+        f"\nEverything is in [bold]{escape(str(out))}[/bold]: store, bae, topk, codes-bae, codes-topk and demo.json with "
+        "the numbers.\nNext, on a model of your own:  bitlens harvest MODEL --text TEXT --hook layers.6 --out store",
+        soft_wrap=True,
     )
     return numbers
 
@@ -61,11 +65,7 @@ def run_demo(out: Path, n_latents: int = 1024, steps: int = 3000, overwrite: boo
 def _harvest(out: Path) -> ActivationStore:
     model = LanguageModel.load(BUNDLED, [HOOK])
     reader = ContextReader(Corpus((BUNDLED,)), model.tokenizer, CONTEXT, packed=False)
-    with show.bar("harvest", None) as bar:
-        (store,) = harvest(
-            model, reader, out, store_dtype=torch.float16,
-            report=lambda p: bar.at(p.rows, f"{p.rows_per_second:,.0f} rows/s", p.expected_rows),
-        )  # fmt: skip
+    (store,) = harvest(model, reader, out, store_dtype=torch.float16)
     return store
 
 
@@ -73,8 +73,7 @@ def _run(
     store: ActivationStore, config: TrainConfig, out: Path, name: str, causal: LanguageModel
 ) -> tuple[dict[str, Any], list[TokenScore]]:
     """Train, encode and evaluate one autoencoder -> its numbers, and the token scores of its sparse latents."""
-    with show.bar(f"train {name}", config.steps) as bar:
-        model: Autoencoder = train(store, config, out / name, report=lambda r: bar.at(r["step"], show.training(r)))
+    model: Autoencoder = train(store, config, out / name)
     codes = encode_store(model, store, out / f"codes-{name}", name=str(out / name))
     usual = codes.usual
     scores = token_scores(codes.bits[usual], codes.token[usual], store.is_test(codes.document[usual]))
@@ -83,15 +82,15 @@ def _run(
 
 
 def _show_features(codes: Codes, scores: list[TokenScore], tokenizer: Any) -> None:
-    show.out.print(
-        "[bold]4. The ten clearest latents[/bold]: how well their tokens predict them (F1), and where they are on"
+    show.marked(
+        "\n[bold]4. The ten clearest latents[/bold]: how well their tokens predict them (F1), and where they are on"
     )
     text = token_texts(tokenizer, {token for score in scores for token in score.tokens})
     for score in clearest(scores, lambda s: s.f1, lambda s: len(s.tokens))[:10]:
         names = list(dict.fromkeys(show.token(text[token]) for token in score.tokens))
         more = f"  and {len(names) - 8} more" if len(names) > 8 else ""
         heading = f"latent {score.latent}, on in {100 * score.rate:.2f} % of rows, F1 {score.f1:.2f}:  {'  '.join(names[:8])}{more}"
-        show.out.print("\n" + heading, style="bold", markup=False)
+        show.out.print("\n" + heading, style="bold")
         for found in examples(codes, score.latent, tokenizer, n=3):
             line = show.example(found.before, found.token, found.after)
-            show.out.print("   " + line, no_wrap=True, overflow="ellipsis", crop=True)
+            show.marked("   " + line, no_wrap=True, overflow="ellipsis", crop=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.codes import MANIFEST, Codes
 from bitlens.bits.packed import PackedBits
@@ -18,6 +19,7 @@ from bitlens.hidden.store import ActivationStore
 PART_ROWS = 1 << 20
 
 
+@terminal.shown("encode")
 @torch.inference_mode()
 def encode_store(
     autoencoder: Autoencoder,
@@ -26,17 +28,17 @@ def encode_store(
     *,
     name: str = "",
     overwrite: bool = False,
-    report: Callable[[int], None] = lambda rows: None,
+    progress: bool = True,
 ) -> Codes:
     """Encode every row of `store`, held-out documents and rows of outlying norm, too, and write the codes to `out`; `usual`
     says which rows are not of outlying norm.
 
-    name: what the codes' manifest calls the autoencoder. report: called with the number of rows done so far.
+    name: what the codes' manifest calls the autoencoder. progress: show it on standard error.
     """
     store.require_width(autoencoder.d_in)
     share = held_out_share(store, autoencoder.metadata)
     out = Path(out)
-    prepare_output(out, resume=False, overwrite=overwrite, marker=MANIFEST)
+    prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST)
     device, usual = autoencoder.W_enc.device, store.usual()
 
     def parts() -> Iterator[tuple[PackedBits, dict[str, Tensor]]]:
@@ -48,7 +50,7 @@ def encode_store(
             first = done + held
             columns.append({**rows.columns, "usual": usual[first : first + len(rows.hidden)]})
             held += len(rows.hidden)
-            report(done + held)
+            terminal.at(done + held, total=len(store))
             if held >= PART_ROWS:
                 yield _join(words, columns, autoencoder.n_latents)
                 words, columns, done, held = [], [], done + held, 0

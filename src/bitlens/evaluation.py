@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.binary import NEGLIGIBLE
 from bitlens.bits.packed import PackedBits
@@ -122,6 +123,7 @@ def usual_covariance(autoencoder: Autoencoder, store: ActivationStore) -> Covari
     return Covariance.of(autoencoder.pair(rows.hidden.to(device))[1] for rows in store.read("usual"))
 
 
+@terminal.shown("evaluate")
 @torch.inference_mode()
 def evaluate(
     autoencoder: Autoencoder,
@@ -134,6 +136,7 @@ def evaluate(
     part: str = "test",
     outliers: bool = False,
     joint: bool = True,
+    progress: bool = True,
 ) -> Evaluation:
     """Measure an autoencoder on the documents of a store that its training held out: see `bitlens.hidden.split.unseen`.
 
@@ -142,7 +145,7 @@ def evaluate(
     made of the store, so that several autoencoders of one hook point share what does not depend on them. part: `test`, or
     `all` for a store that the autoencoder was not trained on. outliers: with part `all`, take rows of outlying norm, too,
     which are never trained on and are otherwise left out. joint: measure `bits_joint`, which takes longer than all the
-    rest; otherwise it is None.
+    rest; otherwise it is None. progress: show it on standard error.
     """
     store.require_width(autoencoder.d_in)
     if part not in ("test", "all") or (outliers and part == "test"):
@@ -152,7 +155,7 @@ def evaluate(
     variance, error, cosine = Variance(), 0.0, 0.0
     words, documents = [], []
     seconds = 0.0
-    for rows in store.read(read):
+    for rows in terminal.track(store.read(read), "read", len(store), lambda rows: len(rows.hidden)):
         x, target = autoencoder.pair(rows.hidden.to(autoencoder.mean.device).float())
         begun = time.perf_counter()
         codes = autoencoder.encode(x)
@@ -166,7 +169,7 @@ def evaluate(
     n = variance.rows
     if n < 2:
         raise BitlensError(
-            f"{store.path} has {n} held-out rows; harvest more documents, or pass --part all."
+            f"{store.path} has {n} held-out rows; harvest more documents, or pass `part='all'`."
             if part == "test" else f"{store.path} has {n} rows of usual norm; two are needed."
         )  # fmt: skip
     fvu = variance.fvu(error)
@@ -205,6 +208,7 @@ def _left_out(store: ActivationStore, part: str, measured: int) -> int:
     return sum(int(store.is_test(d).sum()) if part == "test" else len(d) for d in documents) - measured
 
 
+@terminal.shown("bits_joint")
 def _joint(autoencoder: Autoencoder, store: ActivationStore, bits: PackedBits, ids: Tensor, part: str) -> float | None:
     """Mean code length of the rows measured under a model of training documents (of `all` rows: the last under the others)."""
     if part == "all":
@@ -225,6 +229,7 @@ def _joint(autoencoder: Autoencoder, store: ActivationStore, bits: PackedBits, i
     return float(Autoregression.of_rows(fit, ids).code_lengths(bits).mean())
 
 
+@terminal.shown("bits_magnitudes")
 def _magnitudes(autoencoder: Autoencoder, store: ActivationStore, part: str) -> float:
     if autoencoder.binary:
         return 0.0

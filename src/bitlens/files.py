@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,11 @@ def replacing(path: Path) -> Iterator[Path]:
     It lies in a folder of its own: libraries put temporary files of theirs beside what they write, and what a kill
     leaves behind is removed when `path` is written again. A disk that fills up becomes a `BitlensError`; what stood at `path` before is untouched.
     """
+    if path.is_dir():
+        raise BitlensError(f"{path} is a folder; name a file.")
+    if path.exists() and not path.is_file():  # a device or a pipe is written to, never replaced
+        yield path
+        return
     folder = path.with_name(f".{path.name}.tmp")
     temporary = folder / path.name
     shutil.rmtree(folder, ignore_errors=True)
@@ -38,7 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) in _NO_SPACE or any(f"os error {code}" in str(error) for code in _NO_SPACE):
             raise BitlensError(
-                f"The disk is full: {path} could not be written; free some space and repeat the command with --resume."
+                f"The disk is full: {path} could not be written; free some space and repeat the command."
             ) from error
         raise
     finally:
@@ -62,13 +67,71 @@ def finite(value: Any) -> Any:
     return value
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_hook(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and isinstance(value.get("module"), str))
+
+
+def _is_shard(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("file"), str)
+        and "sha256" in value
+        and _is_count(value.get("rows"))
+    )
+
+
+# What a key holds, in every manifest of ours that has it; None is allowed where there may be nothing to say.
+_FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("rows", "d_in", "d_sae", "n_latents"), (_is_count, "a number of them")),
+    "std": (_is_number, "a number"),
+    "mean": (lambda v: isinstance(v, list) and all(map(_is_number, v)), "a list of numbers"),
+    "shards": (lambda v: isinstance(v, list) and all(map(_is_shard, v)), "a list of shards"),
+    "metadata": (lambda v: isinstance(v, dict), "an object"),
+    "training": (lambda v: isinstance(v, dict), "an object"),
+    **dict.fromkeys(("hook", "target_hook"), (_is_hook, "the names of a hook point")),
+    "architecture": (lambda v: isinstance(v, str), "a text"),
+    **dict.fromkeys(("model", "revision"), (lambda v: v is None or isinstance(v, str), "a text")),
+    **dict.fromkeys(
+        ("context_length", "outlier_norm", "test_fraction", "n_latents_trained", "documents"),
+        (lambda v: v is None or _is_number(v), "a number"),
+    ),
+}
+
+
+def _refuse_other_forms(values: Mapping[str, Any], path: Path, what: str) -> None:
+    for key, value in values.items():
+        fits, wanted = _FORMS.get(key, (lambda v: True, ""))
+        if not fits(value):
+            raise BitlensError(
+                f"{path} is damaged: '{key}' is {str(value)[:40]!r} and should be {wanted}; restore it or make {what} again."
+            )
+    if values.get("metadata"):
+        _refuse_other_forms(values["metadata"], path, what)
+    if {"mean", "d_in"} <= set(values) and len(values["mean"]) != values["d_in"]:
+        raise BitlensError(f"{path} is damaged: its mean has another width than its rows; make {what} again.")
+    if values.get("complete") and "shards" in values:
+        rows = sum(shard["rows"] for shard in values["shards"])
+        if values.get("rows", rows) != rows:
+            raise BitlensError(
+                f"{path} is damaged: its shards have {rows} rows, not {values['rows']}; make {what} again."
+            )
+
+
 def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
     """Read a JSON object with a `schema` field; refuse what is missing, damaged or from a newer bitlens."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise BitlensError(f"{path.parent} is not {what}: it has no {path.name}.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, NotADirectoryError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise BitlensError(f"{path} is damaged ({error}); restore it or make {what} again.") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
         raise BitlensError(f"{path} is not the manifest of {what}: the key 'schema' is missing.")
@@ -76,6 +139,7 @@ def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
         raise BitlensError(
             f"{path} has schema {manifest['schema']}, but this bitlens reads up to {schema}; upgrade bitlens to open it."
         )
+    _refuse_other_forms(manifest, path, what)
     return manifest
 
 
@@ -116,12 +180,12 @@ def read_tensors(path: Path, names: list[str] | None = None, device: str = "cpu"
 def verify_shard(path: Path, expected: str) -> None:
     """Refuse a shard whose bytes are not those that were written."""
     if not path.exists():
-        raise BitlensError(f"Shard {path} is missing; restore it, or make its folder again with --overwrite.")
+        raise BitlensError(f"Shard {path} is missing; restore it, or make its folder again.")
     actual = sha256(path)
     if actual != expected:
         raise BitlensError(
             f"Shard {path} is truncated or altered: its sha256 is {actual[:16]}…, the manifest says {expected[:16]}…; "
-            "restore it, or make its folder again with --overwrite."
+            "restore it, or make its folder again."
         )
 
 
@@ -134,17 +198,19 @@ def _is_ours(marker: Path) -> bool:
     return isinstance(content, dict) and ("schema" in content or "bitlens" in content)
 
 
-def prepare_output(path: Path, resume: bool, overwrite: bool, marker: str) -> None:
+def prepare_output(path: Path, resume: bool | None, overwrite: bool, marker: str) -> None:
     """Make the output folder. One that holds something is refused unless resumed or overwritten.
 
-    `marker` is the file that shows the folder to be one of ours: nothing else is ever deleted.
+    resume: None where the work cannot be resumed. `marker` is the file that shows the folder to be one of ours: nothing
+    else is ever deleted.
     """
     real = path.resolve()  # a link stays, what it leads to is made or replaced
     if real.exists() and not real.is_dir():
         raise BitlensError(f"{path} is a file; name a folder for the output.")
     if real.is_dir() and any(real.iterdir()) and not resume:
         if not overwrite:
-            raise BitlensError(f"{path} is not empty; pass --resume to continue it or --overwrite to replace it.")
+            way = "" if resume is None else "`resume=True` to continue it or "
+            raise BitlensError(f"{path} is not empty; pass {way}`overwrite=True` to replace it.")
         if not _is_ours(real / marker):
             raise BitlensError(f"{path} was not written by this command (it has no {marker}); choose another folder.")
         shutil.rmtree(real)

@@ -1,33 +1,26 @@
-"""How things look in a terminal: progress bars, tables and sentences."""
+"""How results look in a terminal: tables and sentences."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
+
+from bitlens import terminal
 
 if TYPE_CHECKING:
     from bitlens.information.entropy import Entropy
 
-WIDTH = 120  # where there is no terminal to ask
-QUIET_SECONDS = 20  # between lines of progress where there is no terminal
+out = terminal.open_console(stderr=False)
+err = terminal.console()
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDTH)
+
+def marked(markup: str, **how: Any) -> None:
+    """Print text with rich's markup, in which everything from elsewhere is escaped."""
+    out.print(markup, markup=True, **how)
+
 
 _FORMATS = {
     "fvu": ".4f", "explained_variance": ".4f", "mse": ".4g", "cosine": ".4f", "l0": ".1f", "bits_marginal": ".1f", "bits_tree": ".1f", "bits_joint": ".1f", "bits_magnitudes": ".1f",
@@ -71,7 +64,7 @@ def table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> None:
     grid = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     grid.add_column("")
     for heading in columns:
-        grid.add_column(escape(heading), justify="right")
+        grid.add_column(heading, justify="right")
     grid.add_column("", style="dim")
     names = dict.fromkeys(name for column in columns.values() for name in column if name != "architecture")
     for name in names:
@@ -97,7 +90,7 @@ def rows(title: str, lines: Sequence[Mapping[str, Any]]) -> None:
         grid.add_column(name, justify="left" if any(isinstance(line.get(name), str) for line in lines) else "right")
     for line in lines:
         values = (line.get(name) for name in names)
-        grid.add_row(*("-" if v is None else f"{v:.3g}" if isinstance(v, float) else escape(str(v)) for v in values))
+        grid.add_row(*("-" if v is None else f"{v:.3g}" if isinstance(v, float) else str(v) for v in values))
     out.print(grid)
 
 
@@ -129,44 +122,6 @@ def left_out(outliers: int) -> None:
     """Says how many rows of outlying norm a command leaves out."""
     if outliers:
         err.print(f"{outliers:,} rows of outlying norm are left out.")
-
-
-class Bar:
-    """Progress on standard error: a bar in a terminal, a line every now and then elsewhere."""
-
-    def __init__(self, title: str, total: int | None, progress: Progress | None) -> None:
-        self._title, self._total, self._progress = title, total, progress
-        self._task = progress.add_task(title, total=total, note="") if progress else None
-        self._said = time.monotonic()
-
-    def at(self, done: int, note: str = "", total: int | None = None) -> None:
-        """done: of `total`; note: what to say beside it."""
-        self._total = self._total if total is None else max(total, done)
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, note=note, total=self._total)
-        elif time.monotonic() - self._said >= QUIET_SECONDS or done == self._total:
-            self._said = time.monotonic()
-            of = f" of {self._total:,}" if self._total is not None else ""
-            err.print(f"{self._title}: {done:,}{of}  {note}", markup=False)
-
-
-@contextlib.contextmanager
-def bar(title: str, total: int | None) -> Iterator[Bar]:
-    """A bar that stays when it is done."""
-    if not err.is_terminal:
-        yield Bar(title, total, None)
-        return
-    columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-    )  # fmt: skip
-    with Progress(*columns, console=err) as progress:
-        yield Bar(title, total, progress)
-
-
-def training(record: Mapping[str, Any]) -> str:
-    """A training record in a few words."""
-    return f"mse {record['mse']:.4f}  l0 {record['l0']:.1f}  {record['rows_per_second']:,.0f} rows/s"
 
 
 def plain(text: str) -> str:

@@ -11,12 +11,12 @@ uses a surrogate: with `g` the gradient of the loss in the bit and `w` a width p
 | `paper`   | `g (1 - g)`                     | what the code of arXiv 2509.20997 computes; it ignores z |
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Surrogate = Literal["clipped", "sigmoid", "ste", "paper"]
+from bitlens.options import Surrogate
 
 
 class _Binarize(torch.autograd.Function):

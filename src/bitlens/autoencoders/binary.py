@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from bitlens.autoencoders.base import Autoencoder
 from bitlens.bits.descent import descend, gram
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
+from bitlens.options import Coding
 
-Coding = Literal["descent", "step"]
 NEGLIGIBLE = 1e-4  # a latent on (or off) in a smaller share of rows counts as constant
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from bitlens import __version__
+from bitlens.bits.kernel import kernel
 from bitlens.bits.words import popcount, torch_threads
 
 Peaks = dict[str, float]
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False)
+@kernel(parallel=True)
 def _popcounts(words, sums, rounds):
     for part in numba.prange(len(sums)):
         mine = words[part]

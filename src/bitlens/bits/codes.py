@@ -45,12 +45,12 @@ class Codes:
         if self.manifest.get("kind") != "bitlens.codes":
             raise BitlensError(f"{self.path} is a folder of another kind, not of codes.")
         if self.manifest.get("complete") is False:
-            raise BitlensError(f"The codes in {self.path} are unfinished; encode the store again with --overwrite.")
+            raise BitlensError(f"The codes in {self.path} are unfinished; encode the store again.")
         self.n_latents: int = required(self.manifest, "n_latents", self.path / MANIFEST)
         self.rows: int = required(self.manifest, "rows", self.path / MANIFEST)
         self._columns: dict[str, torch.Tensor] | None = None
         if verify:
-            for shard in self.manifest["shards"]:
+            for shard in required(self.manifest, "shards", self.path / MANIFEST):
                 verify_shard(self.path / shard["file"], shard["sha256"])
 
     def _load(self) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ import numba
 import numpy as np
 
 from bitlens.bits import cpu
+from bitlens.bits.kernel import kernel
 from bitlens.bits.packed import words_for
 from bitlens.bits.words import LANES, add_row, popcount, torch_threads, turn
 
@@ -22,13 +23,13 @@ INT32_ROWS = 46340  # the most rows whose square fits 32 bits
 # --- signs of all pairs -----------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _add_pairs(word, words, counts):
     for j in range(len(counts)):
         counts[j] += np.int32(popcount(word & words[j]))
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _add_pairs_of_8(column, words, counts):
     a, b, c, d, e, f, g, h = words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7]
     s, t, u, v, w, x, y, z = column[0], column[1], column[2], column[3], column[4], column[5], column[6], column[7]
@@ -38,7 +39,7 @@ def _add_pairs_of_8(column, words, counts):
         counts[j] += np.int32(first + second)
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _add_signs(n, on, ons, counts, bit, positive, negative):
     for j in range(len(counts)):  # stored, so that the product is as narrow as the type of the counts
         counts[j] = n * counts[j] - on * ons[j]
@@ -52,7 +53,7 @@ def _add_signs(n, on, ons, counts, bit, positive, negative):
     return total
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _group_signs(columns, ons, n, group, words, first, counts, positive, negative):
     """Signs of the 64 latents of a group with those from `first` on, whose words are `words [32-bit words, latents]`.
 
@@ -81,7 +82,7 @@ def _group_signs(columns, ons, n, group, words, first, counts, positive, negativ
     return total
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _store(group, first, halves, plane, block, scratch, mirror):
     """Put signs over the group's bits where they belong: `plane[j, group]`, and turned, `plane[i, words of j]`."""
     latents = halves.shape[1]
@@ -96,7 +97,7 @@ def _store(group, first, halves, plane, block, scratch, mirror):
                 plane[group * 64 + i, first // 64 + lane] = block[i * LANES + lane]
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False)
+@kernel(parallel=True)
 def _signs(columns, by_word, ons, n, positive, negative, sums):
     groups = len(sums)
     for task in numba.prange(groups):  # early groups have more pairs than late ones: each thread gets both kinds
@@ -123,7 +124,7 @@ def _signs(columns, by_word, ons, n, positive, negative, sums):
 # --- rows times signs -------------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _signed_tile(rows, up, down, out):
     """out[i, j] = popcount(rows[i] & up[j]) - popcount(rows[i] & down[j]); sixteen sums at a time stay in registers."""
     for i in range(0, len(rows), 4):
@@ -158,13 +159,13 @@ def _signed_tile(rows, up, down, out):
             out[i + 3, j], out[i + 3, j + 1], out[i + 3, j + 2], out[i + 3, j + 3] = o, p, q, r
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _centre(row, means, scale, out):
     for j in range(len(out)):
         out[j] = (row[j] - means[j]) * scale
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False)
+@kernel(parallel=True)
 def _gradient(rows, n, positive, negative, scale, products, gradient):
     """products and gradient are the same memory, first as integers, then as what they become."""
     for tile in numba.prange(len(positive) // TILE):

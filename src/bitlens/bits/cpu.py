@@ -3,6 +3,7 @@
 import numba
 import numpy as np
 
+from bitlens.bits.kernel import kernel
 from bitlens.bits.packed import words_for
 from bitlens.bits.words import LANES, popcount, torch_threads, turn
 
@@ -17,7 +18,7 @@ FEW = 4  # queries from which on turning them pays
 # --- pack, turn, count ------------------------------------------------------------------------------------------------
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False)
+@kernel(parallel=True)
 def _pack(z, words):
     n, n_latents = z.shape
     for i in numba.prange(n):
@@ -41,7 +42,7 @@ def pack(z: np.ndarray) -> np.ndarray:
     return words
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False)
+@kernel(parallel=True)
 def _transpose(rows, columns):
     n, words = rows.shape
     groups = columns.shape[1]
@@ -71,7 +72,7 @@ def transpose(rows: np.ndarray, n_columns: int) -> np.ndarray:
     return columns
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _add_bits(row, sums):
     for shift in range(8):
         counters = sums[shift]  # eight 8-bit counters a word
@@ -79,7 +80,7 @@ def _add_bits(row, sums):
             counters[w] += (row[w] >> np.uint64(shift)) & np.uint64(0x0101010101010101)
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False)
+@kernel(parallel=True)
 def _column_counts(rows, counts):
     n, words = rows.shape
     parts, n_columns = counts.shape
@@ -105,7 +106,7 @@ def column_counts(rows: np.ndarray, n_columns: int) -> np.ndarray:
 # --- pairs of columns -------------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _count_tile(left, right, counts):
     """Add popcount(left[i] & right[j]) to counts[i, j]; sixteen sums at a time stay in registers."""
     for i in range(0, len(left), 4):
@@ -136,7 +137,7 @@ def _count_tile(left, right, counts):
                     counts[i + row, j + column] += sums[column]
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False)
+@kernel(parallel=True)
 def _co_occurrence(left, right, counts, pairs):
     for pair in numba.prange(len(pairs)):
         a, b = pairs[pair, 0], pairs[pair, 1]
@@ -145,7 +146,7 @@ def _co_occurrence(left, right, counts, pairs):
         counts[a : a + TILE, b : b + TILE] += tile[: counts.shape[0] - a, : counts.shape[1] - b]
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False)
+@kernel(parallel=True)
 def _mirror(counts):
     for i in numba.prange(len(counts)):
         for j in range(i):
@@ -174,13 +175,13 @@ def co_occurrence(columns: np.ndarray, others: np.ndarray | None = None) -> np.n
 # --- distances between rows -------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _add_distances(word, words, distances):
     for j in range(len(words)):
         distances[j] += np.int32(popcount(word ^ words[j]))
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _add_distances_of_4(query, words, distances):
     a, b, c, d = words[0], words[1], words[2], words[3]
     s, t, u, v = query[0], query[1], query[2], query[3]
@@ -188,7 +189,7 @@ def _add_distances_of_4(query, words, distances):
         distances[j] += np.int32(popcount(s ^ a[j]) + popcount(t ^ b[j]) + popcount(u ^ c[j]) + popcount(v ^ d[j]))
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _distance(a, b):
     total = np.int64(0)
     for w in range(len(a)):
@@ -196,7 +197,7 @@ def _distance(a, b):
     return np.int32(total)
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _distances(query, codes, by_word, distances):
     """Of one query to some codes, which come row by row, and word by word where several queries share them."""
     if len(by_word) == 0:
@@ -211,13 +212,13 @@ def _distances(query, codes, by_word, distances):
         _add_distances(query[w], by_word[w], distances)
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _by_word(codes, n_queries):
     """The codes word by word, if there are queries enough to pay for it."""
     return np.ascontiguousarray(codes.T) if n_queries >= FEW else np.empty((0, len(codes)), np.uint64)
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False)
+@kernel(parallel=True)
 def _hamming(queries, codes, distances):
     for part in numba.prange((len(codes) + CODES - 1) // CODES):
         some = codes[part * CODES : (part + 1) * CODES]
@@ -236,7 +237,7 @@ def hamming(queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
     return distances
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _insert(distance, index, distances, indices):
     """Into a list sorted by distance; among equals, the one seen first stays ahead."""
     at = len(distances) - 1
@@ -246,7 +247,7 @@ def _insert(distance, index, distances, indices):
     distances[at], indices[at] = distance, index
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _below(distances, limit):
     found = False
     for j in range(len(distances)):
@@ -254,7 +255,7 @@ def _below(distances, limit):
     return found
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False)
+@kernel(parallel=True)
 def _nearest(queries, codes, distances, indices):
     parts, n, k = distances.shape
     share = (len(codes) + parts - 1) // parts

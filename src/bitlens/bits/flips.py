@@ -13,6 +13,7 @@ that are needed are computed from the dictionary.
 import numba
 import numpy as np
 
+from bitlens.bits.kernel import kernel
 from bitlens.bits.packed import words_for
 from bitlens.bits.products import _dot, _dots_of_4
 from bitlens.bits.words import torch_threads, trailing_zeros
@@ -25,7 +26,7 @@ ON = np.float32(-1e30)  # stands for the gain of a bit that is in the list; addi
 FAST = {"nnan", "nsz", "reassoc", "contract"}
 
 
-@numba.njit(cache=True, boundscheck=False, fastmath=FAST)
+@kernel(fastmath=FAST)
 def _subtract(a, g, step):
     """a -= step * g -> the largest value of a"""
     most = ON
@@ -35,7 +36,7 @@ def _subtract(a, g, step):
     return most
 
 
-@numba.njit(cache=True, boundscheck=False, fastmath=FAST)
+@kernel(fastmath=FAST)
 def _largest(a):
     most = ON
     for j in range(len(a)):
@@ -43,7 +44,7 @@ def _largest(a):
     return most
 
 
-@numba.njit(cache=True, boundscheck=False, fastmath=FAST)
+@kernel(fastmath=FAST)
 def _largest_with(a, g):
     """The largest of a + 2 g"""
     most = ON
@@ -52,14 +53,14 @@ def _largest_with(a, g):
     return most
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _subtract_all(a, g, step, spans):
     for span in range(len(spans)):
         first = span * SPAN
         spans[span] = _subtract(a[first : first + SPAN], g[first : first + SPAN], step)
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _place(a, spans):
     """Where the largest gain of the bits that are off is."""
     best = 0
@@ -73,7 +74,7 @@ def _place(a, spans):
     return first
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _switch_on(k, a, G, spans, on, gains, count):
     """Bit k goes to the end of the list -> the list's length"""
     two = np.float32(2)
@@ -85,7 +86,7 @@ def _switch_on(k, a, G, spans, on, gains, count):
     return count + 1
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _switch_off(e, a, G, spans, on, gains, count):
     """Entry e leaves the list, whose last entry takes its place -> the list's length"""
     k, two = on[e], np.float32(2)
@@ -99,7 +100,7 @@ def _switch_off(e, a, G, spans, on, gains, count):
     return count
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _exchange(a, G, spans, on, gains, count, tolerance):
     """The pair, one on and one off, whose flipping together gains most -> (entry of the list, bit), or (-1, 0)"""
     two, best, entry, bit = np.float32(2), tolerance, -1, 0
@@ -118,7 +119,7 @@ def _exchange(a, G, spans, on, gains, count, tolerance):
     return entry, bit
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _products(G, k, known, W, bits):
     """Row k of G, computed from the dictionary's rows of these bits when it is first needed."""
     if known[k]:
@@ -133,7 +134,7 @@ def _products(G, k, known, W, bits):
         G[k, j] = _dot(W[bits[j]], w)
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _descend_row(a, G, known, W, bits, spans, on, gains, count, most, exchanges, tolerance):
     """-> (flips made, length of the list)"""
     flips, two = 0, np.float32(2)
@@ -168,7 +169,7 @@ def _descend_row(a, G, known, W, bits, spans, on, gains, count, most, exchanges,
     return flips, count
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _take_on(words, a, on, gains):
     """The bits of a row go to the list, and their gains out of a -> the list's length"""
     count = 0
@@ -183,7 +184,7 @@ def _take_on(words, a, on, gains):
     return count
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False)
+@kernel(parallel=True)
 def _descend(a, G, words, flips, most, exchanges, tolerance):
     n, m = a.shape
     known, W, bits = np.ones(m, np.bool_), np.empty((0, 0), np.float32), np.empty(0, np.int64)
@@ -218,7 +219,7 @@ def descend(
     return flips
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False)
+@kernel(parallel=True)
 def _descend_candidates(a, W, words, flips, most, size, exchanges, tolerance):
     n, m = a.shape
     for task in numba.prange((n + ROWS - 1) // ROWS):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from bitlens.errors import BitlensError
+
 WORD = 64
 
 
@@ -36,6 +38,8 @@ class PackedBits:
     def pack(cls, bits: torch.Tensor) -> PackedBits:
         """bits: `[..., n_latents]`, any dtype; non-zero is 1. Leading dimensions are flattened to rows."""
         n_latents = bits.shape[-1]
+        if not n_latents:
+            raise BitlensError(f"There are no latents to pack: the bits have the shape {list(bits.shape)}.")
         on = (bits != 0).reshape(-1, n_latents)
         padded = torch.nn.functional.pad(on, (0, words_for(n_latents) * WORD - n_latents))
         if bits.device.type == "cpu":

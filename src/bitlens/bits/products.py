@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numba
 import numpy as np
 
+from bitlens.bits.kernel import kernel
 from bitlens.bits.packed import words_for
 from bitlens.bits.words import add_row, torch_threads, trailing_zeros
 
@@ -21,13 +22,13 @@ GROUP = 4  # words of latents whose matrix rows stay in cache while rows of bits
 # --- statistics of pre-activations ------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _add_squares(row, mean, total):
     for k in range(len(total)):
         total[k] += (row[k] - mean[k]) * (row[k] - mean[k])
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False)
+@kernel(parallel=True)
 def _column_std(z, out):
     n, n_latents = z.shape
     for part in numba.prange((n_latents + 255) // 256):  # 256 columns of some hundred rows stay in cache
@@ -50,7 +51,7 @@ def column_std(z: np.ndarray) -> np.ndarray:
     return out
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False)
+@kernel(parallel=True)
 def _pack_window(z, width, words):
     n, n_latents = z.shape
     for i in numba.prange(n):
@@ -77,7 +78,7 @@ def pack_window(z: np.ndarray, width: np.ndarray) -> np.ndarray:
 # --- bits times floats ------------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _positions(words, out):
     """Indices of the bits that are on; -> how many"""
     count = 0
@@ -90,13 +91,13 @@ def _positions(words, out):
     return count
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _add_4(a, b, c, d, total):
     for k in range(len(total)):
         total[k] += (a[k] + b[k]) + (c[k] + d[k])
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _gather(positions, count, matrix, total):
     """total += the sum of some rows of a matrix"""
     for e in range(0, count // 4 * 4, 4):
@@ -107,7 +108,7 @@ def _gather(positions, count, matrix, total):
         add_row(matrix[positions[e]], total)
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False)
+@kernel(parallel=True)
 def _gather_sums(bits, matrix, out, some_rows):
     n, words = bits.shape
     for task in numba.prange((n + some_rows - 1) // some_rows):
@@ -132,7 +133,7 @@ def gather_sums(bits: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 # --- the backward pass of a binary autoencoder ------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, boundscheck=False, fastmath={"reassoc", "contract"})
+@kernel(fastmath={"reassoc", "contract"})
 def _dot(a, b):
     total = np.float32(0)
     for k in range(len(a)):
@@ -140,7 +141,7 @@ def _dot(a, b):
     return total
 
 
-@numba.njit(cache=True, boundscheck=False, fastmath={"reassoc", "contract"})
+@kernel(fastmath={"reassoc", "contract"})
 def _dots_of_4(a, b, c, d, other):
     s = t = u = v = np.float32(0)
     for k in range(len(other)):
@@ -151,19 +152,19 @@ def _dots_of_4(a, b, c, d, other):
     return s, t, u, v
 
 
-@numba.njit(cache=True, boundscheck=False, fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def _add_scaled(a, factor, total):
     for k in range(len(total)):
         total[k] += a[k] * factor
 
 
-@numba.njit(cache=True, boundscheck=False, fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def _add_scaled_4(a, b, c, d, s, t, u, v, total):
     for k in range(len(total)):
         total[k] += (a[k] * s + b[k] * t) + (c[k] * u + d[k] * v)
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _pull_on_bits(rows, count, error, decoder, g):
     """g[e] = error[rows[e]] . decoder"""
     for e in range(0, count // 4 * 4, 4):
@@ -174,7 +175,7 @@ def _pull_on_bits(rows, count, error, decoder, g):
         g[e] = _dot(error[rows[e]], decoder)
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _gather_scaled(rows, count, g, x, total):
     """total += sum of g[e] x[rows[e]]"""
     for e in range(0, count // 4 * 4, 4):
@@ -185,7 +186,7 @@ def _gather_scaled(rows, count, g, x, total):
         _add_scaled(x[rows[e]], g[e], total)
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False)
+@kernel(parallel=True)
 def _backward(x, error, on, inside, W_dec, slope, penalty, to_W_enc, to_b_enc, to_W_dec):
     n, d = x.shape
     n_latents = len(W_dec)

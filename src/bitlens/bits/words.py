@@ -14,6 +14,8 @@ import torch
 from llvmlite import ir
 from numba.extending import intrinsic
 
+from bitlens.bits.kernel import kernel
+
 LANES = 16  # bit blocks that `turn` transposes side by side
 
 
@@ -42,14 +44,14 @@ def torch_threads() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def add_row(row, total):
     """total += row, of whatever types"""
     for k in range(len(total)):
         total[k] += row[k]
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _swap(source, target, width, mask):
     shift = np.uint64(width)
     for start in range(0, 64, 2 * width):
@@ -62,7 +64,7 @@ def _swap(source, target, width, mask):
             to_lower[k] = ((upper[k] >> shift) & mask) | (lower[k] & ~mask)
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def turn(block, scratch):
     """Transpose LANES bit matrices of 64 x 64 in place; word i of matrix l is `block[i * LANES + l]` (Hacker's Delight, 7-3)."""
     width, mask = 32, np.uint64(0x00000000FFFFFFFF)

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.causal.losses import SpliceLosses, SpliceSums
 from bitlens.causal.splice import Splice, SpliceTokens
@@ -75,6 +76,7 @@ def keep_largest(codes: Tensor, norms: Tensor, k: int | None) -> Tensor:
     return torch.zeros_like(codes).scatter(-1, top, codes.gather(-1, top))
 
 
+@terminal.shown("faithfulness")
 @torch.inference_mode()
 def faithfulness(
     autoencoder: Autoencoder,
@@ -83,12 +85,13 @@ def faithfulness(
     keep: Sequence[int | None] = KEEP,
     *,
     by: By = "surprisal",
+    progress: bool = True,
 ) -> list[Kept]:
     """Splice reconstructions from the k most surprising (or largest) latents of every row, for each k of `keep`.
 
     splice: the contexts to score, as `Splice.of_store(language_model, autoencoder, store)` gives them. Firing rates are
     those of up to 65,536 training rows of the store. A latent counts as on where it is not zero, of a BAE in canonical
-    form, and one that is not kept is set to its other state.
+    form, and one that is not kept is set to its other state. progress: show it on standard error.
     """
     if wrong := [k for k in keep if k is not None and k < 0]:
         raise BitlensError(f"The number of latents to keep must not be negative, as {wrong[0]} is.")
@@ -122,6 +125,7 @@ def faithfulness(
     return [Kept(*numbers) for numbers in zip(keep, l0, surprisal, fvu, tokens, losses, sums, strict=True)]
 
 
+@terminal.shown("firing rates")
 def _rates(autoencoder: Autoencoder, store: ActivationStore) -> Tensor:
     """Firing rates `[n_latents]`, float64, with half a count added to each state (Krichevsky & Trofimov 1981)."""
     rows = store.sample(RATE_ROWS, generator("faithfulness"))

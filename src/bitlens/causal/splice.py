@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.causal.losses import SpliceLosses, SpliceSums
 from bitlens.errors import BitlensError
@@ -172,7 +173,7 @@ class Splice:
     def tokens(self, changes: Sequence[Change]) -> list[SpliceTokens]:
         """What each change costs, token by token; the original forward pass is made once for all of them."""
         found: list[list[SpliceTokens]] = [[] for _ in changes]
-        for batch in self._batches():
+        for batch in self._batches("with reconstructions"):
             original = self._log_probabilities(batch, None)
             ce, likeliest = _cross_entropy(original, batch.targets), original.argmax(-1)
             context, position = batch.counts.cpu().nonzero().T
@@ -192,7 +193,7 @@ class Splice:
     def ablated(self) -> tuple[Tensor, Tensor]:
         """Cross-entropies of every scored token with zeros and with the mean in place of the hidden states."""
         found: list[list[Tensor]] = [[], []]
-        for batch in self._batches():
+        for batch in self._batches("with zeros and the mean"):
             for parts, constant in zip(found, (torch.zeros_like(self.mean), self.mean), strict=True):
                 log_probabilities = self._log_probabilities(batch, lambda x, constant=constant: constant)
                 parts.append(_cross_entropy(log_probabilities, batch.targets).cpu())
@@ -201,14 +202,15 @@ class Splice:
     def hidden_states(self) -> Iterator[tuple[Tensor, Tensor]]:
         """What is replaced, in batches: (what passes the first hook point `[rows, d_in]`, the last `[rows, d_out]`)"""
         first, last = self.model.hooks[0].name, self.model.hooks[-1].name
-        for batch in self._batches():
+        for batch in self._batches("hidden states"):
             found = self.model.hidden_states(batch.tokens, batch.mask)
             rows = (batch.usual & self._usual(found[first]))[..., 0]
             yield found[first][rows], found[last][rows]
 
-    def _batches(self) -> Iterator[_Batch]:
+    def _batches(self, what: str) -> Iterator[_Batch]:
         device = self.model.device
-        for rows in self.counts.any(1).nonzero()[:, 0].split(self.batch_size):
+        scored = self.counts.any(1).nonzero()[:, 0]
+        for rows in terminal.track(scored.split(self.batch_size), f"contexts {what}", len(scored), len):
             tokens, counts = self.contexts[rows].clamp_min(0).to(device), self.counts[rows, 1:].to(device)
             mask, usual = self.real[rows].to(device), self.usual[rows].to(device)[:, :, None]
             yield _Batch(rows, tokens, mask, usual, counts, tokens[:, 1:][counts])
@@ -252,7 +254,7 @@ def _cross_entropy(log_probabilities: Tensor, targets: Tensor) -> Tensor:
 
 def load_spliced(autoencoder: Autoencoder, store: ActivationStore, device: str = "auto") -> LanguageModel:
     """The whole language model of a store, hooked where the autoencoder reads and, for a transcoder, where it writes."""
-    if not store.manifest.get("context_length"):
+    if not all(store.manifest.get(key) for key in ("context_length", "model", "hook")):
         raise BitlensError(f"The store {store.path} was imported without its text, so no model can be run on it.")
     records = [autoencoder.metadata["hook"], autoencoder.metadata["target_hook"]] if autoencoder.transcodes else []
     hooks = [record["module"] for record in records or [store.manifest["hook"]]]

@@ -48,7 +48,7 @@ def entropy(codes: CodesFolder, seed: int = 0, json: Json = None) -> None:
     bits, document = corpus.bits[usual], corpus.document[usual]
     fraction = corpus.manifest.get("test_fraction") or 0.0
     test = torch.from_numpy(held_out(document.numpy(), fraction)) if fraction else None
-    result = measure(bits, document, test, seed=seed, report=lambda stage: show.err.print(f"{stage} ..."))
+    result = measure(bits, document, test, seed=seed)
     show.entropy(str(codes), result)
     write_result(json, {"codes": str(codes), "outliers": int((~usual).sum()), **asdict(result)})
 
@@ -89,7 +89,6 @@ def compress(
     autoencoder, rows = open_pair(run, store, device, search)
     result = compress_store(
         autoencoder, rows, run, out, documents=documents, exact=residual, seed=seed, overwrite=overwrite,
-        report=lambda stage: show.err.print(f"{stage} ..."),
     )  # fmt: skip
     show.compression(str(out), result)
     write_result(json, {"file": str(out), **asdict(result)})
@@ -120,10 +119,7 @@ def decompress(
     from bitlens.information.compressed import Compressed
 
     compressed = Compressed(file)
-    with show.bar("decompress", compressed.rows) as bar:
-        store, damaged = decompress_file(
-            compressed, run, out, skip_damaged=skip_damaged, overwrite=overwrite, report=bar.at
-        )
+    store, damaged = decompress_file(compressed, run, out, skip_damaged=skip_damaged, overwrite=overwrite)
     kind = f"the original {compressed.dtype}" if compressed.dtype else "float32, as the bits give them"
     show.out.print(f"{out}: {len(store):,} rows of {store.d_in}, {kind}", soft_wrap=True)
     if damaged:

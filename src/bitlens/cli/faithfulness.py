@@ -81,11 +81,11 @@ def faithfulness(
         },
     )
     show.table("The whole code, by position in the context", positions)
-    show.out.print("[bold]The tokens that lose most[/bold]: cross-entropy as it was and as it is")
+    show.marked("[bold]The tokens that lose most[/bold]: cross-entropy as it was and as it is")
     for index in measure.worst(tokens):
         one = measure.record(splice, tokens, index)
         sentence = show.example(one["before"], one["token"], one["after"])
-        show.out.print(f"{one['ce_original']:6.2f} {one['ce_spliced']:6.2f}  {sentence}", soft_wrap=True)
+        show.marked(f"{one['ce_original']:6.2f} {one['ce_spliced']:6.2f}  {sentence}", soft_wrap=True)
     found = measure.differences(results[-1].sums, splice, others)
     if found:
         show.rows(f"{run} less another, on the same contexts", [_line(name, of) for name, of in found.items()])

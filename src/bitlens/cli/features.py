@@ -110,7 +110,6 @@ def _tokens(preferred: list[Preference]) -> str:
 
 def _page(profile: Profile) -> None:
     """All that is known of one latent."""
-    from rich.markup import escape
     from rich.table import Table
 
     from bitlens import show
@@ -118,12 +117,12 @@ def _page(profile: Profile) -> None:
     grid = Table.grid(padding=(0, 2))
 
     def say(name: str, text: str) -> None:
-        grid.add_row(f"  {name}", escape(text))
+        grid.add_row(f"  {name}", text)
 
     def preferred(tokens: list[Preference]) -> str:
         return "  ".join(f"{show.token(t.text)} {t.share:.0%} (x{t.lift:.3g})" for t in tokens) or "none"
 
-    show.out.print(f"[bold]Latent {profile.latent}[/bold]{', on is 0 in the codes' if profile.flipped else ''}")
+    show.marked(f"[bold]Latent {profile.latent}[/bold]{', on is 0 in the codes' if profile.flipped else ''}")
     say(
         "on",
         f"{profile.rate:.3%} of rows, {profile.surprisal:.2f} bits each time; entropy {profile.bits:.4f} bits a row",

@@ -11,7 +11,6 @@ import tyro
 
 from bitlens.cli.common import Device, Json, pick_device, write_result
 from bitlens.errors import BitlensError
-from bitlens.seeding import generator
 
 if TYPE_CHECKING:
     from bitlens.bits.codes import Codes
@@ -92,6 +91,8 @@ class Judging:
 
     def chosen(self, corpus: Codes) -> list[int]:
         import torch
+
+        from bitlens.seeding import generator
 
         chosen = list(self.latents) or list(range(corpus.n_latents))
         if self.sample is None or self.sample >= len(chosen):

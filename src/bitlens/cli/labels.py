@@ -43,7 +43,7 @@ def labels(
     """
     import torch
 
-    from bitlens import show
+    from bitlens import show, terminal
     from bitlens.bits.codes import Codes
     from bitlens.features.labelled import load_tokenizer, own_labels, read_labels
     from bitlens.features.labels import label_scores
@@ -61,7 +61,7 @@ def labels(
     probed: dict[str, list[ProbeScore]] = {}
     show.left_out(int((~corpus.usual).sum()))
     for labelling in (of.only(corpus.usual) for of in [*given, *own_labels(corpus, tokenizer)]):
-        show.err.print(f"{labelling.name} ...", markup=False)
+        terminal.at(0, labelling.name)
         try:
             scored.append(label_scores(corpus.bits, labelling, corpus.document, test))
             if probes:
@@ -72,7 +72,7 @@ def labels(
                     corpus.bits[rows], sample, corpus.document[rows], test[rows], dense=dense
                 )
         except BitlensError as error:  # one labelling with too few rows leaves the others
-            show.err.print(str(error), markup=False, soft_wrap=True)
+            show.err.print(str(error), soft_wrap=True)
     if not scored:
         raise BitlensError(f"No labelling of {codes} could be scored; encode more text, or hold out more of it.")
     measured = "held-out documents" if fraction else "a fifth of the documents, which the autoencoder may know"

@@ -83,7 +83,7 @@ def match(
     alike = likeness(matchings)._asdict()
     dense = explain_dense(a, b), explain_dense(b, a)
 
-    show.out.print(f"A: {run}, B: {other}; {len(a):,} held-out rows of {store}", soft_wrap=True, markup=False)
+    show.out.print(f"A: {run}, B: {other}; {len(a):,} held-out rows of {store}", soft_wrap=True)
     lines = [{"": k, "A in B": numbers[0][k], "B in A": numbers[1][k], " ": _MEANINGS[k]} for k in _MEANINGS]
     show.rows("Every latent of one in the other", lines)
     show.rows("Stability", [alike])
@@ -151,14 +151,14 @@ def _tokenizer(store: Any, token: Tensor) -> Any:
     from bitlens.errors import BitlensError
     from bitlens.hidden import LanguageModel
 
-    if int(token.min()) < 0:
-        return None
     manifest = store.manifest
+    if int(token.min()) < 0 or not (manifest.get("model") and manifest.get("hook")):
+        return None
     try:
         hook = manifest["hook"]["module"]
         return LanguageModel.again(manifest, store.path, [hook], device="cpu").tokenizer
     except BitlensError as error:
-        show.err.print(f"Without examples: {error}", markup=False)
+        show.err.print(f"Without examples: {error}", soft_wrap=True)
         return None
 
 

@@ -21,8 +21,8 @@ from bitlens.cli.common import (
     write_result,
 )
 from bitlens.errors import BitlensError
+from bitlens.options import Logger
 from bitlens.training.config import TrainConfig
-from bitlens.training.metrics import Logger
 
 
 def train(
@@ -85,13 +85,7 @@ def train(
     else:
         rows = ActivationStore(source, fraction)
     last: dict[str, Any] = {}
-    with show.bar(f"train {config.architecture}", config.steps) as bar:
-
-        def report(record: dict[str, Any]) -> None:
-            last.update(record)
-            bar.at(record["step"], show.training(record))
-
-        autoencoder = run(rows, config, out, resume=resume, overwrite=overwrite, loggers=log, report=report)
+    autoencoder = run(rows, config, out, resume=resume, overwrite=overwrite, loggers=log, report=last.update)
     show.out.print(
         f"{out}: {autoencoder.architecture} with {autoencoder.n_latents:,} live latents of {autoencoder.metadata['n_latents_trained']:,}, d_in {autoencoder.d_in}",
         soft_wrap=True,
@@ -123,8 +117,7 @@ def encode(
     from bitlens.encode import encode_store
 
     autoencoder, rows = open_pair(run, store, device, search)
-    with show.bar("encode", len(rows)) as bar:
-        codes = encode_store(autoencoder, rows, out, name=str(run), overwrite=overwrite, report=bar.at)
+    codes = encode_store(autoencoder, rows, out, name=str(run), overwrite=overwrite)
     size = sum(file.stat().st_size for file in out.iterdir())
     show.out.print(f"{out}: {len(codes):,} rows of {codes.n_latents:,} bits, {size / 2**20:.1f} MiB", soft_wrap=True)
     write_result(json, {"codes": str(out), "rows": len(codes), "n_latents": codes.n_latents, "bytes": size})
@@ -176,7 +169,7 @@ def evaluate(
         try:
             model = load_spliced(autoencoder, rows, pick_device(device))
         except BitlensError as error:
-            show.err.print(f"Without cross-entropy numbers: {error}", markup=False)
+            show.err.print(f"Without cross-entropy numbers: {error}", soft_wrap=True)
     numbers = measure(
         autoencoder, rows, language_model=model, max_contexts=contexts, part=part, outliers=outliers, joint=joint
     ).as_dict()

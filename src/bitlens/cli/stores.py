@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from bitlens.cli.common import Device, Files, Json, ModelName, open_text, write_result
+from bitlens.cli.flags import in_flags
 
 
 def harvest(
@@ -76,12 +77,11 @@ def harvest(
         model, text, hook, context, packed, bos, text_column, split, streaming, documents, shuffle_seed, dtype, device,
         device_map, revision, test_fraction,
     )  # fmt: skip
-    with show.bar("harvest", None) as bar, stop_on_signals() as stop:
+    with stop_on_signals() as stop:
         stores = run(
             language_model, reader, out, batch_size=batch_size, max_rows=max_rows, outlier_multiple=outlier_multiple,
             store_dtype=None if store_dtype == "auto" else getattr(torch, store_dtype), resume=resume, overwrite=overwrite,
-            announce=lambda plan: show.err.print(f"Plan: {plan}"), stop=lambda: stop.signal,
-            report=lambda p: bar.at(p.rows, f"{p.rows_per_second:,.0f} rows/s", p.expected_rows),
+            announce=lambda plan: show.err.print(in_flags(f"Plan: {plan}", harvest), soft_wrap=True), stop=lambda: stop.signal,
         )  # fmt: skip
     for store in stores:
         show.out.print(_describe(store), soft_wrap=True)

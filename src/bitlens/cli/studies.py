@@ -1,4 +1,4 @@
-"""Whole experiments, `bitlens study NAME`; imported when one is asked for, since their settings need the rooms they use."""
+"""Whole experiments, each one command: bitlens study synthetic, sequence, icl or compare."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from bitlens import show
+from bitlens import show, terminal
 from bitlens.cli.common import Json, write_result
 from bitlens.studies.cells import Row
 from bitlens.studies.compare import CompareConfig, run_compare
@@ -32,7 +32,7 @@ class Options:
     json: Json = None
     """also write the rows of the table, or their summary, to this file"""
 
-    def how(self, bar: show.Bar) -> dict[str, Any]:
+    def how(self, bar: terminal.Bar) -> dict[str, Any]:
         """Keyword arguments of the functions that run studies."""
 
         def report(done: int, total: int, row: Row) -> None:
@@ -52,7 +52,7 @@ def synthetic(
 
     Writes table.parquet, table.csv and figures. A stopped study goes on with --resume; so does one with more settings.
     """
-    with show.bar("synthetic", None) as bar:
+    with terminal.bar("synthetic") as bar:
         rows = run_synthetic(config, options.out, **options.how(bar))
     lines = summary(rows)
     show.rows("Measured against the entropy of the planted bits", lines)
@@ -67,7 +67,7 @@ def sequence(
 
     Writes table.parquet, table.csv and figures. A stopped study goes on with --resume.
     """
-    with show.bar("sequence", None) as bar:
+    with terminal.bar("sequence") as bar:
         rows = run_sequence(config, options.out, **options.how(bar), say=_say)
     _done(options, rows, {"rows": rows})
 
@@ -77,7 +77,7 @@ def icl(options: Given, config: Annotated[IclConfig, tyro.conf.arg(name="")]) ->
 
     Writes table.parquet, table.csv and figures. A stopped study goes on with --resume.
     """
-    with show.bar("icl", None) as bar:
+    with terminal.bar("icl") as bar:
         rows = run_icl(config, options.out, **options.how(bar), say=_say)
     _done(options, rows, {"rows": rows})
 
@@ -91,7 +91,7 @@ def compare(
     Writes compare.md, table.parquet, table.csv and figures, and keeps the trained runs. A stopped study goes on with
     --resume, a training in the middle from its last checkpoint.
     """
-    with show.bar("compare", None) as bar:
+    with terminal.bar("compare") as bar:
         rows = run_compare(config, options.out, **options.how(bar))
     show.out.print(f"{options.out / 'compare.md'}: the tables", soft_wrap=True)
     _done(options, rows, {"rows": rows})
@@ -101,14 +101,14 @@ STUDIES = {"synthetic": synthetic, "sequence": sequence, "icl": icl, "compare": 
 
 
 def _say(stage: str) -> None:
-    show.err.print(stage, markup=False, soft_wrap=True)
+    show.err.print(stage, soft_wrap=True)
 
 
 def _done(options: Options, rows: list[Row], result: dict[str, Any]) -> None:
     failed = [row for row in rows if "error" in row]
     for row in failed[:5]:
         settings = ", ".join(f"{name} {value}" for name, value in row.items() if name != "error")
-        show.err.print(f"Not measured: {settings}: {row['error']}", markup=False, soft_wrap=True)
+        show.err.print(f"Not measured: {settings}: {row['error']}", soft_wrap=True)
     if len(failed) > 5:
         show.err.print(f"{len(failed) - 5} more were not measured; the table says why.")
     figures = ", ".join(sorted(path.name for path in options.out.glob("*.png")))

@@ -10,7 +10,7 @@ from bitlens.cli.common import Json, write_result
 def demo(
     out: Path = Path("bitlens-demo"),
     n_latents: int = 1024,
-    steps: int = 3000,
+    steps: int = 2000,
     overwrite: bool = False,
     json: Json = None,
 ) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bitlens import terminal
 from bitlens.bits.codes import Codes
 from bitlens.bits.statistics import firing_rates
 from bitlens.errors import BitlensError
@@ -101,6 +102,7 @@ class Results:
         return sorted(records, key=lambda record: record["latent"])
 
 
+@terminal.shown("judge")
 def comsem(
     codes: Codes,
     latents: Sequence[int],
@@ -153,6 +155,7 @@ def planned(
     return [[text[row] for row in t.examples] for t in drawn], questions
 
 
+@terminal.shown("judge")
 def comsem_by_labels(codes: Codes, latents: Sequence[int], labels: Labels, config: Config = DEFAULT) -> Results:
     """The same without a language model: an explanation is the class of highest F1 on the explainer's rows, and the
     judgement whether a row has it. Rows without a label have no part in it."""

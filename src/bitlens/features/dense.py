@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import binary_entropy, co_occurrence, counted_entropy, dense, firing_rates
 from bitlens.results import brief
@@ -59,6 +60,7 @@ def explain(a: PackedBits, latent: int, b: PackedBits, most: int = 5) -> Explain
     return Explained(latent, float(rate), entropy, by, shares)
 
 
+@terminal.shown("dense latents")
 def explain_dense(a: PackedBits, b: PackedBits, most: int = 5) -> list[Explained]:
     """Every latent of A that is on in more than a tenth of the rows, but not in all, in terms of B."""
     rates = firing_rates(a)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.bits.packed import WORD, PackedBits, words_for
 from bitlens.bits.statistics import co_occurrence, counted_information
 from bitlens.errors import BitlensError
@@ -113,6 +114,7 @@ class LabelScores:
         return LabelScore._make([latent, self.classes[label], *(float(x[latent, label]) for x in numbers), always])
 
 
+@terminal.shown("labels")
 def label_scores(
     bits: PackedBits,
     labels: Labels,
@@ -122,6 +124,7 @@ def label_scores(
     min_rows: int = MIN_ROWS,
     max_classes: int = MAX_CLASSES,
     groups: int = GROUPS,
+    progress: bool = True,
 ) -> LabelScores:
     """Score the on-state of every latent as a detector of every class, on the rows of bool `test [rows]`.
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.autoencoders.binary import NEGLIGIBLE
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import co_occurrence, counted_information
@@ -136,6 +137,7 @@ class Matching:
         return torch.tensor([c not in ("dead", "stuck") for c in self.category], dtype=torch.bool)
 
 
+@terminal.shown("match")
 def match(
     a: PackedBits,
     b: PackedBits,
@@ -144,6 +146,7 @@ def match(
     same: float = SAME,
     contained: float = CONTAINED,
     alpha: float = ALPHA,
+    progress: bool = True,
 ) -> Matching:
     """Find every latent of A in B, where both are codes of the same rows.
 
@@ -206,10 +209,8 @@ def _highest(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _one_to_one(agreement: Tensor, live: Tensor, live_b: Tensor) -> Tensor:
     """Each latent's partner under the optimal assignment (Kuhn 1955; Crouse 2016), -1 for none `[n]`"""
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ImportError:
-        raise BitlensError("Matching latents one to one needs scipy; pip install 'bitlens[match]'.") from None
+    from scipy.optimize import linear_sum_assignment
+
     ours, theirs = live.nonzero()[:, 0], live_b.nonzero()[:, 0]
     i, j = linear_sum_assignment(agreement[ours][:, theirs].numpy(), maximize=True)
     partner = torch.full_like(live, -1, dtype=torch.int64)

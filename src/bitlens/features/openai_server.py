@@ -281,10 +281,8 @@ async def _send_all(server: OpenAIServer, calls: Calls, prompts: Sequence[Prompt
 
 
 def _client(server: OpenAIServer) -> Any:
-    try:
-        import openai
-    except ImportError:
-        raise BitlensError("Asking a server needs the openai client; pip install 'bitlens[interpret]'.") from None
+    import openai
+
     # Attempts are made in `_Run.send` alone, where each is counted.
     return openai.AsyncOpenAI(api_key=server.key(), base_url=server.base_url, max_retries=0)
 

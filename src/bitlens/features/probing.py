@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from bitlens import terminal
 from bitlens.bits.codes import Codes
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
@@ -38,6 +39,7 @@ class ProbeScore(NamedTuple):
     class_auc: list[tuple[str, float]]
 
 
+@terminal.shown("probes")
 def sparse_probing(
     features: PackedBits | Tensor,
     labels: Labels,

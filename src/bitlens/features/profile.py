@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import DENSE
 from bitlens.errors import BitlensError
@@ -39,6 +40,7 @@ class TokenScore(NamedTuple):
         return self.f1 > GOOD and not self.dense
 
 
+@terminal.shown("token F1")
 def token_scores(bits: PackedBits, token: Tensor, test: Tensor, min_on: int = MIN_ON) -> list[TokenScore]:
     """For every latent that is on in at least `min_on` held-out and training rows: the set of tokens that predicts it
     with the highest F1 on the training rows, and its F1 on the held-out ones.
@@ -46,6 +48,8 @@ def token_scores(bits: PackedBits, token: Tensor, test: Tensor, min_on: int = MI
     token: id of each row `[rows]`; test: bool `[rows]`, the held-out rows. Tokens are taken in order of the share of their occurrences that are on.
     """
     tokens, held = token.numpy(), test.numpy()
+    if not len(tokens):
+        raise BitlensError("There are no rows to score latents on.")
     if tokens.min() < 0:
         raise BitlensError("These rows have no tokens: they come from hidden states imported without them.")
     size = int(tokens.max()) + 1

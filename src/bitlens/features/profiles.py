@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.bits.codes import Codes, Columns
 from bitlens.bits.packed import WORD, PackedBits
 from bitlens.bits.statistics import DENSE, binary_entropy, co_occurrence, firing_rates
@@ -102,6 +103,7 @@ class Profile:
     examples: list[str] = field(default_factory=list)
 
 
+@terminal.shown("profiles")
 def profiles(
     codes: Codes,
     *,
@@ -113,6 +115,7 @@ def profiles(
     window: int = 8,
     tree: bool = True,
     seed: int = 0,
+    progress: bool = True,
 ) -> list[Profile]:
     """A profile of every latent of these codes.
 
@@ -334,9 +337,7 @@ def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
             lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             temporary.write_text("".join(lines), encoding="utf-8")
             return
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError:
-            raise BitlensError("Writing parquet needs the extra: pip install 'bitlens[data]'.") from None
+        import pyarrow
+        import pyarrow.parquet
+
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), temporary)

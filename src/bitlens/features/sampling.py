@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bitlens.bits.codes import Columns
+from bitlens.bits.kernel import kernel
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import firing_rates, nearest
 from bitlens.bits.words import torch_threads, trailing_zeros
@@ -47,10 +48,10 @@ def explainers_part(document: Tensor, share: float = 0.5) -> Tensor:
 
 # --- on-rows ----------------------------------------------------------------------------------------------------------
 
-_mixed = numba.njit(cache=True)(mixed)
+_mixed = kernel(mixed)
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _insert(key, row, document, keys, rows, documents):
     """Into a list sorted by key: over the entry of the same document if there is one, or else over the last."""
     at = len(keys) - 1
@@ -66,7 +67,7 @@ def _insert(key, row, document, keys, rows, documents):
     keys[at], rows[at], documents[at] = key, row, document
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False)
+@kernel(parallel=True)
 def _offer(words, numbers, chosen, document, salts, keys, rows, documents):
     for group in numba.prange((words.shape[1] + GROUP - 1) // GROUP):
         for i in range(len(words)):

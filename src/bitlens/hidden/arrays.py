@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.errors import BitlensError
 from bitlens.files import prepare_output, sha256
 from bitlens.hidden.store import MANIFEST, OUTLIER_MULTIPLE, ActivationStore, StoreWriter
@@ -22,6 +23,7 @@ SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet", ".h5", ".hdf5")
 SHARD_ROWS_BYTES = 1 << 27
 
 
+@terminal.shown("import")
 def import_arrays(
     files: list[Path],
     out: Path,
@@ -49,6 +51,8 @@ def import_arrays(
     for file in files:
         arrays = _open(file)
         states = _pick(arrays, hidden, file)
+        if 0 in states.shape:
+            raise BitlensError(f"{file} has no rows: its array has the shape {list(states.shape)}.")
         columns = {
             column: _column(arrays, key, states, file)
             for column, key in (("token", tokens), ("document", documents), ("position", positions))
@@ -61,7 +65,7 @@ def import_arrays(
             columns["position"] = _running_index(columns["document"])
         width = states.shape[-1]
         if writer is None:
-            prepare_output(out, resume=False, overwrite=overwrite, marker=MANIFEST)
+            prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST)
             about = {"model": name, "revision": None, "hook": {"module": name}, "d_in": width, "context_length": None}
             about["dtype"] = str(next(_blocks(states[:1]))[1].dtype).removeprefix("torch.")
             contents = repr([sha256(f) for f in files])
@@ -100,8 +104,8 @@ def _open(file: Path) -> dict[str, Any]:
             return found
         if suffix == ".parquet":
             return _open_parquet(file)
-    except ImportError as error:
-        raise BitlensError(f"Reading {suffix} needs the extra: pip install 'bitlens[data]' ({error}).") from None
+    except ImportError:
+        raise BitlensError(f"Reading {suffix} needs a library: pip install h5py.") from None
     except (ValueError, OSError, EOFError, BadZipFile, zlib.error, SafetensorError) as error:
         raise BitlensError(f"{file} could not be read: {str(error).splitlines()[0]}") from error
     raise BitlensError(f"{file} has none of the known endings: {', '.join(SUFFIXES)}.")
@@ -173,7 +177,7 @@ def _pick(arrays: dict[str, Any], name: str | None, file: Path) -> Any:
         name = "hidden" if "hidden" in matrices else matrices[0] if len(matrices) == 1 else None
         if name is None:
             raise BitlensError(
-                f"{file} has {len(matrices)} matrices of floats ({_names(arrays)}); name one with --hidden."
+                f"{file} has {len(matrices)} matrices of floats ({_names(arrays)}); name one with `hidden`."
             )
     if name not in arrays:
         raise BitlensError(f"{file} has no array '{name}', only: {_names(arrays)}.")

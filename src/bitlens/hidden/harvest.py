@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import prepare_output
 from bitlens.hidden.documents import Corpus
@@ -50,7 +51,7 @@ class Plan:
         rows = (
             f"about {self.rows:,} rows"
             if self.rows is not None
-            else "an unknown number of rows (cap it with --max-rows)"
+            else "an unknown number of rows (cap it with `max_rows`)"
         )
         store = f"{_size(self.store_bytes)} of stores" if self.store_bytes is not None else "stores of unknown size"
         return (
@@ -59,6 +60,7 @@ class Plan:
         )
 
 
+@terminal.shown("harvest")
 def harvest(
     model: LanguageModel,
     reader: ContextReader | str,
@@ -73,13 +75,15 @@ def harvest(
     report: Callable[[HarvestProgress], None] = lambda progress: None,
     announce: Callable[[Plan], None] = lambda plan: None,
     stop: Callable[[], str | None] = lambda: None,
+    progress: bool = True,
 ) -> list[ActivationStore]:
     """Harvest every hook point of `model` -> its stores, which share rows: row i is the same token in all of them.
 
     reader: the text; a string is a source as in `Corpus`, read in contexts of 256 tokens (fewer if the model
     reads fewer).
     out: the store, or with several hook points a folder with a store for each. max_rows: stop after so many rows.
-    stop: asked after every batch; a name (of a signal) ends the harvest, which --resume then continues.
+    stop: asked after every batch; a name (of a signal) ends the harvest, which `resume` then continues.
+    progress: show it on standard error.
     """
     out = Path(out)
     if max_rows is not None and max_rows < 1:
@@ -102,7 +106,7 @@ def harvest(
     if plan.store_bytes is not None and plan.store_bytes > plan.free_bytes and not resume:
         raise BitlensError(
             f"The disk is too full: the stores need about {_size(plan.store_bytes)}, {out} has {_size(plan.free_bytes)} free; "
-            "lower --max-rows or choose another disk."
+            "lower `max_rows` or choose another disk."
         )
     prepare_output(out, resume, overwrite, marker)
     shard_contexts = _shard_contexts(reader.length, max(widths.values()), dtype, batch_size)
@@ -131,7 +135,9 @@ def harvest(
         for batch in batches if max_rows is None or rows < max_rows else ():
             left = None if max_rows is None else max_rows - rows
             rows += shard.add(batch, model.hidden_states(batch.tokens, batch.mask), left)
-            report(HarvestProgress(rows, plan.rows, (rows - rows_before) / (time.perf_counter() - begun)))
+            speed = (rows - rows_before) / (time.perf_counter() - begun)
+            report(HarvestProgress(rows, plan.rows, speed))
+            terminal.at(rows, f"{speed:,.0f} rows/s", plan.rows)
             if shard.contexts >= shard_contexts:
                 background.put(shard)
                 shard = _Shard(dtype, reader.length)
@@ -139,7 +145,7 @@ def harvest(
                 break
             if name := stop():
                 raise Interrupted(
-                    f"Stopped by {name} after {rows:,} rows: whole shards are kept; continue with --resume."
+                    f"Stopped by {name} after {rows:,} rows: whole shards are kept; continue with `resume=True`."
                 )
         if shard.contexts:
             background.put(shard)

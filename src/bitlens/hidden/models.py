@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from bitlens import terminal
 from bitlens.errors import BitlensError
 from bitlens.hidden.hooks import Architecture, HookPoint, came_out, passed_in
 from bitlens.hidden.recorded import BUNDLED, bundled_folder, digest, folder_of, name_from_anywhere, recorded_model
@@ -45,6 +46,7 @@ class LanguageModel:
         self._positions = trace.positions
 
     @classmethod
+    @terminal.shown("load the language model")
     def load(
         cls,
         name: str,
@@ -233,7 +235,7 @@ class LanguageModel:
         """Refuse contexts that are longer than the model's positions."""
         limit = self.longest_context()
         if limit is not None and length > limit:
-            raise BitlensError(f"{self.name} reads at most {limit} tokens at once, not {length}; lower --context.")
+            raise BitlensError(f"{self.name} reads at most {limit} tokens at once, not {length}; lower `length`.")
 
     def memory(self) -> int:
         """Bytes of the weights that are loaded."""

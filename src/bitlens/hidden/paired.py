@@ -24,7 +24,7 @@ class PairedStore(ActivationStore):
             "model", "revision", "model_digest", "corpus", "context_length", "packed", "prepend_bos", "test_fraction",
         )  # fmt: skip
         if shape[0] != shape[1] or any(self.manifest.get(k) != self.targets.manifest.get(k) for k in same):
-            raise BitlensError(f"{inputs} and {targets} are not of one harvest; harvest both with one --hook A B.")
+            raise BitlensError(f"{inputs} and {targets} are not of one harvest; harvest both hook points at once.")
         self.d_out, self.mean_out, self.scale_out = self.targets.d_in, self.targets.mean, self.targets.scale
         self.about = {**self.about, "target": str(targets), "target_hook": self.targets.manifest.get("hook")}
 

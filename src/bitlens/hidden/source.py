@@ -22,7 +22,7 @@ TEST_FRACTION = 0.1
 FILL = 1e6  # times the usual norm: no hidden state is as large
 NO_ROWS = (
     "There are no training rows: every document is held out or every row is an outlier; harvest more documents "
-    "(--documents paragraph makes many of one file) or lower --test-fraction."
+    "(`unit='paragraph'` makes many of one file) or lower `test_fraction`."
 )
 
 

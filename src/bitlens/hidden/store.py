@@ -60,7 +60,7 @@ class ActivationStore(HiddenSource):
         if self.manifest.get("kind") != "bitlens.store":
             raise BitlensError(f"{file} belongs to a folder of another kind, not to a store of hidden states.")
         if not self.manifest.get("complete"):
-            raise BitlensError(f"The store {self.path} is unfinished; repeat its harvest with --resume.")
+            raise BitlensError(f"The store {self.path} is unfinished; go on with its harvest.")
         self.shards: list[dict[str, Any]] = required(self.manifest, "shards", file)
         self.rows: int = required(self.manifest, "rows", file)
         self.d_in: int = required(self.manifest, "d_in", file)
@@ -247,7 +247,7 @@ class StoreWriter:
         """about: what the manifest says of the origin; a store that is there already must say the same."""
         if not outlier_multiple >= 1:
             raise BitlensError(
-                f"outlier_multiple must be at least 1, not {outlier_multiple}: below, usual rows are outliers."
+                f"`outlier_multiple` must be at least 1, not {outlier_multiple}: below, usual rows are outliers."
             )
         self.path = path
         self.outlier_multiple = outlier_multiple
@@ -261,7 +261,7 @@ class StoreWriter:
             if changed:
                 raise BitlensError(
                     f"{path} was begun with other settings ({', '.join(changed)} differ); resume it with the same ones, "
-                    "or replace it with --overwrite."
+                    "or replace it with `overwrite=True`."
                 )
             self.about = {**about, **{k: former[k] for k in NOT_COMPARED if k in former}}
             self.shards, self.complete = former["shards"], former["complete"]
@@ -344,5 +344,5 @@ def refuse_non_finite(norm: Tensor, document: Tensor, before: int = 0) -> None:
         row = int(bad[0])
         raise BitlensError(
             f"Row {before + row} (document {int(document[row])}) has a NaN or infinite hidden state; "
-            "load the model with --dtype float32, or store with --store-dtype float32 if float16 overflowed."
+            "load the model with `dtype='float32'`, or store with `store_dtype=torch.float32` if float16 overflowed."
         )

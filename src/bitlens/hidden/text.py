@@ -56,7 +56,7 @@ class ContextReader:
         begin = tokenizer.bos_token_id
         if bos is True:
             if begin is None:
-                raise BitlensError("This tokenizer has no BOS token; leave --bos out.")
+                raise BitlensError("This tokenizer has no BOS token; leave out `bos`.")
             self.before = [begin]
         elif bos is False:
             self.before = [i for i in self.before if i != begin]

@@ -12,11 +12,11 @@ from functools import cached_property
 from importlib import import_module
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from bitlens.bits.kernel import kernel
 from bitlens.bits.packed import PackedBits, words_for
 from bitlens.bits.words import add_row
 from bitlens.errors import BitlensError
@@ -35,16 +35,14 @@ CELLS = 1 << 19  # rows times latents of a chunk: its log-odds stay in cache
 
 
 def coder() -> Any:
-    try:
-        return import_module("constriction").stream
-    except ImportError as error:
-        raise BitlensError("Compressing codes needs constriction; pip install 'bitlens[compress]'.") from error
+    """The range coder's library, imported when something is compressed."""
+    return import_module("constriction").stream
 
 
 # --- integers ---------------------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _read_bits(words, order, symbols):
     """symbols[j, r]: bit order[j] of row r"""
     for j in range(len(order)):
@@ -53,7 +51,7 @@ def _read_bits(words, order, symbols):
             symbols[j, r] = (words[r, word] >> shift) & np.uint64(1)
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _probabilities(sums, j, shift, table, out):
     """Of latent j being off and on in every row."""
     levels = len(table)
@@ -62,7 +60,7 @@ def _probabilities(sums, j, shift, table, out):
         out[r, 0], out[r, 1] = table[level, 0], table[level, 1]
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _learn(symbols, j, weights, sums):
     """Add the weights of latent j where it is on."""
     for r in range(len(symbols)):
@@ -70,14 +68,14 @@ def _learn(symbols, j, weights, sums):
             add_row(weights[j, j + 1 :], sums[r, j + 1 :])
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _all_probabilities(symbols, weights, sums, shift, table, out):
     for j in range(len(symbols)):
         _probabilities(sums, j, shift, table, out[j])
         _learn(symbols[j], j, weights, sums)
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _next(symbols, j, order, weights, sums, shift, table, words, out):
     """Take in the decoded latent j, and leave the probabilities of the latent after it in `out`."""
     word, place = order[j] // 64, np.uint64(order[j] % 64)

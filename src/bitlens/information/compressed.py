@@ -227,7 +227,7 @@ class Compressed:
         if words is None or _checksum(words) != entry["bits"]:
             raise Damaged(
                 f"Document {document_id} of {self.path} was decoded to other bits than were compressed, though its "
-                "stream is whole; install the version of constriction that bitlens[compress] names."
+                "stream is whole; install the version of constriction that bitlens asks for."
             )
         return PackedBits(torch.from_numpy(words.view(np.int64)), self.n_latents)
 

@@ -8,13 +8,13 @@ the code has not seen cost to write down. See docs/entropy.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import co_occurrence, counted_entropy
 from bitlens.errors import BitlensError
@@ -58,6 +58,7 @@ def _marginal_and_tree(rows: Tensor, ons: Tensor, both: Tensor, tree: Tree) -> t
     return own.sum(-1), given.sum(-1)
 
 
+@terminal.shown("bits_tree")
 def plug_in_bits(bits: PackedBits, documents: Tensor | None = None) -> tuple[float, float]:
     """Corrected entropy of the latents on their own and under the Chow-Liu tree, in bits a row: the second is never more.
 
@@ -72,19 +73,20 @@ def plug_in_bits(bits: PackedBits, documents: Tensor | None = None) -> tuple[flo
     return float(marginal), float(of_tree)
 
 
+@terminal.shown("entropy")
 def entropy(
     bits: PackedBits,
     documents: Tensor | None = None,
     test: Tensor | None = None,
     *,
     seed: int = 0,
-    report: Callable[[str], None] = lambda stage: None,
+    progress: bool = True,
 ) -> Entropy:
     """Estimate and bound the entropy of a code.
 
     documents: the document of every row `[rows]`, consecutive rows of one document together; without them rows count as
     independent. test: bool `[rows]`, the rows whose code length is measured while the others fit it; by default the last
-    fifth of the blocks. report: told what is being done.
+    fifth of the blocks. progress: show it on standard error.
     """
     if len(bits) < 2:
         raise BitlensError(f"An entropy needs at least two rows, not {len(bits)}.")
@@ -102,15 +104,15 @@ def entropy(
         raise BitlensError(
             "A code length is fitted on some documents and measured on others, and here all rows are on one side; encode more documents."
         )
-    report("pairs")
+    terminal.stage("pairs")
     pairs = co_occurrence(bits[~test])
     fit_tree = chow_liu(pairs, int((~test).sum()))
     pairs += co_occurrence(bits[test])
     tree = chow_liu(pairs, len(bits))
     del pairs  # large
-    report("tree")
+    terminal.stage("tree")
     plug_in = _plug_in(bits, blocks, tree, unbiased=documents is not None)
-    report("autoregression")
+    terminal.stage("autoregression")
     code_lengths = _held_out(bits, documents, test, fit_tree, seed)
     return Entropy(len(bits), len(blocks), bits.n_latents, lower_bits(bits, documents), *plug_in, *code_lengths)
 

@@ -25,10 +25,8 @@ BLOCK = 4096  # rows whose float64 sums are held at a time
 
 
 def zstandard() -> Any:
-    try:
-        return import_module("zstandard")
-    except ImportError as error:
-        raise BitlensError("Compressing needs zstandard; pip install 'bitlens[compress]'.") from error
+    """The compressor's library, imported when something is compressed."""
+    return import_module("zstandard")
 
 
 @dataclass(frozen=True)

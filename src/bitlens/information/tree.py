@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitlens.bits.kernel import kernel
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.words import torch_threads
 from bitlens.information.intervals import degrees_of_freedom, normal_deviate
@@ -31,12 +32,12 @@ class Tree:
     order: Tensor
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _k_log_k(k):
     return k * np.log2(k) if k > 0 else 0.0
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False)
+@kernel(parallel=True)
 def _offer(new, pairs, own, rows, best, parents, taken):
     """Offer latent `new` as a parent to every latent that has none yet: those that gain information change to it."""
     ons = pairs[new, new]
@@ -49,7 +50,7 @@ def _offer(new, pairs, own, rows, best, parents, taken):
                 best[j], parents[j] = gain, new
 
 
-@numba.njit(cache=True, boundscheck=False)
+@kernel
 def _spanning_tree(pairs, rows):
     n = len(pairs)
     own = np.empty(n)

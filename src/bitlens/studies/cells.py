@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bitlens import __version__
+from bitlens import __version__, terminal
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import finite, prepare_output, read_manifest, replacing, write_json
 from bitlens.training.signals import stop_on_signals
@@ -83,7 +83,7 @@ def measure_cells(
             report(len(rows), len(cells), rows[i])
     if len(rows) < len(cells):
         raise Interrupted(
-            f"Stopped after {len(rows)} of {len(cells)} cells: they are kept in {out}; continue with --resume."
+            f"Stopped after {len(rows)} of {len(cells)} cells: they are kept in {out}; continue with `resume=True`."
         )
     return [rows[i] for i in range(len(cells))]
 
@@ -117,12 +117,13 @@ def _measured(
                     interrupted = True
                 except BrokenProcessPool as broken:
                     raise BitlensError(
-                        "A worker was killed, perhaps for want of memory: go on with --resume and fewer --workers."
+                        "A worker was killed, perhaps for want of memory: go on with `resume=True` and fewer `workers`."
                     ) from broken
 
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
+    terminal.hide()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; a training in hand still hears it
 
 
@@ -151,8 +152,5 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
 
 
 def library(name: str) -> Any:
-    """A module of the extra `study`, imported when a study first needs it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise BitlensError("Studies need pyarrow and matplotlib; pip install 'bitlens[study]'.") from error
+    """A module for tables or figures, imported when a study first needs it."""
+    return importlib.import_module(name)

@@ -102,7 +102,7 @@ class IclConfig:
         """Whatever is wrong before any file is read."""
         known = get_args(Condition)
         if not self.ks or min(self.ks) < 0:
-            raise BitlensError(f"ks must be numbers of demonstrations from 0, not {list(self.ks)}.")
+            raise BitlensError(f"`ks` must be numbers of demonstrations from 0, not {list(self.ks)}.")
         if not self.seeds or not self.conditions or not set(self.conditions) <= set(known):
             raise BitlensError(f"Name at least one seed, and conditions among {', '.join(known)}.")
         if self.n_prompts < FEWEST_PROMPTS:
@@ -146,7 +146,9 @@ def run_icl(
             name = _keep_states(config, model, template, examples.names, prompts, out, f"{condition}-{k}-{seed}")
             cells += [{"condition": condition, "k": k, "layer": h, "seed": seed, "states": name} for h in hooks]
             if stop.signal:
-                raise Interrupted(f"Stopped by {stop.signal}: what was read is kept in {out}; continue with --resume.")
+                raise Interrupted(
+                    f"Stopped by {stop.signal}: what was read is kept in {out}; continue with `resume=True`."
+                )
     say(f"Training and measuring {len(cells)} autoencoders")
     same = {"n_latents": config.n_latents, "steps": config.steps}
     work = functools.partial(measure_cell, out=out, config=config)
@@ -179,7 +181,7 @@ def _texts(config: IclConfig, model: LanguageModel, template: Template, say: Say
     if len(examples.texts) <= config.n_prompts or len(examples.labels.unique()) < 2:
         found = f"{len(examples.texts)} of the {len(fits)} texts, of {len(examples.labels.unique())} labels,"
         raise BitlensError(
-            f"{config.n_prompts} prompts need more: {found} are short enough for k = {most}; lower --ks or --n-prompts."
+            f"{config.n_prompts} prompts need more: {found} are short enough for k = {most}; lower `ks` or `n_prompts`."
         )
     if "unrelated" not in config.conditions or not most:
         return examples, []

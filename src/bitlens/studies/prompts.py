@@ -55,7 +55,7 @@ def read_examples(
             if not isinstance(row, dict) or column not in row:
                 names = ", ".join(row) if isinstance(row, dict) else "none"
                 raise BitlensError(
-                    f"{where} has no column '{column}'; name them with --text-column and --label-column: {names}."
+                    f"{where} has no column '{column}'; name them with `text_column` and `label_column`: {names}."
                 )
         text, label = (str(row[c]).strip() if row[c] is not None else "" for c in (text_column, label_column))
         if text and label:
@@ -64,7 +64,7 @@ def read_examples(
     if not 2 <= len(names) <= MOST_LABELS:
         raise BitlensError(
             f"The column '{label_column}' of {source} has {len(names)} different labels, and the study needs 2 to "
-            f"{MOST_LABELS}; name another with --label-column."
+            f"{MOST_LABELS}; name another with `label_column`."
         )
     return Examples(tuple(found), torch.tensor([names.index(label) for label in found.values()]), names)
 
@@ -99,7 +99,7 @@ def _dataset(source: str, split: str) -> Iterator[tuple[str, Any]]:
     try:
         import datasets
     except ImportError:
-        raise BitlensError("Reading datasets needs the extra: pip install 'bitlens[data]'.") from None
+        raise BitlensError("Reading datasets needs a library: pip install datasets.") from None
     name, _, config = source.removeprefix("hf:").partition(":")
     saved = any((Path(name) / marker).exists() for marker in ("state.json", "dataset_dict.json"))
     try:
@@ -195,7 +195,7 @@ def draw_prompts(labels: Tensor, n_prompts: int, k: int, balanced: bool, seed: i
     if min(map(len, piles)) <= rounds:
         raise BitlensError(
             f"A prompt needs {rounds} demonstrations {'of every label' if balanced else 'besides its query'}, and there "
-            f"are {min(map(len, piles))}; give more texts, or lower --ks or --n-prompts."
+            f"are {min(map(len, piles))}; give more texts, or lower `ks` or `n_prompts`."
         )
     chosen = [
         _demonstrations(piles, query, rounds, generator(seed, "demonstrations", i))[:k]
@@ -290,7 +290,7 @@ def read_prompts(
     longest, limit = max(map(len, ids)) + max(map(len, labels)), model.longest_context()
     if limit is not None and longest > limit:
         raise BitlensError(
-            f"A prompt with its label has {longest} tokens and {model.name} reads {limit}; lower --ks or --max-tokens."
+            f"A prompt with its label has {longest} tokens and {model.name} reads {limit}; lower `ks` or `max_tokens`."
         )
     states = dict[str, Tensor]()
     scores = torch.empty(len(ids), len(labels))

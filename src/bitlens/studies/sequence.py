@@ -153,7 +153,7 @@ def _open(config: SequenceConfig) -> tuple[LanguageModel, ContextReader, list[in
     if not config.seeds or not config.autoencoders or not set(config.autoencoders) <= set(KINDS):
         raise BitlensError("The study needs at least one seed, and autoencoders of the kinds 'cell', 'shared' or both.")
     if config.max_rows is not None and config.max_rows < FEWEST_TRAINING + FEWEST_TEST:
-        raise BitlensError(f"max_rows must be at least {FEWEST_TRAINING + FEWEST_TEST}, not {config.max_rows}.")
+        raise BitlensError(f"`max_rows` must be at least {FEWEST_TRAINING + FEWEST_TEST}, not {config.max_rows}.")
     corpus = Corpus(config.text, config.text_column, config.split, config.streaming, config.documents)
     load = functools.partial(LanguageModel.load, config.model, dtype=config.dtype, device=config.device)
     hooks = list(config.hooks)

@@ -1,6 +1,19 @@
 """Training: the objective, pruning and regrowing, and a loop that resumes bit-exactly."""
 
+from typing import TYPE_CHECKING, Any
+
 from bitlens.training.config import PRESETS, TrainConfig
-from bitlens.training.trainer import train
+
+if TYPE_CHECKING:
+    from bitlens.training.trainer import train
 
 __all__ = ["PRESETS", "TrainConfig", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """The loop is imported when first used: settings alone need no torch."""
+    if name != "train":
+        raise AttributeError(f"module 'bitlens.training' has no attribute '{name}'")
+    from bitlens.training.trainer import train
+
+    return train

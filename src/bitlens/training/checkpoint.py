@@ -46,7 +46,7 @@ def load_checkpoint(folder: Path, learner: Learner, optimizer: torch.optim.Optim
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("bitlens", "{}"))
     except SafetensorError as error:
-        raise BitlensError(f"The checkpoint {path} is damaged ({error}); start again with --overwrite.") from error
+        raise BitlensError(f"The checkpoint {path} is damaged ({error}); start again with `overwrite=True`.") from error
     if header.get("schema", 0) > SCHEMA:
         raise BitlensError(f"{path} has schema {header['schema']}, newer than {SCHEMA}; upgrade bitlens to resume it.")
     tensors = read_tensors(path)
@@ -61,4 +61,6 @@ def load_checkpoint(folder: Path, learner: Learner, optimizer: torch.optim.Optim
             optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
         return Progress(header["step"], Position(*header["position"]))
     except (KeyError, RuntimeError) as error:
-        raise BitlensError(f"The checkpoint {path} does not fit this run ({error}); use --overwrite.") from error
+        raise BitlensError(
+            f"The checkpoint {path} does not fit this run ({error}); start again with `overwrite=True`."
+        ) from error

@@ -6,10 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from bitlens.autoencoders.binarize import Surrogate
-from bitlens.autoencoders.binary import Coding
 from bitlens.errors import BitlensError
-from bitlens.training.objective import PriceKind, Weighting
+from bitlens.options import Coding, PriceKind, Surrogate, Weighting
 
 Architecture = Literal[
     "bae", "random", "relu", "gated", "topk", "batch_topk", "jumprelu", "transcoder", "skip_transcoder", "pca",
@@ -131,7 +129,7 @@ class TrainConfig:
         rates, most, gamma = self.initial_rates or (0.5, 0.5), self.n_latents or 1, self.gamma or 0.0
         conditions = {
             "coding": (self.coding == (PRESETS[self.preset]["coding"] if self.architecture == "bae" else "step"),
-                       "the preset's: choose --preset features for descent, step, measure or paper for step"),
+                       "the preset's: descent with `preset='features'`, step with step, measure or paper"),
             **{name: (getattr(self, name) >= 1, "at least 1") for name in ("n_latents", "steps", "log_every", "checkpoint_every")},
             **{name: (getattr(self, name) >= 2, "at least 2") for name in ("batch_size", "prune_rows")},
             **{name: (0 < getattr(self, name) < math.inf, "above 0 and finite") for name in ("lr", "width", "decay")},
@@ -150,4 +148,4 @@ class TrainConfig:
         }  # fmt: skip
         for name, (fits, wanted) in conditions.items():
             if not fits:
-                raise BitlensError(f"{name} must be {wanted}, not {getattr(self, name)}.")
+                raise BitlensError(f"`{name}` must be {wanted}, not {getattr(self, name)}.")

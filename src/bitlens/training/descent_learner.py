@@ -59,7 +59,7 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         model.b_enc.copy_(-(model.W_dec.square().sum(1) + model.price) / 2)  # on where switching it on would gain
         if not self._bits(rows[:SMALL_SAMPLE]).words.any():
             raise BitlensError(
-                f"No latent is worth its price in any row: lam {self.config.lam} switches everything off; lower --lam."
+                f"No latent is worth its price in any row: lam {self.config.lam} switches everything off; lower `lam`."
             )
 
     def _price(self) -> float:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bitlens.errors import BitlensError
 from bitlens.files import replacing
+from bitlens.options import Logger
 
-Logger = Literal["tensorboard", "wandb"]
 METRICS = "metrics.jsonl"
 
 
@@ -69,4 +69,4 @@ def _open_logger(name: Logger, folder: Path, about: dict[str, Any]) -> Any:
         run = wandb.init(project="bitlens", name=folder.name, dir=str(folder), config=about)
         return lambda record: run.finish() if record is None else run.log(record, step=record["step"])
     except ImportError:
-        raise BitlensError(f"Logging to {name} needs the extra: pip install 'bitlens[{name}]'.") from None
+        raise BitlensError(f"Logging to {name} needs its library: pip install {name}.") from None

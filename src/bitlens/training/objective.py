@@ -9,7 +9,7 @@ and means the same at every width. `weighting="paper"` instead takes the plain s
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +17,7 @@ from torch import Tensor
 from bitlens.bits import statistics
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import binary_entropy
-
-PriceKind = Literal["entropy", "onbit"]
-Weighting = Literal["scaled", "paper"]
+from bitlens.options import PriceKind, Weighting
 
 
 class Price(NamedTuple):

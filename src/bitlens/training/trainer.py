@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitlens import __version__
+from bitlens import __version__, terminal
 from bitlens.autoencoders import Autoencoder, Transcoder
 from bitlens.autoencoders.base import CONFIG
 from bitlens.bits.statistics import binary_entropy
@@ -20,11 +20,12 @@ from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import prepare_output, read_manifest, write_json
 from bitlens.hidden.paired import PairedStore
 from bitlens.hidden.source import NO_ROWS, HiddenSource, Position
+from bitlens.options import Logger
 from bitlens.seeding import generator
 from bitlens.training.checkpoint import STATE, Progress, load_checkpoint, save_checkpoint
 from bitlens.training.config import TrainConfig
 from bitlens.training.learners import build, make_learner
-from bitlens.training.metrics import Logger, MetricsLog
+from bitlens.training.metrics import MetricsLog
 from bitlens.training.objective import Losses
 from bitlens.training.prefetch import Prefetch
 from bitlens.training.signals import stop_on_signals
@@ -34,6 +35,7 @@ SCHEMA = 1
 Report = Callable[[dict[str, Any]], None]
 
 
+@terminal.shown("train")
 def train(
     source: HiddenSource,
     config: TrainConfig = TrainConfig(),  # noqa: B008
@@ -43,13 +45,15 @@ def train(
     overwrite: bool = False,
     loggers: tuple[Logger, ...] = (),
     report: Report = lambda record: None,
+    progress: bool = True,
 ) -> Autoencoder:
     """Train an autoencoder on the rows of `source` and return it, a BAE in canonical form.
 
     out: folder for checkpoints, `metrics.jsonl` and the result; without one nothing is written. resume: go on from the
     last checkpoint in `out`, with the same weights as if the run had never stopped. report: called with every record
-    that goes to `metrics.jsonl`. A `test_fraction` of the config other than the source's is set on the source, or refused
-    where it cannot be; which documents were held out is recorded, and `evaluate` keeps to it.
+    that goes to `metrics.jsonl`. progress: show it on standard error. A `test_fraction` of the config other than the
+    source's is set on the source, or refused where it cannot be; which documents were held out is recorded, and
+    `evaluate` keeps to it.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -70,19 +74,19 @@ def train(
 
     learner = make_learner(model, config, _sampler(source, model, device))
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr or 0.0, fused=True)
-    progress = load_checkpoint(folder, learner, optimizer) if folder is not None else None
-    if progress is None:
-        progress = Progress(0, Position())
+    reached = load_checkpoint(folder, learner, optimizer) if folder is not None else None
+    if reached is None:
+        reached = Progress(0, Position())
         learner.start()
-    log = MetricsLog(folder, progress.step, loggers, dataclasses.asdict(config)) if folder is not None else None
-    batches = _standardised_batches(source, model, config, progress.position, device)
+    log = MetricsLog(folder, reached.step, loggers, dataclasses.asdict(config)) if folder is not None else None
+    batches = _standardised_batches(source, model, config, reached.position, device)
     if device.startswith("cuda"):  # on a CPU a second thread would only take cores from the step
         batches = Prefetch(batches)
     clock, rows_done = time.perf_counter(), 0
 
     try:
         with stop_on_signals() as stop:
-            for step in range(progress.step, config.steps if learner.descends else 0):
+            for step in range(reached.step, config.steps if learner.descends else 0):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step)
                 x, position = next(batches)
@@ -90,30 +94,33 @@ def train(
                 losses, rates = learner.backward(x)
                 optimizer.step()
                 learner.after_step(step, optimizer)
-                progress = Progress(step + 1, position)
+                reached = Progress(step + 1, position)
                 rows_done += len(x)
 
-                last = progress.step == config.steps
-                if progress.step % config.log_every == 0 or last:
+                last = reached.step == config.steps
+                if reached.step % config.log_every == 0 or last:
                     record = _record(
-                        progress.step,
+                        reached.step,
                         losses,
                         model.on_rates(rates),
                         rows_done / (time.perf_counter() - clock),
                     )
                     _refuse_divergence(record)
                     report(record)
+                    terminal.at(reached.step, _in_words(record), config.steps)
                     if log is not None:
                         log.write(record)
                     clock, rows_done = time.perf_counter(), 0
                 signal = stop.signal  # read once: what is said below was done here
-                if folder is not None and not last and (progress.step % config.checkpoint_every == 0 or signal):
-                    save_checkpoint(folder, learner, optimizer, progress)
+                if folder is not None and not last and (reached.step % config.checkpoint_every == 0 or signal):
+                    save_checkpoint(folder, learner, optimizer, reached)
                 if signal and not last:
                     saved = (
-                        f"saved in {folder}; continue it with --resume" if folder is not None else "nothing was saved"
+                        f"saved in {folder}; continue it with `resume=True`"
+                        if folder is not None
+                        else "nothing was saved"
                     )
-                    raise Interrupted(f"Stopped by {signal} after step {progress.step} of {config.steps}: {saved}.")
+                    raise Interrupted(f"Stopped by {signal} after step {reached.step} of {config.steps}: {saved}.")
     finally:
         if isinstance(batches, Prefetch):
             batches.close()
@@ -138,7 +145,7 @@ def _build(source: HiddenSource, config: TrainConfig) -> Autoencoder:
     model = build(config, source.d_in, source.d_out if isinstance(source, PairedStore) else source.d_in)
     if model.transcodes != isinstance(source, PairedStore):
         raise BitlensError(
-            "A transcoder needs two stores of one harvest, what an MLP reads and what it adds: pass the second as --target."
+            "A transcoder needs two stores of one harvest, what an MLP reads and what it adds: pass the second as `target`."
             if model.transcodes
             else f"The architecture {config.architecture} reconstructs its input and takes no target."
         )
@@ -190,10 +197,14 @@ def _record(step: int, losses: Losses, p: Tensor, rows_per_second: float) -> dic
     return record
 
 
+def _in_words(record: dict[str, Any]) -> str:
+    return f"mse {record['mse']:.4f}  l0 {record['l0']:.1f}  {record['rows_per_second']:,.0f} rows/s"
+
+
 def _refuse_divergence(record: dict[str, Any]) -> None:
     if not record["total"] - record["total"] == 0:
         raise BitlensError(
-            f"The loss is not finite at step {record['step']}: training diverged; lower --lr, or check the hidden states."
+            f"The loss is not finite at step {record['step']}: training diverged; lower `lr`, or check the hidden states."
         )
 
 
@@ -216,6 +227,6 @@ def _write_or_compare(path: Path, config: TrainConfig, source: HiddenSource) -> 
     if changed:
         raise BitlensError(
             f"{path.parent} holds a run with other settings ({'; '.join(changed)}); resume it with the same ones, "
-            "or replace it with --overwrite."
+            "or replace it with `overwrite=True`."
         )
     return None

@@ -1,0 +1,9 @@
+"""Choices that settings are made of, in a module that imports nothing heavy: the command line reads them for its help."""
+
+from typing import Literal
+
+Coding = Literal["descent", "step"]
+Surrogate = Literal["clipped", "sigmoid", "ste", "paper"]
+PriceKind = Literal["entropy", "onbit"]
+Weighting = Literal["scaled", "paper"]
+Logger = Literal["tensorboard", "wandb"]

@@ -1,0 +1,204 @@
+"""What a person sees of work under way, on standard error.
+
+In a terminal long work shows a bar. Elsewhere it says a line once it has taken two seconds, and then ever more rarely, so
+that a log stays short. Bars nest: what a step calls shows below it, and a line names them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDTH = 120  # where there is no terminal to ask
+FIRST, RAREST = 2.0, 20.0  # seconds before the first line, and at most between two, where there is no terminal
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+
+def open_console(stderr: bool) -> Console:
+    """A console that prints text as it is, and goes on, silently, when who reads it has gone: what is written to files
+    is not lost with it."""
+    from rich.console import Console
+
+    class Lasting(Console):
+        def on_broken_pipe(self) -> None:
+            silence(self.file)
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else WIDTH
+    return Lasting(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+
+def silence(stream: Any) -> None:
+    """From here on what is written to this stream goes nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@functools.cache
+def console() -> Console:
+    """Standard error."""
+    return open_console(stderr=True)
+
+
+class Bar:
+    """One piece of work: how much of it is done, and what is said beside it."""
+
+    def __init__(self, title: str, total: int | None) -> None:
+        self.title, self.done, self.total, self.note = title, 0, total, ""
+
+    def at(self, done: int, note: str = "", total: int | None = None) -> None:
+        """done: of `total`; note: what to say beside it."""
+        self.done, self.note = done, note
+        self.total = self.total if total is None else max(total, done)
+        _screen.changed(self)
+
+    def __str__(self) -> str:
+        of = f" of {self.total:,}" if self.total is not None else ""
+        return f"{self.title}: {f'{self.done:,}{of}  ' if self.done else ''}{self.note}".rstrip(" :")
+
+
+class _Screen:
+    """All bars that are open, shown together."""
+
+    def __init__(self) -> None:
+        self.bars: list[Bar] = []
+        self.hidden = 0
+        self._progress: Any = None
+        self._tasks: dict[Bar, Any] = {}
+        self._timer: threading.Timer | None = None
+
+    def open(self, bar: Bar) -> None:
+        self.bars.append(bar)
+        if len(self.bars) == 1:
+            if console().is_terminal:
+                self._progress = _rich_progress()
+                self._progress.start()
+            else:
+                self._wait(FIRST)
+        if self._progress is not None:
+            self._tasks[bar] = self._progress.add_task(bar.title, total=bar.total, note="")
+
+    def close(self, bar: Bar) -> None:
+        self.bars.remove(bar)
+        if self._progress is not None and self.bars:
+            self._progress.remove_task(self._tasks.pop(bar))
+        elif self._progress is not None:
+            self._progress.stop()
+            self._progress, self._tasks = None, {}
+        elif self._timer is not None and not self.bars:
+            self._timer.cancel()
+
+    def changed(self, bar: Bar) -> None:
+        if bar in self._tasks:
+            self._progress.update(self._tasks[bar], completed=bar.done, note=bar.note, total=bar.total)
+
+    def _wait(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._say, (seconds,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _say(self, waited: float) -> None:
+        if bars := [str(bar) for bar in self.bars]:
+            say("; ".join(bars))
+            self._wait(min(2 * waited, RAREST))
+
+
+_screen = _Screen()
+
+
+def _rich_progress() -> Any:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
+    )  # fmt: skip
+    return Progress(*columns, console=console(), transient=True, redirect_stdout=sys.stdout.isatty())
+
+
+@contextlib.contextmanager
+def bar(title: str, total: int | None = None, shown: bool = True) -> Iterator[Bar]:
+    """Show this work while the block runs. shown False: neither this nor any work within the block."""
+    one = Bar(title, total)
+    if not shown:
+        _screen.hidden += 1
+        try:
+            yield one
+        finally:
+            _screen.hidden -= 1
+        return
+    if _screen.hidden or threading.current_thread() is not threading.main_thread():
+        yield one
+        return
+    if _screen.bars and _screen.bars[-1].title == title:  # a command, and the function that does its work
+        yield _screen.bars[-1]
+        return
+    _screen.open(one)
+    try:
+        yield one
+    finally:
+        _screen.close(one)
+
+
+def shown(title: str) -> Callable[[F], F]:
+    """Decorator: calls show that they are under way, unless their keyword `progress` is False."""
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with bar(title, shown=bool(kwargs.get("progress", True))):
+                return function(*args, **kwargs)
+
+        return cast("F", call)
+
+    return decorate
+
+
+def hide() -> None:
+    """From here on this process shows nothing: of several that work at once, one speaks."""
+    _screen.hidden += 1
+
+
+def at(done: int, note: str = "", total: int | None = None) -> None:
+    """How far the innermost work is; see `Bar.at`."""
+    if _screen.bars and not _screen.hidden:
+        _screen.bars[-1].at(done, note, total)
+
+
+def stage(note: str) -> None:
+    """What the innermost work does now, of work that is not counted."""
+    at(0, note)
+
+
+def track(
+    items: Iterable[T], title: str, total: int | None = None, size: Callable[[T], int] = lambda item: 1
+) -> Iterator[T]:
+    """The items, in a bar of their own that counts those that are done; size: what an item counts."""
+    with bar(title, total) as counted:
+        for item in items:
+            yield item
+            counted.at(counted.done + size(item))
+
+
+def say(sentence: str) -> bool:
+    """Print a sentence, unless progress is hidden -> whether it was."""
+    if not _screen.hidden:
+        console().print(sentence, soft_wrap=True)
+    return not _screen.hidden

@@ -1,0 +1,246 @@
+"""Whatever is named on the command line, of the wrong kind, damaged or with odd names, gets a sentence and no traceback."""
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bitlens.cli import COMMANDS, STUDIES, main
+from bitlens.errors import BitlensError
+from bitlens.files import write_json
+from test_cli import run
+
+NAME = "odd [/bold] [red]name :cat:"
+COMMAND = [sys.executable, "-m", "bitlens"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, harvested: Path) -> Path:
+    """A folder whose name is odd, with a store, a run, codes and a compressed file."""
+    folder = tmp_path_factory.mktemp("odd") / NAME
+    folder.mkdir(parents=True)
+    shutil.copytree(harvested, folder / "store")
+    small = ["--n-latents", 16, "--steps", 20, "--batch-size", 64]
+    for arguments in (
+        ["train", folder / "store", "--out", folder / "run", *small],
+        ["encode", folder / "run", folder / "store", "--out", folder / "codes"],
+        ["compress", folder / "run", folder / "store", "--out", folder / "states.bits"],
+    ):
+        assert run(*arguments) == 0
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one sentence that this command ends with."""
+    capsys.readouterr()
+    status = run(*arguments)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert status == 2, (arguments, said)
+    assert said[-1].endswith("."), said
+    return said[-1]
+
+
+def reading(store: object, of_run: object, codes: object, file: object, out: Path) -> Iterator[list[object]]:
+    """Every command that reads one of these; None leaves its commands out."""
+    if of_run and store:
+        yield from (["evaluate", of_run, store, "--no-joint", "--no-ce"], ["match", of_run, of_run, store])
+        yield from (["encode", of_run, store, "--out", out], ["compress", of_run, store, "--out", out])
+        yield ["faithfulness", of_run, store]
+    if store and not of_run:
+        yield ["train", store, "--out", out, "--steps", 5, "--n-latents", 8]
+    if codes:
+        yield from (["entropy", codes], ["features", codes], ["labels", codes], ["interpret", codes, "--out", out])
+    if file and of_run:
+        yield ["decompress", file, of_run, "--out", out]
+
+
+@pytest.mark.parametrize("kind", ["nothing", "empty", "a file", "store", "run", "codes", "states.bits"])
+def test_what_is_of_the_wrong_kind_is_refused(
+    kind: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a file").write_text("text")
+    odd = next((p for p in (made / kind, tmp_path / kind) if p.exists()), tmp_path / "nothing")
+    out, good = tmp_path / "out", made / "run"
+    commands = [
+        *(reading(odd, None, None, None, out) if kind != "store" else ()),
+        *(reading(made / "store", odd, None, None, out) if kind != "run" else ()),
+        *(reading(odd, good, None, None, out) if kind != "store" else ()),
+        *(reading(None, None, odd, None, out) if kind != "codes" else ()),
+        *(reading(None, good, None, odd, out) if kind != "states.bits" else ()),
+        ["import", odd, "--out", out],
+        ["harvest", odd, "--text", "bundled", "--hook", "layers.0", "--out", out],
+    ]
+    for arguments in commands:
+        refused(capsys, *arguments)
+    assert not (out / "manifest.json").exists()
+
+
+def variants(text: str) -> Iterator[tuple[str, str]]:
+    """A manifest, damaged in every way that is likely."""
+    yield "half", text[: len(text) // 2]
+    yield from (("list", "[1, 2]"), ("nothing", "{}"), ("empty", ""), ("nested", "[" * 100_000))
+    values = json.loads(text)
+    for key in values:
+        yield f"{key} missing", json.dumps({k: v for k, v in values.items() if k != key})
+        for odd in ("x", None, -5, {}, [None]):
+            yield f"{key} is {odd}", json.dumps({**values, key: odd})
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"), [("store", "manifest.json"), ("codes", "manifest.json"), ("run", "cfg.json")]
+)
+def test_a_damaged_manifest_is_refused_or_read_but_never_a_traceback(
+    kind: str, file: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(made / kind, tmp_path / kind)
+    whole = (copy / file).read_text()
+    places = {name: made / name for name in ("store", "run", "codes")} | {kind: copy}
+    for number, (what, text) in enumerate(variants(whole)):
+        (copy / file).write_text(text)
+        if kind == "codes":
+            status = run("labels", copy, "--no-probes")
+        elif kind == "store" and number % 2:
+            status = run("train", copy, "--out", tmp_path / f"o{number}", "--steps", 2, "--n-latents", 8)
+        else:
+            status = run("evaluate", places["run"], places["store"], "--no-joint", "--no-ce")
+        said = capsys.readouterr().err.strip().splitlines()
+        assert status == 0 or said[-1].endswith("."), (what, said)
+
+
+def test_damaged_tensors_are_refused(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, file in (("store", "shard-00000.safetensors"), ("codes", "codes-00000.safetensors"), ("run", "sae_weights.safetensors")):  # fmt: skip
+        copy = shutil.copytree(made / kind, tmp_path / kind)
+        whole = (copy / file).read_bytes()
+        places = {name: made / name for name in ("store", "run", "codes")} | {kind: copy}
+        for damaged in (whole[: len(whole) // 2], b"", os.urandom(100)):
+            (copy / file).write_bytes(damaged)
+            if kind == "codes":
+                refused(capsys, "entropy", copy)
+            else:
+                refused(capsys, "evaluate", places["run"], places["store"])
+        (copy / file).unlink()
+        refused(capsys, "entropy", copy) if kind == "codes" else refused(capsys, "evaluate", places["run"], places["store"])  # fmt: skip
+
+
+def test_a_damaged_compressed_file_is_refused(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (made / "states.bits").read_bytes()
+    for damaged in (whole[:10], whole[: len(whole) // 2], whole[:-5], b"", b"x" * 1000, whole[:40] + b"y" * 60 + whole[100:]):  # fmt: skip
+        (tmp_path / "file.bits").write_bytes(damaged)
+        refused(capsys, "decompress", tmp_path / "file.bits", made / "run", "--out", tmp_path / "out")
+
+
+def test_names_with_brackets_and_colons_are_shown_as_they_are(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (
+        ["encode", made / "run", made / "store", "--out", tmp_path / NAME],
+        ["evaluate", made / "run", made / "store", "--no-joint", "--no-ce"],
+        ["features", made / "codes"],
+        ["entropy", made / "codes"],
+        ["match", made / "run", made / "run", made / "store"],
+        ["faithfulness", made / "run", made / "store", "--contexts", 2],
+    ):
+        assert run(*arguments) == 0
+        shown = "".join(capsys.readouterr().out.split())
+        assert "".join(NAME.split()) in shown, arguments
+
+
+def test_arrays_of_no_rows_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, shape in enumerate([(0, 5), (5, 0), (0, 3, 5), (2, 0, 5), (0, 0)]):
+        np.save(tmp_path / f"{number}.npy", np.zeros(shape, np.float32))
+        assert "no rows" in refused(capsys, "import", tmp_path / f"{number}.npy", "--out", tmp_path / "out")
+
+
+def test_a_device_is_written_to_and_never_replaced(made: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_json(tmp_path / "pipe", {"a": 1})
+    assert json.loads(os.read(reader, 100)) == {"a": 1}
+    os.close(reader)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    with pytest.raises(BitlensError, match="is a folder"):
+        write_json(tmp_path, {})
+
+
+@pytest.mark.parametrize("command", ["", *(c for c in COMMANDS if c != "study"), "study", "study compare"])
+def test_help_imports_no_torch(command: str) -> None:
+    heavy = {"torch", "transformers", "numba", "scipy", "matplotlib"}
+    if command.startswith("study "):  # their settings are made in the rooms that they use
+        assert command.split()[1] in STUDIES
+        return
+    code = (
+        "import sys\nfrom bitlens.cli import main\n"
+        f"try: main({[*command.split(), '--help']})\nexcept SystemExit as stop: assert not stop.code\n"
+        f"found = {heavy} & set(sys.modules)\nassert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_reader_that_leaves_early_costs_no_result(made: Path, tmp_path: Path) -> None:
+    for arguments in (
+        ["--help"],
+        ["train", "--help"],
+        ["entropy", made / "codes", "--json", tmp_path / "numbers.json"],
+    ):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run([*COMMAND, *map(str, arguments)], stdout=writer, stderr=subprocess.PIPE, text=True)
+        os.close(writer)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        assert "Error" not in done.stderr
+    assert json.loads((tmp_path / "numbers.json").read_text())["rows"] > 0
+
+
+def test_output_that_cannot_be_written_is_told() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*COMMAND, "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "The output could not be read or written: No space left on device.\n"
+
+
+@pytest.mark.parametrize("delay", [0.15, 0.4, 0.8, 1.6])
+def test_an_interrupt_at_any_moment_is_a_word(delay: float, made: Path, tmp_path: Path) -> None:
+    arguments = ["train", made / "store", "--out", tmp_path / "run", "--steps", 10**6]
+    process = subprocess.Popen([*COMMAND, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode != 0
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("Stopped")
+
+
+def test_no_terminal_and_no_streams_at_all(made: Path, tmp_path: Path) -> None:
+    line = f"{sys.executable} -m bitlens entropy '{made / 'codes'}' --json '{tmp_path / 'n.json'}' >&- 2>&-"
+    assert subprocess.run(["bash", "-c", line]).returncode == 0
+    assert (tmp_path / "n.json").exists()
+
+
+def test_an_unknown_command_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "features" in refused(capsys, "feature")
+    assert "synthetic" in refused(capsys, "study", "sintetic")
+    assert run() == 2
+    with pytest.raises(SystemExit):
+        main(["train"])
+
+
+def test_rows_that_are_none_get_a_sentence_in_python() -> None:
+    from bitlens.bits import PackedBits
+    from bitlens.features.profile import token_scores
+
+    with pytest.raises(BitlensError, match="no latents"):
+        PackedBits.pack(torch.zeros(5, 0))
+    with pytest.raises(BitlensError, match="no rows"):
+        token_scores(PackedBits.pack(torch.zeros(0, 3)), torch.zeros(0), torch.zeros(0, dtype=torch.bool))

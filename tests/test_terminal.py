@@ -1,0 +1,92 @@
+"""Progress: long work says what it is doing, short work and hidden work say nothing."""
+
+import inspect
+import os
+import pty
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import bitlens
+from bitlens import terminal
+from bitlens.hidden import TensorSource
+from bitlens.training import TrainConfig
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "FIRST", 0.02)
+
+
+def until_said(capsys: pytest.CaptureFixture[str], words: str) -> str:
+    """Waits for the words on standard error -> all that was said"""
+    said = ""
+    while words not in said:
+        time.sleep(0.005)
+        said += capsys.readouterr().err
+    return said
+
+
+def test_long_work_says_where_it_is_and_ever_more_rarely(soon: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.bar("outer", 5) as outer:
+        outer.at(3, "a note with [brackets]")
+        for _ in terminal.track([1, 2], "inner", 2):
+            said = until_said(capsys, "outer: 3 of 5  a note with [brackets]; inner")
+    assert said.count("\n") < 4
+    assert not terminal._screen.bars
+
+
+def test_short_work_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(terminal, "FIRST", 600.0)
+    train = TrainConfig(n_latents=16, steps=20)
+    bitlens.train(TensorSource(torch.randn(400, 8)), train)
+    assert "train" not in capsys.readouterr().err
+
+
+def test_hidden_work_says_nothing_nor_does_what_it_calls(soon: None, capsys: pytest.CaptureFixture[str]) -> None:
+    @terminal.shown("public")
+    def public(progress: bool = True) -> None:
+        with terminal.bar("inner"):
+            terminal.say("a sentence")
+            terminal.at(1, "note")
+            time.sleep(0.1)
+
+    public(progress=False)
+    assert capsys.readouterr().err == ""
+    public()
+    assert "public; inner" in capsys.readouterr().err
+
+
+def test_work_that_fails_leaves_no_bar(soon: None) -> None:
+    with pytest.raises(ValueError), terminal.bar("one"), terminal.bar("two"):
+        raise ValueError
+    assert not terminal._screen.bars
+
+
+@pytest.mark.parametrize("name", [n for n in bitlens.__all__ if inspect.isfunction(getattr(bitlens, n))])
+def test_every_public_function_shows_progress_unless_told_not_to(name: str) -> None:
+    function = getattr(bitlens, name)
+    assert inspect.signature(function).parameters["progress"].default is True
+    assert function.__wrapped__, "terminal.shown"
+
+
+def test_a_terminal_sees_a_bar_and_results_go_to_standard_output() -> None:
+    code = (
+        "from bitlens import terminal, show\n"
+        "with terminal.bar('work [x]', 4) as bar:\n"
+        "    bar.at(4, 'done [y]')\n"
+        "    print('result')\n"
+    )
+    reader, writer = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=writer, env=environment)
+    os.close(writer)
+    seen = os.read(reader, 1 << 16).decode()
+    os.close(reader)
+    assert done.stdout == b"result\n"
+    assert "work [x]" in seen
+    assert "4/4" in seen
+    assert "done [y]" in seen
