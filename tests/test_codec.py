@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("constriction")
 
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import co_occurrence
@@ -218,16 +215,6 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BitlensError, match="not finite"):
         compress(bits, torch.zeros(30, dtype=torch.int64), model, out, {})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_without_constriction(file: Compressed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "constriction", None)
-    again = Compressed(file.path)  # what it holds can be seen
-    assert again.rows == 120
-    with pytest.raises(BitlensError, match=r"needs constriction; pip install 'bitlens\[compress\]'"):
-        again.read(int(again.documents[0]))
-    with pytest.raises(BitlensError, match="needs constriction"):
-        again.verify()
 
 
 GOLDEN_IDS = torch.tensor([3] * 20 + [1] + [2] * 39)

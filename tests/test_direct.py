@@ -118,5 +118,5 @@ def test_what_has_no_direct_path_is_refused(folder_of, tokenizer, tmp_path):
 
 
 def test_a_model_that_is_not_there_is_named(tokenizer, tmp_path):
-    with pytest.raises(BitlensError, match="which made these codes, could not be loaded"):
+    with pytest.raises(BitlensError, match=r"gone of the language model behind .* is gone"):
         direct_effect(codes_of(tmp_path, tmp_path / "gone", tokenizer, "layers.1"))

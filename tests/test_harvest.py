@@ -421,7 +421,7 @@ def test_what_is_not_asked_for_is_not_held_in_memory(bitlens_command, tiny_llama
 
 def test_no_rows_are_not_asked_for(job, tmp_path):
     for rows in (0, -3):
-        assert f"max_rows must be at least 1, not {rows}" in refusal(lambda rows=rows: harvest(*job(), tmp_path / "out", max_rows=rows))  # fmt: skip
+        assert f"`max_rows` must be at least 1, not {rows}" in refusal(lambda rows=rows: harvest(*job(), tmp_path / "out", max_rows=rows))  # fmt: skip
     assert not (tmp_path / "out").exists()
 
 

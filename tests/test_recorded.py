@@ -102,9 +102,9 @@ def test_the_bundled_model_stays_bundled(tmp_path, monkeypatch):
 
 def test_what_cannot_be_harvested_is_refused_in_a_sentence(made, tmp_path):
     _, model, reader = made
-    with pytest.raises(BitlensError, match="batch_size must be at least 1"):
+    with pytest.raises(BitlensError, match="`batch_size` must be at least 1"):
         harvest(model, reader, tmp_path / "none", batch_size=0)
-    with pytest.raises(BitlensError, match="batch_size must be at least 1"):
+    with pytest.raises(BitlensError, match="`batch_size` must be at least 1"):
         LiveSource(model, reader, batch_size=0)
     model.hooks = []
     with pytest.raises(BitlensError, match="without a hook point"):

@@ -15,15 +15,19 @@ from bitlens.errors import BitlensError
 from bitlens.features.labelled import own_labels
 from bitlens.features.profile import token_scores
 from bitlens.features.profiles import profiles
+from bitlens.hidden import LanguageModel
+from bitlens.hidden.harvest import harvest
 from bitlens.results import brief, to_pandas
 
 LATENTS = 70
 
 
 @pytest.fixture(scope="module")
-def things(harvested, tmp_path_factory) -> dict[str, Any]:
+def things(harvested, tiny_llama, text_folder, tmp_path_factory) -> dict[str, Any]:
     """One of everything that the library gives."""
-    store = bl.ActivationStore(harvested, test_fraction=0.5)
+    language_model = LanguageModel.load(str(tiny_llama), ["layers.1"], device="cpu")
+    reader = bl.ContextReader(bl.Corpus((str(text_folder),)), language_model.tokenizer, 32, test_fraction=0.5)
+    (store,) = harvest(language_model, reader, tmp_path_factory.mktemp("half") / "store")
     bae = bl.BinaryAutoencoder(store.d_in, LATENTS)
     bae.mean.copy_(store.mean)
     bae.scale.fill_(store.scale)

@@ -102,7 +102,7 @@ def test_nothing_that_could_be_code_is_loaded(path):
 def test_every_library_is_declared_and_none_is_advised_from_a_registry_that_lacks_it():
     project = tomllib.loads((ROOT.parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     base = {re.split(r"[^A-Za-z0-9_.-]", line)[0] for line in project["dependencies"]}
-    optional = {"datasets", "h5py", "wandb"}  # each is named by a sentence where it is missing
+    optional = {"datasets", "h5py", "pandas", "wandb"}  # each is named by a sentence where it is missing
     known = (
         base | optional | {"bitlens", "llvmlite", "cycler"} | set(sys.stdlib_module_names)
     )  # llvmlite is numba's, cycler matplotlib's

@@ -298,7 +298,7 @@ def test_packed_contexts_can_be_split_only_as_they_were_packed(tiny_store):
     assert ActivationStore(tiny_store.path, 0.0).test_fraction == 0.0  # nothing is held out, nothing is mixed
     sentence = refusal(lambda: ActivationStore(tiny_store.path, 0.3))
     assert "packed for a test fraction of 0.1; with 0.3 some would hold training and held-out text" in sentence
-    assert "harvest with --test-fraction 0.3" in sentence
+    assert "harvest with `test_fraction=0.3`" in sentence
 
 
 def test_a_store_of_before_is_read_as_it_was(copied):
@@ -326,7 +326,7 @@ def test_rows_are_read_in_the_order_of_the_text(numbered):
 
 def test_manifest_and_shards_of_a_harvested_store(tiny_store):
     assert set(tiny_store.manifest) == {
-        "schema", "kind", "complete", "rows", "model", "revision", "hook", "d_in", "dtype", "corpus", "documents_of", "text",
+        "schema", "kind", "complete", "rows", "model", "revision", "model_digest", "hook", "d_in", "dtype", "corpus", "documents_of", "text",
         "context_length", "packed", "prepend_bos", "max_rows", "batch_size", "outlier_multiple", "documents", "mean",
         "std", "outlier_norm", "outliers", "zeros", "test_fraction", "shards",
     }  # fmt: skip

@@ -87,7 +87,7 @@ def test_no_context_holds_training_and_held_out_documents(reader_of, fraction, l
 
 def test_a_share_of_documents_that_cannot_be_held_out(reader_of):
     for fraction in (-0.1, 1.0, float("nan")):
-        with pytest.raises(BitlensError, match="test_fraction must be in"):
+        with pytest.raises(BitlensError, match="`test_fraction` must be in"):
             reader_of(PROSE, 8, test_fraction=fraction)
 
 

@@ -88,6 +88,12 @@ def _is_shard(value: Any) -> bool:
     )
 
 
+def _is_origin(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return value is None
+    return isinstance(value.get("numbering"), str) and isinstance(value.get("texts"), list)
+
+
 # What a key holds, in every manifest of ours that has it; None is allowed where there may be nothing to say.
 _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("rows", "d_in", "d_sae", "n_latents"), (_is_count, "a number of them")),
@@ -96,6 +102,7 @@ _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "shards": (lambda v: isinstance(v, list) and all(map(_is_shard, v)), "a list of shards"),
     "metadata": (lambda v: isinstance(v, dict), "an object"),
     "training": (lambda v: isinstance(v, dict), "an object"),
+    "documents_of": (_is_origin, "the texts and a digest of their numbering"),
     **dict.fromkeys(("hook", "target_hook"), (_is_hook, "the names of a hook point")),
     "architecture": (lambda v: isinstance(v, str), "a text"),
     **dict.fromkeys(("model", "revision"), (lambda v: v is None or isinstance(v, str), "a text")),

@@ -72,7 +72,7 @@ def _differentiable(name: str) -> Iterator[None]:
     try:
         yield
     except NotImplementedError:
-        raise BitlensError(f"The head of {name} cannot be differentiated; leave out --promotes.") from None
+        raise BitlensError(f"The head of {name} cannot be differentiated; leave out `promotes`.") from None
 
 
 def direct_effect(codes: Columns, hook: str | None = None) -> DirectEffect:
@@ -83,7 +83,7 @@ def direct_effect(codes: Columns, hook: str | None = None) -> DirectEffect:
     hook = hook or (codes.manifest.get("hook") or {}).get("module")
     if codes.manifest.get("model") is None or hook is None:
         raise BitlensError(
-            f"The codes {codes.path} name no language model and hook point, so there is no output; leave out --promotes."
+            f"The codes {codes.path} name no language model and hook point, so there is no output; leave out `promotes`."
         )
     name, revision = recorded_model(codes.manifest, codes.path)
     where = folder_of(name)
@@ -101,7 +101,7 @@ def direct_effect(codes: Columns, hook: str | None = None) -> DirectEffect:
     else:
         raise BitlensError(
             f"What is written at {written.name} is not added to the residual stream as it is, so it has no direct path "
-            "to the logits; leave out --promotes."
+            "to the logits; leave out `promotes`."
         )
     before = ContextReader(Corpus(()), model.tokenizer, LENGTH).before
     length = min(LENGTH, (model.longest_context() or LENGTH)) - len(before)

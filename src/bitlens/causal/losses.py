@@ -43,6 +43,8 @@ class SpliceLosses(NamedTuple):
 class SpliceSums(NamedTuple):
     """Sums over the scored tokens of each independent unit of contexts, float64 `[units]` each."""
 
+    __repr__ = brief
+
     tokens: Tensor
     ce_original: Tensor
     ce_spliced: Tensor

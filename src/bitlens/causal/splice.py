@@ -285,7 +285,7 @@ def contexts_to_score(store: ActivationStore, limit: int, part: str = "test", se
         first += count
     if not len(drawn):
         raise BitlensError(
-            f"{store.path} has no context with held-out rows to score; harvest more documents, or measure all (--part all)."
+            f"{store.path} has no context with held-out rows to score; harvest more documents, or measure all (`part='all'`)."
         )
     whole = ToScore(*map(torch.cat, zip(*found, strict=True)))
     return whole._replace(units=whole.units.unique(return_inverse=True)[1])

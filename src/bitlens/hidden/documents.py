@@ -143,7 +143,7 @@ class Corpus:
         try:
             import datasets
         except ImportError:
-            raise BitlensError("Reading datasets needs the extra: pip install 'bitlens[data]'.") from None
+            raise BitlensError("Reading datasets needs a library: pip install datasets.") from None
         name, _, config = source.removeprefix("hf:").partition(":")
         try:
             if folder := _saved_dataset(source):

@@ -87,11 +87,11 @@ def harvest(
     """
     out = Path(out)
     if max_rows is not None and max_rows < 1:
-        raise BitlensError(f"max_rows must be at least 1, not {max_rows}.")
+        raise BitlensError(f"`max_rows` must be at least 1, not {max_rows}.")
     if not model.hooks:
         raise BitlensError("There is nothing to harvest: the language model was loaded without a hook point.")
     if batch_size < 1:
-        raise BitlensError(f"batch_size must be at least 1, not {batch_size}.")
+        raise BitlensError(f"`batch_size` must be at least 1, not {batch_size}.")
     if isinstance(reader, str):
         reader = ContextReader(Corpus((reader,)), model.tokenizer, min(256, model.longest_context() or 256))
     widths = model.widths()

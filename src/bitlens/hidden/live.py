@@ -35,7 +35,7 @@ class LiveSource(HiddenSource):
         if len(model.hooks) != 1:
             raise BitlensError("Training without a store takes exactly one hook point.")
         if batch_size < 1:
-            raise BitlensError(f"batch_size must be at least 1, not {batch_size}.")
+            raise BitlensError(f"`batch_size` must be at least 1, not {batch_size}.")
         model.require_context(reader.length)
         self.model, self.reader, self.batch_size = model, reader.apart(test_fraction), batch_size
         self.test_fraction = test_fraction

@@ -146,7 +146,7 @@ class TextFile:
         try:
             import pyarrow.parquet as parquet
         except ImportError:
-            raise BitlensError("Reading parquet needs the extra: pip install 'bitlens[data]'.") from None
+            raise BitlensError("Reading parquet needs pyarrow: pip install pyarrow.") from None
         table = parquet.ParquetFile(raw)
         if self.column not in table.schema_arrow.names:
             raise BitlensError(no_column(str(self.path), self.column, table.schema_arrow.names))
@@ -168,7 +168,7 @@ class _Zstandard(io.RawIOBase):
         try:
             import zstandard
         except ImportError:
-            raise BitlensError("Reading .zst needs the extra: pip install 'bitlens[compress]'.") from None
+            raise BitlensError("Reading .zst needs zstandard: pip install zstandard.") from None
         self._raw, self._error = raw, zstandard.ZstdError
         self._new = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj
         self._frame: Any = None
@@ -213,13 +213,13 @@ def checked(text: Any, column: str, where: str) -> str:
     if not isinstance(text, str):
         raise BitlensError(
             f"{where} holds {type(text).__name__} in the column '{column}' where text is expected; "
-            "name another column with --text-column, or convert this one."
+            "name another one with `column`, or convert this one."
         )
     return text if text.isascii() else SURROGATE.sub("\ufffd", text)
 
 
 def no_column(where: str, column: str, names: list[str]) -> str:
-    return f"{where} has no column '{column}'; name the column of the text with --text-column: {', '.join(names) or 'none'}."
+    return f"{where} has no column '{column}'; name the column of the text with `column`: {', '.join(names) or 'none'}."
 
 
 def first_line(error: Exception) -> str:

@@ -57,7 +57,7 @@ def unseen(store: ActivationStore, metadata: Mapping[str, Any]) -> ActivationSto
         raise BitlensError(
             f"The autoencoder was trained on {_shared_text(metadata, store.manifest)}, which {store.path} cuts into other "
             "documents, so which of them it has not seen is not known; harvest the text as for its training, or measure "
-            "all rows (--part all)."
+            "all rows (`part='all'`)."
         )
     return store if share == store.test_fraction else store.split(share)
 

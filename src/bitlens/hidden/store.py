@@ -29,7 +29,7 @@ COLUMNS = ("token", "document", "position")
 WINDOW_BYTES = 1 << 30
 OUTLIER_MULTIPLE = 10.0
 FEW_DOCUMENTS = 50
-NOT_COMPARED = ("text",)  # where a text lies; what it holds is named by `corpus`
+NOT_COMPARED = ("text", "documents_of")  # where a text lies; what it holds is named by `corpus`
 
 
 class Rows(NamedTuple):
@@ -97,11 +97,12 @@ class ActivationStore(HiddenSource):
 
     def _fraction(self, asked: float | None) -> float:
         if asked is None:
-            return float(self.manifest.get("test_fraction", TEST_FRACTION))
+            recorded = self.manifest.get("test_fraction")
+            return TEST_FRACTION if recorded is None else float(recorded)
         if asked and self.packed_for is not None and asked != self.packed_for:
             raise BitlensError(
                 f"The contexts of {self.path} were packed for a test fraction of {self.packed_for}; with {asked} some would "
-                f"hold training and held-out text: take {self.packed_for}, or harvest with --test-fraction {asked}."
+                f"hold training and held-out text: take {self.packed_for}, or harvest with `test_fraction={asked}`."
             )
         return asked
 
@@ -122,7 +123,7 @@ class ActivationStore(HiddenSource):
         if documents < FEW_DOCUMENTS:
             found.append(
                 f"Only {documents:,} documents: the split into training and test and all intervals rest on documents; "
-                "take more text, or cut it smaller with --documents paragraph."
+                "take more text, or cut it smaller, by paragraphs."
             )
         if zeros:
             found.append(f"{zeros:,} of {self.rows:,} rows are all zeros; if they are padding, take them out.")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bitlens.errors import BitlensError
 from bitlens.hidden.documents import Corpus, stretches
+from bitlens.hidden.pieces import cut
 from bitlens.hidden.source import TEST_FRACTION, held_out
 from bitlens.results import brief
 
@@ -49,7 +50,7 @@ class ContextReader:
         """bos: begin every context with the BOS token; None: if the tokenizer does so by itself. test_fraction: share of
         the documents that will be held out, which packing keeps apart."""
         if not 0 <= test_fraction < 1:
-            raise BitlensError(f"test_fraction must be in [0, 1), not {test_fraction}.")
+            raise BitlensError(f"`test_fraction` must be in [0, 1), not {test_fraction}.")
         self.corpus, self.tokenizer, self.length, self.packed = corpus, tokenizer, length, packed
         self.test_fraction = test_fraction
         self.before, self.after = _around(tokenizer)
@@ -161,7 +162,8 @@ class ContextReader:
 
 def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
     """What a tokenizer puts before and after every text, seen on the first text that it has tokens for."""
-    vocabulary = (tokenizer.decode([i]) for i in range(len(tokenizer)) if i not in set(tokenizer.all_special_ids))
+    special = set(tokenizer.all_special_ids)
+    vocabulary = (cut(tokenizer, [i], ())[0] for i in range(len(tokenizer)) if i not in special)
     for text in itertools.chain(("a", "A", "0"), vocabulary):
         plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         full = list(tokenizer(text)["input_ids"])

@@ -65,7 +65,7 @@ class Trace:
             self._keep(HookPoint(name, "input"), value)
             table = getattr(module, "weight", None)
             if isinstance(value, Tensor) and isinstance(table, Tensor) and not value.is_floating_point():
-                ids = value.flatten().tolist()
+                ids = value.flatten().cpu().tolist()
                 if table.dim() == 2 and len(ids) == 2 and ids[1] == ids[0] + 1:
                     self.positions |= {name: ids[0]} if self.architecture.layer(name) is None else {}
 
@@ -244,7 +244,8 @@ def traced(
     base = model.base_model if causal else model
     special, rows = set(tokenizer.all_special_ids), embeddings(base) or len(tokenizer)
     usual = [token for token in range(rows) if token not in special] or [0]
-    one, two, three = (torch.tensor(usual[len(usual) // k], device=next(model.parameters()).device) for k in (2, 3, 5))
+    device = next(model.parameters()).device
+    one, two, three = (torch.tensor(usual[len(usual) // k]).to(device) for k in (2, 3, 5))
     pair = torch.stack([one, two])[None]
     try:
         trace = Trace(base, architecture, pair, partial=layers < architecture.layers)
