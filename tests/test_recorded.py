@@ -109,3 +109,27 @@ def test_what_cannot_be_harvested_is_refused_in_a_sentence(made, tmp_path):
     model.hooks = []
     with pytest.raises(BitlensError, match="without a hook point"):
         harvest(model, reader, tmp_path / "none")
+
+
+def test_a_harvest_goes_on_from_where_its_model_was_moved(made, tmp_path, text_folder):
+    store, model, reader = made
+    part = {"complete": False, "shards": [], "rows": 0}
+    file = store.path / "manifest.json"
+    file.write_text(json.dumps(store.manifest | part))
+    Path(model.name).rename(tmp_path / "moved")
+    moved = LanguageModel.load(str(tmp_path / "moved"), ["layers.1"], device="cpu")
+    again = harvest(moved, reader, store.path, resume=True)[0]
+    assert again.manifest == store.manifest | {"model": str(tmp_path / "moved")}
+
+
+def test_a_folder_is_found_by_any_of_its_paths(made, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path / "here" / "model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("~/here/model", "~/link", "./model/", "../link", "../here/model"):
+        model = LanguageModel.load(name, ["layers.1"], device="cpu")
+        assert model.record == {k: made[0].manifest[k] for k in ("model", "revision", "model_digest")}
+
+
+def test_a_file_is_no_model(made):
+    with pytest.raises(BitlensError, match=r"model/config.json is a file; name the folder"):
+        LanguageModel.load("model/config.json", ["layers.1"])

@@ -70,6 +70,8 @@ class LanguageModel:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         where = folder_of(name)
+        if Path(where).is_file():
+            raise BitlensError(f"{name} is a file; name the folder of a model, with its config.json and weights.")
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         with _loading_errors(name):
             config = transformers.AutoConfig.from_pretrained(where, revision=revision)

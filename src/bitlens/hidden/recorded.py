@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ def bundled_folder() -> Path:
 
 def folder_of(name: str) -> str:
     """Where a model of this name is: a folder, or again the name, of a model on the hub."""
-    return str(bundled_folder()) if name == BUNDLED else name
+    return str(bundled_folder()) if name == BUNDLED else os.path.expanduser(name)
 
 
 def name_from_anywhere(name: str) -> str:
     """The absolute path of a model in a folder; the name of any other."""
-    return str(Path(name).resolve()) if name != BUNDLED and Path(name).is_dir() else name
+    folder = Path(folder_of(name))
+    return str(folder.resolve()) if name != BUNDLED and folder.is_dir() else name
 
 
 def digest(name: str) -> str | None:

@@ -258,7 +258,9 @@ class StoreWriter:
         file = path / MANIFEST
         if file.exists():
             former = read_manifest(file, SCHEMA, "a store of hidden states")
-            changed = [k for k, v in about.items() if k not in NOT_COMPARED and former.get(k) != v]
+            known = about.get("model_digest")  # of a model in a folder, wherever that lies now
+            moved = ("model",) if known is not None and former.get("model_digest") == known else ()
+            changed = [k for k, v in about.items() if k not in (*NOT_COMPARED, *moved) and former.get(k) != v]
             if changed:
                 raise BitlensError(
                     f"{path} was begun with other settings ({', '.join(changed)} differ); resume it with the same ones, "
