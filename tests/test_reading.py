@@ -147,19 +147,24 @@ BAD = {
         "saved", lambda p: datasets.Dataset.from_dict({"body": ["x"]}).save_to_disk(p), r"no column 'text'.*body",
     ),
     "not UTF-8": ("a.txt", lambda p: p.write_bytes("naïve".encode("latin-1")), r"a\.txt is not UTF-8 text"),
-    "not gzip": ("a.txt.gz", lambda p: p.write_bytes(b"plain text"), r"a\.txt\.gz is not UTF-8 text"),
-    "truncated gzip": ("a.txt.gz", lambda p: p.write_bytes(gzip.compress(b"text" * 99)[:-9]), r"is not UTF-8 text"),
+    "not gzip": ("a.txt.gz", lambda p: p.write_bytes(b"plain text"), r"a\.txt\.gz could not be decompressed"),
+    "truncated gzip": ("a.txt.gz", lambda p: p.write_bytes(gzip.compress(b"text" * 99)[:-9]), r"could not be decompressed"),
     "altered gzip": (
-        "a.txt.gz", lambda p: p.write_bytes(gzip.compress(b"text")[:10] + b"\xff" * 20), r"is not UTF-8 text",
+        "a.txt.gz", lambda p: p.write_bytes(gzip.compress(b"text")[:10] + b"\xff" * 20), r"could not be decompressed",
     ),
     "damaged parquet": ("a.parquet", write_damaged_parquet, r"a\.parquet could not be read"),
-    "truncated zst": ("a.txt.zst", lambda p: p.write_bytes(compressed(p, b"text" * 99)[:-3]), r"is not UTF-8 text"),
-    "not zst": ("a.jsonl.zst", lambda p: p.write_bytes(b"plain text"), r"is not UTF-8 text"),
-    "truncated xz": ("a.txt.xz", lambda p: p.write_bytes(compressed(p, b"text" * 99)[:-9]), r"is not UTF-8 text"),
+    "truncated zst": ("a.txt.zst", lambda p: p.write_bytes(compressed(p, b"text" * 99)[:-3]), r"could not be decompressed"),
+    "not zst": ("a.jsonl.zst", lambda p: p.write_bytes(b"plain text"), r"could not be decompressed"),
+    "truncated xz": ("a.txt.xz", lambda p: p.write_bytes(compressed(p, b"text" * 99)[:-9]), r"could not be decompressed"),
     "not bz2": ("a.txt.bz2", lambda p: p.write_bytes(b"plain text"), r"a\.txt\.bz2 could not be read"),
     "array not closed": ("a.json", lambda p: p.write_text('[{"text": "a"}, '), r"a\.json ends before its array"),
     "array cut": ("a.json", lambda p: p.write_text('[{"text": "a"}, {"te'), r"a\.json, document 2 is not JSON"),
     "an object of columns": ("a.json", lambda p: p.write_text('{"data": ["a"]}'), r"document 1 has no column 'text'.*: data"),
+    "more than an array": ("a.json", lambda p: p.write_text('[{"text": "a"}]\n[{"text": "b"}]'), r"goes on after its array"),
+    "far after an array": ("a.json", lambda p: p.write_text('[{"text": "a"}]' + " " * 600_000 + "x"), r"goes on after its"),
+    "UTF-16": ("a.csv", lambda p: p.write_bytes("text\nnaïve".encode("utf-16")), r"a\.csv is not UTF-8 text"),
+    "UTF-16 without its mark": ("a.txt", lambda p: p.write_bytes("plain".encode("utf-16-le")), r"a\.txt is not UTF-8 text"),
+    "compressed UTF-16": ("a.txt.gz", lambda p: p.write_bytes(gzip.compress("plain".encode("utf-16-le"))), r"not UTF-8"),
     "strings": ("a.json", lambda p: p.write_text('["a", "b"]'), r"document 1 has no column 'text'"),
     "csv without names": ("a.csv", lambda p: p.write_text("1,hello\n"), r"a\.csv has no column 'text'.*: 1, hello"),
     "csv unquoted": ("a.csv", lambda p: p.write_text("id,text\n1,one, two\n"), r"line 2 has 3 fields and the header 2"),
@@ -183,6 +188,15 @@ def test_text_that_cannot_be_read_is_refused_in_a_sentence(tmp_path, trouble):
     with pytest.raises(BitlensError, match=sentence) as error:
         list(Corpus((str(tmp_path / name),)).documents())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt.gz", "a.txt.zst"])
+def test_a_file_of_nothing_has_no_documents(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    (tmp_path / "b.txt").write_text("words")
+    corpus = Corpus((str(tmp_path),))
+    assert [text for _, text in corpus.documents()] == ["words"]
+    assert list(corpus.sample() or ()) == [("words", 1.0)]
 
 
 VALUES = {

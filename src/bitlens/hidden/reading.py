@@ -70,8 +70,10 @@ class TextFile:
             with self.path.open("rb") as raw:
                 self._raw = None if self.kind == ".parquet" else raw
                 yield from read(raw)
-        except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError, lzma.LZMAError) as error:
+        except UnicodeDecodeError as error:
             raise BitlensError(f"{self.path} is not UTF-8 text ({error}); convert it first.") from None
+        except (gzip.BadGzipFile, zlib.error, EOFError, lzma.LZMAError) as error:
+            raise BitlensError(f"{self.path} could not be decompressed: {error}.") from None
         except (OSError, ValueError, csv.Error, RecursionError) as error:  # also pyarrow's own kinds
             raise BitlensError(f"{self.path} could not be read: {first_line(error)}") from error
 
@@ -82,6 +84,8 @@ class TextFile:
         stream: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": of_zstandard}.get(
             self.path.suffix.lower(), lambda raw: raw
         )(raw)
+        if 0 in stream.peek(4)[:4]:  # other bytes than text, or UTF-16, which would pass for UTF-8 if it is of English
+            raise BitlensError(f"{self.path} is not UTF-8 text (it begins with bytes of 0); convert it first.")
         return io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
 
     def _lines(self, raw: IO[bytes]) -> Iterator[str]:
@@ -101,6 +105,8 @@ class TextFile:
             while at < len(rest) and rest[at] in (" \t\r\n," if array else " \t\r\n"):
                 at += 1
             if rest[at : at + 1] == "]" and array:
+                if rest[at + 1 :].strip() or any(block.strip() for block in iter(lambda: file.read(BLOCK), "")):
+                    raise BitlensError(f"{self.path} goes on after its array of documents; one array is a file.")
                 return
             try:
                 value, at = decoder.raw_decode(rest, at)
@@ -130,7 +136,9 @@ class TextFile:
     def _csv(self, raw: IO[bytes]) -> Iterator[str]:
         csv.field_size_limit(LONGEST_FIELD)
         rows = csv.reader(self._open(raw, ""), delimiter="\t" if self.kind == ".tsv" else ",", strict=True)
-        names = next(rows, [])
+        names = next(rows, None)
+        if names is None:  # an empty file
+            return
         if self.column not in names:
             raise BitlensError(no_column(str(self.path), self.column, names))
         at = names.index(self.column)

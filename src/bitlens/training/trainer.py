@@ -219,6 +219,8 @@ def _write_or_compare(path: Path, config: TrainConfig, source: HiddenSource) -> 
         {**settings, **r.get("source", {}), **r.get("config", {})} for r in (former, json.loads(json.dumps(run)))
     )
     ignored = {"log_every", "checkpoint_every", "store", "target", "documents_of"}  # a store or text may have moved
+    if now.get("model_digest") is not None and now["model_digest"] == before.get("model_digest"):
+        ignored.add("model")  # and a model, too
     changed = [
         f"{name} was {before.get(name)!r} and is {value!r}"
         for name, value in now.items()
