@@ -219,3 +219,13 @@ def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(tmp_path):
     del run["config"]["reference"]
     path.write_text(json.dumps(run))
     assert same(train(source, config, tmp_path / "run", resume=True), first)
+
+
+def test_a_run_goes_on_when_its_model_was_moved_and_not_with_another(tmp_path):
+    about = {"model": "/here", "model_digest": "1"}
+    with pytest.raises(PowerCut):
+        train(TensorSource(rows(), about), settings(), tmp_path, report=cut_at(23))
+    with pytest.raises(BitlensError, match="model_digest was '1' and is '2'"):
+        train(TensorSource(rows(), {"model": "/there", "model_digest": "2"}), settings(), tmp_path, resume=True)
+    resumed = train(TensorSource(rows(), about | {"model": "/there"}), settings(), tmp_path, resume=True)
+    assert same(resumed, train(TensorSource(rows()), settings()))
