@@ -20,6 +20,7 @@ from bitlens.seeding import generator, mixed
 
 TEST_FRACTION = 0.1
 FILL = 1e6  # times the usual norm: no hidden state is as large
+SHARED_FILL = 100  # the same, of a norm that most rows share to the last digit
 NO_ROWS = (
     "There are no training rows: every document is held out or every row is an outlier; harvest more documents "
     "(`unit='paragraph'` makes many of one file) or lower `test_fraction`."
@@ -145,16 +146,18 @@ def outlier_limit(norms: Tensor, multiple: float) -> float:
     """The largest norm of a usual row: `multiple` times the median of all norms that are not zero.
 
     Outliers are rows such as attention sinks, a hundred times as large as the others. A million times is a fill value,
-    left out where it is rare; where it is not, nobody can say which rows are meant, and that is refused.
+    left out where it is rare; where it is not, nobody can say which rows are meant, and that is refused. So is one norm
+    that more than half of the rows share, far from that of the others: their median would be the fill value's.
     """
     some = norms[norms > 0].double()
     if not len(some):
         return 0.0
     median = float(some.median())
-    apart = int(((some > FILL * median) | (some * FILL < median)).sum())
+    times = SHARED_FILL if (some == median).sum() > len(some) / 2 else FILL
+    apart = int(((some > times * median) | (some * times < median)).sum())
     if apart > len(some) / 100:
         raise BitlensError(
-            f"{apart:,} of {len(some):,} rows have norms a million times above or below the median, {median:.2g}: "
+            f"{apart:,} of {len(some):,} rows have norms far above or below the median, {median:.2g}: "
             "either they are fill values or the others are; take the rows of fill values out."
         )
     return multiple * median
