@@ -21,7 +21,7 @@ def bundled_folder() -> Path:
 
 def folder_of(name: str) -> str:
     """Where a model of this name is: a folder, or again the name, of a model on the hub."""
-    return str(bundled_folder()) if name == BUNDLED else os.path.expanduser(name)
+    return str(bundled_folder()) if name == BUNDLED else os.path.expanduser(name)  # noqa: PTH111 - without a home it stays as it is
 
 
 def name_from_anywhere(name: str) -> str:
