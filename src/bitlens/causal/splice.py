@@ -152,10 +152,7 @@ class Splice:
     def losses(self, autoencoder: Change) -> SpliceLosses:
         """What the language model loses with the autoencoder's reconstructions."""
         _hooks_needed(self.model, autoencoder)
-        return self.means(self.tokens([autoencoder])[0])
-
-    def means(self, tokens: SpliceTokens) -> SpliceLosses:
-        return self.sums(tokens).losses()
+        return self.sums(self.tokens([autoencoder])[0]).losses()
 
     def sums(self, tokens: SpliceTokens) -> SpliceSums:
         """`splice.sums(a).less(splice.sums(b))` is the paired difference of two changes."""

@@ -48,12 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "BAE, measure": {"preset": "measure"},
 }
 BINARY = {BAE, "random", *VARIANTS}
-CUTS = (
-    0.0,
-    0.25,
-    0.5,
-    0.75,
-)  # quantiles of a latent's values where it is on, above which it may count as on for labels
+CUTS = (0.0, 0.25, 0.5, 0.75)  # quantiles of a latent's values where it is on, above which it may count as on
 CUT_EVERY = 32  # training rows from which the quantiles are taken
 
 

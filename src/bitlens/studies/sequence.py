@@ -35,16 +35,8 @@ Kind = Literal["cell", "shared"]
 KINDS: dict[str, str] = {"cell": "an autoencoder for each position", "shared": "one autoencoder for all positions"}
 FEWEST_TRAINING, FEWEST_TEST = 64, 8
 SETTINGS = (
-    "model",
-    "revision",
-    "model_digest",
-    "corpus",
-    "context_length",
-    "packed",
-    "prepend_bos",
-    "dtype",
-    "max_rows",
-)
+    "model", "revision", "model_digest", "corpus", "context_length", "packed", "prepend_bos", "dtype", "max_rows",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
