@@ -35,7 +35,8 @@ class Codes:
     """Packed bits with each row's token, document and position: the input of everything that reads codes.
 
     On disk: a folder with `manifest.json` and safetensors shards of `bits` (uint64 `[rows, words]`), `token`,
-    `document`, `position` and `usual` (bool: not of outlying norm). Shards are memory-mapped; `bits` and the columns are concatenated on first use.
+    `document`, `position` and `usual` (bool: not of outlying norm). Shards are memory-mapped; `bits` and the columns
+    are concatenated on first use.
     """
 
     def __init__(self, path: Path | str, verify: bool = True) -> None:
