@@ -96,6 +96,11 @@ class Codes:
         """Which rows are not of outlying norm, bool `[rows]`; all of them in codes that do not say"""
         return self._load().get("usual", torch.ones(len(self), dtype=torch.bool))
 
+    @property
+    def outliers(self) -> int:
+        """Rows of outlying norm"""
+        return int((~self.usual).sum())
+
     @staticmethod
     def write(
         path: Path,

@@ -65,18 +65,18 @@ def features(
         raise BitlensError("--promotes needs the decoder; name the autoencoder with --run.")
     W_dec, hook = _decoder(run, corpus)
     effect = direct_effect(corpus, hook) if promotes else None
-    outliers = int((~corpus.usual).sum())
-    show.left_out(outliers)
+    show.left_out(corpus.outliers)
     found = profiles(corpus, tokenizer=load_tokenizer(corpus), W_dec=W_dec, effect=effect, examples=examples)
+    rows = len(corpus) - corpus.outliers
     shown = [found[i] for i in latents] or arranged(found, sort)[:top]
     if latents:
         for profile in shown:
             _page(profile)
     else:
-        show.rows(f"{codes}: {len(corpus) - outliers:,} rows", [_line(profile) for profile in shown])
+        show.rows(f"{codes}: {rows:,} rows", [_line(profile) for profile in shown])
     if out is not None:
         write_profiles(out, found)
-    numbers = {"rows": len(corpus) - outliers, "outliers": outliers}
+    numbers = {"rows": rows, "outliers": corpus.outliers}
     write_result(json, {"codes": str(codes), **numbers, "profiles": [asdict(profile) for profile in shown]})
 
 

@@ -161,7 +161,7 @@ def _results(corpus: Codes, path: Path, out: Path, how: Judging) -> Results | No
     from bitlens.features.labelled import load_tokenizer
 
     chosen, config = how.chosen(corpus), how.config()
-    show.left_out(int((~corpus.usual).sum()))
+    show.left_out(corpus.outliers)
     if how.judge == "labels":
         return _by_labels(corpus, chosen, how, config)
     from bitlens.features.calls import Calls
