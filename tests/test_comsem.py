@@ -101,6 +101,23 @@ def test_planted_meanings_are_found_in_either_state_and_noise_is_not(corpus):
     assert max(score.balanced_accuracy.value for score in noise) < 0.8
 
 
+def test_rows_of_outlying_norm_explain_and_judge_nothing(corpus, tmp_path):
+    """They are other than the rest: every bit is turned over in them."""
+    usual = torch.rand(len(corpus), generator=generator("outliers")) < 0.6
+    bits = torch.where(usual[:, None], corpus.bits.unpack(), 1 - corpus.bits.unpack())
+    columns = {name: getattr(corpus, name) for name in ("token", "document", "position")}
+    packed = [(PackedBits.pack(bits), {**columns, "usual": usual})]
+    codes = Codes.write(tmp_path / "codes", packed, corpus.n_latents, {})
+    with Calls(tmp_path / "calls.sqlite") as calls:
+        told = comsem(codes, range(8), RuleExplainer(), RuleJudge(), letters, calls=calls, run="outliers")
+        assert usual[[j.row for j in calls.judgements("outliers", "rule")]].all()
+    for results in (told, comsem_by_labels(codes, range(8), letter_classes(codes))):
+        assert [score.explanation for score in results.scores] == PLANTED
+        assert min(score.balanced_accuracy.value for score in results.scores) > 0.9
+        rates = corpus.bits.unpack()[usual, :8].double().mean(0)
+        assert [score.rate for score in results.scores] == pytest.approx(torch.minimum(rates, 1 - rates).tolist())
+
+
 def test_an_explanation_that_is_too_wide_is_told_by_hard_negatives(corpus, tmp_path):
     """Vowels in the first half of a document: those of the second are negatives with the same token."""
     early = corpus.position < 15
@@ -139,11 +156,14 @@ def test_answers_that_are_neither_yes_nor_no_count_against(corpus):
         assert (score.shuffled, score.p_value, score.unparsed) == (1, 1, 50)
 
 
-def test_labels_explain_and_judge_without_a_language_model(corpus):
+def letter_classes(codes: Codes) -> Labels:
     names = ["first", "vowel", "other", "middle", "last"]
-    own = [next((n for n in names if chr(97 + t) in CLASSES.get(n, "")), "other") for t in corpus.token.tolist()]
-    labels = Labels("letter", names, torch.tensor([names.index(n) for n in own]))
-    results = comsem_by_labels(corpus, range(12), labels)
+    own = [next((n for n in names if chr(97 + t) in CLASSES.get(n, "")), "other") for t in codes.token.tolist()]
+    return Labels("letter", names, torch.tensor([names.index(n) for n in own]))
+
+
+def test_labels_explain_and_judge_without_a_language_model(corpus):
+    results = comsem_by_labels(corpus, range(12), letter_classes(corpus))
     assert [score.explanation for score in results.scores[:8]] == PLANTED
     assert results.interpretable == [True] * 8 + [False] * 4
 
@@ -162,7 +182,7 @@ def test_labels_of_half_of_the_documents_find_the_same(corpus):
         results = comsem_by_labels(corpus, range(12), half)
         assert results.interpretable == [True] * 8 + [False] * 4
         assert results.summary()["unparsed"] == 0
-    with pytest.raises(BitlensError, match="label more documents"):
+    with pytest.raises(BitlensError, match="label, more documents"):
         comsem_by_labels(corpus, range(12), labels._replace(ids=torch.where(corpus.document == 0, labels.ids, -1)))
 
 

@@ -236,6 +236,17 @@ def test_labels_judge_without_any_model(codes, tmp_path):
     assert told["codes"]["codes"]["interpretable"] <= 1
 
 
+def test_commands_say_how_many_rows_of_outlying_norm_they_leave_out(codes, tmp_path, capsys):
+    whole = Codes(codes)
+    columns = {name: getattr(whole, name) for name in ("token", "document", "position")}
+    columns["usual"] = torch.arange(len(whole)) % 10 > 0
+    about = {"model": BUNDLED, "revision": None}
+    some = Codes.write(tmp_path / "codes", [(whole.bits, columns)], LATENTS, about)
+    for command in (["features"], ["interpret", "--out", str(tmp_path / "out")], ["labels", "--no-probes"]):
+        main([*command[:1], str(some.path), *command[1:]])
+        assert f"{some.outliers:,} rows of outlying norm are left out." in capsys.readouterr().err
+
+
 def test_several_codes_stand_side_by_side(codes, tmp_path):
     other = tmp_path / "others"
     shutil.copytree(codes, other)

@@ -258,6 +258,25 @@ def of(latent: int, rate: float = 0.01, f1: float = math.nan, tokens: int = 1, a
     return Profile(latent, False, rate, 0.1, 1.0, 0.0, dispersion=-again, again=again, token_f1=f1, token_set=tokens)
 
 
+def test_rows_of_outlying_norm_are_no_part_of_a_profile(bits, tmp_path):
+    """Profiles of rows with others of outlying norm among them, in which every latent is on, are those without these."""
+    token, document = columns()
+    usual = torch.rand(ROWS, generator=generator("outliers")) < 0.7
+    position = torch.arange(ROWS) - torch.searchsorted(document, document)
+    of_row = {"token": token.int(), "document": document, "position": position.int()}
+
+    def written(name: str, bits: torch.Tensor, of_row: dict[str, torch.Tensor]) -> list[Profile]:
+        codes = Codes.write(tmp_path / name, [(PackedBits.pack(bits), of_row)], bits.shape[1], {})
+        return profiles(codes, tokenizer=letters, window=0)
+
+    among = written("among", bits | ~usual[:, None], {**of_row, "usual": usual})
+    alone = written("alone", bits[usual], {name: column[usual] for name, column in of_row.items()})
+    for one, other in zip(among, alone, strict=True):
+        for name in ("flipped", "rate", "tokens", "token_f1", "positions", "dispersion", "again", "tree", "examples"):
+            assert str(getattr(one, name)) == str(getattr(other, name)), name
+    assert [(t.text, t.share) for t in among[1].next_tokens] == [("a", 1.0)], "of the text, outlying or not"
+
+
 def test_the_order_begins_with_the_clearest_that_are_rare():
     """A single token at most every other one; dense and unknown latents last."""
     found = [

@@ -219,7 +219,7 @@ def test_every_token_has_its_own_numbers(load):
         assert same == (original.argmax() == changed.argmax())
     assert torch.equal(identity.ce_original, tokens.ce_original)
     assert torch.equal(identity.ce_spliced, tokens.ce_original)
-    assert splice.means(tokens) == splice.losses(lossy)
+    assert splice.sums(tokens).losses() == splice.losses(lossy)
 
 
 def test_hidden_states_of_outlying_norm_keep_their_own(load):
@@ -357,7 +357,7 @@ def test_intervals_are_the_jackknife_over_units(load):
     splice = Splice(load("llama"), ids, scored, MEAN, units=units)
     mild = lambda x: 0.9 * x  # noqa: E731
     first, second = splice.tokens([lossy, mild])
-    losses, zero, mean = splice.means(first), *splice.ablated
+    losses, zero, mean = splice.sums(first).losses(), *splice.ablated
     own = units[first.context]
 
     def numbers(tokens):

@@ -120,7 +120,8 @@ def reader(tiny_llama, text_folder):
 
 def test_a_live_source_holds_out_what_a_store_of_the_same_text_calls_held_out(reader, tmp_path):
     model, mixed = reader(shuffle_seed=3)
-    source = LiveSource(model, mixed, batch_size=4, test_fraction=0.3)
+    mixed = ContextReader(mixed.corpus, model.tokenizer, 16, packed=False, test_fraction=0.3)
+    source = LiveSource(model, mixed, batch_size=4)
     with pytest.raises(BitlensError, match="make it anew"):
         train(source, settings(test_fraction=0.2))
     trained = train(source, settings())

@@ -35,7 +35,8 @@ class Codes:
     """Packed bits with each row's token, document and position: the input of everything that reads codes.
 
     On disk: a folder with `manifest.json` and safetensors shards of `bits` (uint64 `[rows, words]`), `token`,
-    `document`, `position` and `usual` (bool: not of outlying norm). Shards are memory-mapped; `bits` and the columns are concatenated on first use.
+    `document`, `position` and `usual` (bool: not of outlying norm). Shards are memory-mapped; `bits` and the columns
+    are concatenated on first use.
     """
 
     def __init__(self, path: Path | str, verify: bool = True) -> None:
@@ -94,6 +95,11 @@ class Codes:
     def usual(self) -> torch.Tensor:
         """Which rows are not of outlying norm, bool `[rows]`; all of them in codes that do not say"""
         return self._load().get("usual", torch.ones(len(self), dtype=torch.bool))
+
+    @property
+    def outliers(self) -> int:
+        """Rows of outlying norm"""
+        return int((~self.usual).sum())
 
     @staticmethod
     def write(

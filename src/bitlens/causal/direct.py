@@ -17,10 +17,11 @@ from torch.autograd import forward_ad
 from bitlens.bits.codes import Columns
 from bitlens.causal.splice import replaced
 from bitlens.errors import BitlensError
+from bitlens.hidden.documents import Corpus
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.recorded import folder_of, recorded_model
 from bitlens.hidden.store import OUTLIER_MULTIPLE
-from bitlens.hidden.text import ContextReader, Corpus
+from bitlens.hidden.text import ContextReader
 
 CONTEXTS, LENGTH = 16, 64  # of text, over which the state is averaged at which logits are differentiated
 # What is, or is added to, the residual stream

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -59,17 +58,16 @@ class SpliceSums(NamedTuple):
         return cls(*(torch.stack(x).mean(0) for x in zip(*several, strict=True)))
 
     def losses(self) -> SpliceLosses:
-        original, spliced, zero, mean, kl_div, top1 = (float(x.sum() / self.tokens.sum()) for x in self[1:])
+        original, spliced, zero, mean, _, top1 = (float(x.sum() / self.tokens.sum()) for x in self[1:])
         found = dict(zip(SCORES, jackknife(self._scores, self.tokens), strict=True))
         ends = {
             f"{name}_{end}": getattr(e, end) if e.known else None
             for name, e in found.items()
             for end in ("low", "high")
         }
-        return SpliceLosses(
-            original, spliced, zero, mean, _score(zero, spliced, original), _score(mean, spliced, original), kl_div, top1,
-            int(self.tokens.sum()), **ends,
-        )  # fmt: skip
+        score, score_mean, kl_div = (e.value for e in found.values())
+        scored = int(self.tokens.sum())
+        return SpliceLosses(original, spliced, zero, mean, score, score_mean, kl_div, top1, scored, **ends)
 
     def less(self, other: SpliceSums) -> dict[str, Estimate]:
         """The scores of this splice less those of another on the same contexts, with intervals of the paired differences."""
@@ -81,10 +79,8 @@ class SpliceSums(NamedTuple):
     def _scores(self, weights: Tensor) -> Tensor:
         """weights of the units `[n, units]` -> `[n, 3]`"""
         tokens, original, spliced, zero, mean, kl_div, _ = (weights @ x for x in self)
-        return torch.stack(
-            [(zero - spliced) / (zero - original), (mean - spliced) / (mean - original), kl_div / tokens], -1
-        )
-
-
-def _score(ablated: float, spliced: float, original: float) -> float:
-    return (ablated - spliced) / (ablated - original) if ablated != original else math.nan
+        scores = [
+            torch.where(ablated != original, (ablated - spliced) / (ablated - original), torch.nan)
+            for ablated in (zero, mean)
+        ]
+        return torch.stack([*scores, kl_div / tokens], -1)

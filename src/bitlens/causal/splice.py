@@ -136,10 +136,11 @@ class Splice:
         part: str = "test",
         seed: int = 0,
     ) -> Splice:
-        """On up to `limit` contexts, drawn at random, with tokens of this part of a store (`test` or `all`), which are scored;
-        `test` are the documents that the autoencoder's training held out. Mean ablation takes the mean of the store's usual
-        rows (of what a transcoder writes, of its target's), whatever the autoencoder took for one. autoencoder: None for one
-        hook point whose autoencoders share this, in a store that is split as they were trained."""
+        """On up to `limit` contexts, drawn at random, with tokens of this part of a store (`test` or `all`), which are
+        scored; `test` are the documents that the autoencoder's training held out. Mean ablation takes the mean of the
+        store's usual rows (of what a transcoder writes, of its target's), whatever the autoencoder took for one.
+        autoencoder: None for one hook point whose autoencoders share this, in a store that is split as they were
+        trained."""
         mean = store.mean
         if autoencoder is not None and _hooks_needed(model, autoencoder) == 2:
             mean = store.mean_out if isinstance(store, PairedStore) else autoencoder.get_buffer("mean_out")
@@ -152,10 +153,7 @@ class Splice:
     def losses(self, autoencoder: Change) -> SpliceLosses:
         """What the language model loses with the autoencoder's reconstructions."""
         _hooks_needed(self.model, autoencoder)
-        return self.means(self.tokens([autoencoder])[0])
-
-    def means(self, tokens: SpliceTokens) -> SpliceLosses:
-        return self.sums(tokens).losses()
+        return self.sums(self.tokens([autoencoder])[0]).losses()
 
     def sums(self, tokens: SpliceTokens) -> SpliceSums:
         """`splice.sums(a).less(splice.sums(b))` is the paired difference of two changes."""

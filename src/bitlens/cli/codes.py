@@ -44,13 +44,13 @@ def entropy(codes: CodesFolder, seed: int = 0, json: Json = None) -> None:
 
     corpus = Codes(codes)
     usual = corpus.usual
-    show.left_out(int((~usual).sum()))
+    show.left_out(corpus.outliers)
     bits, document = corpus.bits[usual], corpus.document[usual]
     fraction = corpus.manifest.get("test_fraction") or 0.0
     test = torch.from_numpy(held_out(document.numpy(), fraction)) if fraction else None
     result = measure(bits, document, test, seed=seed)
     show.entropy(str(codes), result)
-    write_result(json, {"codes": str(codes), "outliers": int((~usual).sum()), **asdict(result)})
+    write_result(json, {"codes": str(codes), "outliers": corpus.outliers, **asdict(result)})
 
 
 def compress(

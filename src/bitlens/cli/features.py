@@ -31,7 +31,8 @@ def features(
     """Profile every latent: how often, where and on which tokens it is on, with examples in context.
 
     Shows a table of the latents that are clearest from their tokens, or a page on each of those named. "On" is a latent's
-    rare state; F1 says how well the best set of tokens predicts it in other documents than those it was chosen in.
+    rare state; F1 says how well the best set of tokens predicts it in other documents than those it was chosen in. Rows of
+    outlying norm are left out.
 
     Args:
         codes: folder of codes, from `bitlens encode`.
@@ -64,16 +65,19 @@ def features(
         raise BitlensError("--promotes needs the decoder; name the autoencoder with --run.")
     W_dec, hook = _decoder(run, corpus)
     effect = direct_effect(corpus, hook) if promotes else None
+    show.left_out(corpus.outliers)
     found = profiles(corpus, tokenizer=load_tokenizer(corpus), W_dec=W_dec, effect=effect, examples=examples)
+    rows = len(corpus) - corpus.outliers
     shown = [found[i] for i in latents] or arranged(found, sort)[:top]
     if latents:
         for profile in shown:
             _page(profile)
     else:
-        show.rows(f"{codes}: {len(corpus):,} rows", [_line(profile) for profile in shown])
+        show.rows(f"{codes}: {rows:,} rows", [_line(profile) for profile in shown])
     if out is not None:
         write_profiles(out, found)
-    write_result(json, {"codes": str(codes), "rows": len(corpus), "profiles": [asdict(profile) for profile in shown]})
+    numbers = {"rows": rows, "outliers": corpus.outliers}
+    write_result(json, {"codes": str(codes), **numbers, "profiles": [asdict(profile) for profile in shown]})
 
 
 def _decoder(run: Path | None, codes: Any) -> tuple[Tensor | None, str | None]:

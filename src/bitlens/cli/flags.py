@@ -8,6 +8,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 
+QUOTES = "'\""
 RENAMED = {"length": "context", "unit": "documents", "hooks": "hook", "column": "text_column", "exact": "residual"}
 
 
@@ -35,6 +36,3 @@ def in_flags(sentence: str, command: Callable[..., None]) -> str:
         return f"--{dashed} {value.removeprefix('torch.').strip(QUOTES)}"
 
     return re.sub(r"`(?P<name>[A-Za-z_]+)(=(?P<value>[^`]+))?`", flag, sentence)
-
-
-QUOTES = "'\""

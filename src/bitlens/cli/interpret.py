@@ -111,7 +111,8 @@ def interpret(
 
     Judged are tokens with the latent on and matched ones with it off, of documents that the explainer has not seen;
     other latents' explanations are the null. Prompts, answers and judgements are kept in the folder: a run that was
-    stopped goes on by being repeated, and nothing is paid for twice. "On" is a latent's rare state.
+    stopped goes on by being repeated, and nothing is paid for twice. "On" is a latent's rare state. Rows of outlying norm
+    are left out.
 
     Args:
         codes: folders of codes, from `bitlens encode`; several are judged one after the other, and shown side by side.
@@ -155,10 +156,12 @@ def interpret(
 
 def _results(corpus: Codes, path: Path, out: Path, how: Judging) -> Results | None:
     """None: only the estimate was asked for"""
+    from bitlens import show
     from bitlens.features.comsem import comsem
     from bitlens.features.labelled import load_tokenizer
 
     chosen, config = how.chosen(corpus), how.config()
+    show.left_out(corpus.outliers)
     if how.judge == "labels":
         return _by_labels(corpus, chosen, how, config)
     from bitlens.features.calls import Calls

@@ -59,7 +59,7 @@ def labels(
     given = read_labels(labels, corpus, tokenizer) if labels else []
     scored: list[LabelScores] = []
     probed: dict[str, list[ProbeScore]] = {}
-    show.left_out(int((~corpus.usual).sum()))
+    show.left_out(corpus.outliers)
     for labelling in (of.only(corpus.usual) for of in [*given, *own_labels(corpus, tokenizer)]):
         terminal.at(0, labelling.name)
         try:

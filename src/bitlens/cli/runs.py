@@ -79,7 +79,7 @@ def train(
         )  # fmt: skip
         if left_out := reader.corpus.left_out():
             show.err.print(f"Not read as text: {', '.join(left_out)}", soft_wrap=True)
-        rows: Any = LiveSource(language_model, reader, test_fraction=reader.test_fraction)
+        rows: Any = LiveSource(language_model, reader)
     elif target is not None:
         rows = PairedStore(source, target, fraction)
     else:

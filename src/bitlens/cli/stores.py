@@ -43,19 +43,22 @@ def harvest(
 
     Args:
         model: Hugging Face model, by name or folder; 'bundled' is the one that comes with bitlens.
-        text: files (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet, also .gz or .zst), folders of them, datasets (NAME or NAME:CONFIG), or 'bundled'.
+        text: files (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet, also .gz or .zst), folders of them, datasets (NAME
+            or NAME:CONFIG), or 'bundled'.
         hook: hook points: layers.4, layers.4.mlp, layers.4.mlp:input, hidden_states[5] or blocks.4.hook_resid_post.
         out: the store; with several hook points a folder with a store for each.
         context: tokens the model sees at once.
         batch_size: contexts a forward pass.
         max_rows: stop after so many tokens.
-        packed: what a context holds: --packed documents one after another until it is full, --no-packed the beginning of one document.
+        packed: what a context holds: --packed documents one after another until it is full, --no-packed the beginning
+            of one document.
         test_fraction: share of the documents that is held out; packed contexts hold either such documents or others.
         bos: begin every context with the BOS token; by default if the tokenizer does.
         text_column: column of the text in tables and datasets.
         split: split of a dataset.
         streaming: read a dataset over the network without downloading it first.
-        documents: what a document is; file: a file, or row of a table; auto: the same, but of one with more than 8,000 characters pieces of 2,000 or more.
+        documents: what a document is; file: a file, or row of a table; auto: the same, but of one with more than 8,000
+            characters pieces of 2,000 or more.
         shuffle_seed: mix the documents with this seed; reads all of the text, into a temporary file.
         dtype: of the model: auto, float32, bfloat16 or float16.
         store_dtype: of the stored hidden states; auto: the model's.

@@ -164,7 +164,8 @@ class Calls:
         seconds: float,
         cut: int | None = None,
     ) -> None:
-        """Enter the answer of a call that was reserved, and what it really cost; None if it was cut off, after `cut` tokens."""
+        """Enter the answer of a call that was reserved, and what it really cost; None if it was cut off, after `cut`
+        tokens."""
         columns = "answer = ?, input_tokens = ?, output_tokens = ?, cost = ?, seconds = ?, cut = ?"
         values = (answer, input_tokens, output_tokens, cost, seconds, cut, call)
         self._execute(f"UPDATE calls SET {columns} WHERE id = ?", values)

@@ -114,7 +114,7 @@ def comsem(
     calls: Calls | None = None,
     run: str = "",
 ) -> Results:
-    """Explain and judge these latents; "on" is the rare state of each (`canonical`).
+    """Explain and judge these latents on rows of usual norm; "on" is the rare state of each (`canonical`).
 
     calls: where every judgement is entered under the name `run`, with its text and the call that it is from.
     """
@@ -122,8 +122,8 @@ def comsem(
 
     if len(codes) and int(codes.token.min()) < 0:
         raise BitlensError(f"The codes {codes.path} have no tokens to show to a judge: they come from imported states.")
-    bits = canonical(codes.bits)
-    drawn, skipped = _enough(trials(bits, codes, latents, config))
+    bits = canonical(codes.bits, codes.usual)
+    drawn, skipped = _enough(trials(bits, codes, latents, config, codes.usual))
     text = contexts(codes, [r for t in drawn for r in t.examples + t.judged], tokenizer, config.window)
     explanations = explainer.explain([[text[row] for row in trial.examples] for trial in drawn])
     drawn, explanations, unexplained = _explained(drawn, explanations)
@@ -139,14 +139,15 @@ def comsem(
             )
         return verdicts
 
-    return Results(judged(drawn, explanations, ask, firing_rates(bits), config), skipped, config, unexplained)
+    rates = firing_rates(bits[codes.usual])
+    return Results(judged(drawn, explanations, ask, rates, config), skipped, config, unexplained)
 
 
 def planned(
     codes: Codes, latents: Sequence[int], tokenizer: Any, config: Config = DEFAULT
 ) -> tuple[list[list[str]], list[Question]]:
     """What `comsem` will show the explainer, and ask the judge with explanations of a usual length: for estimates."""
-    drawn, _ = _enough(trials(canonical(codes.bits), codes, latents, config))
+    drawn, _ = _enough(trials(canonical(codes.bits, codes.usual), codes, latents, config, codes.usual))
     text = contexts(codes, [r for t in drawn for r in t.examples + t.judged], tokenizer, config.window)
     questions = [
         Question(f"{t.latent}-{i}".ljust(USUAL), text[row], t.latent)
@@ -159,7 +160,8 @@ def planned(
 def comsem_by_labels(codes: Codes, latents: Sequence[int], labels: Labels, config: Config = DEFAULT) -> Results:
     """The same without a language model: an explanation is the class of highest F1 on the explainer's rows, and the
     judgement whether a row has it. Rows without a label have no part in it."""
-    bits, labelled = canonical(codes.bits), labels.ids >= 0
+    labels = labels.only(codes.usual)
+    bits, labelled = canonical(codes.bits, codes.usual), labels.ids >= 0
     drawn, skipped = _enough(trials(bits, codes, latents, config, labelled))
     rows = explainers_part(codes.document)
     f1 = f1_scores(bits, labels, rows)
@@ -175,7 +177,8 @@ def comsem_by_labels(codes: Codes, latents: Sequence[int], labels: Labels, confi
     def ask(asked: list[Asked]) -> list[Verdict]:
         return [Verdict(int(labels.ids[a.row]) == number[a.explanation]) for a in asked]
 
-    return Results(judged(drawn, explanations, ask, firing_rates(bits), config), skipped, config, unexplained)
+    rates = firing_rates(bits[codes.usual])
+    return Results(judged(drawn, explanations, ask, rates, config), skipped, config, unexplained)
 
 
 def _explained(drawn: list[Trial], explanations: Sequence[str]) -> tuple[list[Trial], list[str], list[int]]:

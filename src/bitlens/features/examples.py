@@ -22,8 +22,9 @@ class Example(NamedTuple):
 
 
 def examples(codes: Codes, latent: int, tokenizer: Any, n: int = 4, window: int = 8, seed: int = 0) -> list[Example]:
-    """Up to n rows with the latent on, drawn at random from different documents; window: tokens shown on each side."""
-    on = codes.bits.column(latent).nonzero()[:, 0]
+    """Up to n rows of usual norm with the latent on, drawn at random from different documents; window: tokens shown on
+    each side."""
+    on = (codes.bits.column(latent).bool() & codes.usual).nonzero()[:, 0]
     order = on[torch.randperm(len(on), generator=generator(seed, "examples", latent))]
     found: list[Example] = []
     documents: set[int] = set()

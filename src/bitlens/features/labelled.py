@@ -60,20 +60,24 @@ def own_labels(codes: Columns, tokenizer: Any) -> list[Labels]:
     character), number, punctuation, upper case, capitalised, word (lower case, after a space) or continuation.
     Positions in the context are 0, 1, 2, 3, 4-7, 8-15 and so on.
     """
-    token, document = codes.token.long(), codes.document
+    token = codes.token.long()
     if token.min() < 0:
         raise BitlensError(
             f"The codes {codes.path} have no tokens: they come from hidden states imported without them."
         )
-    following = torch.cat([token[1:], token.new_tensor([-1])])
-    following[torch.cat([document[1:] != document[:-1], torch.tensor([True])])] = -1
     strings = token_texts(tokenizer, token.unique().tolist())
     return [
         _mapped("token", token, strings.__getitem__),
-        _mapped("next token", following, strings.__getitem__),
+        _mapped("next token", following(codes), strings.__getitem__),
         _mapped("spelling", token, lambda i: spelling(strings[i])),
         _mapped("position", codes.position.long(), _bucket),
     ]
+
+
+def following(codes: Columns) -> Tensor:
+    """The next token of the same document, int64 `[rows]`; -1 after its last."""
+    ends = torch.cat([codes.document[1:] != codes.document[:-1], torch.tensor([True])])
+    return codes.token.long().roll(-1).masked_fill(ends, -1)
 
 
 def spelling(token: str) -> str:

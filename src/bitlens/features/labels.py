@@ -133,8 +133,9 @@ def label_scores(
 
     Rows of one document are not independent, so held-out documents are joined to `groups` groups of neighbours of about
     equal size: intervals are those of the delete-a-group jackknife (Shao & Wu 1989), and independence is tested by the
-    covariance over its cluster-robust standard error (Liang & Zeger 1986), which is taken to be no smaller than that of a
-    latent and a class that are each as alike within documents as they are, and independent of each other. Counts of groups are held for one block of latents at a time.
+    covariance over its cluster-robust standard error (Liang & Zeger 1986), which is taken to be no smaller than that of
+    a latent and a class that are each as alike within documents as they are, and independent of each other. Counts of
+    groups are held for one block of latents at a time.
     """
     if not len(bits) == len(labels.ids) == len(documents) == len(test):
         raise BitlensError(f"There are {len(bits):,} rows of bits and {len(labels.ids):,} labels; each row needs one.")
@@ -275,8 +276,8 @@ def _independence(counts: _Counts, alike: float) -> Tensor:
     p, q = total.on / total.rows, total.labelled / total.rows
     each = counts.joint - p * counts.labelled - q * counts.on + p * q * counts.rows
     clustered = n / (n - 1) * (each - each.mean(0)).square().sum(0)
-    # A pair that never meets shows no variance where its absence is no surprise: hence the floor, the variance of a latent and
-    # a class that are independent of each other, but each as alike within documents as it is.
+    # A pair that never meets shows no variance where its absence is no surprise: hence the floor, the variance of a
+    # latent and a class that are independent of each other, but each as alike within documents as it is.
     rows = total.rows[0]
     of_latent, of_class = rows * (p * (1 - p))[0], rows * (q * (1 - q))[0]
     excess = [

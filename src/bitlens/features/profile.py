@@ -12,12 +12,11 @@ from bitlens import terminal
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import DENSE
 from bitlens.errors import BitlensError
+from bitlens.features.labels import GOOD
 from bitlens.results import brief
 
 MIN_ON = 20  # rows, of both parts, in which a latent has to be on
 T = TypeVar("T")
-
-GOOD = 0.5
 
 
 class TokenScore(NamedTuple):

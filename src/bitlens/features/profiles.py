@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from bitlens import terminal
-from bitlens.bits.codes import Codes, Columns
+from bitlens.bits.codes import Codes
 from bitlens.bits.packed import WORD, PackedBits
 from bitlens.bits.statistics import DENSE, binary_entropy, co_occurrence, firing_rates
 from bitlens.errors import BitlensError
 from bitlens.features.examples import contexts
+from bitlens.features.labelled import following
 from bitlens.features.profile import MIN_ON, clearest, predicted
 from bitlens.features.sampling import canonical, explainers_part, on_rows
 from bitlens.files import finite, replacing
@@ -26,7 +27,7 @@ from bitlens.hidden.pieces import token_texts
 from bitlens.information.tree import chow_liu
 from bitlens.results import brief
 
-NEXT = 16  # tokens in which a latent may be on again
+NEXT = 16  # rows in which a latent may be on again
 TREE_ROWS = 1 << 17
 BLOCK = 256  # latents whose cosines are in memory at a time
 EFFECTS = 64  # latents whose effects on all logits are in memory at a time
@@ -84,7 +85,7 @@ class Profile:
     dispersion: float
     """variance of the on-rows of a document over that of independent rows (binomial), which gives 1"""
     again: float
-    """rate in the next 16 tokens of the same document after an on-row, over the rate; 1 for independent rows"""
+    """rate in the next 16 rows of the same document after an on-row, over the rate; 1 for independent rows"""
     positions: dict[str, float] = field(default_factory=dict)
     """rate at positions 0, 1, 2, 3, 4-7, 8-15, ... of the context, over the rate"""
     tokens: list[Preference] = field(default_factory=list)
@@ -117,19 +118,22 @@ def profiles(
     seed: int = 0,
     progress: bool = True,
 ) -> list[Profile]:
-    """A profile of every latent of these codes.
+    """A profile of every latent of these codes, from their rows of usual norm.
 
     tokenizer: of the language model, for tokens and examples; W_dec `[n_latents, d]`, of which the sign is turned where
     the latent's is; effect: directions `[n, d]` -> what each does to the logits, `[n, vocabulary]`, as a
     `causal.direct.DirectEffect` does. top: entries of each list; examples: of each latent, with `window` tokens on each
     side; tree: on up to 131,072 rows, evenly spaced.
     """
-    bits = codes.bits
+    places = codes.usual.nonzero()[:, 0]
+    bits = codes.bits[codes.usual]
     raw, rare = firing_rates(bits), canonical(bits)
     if W_dec is not None and (W_dec.ndim != 2 or len(W_dec) != bits.n_latents):
         raise BitlensError(f"W_dec of shape {list(W_dec.shape)} does not fit codes of {bits.n_latents} latents.")
     counted = _Counted(codes, tokenizer, top)
-    drawn = on_rows(rare, codes.document, examples, seed=seed) if tokenizer is not None and examples else None
+    drawn = None
+    if tokenizer is not None and examples:
+        drawn = on_rows(rare, codes.document[codes.usual], examples, seed=seed)
     neighbours = _tree(rare) if tree else [[]] * bits.n_latents
     sign = torch.where(raw > 0.5, -1.0, 1.0)[:, None]
     directions = None if W_dec is None else W_dec.detach().float().cpu() * sign
@@ -140,7 +144,7 @@ def profiles(
     found = []
     for latent, rows in enumerate(_rows_on(rare)):
         rate = float(torch.minimum(raw, 1 - raw)[latent])
-        texts = [] if drawn is None else [row for row in drawn[latent].tolist() if row >= 0]
+        texts = [] if drawn is None else places[drawn[latent][drawn[latent] >= 0]].tolist()
         shown = contexts(codes, texts, tokenizer, window) if texts else {}
         found.append(
             Profile(
@@ -162,29 +166,29 @@ def _rows_on(bits: PackedBits) -> Iterator[np.ndarray]:
 
 
 class _Counted:
-    """What is counted over a latent's on-rows, against all rows."""
+    """What is counted over a latent's on-rows, against all rows of usual norm."""
 
-    def __init__(self, codes: Columns, tokenizer: Any, top: int) -> None:
-        self.tokenizer, self.top, self.rows = tokenizer, top, len(codes.token)
-        changes = np.flatnonzero(np.diff(codes.document.numpy())) + 1
+    def __init__(self, codes: Codes, tokenizer: Any, top: int) -> None:
+        usual = codes.usual
+        self.tokenizer, self.top, self.rows = tokenizer, top, int(usual.sum())
+        changes = np.flatnonzero(np.diff(codes.document[usual].numpy())) + 1
         ends = np.append(changes, self.rows)
         self.sizes = np.diff(ends, prepend=0)
         self.document = np.repeat(np.arange(len(ends)), self.sizes)
         self.end = np.repeat(ends, self.sizes)
-        self.position = _bucket(codes.position.numpy())
+        self.position = _bucket(codes.position[usual].numpy())
         self.of_position = np.bincount(self.position)
-        self.token = codes.token.numpy().astype(np.int64)
-        if tokenizer is not None and self.token.min() < 0:
+        if tokenizer is not None and codes.token.min() < 0:
             raise BitlensError(
                 "These codes have no tokens to decode: they come from hidden states imported without them."
             )
         if tokenizer is not None:
-            self.size = int(self.token.max()) + 1
-            followed = np.flatnonzero(np.arange(1, self.rows + 1) < self.end)
+            self.size = int(codes.token.max()) + 1
+            self.token, self.next = codes.token[usual].long().numpy(), following(codes)[usual].numpy()
             self.of_token = np.bincount(self.token, minlength=self.size)
-            self.of_next = np.bincount(self.token[followed + 1], minlength=self.size)
-            self.text = token_texts(tokenizer, np.flatnonzero(self.of_token).tolist())
-            self.half = explainers_part(codes.document).numpy()
+            self.of_next = np.bincount(self.next[self.next >= 0], minlength=self.size)
+            self.text = token_texts(tokenizer, np.flatnonzero(self.of_token + self.of_next).tolist())
+            self.half = explainers_part(codes.document[usual]).numpy()
             self.of_half = np.bincount(self.token[self.half], minlength=self.size)
 
     def of(self, rows: np.ndarray) -> dict[str, Any]:
@@ -198,10 +202,10 @@ class _Counted:
         found = {"dispersion": self._dispersion(rows, rate), "again": self._again(rows, rate), "positions": positions}
         if self.tokenizer is None:
             return found
-        followed = rows[rows + 1 < self.end[rows]]
         tokens = self._preferred(self.token[rows], self.of_token)
-        following = self._preferred(self.token[followed + 1], self.of_next)
-        return {**found, **self._predicted(rows), "tokens": tokens, "next_tokens": following}
+        after = self.next[rows]
+        next_tokens = self._preferred(after[after >= 0], self.of_next)
+        return {**found, **self._predicted(rows), "tokens": tokens, "next_tokens": next_tokens}
 
     def _predicted(self, rows: np.ndarray) -> dict[str, Any]:
         """How well tokens tell the latent, learned in half of the documents and tried in the others."""

@@ -60,7 +60,8 @@ def sign_flip(right: Sequence[bool], other: Sequence[bool], positives: int) -> f
 
 
 def fisher(yes: int, positives: int, wrong: int, negatives: int) -> float:
-    """One-sided exact p-value that yes is no likelier for positives than for negatives (Fisher 1935, The Design of Experiments).
+    """One-sided exact p-value that yes is no likelier for positives than for negatives (Fisher 1935, The Design of
+    Experiments).
 
     yes: of the positives; wrong: yes of the negatives.
     """

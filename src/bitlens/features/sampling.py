@@ -35,9 +35,12 @@ OFTEN_OFF = 0.1  # share of them: below, the token decides the latent and off is
 NEAREST = 8  # neighbours of a positive that are looked at for one of a new document
 
 
-def canonical(bits: PackedBits) -> PackedBits:
-    """The code with the rare state of every latent as 1: those with a rate above 1/2 are flipped, in a copy."""
-    common = firing_rates(bits) > 0.5
+def canonical(bits: PackedBits, among: Tensor | None = None) -> PackedBits:
+    """The code with the rare state of every latent as 1: those with a rate above 1/2 are flipped, in a copy.
+
+    among: bool `[rows]`, the rows that the rates are of, by default all.
+    """
+    common = firing_rates(bits if among is None else bits[among]) > 0.5
     return PackedBits(bits.words ^ PackedBits.pack(common[None]).words, bits.n_latents) if common.any() else bits
 
 
@@ -193,7 +196,8 @@ def trials(
 ) -> list[Trial]:
     """Draw the rows of each of these latents; one that is rarely on, or rarely off, may have fewer than asked for.
 
-    bits: as from `canonical`. among: bool `[rows]`, the rows to draw from, by default all. Neighbours and random negatives are sought among `POOL` random rows of the judge's.
+    bits: as from `canonical`. among: bool `[rows]`, the rows to draw from, by default all. Neighbours and random
+    negatives are sought among `POOL` random rows of the judge's.
     """
     token, document, chosen = columns.token, columns.document, list(latents)
     if wrong := [latent for latent in chosen if not 0 <= latent < bits.n_latents]:
@@ -202,8 +206,7 @@ def trials(
     drawn = torch.ones_like(explainers) if among is None else among
     explained, judged = drawn & explainers, drawn & ~explainers
     if not explained.any() or not judged.any():
-        more = "encode" if among is None else "label"
-        raise BitlensError(f"Explainer and judge need documents of their own; {more} more documents.")
+        raise BitlensError("Explainer and judge need documents of their own; encode, or label, more documents.")
     examples = on_rows(bits, document, plan.examples, explained, plan.seed)
     positives = on_rows(bits, document, plan.positives, judged, plan.seed)
     others = _Others(bits, token, document, judged.nonzero()[:, 0], plan.seed)

@@ -203,7 +203,8 @@ def _score(
 
 
 def _untested(trial: Trial, own: Sequence[Verdict], right: Sequence[bool], config: Config) -> list[str]:
-    """Why the answers cannot say whether the balanced accuracy is above the threshold, with random negatives and hard ones."""
+    """Why the answers cannot say whether the balanced accuracy is above the threshold, with random negatives and hard
+    ones."""
     reasons = []
     for kind in ("balanced", "balanced_hard"):
         found, at_best, most = (

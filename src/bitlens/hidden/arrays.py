@@ -51,8 +51,6 @@ def import_arrays(
     for file in files:
         arrays = _open(file)
         states = _pick(arrays, hidden, file)
-        if 0 in states.shape:
-            raise BitlensError(f"{file} has no rows: its array has the shape {list(states.shape)}.")
         columns = {
             column: _column(arrays, key, states, file)
             for column, key in (("token", tokens), ("document", documents), ("position", positions))

@@ -34,7 +34,8 @@ class Corpus:
     """Documents from text files, tables, folders of them, or Hugging Face datasets, read as a stream."""
 
     sources: tuple[str, ...]
-    """files (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet; also .gz, .zst), folders, datasets (NAME or NAME:CONFIG), or 'bundled'"""
+    """files (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet; also .gz, .zst), folders, datasets (NAME or NAME:CONFIG),
+    or 'bundled'"""
     text_column: str = "text"
     """column of the text in tables and datasets"""
     split: str = "train"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,14 +25,6 @@ from bitlens.hidden.text import ContextReader, Contexts
 
 SHARD_BYTES = 1 << 26
 ROW_COLUMNS_BYTES = 28  # token, document, position, context, norm, context_tokens
-
-
-class HarvestProgress(NamedTuple):
-    """Told after every batch."""
-
-    rows: int
-    expected_rows: int | None
-    rows_per_second: float
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,6 @@ def harvest(
     outlier_multiple: float = OUTLIER_MULTIPLE,
     resume: bool = False,
     overwrite: bool = False,
-    report: Callable[[HarvestProgress], None] = lambda progress: None,
     announce: Callable[[Plan], None] = lambda plan: None,
     stop: Callable[[], str | None] = lambda: None,
     progress: bool = True,
@@ -136,7 +127,6 @@ def harvest(
             left = None if max_rows is None else max_rows - rows
             rows += shard.add(batch, model.hidden_states(batch.tokens, batch.mask), left)
             speed = (rows - rows_before) / (time.perf_counter() - begun)
-            report(HarvestProgress(rows, plan.rows, speed))
             terminal.at(rows, f"{speed:,.0f} rows/s", plan.rows)
             if shard.contexts >= shard_contexts:
                 background.put(shard)

@@ -12,7 +12,7 @@ from torch import Tensor
 from bitlens.errors import BitlensError
 from bitlens.hidden.harvest import iterate_rows
 from bitlens.hidden.models import LanguageModel
-from bitlens.hidden.source import TEST_FRACTION, HiddenSource, Spread, held_out, outlier_limit
+from bitlens.hidden.source import HiddenSource, Spread, held_out, outlier_limit
 from bitlens.hidden.split import documents_of
 from bitlens.hidden.store import OUTLIER_MULTIPLE, refuse_non_finite
 from bitlens.hidden.text import ContextReader, Contexts
@@ -30,15 +30,15 @@ class LiveSource(HiddenSource):
 
     def __init__(
         self, model: LanguageModel, reader: ContextReader, *, batch_size: int = 16, window_contexts: int = 256,
-        test_fraction: float = TEST_FRACTION, outlier_multiple: float = OUTLIER_MULTIPLE,
+        outlier_multiple: float = OUTLIER_MULTIPLE,
     ) -> None:  # fmt: skip
         if len(model.hooks) != 1:
             raise BitlensError("Training without a store takes exactly one hook point.")
         if batch_size < 1:
             raise BitlensError(f"`batch_size` must be at least 1, not {batch_size}.")
         model.require_context(reader.length)
-        self.model, self.reader, self.batch_size = model, reader.apart(test_fraction), batch_size
-        self.test_fraction = test_fraction
+        self.model, self.reader, self.batch_size = model, reader, batch_size
+        self.test_fraction = reader.test_fraction
         self.batches_per_window = max(1, window_contexts // batch_size)
         (self.d_in,) = model.widths().values()
         self.about = {

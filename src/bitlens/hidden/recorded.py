@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bitlens.errors import BitlensError
+from bitlens.files import sha256
 
 BUNDLED = "bundled"
 
@@ -37,13 +38,8 @@ def digest(name: str) -> str | None:
         return None
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     with ThreadPoolExecutor(4) as pool:
-        parts = pool.map(_file_digest, (file for file in files if file.is_file()))
+        parts = pool.map(sha256, (file for file in files if file.is_file()))
         return hashlib.sha256("".join(parts).encode()).hexdigest()
-
-
-def _file_digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def recorded_model(manifest: dict[str, Any], of: Path | str) -> tuple[str, str | None]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from bitlens.errors import BitlensError
 
 if TYPE_CHECKING:
+    from bitlens.hidden.documents import Corpus
     from bitlens.hidden.store import ActivationStore
-    from bitlens.hidden.text import Corpus
 
 
 def documents_of(corpus: Corpus) -> dict[str, Any]:

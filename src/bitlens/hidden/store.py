@@ -67,20 +67,9 @@ class ActivationStore(HiddenSource):
         self.mean = torch.tensor(required(self.manifest, "mean", file), dtype=torch.float64).float()
         self.scale = float(required(self.manifest, "std", file))
         keys = (
-            "model",
-            "revision",
-            "model_digest",
-            "hook",
-            "corpus",
-            "documents_of",
-            "context_length",
-            "packed",
-            "prepend_bos",
-            "d_in",
-            "rows",
-            "std",
-            "outlier_norm",
-        )
+            "model", "revision", "model_digest", "hook", "corpus", "documents_of", "context_length", "packed",
+            "prepend_bos", "d_in", "rows", "std", "outlier_norm",
+        )  # fmt: skip
         self.about = {"store": str(self.path.resolve()), **{k: self.manifest.get(k) for k in keys}}
         self.chosen = test_fraction is not None
         limit = self.manifest.get("outlier_norm")

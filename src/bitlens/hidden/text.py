@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -77,12 +76,6 @@ class ContextReader:
     @property
     def prepends_bos(self) -> bool:
         return bool(self.before) and self.before[0] == self.tokenizer.bos_token_id
-
-    def apart(self, test_fraction: float) -> ContextReader:
-        """The same reader for another share of held-out documents."""
-        reader = copy.copy(self)
-        reader.test_fraction = test_fraction
-        return reader
 
     def tokenized(self) -> Iterator[tuple[int, list[int]]]:
         """(document, token ids) without special tokens, a long document in several parts; unpacked only its first"""

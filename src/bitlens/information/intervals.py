@@ -1,8 +1,8 @@
 """95 % intervals of numbers from few independent units: documents, contexts, groups of them, seeds.
 
-One way for all: the jackknife, which leaves out a unit at a time (Quenouille 1956, Tukey 1958), with quantiles of Student's t.
-Units of unequal size count as the equal ones that would vary as much (Kish 1965): a long document beside many short ones is
-little more than one. Below two of these there is no interval.
+One way for all: the jackknife, which leaves out a unit at a time (Quenouille 1956, Tukey 1958), with quantiles of
+Student's t. Units of unequal size count as the equal ones that would vary as much (Kish 1965): a long document beside
+many short ones is little more than one. Below two of these there is no interval.
 """
 
 from __future__ import annotations

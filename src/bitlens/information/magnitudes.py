@@ -45,8 +45,9 @@ def quantise_magnitudes(
     """The fewest bits for magnitudes with a uniform quantiser whose error raises fvu by no more than the share `rise`.
 
     rows: raw hidden states `[n, d_in]`, of a transcoder with its targets beside them. The quantiser's step is one for all latents, as a length along the decoder's
-    row, so that all errors weigh the same; an fvu below 1e-11 may rise as one of 1e-11 may. Entropies are each latent's own symbols' as counted, with Miller and Madow's
-    correction: low, if anything. fit: other rows; with them magnitudes are coded in context, too (`context.py`).
+    row, so that all errors weigh the same; an fvu below 1e-11 may rise as one of 1e-11 may. Entropies are each latent's
+    own symbols' as counted, with Miller and Madow's correction: low, if anything. fit: other rows; with them magnitudes
+    are coded in context, too (`context.py`).
     """
     scale = autoencoder.get_buffer("scale_out" if autoencoder.transcodes else "scale")
     lengths = autoencoder.W_dec.norm(dim=1).clamp_min(1e-12) * scale

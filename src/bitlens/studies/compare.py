@@ -48,12 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "BAE, measure": {"preset": "measure"},
 }
 BINARY = {BAE, "random", *VARIANTS}
-CUTS = (
-    0.0,
-    0.25,
-    0.5,
-    0.75,
-)  # quantiles of a latent's values where it is on, above which it may count as on for labels
+CUTS = (0.0, 0.25, 0.5, 0.75)  # quantiles of a latent's values where it is on, above which it may count as on
 CUT_EVERY = 32  # training rows from which the quantiles are taken
 
 
@@ -314,7 +309,8 @@ def codes_above(trained: Autoencoder, store: ActivationStore, cuts: tuple[float,
 
 
 def _best_cuts(codes: list[PackedBits], labels: list[Labels], fit: Tensor) -> PackedBits:
-    """Of every latent the code in which it meets some label with the highest F1 on the fitting rows; the first, if several."""
+    """Of every latent the code in which it meets some label with the highest F1 on the fitting rows; the first, if
+    several."""
     met = [torch.stack([f1_scores(code, of, fit).max(1).values for of in labels]).max(0).values for code in codes]
     best = torch.stack(met).argmax(0)
     words = torch.zeros_like(codes[0].words)

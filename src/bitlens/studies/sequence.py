@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -35,16 +35,8 @@ Kind = Literal["cell", "shared"]
 KINDS: dict[str, str] = {"cell": "an autoencoder for each position", "shared": "one autoencoder for all positions"}
 FEWEST_TRAINING, FEWEST_TEST = 64, 8
 SETTINGS = (
-    "model",
-    "revision",
-    "model_digest",
-    "corpus",
-    "context_length",
-    "packed",
-    "prepend_bos",
-    "dtype",
-    "max_rows",
-)
+    "model", "revision", "model_digest", "corpus", "context_length", "packed", "prepend_bos", "dtype", "max_rows",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,7 @@ class SequenceConfig:
     model: str = BUNDLED
     """Hugging Face model, by name or folder; 'bundled' is the one that comes with bitlens"""
     text: tuple[str, ...] = (BUNDLED,)
-    """files (.txt, .jsonl, .parquet, also .gz), folders of them, datasets (NAME or NAME:CONFIG), or 'bundled'"""
+    """files, folders of them, datasets (NAME or NAME:CONFIG), or 'bundled'"""
     hooks: tuple[str, ...] = ()
     """hook points, in the order of their depth; empty: the output of every layer"""
     context: int = 64
@@ -62,7 +54,7 @@ class SequenceConfig:
     positions: tuple[int, ...] = ()
     """positions in the context, from 0; empty: the first and the last that hold text, and the powers of two between"""
     packed: bool = True
-    """what a context holds: --packed documents one after another until it is full, --no-packed the beginning of one document"""
+    """what a context holds: --packed documents until it is full, --no-packed the beginning of one document"""
     bos: bool | None = None
     """begin every context with the BOS token; None: if the tokenizer does"""
     text_column: str = "text"
@@ -100,9 +92,8 @@ class SequenceConfig:
 
     def training(self, seed: int) -> TrainConfig:
         return TrainConfig(
-            preset=self.preset, n_latents=self.n_latents, steps=self.steps, test_fraction=self.test_fraction,
-            device=self.device, seed=seed,
-        )  # fmt: skip
+            preset=self.preset, n_latents=self.n_latents, steps=self.steps, device=self.device, seed=seed
+        )
 
 
 def run_sequence(
@@ -164,10 +155,9 @@ def _open(config: SequenceConfig) -> tuple[LanguageModel, ContextReader, list[in
     model.require_context(config.context)
     config.training(0).resolved(max(model.widths().values()), "cpu")  # refuses what it cannot be trained with
     reader = ContextReader(corpus, model.tokenizer, config.context, config.packed, config.bos, config.test_fraction)
-    positions = text_positions(config, reader)
     if next(reader.contexts(), None) is None:
         raise BitlensError("The text gave no usable tokens: it is empty.")
-    return model, reader, positions
+    return model, reader, text_positions(config, reader)
 
 
 def text_positions(config: SequenceConfig, reader: ContextReader) -> list[int]:
@@ -197,7 +187,7 @@ def _harvest(
             store_dtype=None if config.store_dtype == "auto" else getattr(torch, config.store_dtype),
             resume=folder.exists(), announce=lambda plan: say(f"Plan: {plan}"), stop=lambda: stop.signal,
         )  # fmt: skip
-    return [ActivationStore(_store_folder(out, hook), config.test_fraction) for hook in hooks]
+    return [ActivationStore(_store_folder(out, hook)) for hook in hooks]
 
 
 def _store_folder(out: Path, hook: str) -> Path:
@@ -264,36 +254,34 @@ def _spread(which: Tensor, n: int) -> Tensor:
 
 def _measure(out: Path, config: SequenceConfig, rows: Rows, cell: Cell) -> Row:
     manifest = _store_folder(out, cell["layer"]) / "manifest.json"
-    store = _opened(manifest.parent, config.test_fraction, manifest.stat().st_mtime_ns)
+    store = _opened(manifest.parent, manifest.stat().st_mtime_ns)
     hidden, document, test = rows_at(store, cell["position"], rows)
     if cell["autoencoder"] == "shared":
         autoencoder = _shared(out, config, store, cell)
     else:
         about = {**store.about, "position": cell["position"]}
-        settings = replace(config.training(cell["seed"]), test_fraction=None)  # none of these rows is held out
-        autoencoder = train(TensorSource(hidden[~test], about), settings)
+        autoencoder = train(TensorSource(hidden[~test], about), config.training(cell["seed"]))
     numbers, _ = measure_rows(autoencoder.cpu(), hidden, test, documents=document, seed=cell["seed"])
     gaussian = numbers["bits_gaussian"]
     return {**numbers, "joint_over_gaussian": numbers["bits_joint"] / gaussian if gaussian else None}
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(path: Path, test_fraction: float, written: int) -> ActivationStore:
+def _opened(path: Path, written: int) -> ActivationStore:
     """The store of the cells in hand: one that is opened anew checks all its shards again."""
-    return ActivationStore(path, test_fraction)
+    return ActivationStore(path)
 
 
 def _train_shared(out: Path, config: SequenceConfig, cell: Cell) -> Row:
-    store = ActivationStore(_store_folder(out, cell["layer"]), config.test_fraction)
+    store = ActivationStore(_store_folder(out, cell["layer"]))
     return {"live": _shared(out, config, store, cell).n_latents}
 
 
 def _shared(out: Path, config: SequenceConfig, store: ActivationStore, cell: Cell) -> Autoencoder:
     """The autoencoder that all positions of a layer share; trained where it is not there yet."""
-    training = config.training(cell["seed"])
     settings = f"{config.preset}-{config.n_latents or 4 * store.d_in}-{config.steps}"
     folder = out / "shared" / settings / f"{folder_name(cell['layer'])}-{cell['seed']}"
-    return train(store, training, folder, resume=True)
+    return train(store, config.training(cell["seed"]), folder, resume=True)
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ def _standardised_batches(
 
 @torch.no_grad()
 def _record(step: int, losses: Losses, p: Tensor, rows_per_second: float) -> dict[str, float | int]:
-    """The numbers of one logged step, p the firing rates, of a BAE those of rarer states; the only place where the loop waits for the device."""
+    """The numbers of one logged step, p how often latents are on; the only place where the loop waits for the device."""
     record: dict[str, float | int] = {"step": step}
     record |= {name: float(value) for name, value in losses._asdict().items()}
     record["l0"] = float(p.sum())
