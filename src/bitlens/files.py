@@ -50,6 +50,21 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Whether `replacing` could write this file, tried: its folder is made, what stands there is left as it is."""
+    if path.is_dir():
+        raise BitlensError(f"{path} is a folder; name a file.")
+    if path.exists() and not path.is_file():
+        return
+    probe = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.mkdir(exist_ok=True)
+        shutil.rmtree(probe)
+    except OSError as error:
+        raise BitlensError(f"{path} cannot be written: {error.strerror}; name another file.") from error
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write `value` as JSON, atomically. NaN and infinity become null, so that every reader accepts the file."""
     with replacing(path) as temporary:
