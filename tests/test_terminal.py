@@ -104,15 +104,18 @@ class Dropping:
         signal.raise_signal(signal.SIGINT)
 
 
+def drop_and_wait() -> None:
+    Dropping()
+    time.sleep(20)
+
+
 def test_an_interrupt_that_python_drops_is_raised_again() -> None:
     former, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
     try:
         terminal.interrupt.listen()
         with pytest.raises(KeyboardInterrupt):
-            dropping = Dropping()
-            del dropping
-            time.sleep(20)
-        for work in (lambda: terminal.at(1), lambda: stop_on_signals().__enter__()):
+            drop_and_wait()
+        for work in (lambda: terminal.at(1), stop_on_signals().__enter__):
             terminal.interrupt.listen()
             with contextlib.suppress(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)  # as by a library that clears whatever is raised

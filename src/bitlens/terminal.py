@@ -157,7 +157,8 @@ class _Interrupt:
 
     def _dropped(self, what: Any) -> None:
         if not issubclass(what.exc_type, KeyboardInterrupt):
-            return sys.__unraisablehook__(what)
+            sys.__unraisablehook__(what)
+            return
         again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))  # outside of the callback
         again.daemon = True
         again.start()

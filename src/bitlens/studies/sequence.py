@@ -62,7 +62,7 @@ class SequenceConfig:
     positions: tuple[int, ...] = ()
     """positions in the context, from 0; empty: the first and the last that hold text, and the powers of two between"""
     packed: bool = True
-    """what a context holds: --packed documents one after another until it is full, --no-packed the beginning of one document"""
+    """documents one after another until a context is full; with --no-packed it holds the beginning of one"""
     bos: bool | None = None
     """begin every context with the BOS token; None: if the tokenizer does"""
     text_column: str = "text"
