@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitlens.errors import BitlensError
-
-BUNDLED = "bundled"
+from bitlens.options import BUNDLED
 
 
 def bundled_folder() -> Path:
