@@ -71,6 +71,7 @@ def features(
             _page(profile)
     else:
         show.rows(f"{codes}: {len(corpus):,} rows", [_line(profile) for profile in shown])
+    show.out.print(show.SIGNS, style="dim")
     if out is not None:
         write_profiles(out, found)
     write_result(json, {"codes": str(codes), "rows": len(corpus), "profiles": [asdict(profile) for profile in shown]})
