@@ -229,6 +229,8 @@ def prepare_output(path: Path, resume: bool | None, overwrite: bool, marker: str
     real = path.resolve()  # a link stays, what it leads to is made or replaced
     if real.exists() and not real.is_dir():
         raise BitlensError(f"{path} is a file; name a folder for the output.")
+    if real.is_dir() and not os.access(real, os.W_OK | os.X_OK):
+        raise BitlensError(f"The folder {path} cannot be written to; name another one for the output.")
     if real.is_dir() and any(real.iterdir()) and not resume:
         if not overwrite:
             way = "" if resume is None else "`resume=True` to continue it or "
