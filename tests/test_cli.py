@@ -135,3 +135,14 @@ def test_demo_leaves_everything_it_names(tmp_path: Path, capsys: pytest.CaptureF
         assert (out / name).is_dir()
     assert numbers["BAE"]["fvu"] < 0.4
     assert numbers["BAE"]["ce_loss_score"] > 0.8
+
+
+def test_names_of_numbers_are_whole_beside_many_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    from bitlens import show
+
+    numbers = {"ce_loss_score": 0.5, "ce_loss_score_low": 0.4, "ce_loss_score_high": 0.6, "ce_loss_score_mean": 0.5}
+    show.table("Many", {str(k): numbers for k in (1, 2, 4, 8, 16, 32, 64, "all")})
+    shown = capsys.readouterr().out
+    assert "│ ce_loss_score      │" in shown
+    assert "│ ce_loss_score_mean │" in shown
+    assert "1: nothing lost, 0: as bad as zeros" in shown

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import bitlens
-from bitlens.cli import COMMANDS, STUDIES
+from bitlens.cli import COMMANDS, STUDIES, main
 from bitlens.cli.flags import RENAMED, flags_of, in_flags
 
 ROOT = Path(bitlens.__file__).parent
@@ -102,3 +102,16 @@ def test_names_become_flags_of_the_command_that_is_run() -> None:
     )
     assert in_flags("`store_dtype=torch.float32`", every["harvest"]) == "--store-dtype float32"
     assert in_flags("as `bitlens encode` writes", every["train"]) == "as `bitlens encode` writes"
+
+
+@pytest.mark.parametrize("command", [*(c for c in COMMANDS if c != "study"), *(f"study {s}" for s in STUDIES)])
+def test_every_flag_that_help_names_is_one(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    shown = capsys.readouterr().out
+    flags = set(re.findall(r"^\W{1,2}(?:-h, )?(--[a-z][a-z0-9-]*)", shown, re.MULTILINE))
+    assert "--help" in flags
+    assert set(re.findall(r"--[a-z][a-z0-9-]*", shown)) == flags

@@ -173,12 +173,9 @@ def test_a_device_is_written_to_and_never_replaced(made: Path, tmp_path: Path) -
         write_json(tmp_path, {})
 
 
-@pytest.mark.parametrize("command", ["", *(c for c in COMMANDS if c != "study"), "study", "study compare"])
+@pytest.mark.parametrize("command", ["", *COMMANDS, *(f"study {name}" for name in STUDIES)])
 def test_help_imports_no_torch(command: str) -> None:
     heavy = {"torch", "transformers", "numba", "scipy", "matplotlib"}
-    if command.startswith("study "):  # their settings are made in the rooms that they use
-        assert command.split()[1] in STUDIES
-        return
     code = (
         "import sys\nfrom bitlens.cli import main\n"
         f"try: main({[*command.split(), '--help']})\nexcept SystemExit as stop: assert not stop.code\n"
@@ -244,3 +241,45 @@ def test_rows_that_are_none_get_a_sentence_in_python() -> None:
         PackedBits.pack(torch.zeros(5, 0))
     with pytest.raises(BitlensError, match="no rows"):
         token_scores(PackedBits.pack(torch.zeros(0, 3)), torch.zeros(0), torch.zeros(0, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("command", [*(c for c in COMMANDS if c != "study"), *(f"study {name}" for name in STUDIES)])
+def test_a_file_that_cannot_be_written_is_told_before_the_work(
+    command: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {
+        "harvest": ["nowhere", "--text", "nothing", "--hook", "layers.0", "--out", tmp_path / "o"],
+        "import": [tmp_path / "none.npy", "--out", tmp_path / "o"],
+        "train": [made / "store", "--out", tmp_path / "o"],
+        "encode": ["no", "no", "--out", tmp_path / "o"],
+        "match": ["no", "no", "no"],
+        "compress": ["no", "no", "--out", tmp_path / "o"],
+        "decompress": ["no", "no", "--out", tmp_path / "o"],
+        "demo": ["--out", tmp_path / "o"],
+        "bench": [],
+        "interpret": ["no", "--out", tmp_path / "o"],
+        "study icl": ["--data", "no", "--out", tmp_path / "o"],
+    }.get(command, ["no", "no"] if command in ("evaluate", "faithfulness") else ["no"])
+    given = ["--out", tmp_path / "o"] if command.startswith("study") and command != "study icl" else given
+    (tmp_path / "file").touch()
+    said = refused(capsys, *command.split(), *given, "--json", tmp_path / "file" / "n.json")
+    assert "cannot be written" in said
+    assert f"{tmp_path / 'file' / 'n.json'}" in said
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("command", ["faithfulness", "features", "labels", "compress"])
+def test_so_is_a_file_of_results(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    given = ["no", "no"] if command in ("faithfulness", "compress") else ["no"]
+    assert "cannot be written" in refused(capsys, command, *given, "--out", tmp_path / "file" / "n.csv")
+
+
+@pytest.mark.skipif(os.getuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_to_is_named(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir(mode=0o555)
+    as_others = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] if os.getuid() == 0 else []
+    command = [*as_others, *COMMAND, "train", made / "store", "--out", tmp_path / "kept", "--steps", 5]
+    done = subprocess.run([str(c) for c in command], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert f"The folder {tmp_path / 'kept'} cannot be written to" in done.stderr

@@ -1,8 +1,10 @@
 """Progress: long work says what it is doing, short work and hidden work say nothing."""
 
+import contextlib
 import inspect
 import os
 import pty
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ import bitlens
 from bitlens import terminal
 from bitlens.hidden import TensorSource
 from bitlens.training import TrainConfig
+from bitlens.training.signals import stop_on_signals
 
 
 @pytest.fixture
@@ -92,3 +95,33 @@ def test_a_terminal_sees_a_bar_and_results_go_to_standard_output() -> None:
     assert "work [x]" in seen
     assert "4/4" in seen
     assert "done [y]" in seen
+
+
+class Dropping:
+    """What is raised while it is deleted, Python drops, as in every callback of a weak reference or of C."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def drop_and_wait() -> None:
+    Dropping()
+    time.sleep(20)
+
+
+def test_an_interrupt_that_python_drops_is_raised_again() -> None:
+    former, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    try:
+        terminal.interrupt.listen()
+        with pytest.raises(KeyboardInterrupt):
+            drop_and_wait()
+        for work in (lambda: terminal.at(1), stop_on_signals().__enter__):
+            terminal.interrupt.listen()
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)  # as by a library that clears whatever is raised
+            with pytest.raises(KeyboardInterrupt):
+                work()
+    finally:
+        terminal.interrupt.ignore()
+        signal.signal(signal.SIGINT, former)
+        sys.unraisablehook = hook

@@ -85,6 +85,7 @@ def _show_features(codes: Codes, scores: list[TokenScore], tokenizer: Any) -> No
     show.marked(
         "\n[bold]4. The ten clearest latents[/bold]: how well their tokens predict them (F1), and where they are on"
     )
+    show.out.print("   " + show.SIGNS)
     text = token_texts(tokenizer, {token for score in scores for token in score.tokens})
     for score in clearest(scores, lambda s: s.f1, lambda s: len(s.tokens))[:10]:
         names = list(dict.fromkeys(show.token(text[token]) for token in score.tokens))

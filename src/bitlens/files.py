@@ -50,6 +50,21 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Whether `replacing` could write this file, tried: its folder is made, what stands there is left as it is."""
+    if path.is_dir():
+        raise BitlensError(f"{path} is a folder; name a file.")
+    if path.exists() and not path.is_file():
+        return
+    probe = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.mkdir(exist_ok=True)
+        shutil.rmtree(probe)
+    except OSError as error:
+        raise BitlensError(f"{path} cannot be written: {error.strerror}; name another file.") from error
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write `value` as JSON, atomically. NaN and infinity become null, so that every reader accepts the file."""
     with replacing(path) as temporary:
@@ -214,6 +229,8 @@ def prepare_output(path: Path, resume: bool | None, overwrite: bool, marker: str
     real = path.resolve()  # a link stays, what it leads to is made or replaced
     if real.exists() and not real.is_dir():
         raise BitlensError(f"{path} is a file; name a folder for the output.")
+    if real.is_dir() and not os.access(real, os.W_OK | os.X_OK):
+        raise BitlensError(f"The folder {path} cannot be written to; name another one for the output.")
     if real.is_dir() and any(real.iterdir()) and not resume:
         if not overwrite:
             way = "" if resume is None else "`resume=True` to continue it or "

@@ -7,3 +7,5 @@ Surrogate = Literal["clipped", "sigmoid", "ste", "paper"]
 PriceKind = Literal["entropy", "onbit"]
 Weighting = Literal["scaled", "paper"]
 Logger = Literal["tensorboard", "wandb"]
+Unit = Literal["auto", "file", "paragraph", "line"]
+BUNDLED = "bundled"  # the language model and the text that come with the package

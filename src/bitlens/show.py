@@ -59,21 +59,31 @@ def number(name: str, value: Any) -> str:
     return format(value, _FORMATS[name]) if name in _FORMATS else str(value)
 
 
+BESIDE = 4  # columns of numbers beside which there is room for what the numbers mean
+SIGNS = "· is a space within a token, ⏎ the end of a line; a latent is on at the token in «»."
+
+
 def table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> None:
     """Numbers side by side: a column for each autoencoder, a row for each number, with what it means."""
     grid = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    grid.add_column("")
+    grid.add_column("", no_wrap=True)
     for heading in columns:
         grid.add_column(heading, justify="right")
-    grid.add_column("", style="dim")
+    beside = len(columns) <= BESIDE
+    if beside:
+        grid.add_column("", style="dim")
+    meanings = Table.grid(padding=(0, 1))
     names = dict.fromkeys(name for column in columns.values() for name in column if name != "architecture")
     for name in names:
         if name.removesuffix("_low").removesuffix("_high") != name and name.rsplit("_", 1)[0] in names:
             continue  # shown beside the number that it is the interval of
         values = [_with_interval(name, column) for column in columns.values()]
         if any(value != "-" for value in values):
-            grid.add_row(name, *values, _MEANINGS.get(name, ""))
+            grid.add_row(name, *values, *([_MEANINGS.get(name, "")] if beside else []))
+            meanings.add_row("", name, _MEANINGS.get(name, ""))
     out.print(grid)
+    if not beside:
+        out.print(meanings)
 
 
 def _with_interval(name: str, column: Mapping[str, Any]) -> str:

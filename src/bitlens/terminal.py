@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -133,6 +134,44 @@ def _rich_progress() -> Any:
     return Progress(*columns, console=console(), transient=True, redirect_stdout=sys.stdout.isatty())
 
 
+class _Interrupt:
+    """Ctrl-C that cannot be lost: Python drops an exception that is raised in a callback (of a weak reference, of an
+    import's lock, of C), and libraries clear some. What was not heard is raised again where work says how far it is."""
+
+    def __init__(self) -> None:
+        self.pending = False
+
+    def listen(self) -> None:
+        """From here on SIGINT is a KeyboardInterrupt until the process has ended by it."""
+        self.pending = False
+        signal.signal(signal.SIGINT, self._raise)
+        sys.unraisablehook = self._dropped
+
+    def ignore(self) -> None:
+        self.pending = False
+        sys.unraisablehook = sys.__unraisablehook__
+
+    def _raise(self, number: int, frame: Any) -> None:
+        self.pending = True
+        raise KeyboardInterrupt
+
+    def _dropped(self, what: Any) -> None:
+        if not issubclass(what.exc_type, KeyboardInterrupt):
+            sys.__unraisablehook__(what)
+            return
+        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))  # outside of the callback
+        again.daemon = True
+        again.start()
+
+    def check(self) -> None:
+        if self.pending and threading.current_thread() is threading.main_thread():
+            self.pending = False
+            raise KeyboardInterrupt
+
+
+interrupt = _Interrupt()
+
+
 @contextlib.contextmanager
 def bar(title: str, total: int | None = None, shown: bool = True) -> Iterator[Bar]:
     """Show this work while the block runs. shown False: neither this nor any work within the block."""
@@ -178,6 +217,7 @@ def hide() -> None:
 
 def at(done: int, note: str = "", total: int | None = None) -> None:
     """How far the innermost work is; see `Bar.at`."""
+    interrupt.check()
     if _screen.bars and not _screen.hidden:
         _screen.bars[-1].at(done, note, total)
 

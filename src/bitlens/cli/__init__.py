@@ -25,6 +25,8 @@ STUDIES = {
     "synthetic": "studies:synthetic", "sequence": "studies:sequence", "icl": "studies:icl", "compare": "studies:compare",
 }  # fmt: skip
 
+OUT_IS_A_FILE = {"faithfulness", "features", "labels", "compress"}
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit status: 0 done, 1 stopped or failed, 2 bad input, 130 interrupted."""
@@ -58,6 +60,9 @@ def main(arguments: list[str] | None = None) -> None:
         status = _fail("Stopped.", 128 + signal.SIGINT, called)
     finally:
         if former is signal.default_int_handler:
+            from bitlens.terminal import interrupt
+
+            interrupt.ignore()
             signal.signal(signal.SIGINT, former)
     if status:
         sys.exit(status)
@@ -130,18 +135,33 @@ def _announced(command: Command, name: str) -> Command:
     """The command, under a bar of its name; first it imports what takes seconds."""
     import functools
     import importlib
+    import inspect
 
     @functools.wraps(command)
     def call(*args: Any, **kwargs: Any) -> None:
         from bitlens import terminal
 
         with terminal.bar(name):
-            importlib.import_module("bitlens.bits")  # torch and numba
+            terminal.stage("load torch")
+            importlib.import_module("bitlens.bits")
+            terminal.stage("")
             if signal.getsignal(signal.SIGINT) is _die:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+                terminal.interrupt.listen()
+            _refuse_unwritable(inspect.signature(command).bind(*args, **kwargs).arguments, name)
             command(*args, **kwargs)
 
     return call
+
+
+def _refuse_unwritable(given: Mapping[str, Any], name: str) -> None:
+    """Files that a command ends with are told to be out of reach before its work, not after."""
+    from bitlens.files import refuse_unwritable
+
+    files = [given.get("json"), getattr(given.get("options"), "json", None)]
+    files += [given.get("out")] if name in OUT_IS_A_FILE else []
+    for path in files:
+        if path is not None:
+            refuse_unwritable(path)
 
 
 def _help(name: str, commands: Mapping[str, str]) -> str:

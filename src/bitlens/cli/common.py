@@ -12,6 +12,7 @@ from bitlens.errors import BitlensError
 
 Json = Path | None
 Device = str
+On = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]  # a flag --no-NAME; its help says what that does
 
 ModelName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Files = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE ...")]

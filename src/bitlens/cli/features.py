@@ -74,6 +74,7 @@ def features(
             _page(profile)
     else:
         show.rows(f"{codes}: {rows:,} rows", [_line(profile) for profile in shown])
+    show.out.print(show.SIGNS, style="dim")
     if out is not None:
         write_profiles(out, found)
     numbers = {"rows": rows, "outliers": corpus.outliers}

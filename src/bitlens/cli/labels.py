@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitlens.cli.common import CodesFolder, Json, write_result
+from bitlens.cli.common import CodesFolder, Json, On, write_result
 from bitlens.errors import BitlensError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def labels(
     labels: Path | None = None,
     store: Path | None = None,
     top: int = 10,
-    probes: bool = True,
+    probes: On = True,
     seed: int = 0,
     out: Path | None = None,
     json: Json = None,
@@ -36,7 +36,7 @@ def labels(
             {"text": ..., "spans": {"pos": [[start, end, "NOUN"], ...]}, "labels": {"genre": "news"}}.
         store: the hidden states behind the codes: probe these, too.
         top: latents shown for each labelling.
-        probes: fit logistic probes on k latents, on a sample of the rows.
+        probes: leave out the logistic probes on k latents, which are fitted on a sample of the rows.
         seed: seed of that sample.
         out: also write every latent's class and scores to this CSV file.
         json: also write the numbers to this file.

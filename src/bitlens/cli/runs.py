@@ -10,6 +10,7 @@ import tyro
 from bitlens.cli.common import (
     Device,
     Json,
+    On,
     RunFolder,
     Search,
     SearchFlags,
@@ -129,8 +130,8 @@ def evaluate(
     part: Literal["test", "all"] = "test",
     outliers: bool = False,
     contexts: int = 64,
-    ce: bool = True,
-    joint: bool = True,
+    ce: On = True,
+    joint: On = True,
     search: SearchFlags = Search(),  # noqa: B008
     device: Device = "auto",
     json: Json = None,
@@ -143,8 +144,8 @@ def evaluate(
         part: test: the held-out documents; all: every document, for text that the autoencoder was not trained on.
         outliers: with --part all, take rows of outlying norm, too; they are never trained on.
         contexts: contexts that the language model reads for the cross-entropy numbers.
-        ce: run the language model with reconstructions spliced in; --no-ce leaves it out.
-        joint: measure bits_joint; --no-joint leaves it out, which takes most of the time.
+        ce: leave out the cross-entropy numbers, for which the language model runs with reconstructions spliced in.
+        joint: leave out bits_joint, which takes most of the time.
         search: how the codes are found.
         device: auto, cpu, cuda.
         json: also write the numbers to this file.

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
-
-from bitlens.cli.common import Device, Files, Json, ModelName, open_text, write_result
+from bitlens.cli.common import Device, Files, Json, ModelName, On, open_text, write_result
 from bitlens.cli.flags import in_flags
 
 
@@ -19,7 +17,7 @@ def harvest(
     context: int = 256,
     batch_size: int = 16,
     max_rows: int | None = None,
-    packed: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: --packed)")] = True,
+    packed: On = True,
     test_fraction: float = 0.1,
     bos: bool | None = None,
     text_column: str = "text",
@@ -50,8 +48,7 @@ def harvest(
         context: tokens the model sees at once.
         batch_size: contexts a forward pass.
         max_rows: stop after so many tokens.
-        packed: what a context holds: --packed documents one after another until it is full, --no-packed the beginning
-            of one document.
+        packed: let every context hold the beginning of one document, instead of documents one after another until it is full.
         test_fraction: share of the documents that is held out; packed contexts hold either such documents or others.
         bos: begin every context with the BOS token; by default if the tokenizer does.
         text_column: column of the text in tables and datasets.

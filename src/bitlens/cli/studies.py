@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from bitlens import show, terminal
 from bitlens.cli.common import Json, write_result
-from bitlens.studies.cells import Row
-from bitlens.studies.compare import CompareConfig, run_compare
-from bitlens.studies.icl import IclConfig, run_icl
-from bitlens.studies.sequence import SequenceConfig, run_sequence
-from bitlens.studies.synthetic import SyntheticConfig, run_synthetic, summary
+from bitlens.studies.configs import CompareConfig, IclConfig, SequenceConfig, SyntheticConfig
+
+if TYPE_CHECKING:
+    from bitlens import terminal
+    from bitlens.studies.cells import Row
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,9 @@ def synthetic(
 
     Writes table.parquet, table.csv and figures. A stopped study goes on with --resume; so does one with more settings.
     """
+    from bitlens import show, terminal
+    from bitlens.studies.synthetic import run_synthetic, summary
+
     with terminal.bar("synthetic") as bar:
         rows = run_synthetic(config, options.out, **options.how(bar))
     lines = summary(rows)
@@ -67,6 +69,9 @@ def sequence(
 
     Writes table.parquet, table.csv and figures. A stopped study goes on with --resume.
     """
+    from bitlens import terminal
+    from bitlens.studies.sequence import run_sequence
+
     with terminal.bar("sequence") as bar:
         rows = run_sequence(config, options.out, **options.how(bar), say=_say)
     _done(options, rows, {"rows": rows})
@@ -77,6 +82,9 @@ def icl(options: Given, config: Annotated[IclConfig, tyro.conf.arg(name="")]) ->
 
     Writes table.parquet, table.csv and figures. A stopped study goes on with --resume.
     """
+    from bitlens import terminal
+    from bitlens.studies.icl import run_icl
+
     with terminal.bar("icl") as bar:
         rows = run_icl(config, options.out, **options.how(bar), say=_say)
     _done(options, rows, {"rows": rows})
@@ -91,6 +99,9 @@ def compare(
     Writes compare.md, table.parquet, table.csv and figures, and keeps the trained runs. A stopped study goes on with
     --resume, a training in the middle from its last checkpoint.
     """
+    from bitlens import show, terminal
+    from bitlens.studies.compare import run_compare
+
     with terminal.bar("compare") as bar:
         rows = run_compare(config, options.out, **options.how(bar))
     show.out.print(f"{options.out / 'compare.md'}: the tables", soft_wrap=True)
@@ -101,10 +112,14 @@ STUDIES = {"synthetic": synthetic, "sequence": sequence, "icl": icl, "compare": 
 
 
 def _say(stage: str) -> None:
+    from bitlens import show
+
     show.err.print(stage, soft_wrap=True)
 
 
 def _done(options: Options, rows: list[Row], result: dict[str, Any]) -> None:
+    from bitlens import show
+
     failed = [row for row in rows if "error" in row]
     for row in failed[:5]:
         settings = ", ".join(f"{name} {value}" for name, value in row.items() if name != "error")

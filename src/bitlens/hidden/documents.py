@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,9 @@ from bitlens.errors import BitlensError
 from bitlens.files import sha256
 from bitlens.hidden.models import BUNDLED
 from bitlens.hidden.reading import COMPRESSED, KNOWN, TextFile, column_of, ending, first_line, is_text
+from bitlens.options import Unit
 from bitlens.seeding import generator
 
-Unit = Literal["auto", "file", "paragraph", "line"]
 LONG, PIECE = 8000, 2000  # characters, four or so a token
 ABOUT_A_FOLDER = ("readme", "license", "licence")
 

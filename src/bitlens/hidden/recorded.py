@@ -11,8 +11,7 @@ from typing import Any
 
 from bitlens.errors import BitlensError
 from bitlens.files import sha256
-
-BUNDLED = "bundled"
+from bitlens.options import BUNDLED
 
 
 def bundled_folder() -> Path:

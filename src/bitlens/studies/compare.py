@@ -7,7 +7,7 @@ import json
 import re
 import statistics
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,75 +30,13 @@ from bitlens.hidden.store import COLUMNS
 from bitlens.information.moments import Covariance
 from bitlens.studies.cells import Cell, Report, Row, measure_cells, open_study, write_table
 from bitlens.studies.compare_report import CONTEXTS, draw, write_report
+from bitlens.studies.configs import ARCHITECTURES, BAE, CompareConfig
+from bitlens.studies.configs import COMPARE_VARIANTS as VARIANTS
 from bitlens.training import TrainConfig, train
 
-BAE = "BAE"
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    BAE: {},
-    "ReLU": {"architecture": "relu"},
-    "Gated": {"architecture": "gated"},
-    "TopK": {"architecture": "topk"},
-    "BatchTopK": {"architecture": "batch_topk"},
-    "JumpReLU": {"architecture": "jumprelu"},
-    "random": {"architecture": "random"},
-    "PCA": {"architecture": "pca"},
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "BAE, step": {"preset": "step"},
-    "BAE, measure": {"preset": "measure"},
-}
 BINARY = {BAE, "random", *VARIANTS}
 CUTS = (0.0, 0.25, 0.5, 0.75)  # quantiles of a latent's values where it is on, above which it may count as on
 CUT_EVERY = 32  # training rows from which the quantiles are taken
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """Settings of the study `compare`. Every baseline is led to the l0 of the BAE of the same width and price."""
-
-    store: str = ""
-    """a store of hidden states; by default layers.2 of the bundled model, harvested into the study's folder"""
-    architectures: tuple[str, ...] = tuple(ARCHITECTURES)
-    """what is compared, with every seed"""
-    variants: tuple[str, ...] = tuple(VARIANTS)
-    """binary autoencoders of other kinds, with the first seed"""
-    n_latents: tuple[int, ...] = ()
-    """widths; by default four times that of the hidden states"""
-    prices: tuple[float, ...] = (0.1, 0.2)
-    """prices of a bit, hence sparsities; those after the first with the first seed"""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """of the training"""
-    steps: int = 3000
-    """training steps"""
-    labels: Path | None = None
-    """labels of the store's text, as `bitlens labels` reads them; by default those that any text has"""
-    contexts: int = 64
-    """contexts that the language model reads for the cross-entropy numbers"""
-    test_fraction: float = field(default=0.1)
-    """share of the documents that is held out"""
-
-    def cells(self, name: str, width: int) -> list[dict[str, Any]]:
-        """What is measured of one architecture at one width."""
-        prices, seeds = (self.prices, self.seeds) if name in self.architectures else (self.prices[:1], self.seeds[:1])
-        if name == "PCA":  # closed form: seeds say nothing
-            seeds = seeds[:1]
-        return [
-            {"name": name, "n_latents": width, "price": price, "seed": seed}
-            for i, price in enumerate(prices)
-            for seed in (seeds if i == 0 else seeds[:1])
-        ]
-
-    def refuse_unknown(self) -> None:
-        for kind, names, known in (
-            ("architecture", self.architectures, ARCHITECTURES), ("variant", self.variants, VARIANTS)
-        ):  # fmt: skip
-            for name in names:
-                if name not in known:
-                    raise BitlensError(f"There is no {kind} '{name}'; choose from: {', '.join(known)}.")
-        if BAE not in self.architectures:
-            raise BitlensError(f"The comparison needs '{BAE}' among its architectures: its l0 is that of all others.")
-        if not self.prices or not self.seeds:
-            raise BitlensError("The comparison needs at least one price and one seed.")
 
 
 def run_compare(

@@ -13,17 +13,17 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, get_args
+from typing import Any
 
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import read_tensors, write_tensors
 from bitlens.hidden import LanguageModel, TensorSource
-from bitlens.hidden.models import BUNDLED
 from bitlens.information.probe import label_information
 from bitlens.studies.cells import Cell, Report, Row, library, measure_cells, open_study, write_table
+from bitlens.studies.configs import NO_DEMONSTRATIONS, IclConfig
 from bitlens.studies.figures import figure
 from bitlens.studies.measuring import measure_rows
 from bitlens.studies.prompts import (
@@ -43,75 +43,10 @@ from bitlens.studies.prompts import (
 from bitlens.training import TrainConfig, train
 from bitlens.training.signals import stop_on_signals
 
-Condition = Literal["correct", "shuffled", "unrelated"]
 TITLES = {"correct": "correct labels", "shuffled": "shuffled labels", "unrelated": "unrelated texts"}
 XLABEL, LEVEL = "demonstrations in the prompt", {"color": "#8a8a8a", "linewidth": 1}
-NO_DEMONSTRATIONS = "none"  # the condition of k = 0, which all others share
-FEWEST_PROMPTS = 50
 HIDDEN = "hidden."
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class IclConfig:
-    """Settings of the study."""
-
-    data: str
-    """labelled texts: a file (.jsonl, .jsonl.gz) or a dataset (NAME, NAME:CONFIG or a saved folder)"""
-    model: str = BUNDLED
-    """causal language model, by name or folder; 'bundled' is the one that comes with bitlens"""
-    text_column: str = "text"
-    """column of the text"""
-    label_column: str = "label"
-    """column of the label, whose name is the word that the model is to answer"""
-    split: str = "train"
-    """split of a dataset"""
-    template: str = "{text}\nAnswer: {label}\n\n"
-    """how a demonstration is written; the query is this up to the space before its label"""
-    ks: tuple[int, ...] = (0, 1, 2, 4, 8, 16)
-    """numbers of demonstrations"""
-    conditions: tuple[Condition, ...] = ("correct", "shuffled", "unrelated")
-    """correct: as labelled; shuffled: labels dealt anew, right by chance only; unrelated: other texts under the labels"""
-    balanced: bool = False
-    """every label equally often in a prompt, to within one; otherwise as often as they come"""
-    unrelated: str | None = None
-    """text whose sentences are the unrelated ones, of any kind that a corpus may be; None: the words of all texts of the
-    data, dealt at random into texts of the same lengths"""
-    n_prompts: int = 4000
-    """prompts of each condition and k, with the same queries; the last fifth is held out"""
-    max_tokens: int | None = None
-    """leave out texts that with their label have more tokens; None: as many as let the largest k fit into the context"""
-    hooks: tuple[str, ...] = ()
-    """hook points, in the order of their depth; empty: the output of every layer"""
-    seeds: tuple[int, ...] = (0,)
-    """each draws all prompts and trains all autoencoders again"""
-    n_latents: int | None = None
-    """latents of every autoencoder; None: four times the width of the hidden states"""
-    steps: int = 2000
-    """optimiser steps of every autoencoder"""
-    batch_size: int = 16
-    """prompts in a forward pass of the language model"""
-    dtype: str = "auto"
-    """of the language model: auto, float32, bfloat16 or float16"""
-    revision: str | None = None
-    """of a model from the hub"""
-    device: str = "auto"
-    """auto: the GPU if there is one"""
-
-    def refuse_nonsense(self) -> None:
-        """Whatever is wrong before any file is read."""
-        known = get_args(Condition)
-        if not self.ks or min(self.ks) < 0:
-            raise BitlensError(f"`ks` must be numbers of demonstrations from 0, not {list(self.ks)}.")
-        if not self.seeds or not self.conditions or not set(self.conditions) <= set(known):
-            raise BitlensError(f"Name at least one seed, and conditions among {', '.join(known)}.")
-        if self.n_prompts < FEWEST_PROMPTS:
-            raise BitlensError(f"{self.n_prompts} prompts are too few to measure on; take at least {FEWEST_PROMPTS}.")
-
-    def sets_of_prompts(self) -> list[tuple[str, int, int]]:
-        """(condition, k, seed) of every set; without demonstrations the conditions are one."""
-        named = lambda k: dict.fromkeys(self.conditions) if k else [NO_DEMONSTRATIONS]  # noqa: E731
-        return [(c, k, seed) for seed in dict.fromkeys(self.seeds) for k in sorted(set(self.ks)) for c in named(k)]
 
 
 def run_icl(

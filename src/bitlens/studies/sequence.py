@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,80 +20,20 @@ from torch import Tensor
 from bitlens.autoencoders import Autoencoder
 from bitlens.errors import BitlensError
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel, TensorSource
-from bitlens.hidden.documents import Unit
 from bitlens.hidden.harvest import folder_name, harvest
-from bitlens.hidden.models import BUNDLED
 from bitlens.hidden.text import ContextReader
 from bitlens.studies.cells import Cell, Report, Row, library, measure_cells, open_study, write_table
+from bitlens.studies.configs import SequenceConfig
 from bitlens.studies.figures import figure
 from bitlens.studies.measuring import measure_rows
-from bitlens.training import TrainConfig, train
-from bitlens.training.config import Preset
+from bitlens.training import train
 from bitlens.training.signals import stop_on_signals
 
-Kind = Literal["cell", "shared"]
 KINDS: dict[str, str] = {"cell": "an autoencoder for each position", "shared": "one autoencoder for all positions"}
 FEWEST_TRAINING, FEWEST_TEST = 64, 8
 SETTINGS = (
     "model", "revision", "model_digest", "corpus", "context_length", "packed", "prepend_bos", "dtype", "max_rows",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class SequenceConfig:
-    """Settings of the study."""
-
-    model: str = BUNDLED
-    """Hugging Face model, by name or folder; 'bundled' is the one that comes with bitlens"""
-    text: tuple[str, ...] = (BUNDLED,)
-    """files, folders of them, datasets (NAME or NAME:CONFIG), or 'bundled'"""
-    hooks: tuple[str, ...] = ()
-    """hook points, in the order of their depth; empty: the output of every layer"""
-    context: int = 64
-    """tokens the model sees at once"""
-    positions: tuple[int, ...] = ()
-    """positions in the context, from 0; empty: the first and the last that hold text, and the powers of two between"""
-    packed: bool = True
-    """what a context holds: --packed documents until it is full, --no-packed the beginning of one document"""
-    bos: bool | None = None
-    """begin every context with the BOS token; None: if the tokenizer does"""
-    text_column: str = "text"
-    """column of the text in tables and datasets"""
-    split: str = "train"
-    """split of a dataset"""
-    streaming: bool = False
-    """read a dataset over the network without downloading it first; with max_tokens, or it is read to its end"""
-    documents: Unit = "auto"
-    """what a document is; file: a file, or row of a table; auto: the same, but pieces of a long one"""
-    max_tokens: int | None = None
-    """read so many tokens of text; None: all"""
-    max_rows: int | None = None
-    """rows of a cell, at most; it has the same number at every position in any case"""
-    test_fraction: float = 0.1
-    """share of the documents that is held out of training"""
-    autoencoders: tuple[Kind, ...] = ("cell", "shared")
-    """cell: one for every layer and position; shared: one for every layer, measured at each position"""
-    seeds: tuple[int, ...] = (0,)
-    """each trains all autoencoders again"""
-    preset: Preset = "measure"
-    """of the training: measure, features or paper"""
-    n_latents: int | None = None
-    """latents of every autoencoder; None: four times the width of the hidden states"""
-    steps: int = 3000
-    """optimiser steps of every autoencoder"""
-    batch_size: int = 16
-    """contexts in a forward pass of the language model"""
-    dtype: str = "auto"
-    """of the language model: auto, float32, bfloat16 or float16"""
-    store_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
-    """of the stored hidden states; auto: the language model's"""
-    device: str = "auto"
-    """auto: the GPU if there is one"""
-
-    def training(self, seed: int) -> TrainConfig:
-        return TrainConfig(
-            preset=self.preset, n_latents=self.n_latents, steps=self.steps, device=self.device, seed=seed
-        )
 
 
 def run_sequence(

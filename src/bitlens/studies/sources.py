@@ -11,10 +11,9 @@ from torch import Tensor
 from bitlens.bits.statistics import binary_entropy
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator
+from bitlens.studies.configs import FAMILIES, NESTED
 
-FAMILIES = ("independent", "pairs", "chain", "tree", "nested", "magnitudes", "noise")
 COPY = 0.5  # chance that a bit copies its parent rather than being drawn anew
-NESTED = 4  # bits of one thermometer
 
 
 @dataclass(frozen=True)

@@ -5,95 +5,23 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bitlens.errors import BitlensError
 from bitlens.hidden import TensorSource
 from bitlens.seeding import generator
 from bitlens.studies.cells import Cell, Report, Row, measure_cells, open_study, write_table
+from bitlens.studies.configs import SYNTHETIC_VARIANTS as VARIANTS
+from bitlens.studies.configs import SyntheticConfig
 from bitlens.studies.measuring import measure_rows
-from bitlens.studies.sources import FAMILIES, NESTED, PlantedBits, hidden_states, shannon_bits
+from bitlens.studies.sources import PlantedBits, hidden_states, shannon_bits
 from bitlens.training import TrainConfig, train
 
 TEST = 0.2  # of the measured rows: their code length is what the others' models give
-VARIANTS: dict[str, dict[str, Any]] = {
-    "measure": {},
-    "features": {"preset": "features"},
-    "step": {"preset": "step"},
-    "paper gradient": {"surrogate": "paper"},
-    "straight-through": {"surrogate": "ste"},
-    "no entropy": {"lam": 0.0},
-    "no pruning": {"prune_at": (), "regrow_at": ()},
-    "covariance": {"gamma": 10.0},
-    "covariance, no pruning": {"gamma": 10.0, "prune_at": (), "regrow_at": ()},
-    "paper": {"preset": "paper"},
-}
-"""What is changed of the preset `measure`; `paper` is all of the paper's own settings but the number of steps."""
-
-
-@dataclass(frozen=True)
-class SyntheticConfig:
-    """Settings of the study `synthetic`. Nothing is tuned for a case: all are trained alike."""
-
-    families: tuple[str, ...] = FAMILIES
-    """kinds of planted bits"""
-    variants: tuple[str, ...] = tuple(VARIANTS)
-    """how autoencoders are trained: measure, on everything; all others on independent bits"""
-    ranks: tuple[int, ...] = (4, 8, 16, 32, 48, 64)
-    """numbers of planted bits; families in which bits depend on one another take those from 16"""
-    rates: tuple[float, ...] = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
-    """chances of a bit to be on, where bits are independent"""
-    other_rates: tuple[float, ...] = (0.5, 0.1)
-    """the same in all other families, and for all variants but measure"""
-    spreads: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
-    """of magnitudes: standard deviation of their logarithm"""
-    noises: tuple[float, ...] = (0.01, 0.03, 0.1, 0.2, 0.4)
-    """share of noise in the variance"""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """a source, its rows and the training are drawn anew for each"""
-    d_in: int = 64
-    """width of the hidden states"""
-    n_latents: int = 256
-    """latents of the autoencoder"""
-    rows: int = 8192
-    """rows to train on"""
-    measured_rows: int = 16384
-    """rows to measure on, all of them new"""
-    steps: int = 2000
-    """training steps"""
-
-    def cells(self) -> list[dict[str, Any]]:
-        """Everything that is measured, one dict of settings each."""
-        for name, values, known in (("family", self.families, FAMILIES), ("variant", self.variants, tuple(VARIANTS))):
-            for value in values:
-                if value not in known:
-                    raise BitlensError(f"There is no {name} '{value}'; choose from: {', '.join(known)}.")
-        if not self.ranks or max(self.ranks) > self.d_in:
-            raise BitlensError(f"Ranks of {list(self.ranks)} do not fit hidden states of width {self.d_in}.")
-        common, broad = self.other_rates, [r for r in self.ranks if r >= 16]
-        middle = [r for r in self.ranks if r == 32] or [max(self.ranks)]
-        plans: list[tuple[str, str, Sequence[int], Sequence[float], Sequence[float]]] = []
-        for family in self.families:
-            if family == "independent":
-                plans += [(family, "measure", self.ranks, self.rates, [0.0])]
-            elif family == "nested":
-                plans += [(family, "measure", [r for r in broad if r % NESTED == 0], [0.5], [0.0])]
-            elif family in ("magnitudes", "noise"):
-                plans += [(family, "measure", middle, common, self.spreads if family == "magnitudes" else self.noises)]
-            else:
-                plans += [(family, "measure", broad, common, [0.0])]
-        spread = sorted({self.ranks[len(self.ranks) // 3], self.ranks[-1], *middle})
-        plans += [("independent", v, spread, common, [0.0]) for v in self.variants if v != "measure"]
-        return [
-            {"family": family, "variant": variant, "rank": rank, "p": p, "strength": strength, "seed": seed}
-            for family, variant, ranks, rates, strengths in plans
-            for rank in ranks for p in rates for strength in strengths for seed in self.seeds
-        ]  # fmt: skip
 
 
 def run_synthetic(

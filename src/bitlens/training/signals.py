@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from bitlens import terminal
+
 
 class StopRequest:
     def __init__(self) -> None:
@@ -21,6 +23,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield request
         return
+    terminal.interrupt.check()
     former: dict[int, Any] = {}
 
     def handle(number: int, frame: Any) -> None:
