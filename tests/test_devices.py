@@ -98,7 +98,7 @@ def test_a_compressed_store(folders: dict[str, Path], tiny_store: ActivationStor
 
     def run(device: str) -> Any:
         autoencoder = Autoencoder.from_pretrained(folders["step"], device)
-        return compress_store(autoencoder, tiny_store, folders["step"], tmp_path / f"{device[:3]}.bits")
+        return compress_store(autoencoder, tiny_store, str(folders["step"]), str(tmp_path / f"{device[:3]}.bits"))
 
     here, there = on_both(run)
     assert here == there

@@ -170,6 +170,8 @@ def test_rows_of_outlying_norm_are_left_out_unless_they_are_asked_for(store, tmp
     both = evaluate(model, sinks, part="all", outliers=True)
     assert (both.rows, both.outliers) == (ROWS, 0)
     assert math.isfinite(both.bits_magnitudes)
+    covariance = torch.from_numpy(np.cov(rows_of(sinks, "all").T, bias=True))
+    assert both.bits_gaussian == pytest.approx(gaussian_bits(covariance, both.fvu)), "of the rows that are measured"
     with pytest.raises(BitlensError, match="can be taken with all"):
         evaluate(model, sinks, outliers=True)
 

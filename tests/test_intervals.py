@@ -147,3 +147,15 @@ def test_student_is_close_to_its_integral_and_its_table():
             assert float(student_p(torch.tensor(-t, dtype=torch.float64), freedom)) == pytest.approx(exact, rel=0.05)
     for freedom, quantile in ((1, 12.7062), (4, 2.7764), (4.9, 2.7764), (9, 2.2622), (10, 2.2281), (29, 2.0452)):
         assert student_quantile(freedom) == pytest.approx(quantile, rel=0.003)
+
+
+@pytest.mark.parametrize(("documents", "rate"), [(4000, 0.005), (100, 0.005), (10, 0.02)])
+def test_rare_latents_that_always_come_together_keep_their_edge(documents: int, rate: float) -> None:
+    random = torch.Generator().manual_seed(0)
+    bits = (torch.rand(4000, 32, generator=random) < rate).repeat_interleave(2, 1)  # pairs, each a bit and its copy
+    packed, document = PackedBits.pack(bits), torch.arange(documents).repeat_interleave(4000 // documents)
+    tree = chow_liu(co_occurrence(packed), len(packed))
+    kept = supported(tree, TreeCounts.of(packed, Blocks.of(len(packed), document), tree)).parents
+    assert int((kept >= 0).sum()) == 32
+    marginal, of_tree = plug_in_bits(packed, document)
+    assert of_tree == pytest.approx(marginal / 2, rel=0.01)

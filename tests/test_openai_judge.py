@@ -431,3 +431,52 @@ def test_a_run_that_is_killed_goes_on_without_paying_twice(tmp_path, stop):
         before = len(server.requests)
         subprocess.run(arguments, check=True)
         assert len(server.requests) == before
+
+
+def completion(message, **more):
+    return json.dumps({"choices": [{"message": message, "finish_reason": "stop"}], **more})
+
+
+@pytest.mark.parametrize(
+    "usage",
+    ["?", [3, 4], 7, {"prompt_tokens": -(10**6), "completion_tokens": -9}, {"prompt_tokens": 10**30, "completion_tokens": 1},
+     {"prompt_tokens": True, "completion_tokens": 2.5}],
+)  # fmt: skip
+def test_counts_of_tokens_that_make_no_sense_are_guessed(calls, usage):
+    body = completion({"content": "yes"}, usage=usage)
+    with LanguageModelServer(lambda prompt: Reply(body=body)) as server:
+        (verdict,) = judge_of(server, calls, prices=(4.0, 1.0)).answer([Question("a", "«b»")])
+        assert verdict.yes
+        assert calls.spent().input_tokens == math.ceil(len(server.prompts[0]) / 4)
+        assert 0 < calls.spent().cost < 1e-3
+
+
+def test_answers_in_parts_are_read(calls):
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "no"}]}, {"type": "text", "text": "yes"}]
+    with LanguageModelServer(lambda prompt: Reply(body=completion({"content": parts}))) as server:
+        assert judge_of(server, calls).answer([Question("a", "«b»")])[0].yes
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_an_answer_of_thoughts_alone_is_not_kept(calls, name):
+    """As of servers that take everything for a thought which never saw its end."""
+    thought = completion({"content": None, name: "Well, yes."})
+    with LanguageModelServer(by_letter, [Reply(body=thought)]) as server:
+        judge = judge_of(server, calls)
+        assert judge.answer([Question("a", "«a»")])[0].yes is not None
+        assert len(server.requests) == 2
+        server.rule = lambda prompt: Reply(body=thought)
+        (verdict,) = judge.answer([Question("a", "«z»")])
+        assert verdict.yes is None
+        assert not verdict.finished
+
+
+@pytest.mark.parametrize("error", [{"message": f"Insufficient credits of {KEY}", "code": 402}, "Insufficient credits"])
+def test_an_error_with_a_status_of_200_is_said(calls, monkeypatch, error):
+    monkeypatch.setenv("OTHER_KEY", KEY)
+    with LanguageModelServer(lambda prompt: Reply(body=json.dumps({"error": error}))) as server:
+        with pytest.raises(BitlensError, match="Insufficient credits") as caught:
+            judge_of(server, calls, key_variable="OTHER_KEY", attempts=2).answer([Question("a", "«b»")])
+        assert KEY not in str(caught.value)
+        assert len(server.requests) == 2

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitlens.autoencoders import Autoencoder, SkipTranscoder, Transcoder
+from bitlens.autoencoders import Autoencoder, SkipTranscoder, TopKAutoencoder, Transcoder
 from bitlens.cli import main
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
@@ -303,3 +303,12 @@ def test_a_transcoder_is_evaluated_on_its_targets(tmp_path, stores, pairs, archi
     told = json.loads((tmp_path / "numbers.json").read_text())
     assert told["fvu"] == pytest.approx(numbers.fvu)
     assert told["ce_spliced"] == pytest.approx(numbers.ce_spliced, rel=1e-4)
+
+
+def test_a_transcoder_is_measured_on_pairs_and_an_autoencoder_is_not(pairs: PairedStore, stores: Path) -> None:
+    with pytest.raises(BitlensError, match="give a `PairedStore`"):
+        evaluate(
+            Transcoder(pairs.d_in, LATENTS, k=K, d_out=pairs.d_out), ActivationStore(stores / "layers.1.mlp-input")
+        )
+    with pytest.raises(BitlensError, match="give the first"):
+        evaluate(TopKAutoencoder(pairs.d_in, LATENTS, k=K), pairs)

@@ -64,8 +64,8 @@ class Compression:
 def compress_store(
     autoencoder: Autoencoder,
     store: ActivationStore,
-    run: Path,
-    out: Path,
+    run: Path | str,
+    out: Path | str,
     *,
     documents: str = "all",
     exact: bool = False,
@@ -78,6 +78,7 @@ def compress_store(
     run: folder of the autoencoder. documents: `all`, or `test` for the held-out ones (of a split without any, the last
     fifth). exact: keep what the bits leave out, too. progress: show it on standard error.
     """
+    run, out = Path(run), Path(out)
     store.require_width(autoencoder.d_in)
     if not isinstance(autoencoder, BinaryAutoencoder):
         raise BitlensError(

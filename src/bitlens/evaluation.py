@@ -16,6 +16,7 @@ from bitlens.bits.statistics import dense, firing_rates
 from bitlens.causal.splice import Splice
 from bitlens.errors import BitlensError
 from bitlens.hidden.models import LanguageModel
+from bitlens.hidden.paired import PairedStore
 from bitlens.hidden.source import held_out
 from bitlens.hidden.split import unseen
 from bitlens.hidden.store import ActivationStore
@@ -117,10 +118,11 @@ def latent_numbers(autoencoder: Autoencoder, bits: PackedBits) -> dict[str, floa
     }  # fmt: skip
 
 
-def usual_covariance(autoencoder: Autoencoder, store: ActivationStore) -> Covariance:
-    """Covariance of what `autoencoder` reconstructs of all usual rows of the store, of training and of held-out ones."""
+def usual_covariance(autoencoder: Autoencoder, store: ActivationStore, part: str = "usual") -> Covariance:
+    """Covariance of what `autoencoder` reconstructs of all usual rows of the store, of training and of held-out ones; with
+    part `all` of outlying rows, too."""
     device = autoencoder.mean.device
-    return Covariance.of(autoencoder.pair(rows.hidden.to(device))[1] for rows in store.read("usual"))
+    return Covariance.of(autoencoder.pair(rows.hidden.to(device))[1] for rows in store.read(part))
 
 
 @terminal.shown("evaluate")
@@ -148,6 +150,11 @@ def evaluate(
     rest; otherwise it is None. progress: show it on standard error.
     """
     store.require_width(autoencoder.d_in)
+    if autoencoder.transcodes != isinstance(store, PairedStore):
+        raise BitlensError(
+            "A transcoder is measured on two stores of one harvest, an autoencoder on one: "
+            + ("give a `PairedStore`." if autoencoder.transcodes else "give the first.")
+        )
     if part not in ("test", "all") or (outliers and part == "test"):
         raise BitlensError(f"part is test or all, and rows of outlying norm can be taken with all; not {part!r}.")
     read = "test" if part == "test" else "all" if outliers else "usual"
@@ -173,7 +180,7 @@ def evaluate(
             if part == "test" else f"{store.path} has {n} rows of usual norm; two are needed."
         )  # fmt: skip
     fvu = variance.fvu(error)
-    gaussian = gaussian_bound(covariance or usual_covariance(autoencoder, store), fvu)
+    gaussian = gaussian_bound(covariance or usual_covariance(autoencoder, store, "all" if outliers else "usual"), fvu)
     bits = PackedBits(torch.cat(words), autoencoder.n_latents)
     latents = latent_numbers(autoencoder, bits)
     removed = autoencoder.metadata.get("n_latents_trained", autoencoder.n_latents) - autoencoder.n_latents

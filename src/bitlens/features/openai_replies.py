@@ -20,8 +20,11 @@ CUT = {"length", "model_length", "max_tokens", "max_output_tokens"}
 EXHAUSTED = re.compile(r"could not finish|output limit was reached", re.I)
 
 
+LARGEST = 1 << 40  # tokens that a server can have counted
+
+
 class Unreadable(Exception):
-    """A response that is no chat completion."""
+    """A response that is no chat completion, and what is wrong with it."""
 
 
 class Said(NamedTuple):
@@ -33,6 +36,8 @@ class Said(NamedTuple):
     """why it ended, if the server says"""
     usage: tuple[int, int] | None
     """tokens read and written, if the server says"""
+    only_thoughts: bool = False
+    """whether there are thoughts and nothing else"""
 
     def whole(self, limit: int) -> bool:
         """Whether the answer came to its end within so many tokens, thoughts included."""
@@ -40,24 +45,52 @@ class Said(NamedTuple):
             ended = (self.usage[1] if self.usage else len(self.answer.encode())) < limit
         else:
             ended = self.reason.lower() not in CUT
-        return ended and not unfinished(self.answer)
+        return ended and not self.only_thoughts and not unfinished(self.answer)
 
 
 def read_completion(body: str) -> Said:
     """Of the body of a response; Unreadable if it is no chat completion."""
+    completion: Any = None
     try:
         completion = json.loads(body)
         choice = completion["choices"][0]
-        reason, answer = choice.get("finish_reason"), choice["message"].get("content") or ""
-        if not isinstance(answer, str) or not isinstance(reason, str | None) or reason in ("abort", "error"):
+        reason, message = choice.get("finish_reason"), choice["message"]
+        answer = _text(message.get("content"))
+        if not isinstance(reason, str | None) or reason in ("abort", "error"):
             raise TypeError
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise Unreadable from None
-    usage = completion.get("usage") or {}
-    read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    counts = (read, written) if isinstance(read, int) and isinstance(written, int) else None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise Unreadable(_complaint(completion) or "its answer is not a chat completion") from None
+    thoughts = message.get("reasoning_content") or message.get("reasoning")
+    only_thoughts = bool(thoughts) and not answer.strip() and reason != "content_filter"
     answer = "" if reason == "content_filter" else answer.encode(errors="replace").decode()
-    return Said(answer, reason, counts)
+    return Said(answer, reason, _counts(completion.get("usage")), only_thoughts)
+
+
+def _text(content: Any) -> str:
+    """Of a message: a string, nothing, or parts, of which some may be thoughts."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part["type"] in ("text", "output_text"))
+    if not isinstance(content, str | None):
+        raise TypeError
+    return content or ""
+
+
+def _counts(usage: Any) -> tuple[int, int] | None:
+    """Tokens read and written, if that is what it says."""
+    if not isinstance(usage, dict):
+        return None
+    read: Any = usage.get("prompt_tokens")
+    written: Any = usage.get("completion_tokens")
+    return (read, written) if all(type(n) is int and 0 <= n < LARGEST for n in (read, written)) else None
+
+
+def _complaint(completion: Any) -> str:
+    """The error that some servers send with a status of 200; empty if it is none."""
+    error = completion.get("error") if isinstance(completion, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    return (
+        f"it says: {textwrap.shorten(message, 200, placeholder=' …').rstrip('.')}" if isinstance(message, str) else ""
+    )
 
 
 def refused_fields(error: Any, fields: Set[str]) -> set[str]:

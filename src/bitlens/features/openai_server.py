@@ -263,8 +263,8 @@ class _Run:
             setback = _Setback("the connection was lost")
         except TimeoutError:
             setback = _Setback(f"no answer in {seconds:g} s")
-        except Unreadable:
-            setback = _Setback("its answer is not a chat completion")
+        except Unreadable as error:
+            setback = _Setback(str(error).replace(server.key(), "…"))
         calls.lose(number, setback.reason)
         return setback
 

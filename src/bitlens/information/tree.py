@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bitlens.bits.kernel import kernel
 from bitlens.bits.packed import PackedBits
+from bitlens.bits.statistics import counted_information
 from bitlens.bits.words import torch_threads
 from bitlens.information.intervals import degrees_of_freedom, normal_deviate
 
@@ -136,24 +137,45 @@ class TreeCounts:
 def supported(tree: Tree, counts: TreeCounts) -> Tree:
     """The tree without the edges that are worth their cost only where rows of a document count as independent.
 
-    counts: of every document. The bits that an edge saves are those of its covariance over the standard error between
-    documents (Liang & Zeger 1986), as a normal deviate z of Student's t: z^2 / (2 ln 2). Of latents that are each on in whole
-    documents any two of few documents look related, by as many bits as the documents have rows. The parents of the others
-    stay, though a second best may have been better.
+    counts: of every document. The bits that an edge saves are divided by the design effect of its covariance (Rao & Scott
+    1984) and read as a normal deviate z of Student's t: z^2 / (2 ln 2). Of latents that are each on in whole documents any
+    two of few documents look related, by as many bits as the documents have rows. The parents of the others stay, though a
+    second best may have been better.
     """
-    documents = len(counts.rows)
     freedom = degrees_of_freedom(counts.rows)
     if freedom < 1:
         return Tree(torch.full_like(tree.parents, -1), tree.order)
-    rows, ons, both = (x.double() for x in (counts.rows[:, None], counts.ons, counts.both))
-    theirs, n = ons[:, tree.parents.clamp_min(0)], rows.sum()
-    p, q = ons.sum(0) / n, theirs.sum(0) / n
-    each = both - p * theirs - q * ons + p * q * rows  # these sum to the covariance, rows times
-    between = documents / (documents - 1) * each.square().sum(0)
-    variance = (between - each.sum(0).square() / documents).maximum(n * p * (1 - p) * q * (1 - q))
-    z = normal_deviate(each.sum(0) / variance.clamp_min(1e-300).sqrt(), freedom)
+    ons, both = counts.ons.sum(0), counts.both.sum(0)
+    n, theirs = int(counts.rows.sum()), ons[tree.parents.clamp_min(0)]
+    saved = n * counted_information(both, ons, theirs, n) / _design_effect(tree, counts)
+    z = normal_deviate((saved.clamp_min(0) * 2 * math.log(2)).sqrt(), freedom)
     worth = z.square() / (2 * math.log(2))
-    return Tree(torch.where(worth > _cost(int(n), len(tree.parents)), tree.parents, -1), tree.order)
+    return Tree(torch.where(worth > _cost(n, len(tree.parents)), tree.parents, -1), tree.order)
+
+
+def _design_effect(tree: Tree, counts: TreeCounts) -> Tensor:
+    """By what factor the variance between documents of each latent's covariance with its parent exceeds that of independent
+    rows of the same joint distribution, `[n_latents]`, at least 1."""
+    rows, ons, both = (x.double() for x in (counts.rows[:, None], counts.ons, counts.both))
+    documents, n, theirs = len(rows), rows.sum(), ons[:, tree.parents.clamp_min(0)]
+    p, q = ons.sum(0) / n, theirs.sum(0) / n
+
+    def between(each: Tensor) -> Tensor:
+        """Variance of a sum over documents, of which `each [documents, n_latents]` are the parts"""
+        return documents / (documents - 1) * (each - each.sum(0) / n * rows).square().sum(0)
+
+    each = both - p * theirs - q * ons + p * q * rows  # these sum to the covariance, rows times
+    a, b, c = both.sum(0), ons.sum(0), theirs.sum(0)
+    squares = a * ((1 - p) * (1 - q)).square() + (b - a) * ((1 - p) * q).square()
+    squares = squares + (c - a) * (p * (1 - q)).square() + (n - b - c + a) * (p * q).square()
+    within = squares - each.sum(0).square() / n
+    found = torch.where(within > 1e-9 * squares, between(each) / within.clamp_min(1e-300), 1.0)
+    # Two that are always alike, or never met, need not show it: then by how alike each is within documents.
+    alike = float(rows.square().sum() / n) - 1
+    excess, of_parent = (
+        (between(x) / (n * r * (1 - r)).clamp_min(1e-300) - 1).clamp_min(0) for x, r in ((ons, p), (theirs, q))
+    )
+    return found.maximum(1 + excess * of_parent.clamp_max(alike) / max(alike, 1.0))
 
 
 def _cost(rows: int, latents: int) -> float:
