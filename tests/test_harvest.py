@@ -480,8 +480,7 @@ def test_the_help_of_a_flag_says_what_the_flag_does(capsys):
     with pytest.raises(SystemExit):
         main(["harvest", "--help"])
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "--no-packed what a context holds: --packed documents one after another" in said
-    assert "--no-packed the beginning of one document. (default: --packed)" in said
+    assert "--no-packed let every context hold the beginning of one document" in said
 
 
 def test_bad_input_ends_with_one_sentence_and_status_2(bitlens_command, tiny_llama, text_folder, tmp_path):

@@ -81,7 +81,6 @@ def test_no_context_holds_training_and_held_out_documents(reader_of, fraction, l
     assert all(len(kind) == 1 for kind in kinds)
     assert {True} in kinds or not fraction
     assert kept_tokens(reader) == plain_tokens(reader, texts)
-    assert reader.apart(0.3).test_fraction == 0.3
     assert reader.test_fraction == fraction
 
 
