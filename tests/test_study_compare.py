@@ -294,3 +294,10 @@ def test_means_over_seeds_have_intervals_of_student() -> None:
     assert "**0.1100**" in line_of(rows[:-1], "fvu")
     stable = [{**row, "stability": 0.9 - 0.2 * (row["name"] == "B")} for row in rows[:-1]]
     assert "**" not in line_of(stable, "stability")
+
+
+def test_the_store_that_is_harvested_is_packed_for_the_share_that_is_held_out(text_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "TEXT", str(text_folder))
+    store = compare._store(CompareConfig(test_fraction=0.3), tmp_path)
+    assert store.packed_for == store.test_fraction == 0.3
+    assert len(compare._store(CompareConfig(test_fraction=0.3), tmp_path)) == len(store)

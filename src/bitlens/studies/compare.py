@@ -24,7 +24,7 @@ from bitlens.features.labelled import Labels, load_tokenizer, own_labels, read_l
 from bitlens.features.labels import MIN_GROUPS, best_labels, f1_scores, label_scores
 from bitlens.features.match import stability
 from bitlens.features.profile import token_scores
-from bitlens.hidden import ActivationStore, LanguageModel
+from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.models import BUNDLED
 from bitlens.hidden.store import COLUMNS
 from bitlens.information.moments import Covariance
@@ -34,6 +34,7 @@ from bitlens.studies.configs import ARCHITECTURES, BAE, CompareConfig
 from bitlens.studies.configs import COMPARE_VARIANTS as VARIANTS
 from bitlens.training import TrainConfig, train
 
+TEXT = BUNDLED  # of the store that is harvested where none is given
 BINARY = {BAE, "random", *VARIANTS}
 CUTS = (0.0, 0.25, 0.5, 0.75)  # quantiles of a latent's values where it is on, above which it may count as on
 CUT_EVERY = 32  # training rows from which the quantiles are taken
@@ -92,10 +93,13 @@ def _store(config: CompareConfig, out: Path) -> ActivationStore:
     if config.store:
         return ActivationStore(config.store, config.test_fraction)
     from bitlens.hidden.harvest import harvest
+    from bitlens.hidden.text import ContextReader
 
     path = out / "store"
     if not (path / "manifest.json").exists() or not json.loads((path / "manifest.json").read_text())["complete"]:
-        harvest(LanguageModel.load(BUNDLED, ["layers.2"]), BUNDLED, path, resume=path.exists())
+        model = LanguageModel.load(BUNDLED, ["layers.2"])
+        reader = ContextReader(Corpus((TEXT,)), model.tokenizer, 256, test_fraction=config.test_fraction)
+        harvest(model, reader, path, resume=path.exists())
     return ActivationStore(path, config.test_fraction)
 
 
