@@ -306,7 +306,7 @@ def test_a_transcoder_is_evaluated_on_its_targets(tmp_path, stores, pairs, archi
 
 
 def test_a_transcoder_is_measured_on_pairs_and_an_autoencoder_is_not(pairs: PairedStore, stores: Path) -> None:
-    with pytest.raises(BitlensError, match="give a `PairedStore`"):
+    with pytest.raises(BitlensError, match="give a PairedStore"):
         evaluate(
             Transcoder(pairs.d_in, LATENTS, k=K, d_out=pairs.d_out), ActivationStore(stores / "layers.1.mlp-input")
         )

@@ -27,6 +27,10 @@ from bitlens.training import TrainConfig, train
 HOOK = "layers.2"
 CONTEXT = 256
 MARKER = "demo.json"
+SIDE_BY_SIDE = (
+    "fvu", "l0", "dead", "dense", "highest_rate", "bits_joint", "bits_magnitudes", "bits_gaussian", "ce_loss_score",
+    "ce_loss_score_low", "ce_loss_score_high", "kl_div", "kl_div_low", "kl_div_high", "token_latents",
+)  # fmt: skip
 
 
 def run_demo(out: Path, n_latents: int = 1024, steps: int = 2000, overwrite: bool = False) -> dict[str, Any]:
@@ -51,8 +55,7 @@ def run_demo(out: Path, n_latents: int = 1024, steps: int = 2000, overwrite: boo
     show.marked(f"\n[bold]5. A rival[/bold]: TopK, of the same width and with as many latents on, {k}.")
     topk, _ = _run(store, replace(config, architecture="topk", k=k), out, "topk", causal)
     numbers = {"BAE": bae, f"TopK, k {k}": topk}
-    show.table("   Side by side", numbers)
-    show.out.print("   TopK's bits are its support alone: its float magnitudes come on top, a BAE has none.")
+    show.table("   Side by side", {name: {key: of[key] for key in SIDE_BY_SIDE} for name, of in numbers.items()})
     write_json(out / MARKER, {"bitlens": __version__, **numbers})
     show.marked(
         f"\nEverything is in [bold]{escape(str(out))}[/bold]: store, bae, topk, codes-bae, codes-topk and demo.json with "

@@ -153,7 +153,7 @@ def evaluate(
     if autoencoder.transcodes != isinstance(store, PairedStore):
         raise BitlensError(
             "A transcoder is measured on two stores of one harvest, an autoencoder on one: "
-            + ("give a `PairedStore`." if autoencoder.transcodes else "give the first.")
+            + ("give a PairedStore." if autoencoder.transcodes else "give the first.")
         )
     if part not in ("test", "all") or (outliers and part == "test"):
         raise BitlensError(f"part is test or all, and rows of outlying norm can be taken with all; not {part!r}.")
