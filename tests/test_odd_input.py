@@ -275,10 +275,13 @@ def test_so_is_a_file_of_results(command: str, tmp_path: Path, capsys: pytest.Ca
     assert "cannot be written" in refused(capsys, command, *given, "--out", tmp_path / "file" / "n.csv")
 
 
-@pytest.mark.skipif(os.getuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_to_is_named(made: Path, tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir(mode=0o555)
     as_others = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] if os.getuid() == 0 else []
+    if as_others and (
+        not shutil.which("setpriv") or subprocess.run([*as_others, "true"], stderr=subprocess.DEVNULL).returncode
+    ):
+        pytest.skip("root may write everywhere")
     command = [*as_others, *COMMAND, "train", made / "store", "--out", tmp_path / "kept", "--steps", 5]
     done = subprocess.run([str(c) for c in command], stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
