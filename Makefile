@@ -24,8 +24,8 @@ docs: .venv/base
 	$(BIN)/python tools/render_demo.py docs/demo.svg docs/demo.txt
 
 bench: .venv/bench
-	$(BIN)/bitlens bench
-	$(BIN)/python benchmarks/pruning.py
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.pruning
 
 .venv/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

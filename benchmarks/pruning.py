@@ -32,7 +32,9 @@ def main() -> None:
     P = Parameters(W_enc, b_enc, torch.randn(n, d, generator=seed) * n**-0.5, torch.zeros(d))
     price = Price("onbit", 0.02)
     code_rows(rows[:256], P).transpose()
-    prune(rows[:1024], Parameters(W_enc[:, :64], b_enc[:64], P.W_dec[:64], P.b_dec), price, 0.1)  # compiles the kernel
+    prune(
+        rows[:1024], Parameters(W_enc[:, :64], b_enc[:64], P.W_dec[:64], P.b_dec), price, 0.1
+    )  # compiles the kernel
     begun = time.perf_counter()
     pruned, survivors = prune(rows, P, price, 0.1)
     middle = time.perf_counter()

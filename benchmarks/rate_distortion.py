@@ -48,7 +48,9 @@ def rows_of(store: bl.ActivationStore, part: str, n: int) -> torch.Tensor:
 def cells(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Everything that is trained: (name, settings of the training)"""
     ours: list[dict[str, Any]] = [{"lam": lam, "seed": 0} for lam in args.prices]
-    ours += [{"lam": args.prices[len(args.prices) // 2], "seed": seed} for seed in args.seeds if seed]
+    ours += [
+        {"lam": args.prices[len(args.prices) // 2], "seed": seed} for seed in args.seeds if seed
+    ]
     theirs = [{"architecture": name, "k": k, "seed": 0} for name in args.rivals for k in args.k]
     common = {"n_latents": args.n_latents, "steps": args.steps}
     return [{**cell, **common} for cell in ours + theirs]
@@ -120,7 +122,12 @@ def draw(path: Path, title: str, points: list[dict[str, Any]], spread: Covarianc
         for name, colour in zip(dict.fromkeys(p["name"] for p in seen), COLOURS, strict=False):
             mine = sorted((p["fvu"], p["bits"]) for p in seen if p["name"] == name)
             label = name.replace("topk", "TopK").replace("pursuit", "codes by matching pursuit")
-            panel.plot(*zip(*mine, strict=True), "o-" if name.startswith("BAE") else "x", color=colour, label=label)
+            panel.plot(
+                *zip(*mine, strict=True),
+                "o-" if name.startswith("BAE") else "x",
+                color=colour,
+                label=label,
+            )
         panel.set(
             xlabel="fraction of variance unexplained, held out",
             ylabel="bits a row",
@@ -132,7 +139,9 @@ def draw(path: Path, title: str, points: list[dict[str, Any]], spread: Covarianc
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("store", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--n-latents", type=int, default=None)
@@ -148,7 +157,9 @@ def main() -> None:
     args.n_latents = args.n_latents or 4 * store.d_in
     spread, points = Covariance.of(rows.hidden for rows in store.read("usual")), []
     if gaussian_bound(spread, 0.5) is None:
-        parser.error(f"{args.store} has {spread.rows:,} rows, too few for the covariance of {store.d_in} components.")
+        parser.error(
+            f"{args.store} has {spread.rows:,} rows, too few for the covariance of {store.d_in} components."
+        )
     for cell in cells(args):
         key = zlib.crc32(json.dumps(cell, sort_keys=True).encode())
         kept = args.out / f"points-{key:08x}.json"
@@ -165,10 +176,13 @@ def main() -> None:
         p["gaussian"] = gaussian_bits(spread.matrix, p["fvu"])
     write_json(args.out / "points.json", {"bitlens": "rate_distortion", "points": points})
     print(
-        "| | fvu | l0 | bits | joint / magnitudes | over Gaussian | dense | highest | dead |\n| --- |" + " ---: |" * 8
+        "| | fvu | l0 | bits | joint / magnitudes | over Gaussian | dense | highest | dead |\n| --- |"
+        + " ---: |" * 8
     )
     for p in points:
-        name = f"{p['name']} " + (f"k {p['k']}, rise {p['rise']}" if "k" in p else f"lam {p['lam']}, seed {p['seed']}")
+        name = f"{p['name']} " + (
+            f"k {p['k']}, rise {p['rise']}" if "k" in p else f"lam {p['lam']}, seed {p['seed']}"
+        )
         print(
             f"| {name} | {p['fvu']:.3f} | {p['l0']:.1f} | {p['bits']:.0f} | {p['bits_joint']:.0f} / {p.get('bits_magnitudes', 0):.0f} "
             f"| {p['bits'] / max(p['gaussian'], 1e-9):.2f} | {p['dense']} | {p['highest_rate']:.2f} | {p['dead']} |"

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import bitlens as bl
-from bitlens.bench.rivals import TRAINERS, Run, Trainer, versions
+from benchmarks.speed.rivals import TRAINERS, Run, Trainer, versions
 from bitlens.hidden import Corpus
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.models import BUNDLED
@@ -35,9 +35,16 @@ from bitlens.information.moments import Variance, squared_error
 from bitlens.training.config import LEARNING_RATES
 
 ARCHITECTURES = ["relu", "gated", "topk", "batch_topk", "jumprelu"]
-AIMS_AT_L0 = ("dictionary-learning", "jumprelu")  # is told an l0; the others of WEIGHTS a weight of the sparsity term
+AIMS_AT_L0 = (
+    "dictionary-learning",
+    "jumprelu",
+)  # is told an l0; the others of WEIGHTS a weight of the sparsity term
 
-WEIGHTS = {"relu": 1.7, "gated": 2.0, "jumprelu": 2.5}  # of the sparsity term, where the search for an l0 begins
+WEIGHTS = {
+    "relu": 1.7,
+    "gated": 2.0,
+    "jumprelu": 2.5,
+}  # of the sparsity term, where the search for an l0 begins
 STEEPNESS = 0.6  # about how the weight that gives an l0 falls with it: as its power
 
 
@@ -55,8 +62,16 @@ class Point:
 class Contest:
     """One store, one length of run, and the autoencoders that are trained on it."""
 
-    def __init__(self, store: bl.ActivationStore, steps: int, batch_size: int, n_latents: int, seed: int) -> None:
-        self.store, self.steps, self.batch_size, self.n_latents, self.seed = store, steps, batch_size, n_latents, seed
+    def __init__(
+        self, store: bl.ActivationStore, steps: int, batch_size: int, n_latents: int, seed: int
+    ) -> None:
+        self.store, self.steps, self.batch_size, self.n_latents, self.seed = (
+            store,
+            steps,
+            batch_size,
+            n_latents,
+            seed,
+        )
         self.test = self.standardise(torch.cat([rows.hidden for rows in store.read("test")]))
         self.own = cache(self._own)
 
@@ -64,7 +79,9 @@ class Contest:
         return (rows.float() - self.store.mean) / self.store.scale
 
     @torch.no_grad()
-    def measure(self, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+    def measure(
+        self, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor]
+    ) -> tuple[float, float]:
         """(l0, fvu about the mean) on the held-out rows, sums in float64"""
         on, error, variance = 0.0, 0.0, Variance()
         for x in self.test.split(4096):
@@ -77,7 +94,12 @@ class Contest:
     def _own(self, architecture: Any, k: int) -> Point:
         begun = time.perf_counter()
         config = bl.TrainConfig(
-            architecture, n_latents=self.n_latents, steps=self.steps, batch_size=self.batch_size, k=k, seed=self.seed
+            architecture,
+            n_latents=self.n_latents,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            k=k,
+            seed=self.seed,
         )
         model = bl.train(self.store, config)
         seconds = time.perf_counter() - begun
@@ -93,7 +115,9 @@ class Contest:
             points.append(self.own(architecture, max(1, round(l0) + more)))
         return points
 
-    def _trainer(self, library: str, architecture: str, sparsity: float, lr: float | None) -> Trainer:
+    def _trainer(
+        self, library: str, architecture: str, sparsity: float, lr: float | None
+    ) -> Trainer:
         torch.manual_seed(self.seed)
         shape = (self.store.d_in, self.n_latents, self.steps, self.batch_size)
         return TRAINERS[library](Run(architecture, *shape, sparsity, lr))
@@ -110,7 +134,9 @@ class Contest:
         result = trainer.finish()
         return Point(*self.measure(result.encode, result.decode), seconds, lr, sparsity)
 
-    def reference_at(self, library: str, architecture: str, lr: float, l0: float, tries: int) -> list[Point]:
+    def reference_at(
+        self, library: str, architecture: str, lr: float, l0: float, tries: int
+    ) -> list[Point]:
         """References of one learning rate, up to the first whose l0 is within 5 % of this one."""
         weighted = architecture in WEIGHTS and (library, architecture) != AIMS_AT_L0
         sparsity, points = WEIGHTS[architecture] if weighted else l0, []
@@ -142,14 +168,20 @@ def compare(
     contest: Contest, library: str, architecture: str, lrs: list[float] | None, k: int, tries: int
 ) -> dict[str, Any]:
     """The best of a library's learning rates at l0 k, and bitlens at the l0 that it has."""
-    rates = set(lrs or (LEARNING_RATES[architecture], contest.default_lr(library, architecture), 1e-3))
+    rates = set(
+        lrs or (LEARNING_RATES[architecture], contest.default_lr(library, architecture), 1e-3)
+    )
     found = [contest.reference_at(library, architecture, lr, k, tries) for lr in sorted(rates)]
     ends = [min(points, key=lambda p: apart(p, k)) for points in found]
-    ranked = zip(ends, found, strict=True)  # a line to far from its points says nothing: those that came near go first
+    ranked = zip(
+        ends, found, strict=True
+    )  # a line to far from its points says nothing: those that came near go first
     best = min(ranked, key=lambda pair: (max(apart(pair[0], k), 0.25), fvu_at(pair[1], k)))[0]
     own = contest.own_at(architecture, best.l0)
     nearest, fvu = min(own, key=lambda p: apart(p, best.l0)), fvu_at(own, best.l0)
-    as_good = "l0 missed" if apart(nearest, best.l0) > 0.1 else "yes" if fvu <= 1.02 * best.fvu else "no"
+    as_good = (
+        "l0 missed" if apart(nearest, best.l0) > 0.1 else "yes" if fvu <= 1.02 * best.fvu else "no"
+    )
     return {
         "architecture": architecture, "library": f"{library} {versions()[library]}", "lr": best.lr, "l0": best.l0,
         "own_l0": nearest.l0, "interpolated": len(own) > 1, "own_fvu": fvu, "fvu": best.fvu,
@@ -159,19 +191,28 @@ def compare(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--n-latents", type=int, default=1024)
     parser.add_argument("--k", type=int, default=32, help="the l0 that is aimed at")
-    parser.add_argument("--lrs", type=float, nargs="+", help="learning rates of which a reference takes the best")
     parser.add_argument(
-        "--tries", type=int, default=3, help="most trainings of a reference to come within 5 %% of the l0"
+        "--lrs", type=float, nargs="+", help="learning rates of which a reference takes the best"
+    )
+    parser.add_argument(
+        "--tries",
+        type=int,
+        default=3,
+        help="most trainings of a reference to come within 5 %% of the l0",
     )
     parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
     parser.add_argument("--libraries", nargs="+", choices=list(TRAINERS), default=list(TRAINERS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--store", type=Path, help="by default layers.2 of the bundled model is harvested")
+    parser.add_argument(
+        "--store", type=Path, help="by default layers.2 of the bundled model is harvested"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     lines = []

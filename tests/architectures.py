@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 
 LAYERS, WIDTH, VOCABULARY = 3, 32, 400
 SIZES: dict[str, Any] = {
@@ -47,12 +50,20 @@ def _sizes(config: Any) -> dict[str, Any]:
     """Small values for the sizes that this configuration has."""
     names = set(config.to_dict()) - set(getattr(config, "sub_configs", {}))
     latent = {"head_dim": None, "num_key_value_heads": 4} if "kv_lora_rank" in names else {}
-    return {name: value for name, value in (SIZES | latent).items() if name in names and value is not None}
+    return {
+        name: value
+        for name, value in (SIZES | latent).items()
+        if name in names and value is not None
+    }
 
 
 def _parts(config: Any) -> dict[str, Any]:
     parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", {})}
-    return {name: {"model_type": p.model_type, **_sizes(p)} for name, p in parts.items() if p is not None}
+    return {
+        name: {"model_type": p.model_type, **_sizes(p)}
+        for name, p in parts.items()
+        if p is not None
+    }
 
 
 KINDS = [*dict.fromkeys([*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_MAPPING_NAMES])]

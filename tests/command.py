@@ -38,10 +38,16 @@ class Command:
     """
 
     def __init__(
-        self, arguments: list[str], log: Path, constants: dict[str, Any] | None = None, file_limit: int | None = None
+        self,
+        arguments: list[str],
+        log: Path,
+        constants: dict[str, Any] | None = None,
+        file_limit: int | None = None,
     ) -> None:
         self.log = log
-        self._process = _forks.Process(target=_run, args=(arguments, str(log), constants or {}, file_limit))
+        self._process = _forks.Process(
+            target=_run, args=(arguments, str(log), constants or {}, file_limit)
+        )
         self._process.start()
 
     def wait(self) -> int:

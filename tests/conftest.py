@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: no test reaches for the network
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # before anything imports huggingface_hub: no test reaches for the network
+)
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import random
@@ -48,7 +50,13 @@ def english(seed: int, sentences: int) -> str:
     ]
     verbs = ["watched", "followed", "forgot", "carried", "painted", "heard", "found", "praised"]
     adjectives = ["old", "quiet", "green", "broken", "distant", "clever", "heavy", "golden"]
-    endings = ["in the morning", "before the storm", "without a word", "near the harbour", "for many years"]
+    endings = [
+        "in the morning",
+        "before the storm",
+        "without a word",
+        "near the harbour",
+        "for many years",
+    ]
 
     def sentence() -> str:
         first, second = draw.sample(nouns, 2)
@@ -63,7 +71,9 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 text files of 4 to 12 sentences; a file is a document."""
     folder = tmp_path_factory.mktemp("text")
     for index in range(20):
-        (folder / f"{index:02d}.txt").write_text(english(index, 4 + index * 5 % 9), encoding="utf-8")
+        (folder / f"{index:02d}.txt").write_text(
+            english(index, 4 + index * 5 % 9), encoding="utf-8"
+        )
     return folder
 
 
@@ -76,7 +86,10 @@ def make_tokenizer() -> Callable[..., Any]:
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=[BOS, EOS, PAD, UNK, CLS, SEP], initial_alphabet=alphabet, show_progress=False
+        vocab_size=400,
+        special_tokens=[BOS, EOS, PAD, UNK, CLS, SEP],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     core.train_from_iterator([english(seed, 20) for seed in range(20)], trainer)
     trained = core.to_str()
@@ -87,12 +100,16 @@ def make_tokenizer() -> Callable[..., Any]:
         if around == "bert":
             names |= {"cls_token": CLS, "sep_token": SEP}
             special = [(CLS, own.token_to_id(CLS)), (SEP, own.token_to_id(SEP))]
-            own.post_processor = processors.TemplateProcessing(single=f"{CLS} $A {SEP}", special_tokens=special)
+            own.post_processor = processors.TemplateProcessing(
+                single=f"{CLS} $A {SEP}", special_tokens=special
+            )
         else:
             names |= {"bos_token": BOS, "eos_token": EOS}
         if around == "bos":
             special = [(BOS, own.token_to_id(BOS))]
-            own.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=special)
+            own.post_processor = processors.TemplateProcessing(
+                single=f"{BOS} $A", special_tokens=special
+            )
         return transformers.PreTrainedTokenizerFast(tokenizer_object=own, **names)
 
     return make
@@ -106,7 +123,12 @@ def tokenizer(make_tokenizer: Callable[..., Any]) -> Any:
 
 def random_model(kind: str, vocabulary: int) -> transformers.PreTrainedModel:
     """A random model of 4 layers of width 32: llama, gpt2, gpt_neox, qwen3, bert or t5."""
-    common: dict[str, Any] = {"vocab_size": vocabulary, "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1}
+    common: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "pad_token_id": 2,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
     usual = common | {
         "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": 2 * WIDTH,
         "max_position_embeddings": 128, "initializer_range": 0.2,
@@ -116,7 +138,13 @@ def random_model(kind: str, vocabulary: int) -> transformers.PreTrainedModel:
         config = transformers.LlamaConfig(**usual, num_key_value_heads=2)
         return transformers.LlamaForCausalLM(config)
     if kind == "gpt2":
-        sizes = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128, "initializer_range": 0.2}
+        sizes = {
+            "n_embd": WIDTH,
+            "n_layer": LAYERS,
+            "n_head": HEADS,
+            "n_positions": 128,
+            "initializer_range": 0.2,
+        }
         return transformers.GPT2LMHeadModel(transformers.GPT2Config(**common, **sizes))
     if kind == "gpt_neox":
         return transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**usual))
@@ -126,13 +154,21 @@ def random_model(kind: str, vocabulary: int) -> transformers.PreTrainedModel:
     if kind == "bert":
         return transformers.BertForMaskedLM(transformers.BertConfig(**usual))
     if kind == "t5":
-        sizes = {"d_model": WIDTH, "d_kv": 8, "d_ff": 2 * WIDTH, "num_layers": 2, "num_heads": HEADS}
+        sizes = {
+            "d_model": WIDTH,
+            "d_kv": 8,
+            "d_ff": 2 * WIDTH,
+            "num_layers": 2,
+            "num_heads": HEADS,
+        }
         return transformers.T5ForConditionalGeneration(transformers.T5Config(**common, **sizes))
     raise ValueError(kind)
 
 
 @pytest.fixture(scope="session")
-def make_model(tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Callable[..., Any]) -> Callable[[str], Path]:
+def make_model(
+    tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Callable[..., Any]
+) -> Callable[[str], Path]:
     """`make_model(kind)` -> folder of a saved random model (see `random_model`) with its tokenizer."""
     saved: dict[str, Path] = {}
 
@@ -155,11 +191,15 @@ def tiny_llama(make_model: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def harvested(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, text_folder: Path) -> Path:
+def harvested(
+    tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, text_folder: Path
+) -> Path:
     """Folder of the store behind `tiny_store`."""
     folder = tmp_path_factory.mktemp("stores") / "llama-layers.1"
     model = LanguageModel.load(str(tiny_llama), ["layers.1"], device="cpu")
-    harvest(model, ContextReader(Corpus((str(text_folder),)), model.tokenizer, 32), folder, batch_size=4)
+    harvest(
+        model, ContextReader(Corpus((str(text_folder),)), model.tokenizer, 32), folder, batch_size=4
+    )
     return folder
 
 
@@ -175,7 +215,11 @@ def bitlens_command(tmp_path: Path) -> Any:
     commands: list[Command] = []
 
     def start(*arguments: object, **settings: Any) -> Command:
-        commands.append(Command([str(a) for a in arguments], tmp_path / f"command-{len(commands)}.log", **settings))
+        commands.append(
+            Command(
+                [str(a) for a in arguments], tmp_path / f"command-{len(commands)}.log", **settings
+            )
+        )
         return commands[-1]
 
     yield start

@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import (
+    _DummyBackendModule,
+    _setup_privateuseone_for_python_backend,
+)
 
 NAME = "elsewhere"
 
@@ -52,34 +55,51 @@ class Elsewhere(torch.Tensor):
         raise TypeError("can't convert a tensor of another device to numpy; use Tensor.cpu() first")
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return run(function, args, kwargs or {})
 
 
 class OneDevice(TorchDispatchMode):
     """Where tensors can be made elsewhere."""
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return run(function, args, kwargs or {})
 
 
 def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = function._schema.name
-    tensors = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+    tensors = [
+        x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)
+    ]
     there = any(isinstance(x, Elsewhere) for x in tensors)
     if there and name not in MOVES:
         for x in tensors:
             if not isinstance(x, Elsewhere) and x.ndim:
-                index = "index" in name and x.dtype in (torch.int64, torch.bool)  # an index may be on the CPU
+                index = "index" in name and x.dtype in (
+                    torch.int64,
+                    torch.bool,
+                )  # an index may be on the CPU
                 assert index, f"{name} mixes devices"
-    named = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.device)]
+    named = [
+        x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.device)
+    ]
     if named:
         there = named[0].type == NAME
     elif name == "aten::copy_":
         there = isinstance(args[0], Elsewhere)
 
     def inner(x: Any) -> Any:
-        return x.inner if isinstance(x, Elsewhere) else torch.device("cpu") if isinstance(x, torch.device) else x
+        return (
+            x.inner
+            if isinstance(x, Elsewhere)
+            else torch.device("cpu")
+            if isinstance(x, torch.device)
+            else x
+        )
 
     args, kwargs = tree_map(inner, (args, kwargs))
     kwargs.pop("pin_memory", None)

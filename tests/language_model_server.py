@@ -64,7 +64,9 @@ class LanguageModelServer(ThreadingHTTPServer):
         return [request["messages"][-1]["content"] for request in self.requests]
 
     def __enter__(self) -> LanguageModelServer:
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -130,7 +132,11 @@ class _Handler(BaseHTTPRequestHandler):
             with self.server.lock:
                 self.server.tokens[0] += read
                 self.server.tokens[1] += written
-            completion["usage"] = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+            completion["usage"] = {
+                "prompt_tokens": read,
+                "completion_tokens": written,
+                "total_tokens": read + written,
+            }
         return json.dumps(completion)
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -144,7 +150,10 @@ REFUSALS = {
 
 
 def _refusal(message: str) -> Reply:
-    return Reply(status=400, body=json.dumps({"error": {"message": message, "type": "invalid_request_error"}}))
+    return Reply(
+        status=400,
+        body=json.dumps({"error": {"message": message, "type": "invalid_request_error"}}),
+    )
 
 
 def _limit(request: dict[str, Any]) -> int:
@@ -159,4 +168,8 @@ def by_letter(prompt: str) -> str:
     letter = json.loads(explanation[1])
     texts = [json.loads(text) for text in re.findall(r'^(?:Text:|\d+\.) (".*")$', prompt, re.M)]
     answers = ["yes" if re.search(r"«(.)", text)[1] == letter else "no" for text in texts]  # type: ignore[index]
-    return answers[0] if len(answers) == 1 else "\n".join(f"{i}. {answer}" for i, answer in enumerate(answers, 1))
+    return (
+        answers[0]
+        if len(answers) == 1
+        else "\n".join(f"{i}. {answer}" for i, answer in enumerate(answers, 1))
+    )

@@ -48,7 +48,13 @@ def read(model):
 
 
 def names(layers):
-    blocks = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post", "hook_normalized_resid_post")
+    blocks = (
+        "hook_resid_pre",
+        "hook_attn_out",
+        "hook_mlp_out",
+        "hook_resid_post",
+        "hook_normalized_resid_post",
+    )
     return [f"hidden_states[{i}]" for i in range(layers + 1)] + [
         f"blocks.{i}.{k}" for i in range(layers) for k in blocks
     ]
@@ -63,7 +69,9 @@ def accepted(of, call):
             kept.append(name)
         except BitlensError as error:
             refused[name] = str(error)
-    assert not any("\n" in refusal or "could not be loaded" in refusal for refusal in refused.values()), refused
+    assert not any(
+        "\n" in refusal or "could not be loaded" in refusal for refusal in refused.values()
+    ), refused
     return kept
 
 
@@ -72,13 +80,17 @@ def close(one, other):
 
 
 def transformers_own(folder):
-    whole, loading = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    whole, loading = transformers.AutoModel.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
     if loading["missing_keys"] - {"pooler.dense.weight", "pooler.dense.bias"}:
         pytest.skip("transformers does not read what it wrote")
     whole.eval()
     whole.config.use_cache = whole.config.get_text_config().use_cache = False
     with torch.no_grad():
-        return whole, getattr(whole(input_ids=tokens(), output_hidden_states=True), "hidden_states", None) or ()
+        return whole, getattr(
+            whole(input_ids=tokens(), output_hidden_states=True), "hidden_states", None
+        ) or ()
 
 
 def check(folder, names, states):
@@ -92,10 +104,13 @@ def check(folder, names, states):
         model.hooks = [hook]
         assert torch.equal(read(model)[0], together[name]), f"{name} alone and together"
     for index, state in enumerate(states):
-        assert torch.equal(together.get(f"hidden_states[{index}]", state), state), f"hidden_states[{index}]"
+        assert torch.equal(together.get(f"hidden_states[{index}]", state), state), (
+            f"hidden_states[{index}]"
+        )
     for layer in range(LAYERS):
         pre, attention, mlp, post = (
-            together.get(f"blocks.{layer}.hook_{kind}") for kind in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+            together.get(f"blocks.{layer}.hook_{kind}")
+            for kind in ("resid_pre", "attn_out", "mlp_out", "resid_post")
         )
         if attention is not None and mlp is not None:
             assert close(pre + attention + mlp, post), f"layer {layer}"
@@ -113,7 +128,9 @@ EXPECTED = {
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_what_hook_points_mean(folder_of, kind):
     alone = {}
-    kept = accepted(names(LAYERS), lambda name: alone.update({name: read(load(folder_of(kind), name))[0]}))
+    kept = accepted(
+        names(LAYERS), lambda name: alone.update({name: read(load(folder_of(kind), name))[0]})
+    )
     together = check(folder_of(kind), kept, transformers_own(folder_of(kind))[1])
     assert all(torch.equal(alone[name], together[name]) for name in kept)
     states, added = (sum(word in name for name in kept) for word in ("hidden_states", "_out"))
@@ -128,7 +145,11 @@ def test_what_hook_points_mean_everywhere(folder_of, kind):
     with torch.inference_mode():
         architecture = Architecture(whole, whole.config)
         trace = Trace(whole, architecture, torch.tensor([[211, 57]]), partial=False)
-    check(folder, accepted(names(architecture.layers), lambda name: trace.find(architecture.want(name))), states)
+    check(
+        folder,
+        accepted(names(architecture.layers), lambda name: trace.find(architecture.want(name))),
+        states,
+    )
 
 
 # --- what a model's configuration does not say -----------------------------------------------------------------------
@@ -136,23 +157,33 @@ def test_what_hook_points_mean_everywhere(folder_of, kind):
 
 def test_the_models_own_paths_go_before_other_names(folder_of):
     model = load(folder_of("mpt"), "blocks.1.ffn", "layers.1.ffn", "blocks.1.hook_mlp_out")
-    assert [hook.path for hook in model.hooks] == ["blocks.1.ffn", "blocks.1.ffn", "blocks.1.ffn.down_proj"]
+    assert [hook.path for hook in model.hooks] == [
+        "blocks.1.ffn",
+        "blocks.1.ffn",
+        "blocks.1.ffn.down_proj",
+    ]
     assert load(folder_of("mpt"), *(hook.name for hook in model.hooks)).hooks == model.hooks
 
 
 def test_a_list_that_is_not_the_residual_stream_is_not_called_layers(folder_of):
     assert load(folder_of("xlm"), "attentions.1").hooks[0].transformer_lens is None
-    for name in ("layers.1", "blocks.1.hook_resid_post"):  # XLM has a list for attentions, one for norms, one for MLPs
+    for name in (
+        "layers.1",
+        "blocks.1.hook_resid_post",
+    ):  # XLM has a list for attentions, one for norms, one for MLPs
         with pytest.raises(BitlensError, match=r"hook a module path, for example attentions"):
             load(folder_of("xlm"), name)
 
 
 @pytest.mark.parametrize(
-    "kind", ["llama", "bert", "roberta", "xlm-roberta", "mpnet", "esm", "opt", "gpt2", "mamba", "mpt"]
+    "kind",
+    ["llama", "bert", "roberta", "xlm-roberta", "mpnet", "esm", "opt", "gpt2", "mamba", "mpt"],
 )
 def test_the_longest_context_is_as_long_as_the_model_reads(folder_of, kind):
     model = load(folder_of(kind), "layers.0")
-    longest = {"roberta": 125, "xlm-roberta": 125, "mpnet": 126, "esm": 125, "mamba": None}.get(kind, 128)
+    longest = {"roberta": 125, "xlm-roberta": 125, "mpnet": 126, "esm": 125, "mamba": None}.get(
+        kind, 128
+    )
     assert model.longest_context() == longest
     model.hidden_states(torch.full((1, longest or 128), 50))
     assert load(folder_of("xlnet")).longest_context() is None  # it says -1
@@ -165,7 +196,10 @@ def test_padding_beyond_the_embedding_is_another_token_and_text_beyond_it_refuse
     expected = model.hidden_states(ids, mask)["layers.1"]
     found = model.hidden_states(ids.masked_fill(mask == 0, 50_000), mask)["layers.1"]
     assert torch.equal(found[mask.bool()], expected[mask.bool()])
-    with pytest.raises(BitlensError, match="gives the token 50000, but the model has embeddings for 400 tokens only"):
+    with pytest.raises(
+        BitlensError,
+        match="gives the token 50000, but the model has embeddings for 400 tokens only",
+    ):
         model.hidden_states(torch.full((1, 4), 50_000))
 
 
@@ -191,7 +225,8 @@ def test_a_model_of_images_and_text_is_refused_in_a_sentence(folder_of):
 
 
 @pytest.mark.parametrize(
-    ("kind", "causal"), [("llama", True), ("gemma3", True), ("llava", True), ("xlnet", False), ("bert", False)]
+    ("kind", "causal"),
+    [("llama", True), ("gemma3", True), ("llava", True), ("xlnet", False), ("bert", False)],
 )
 def test_only_causal_models_have_a_next_token_loss(folder_of, kind, causal):
     folder = folder_of(kind)
@@ -230,13 +265,24 @@ def test_weights_that_are_missing_are_refused_where_they_are_needed(
     folder = shutil.copytree(folder_of(kind), tmp_path / "copy")
     weights = load_file(folder / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if lacking not in name}
-    assert len(kept) < len(weights) or (kind, lacking) in {("gpt2", "lm_head"), ("bert", "pooler")}, list(weights)
+    assert len(kept) < len(weights) or (kind, lacking) in {
+        ("gpt2", "lm_head"),
+        ("bert", "pooler"),
+    }, list(weights)
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     if needed:
-        with pytest.raises(BitlensError, match=r"are incomplete: they lack|have other shapes than its config"):
+        with pytest.raises(
+            BitlensError, match=r"are incomplete: they lack|have other shapes than its config"
+        ):
             LanguageModel.load(str(folder), [hook], device="cpu", causal=causal)
     else:
         whole = LanguageModel.load(str(folder_of(kind)), [hook], device="cpu", causal=causal)
         assert torch.equal(
-            *(read(m)[0] for m in (whole, LanguageModel.load(str(folder), [hook], device="cpu", causal=causal)))
+            *(
+                read(m)[0]
+                for m in (
+                    whole,
+                    LanguageModel.load(str(folder), [hook], device="cpu", causal=causal),
+                )
+            )
         )

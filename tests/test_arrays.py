@@ -28,7 +28,9 @@ def save_h5(path, arrays):
 
 
 def save_parquet(path, arrays):
-    pyarrow.parquet.write_table(pyarrow.table({k: v.tolist() if v.ndim > 1 else v for k, v in arrays.items()}), path)
+    pyarrow.parquet.write_table(
+        pyarrow.table({k: v.tolist() if v.ndim > 1 else v for k, v in arrays.items()}), path
+    )
 
 
 SAVE = {
@@ -56,7 +58,10 @@ def saved_npy(path, array):
 def all_rows(store):
     parts = list(store.read())
     hidden = torch.cat([rows.hidden for rows in parts])
-    return hidden, {name: torch.cat([rows.columns[name] for rows in parts]).tolist() for name in parts[0].columns}
+    return hidden, {
+        name: torch.cat([rows.columns[name] for rows in parts]).tolist()
+        for name in parts[0].columns
+    }
 
 
 def refusal(*files, out, **settings):
@@ -73,7 +78,11 @@ def refusal(*files, out, **settings):
 @pytest.mark.parametrize("suffix", SAVE)
 def test_every_format_with_its_columns(tmp_path, suffix):
     hidden = states(ROWS, WIDTH)
-    columns = {"ids": np.arange(ROWS) * 3, "text": np.arange(ROWS) // 7, "place": np.arange(ROWS)[::-1].copy()}
+    columns = {
+        "ids": np.arange(ROWS) * 3,
+        "text": np.arange(ROWS) // 7,
+        "place": np.arange(ROWS)[::-1].copy(),
+    }
     file = saved(tmp_path / f"a{suffix}", hidden=hidden, **columns)
     names = {"tokens": "ids", "documents": "text", "positions": "place"}
     store = import_arrays([file], tmp_path / "out", **names, name="protein model")
@@ -107,14 +116,26 @@ def test_items_with_positions_are_documents(tmp_path, suffix):
     saved_npy(file, hidden) if suffix == ".npy" else saved(file, hidden=hidden)
     found, columns = all_rows(import_arrays([file], tmp_path / "out"))
     assert np.array_equal(found.numpy(), hidden.reshape(20, WIDTH))
-    assert columns == {"token": [-1] * 20, "document": [i // 4 for i in range(20)], "position": [0, 1, 2, 3] * 5}
+    assert columns == {
+        "token": [-1] * 20,
+        "document": [i // 4 for i in range(20)],
+        "position": [0, 1, 2, 3] * 5,
+    }
 
 
 def test_columns_of_items_may_be_of_the_item_or_of_each_position(tmp_path):
-    arrays = {"hidden": states(3, 2, WIDTH), "text": np.array([7, 8, 9]), "ids": np.arange(6).reshape(3, 2)}
+    arrays = {
+        "hidden": states(3, 2, WIDTH),
+        "text": np.array([7, 8, 9]),
+        "ids": np.arange(6).reshape(3, 2),
+    }
     file = saved(tmp_path / "a.npz", **arrays)
     _, columns = all_rows(import_arrays([file], tmp_path / "out", tokens="ids", documents="text"))
-    assert columns == {"token": [0, 1, 2, 3, 4, 5], "document": [7, 7, 8, 8, 9, 9], "position": [0, 1] * 3}
+    assert columns == {
+        "token": [0, 1, 2, 3, 4, 5],
+        "document": [7, 7, 8, 8, 9, 9],
+        "position": [0, 1] * 3,
+    }
 
 
 @pytest.mark.parametrize("shape", [(ROWS, WIDTH), (15, 4, WIDTH)])
@@ -125,7 +146,9 @@ def test_files_follow_one_another_in_shards(tmp_path, monkeypatch, shape):
     store = import_arrays(files, tmp_path / "out")
     found, columns = all_rows(store)
     assert [shard["rows"] for shard in store.shards] == [16, 16, 16, 12] * 2
-    assert np.array_equal(found.numpy(), np.concatenate([part.reshape(-1, WIDTH) for part in parts]))
+    assert np.array_equal(
+        found.numpy(), np.concatenate([part.reshape(-1, WIDTH) for part in parts])
+    )
     assert columns["document"] == [i // (ROWS // shape[0]) for i in range(2 * ROWS)]
 
 
@@ -143,7 +166,9 @@ def test_precisions_and_byte_orders(tmp_path, dtype, stored):
 def test_bfloat16(tmp_path):
     hidden = torch.from_numpy(states(ROWS, WIDTH)).bfloat16()
     save_file({"hidden": hidden}, tmp_path / "a.safetensors")
-    assert torch.equal(all_rows(import_arrays([tmp_path / "a.safetensors"], tmp_path / "out"))[0], hidden)
+    assert torch.equal(
+        all_rows(import_arrays([tmp_path / "a.safetensors"], tmp_path / "out"))[0], hidden
+    )
 
 
 def test_columns_in_fortran_order(tmp_path):
@@ -159,8 +184,12 @@ def test_the_array_is_found_or_named(tmp_path):
     assert not (tmp_path / "out").exists()
     store = import_arrays([file], tmp_path / "out", hidden="second")
     assert np.array_equal(all_rows(store)[0].numpy(), arrays["second"])
-    nested = saved(tmp_path / "b.h5", **{"layer/7/hidden": arrays["first"], "layer/7/flags": arrays["flags"]})
-    assert np.array_equal(all_rows(import_arrays([nested], tmp_path / "nested"))[0].numpy(), arrays["first"])
+    nested = saved(
+        tmp_path / "b.h5", **{"layer/7/hidden": arrays["first"], "layer/7/flags": arrays["flags"]}
+    )
+    assert np.array_equal(
+        all_rows(import_arrays([nested], tmp_path / "nested"))[0].numpy(), arrays["first"]
+    )
 
 
 def test_an_imported_store_is_trained_on_like_any_other(tmp_path):
@@ -170,12 +199,18 @@ def test_an_imported_store_is_trained_on_like_any_other(tmp_path):
     assert {tuple(row) for row in rows.tolist()} < {tuple(row) for row in hidden.tolist()}
 
 
-@pytest.mark.parametrize("kind", [pyarrow.list_, pyarrow.large_list, lambda item: pyarrow.list_(item, WIDTH)])
+@pytest.mark.parametrize(
+    "kind", [pyarrow.list_, pyarrow.large_list, lambda item: pyarrow.list_(item, WIDTH)]
+)
 @pytest.mark.parametrize("item", [pyarrow.float32(), pyarrow.float64(), pyarrow.float16()])
 def test_lists_of_one_length_in_chunks_and_slices(tmp_path, kind, item):
     hidden = states(ROWS, WIDTH).astype(np.float16)
-    column = pyarrow.chunked_array([pyarrow.array(list(part), kind(item)) for part in (hidden[:7], hidden[7:])])
-    pyarrow.parquet.write_table(pyarrow.table({"hidden": column.slice(3)}), tmp_path / "a.parquet", row_group_size=9)
+    column = pyarrow.chunked_array(
+        [pyarrow.array(list(part), kind(item)) for part in (hidden[:7], hidden[7:])]
+    )
+    pyarrow.parquet.write_table(
+        pyarrow.table({"hidden": column.slice(3)}), tmp_path / "a.parquet", row_group_size=9
+    )
     found, _ = all_rows(import_arrays([tmp_path / "a.parquet"], tmp_path / "out"))
     assert np.array_equal(found.float().numpy(), hidden[3:].astype(np.float32))
 
@@ -190,7 +225,9 @@ def test_lists_of_lists_are_items_with_positions(tmp_path):
 
 def test_a_file_is_known_by_what_it_holds(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    first, same, other = (saved(tmp_path / f"{i}.NPZ", hidden=states(6, 4, seed=i // 2)) for i in range(3))
+    first, same, other = (
+        saved(tmp_path / f"{i}.NPZ", hidden=states(6, 4, seed=i // 2)) for i in range(3)
+    )
     stores = [import_arrays([file], tmp_path / f"out-{file.stem}") for file in (first, same, other)]
     stores.append(import_arrays([Path("~/0.NPZ")], tmp_path / "home"))
     corpora = [store.manifest["corpus"] for store in stores]
@@ -230,7 +267,9 @@ def test_a_plain_pickle_is_never_loaded(tmp_path):
 
 def test_mixed_widths(tmp_path):
     files = [saved_npy(tmp_path / f"{width}.npy", states(ROWS, width)) for width in (8, 9)]
-    assert f"{files[1]} has hidden states of width 9, the files before it 8" in refusal(*files, out=tmp_path / "out")
+    assert f"{files[1]} has hidden states of width 9, the files before it 8" in refusal(
+        *files, out=tmp_path / "out"
+    )
 
 
 @pytest.mark.parametrize(
@@ -238,15 +277,25 @@ def test_mixed_widths(tmp_path):
     [
         ({"hidden": states(4)}, {}, "has 0 matrices of floats (hidden [4])"),
         ({"hidden": np.ones((4, 8), int)}, {}, "has 0 matrices of floats"),
-        ({"hidden": states(4, 8)}, {"hidden": "other"}, "has no array 'other', only: hidden [4, 8]"),
-        ({"hidden": states(4, 8), "x": states(4)}, {"hidden": "x"}, "is not a matrix of floats but [4]"),
+        (
+            {"hidden": states(4, 8)},
+            {"hidden": "other"},
+            "has no array 'other', only: hidden [4, 8]",
+        ),
+        (
+            {"hidden": states(4, 8), "x": states(4)},
+            {"hidden": "x"},
+            "is not a matrix of floats but [4]",
+        ),
         ({"hidden": states(4, 8)}, {"tokens": "ids"}, "has no array 'ids'"),
         ({"hidden": states(4, 8), "ids": np.arange(5)}, {"tokens": "ids"}, "must hold 4 integers"),
         ({"hidden": states(4, 8), "ids": states(4)}, {"documents": "ids"}, "must hold 4 integers"),
     ],
 )
 def test_arrays_that_do_not_fit(tmp_path, arrays, settings, sentence):
-    assert sentence in refusal(saved(tmp_path / "a.npz", **arrays), out=tmp_path / "out", **settings)
+    assert sentence in refusal(
+        saved(tmp_path / "a.npz", **arrays), out=tmp_path / "out", **settings
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -286,14 +335,23 @@ def test_lists_that_are_not_asked_for_may_be_as_they_are(tmp_path):
         "odd": [[{"a": 1}], [], []],
     }
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
-    assert np.array_equal(all_rows(import_arrays([tmp_path / "a.parquet"], tmp_path / "out"))[0].numpy(), hidden)
-    assert "Row 1 of the column 'tokens'" in refusal(tmp_path / "a.parquet", out=tmp_path / "two", tokens="tokens")
+    assert np.array_equal(
+        all_rows(import_arrays([tmp_path / "a.parquet"], tmp_path / "out"))[0].numpy(), hidden
+    )
+    assert "Row 1 of the column 'tokens'" in refusal(
+        tmp_path / "a.parquet", out=tmp_path / "two", tokens="tokens"
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (4, 0), (0, 3, 8), (4, 0, 8)])
 def test_arrays_of_no_rows(tmp_path, shape):
-    sentence = refusal(saved_npy(tmp_path / "a.npy", np.zeros(shape, np.float32)), out=tmp_path / "out")
-    assert f"The array 'hidden' of {tmp_path / 'a.npy'} has no rows or no width: it is {list(shape)}" in sentence
+    sentence = refusal(
+        saved_npy(tmp_path / "a.npy", np.zeros(shape, np.float32)), out=tmp_path / "out"
+    )
+    assert (
+        f"The array 'hidden' of {tmp_path / 'a.npy'} has no rows or no width: it is {list(shape)}"
+        in sentence
+    )
 
 
 @pytest.mark.parametrize("suffix", [".npy", *SAVE])
@@ -336,6 +394,10 @@ def test_a_folder_that_is_not_empty_is_refused_and_replaced_when_asked(tmp_path)
     assert (tmp_path / "link").is_symlink()
     assert len(ActivationStore(tmp_path / "out")) == ROWS
     (tmp_path / "to nothing").symlink_to(tmp_path / "new")
-    assert len(import_arrays([file], tmp_path / "to nothing")) == len(ActivationStore(tmp_path / "new")) == ROWS
+    assert (
+        len(import_arrays([file], tmp_path / "to nothing"))
+        == len(ActivationStore(tmp_path / "new"))
+        == ROWS
+    )
     assert "was not written by this command" in refusal(file, out=tmp_path, overwrite=True)
     assert file.exists()

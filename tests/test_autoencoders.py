@@ -93,7 +93,9 @@ def test_topk_is_its_formula():
     for row, largest in enumerate(z.argsort(1, descending=True)[:, :3].tolist()):
         codes[row, largest] = z[row, largest].clamp_min(0)
     assert torch.allclose(model.encode(x), codes, atol=1e-5)
-    assert torch.allclose(model(x), (codes @ model.W_dec + model.b_dec) * 2.5 + model.mean, atol=1e-4)
+    assert torch.allclose(
+        model(x), (codes @ model.W_dec + model.b_dec) * 2.5 + model.mean, atol=1e-4
+    )
     assert torch.allclose(model.W_dec.norm(dim=1), torch.ones(LATENTS))
 
 
@@ -166,7 +168,10 @@ def test_canonical_twice_is_canonical_once():
     model, x = build(), states(3000)
     once = model.canonical(model.encode(x).double().mean(0))
     twice = once.canonical(once.encode(x).double().mean(0))
-    assert all(torch.equal(a, b) for a, b in zip(once.state_dict().values(), twice.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(once.state_dict().values(), twice.state_dict().values(), strict=True)
+    )
 
 
 def test_canonical_drops_what_is_constant_but_for_one_row_in_ten_thousand():
@@ -211,7 +216,8 @@ def test_the_files_have_the_documented_layout(model, tmp_path):
         "d_sae": n_latents,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": isinstance(model, SparseAutoencoder) and not isinstance(model, Transcoder),
+        "apply_b_dec_to_input": isinstance(model, SparseAutoencoder)
+        and not isinstance(model, Transcoder),
         "normalize_activations": "none",
         **own,
         "metadata": model.metadata,
@@ -229,7 +235,10 @@ OWN_SHAPES = {
 @pytest.mark.parametrize("name", OWN_SHAPES)
 def test_the_weights_have_the_documented_shapes(name, tmp_path):
     build(name).save(tmp_path)
-    shapes = {name: list(tensor.shape) for name, tensor in read_tensors(tmp_path / "sae_weights.safetensors").items()}
+    shapes = {
+        name: list(tensor.shape)
+        for name, tensor in read_tensors(tmp_path / "sae_weights.safetensors").items()
+    }
     assert shapes == {
         "W_enc": [D, LATENTS], "b_enc": [LATENTS], "W_dec": [LATENTS, D], "b_dec": [D], "mean": [D], "scale": [],
         **OWN_SHAPES[name],

@@ -59,18 +59,25 @@ def build(architecture: str) -> Any:
 
 def in_float64(model: Autoencoder) -> Any:
     """The parameters as float64 leaves."""
-    return SimpleNamespace(**{k: v.detach().double().requires_grad_() for k, v in model.named_parameters()})
+    return SimpleNamespace(
+        **{k: v.detach().double().requires_grad_() for k, v in model.named_parameters()}
+    )
 
 
 def learner_of(model: Autoencoder, **changes: Any) -> Any:
-    config = settings(architecture=model.architecture, n_latents=LATENTS, k=K, **changes).resolved(D, "cpu")
+    config = settings(architecture=model.architecture, n_latents=LATENTS, k=K, **changes).resolved(
+        D, "cpu"
+    )
     learner = make_learner(model, config, lambda n, seed: torch.randn(n, D, generator=seed))
     learner.step = config.steps // 2  # past the warm-up
     return learner
 
 
 def gradients(model: Autoencoder) -> dict[str, Tensor]:
-    return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in model.named_parameters()
+    }
 
 
 # --- the functions --------------------------------------------------------------------------------------------------
@@ -102,7 +109,9 @@ def test_each_is_its_papers_formula(architecture):
     codes = code_by_hand(model, P, (x.double() - model.mean) / 2.5 - P.b_dec)
     assert 0.05 < (codes > 0).double().mean() < 0.8
     torch.testing.assert_close(model.encode(x).double(), codes, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(model(x).double(), (codes @ P.W_dec + P.b_dec) * 2.5 + model.mean, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        model(x).double(), (codes @ P.W_dec + P.b_dec) * 2.5 + model.mean, atol=1e-4, rtol=1e-5
+    )
     assert torch.equal(model.encode_bits(x).unpack(torch.bool), model.encode(x) > 0)
 
 
@@ -143,16 +152,30 @@ def test_gated_has_the_loss_and_the_gradients_of_its_paper():
     (expected.mean() / D).backward()
     torch.testing.assert_close(losses.total.double(), expected.mean() / D)
     for name, gradient in gradients(model).items():
-        torch.testing.assert_close(gradient.double(), getattr(P, name).grad, atol=1e-6, rtol=1e-4, msg=name)
+        torch.testing.assert_close(
+            gradient.double(), getattr(P, name).grad, atol=1e-6, rtol=1e-4, msg=name
+        )
 
 
 def test_gated_auxiliary_loss_moves_the_gate_and_not_the_decoder():
     model = build("gated")
     losses, _ = learner_of(model).losses(random(40, D, seed=11))
     by = dict(model.named_parameters())
-    moved = dict(zip(by, torch.autograd.grad(losses.auxiliary, list(by.values()), allow_unused=True), strict=True))
-    assert {name for name, gradient in moved.items() if gradient is not None} == {"W_enc", "b_enc", "b_dec"}
-    torch.testing.assert_close(moved["b_dec"], -model.W_enc @ moved["b_enc"])  # as what is subtracted from the input
+    moved = dict(
+        zip(
+            by,
+            torch.autograd.grad(losses.auxiliary, list(by.values()), allow_unused=True),
+            strict=True,
+        )
+    )
+    assert {name for name, gradient in moved.items() if gradient is not None} == {
+        "W_enc",
+        "b_enc",
+        "b_dec",
+    }
+    torch.testing.assert_close(
+        moved["b_dec"], -model.W_enc @ moved["b_enc"]
+    )  # as what is subtracted from the input
 
 
 def test_jumprelu_thresholds_move_by_the_kernel_estimates():
@@ -167,7 +190,9 @@ def test_jumprelu_thresholds_move_by_the_kernel_estimates():
     error = (codes @ P.W_dec + P.b_dec - x).square().mean()
     (g,) = torch.autograd.grad(error, codes)
     torch.testing.assert_close(losses.mse.double(), error)
-    torch.testing.assert_close(losses.price.double(), weight * (codes > 0).double().sum(1).mean() / D)
+    torch.testing.assert_close(
+        losses.price.double(), weight * (codes > 0).double().sum(1).mean() / D
+    )
 
     threshold, bias = torch.zeros(LATENTS).double(), torch.zeros(LATENTS).double()
     near = 0
@@ -180,7 +205,9 @@ def test_jumprelu_thresholds_move_by_the_kernel_estimates():
             threshold[j] += weight / len(x) / D * (-1 / width * kernel)
             bias[j] += g[row, j] * (value > theta)
     assert 20 < near < z.numel() / 2
-    torch.testing.assert_close(gradients(model)["threshold"].double(), threshold, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(
+        gradients(model)["threshold"].double(), threshold, atol=1e-6, rtol=1e-4
+    )
     torch.testing.assert_close(gradients(model)["b_enc"].double(), bias, atol=1e-6, rtol=1e-4)
 
 
@@ -207,7 +234,9 @@ def test_dead_latents_reconstruct_what_is_left():
     losses.auxiliary.backward()
     expected.backward()
     for name in ("W_enc", "b_enc", "W_dec"):
-        torch.testing.assert_close(gradients(model)[name].double(), getattr(P, name).grad, atol=1e-7, rtol=1e-4)
+        torch.testing.assert_close(
+            gradients(model)[name].double(), getattr(P, name).grad, atol=1e-7, rtol=1e-4
+        )
     assert not gradients(model)["W_dec"][~dead].any()
 
 
@@ -264,13 +293,18 @@ def test_a_checkpoint_holds_what_the_learner_remembers(tmp_path, architecture, n
 
 @pytest.mark.parametrize("architecture", LED)
 def test_the_weight_leads_to_k_latents(architecture):
-    source, config = TensorSource(rows()), settings(architecture=architecture, k=5, steps=600, log_every=600)
+    source, config = (
+        TensorSource(rows()),
+        settings(architecture=architecture, k=5, steps=600, log_every=600),
+    )
     on = (train(source, config).encode(rows()) > 0).sum(1).double().mean()
     assert 5 / 1.5 < on < 5 * 1.5
 
 
 @pytest.mark.parametrize("architecture", LED)
-def test_the_weight_goes_up_with_more_than_k_and_down_with_fewer_and_stays_where_it_is_given(architecture):
+def test_the_weight_goes_up_with_more_than_k_and_down_with_fewer_and_stays_where_it_is_given(
+    architecture,
+):
     x = random(50, D, seed=11)
     for change, direction in (({"k": 1}, 1), ({"k": LATENTS}, -1), ({"k": 1, "sparsity": 0.3}, 0)):
         model = build(architecture)
@@ -288,7 +322,12 @@ def test_the_weight_goes_up_with_more_than_k_and_down_with_fewer_and_stays_where
 def test_a_higher_weight_leaves_fewer_latents_on():
     source = TensorSource(rows())
     on = [
-        float((train(source, settings(architecture="relu", sparsity=s, steps=200)).encode(rows()) > 0).sum())
+        float(
+            (
+                train(source, settings(architecture="relu", sparsity=s, steps=200)).encode(rows())
+                > 0
+            ).sum()
+        )
         for s in (0.1, 1.0)
     ]
     assert on[1] < 0.7 * on[0]

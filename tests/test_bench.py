@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import tyro
+from benchmarks.speed.__main__ import bench
+from benchmarks.speed.cases import CASES
+from benchmarks.speed.machine import peaks
+from benchmarks.speed.rivals import versions
+from benchmarks.speed.run import run_bench
+from benchmarks.speed.timing import interleaved, peak_growth
 
-from bitlens.bench.cases import CASES
-from bitlens.bench.machine import peaks
-from bitlens.bench.rivals import versions
-from bitlens.bench.run import run_bench
-from bitlens.bench.timing import interleaved, peak_growth
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import nearest
-from bitlens.cli import main
 from bitlens.errors import BitlensError
 
 QUICK = ["--sizes", "64x128", "--rows", "4096", "--budget", "0"]
@@ -24,7 +25,7 @@ QUICK = ["--sizes", "64x128", "--rows", "4096", "--budget", "0"]
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
     path = tmp_path_factory.mktemp("bench") / "numbers.json"
     cases = [case for case in CASES if case != "harvest"]  # the slow one is in a test of its own
-    main(["bench", *QUICK, "--cases", *cases, "--json", str(path)])
+    tyro.cli(bench, args=[*QUICK, "--cases", *cases, "--json", str(path)])
     return json.loads(path.read_text())
 
 
@@ -73,9 +74,11 @@ def test_harvest_is_held_against_the_bare_forward_pass() -> None:
         (["--rows", "10"], "at least 4,096 rows"),
     ],
 )
-def test_bad_input_gets_one_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_gets_one_sentence(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as exit:
-        main(["bench", *arguments])
+        tyro.cli(bench, args=[*arguments])
     assert exit.value.code == 2
     error = capsys.readouterr().err
     assert sentence in error
@@ -84,7 +87,9 @@ def test_bad_input_gets_one_sentence(arguments: list[str], sentence: str, capsys
 
 def test_functions_take_turns() -> None:
     calls: list[str] = []
-    timings = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, budget=0)
+    timings = interleaved(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, budget=0
+    )
     assert calls == list("aabb" + "ab" * 3)
     assert timings["a"].seconds >= 0
 
@@ -118,12 +123,14 @@ def test_search_finds_what_faiss_finds() -> None:
     index.add(codes.numpy().view(np.uint8))
     distances, _ = index.search(queries.numpy().view(np.uint8), 10)
     own, indices = nearest(queries, codes, 10)
-    assert torch.equal(own, torch.from_numpy(distances))  # which of the equally near ones is up to faiss
+    assert torch.equal(
+        own, torch.from_numpy(distances)
+    )  # which of the equally near ones is up to faiss
     assert all(len(set(row.tolist())) == 10 for row in indices)
 
 
 def test_a_rival_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bitlens.bench import rivals
+    from benchmarks.speed import rivals
 
     monkeypatch.setattr(rivals, "versions", dict)
     with pytest.raises(BitlensError, match="needs it installed"):

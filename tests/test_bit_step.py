@@ -21,10 +21,12 @@ def rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
 
 def learner(d: int, n_latents: int, reference: bool, **changes) -> StepLearner:
     """A learner at its start, the same one whenever it is asked for the same."""
-    config = TrainConfig(**{"preset": "step", "n_latents": n_latents, "reference": reference, **changes}).resolved(
-        d, "cpu"
+    config = TrainConfig(
+        **{"preset": "step", "n_latents": n_latents, "reference": reference, **changes}
+    ).resolved(d, "cpu")
+    made = StepLearner(
+        BinaryAutoencoder(d, n_latents), config, lambda n, seed: torch.randn(n, d, generator=seed)
     )
-    made = StepLearner(BinaryAutoencoder(d, n_latents), config, lambda n, seed: torch.randn(n, d, generator=seed))
     made.start()
     return made
 
@@ -78,11 +80,16 @@ def test_a_step_is_that_of_autograd(monkeypatch, preset, gamma, weighting, branc
 
 @branches
 @pytest.mark.parametrize("gamma", [0.0, 10.0])
-@pytest.mark.parametrize(("d", "n_latents"), [(1, 1), (3, 15), (16, 16), (17, 63), (5, 64), (33, 65), (48, 130)])
+@pytest.mark.parametrize(
+    ("d", "n_latents"), [(1, 1), (3, 15), (16, 16), (17, 63), (5, 64), (33, 65), (48, 130)]
+)
 def test_any_width_and_any_number_of_rows(monkeypatch, d, n_latents, gamma, branch):
     monkeypatch.setattr(bit_step, "DENSE", branch)
     for n in (2, 3, 63, 64, 129):
-        one, other = (learner(d, n_latents, reference, preset="measure", gamma=gamma) for reference in (False, True))
+        one, other = (
+            learner(d, n_latents, reference, preset="measure", gamma=gamma)
+            for reference in (False, True)
+        )
         assert_same_step(one, other, clear_rows(one, n, seed=n))
 
 
@@ -100,7 +107,10 @@ def with_constants(of: StepLearner) -> StepLearner:
 @pytest.mark.parametrize("preset", ["step", "measure"])
 def test_latents_that_are_always_on_or_off(monkeypatch, preset, gamma, branch):
     monkeypatch.setattr(bit_step, "DENSE", branch)
-    one, other = (with_constants(learner(9, 70, reference, preset=preset, gamma=gamma)) for reference in (False, True))
+    one, other = (
+        with_constants(learner(9, 70, reference, preset=preset, gamma=gamma))
+        for reference in (False, True)
+    )
     x = clear_rows(one, 80)
     assert_same_step(one, other, x)
     assert one.backward(x)[1][:4].tolist() == [1, 0, 1, 0]
@@ -131,7 +141,9 @@ def test_all_latents_off_and_all_on(monkeypatch, branch):
 def test_codes_with_many_bits_on_take_whole_products_and_others_do_not(monkeypatch):
     calls = []
     original = products.backward
-    monkeypatch.setattr(products, "backward", lambda *arguments: calls.append(1) or original(*arguments))
+    monkeypatch.setattr(
+        products, "backward", lambda *arguments: calls.append(1) or original(*arguments)
+    )
     learner(13, 137, False, initial_rates=(0.01, 0.05)).backward(rows(90, 13))
     assert len(calls) == 1
     learner(13, 137, False, preset="measure").backward(rows(90, 13))
@@ -182,10 +194,13 @@ def test_bf16_is_close_to_fp32(monkeypatch, preset, gamma, product, branch):
     monkeypatch.setattr(bit_step, "_product", product)
     before = torch.get_float32_matmul_precision()
     one, other = (
-        learner(64, 200, False, preset=preset, gamma=gamma, precision=precision) for precision in ("bf16", "fp32")
+        learner(64, 200, False, preset=preset, gamma=gamma, precision=precision)
+        for precision in ("bf16", "fp32")
     )
     (losses, rates), (exact, p) = one.backward(rows(300, 64)), other.backward(rows(300, 64))
-    assert [term.item() for term in losses] == pytest.approx([term.item() for term in exact], rel=1e-3)
+    assert [term.item() for term in losses] == pytest.approx(
+        [term.item() for term in exact], rel=1e-3
+    )
     assert (rates - p).abs().max() <= 0.01
     for name, gradient, other_gradient in zip(NAMES, gradients(one), gradients(other), strict=True):
         assert (gradient - other_gradient).norm() <= 0.1 * other_gradient.norm(), name
@@ -203,7 +218,9 @@ def test_gradient_buffers_are_kept_from_step_to_step(monkeypatch, branch):
     made.state["spread"].zero_()  # as at the start
     made.backward(rows(90, 13))
     assert [p.grad.data_ptr() for p in made.model.parameters()] == addresses
-    assert all(torch.equal(a, b) for a, b in zip(first, gradients(made), strict=True))  # written anew, nothing added
+    assert all(
+        torch.equal(a, b) for a, b in zip(first, gradients(made), strict=True)
+    )  # written anew, nothing added
 
 
 @pytest.mark.parametrize("surrogate", ["sigmoid", "ste", "paper"])
@@ -212,7 +229,9 @@ def test_other_surrogates_take_autograd(monkeypatch, surrogate):
         raise AssertionError("bit_step knows only the clipped surrogate")
 
     monkeypatch.setattr(bit_step, "bit_step", refuse)
-    one, other = (learner(13, 40, reference, surrogate=surrogate, gamma=1.0) for reference in (False, True))
+    one, other = (
+        learner(13, 40, reference, surrogate=surrogate, gamma=1.0) for reference in (False, True)
+    )
     assert_same_step(one, other, rows(90, 13))
     assert one.model.W_enc.grad.norm() > 0
     with pytest.raises(AssertionError, match="only the clipped"):
@@ -266,6 +285,8 @@ def test_a_run_is_that_of_the_reference(preset, gamma):
         records = []
         train(TensorSource(x), config, report=records.append)
         runs.append([record["total"] for record in records])
-    assert runs[0][:6] == pytest.approx(runs[1][:6], rel=1e-3)  # the first pruning comes after the seventh step
+    assert runs[0][:6] == pytest.approx(
+        runs[1][:6], rel=1e-3
+    )  # the first pruning comes after the seventh step
     assert runs[0][-1] == pytest.approx(runs[1][-1], rel=0.1)
     assert runs[0][-1] < 0.5 * runs[0][0]

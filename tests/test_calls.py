@@ -5,11 +5,11 @@ import sqlite3
 
 import pytest
 
+from bitlens.comsem.calls import Calls, Judgement, key_of
+from bitlens.comsem.judges import Question, Verdict, judge_prompt
+from bitlens.comsem.openai_judge import OpenAIJudge
+from bitlens.comsem.openai_server import OpenAIServer
 from bitlens.errors import BitlensError, Interrupted
-from bitlens.features.calls import Calls, Judgement, key_of
-from bitlens.features.judges import Question, Verdict, judge_prompt
-from bitlens.features.openai_judge import OpenAIJudge
-from bitlens.features.openai_server import OpenAIServer
 from language_model_server import LanguageModelServer
 
 PROMPT = judge_prompt("animals", ["a «cat» came"])
@@ -31,7 +31,11 @@ def test_an_answer_is_kept_with_all_that_led_to_it(path):
         assert calls.spent() == (1, 30, 2, 0.1)
     with Calls(path) as calls:
         assert calls.get(key_of("judge", PROMPT, {"seed": 1})) == (number, "yes")
-        others = [("other", PROMPT, {"seed": 1}), ("judge", PROMPT[:0], {"seed": 1}), ("judge", PROMPT, {"seed": 2})]
+        others = [
+            ("other", PROMPT, {"seed": 1}),
+            ("judge", PROMPT[:0], {"seed": 1}),
+            ("judge", PROMPT, {"seed": 2}),
+        ]
         assert not any(calls.get(key_of(*other)) for other in others)
     with sqlite3.connect(path) as db:
         (row,) = db.execute("SELECT judge, messages, parameters, answer, seconds FROM calls")
@@ -59,7 +63,9 @@ def test_what_calls_without_an_answer_cost(path):
 
 
 def test_judgements_lead_back_to_the_sentences(path):
-    with LanguageModelServer(lambda prompt: "1. yes\n2. no" if "2. " in prompt else "yes") as server:
+    with LanguageModelServer(
+        lambda prompt: "1. yes\n2. no" if "2. " in prompt else "yes"
+    ) as server:
         with Calls(path) as calls:
             judge = OpenAIJudge(OpenAIServer("rule", server.url), calls, 2)
             found = judge.answer(QUESTIONS)
@@ -69,7 +75,9 @@ def test_judgements_lead_back_to_the_sentences(path):
             ]
             calls.record("run", judge.name, made)
             calls.record("run", judge.name, made)
-            calls.record("run", judge.name, [Judgement(3, "verbs", "«a»", 5, "random", Verdict(None, -0.5))])
+            calls.record(
+                "run", judge.name, [Judgement(3, "verbs", "«a»", 5, "random", Verdict(None, -0.5))]
+            )
             calls.record("other", judge.name, made[:2])
             assert calls.judgements("run", judge.name, 7) == made
             assert [j.latent for j in calls.judgements("run", judge.name)] == [3] + [7] * len(made)
@@ -78,7 +86,10 @@ def test_judgements_lead_back_to_the_sentences(path):
             query = "SELECT text, messages, answer FROM judgements JOIN calls ON call = calls.id WHERE run = 'run'"
             joined = db.execute(query).fetchall()
         assert len(joined) == len(QUESTIONS)
-        assert all(text.split()[1] in messages and answer == "1. yes\n2. no" for text, messages, answer in joined)
+        assert all(
+            text.split()[1] in messages and answer == "1. yes\n2. no"
+            for text, messages, answer in joined
+        )
 
 
 def test_a_kind_that_is_none_is_refused(path):
@@ -114,7 +125,9 @@ def test_answers_of_a_record_that_kept_cut_ones_are_not_believed(path):
         with Calls(path) as calls:
             assert calls.get(key_of("judge", PROMPT, {})) is None
             assert calls.spent().cost == 0.25, "it was paid nevertheless"
-            assert calls._execute("SELECT answer FROM calls").fetchall() == [("<think>no",)], "and is evidence"
+            assert calls._execute("SELECT answer FROM calls").fetchall() == [("<think>no",)], (
+                "and is evidence"
+            )
 
 
 def test_files_of_others_are_left_alone(path, tmp_path):
@@ -159,7 +172,9 @@ def in_processes(n, target, *arguments):
     barrier = forks.Barrier(n)
     counts = [forks.Value("i", 0) for _ in range(n)]
     rest = [(counts[i],) if target is spend_all else () for i in range(n)]
-    processes = [forks.Process(target=target, args=(*arguments, barrier, *rest[i])) for i in range(n)]
+    processes = [
+        forks.Process(target=target, args=(*arguments, barrier, *rest[i])) for i in range(n)
+    ]
     for process in processes:
         process.start()
     for process in processes:

@@ -36,7 +36,19 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(store: Path) -> Path:
     out = store.parent / "run"
     assert (
-        run("train", store, "--out", out, "--n-latents", 32, "--steps", 60, "--json", store.parent / "train.json") == 0
+        run(
+            "train",
+            store,
+            "--out",
+            out,
+            "--n-latents",
+            32,
+            "--steps",
+            60,
+            "--json",
+            store.parent / "train.json",
+        )
+        == 0
     )
     return out
 
@@ -56,10 +68,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert __version__ in capsys.readouterr().out
 
 
-def test_train_encode_evaluate(store: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_encode_evaluate(
+    store: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = store.parent
     assert json.loads((folder / "train.json").read_text())["step"] == 60
-    assert run("encode", trained, store, "--out", folder / "codes", "--json", folder / "encode.json") == 0
+    assert (
+        run("encode", trained, store, "--out", folder / "codes", "--json", folder / "encode.json")
+        == 0
+    )
     assert json.loads((folder / "encode.json").read_text())["rows"] == 4000
     assert run("evaluate", trained, store, "--json", folder / "evaluate.json") == 0
     numbers = json.loads((folder / "evaluate.json").read_text())
@@ -72,7 +89,23 @@ def test_train_encode_evaluate(store: Path, trained: Path, capsys: pytest.Captur
 
 def test_a_topk_run_is_evaluated_by_the_same_command(store: Path) -> None:
     out = store.parent / "topk"
-    assert run("train", store, "--out", out, "--architecture", "topk", "--k", 4, "--n-latents", 32, "--steps", 30) == 0
+    assert (
+        run(
+            "train",
+            store,
+            "--out",
+            out,
+            "--architecture",
+            "topk",
+            "--k",
+            4,
+            "--n-latents",
+            32,
+            "--steps",
+            30,
+        )
+        == 0
+    )
     assert run("evaluate", out, store, "--json", store.parent / "topk.json") == 0
     assert json.loads((store.parent / "topk.json").read_text())["l0"] <= 4
 
@@ -102,7 +135,9 @@ def test_bad_input_gets_one_sentence(
     (tmp_path / "blank.txt").write_text(" \n \n")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").write_text("keep me")
-    np.save(tmp_path / "narrow.npy", np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32))
+    np.save(
+        tmp_path / "narrow.npy", np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
+    )
     assert run("import", tmp_path / "narrow.npy", "--out", tmp_path / "narrow") == 0
     capsys.readouterr()
     places = {"tmp": tmp_path, "store": store, "run": trained, "narrow": tmp_path / "narrow"}
@@ -122,9 +157,24 @@ def test_a_finished_run_resumed_is_left_as_it_is(store: Path, trained: Path) -> 
 
 
 @pytest.mark.slow
-def test_demo_leaves_everything_it_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_leaves_everything_it_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "demo"
-    assert run("demo", "--out", out, "--steps", 300, "--n-latents", 512, "--json", tmp_path / "numbers.json") == 0
+    assert (
+        run(
+            "demo",
+            "--out",
+            out,
+            "--steps",
+            300,
+            "--n-latents",
+            512,
+            "--json",
+            tmp_path / "numbers.json",
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "ten clearest latents" in shown
     assert shown.count("latent ") >= 10
@@ -140,7 +190,12 @@ def test_demo_leaves_everything_it_names(tmp_path: Path, capsys: pytest.CaptureF
 def test_names_of_numbers_are_whole_beside_many_columns(capsys: pytest.CaptureFixture[str]) -> None:
     from bitlens import show
 
-    numbers = {"ce_loss_score": 0.5, "ce_loss_score_low": 0.4, "ce_loss_score_high": 0.6, "ce_loss_score_mean": 0.5}
+    numbers = {
+        "ce_loss_score": 0.5,
+        "ce_loss_score_low": 0.4,
+        "ce_loss_score_high": 0.6,
+        "ce_loss_score_mean": 0.5,
+    }
     show.table("Many", {str(k): numbers for k in (1, 2, 4, 8, 16, 32, 64, "all")})
     shown = capsys.readouterr().out
     assert "│ ce_loss_score      │" in shown

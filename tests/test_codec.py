@@ -14,11 +14,13 @@ import torch
 
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import co_occurrence
+from bitlens.compression import file as compressed
+from bitlens.compression import range_coder as codec
+from bitlens.compression.file import PREFIX, Compressed, compress
+from bitlens.compression.range_coder import Quantised
 from bitlens.errors import BitlensError
-from bitlens.information import autoregression, codec, compressed
+from bitlens.information import autoregression
 from bitlens.information.autoregression import Autoregression
-from bitlens.information.codec import Quantised
-from bitlens.information.compressed import PREFIX, Compressed, compress
 from bitlens.information.tree import Blocks, TreeCounts, chow_liu
 
 GOLDEN = Path(__file__).parent / "golden" / "compressed.bin"
@@ -29,13 +31,17 @@ def some_bits(rows: int, n_latents: int, seed: int = 0) -> PackedBits:
     random = np.random.default_rng(seed)
     causes = random.random((rows, 6)) < 0.3
     log_odds = causes @ random.normal(0, 2, (6, n_latents)) + random.normal(-2, 1, n_latents)
-    return PackedBits.pack(torch.from_numpy(random.random(log_odds.shape) < 1 / (1 + np.exp(-log_odds))))
+    return PackedBits.pack(
+        torch.from_numpy(random.random(log_odds.shape) < 1 / (1 + np.exp(-log_odds)))
+    )
 
 
 def some_model(bits: PackedBits, spread: float = 0.3) -> Autoregression:
     """The tree of these bits, with some weight on every pair so that every sum counts."""
     tree = chow_liu(co_occurrence(bits), len(bits))
-    model = Autoregression._from_tree(tree, TreeCounts.of(bits, Blocks(np.array([0, len(bits)])), tree))
+    model = Autoregression._from_tree(
+        tree, TreeCounts.of(bits, Blocks(np.array([0, len(bits)])), tree)
+    )
     random, first = torch.Generator().manual_seed(1), 0
     for i, weights in enumerate(model.weights):
         noise = spread * torch.randn(weights.shape, generator=random)
@@ -53,7 +59,9 @@ def some_documents(rows: int) -> torch.Tensor:
 @pytest.fixture
 def file(tmp_path: Path) -> Compressed:
     bits = some_bits(120, 70)
-    return compress(bits, some_documents(120), some_model(bits), tmp_path / "codes.bin", {"of": "a test"})
+    return compress(
+        bits, some_documents(120), some_model(bits), tmp_path / "codes.bin", {"of": "a test"}
+    )
 
 
 def decoded(file: Compressed) -> torch.Tensor:
@@ -81,7 +89,9 @@ def test_bits_the_model_was_not_fitted_to_come_back(tmp_path: Path) -> None:
     model = some_model(fitted, spread=0)
     contrary = PackedBits.pack(1 - on[:50])
     for bits in (contrary, PackedBits.pack(torch.zeros(9, 80)), PackedBits.pack(torch.ones(9, 80))):
-        file = compress(bits, torch.zeros(len(bits), dtype=torch.int64), model, tmp_path / "codes.bin", {})
+        file = compress(
+            bits, torch.zeros(len(bits), dtype=torch.int64), model, tmp_path / "codes.bin", {}
+        )
         assert torch.equal(decoded(file), bits.words)
     assert float(Quantised.of(model).code_lengths(contrary).mean()) < 80 * 24
 
@@ -102,7 +112,10 @@ def test_a_fitted_model_of_several_blocks(tmp_path: Path, monkeypatch: pytest.Mo
     counts = TreeCounts.of(bits, Blocks(np.array([0, len(bits)])), tree)
     model = Autoregression.fit(bits, tree, counts, np.arange(0, 1201, 100), epochs=1)
     assert len(model.weights) == 3
-    exact, quantised = model.code_lengths(bits).mean(), Quantised.of(model).code_lengths(bits).mean()
+    exact, quantised = (
+        model.code_lengths(bits).mean(),
+        Quantised.of(model).code_lengths(bits).mean(),
+    )
     assert float(quantised) == pytest.approx(float(exact), rel=0.01)
     file = compress(bits, torch.arange(1200) // 300, model, tmp_path / "codes.bin", {})
     assert torch.equal(decoded(file), bits.words)
@@ -118,7 +131,9 @@ def test_streams_are_as_long_as_the_code(tmp_path: Path, rows: int) -> None:
     assert length - 64 * len(file) <= 8 * file.sizes.streams <= 1.02 * length + 64 * len(file)
 
 
-def test_chunks_of_rows_change_nothing_but_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_rows_change_nothing_but_the_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bits, documents = some_bits(100, 40), torch.zeros(100, dtype=torch.int64)
     monkeypatch.setattr(codec, "CELLS", 40 * 7)
     file = compress(bits, documents, some_model(bits), tmp_path / "codes.bin", {})
@@ -136,7 +151,9 @@ def test_documents_decode_alone_and_in_any_order(file: Compressed) -> None:
 
 def test_no_rows(tmp_path: Path) -> None:
     bits = some_bits(50, 30)
-    file = compress(bits[:0], torch.zeros(0, dtype=torch.int64), some_model(bits), tmp_path / "codes.bin", {})
+    file = compress(
+        bits[:0], torch.zeros(0, dtype=torch.int64), some_model(bits), tmp_path / "codes.bin", {}
+    )
     assert (len(file), file.rows, file.sizes.streams, file.verify()) == (0, 0, 0, [])
 
 
@@ -169,7 +186,14 @@ def test_a_stream_that_decodes_to_other_bits_is_damaged(file: Compressed) -> Non
 def test_flipped_bytes_before_the_streams(file: Compressed) -> None:
     header = PREFIX.size + PREFIX.unpack(file.path.read_bytes()[: PREFIX.size])[1]
     index = header + file.sizes.model
-    places = {0: "is not a file", 8: "header", 12: "header", 40: "header", header: "model", index - 1: "model"}
+    places = {
+        0: "is not a file",
+        8: "header",
+        12: "header",
+        40: "header",
+        header: "model",
+        index - 1: "model",
+    }
     for at, part in {**places, index: "index", int(file._offsets[0]) - 1: "index"}.items():
         flip(file.path, at)
         with pytest.raises(BitlensError, match=part):
@@ -195,7 +219,9 @@ def test_truncated_and_foreign_files(file: Compressed, tmp_path: Path) -> None:
 def test_a_newer_schema(file: Compressed) -> None:
     data = file.path.read_bytes()
     _, length, _ = PREFIX.unpack(data[: PREFIX.size])
-    text = json.dumps({**json.loads(data[PREFIX.size : PREFIX.size + length]), "schema": 3}).encode()
+    text = json.dumps(
+        {**json.loads(data[PREFIX.size : PREFIX.size + length]), "schema": 3}
+    ).encode()
     head = struct.pack("<8sII", compressed.MAGIC, len(text), zlib.crc32(text))
     file.path.write_bytes(head + text + data[PREFIX.size + length :])
     with pytest.raises(BitlensError, match="upgrade bitlens"):
@@ -239,4 +265,6 @@ def test_files_without_residuals_are_still_written_as_the_golden_one(tmp_path: P
 
 
 if __name__ == "__main__":
-    print(compress(golden_bits(), GOLDEN_IDS, some_model(golden_bits()), GOLDEN, {"golden": 1}).sizes)
+    print(
+        compress(golden_bits(), GOLDEN_IDS, some_model(golden_bits()), GOLDEN, {"golden": 1}).sizes
+    )

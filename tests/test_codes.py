@@ -36,7 +36,11 @@ def golden_shard() -> bytes:
     }
     header, body = {}, b""
     for name, (dtype, shape, octets) in data.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body) + len(octets)]}
+        header[name] = {
+            "dtype": dtype,
+            "shape": shape,
+            "data_offsets": [len(body), len(body) + len(octets)],
+        }
         body += octets
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
@@ -48,7 +52,14 @@ def by_hand(folder, **changes):
     (folder / SHARD).write_bytes(golden_shard())
     digest = hashlib.sha256(golden_shard()).hexdigest()
     shards = [{"file": SHARD, "rows": 2, "sha256": digest}]
-    manifest = {"schema": 1, "kind": "bitlens.codes", "rows": 2, "n_latents": 66, "shards": shards, **changes}
+    manifest = {
+        "schema": 1,
+        "kind": "bitlens.codes",
+        "rows": 2,
+        "n_latents": 66,
+        "shards": shards,
+        **changes,
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
@@ -68,7 +79,11 @@ def test_what_is_written_is_read(written):
 def test_a_shard_made_by_hand_is_read(tmp_path):
     codes = Codes(by_hand(tmp_path / "codes"), verify=True)
     assert codes.bits.unpack().nonzero().tolist() == [[0, 0], [0, 65], [1, 63]]
-    assert (codes.token.tolist(), codes.document.tolist(), codes.position.tolist()) == ([12, 34], [0, 7], [5, 1])
+    assert (codes.token.tolist(), codes.document.tolist(), codes.position.tolist()) == (
+        [12, 34],
+        [0, 7],
+        [5, 1],
+    )
 
 
 def test_a_written_shard_has_the_documented_bytes(tmp_path):
@@ -78,7 +93,11 @@ def test_a_written_shard_has_the_documented_bytes(tmp_path):
     octets = (tmp_path / "codes" / SHARD).read_bytes()
     (size,) = struct.unpack("<Q", octets[:8])
     header = json.loads(octets[8 : 8 + size])
-    assert {name: (header[name]["dtype"], header[name]["shape"]) for name in header if name != "__metadata__"} == {
+    assert {
+        name: (header[name]["dtype"], header[name]["shape"])
+        for name in header
+        if name != "__metadata__"
+    } == {
         "bits": ("U64", [2, 2]),
         "token": ("I32", [2]),
         "document": ("I64", [2]),
@@ -88,7 +107,9 @@ def test_a_written_shard_has_the_documented_bytes(tmp_path):
     assert octets[8 + size + begin : 8 + size + end] == struct.pack("<4Q", 1, 2, 1 << 63, 0)
     manifest = json.loads((tmp_path / "codes" / "manifest.json").read_text())
     assert set(manifest) == {"schema", "kind", "complete", "rows", "n_latents", "shards"}
-    assert manifest["shards"] == [{"file": SHARD, "rows": 2, "sha256": hashlib.sha256(octets).hexdigest()}]
+    assert manifest["shards"] == [
+        {"file": SHARD, "rows": 2, "sha256": hashlib.sha256(octets).hexdigest()}
+    ]
 
 
 def test_an_altered_byte_is_found(written):
@@ -97,7 +118,9 @@ def test_an_altered_byte_is_found(written):
     octets = bytearray(shard.read_bytes())
     octets[-1] ^= 1
     shard.write_bytes(octets)
-    with pytest.raises(BitlensError, match=r"codes-00001\.safetensors is truncated or altered.*sha256"):
+    with pytest.raises(
+        BitlensError, match=r"codes-00001\.safetensors is truncated or altered.*sha256"
+    ):
         Codes(codes.path, verify=True)
 
 

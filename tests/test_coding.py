@@ -60,7 +60,9 @@ def test_features_are_found_by_descent_by_default(bae):
     assert bae.metadata["training"]["coding"] == "descent"
     assert 0 < bae.n_latents <= 40
     assert bae.price is not None
-    assert float(bae.price.min()) >= 0.02 * 5.6147 - 1e-5  # lam times log2((1 - p0) / p0), more for common latents
+    assert (
+        float(bae.price.min()) >= 0.02 * 5.6147 - 1e-5
+    )  # lam times log2((1 - p0) / p0), more for common latents
     assert float(bae.price.max()) <= 4 * 0.02 * 5.6147 + 1e-5
 
 
@@ -90,7 +92,9 @@ def test_codes_are_the_same_however_they_are_asked_for(bae, store, tmp_path):
     codes = encode_store(bae, store, tmp_path / "codes")
     assert torch.equal(codes.bits.unpack(), h)
     numbers = evaluate(bae, store, part="all", joint=False)
-    assert numbers.fvu == pytest.approx(float((x - bae(x)).square().sum() / (x - x.mean(0)).square().sum()), rel=1e-4)
+    assert numbers.fvu == pytest.approx(
+        float((x - bae(x)).square().sum() / (x - x.mean(0)).square().sum()), rel=1e-4
+    )
     assert numbers.l0 == pytest.approx(float(h.sum(1).mean()), rel=1e-6)
 
 
@@ -287,7 +291,17 @@ def test_the_commands_take_another_coding(bae, store, tmp_path):
     assert fvu[2] < fvu[1] < fvu[0]
     TopKAutoencoder(D, 8, 2).save(tmp_path / "topk")
     with pytest.raises(SystemExit, match="2"):
-        main(["encode", str(tmp_path / "topk"), str(store.path), "--out", str(tmp_path / "codes"), "--flips", "3"])
+        main(
+            [
+                "encode",
+                str(tmp_path / "topk"),
+                str(store.path),
+                "--out",
+                str(tmp_path / "codes"),
+                "--flips",
+                "3",
+            ]
+        )
 
 
 def test_a_step_leaves_the_gradients_of_the_objective_at_its_bits():
@@ -299,15 +313,21 @@ def test_a_step_leaves_the_gradients_of_the_objective_at_its_bits():
     learner.start()
     learner.step = 9
     losses, rates = learner.backward(x)
-    h = descend(x, model.W_dec.detach(), model.b_dec.detach(), model.price, flips=FLIPS, exchanges=False).unpack()
+    h = descend(
+        x, model.W_dec.detach(), model.b_dec.detach(), model.price, flips=FLIPS, exchanges=False
+    ).unpack()
     names = ("W_enc", "b_enc", "W_dec", "b_dec")
     found = {name: getattr(model, name).grad.clone() for name in names}
     model.zero_grad()
     mse = torch.nn.functional.mse_loss(model.reconstruct(h), x)
     z = model.pre_activations(x)
-    (mse + torch.nn.functional.binary_cross_entropy_with_logits(z, h, reduction="sum") / len(x)).backward()
+    (
+        mse + torch.nn.functional.binary_cross_entropy_with_logits(z, h, reduction="sum") / len(x)
+    ).backward()
     for name in names:
         assert torch.allclose(found[name], getattr(model, name).grad, atol=1e-6, rtol=1e-4), name
     assert torch.equal(rates.float(), h.mean(0))
     assert float(losses.mse) == pytest.approx(float(mse.detach()), rel=1e-5)
-    assert float(losses.total) == pytest.approx(float((mse + (h.mean(0) @ model.price) / D).detach()), rel=1e-5)
+    assert float(losses.total) == pytest.approx(
+        float((mse + (h.mean(0) @ model.price) / D).detach()), rel=1e-5
+    )

@@ -11,22 +11,28 @@ import pytest
 import torch
 
 from bitlens.bits import Codes, PackedBits
+from bitlens.comsem.calls import Calls
+from bitlens.comsem.interpret import Results, comsem, comsem_by_labels
+from bitlens.comsem.judges import Question, Verdict
+from bitlens.comsem.openai_judge import OpenAIExplainer, OpenAIJudge
+from bitlens.comsem.openai_server import OpenAIServer
+from bitlens.comsem.sampling import Trial
+from bitlens.comsem.scoring import Asked, Config, judged
 from bitlens.errors import BitlensError
-from bitlens.features.calls import Calls
-from bitlens.features.comsem import Results, comsem, comsem_by_labels
-from bitlens.features.judges import Question, Verdict
-from bitlens.features.labelled import Labels
-from bitlens.features.openai_judge import OpenAIExplainer, OpenAIJudge
-from bitlens.features.openai_server import OpenAIServer
-from bitlens.features.proportions import Rate, fisher, mean_of_two, sign_flip, wilson
-from bitlens.features.sampling import Trial
-from bitlens.features.scoring import Asked, Config, judged
 from bitlens.information.intervals import NORMAL
+from bitlens.information.proportions import Rate, fisher, mean_of_two, sign_flip, wilson
+from bitlens.labels.sources import Labels
 from bitlens.seeding import generator
 from language_model_server import LanguageModelServer, by_letter
 
 letters = SimpleNamespace(decode=lambda ids: "".join(chr(97 + i) for i in ids))
-CLASSES = {"vowel": "aeiou", "first": "bcd", "last": "xyz", "middle": "lmn", "any token": "abcdefghijklmnopqrstuvwxyz"}
+CLASSES = {
+    "vowel": "aeiou",
+    "first": "bcd",
+    "last": "xyz",
+    "middle": "lmn",
+    "any token": "abcdefghijklmnopqrstuvwxyz",
+}
 PLANTED = ["vowel", "first", "last", "middle"] * 2
 NOISE = range(8, 12)
 
@@ -37,13 +43,17 @@ def corpus(tmp_path_factory) -> Codes:
     independent of the text."""
     g = generator("comsem corpus")
     token = torch.randint(0, 26, (18_000,), generator=g)
-    planted = [torch.isin(token, torch.tensor([ord(c) - 97 for c in CLASSES[name]])) for name in PLANTED]
+    planted = [
+        torch.isin(token, torch.tensor([ord(c) - 97 for c in CLASSES[name]])) for name in PLANTED
+    ]
     bits = torch.stack([*planted, *(torch.rand(len(token), generator=g) < 0.1 for _ in NOISE)], 1)
     bits[:, :8] ^= torch.rand(len(token), 8, generator=g) < 0.01
     bits[:, 4:8] ^= True
     rows = torch.arange(len(token))
     columns = {"token": token.int(), "document": rows // 30, "position": (rows % 30).int()}
-    return Codes.write(tmp_path_factory.mktemp("codes"), [(PackedBits.pack(bits), columns)], bits.shape[1], {})
+    return Codes.write(
+        tmp_path_factory.mktemp("codes"), [(PackedBits.pack(bits), columns)], bits.shape[1], {}
+    )
 
 
 def marked(text: str) -> str:
@@ -59,7 +69,10 @@ class RuleExplainer:
 
     def explain(self, examples: Sequence[Sequence[str]]) -> list[str]:
         names = [name for name in CLASSES if name != "any token"]
-        return [max(names, key=lambda n: sum(marked(t) in CLASSES[n] for t in texts)) for texts in examples]
+        return [
+            max(names, key=lambda n: sum(marked(t) in CLASSES[n] for t in texts))
+            for texts in examples
+        ]
 
 
 class GeneralExplainer:
@@ -109,13 +122,17 @@ def test_rows_of_outlying_norm_explain_and_judge_nothing(corpus, tmp_path):
     packed = [(PackedBits.pack(bits), {**columns, "usual": usual})]
     codes = Codes.write(tmp_path / "codes", packed, corpus.n_latents, {})
     with Calls(tmp_path / "calls.sqlite") as calls:
-        told = comsem(codes, range(8), RuleExplainer(), RuleJudge(), letters, calls=calls, run="outliers")
+        told = comsem(
+            codes, range(8), RuleExplainer(), RuleJudge(), letters, calls=calls, run="outliers"
+        )
         assert usual[[j.row for j in calls.judgements("outliers", "rule")]].all()
     for results in (told, comsem_by_labels(codes, range(8), letter_classes(codes))):
         assert [score.explanation for score in results.scores] == PLANTED
         assert min(score.balanced_accuracy.value for score in results.scores) > 0.9
         rates = corpus.bits.unpack()[usual, :8].double().mean(0)
-        assert [score.rate for score in results.scores] == pytest.approx(torch.minimum(rates, 1 - rates).tolist())
+        assert [score.rate for score in results.scores] == pytest.approx(
+            torch.minimum(rates, 1 - rates).tolist()
+        )
 
 
 def test_an_explanation_that_is_too_wide_is_told_by_hard_negatives(corpus, tmp_path):
@@ -124,17 +141,25 @@ def test_an_explanation_that_is_too_wide_is_told_by_hard_negatives(corpus, tmp_p
     bits = corpus.bits.unpack()
     bits[:, 0] *= early
     columns = {name: getattr(corpus, name) for name in ("token", "document", "position")}
-    codes = Codes.write(tmp_path / "codes", [(PackedBits.pack(bits), columns)], corpus.n_latents, {})
+    codes = Codes.write(
+        tmp_path / "codes", [(PackedBits.pack(bits), columns)], corpus.n_latents, {}
+    )
     results = comsem(codes, range(4), RuleExplainer(), RuleJudge(), letters)
     assert results.interpretable == [True] * 4
     assert results.interpretable_hard[0] is False
-    assert results.scores[0].balanced_accuracy_hard.value < 0.7 < results.scores[0].balanced_accuracy.value
+    assert (
+        results.scores[0].balanced_accuracy_hard.value
+        < 0.7
+        < results.scores[0].balanced_accuracy.value
+    )
 
 
 def test_shuffled_explanations_stay_at_chance(corpus):
     results = comsem(corpus, range(8), RuleExplainer(), RuleJudge(), letters, Config(shuffles=3))
     shuffled = [score.shuffled for score in results.scores]
-    assert sum(shuffled) / 8 == pytest.approx(0.44, abs=0.08)  # of a planted class, others are never right
+    assert sum(shuffled) / 8 == pytest.approx(
+        0.44, abs=0.08
+    )  # of a planted class, others are never right
     assert results.summary()["shuffled"] == pytest.approx(sum(shuffled) / 8)
 
 
@@ -152,13 +177,21 @@ def test_an_explanation_that_fits_everything_has_the_paper_s_full_score_and_is_r
 def test_answers_that_are_neither_yes_nor_no_count_against(corpus):
     results = comsem(corpus, range(4), RuleExplainer(), SilentJudge(), letters)
     for score in results.scores:
-        assert score.sensitivity.value == score.specificity.value == score.balanced_accuracy_hard.value == 0
+        assert (
+            score.sensitivity.value
+            == score.specificity.value
+            == score.balanced_accuracy_hard.value
+            == 0
+        )
         assert (score.shuffled, score.p_value, score.unparsed) == (1, 1, 50)
 
 
 def letter_classes(codes: Codes) -> Labels:
     names = ["first", "vowel", "other", "middle", "last"]
-    own = [next((n for n in names if chr(97 + t) in CLASSES.get(n, "")), "other") for t in codes.token.tolist()]
+    own = [
+        next((n for n in names if chr(97 + t) in CLASSES.get(n, "")), "other")
+        for t in codes.token.tolist()
+    ]
     return Labels("letter", names, torch.tensor([names.index(n) for n in own]))
 
 
@@ -171,7 +204,10 @@ def test_labels_explain_and_judge_without_a_language_model(corpus):
 def test_labels_of_half_of_the_documents_find_the_same(corpus):
     """Rows without a label are no trials: neither examples nor positives nor negatives."""
     names = list(CLASSES)
-    own = [next((i for i, n in enumerate(names) if chr(97 + t) in CLASSES[n]), -1) for t in corpus.token.tolist()]
+    own = [
+        next((i for i, n in enumerate(names) if chr(97 + t) in CLASSES[n]), -1)
+        for t in corpus.token.tolist()
+    ]
     labels = Labels("letter", names, torch.tensor(own))
     for labelled in (
         corpus.document % 2 == 0,
@@ -183,7 +219,11 @@ def test_labels_of_half_of_the_documents_find_the_same(corpus):
         assert results.interpretable == [True] * 8 + [False] * 4
         assert results.summary()["unparsed"] == 0
     with pytest.raises(BitlensError, match="label, more documents"):
-        comsem_by_labels(corpus, range(12), labels._replace(ids=torch.where(corpus.document == 0, labels.ids, -1)))
+        comsem_by_labels(
+            corpus,
+            range(12),
+            labels._replace(ids=torch.where(corpus.document == 0, labels.ids, -1)),
+        )
 
 
 def test_a_latent_that_nothing_can_be_compared_with_is_untested(corpus):
@@ -197,7 +237,10 @@ def test_a_latent_that_nothing_can_be_compared_with_is_untested(corpus):
     assert (results.summary()["interpretable"], results.summary()["untested"]) == (0, 1)
     both = comsem(corpus, [0, 4], RuleExplainer(), RuleJudge(), letters)
     assert both.interpretable == [None, None], "the same words are no other explanation"
-    assert comsem(corpus, [0, 1], RuleExplainer(), RuleJudge(), letters).interpretable == [True, True]
+    assert comsem(corpus, [0, 1], RuleExplainer(), RuleJudge(), letters).interpretable == [
+        True,
+        True,
+    ]
 
 
 def test_latents_without_an_explanation_are_counted_and_not_judged(corpus):
@@ -216,7 +259,10 @@ def test_latents_without_an_explanation_are_counted_and_not_judged(corpus):
     assert results.summary()["unexplained"] == 4
     records = results.records()
     assert [r["latent"] for r in records] == list(range(8))
-    assert [(r["interpretable"], r["untested"]) for r in records[:2]] == [(True, ""), (None, "no explanation")]
+    assert [(r["interpretable"], r["untested"]) for r in records[:2]] == [
+        (True, ""),
+        (None, "no explanation"),
+    ]
 
 
 def test_answers_that_come_to_no_end_are_no_answers(corpus):
@@ -229,7 +275,9 @@ def test_answers_that_come_to_no_end_are_no_answers(corpus):
 
     results = comsem(corpus, range(12), RuleExplainer(), Slow(), letters)
     assert results.interpretable[:8] == [None] * 8
-    assert False in results.interpretable[8:], "noise is none, however the rest would have been answered"
+    assert False in results.interpretable[8:], (
+        "noise is none, however the rest would have been answered"
+    )
     assert {s.untested for s in results.scores} == {"unfinished answers", ""}
     assert all(s.unfinished in (16, 17) and s.unparsed == 0 for s in results.scores)
     assert results.summary()["unfinished"] == sum(s.unfinished for s in results.scores)
@@ -245,20 +293,35 @@ def test_own_and_other_explanations_are_asked_about_in_the_same_batches(corpus, 
 
     with LanguageModelServer(explaining) as server, Calls(tmp_path / "calls.sqlite") as calls:
         model = OpenAIServer("rule", server.url)
-        comsem(corpus, range(8), OpenAIExplainer(model, calls), OpenAIJudge(model, calls), letters, Config(shuffles=3))
-        found = [re.search(r"^Explanation: (.*)\n((?:\d+\. .*\n)+)", p, re.M) for p in server.prompts]
+        comsem(
+            corpus,
+            range(8),
+            OpenAIExplainer(model, calls),
+            OpenAIJudge(model, calls),
+            letters,
+            Config(shuffles=3),
+        )
+        found = [
+            re.search(r"^Explanation: (.*)\n((?:\d+\. .*\n)+)", p, re.M) for p in server.prompts
+        ]
         explained: dict[str, list[str]] = {}
         for match in found:
             if match:
                 explained.setdefault(match[2], []).append(match[1])
         assert len(explained) == 8 * 5, "50 texts of each latent, by ten"
-        assert all(len(set(e)) == len(e) >= 4 for e in explained.values()), "its own explanation and three others"
+        assert all(len(set(e)) == len(e) >= 4 for e in explained.values()), (
+            "its own explanation and three others"
+        )
 
 
 def test_records_are_flat_and_the_summary_counts(corpus):
     results = comsem(corpus, range(12), RuleExplainer(), RuleJudge(), letters)
     record = results.records()[0]
-    assert record["balanced_accuracy_low"] < record["balanced_accuracy"] <= record["balanced_accuracy_high"]
+    assert (
+        record["balanced_accuracy_low"]
+        < record["balanced_accuracy"]
+        <= record["balanced_accuracy_high"]
+    )
     assert record["interpretable"] is True
     summary = results.summary()
     assert (summary["judged"], summary["interpretable"], summary["unparsed"]) == (12, 8, 0)
@@ -272,11 +335,18 @@ def test_latents_with_too_few_rows_are_skipped(tmp_path, corpus):
     results = comsem(codes, range(3), RuleExplainer(), RuleJudge(), letters)
     assert results.skipped == [1]
     assert [score.latent for score in results.scores] == [0, 2]
-    assert comsem(codes, [1], RuleExplainer(), RuleJudge(), letters).summary()["balanced_accuracy"] is None
+    assert (
+        comsem(codes, [1], RuleExplainer(), RuleJudge(), letters).summary()["balanced_accuracy"]
+        is None
+    )
 
 
 def test_codes_without_tokens_are_refused(tmp_path, corpus):
-    columns = {"token": torch.full((18_000,), -1).int(), "document": corpus.document, "position": corpus.position}
+    columns = {
+        "token": torch.full((18_000,), -1).int(),
+        "document": corpus.document,
+        "position": corpus.position,
+    }
     codes = Codes.write(tmp_path / "codes", [(corpus.bits, columns)], corpus.n_latents, {})
     with pytest.raises(BitlensError, match="no tokens to show"):
         comsem(codes, [0], RuleExplainer(), RuleJudge(), letters)
@@ -304,7 +374,9 @@ def coins(chances: Callable[[Asked], float], n: int = 600, shuffles: int = 5) ->
 
     drawn = [twenty(i) for i in range(n)]
     config = Config(shuffles=shuffles)
-    return Results(judged(drawn, [str(i) for i in range(n)], ask, torch.zeros(n), config), [], config)
+    return Results(
+        judged(drawn, [str(i) for i in range(n)], ask, torch.zeros(n), config), [], config
+    )
 
 
 def twenty(latent: int) -> Trial:
@@ -330,7 +402,10 @@ def test_rows_that_any_explanation_seems_to_fit_make_no_latent_interpretable(rig
     assert results.interpretable.count(True) <= 0.005 * 600
     if right >= 0.8:
         assert results.interpretable.count(None) > 0.9 * 600
-        assert {score.untested for score in results.scores} <= {"other explanations fit as well", ""}
+        assert {score.untested for score in results.scores} <= {
+            "other explanations fit as well",
+            "",
+        }
 
 
 @pytest.mark.parametrize(("yes", "no"), [(0.7, 0.7), (0.5, 0.9), (0.95, 0.45)])
@@ -344,9 +419,13 @@ def test_interpretable_is_a_statement_at_five_percent(yes, no):
     results = coins(chances)
     assert results.interpretable.count(True) <= 0.05 * 600
     assert all(
-        s.balanced_accuracy.low > 0.7 for s, good in zip(results.scores, results.interpretable, strict=True) if good
+        s.balanced_accuracy.low > 0.7
+        for s, good in zip(results.scores, results.interpretable, strict=True)
+        if good
     )
-    better = coins(lambda a: 0.95 if (a.explanation == str(a.latent)) == (a.kind == "positive") else 0.05)
+    better = coins(
+        lambda a: 0.95 if (a.explanation == str(a.latent)) == (a.kind == "positive") else 0.05
+    )
     assert better.interpretable.count(True) > 500, "it can be said of those that are"
 
 
@@ -358,17 +437,24 @@ def test_an_explanation_of_like_meaning_is_no_null(alike):
 
     def ask(questions: list[Asked]) -> list[Verdict]:
         asked.update(a.latent for a in questions)
-        return [Verdict(a.kind == "positive" and meaning[int(a.explanation)] == meaning[a.latent]) for a in questions]
+        return [
+            Verdict(a.kind == "positive" and meaning[int(a.explanation)] == meaning[a.latent])
+            for a in questions
+        ]
 
     config = Config()
-    scores = judged([twenty(i) for i in range(100)], [str(i) for i in range(100)], ask, torch.zeros(100), config)
+    scores = judged(
+        [twenty(i) for i in range(100)], [str(i) for i in range(100)], ask, torch.zeros(100), config
+    )
     results = Results(scores, [], config)
     assert results.interpretable == [True] * 100
     assert {s.nulls for s in scores[alike:]} == {5}
     assert all(s.fitting == 0 for s in scores[alike:])
     assert any(s.fitting for s in scores[:alike])
     assert set(asked.values()) <= {50 * n for n in range(6, 17)}
-    assert all(asked[i] == 300 for i in range(alike, 100)), "others are asked about only where some fit"
+    assert all(asked[i] == 300 for i in range(alike, 100)), (
+        "others are asked about only where some fit"
+    )
 
 
 def test_a_latent_with_too_few_rows_to_say_so_is_untested():
@@ -401,15 +487,27 @@ def test_every_latent_is_judged_with_explanations_that_read_differently():
         for row in drawn[i].judged:
             others = [a.explanation for a in asked if a.row == row]
             assert others[0] == own
-            assert sorted(others) == ["a", "b", "c"], "hard negatives, too: all are asked about in the same way"
+            assert sorted(others) == ["a", "b", "c"], (
+                "hard negatives, too: all are asked about in the same way"
+            )
     assert all(score.p_value == 1 for score in scores), "all are as right"
 
 
 def test_the_wrong_number_of_explanations_or_answers_is_named():
     with pytest.raises(BitlensError, match="1 explanations for 2 latents"):
-        judged([trial(0, 0), trial(1, 30)], ["a"], lambda asked: [Verdict(True)] * len(asked), torch.zeros(2))
+        judged(
+            [trial(0, 0), trial(1, 30)],
+            ["a"],
+            lambda asked: [Verdict(True)] * len(asked),
+            torch.zeros(2),
+        )
     with pytest.raises(BitlensError, match="3 answers to 120 questions"):
-        judged([trial(0, 0), trial(1, 30)], ["a", "b"], lambda asked: [Verdict(True)] * 3, torch.zeros(2))
+        judged(
+            [trial(0, 0), trial(1, 30)],
+            ["a", "b"],
+            lambda asked: [Verdict(True)] * 3,
+            torch.zeros(2),
+        )
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 263])
@@ -418,8 +516,12 @@ def test_the_bounds_of_wilson_are_where_the_score_test_just_rejects(n):
         p, low, high = wilson(k, n)
         assert p == k / n
         for bound in (low, high):
-            assert abs(bound - p) == pytest.approx(NORMAL * math.sqrt(bound * (1 - bound) / n), abs=1e-7)
-    assert wilson(81, 263)[1:] == pytest.approx((0.2553, 0.3662), abs=5e-5)  # Newcombe 1998, table I
+            assert abs(bound - p) == pytest.approx(
+                NORMAL * math.sqrt(bound * (1 - bound) / n), abs=1e-7
+            )
+    assert wilson(81, 263)[1:] == pytest.approx(
+        (0.2553, 0.3662), abs=5e-5
+    )  # Newcombe 1998, table I
 
 
 def test_a_rate_of_none_is_unknown():
@@ -438,7 +540,14 @@ def test_the_interval_of_the_balanced_accuracy_covers_the_truth(a, b):
     """Summed over all outcomes of 10 positives and 20 negatives."""
     covered = 0.0
     for i, j in product(range(11), range(21)):
-        chance = math.comb(10, i) * a**i * (1 - a) ** (10 - i) * math.comb(20, j) * b**j * (1 - b) ** (20 - j)
+        chance = (
+            math.comb(10, i)
+            * a**i
+            * (1 - a) ** (10 - i)
+            * math.comb(20, j)
+            * b**j
+            * (1 - b) ** (20 - j)
+        )
         _, low, high = mean_of_two(wilson(i, 10), wilson(j, 20))
         covered += chance * (low <= (a + b) / 2 <= high)
     assert covered > 0.93
@@ -468,4 +577,6 @@ def test_the_p_value_by_hand():
 def test_fishers_test_is_the_share_of_all_arrangements(yes, wrong):
     """Every way in which as many yes can fall on 4 positives and 5 negatives."""
     ways = [w for w in product((0, 1), repeat=9) if sum(w) == yes + wrong]
-    assert fisher(yes, 4, wrong, 5) == pytest.approx(sum(sum(w[:4]) >= yes for w in ways) / len(ways))
+    assert fisher(yes, 4, wrong, 5) == pytest.approx(
+        sum(sum(w[:4]) >= yes for w in ways) / len(ways)
+    )

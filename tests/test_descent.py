@@ -16,7 +16,9 @@ from bitlens.errors import BitlensError
 property_test = settings(max_examples=30, deadline=None)
 
 
-def problem(m: int, d: int, n: int, seed: int, overlap: float = 0.3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def problem(
+    m: int, d: int, n: int, seed: int, overlap: float = 0.3
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows that a random dictionary explains in part; its latents overlap -> x, W, b, price"""
     g = torch.Generator().manual_seed(seed)
     W = torch.randn(m, d, generator=g) + overlap * torch.randn(1, d, generator=g)
@@ -57,7 +59,9 @@ def test_the_end_is_a_local_optimum_and_below_the_start(shape, exchanges, begin,
     x, W, b, price = problem(*shape)
     start = None
     if begin == "random":
-        start = PackedBits.pack(torch.rand(len(x), len(W), generator=torch.Generator().manual_seed(1)) < 0.3)
+        start = PackedBits.pack(
+            torch.rand(len(x), len(W), generator=torch.Generator().manual_seed(1)) < 0.3
+        )
     bits = descend(x, W, b, price, G=gram(W) if kept else None, start=start, exchanges=exchanges)
     reached = energy(x, W, b, price, bits)
     before = energy(x, W, b, price, torch.zeros(len(x), len(W)) if start is None else start)
@@ -75,7 +79,9 @@ def test_the_end_is_a_local_optimum_and_below_the_start(shape, exchanges, begin,
 @given(problems, st.integers(0, 6))
 def test_every_flip_lowers_the_energy(shape, budget):
     x, W, b, price = problem(*shape)
-    start = PackedBits.pack(torch.rand(len(x), len(W), generator=torch.Generator().manual_seed(2)) < 0.2)
+    start = PackedBits.pack(
+        torch.rand(len(x), len(W), generator=torch.Generator().manual_seed(2)) < 0.2
+    )
     former = energy(x, W, b, price, start)
     for flips in range(budget + 1):
         bits = descend(x, W, b, price, G=gram(W), start=start, flips=flips, exchanges=False)
@@ -92,7 +98,11 @@ def test_against_all_codes(m):
     x, W, b, price = problem(m, 16, 60, seed=m)
     every = torch.tensor(list(itertools.product((0.0, 1.0), repeat=m)))
     for rows in (W, 2 * torch.linalg.qr(W.T)[0].T):
-        best = torch.stack([energy(x, rows, b, price, h.expand(len(x), m)) for h in every]).min(0).values
+        best = (
+            torch.stack([energy(x, rows, b, price, h.expand(len(x), m)) for h in every])
+            .min(0)
+            .values
+        )
         reached = energy(x, rows, b, price, descend(x, rows, b, price))
         assert (reached >= best - slack(x)).all()
         assert float((reached - best).mean()) <= 0.02 * float(best.mean())
@@ -109,7 +119,9 @@ def test_both_devices_agree(shape, exchanges, kept):
     tolerance = descent.TOLERANCE * (x - b).square().sum(1)
     there = descend_batch(x, W, b, price, G if kept else None, start, 4 * m, exchanges, tolerance)
     same = (here.words == there.words).all(1)
-    assert torch.allclose(energy(x, W, b, price, here)[~same], energy(x, W, b, price, there)[~same], rtol=1e-3)
+    assert torch.allclose(
+        energy(x, W, b, price, here)[~same], energy(x, W, b, price, there)[~same], rtol=1e-3
+    )
     assert same.float().mean() > 0.9
 
 

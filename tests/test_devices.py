@@ -13,7 +13,7 @@ from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
 from bitlens.causal.faithfulness import faithfulness
 from bitlens.causal.splice import Splice
 from bitlens.cli.match import _encode
-from bitlens.compression import compress_store
+from bitlens.compression.store import compress_store
 from bitlens.encode import encode_store
 from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, LanguageModel
@@ -65,8 +65,16 @@ def test_evaluate_and_what_language_models_lose(
         numbers = evaluate(autoencoder, tiny_store, splice=splice, joint=kind == "topk").as_dict()
         left = [kept.as_dict() for kept in faithfulness(autoencoder, tiny_store, splice, [2, None])]
         rows = rows_of(tiny_store, "usual")
-        more = measure_rows(autoencoder, rows, torch.arange(len(rows)) % 3 == 0)[0] if kind == "step" else {}
-        return [numbers, *left, {name: n for name, n in more.items() if not name.endswith(("_low", "_high"))}]
+        more = (
+            measure_rows(autoencoder, rows, torch.arange(len(rows)) % 3 == 0)[0]
+            if kind == "step"
+            else {}
+        )
+        return [
+            numbers,
+            *left,
+            {name: n for name, n in more.items() if not name.endswith(("_low", "_high"))},
+        ]
 
     for here, there in zip(*on_both(run), strict=True):
         for numbers in (here, there):
@@ -79,10 +87,14 @@ def test_evaluate_and_what_language_models_lose(
 
 
 @pytest.mark.parametrize("kind", ["step", "descent", "topk"])
-def test_codes_and_magnitudes(folders: dict[str, Path], kind: str, tiny_store: ActivationStore, tmp_path: Path) -> None:
+def test_codes_and_magnitudes(
+    folders: dict[str, Path], kind: str, tiny_store: ActivationStore, tmp_path: Path
+) -> None:
     def run(device: str) -> list[Any]:
         autoencoder = Autoencoder.from_pretrained(folders[kind], device)
-        words = encode_store(autoencoder, tiny_store, tmp_path / device.partition(":")[0]).bits.words
+        words = encode_store(
+            autoencoder, tiny_store, tmp_path / device.partition(":")[0]
+        ).bits.words
         found = [words, *(bits.words for bits in _encode([autoencoder], tiny_store, 50)[0])]
         if kind == "topk":
             fit, test = rows_of(tiny_store, "train")[:200], rows_of(tiny_store, "test")
@@ -93,12 +105,16 @@ def test_codes_and_magnitudes(folders: dict[str, Path], kind: str, tiny_store: A
         assert torch.allclose(here.double(), there.double(), rtol=1e-4)
 
 
-def test_a_compressed_store(folders: dict[str, Path], tiny_store: ActivationStore, tmp_path: Path) -> None:
+def test_a_compressed_store(
+    folders: dict[str, Path], tiny_store: ActivationStore, tmp_path: Path
+) -> None:
     pytest.importorskip("constriction")
 
     def run(device: str) -> Any:
         autoencoder = Autoencoder.from_pretrained(folders["step"], device)
-        return compress_store(autoencoder, tiny_store, str(folders["step"]), str(tmp_path / f"{device[:3]}.bits"))
+        return compress_store(
+            autoencoder, tiny_store, str(folders["step"]), str(tmp_path / f"{device[:3]}.bits")
+        )
 
     here, there = on_both(run)
     assert here == there

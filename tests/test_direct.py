@@ -21,7 +21,13 @@ USUAL: dict[str, Any] = {
     "max_position_embeddings": 128, "initializer_range": 0.2,
 }  # fmt: skip
 GEMMA = USUAL | {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16}
-GPT2 = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": 128, "initializer_range": 0.2}
+GPT2 = {
+    "n_embd": WIDTH,
+    "n_layer": LAYERS,
+    "n_head": 4,
+    "n_positions": 128,
+    "initializer_range": 0.2,
+}
 OPT = {
     "hidden_size": WIDTH,
     "num_hidden_layers": LAYERS,
@@ -62,7 +68,12 @@ def folder_of(tmp_path_factory, tokenizer) -> Callable[[str], Path]:
             saved[kind] = tmp_path_factory.mktemp(kind)
             config, settings, _ = MODELS[kind]
             torch.manual_seed(0)
-            ids = {"vocab_size": len(tokenizer), "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1}
+            ids = {
+                "vocab_size": len(tokenizer),
+                "pad_token_id": 2,
+                "bos_token_id": 0,
+                "eos_token_id": 1,
+            }
             model = tf.AutoModelForCausalLM.from_config(config(**settings, **ids))
             with torch.no_grad():
                 for parameter in model.parameters():
@@ -76,44 +87,68 @@ def folder_of(tmp_path_factory, tokenizer) -> Callable[[str], Path]:
 
 
 def codes_of(folder: Path, model: Path, tokenizer: Any, hook: str) -> Codes:
-    ids = torch.tensor(tokenizer("The old sailor watched a quiet river in the morning. " * 20)["input_ids"])
-    columns = {"token": ids.int(), "document": torch.arange(len(ids)) // 50, "position": torch.zeros(len(ids)).int()}
+    ids = torch.tensor(
+        tokenizer("The old sailor watched a quiet river in the morning. " * 20)["input_ids"]
+    )
+    columns = {
+        "token": ids.int(),
+        "document": torch.arange(len(ids)) // 50,
+        "position": torch.zeros(len(ids)).int(),
+    }
     about = {"model": str(model), "hook": {"module": hook}}
-    return Codes.write(folder / "codes", [(PackedBits.pack(torch.ones(len(ids), 4)), columns)], 4, about)
+    return Codes.write(
+        folder / "codes", [(PackedBits.pack(torch.ones(len(ids), 4)), columns)], 4, about
+    )
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_effect_is_the_derivative_of_the_models_own_logits(kind, folder_of, tokenizer, tmp_path):
+def test_the_effect_is_the_derivative_of_the_models_own_logits(
+    kind, folder_of, tokenizer, tmp_path
+):
     effect = direct_effect(codes_of(tmp_path, folder_of(kind), tokenizer, "layers.1"))
     directions = torch.randn(5, WIDTH, generator=generator("directions"))
     network: Any = effect.model.model
-    jacobian = torch.autograd.functional.jacobian(lambda h: MODELS[kind][2](network, h), effect.state)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda h: MODELS[kind][2](network, h), effect.state
+    )
     torch.testing.assert_close(effect(directions), directions @ jacobian.T, rtol=1e-4, atol=1e-5)
 
 
 def test_the_state_is_the_mean_of_what_the_last_block_gives(folder_of, tokenizer, tmp_path):
     codes = codes_of(tmp_path, folder_of("llama"), tokenizer, "layers.0")
     effect = direct_effect(codes)
-    model = LanguageModel.load(str(folder_of("llama")), [f"layers.{LAYERS - 1}"], device="cpu", causal=True)
+    model = LanguageModel.load(
+        str(folder_of("llama")), [f"layers.{LAYERS - 1}"], device="cpu", causal=True
+    )
     documents = [codes.token[codes.document == i].long()[None] for i in codes.document.unique()]
     chosen = torch.linspace(0, len(documents) - 1, min(16, len(documents))).long()
-    states = torch.cat([model.hidden_states(documents[i])[f"layers.{LAYERS - 1}"][0] for i in chosen])
+    states = torch.cat(
+        [model.hidden_states(documents[i])[f"layers.{LAYERS - 1}"][0] for i in chosen]
+    )
     torch.testing.assert_close(effect.state, states.mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_written_after_the_final_norm_meets_the_head_alone(folder_of, tokenizer, tmp_path):
-    effect = direct_effect(codes_of(tmp_path, folder_of("gemma3"), tokenizer, f"hidden_states[{LAYERS}]"))
+    effect = direct_effect(
+        codes_of(tmp_path, folder_of("gemma3"), tokenizer, f"hidden_states[{LAYERS}]")
+    )
     directions = torch.randn(3, WIDTH, generator=generator("directions"))
     network: Any = effect.model.model
-    torch.testing.assert_close(effect(directions), directions @ network.lm_head.weight.T, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        effect(directions), directions @ network.lm_head.weight.T, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_what_has_no_direct_path_is_refused(folder_of, tokenizer, tmp_path):
     llama = folder_of("llama")
-    with pytest.raises(BitlensError, match=r"layers.1.mlp:input is not added to the residual stream"):
+    with pytest.raises(
+        BitlensError, match=r"layers.1.mlp:input is not added to the residual stream"
+    ):
         direct_effect(codes_of(tmp_path, llama, tokenizer, "layers.1.mlp:input"))
     model = LanguageModel.load(str(llama), ["layers.2"], device="cpu", causal=True)
-    with pytest.raises(BitlensError, match=r"writes states of width 7, but the head of .* reads 32"):
+    with pytest.raises(
+        BitlensError, match=r"writes states of width 7, but the head of .* reads 32"
+    ):
         DirectEffect(model, [[5, 6, 7]])(torch.ones(1, 7))
 
 

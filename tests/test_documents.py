@@ -55,7 +55,9 @@ def write_saved(path, texts):
 
 def write_saved_splits(path, texts):
     splits = {"train": texts, "test": ["something else"]}
-    datasets.DatasetDict({k: datasets.Dataset.from_dict({"text": v}) for k, v in splits.items()}).save_to_disk(path)
+    datasets.DatasetDict(
+        {k: datasets.Dataset.from_dict({"text": v}) for k, v in splits.items()}
+    ).save_to_disk(path)
 
 
 LOCAL = {
@@ -103,9 +105,13 @@ def test_datasets_by_name(tmp_path, monkeypatch, kind, streaming):
 
 def test_a_split_and_a_column_are_chosen(tmp_path):
     write_saved_splits(tmp_path / "splits", TEXTS)
-    assert list(Corpus((str(tmp_path / "splits"),), split="test").documents()) == [(0, "something else")]
+    assert list(Corpus((str(tmp_path / "splits"),), split="test").documents()) == [
+        (0, "something else")
+    ]
     (tmp_path / "other.jsonl").write_text(json_lines(["hello"], column="body"))
-    assert list(Corpus((str(tmp_path / "other.jsonl"),), text_column="body").documents()) == [(0, "hello")]
+    assert list(Corpus((str(tmp_path / "other.jsonl"),), text_column="body").documents()) == [
+        (0, "hello")
+    ]
 
 
 def test_sources_follow_one_another_with_ids_that_go_on(tmp_path):
@@ -121,7 +127,11 @@ def test_folders_are_read_in_the_order_of_names_with_what_lies_deeper(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"first"))
     (tmp_path / "z.jsonl").write_text(json_lines(["third"]))
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
-    assert [text for _, text in Corpus((str(tmp_path),)).documents()] == ["first", "second", "third"]
+    assert [text for _, text in Corpus((str(tmp_path),)).documents()] == [
+        "first",
+        "second",
+        "third",
+    ]
 
 
 MIXED = "One.\nTwo.\n \t \n\n\nThree.\u2028still three.\r\n\r\nFour.\n\x0c\nFive."
@@ -142,7 +152,10 @@ def test_what_a_document_is(tmp_path, kind, unit, expected):
     assert [text for _, text in Corpus((str(tmp_path),), unit=unit).documents()] == expected
 
 
-BOOK = "".join(f"Chapter {i}\r\n\r\n" + f"Line {i} of a book.\r\n" * (5 + i * 13 % 50) + " \t\r\n" for i in range(90))
+BOOK = "".join(
+    f"Chapter {i}\r\n\r\n" + f"Line {i} of a book.\r\n" * (5 + i * 13 % 50) + " \t\r\n"
+    for i in range(90)
+)
 LONG_TEXTS = {
     "a book": BOOK, "paragraphs a line": BOOK.replace("\r\n\r\n", " ").replace("\r\n \t\r\n", "\r\n"),
     "one line": " ".join(BOOK.split()), "one word": "x" * 50_000, "no spaces": "雪が降る。" * 5_000, "blank lines": BOOK + "\n" * 20_000,
@@ -153,7 +166,9 @@ LONG_TEXTS = {
 @pytest.mark.parametrize("name", LONG_TEXTS)
 def test_a_long_text_is_many_documents_and_a_short_one_is_one(tmp_path, name, kind):
     def documents(text):
-        (tmp_path / kind).write_bytes(text.encode() if kind == "a.txt" else json_lines([text]).encode())
+        (tmp_path / kind).write_bytes(
+            text.encode() if kind == "a.txt" else json_lines([text]).encode()
+        )
         return [document for _, document in Corpus((str(tmp_path / kind),)).documents()]
 
     text = LONG_TEXTS[name]
@@ -170,7 +185,10 @@ def test_a_long_text_is_many_documents_and_a_short_one_is_one(tmp_path, name, ki
 def test_a_text_is_cut_alike_however_it_is_read(tmp_path, unit):
     (tmp_path / "a.txt").write_bytes(BOOK.encode())
     (tmp_path / "b.jsonl").write_bytes(json_lines([BOOK]).encode())
-    plain, table = (list(Corpus((str(tmp_path / name),), unit=unit).documents()) for name in ("a.txt", "b.jsonl"))
+    plain, table = (
+        list(Corpus((str(tmp_path / name),), unit=unit).documents())
+        for name in ("a.txt", "b.jsonl")
+    )
     assert plain == table
 
 
@@ -199,7 +217,10 @@ def test_shuffling_is_reproducible_from_its_seed(tmp_path, monkeypatch, kind, st
         write_jsonl(tmp_path / kind, texts)
 
     def order(seed):
-        return [text for _, text in Corpus((source,), streaming=streaming, shuffle_seed=seed).documents()]
+        return [
+            text
+            for _, text in Corpus((source,), streaming=streaming, shuffle_seed=seed).documents()
+        ]
 
     assert order(None) == texts
     assert order(1) == order(1)

@@ -20,9 +20,14 @@ from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
 from bitlens.hidden.store import ActivationStore
 from bitlens.information.autoregression import Autoregression
-from bitlens.information.dependence import conditional_bits, information, label_entropy, mutual_information
+from bitlens.information.dependence import (
+    conditional_bits,
+    information,
+    label_entropy,
+    mutual_information,
+)
 from bitlens.information.entropy import entropy, plug_in_bits
-from bitlens.information.lower import lower_bits
+from bitlens.information.lower_bound import lower_bits
 from bitlens.information.tree import Blocks, TreeCounts, chow_liu
 
 
@@ -75,11 +80,17 @@ def test_the_truth_lies_in_the_intervals() -> None:
     inside = {"bits_marginal": 0, "bits_tree": 0, "code_tree": 0}
     trials = 40
     for seed in range(trials):
-        for name, which in (("independent", "bits_marginal"), ("chain", "bits_tree"), ("chain", "code_tree")):
+        for name, which in (
+            ("independent", "bits_marginal"),
+            ("chain", "bits_tree"),
+            ("chain", "code_tree"),
+        ):
             bits, truth = source(name, 3000, seed)
             estimate = getattr(entropy(PackedBits.pack(bits), seed=seed), which)
             inside[which] += estimate.low <= truth <= estimate.high
-    assert all(count >= 0.85 * trials for count in inside.values()), inside  # 95 % less three deviations
+    assert all(count >= 0.85 * trials for count in inside.values()), (
+        inside
+    )  # 95 % less three deviations
 
 
 def test_documents_widen_the_interval_where_rows_repeat() -> None:
@@ -88,7 +99,9 @@ def test_documents_widen_the_interval_where_rows_repeat() -> None:
     shuffled = repeated[torch.randperm(4000, generator=torch.Generator().manual_seed(0))]
     alone = entropy(shuffled).bits_marginal
     together = entropy(repeated, torch.arange(400).repeat_interleave(10)).bits_marginal
-    assert alone.value < together.value < 1.01 * alone.value  # 4,000 rows that are worth 400 are too even
+    assert (
+        alone.value < together.value < 1.01 * alone.value
+    )  # 4,000 rows that are worth 400 are too even
     assert together.high - together.low > 2 * (alone.high - alone.low)
 
 
@@ -147,7 +160,9 @@ def brute_tree(bits: torch.Tensor) -> float:
         for a, b in itertools.product((0, 1), repeat=2):
             both = int(((bits[:, i] == a) & (bits[:, j] == b)).sum())
             if both:
-                total += both * math.log2(both * n / (int((bits[:, i] == a).sum()) * int((bits[:, j] == b).sum())))
+                total += both * math.log2(
+                    both * n / (int((bits[:, i] == a).sum()) * int((bits[:, j] == b).sum()))
+                )
         edges.append((total, i, j))
     group = list(range(columns))
     result = 0.0
@@ -196,7 +211,9 @@ def test_an_autoregression_is_a_distribution() -> None:
     bits, _ = source("or", 500, 0)
     model = fitted(bits[:, [0, 1, 2, 3, 10, 11]])
     every = torch.tensor(list(itertools.product((0, 1), repeat=6)))
-    assert float((2 ** -model.code_lengths(PackedBits.pack(every))).sum()) == pytest.approx(1, abs=1e-5)
+    assert float((2 ** -model.code_lengths(PackedBits.pack(every))).sum()) == pytest.approx(
+        1, abs=1e-5
+    )
     assert max(float(weights.abs().max()) for weights in model.weights) > 0.5
 
 
@@ -216,14 +233,18 @@ def test_an_autoregression_begins_as_the_tree() -> None:
     counts = TreeCounts.of(packed, Blocks(np.array([0, len(bits)])), tree)
     start = Autoregression._from_tree(tree, counts)
     result = entropy(PackedBits.pack(torch.cat([bits, bits])), test=torch.arange(8000) >= 4000)
-    assert float(start.code_lengths(packed).mean()) == pytest.approx(result.code_tree.value, rel=1e-5)
+    assert float(start.code_lengths(packed).mean()) == pytest.approx(
+        result.code_tree.value, rel=1e-5
+    )
 
 
 def test_labels_and_bits() -> None:
     random = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 4, (20_000,), generator=random)
     flipped = torch.rand(20_000, generator=random) < 0.1
-    bits = torch.stack([labels >= 2, (labels >= 2) ^ flipped, torch.rand(20_000, generator=random) < 0.5], 1)
+    bits = torch.stack(
+        [labels >= 2, (labels >= 2) ^ flipped, torch.rand(20_000, generator=random) < 0.5], 1
+    )
     packed = PackedBits.pack(bits)
     told = mutual_information(packed, labels)
     assert told.tolist() == pytest.approx([1, 1 - h2(0.1), 0], abs=0.01)
@@ -237,7 +258,9 @@ def test_what_labels_tell_of_unrelated_bits_scatters_about_zero() -> None:
     for seed in range(50):
         random = torch.Generator().manual_seed(seed)
         bits = PackedBits.pack(torch.rand(100, 20, generator=random) < 0.5)
-        told.append(float(mutual_information(bits, torch.randint(0, 5, (100,), generator=random)).mean()))
+        told.append(
+            float(mutual_information(bits, torch.randint(0, 5, (100,), generator=random)).mean())
+        )
     assert abs(np.mean(told)) < 0.003  # uncorrected it would be 0.029
 
 
@@ -282,12 +305,21 @@ def test_the_command_leaves_rows_of_outlying_norm_out_and_says_how_many(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every tenth row is one, where a bit that is otherwise off is drawn by lot."""
-    bits = torch.rand(3000, 4, generator=torch.Generator().manual_seed(0)) < torch.tensor([0.5, 0.5, 0.2, 0.0])
+    bits = torch.rand(3000, 4, generator=torch.Generator().manual_seed(0)) < torch.tensor(
+        [0.5, 0.5, 0.2, 0.0]
+    )
     usual = torch.arange(3000) % 10 != 0
     lots = torch.rand(3000, generator=torch.Generator().manual_seed(1)) < 0.5
     found = []
-    for name, own in (("plain", bits), ("sinks", torch.cat([bits[:, :3], (lots & ~usual)[:, None]], 1))):
-        columns = {"token": torch.zeros(3000), "position": torch.zeros(3000), "document": torch.arange(3000) // 30}
+    for name, own in (
+        ("plain", bits),
+        ("sinks", torch.cat([bits[:, :3], (lots & ~usual)[:, None]], 1)),
+    ):
+        columns = {
+            "token": torch.zeros(3000),
+            "position": torch.zeros(3000),
+            "document": torch.arange(3000) // 30,
+        }
         parts = [(PackedBits.pack(own), {**columns, "usual": usual})]
         Codes.write(tmp_path / name, parts, 4, {"test_fraction": 0.2})
         main(["entropy", str(tmp_path / name), "--json", str(tmp_path / "entropy.json")])
@@ -302,7 +334,9 @@ def test_rare_bits_under_many_labels_tell_nothing_by_chance() -> None:
     bits = PackedBits.pack(torch.rand(2000, 100, generator=random) < 0.01)
     labels = torch.randint(0, 100, (2000,), generator=random)
     told = mutual_information(bits, labels)
-    as_counted = conditional_bits(bits, torch.zeros(2000, dtype=torch.int64)) - conditional_bits(bits, labels)
+    as_counted = conditional_bits(bits, torch.zeros(2000, dtype=torch.int64)) - conditional_bits(
+        bits, labels
+    )
     assert float(as_counted.mean()) > 0.02
     assert abs(float(told.mean())) < 0.001
 
@@ -334,7 +368,9 @@ def bursts(documents: int, seed: int, equal: bool = True) -> tuple[PackedBits, t
 
 @pytest.mark.parametrize("equal", [True, False])
 @pytest.mark.parametrize("kind", ["of documents", "in runs", "positions"])
-def test_labels_that_are_alike_within_documents_tell_nothing_by_chance(kind: str, equal: bool) -> None:
+def test_labels_that_are_alike_within_documents_tell_nothing_by_chance(
+    kind: str, equal: bool
+) -> None:
     means, naive, p_values = [], [], []
     for seed in range(40):
         bits, document = bursts(25, seed, equal)
@@ -363,7 +399,9 @@ def test_labels_that_are_alike_within_documents_tell_nothing_by_chance(kind: str
 def test_labels_of_documents_that_do_tell_something_are_still_found() -> None:
     bits, document = bursts(60, 0)
     labels = torch.randint(0, 2, (60,))[document]
-    told = torch.cat([bits.unpack(), (labels[:, None] == 1).expand(-1, 2).to(bits.unpack().dtype)], 1)
+    told = torch.cat(
+        [bits.unpack(), (labels[:, None] == 1).expand(-1, 2).to(bits.unpack().dtype)], 1
+    )
     told[:, -1] = torch.where(torch.rand(len(labels)) < 0.2, 1 - told[:, -1], told[:, -1])
     found = information(PackedBits.pack(told), labels, document)
     assert found.bits[-2:].tolist() == pytest.approx([1, 1 - h2(0.2)], abs=0.1)

@@ -106,7 +106,10 @@ def test_every_number_equals_numpy(store, kind, part):
 def test_joint_bits_are_the_code_length_under_a_model_of_the_training_documents(store):
     model = build("bae", store)
     fit, test = (list(store.read(part)) for part in ("train", "test"))
-    bits = [PackedBits(torch.cat([model.encode_bits(r.hidden).words for r in rows]), LATENTS) for rows in (fit, test)]
+    bits = [
+        PackedBits(torch.cat([model.encode_bits(r.hidden).words for r in rows]), LATENTS)
+        for rows in (fit, test)
+    ]
     fitted = Autoregression.of_rows(bits[0], torch.cat([rows.columns["document"] for rows in fit]))
     expected = float(fitted.code_lengths(bits[1]).mean())
     assert evaluate(model, store).bits_joint == pytest.approx(expected)
@@ -135,7 +138,9 @@ def test_canonical_form_changes_no_number_but_the_polarity(store):
     canonical.metadata = {"n_latents_trained": LATENTS}
     before, after = evaluate(model, store), evaluate(canonical, store)
     for name in ("fvu", "mse", "cosine", "l0", "bits_marginal", "bits_gaussian", "dense", "live"):
-        assert getattr(after, name) == pytest.approx(getattr(before, name), rel=1e-4, abs=1e-6), name
+        assert getattr(after, name) == pytest.approx(getattr(before, name), rel=1e-4, abs=1e-6), (
+            name
+        )
     assert after.stuck == 0
     assert after.dead == before.dead + before.stuck
 
@@ -163,7 +168,9 @@ def test_rows_of_outlying_norm_are_left_out_unless_they_are_asked_for(store, tmp
     fvu = ((usual - x_hat) ** 2).sum() / (usual.var(0).sum() * len(usual))
     assert (numbers.rows, numbers.outliers) == (len(usual), ROWS // 10)
     assert numbers.fvu == pytest.approx(fvu, rel=1e-5)
-    assert numbers.bits_gaussian == pytest.approx(gaussian_bits(torch.from_numpy(np.cov(usual.T, bias=True)), fvu))
+    assert numbers.bits_gaussian == pytest.approx(
+        gaussian_bits(torch.from_numpy(np.cov(usual.T, bias=True)), fvu)
+    )
     test = evaluate(model, sinks)
     held = torch.cat([rows.columns["document"] for rows in sinks.read("all")])
     assert test.rows + test.outliers == int(sinks.is_test(held).sum())
@@ -171,7 +178,9 @@ def test_rows_of_outlying_norm_are_left_out_unless_they_are_asked_for(store, tmp
     assert (both.rows, both.outliers) == (ROWS, 0)
     assert math.isfinite(both.bits_magnitudes)
     covariance = torch.from_numpy(np.cov(rows_of(sinks, "all").T, bias=True))
-    assert both.bits_gaussian == pytest.approx(gaussian_bits(covariance, both.fvu)), "of the rows that are measured"
+    assert both.bits_gaussian == pytest.approx(gaussian_bits(covariance, both.fvu)), (
+        "of the rows that are measured"
+    )
     with pytest.raises(BitlensError, match="can be taken with all"):
         evaluate(model, sinks, outliers=True)
 
@@ -208,7 +217,9 @@ def test_the_gaussian_bound_of_few_held_out_rows_is_that_of_their_source(tmp_pat
     rows = torch.cat([rows.hidden for rows in store.read("all")])
     few = torch.arange(len(rows)) >= len(rows) - 60
     measured, _ = measure_rows(pca, rows, few)
-    assert measured["bits_gaussian"] == pytest.approx(gaussian_bits(covariance, measured["fvu"]), rel=0.02)
+    assert measured["bits_gaussian"] == pytest.approx(
+        gaussian_bits(covariance, measured["fvu"]), rel=0.02
+    )
 
 
 def test_below_four_rows_a_component_there_is_no_gaussian_bound(tmp_path):

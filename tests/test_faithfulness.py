@@ -31,7 +31,9 @@ def model(tiny_llama) -> LanguageModel:
 
 
 def build(kind: str, store: ActivationStore):
-    autoencoder = BinaryAutoencoder(D, LATENTS) if kind == "bae" else TopKAutoencoder(D, LATENTS, k=6)
+    autoencoder = (
+        BinaryAutoencoder(D, LATENTS) if kind == "bae" else TopKAutoencoder(D, LATENTS, k=6)
+    )
     autoencoder.initialise(generator(1))
     autoencoder.mean.copy_(store.mean)
     autoencoder.scale.fill_(store.scale)
@@ -60,7 +62,9 @@ def test_the_most_surprising_are_kept(k):
 def test_the_largest_are_kept(k):
     codes, norms = some_codes(), torch.linspace(0.2, 3, 9)
     for row, found in zip(codes.tolist(), keep_largest(codes, norms, k).tolist(), strict=True):
-        on = sorted((j for j in range(9) if row[j]), key=lambda j: -abs(row[j]) * float(norms[j]))[:k]
+        on = sorted((j for j in range(9) if row[j]), key=lambda j: -abs(row[j]) * float(norms[j]))[
+            :k
+        ]
         assert found == [row[j] if j in on else 0 for j in range(9)]
 
 
@@ -91,7 +95,9 @@ def test_nothing_kept_is_every_latent_in_its_common_state(tiny_store, model, kin
         rows = torch.cat([rows.hidden for rows in tiny_store.read("train")])
         off = (autoencoder.encode(rows).mean(0) > 0.5).float()
         assert 0 < off.sum() < LATENTS, "the test needs latents of both polarities"
-    assert none.losses == splice.losses(lambda x: autoencoder.decode(off.expand(*x.shape[:-1], LATENTS)))
+    assert none.losses == splice.losses(
+        lambda x: autoencoder.decode(off.expand(*x.shape[:-1], LATENTS))
+    )
     assert (none.l0, none.surprisal) == (0, 0)
 
 
@@ -134,7 +140,9 @@ def some_tokens() -> SpliceTokens:
     rise = torch.tensor([2.0, 0, 3, -1, 0, 0, 5, 1])
     ce = torch.arange(1.0, 9)
     same = rise <= 0
-    return SpliceTokens(torch.zeros(8, dtype=torch.long), torch.arange(1, 9), ce, ce + rise, rise.abs(), same)
+    return SpliceTokens(
+        torch.zeros(8, dtype=torch.long), torch.arange(1, 9), ce, ce + rise, rise.abs(), same
+    )
 
 
 def test_means_by_position():
@@ -155,21 +163,33 @@ def test_tokens_are_written_with_their_text(tiny_store, model, tmp_path):
     splice = Splice.of_store(model, autoencoder, tiny_store, 2)
     (tokens,) = splice.tokens([autoencoder])
     write_tokens(tmp_path / "new" / "tokens.jsonl", splice, tokens)
-    lines = [json.loads(line) for line in (tmp_path / "new" / "tokens.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "new" / "tokens.jsonl").read_text().splitlines()
+    ]
     assert lines == [record(splice, tokens, i) for i in range(len(tokens.position))]
     for line in lines:
         ids = splice.contexts[line["context"]]
         here = line["position"]
         assert line["token"] == model.tokenizer.decode(ids[here])
         assert line["before"] == model.tokenizer.decode(ids[max(0, here - 8) : here])
-        assert line["after"] == model.tokenizer.decode([i for i in ids[here + 1 : here + 9].tolist() if i >= 0])
+        assert line["after"] == model.tokenizer.decode(
+            [i for i in ids[here + 1 : here + 9].tolist() if i >= 0]
+        )
     assert [line["ce_spliced"] for line in lines] == tokens.ce_spliced.tolist()
 
 
 def test_the_command_prints_both_tables_and_the_worst_tokens(tiny_store, tmp_path, capsys):
     build("bae", tiny_store).save(tmp_path / "run")
     numbers, out = tmp_path / "numbers.json", tmp_path / "tokens.jsonl"
-    command(tmp_path / "run", tiny_store.path, keep=(0, 4), contexts=2, out=out, device="cpu", json=numbers)
+    command(
+        tmp_path / "run",
+        tiny_store.path,
+        keep=(0, 4),
+        contexts=2,
+        out=out,
+        device="cpu",
+        json=numbers,
+    )
     shown = capsys.readouterr().out
     told = json.loads(numbers.read_text())
     assert [line["k"] for line in told["keep"]] == [0, 4, None]
@@ -183,12 +203,20 @@ def test_the_command_prints_both_tables_and_the_worst_tokens(tiny_store, tmp_pat
     assert shown.count("«") == 10
 
 
-def test_the_command_compares_autoencoders_on_the_same_contexts(tiny_store, tmp_path, capsys, model):
+def test_the_command_compares_autoencoders_on_the_same_contexts(
+    tiny_store, tmp_path, capsys, model
+):
     for name in ("bae", "topk"):
         build(name, tiny_store).save(tmp_path / name)
     numbers = tmp_path / "numbers.json"
     how = {"keep": (1,), "contexts": 10, "device": "cpu", "json": numbers}
-    command(tmp_path / "bae", tiny_store.path, against=(tmp_path / "topk", tmp_path / "bae"), seed=1, **how)
+    command(
+        tmp_path / "bae",
+        tiny_store.path,
+        against=(tmp_path / "topk", tmp_path / "bae"),
+        seed=1,
+        **how,
+    )
     told = json.loads(numbers.read_text())
     splice = Splice.of_store(model, build("bae", tiny_store), tiny_store, 10, seed=1)
     ours, theirs = (splice.losses(build(name, tiny_store)) for name in ("bae", "topk"))

@@ -9,12 +9,18 @@ import torch
 from bitlens.bits import Codes, PackedBits
 from bitlens.errors import BitlensError
 from bitlens.features.examples import examples
-from bitlens.features.profile import token_scores
+from bitlens.features.token_scores import token_scores
 
 
-def make(folder, bits: torch.Tensor, token: torch.Tensor, document: torch.Tensor | None = None) -> Codes:
+def make(
+    folder, bits: torch.Tensor, token: torch.Tensor, document: torch.Tensor | None = None
+) -> Codes:
     document = torch.arange(len(bits)) // 10 if document is None else document
-    columns = {"token": token.int(), "document": document.long(), "position": torch.zeros(len(bits)).int()}
+    columns = {
+        "token": token.int(),
+        "document": document.long(),
+        "position": torch.zeros(len(bits)).int(),
+    }
     return Codes.write(folder / "codes", [(PackedBits.pack(bits), columns)], bits.shape[1], {})
 
 
@@ -69,7 +75,9 @@ def test_latents_that_are_rarely_on_are_left_out(tmp_path, corpus):
     token, test = corpus
     bits = torch.zeros(2000, 3, dtype=torch.bool)
     bits[test.nonzero()[:20, 0], :2] = True
-    bits[(~test).nonzero()[:20, 0], 0] = True  # latent 0: 20 and 20 rows; 1: none to learn from; 2: never on
+    bits[(~test).nonzero()[:20, 0], 0] = (
+        True  # latent 0: 20 and 20 rows; 1: none to learn from; 2: never on
+    )
     codes = make(tmp_path, bits, token)
     assert [score.latent for score in token_scores(codes.bits, codes.token, test)] == [0]
     assert token_scores(codes.bits, codes.token, test, min_on=21) == []

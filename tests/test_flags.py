@@ -20,7 +20,10 @@ NAME = r"`([A-Za-z_]+)(?:=[^`]+)?`"
 
 
 def commands() -> dict[str, object]:
-    places = {**{n: p for n, p in COMMANDS.items() if n != "study"}, **{f"study {n}": p for n, p in STUDIES.items()}}
+    places = {
+        **{n: p for n, p in COMMANDS.items() if n != "study"},
+        **{f"study {n}": p for n, p in STUDIES.items()},
+    }
     found = {}
     for name, place in places.items():
         module, _, function = place.partition(":")
@@ -67,7 +70,9 @@ def test_what_python_says_names_arguments_of_python(path: Path) -> None:
         assert not re.findall(FLAG, sentence), sentence
     for sentence in sentences(path, raised=True):
         bare = re.match(r"([a-z_]+) must be", sentence)
-        assert not bare or bare[1] not in known or bare[1] in ("words", "test"), sentence  # of Python alone
+        assert not bare or bare[1] not in known or bare[1] in ("words", "test"), (
+            sentence
+        )  # of Python alone
         for name in re.findall(NAME, sentence):
             assert name in known, sentence
 
@@ -75,7 +80,10 @@ def test_what_python_says_names_arguments_of_python(path: Path) -> None:
 def test_every_argument_that_an_error_names_is_a_flag_of_some_command() -> None:
     flags = set().union(*(flags_of(command) for command in commands().values()))
     named = {
-        name for path in LIBRARY for sentence in sentences(path, raised=True) for name in re.findall(NAME, sentence)
+        name
+        for path in LIBRARY
+        for sentence in sentences(path, raised=True)
+        for name in re.findall(NAME, sentence)
     }
     assert len(named) > 10
     assert not {name for name in named if not {name, RENAMED.get(name)} & flags}
@@ -83,7 +91,9 @@ def test_every_argument_that_an_error_names_is_a_flag_of_some_command() -> None:
 
 @pytest.mark.parametrize("path", CLI, ids=lambda p: p.name)
 def test_a_command_names_only_flags_of_its_own(path: Path) -> None:
-    own = [c for c in commands().values() if c.__module__ == f"bitlens.cli.{path.stem}"] or commands().values()
+    own = [
+        c for c in commands().values() if c.__module__ == f"bitlens.cli.{path.stem}"
+    ] or commands().values()
     flags = set().union(*(flags_of(command) for command in own)) | {"help", "version"}
     for sentence in sentences(path):
         for name in re.findall(FLAG, sentence):
@@ -93,7 +103,9 @@ def test_a_command_names_only_flags_of_its_own(path: Path) -> None:
 
 def test_names_become_flags_of_the_command_that_is_run() -> None:
     every = commands()
-    sentence = "pass `resume=True` to go on, `part='all'`, `joint=False`; lower `length` or `n_latents`."
+    sentence = (
+        "pass `resume=True` to go on, `part='all'`, `joint=False`; lower `length` or `n_latents`."
+    )
     assert in_flags(sentence, every["evaluate"]) == (
         "pass resume=True to go on, --part all, --no-joint; lower length or n_latents."
     )
@@ -104,7 +116,9 @@ def test_names_become_flags_of_the_command_that_is_run() -> None:
     assert in_flags("as `bitlens encode` writes", every["train"]) == "as `bitlens encode` writes"
 
 
-@pytest.mark.parametrize("command", [*(c for c in COMMANDS if c != "study"), *(f"study {s}" for s in STUDIES)])
+@pytest.mark.parametrize(
+    "command", [*(c for c in COMMANDS if c != "study"), *(f"study {s}" for s in STUDIES)]
+)
 def test_every_flag_that_help_names_is_one(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,7 +68,9 @@ def refusal(work):
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "one document a context"])
 @pytest.mark.parametrize("kind", ["llama", "bert"])
-def test_rows_are_the_hidden_states_of_the_model(make_model, job, tmp_path, small_shards, kind, packed):
+def test_rows_are_the_hidden_states_of_the_model(
+    make_model, job, tmp_path, small_shards, kind, packed
+):
     model, reader = job(*HOOKS[::2], folder=make_model(kind), packed=packed)
     stores = harvest(model, reader, tmp_path / "out", batch_size=4)
     found = [all_rows(store) for store in stores]
@@ -99,10 +101,14 @@ def test_stored_contexts_are_what_the_model_saw(make_model, job, tmp_path, small
             with torch.no_grad():
                 states = full(tokens[None], output_hidden_states=True).hidden_states[2][0]
             assert tokens[0] == reader.tokenizer.bos_token_id
-            assert torch.equal(tokens[columns["position"][mine].long()].int(), columns["token"][mine])
+            assert torch.equal(
+                tokens[columns["position"][mine].long()].int(), columns["token"][mine]
+            )
             assert columns["position"][mine].tolist() == list(range(1, len(tokens)))
             expected = hidden[begin : begin + len(mine)][mine]
-            torch.testing.assert_close(states[1:], expected, rtol=1e-4, atol=1e-5)  # batched otherwise
+            torch.testing.assert_close(
+                states[1:], expected, rtol=1e-4, atol=1e-5
+            )  # batched otherwise
         begin += len(columns["token"])
     assert begin == len(store)
 
@@ -117,9 +123,14 @@ def test_special_tokens_and_padding_make_no_rows(job, tmp_path):
     texts = ["The river <|eos|> and <|pad|> the lamp.", "The sailor."]
     ids = [reader.tokenizer(t)["input_ids"][:15] for t in texts]
     special = set(reader.tokenizer.all_special_ids)
-    expected = [(t, d, p) for d, row in enumerate(ids) for p, t in enumerate(row, 1) if t not in special]
+    expected = [
+        (t, d, p) for d, row in enumerate(ids) for p, t in enumerate(row, 1) if t not in special
+    ]
     rows = all_rows(store)
-    assert list(zip(rows.token.tolist(), rows.document.tolist(), rows.position.tolist(), strict=True)) == expected
+    assert (
+        list(zip(rows.token.tolist(), rows.document.tolist(), rows.position.tolist(), strict=True))
+        == expected
+    )
 
 
 def test_several_hook_points_share_their_rows(job, tmp_path, small_shards):
@@ -131,7 +142,9 @@ def test_several_hook_points_share_their_rows(job, tmp_path, small_shards):
         assert torch.equal(other.token, first.token)
         assert torch.equal(other.document, first.document)
         assert torch.equal(other.position, first.position)
-    for hook, rows in zip(HOOKS, [first, *others], strict=True):  # as if each had been harvested alone
+    for hook, rows in zip(
+        HOOKS, [first, *others], strict=True
+    ):  # as if each had been harvested alone
         (alone,) = harvest(*job(hook), tmp_path / hook, batch_size=4)
         assert torch.equal(rows.hidden, all_rows(alone).hidden)
 
@@ -186,7 +199,9 @@ def changed_model(folder, out, change):
     return out
 
 
-def test_hidden_states_that_are_not_finite_name_row_and_document(job, tiny_llama, text_folder, tmp_path, small_shards):
+def test_hidden_states_that_are_not_finite_name_row_and_document(
+    job, tiny_llama, text_folder, tmp_path, small_shards
+):
     text = shutil.copytree(text_folder, tmp_path / "text")
     (text / "13.txt").write_text("The sailor # watched")
     embeddings = "hidden_states[0]"  # attention spreads a NaN over its whole context
@@ -205,8 +220,12 @@ def test_hidden_states_that_are_not_finite_name_row_and_document(job, tiny_llama
 
 
 def test_an_overflow_of_float16_is_told(job, tiny_llama, tmp_path):
-    folder = changed_model(tiny_llama, tmp_path / "huge", lambda model: model.get_input_embeddings().weight.mul_(1e7))
-    sentence = refusal(lambda: harvest(*job(folder=folder), tmp_path / "out", store_dtype=torch.float16))
+    folder = changed_model(
+        tiny_llama, tmp_path / "huge", lambda model: model.get_input_embeddings().weight.mul_(1e7)
+    )
+    sentence = refusal(
+        lambda: harvest(*job(folder=folder), tmp_path / "out", store_dtype=torch.float16)
+    )
     assert "store with `store_dtype=torch.float32` if float16 overflowed" in sentence
     harvest(*job(folder=folder), tmp_path / "out", store_dtype=torch.float32, overwrite=True)
 
@@ -238,7 +257,10 @@ def test_a_store_that_cannot_fit_the_disk_is_not_begun(job, tmp_path, text_folde
 def test_a_folder_that_is_not_empty_is_refused(job, tmp_path, harvested):
     former = shutil.copytree(harvested, tmp_path / "out")
     sentence = refusal(lambda: harvest(*job(), former))
-    assert f"{former} is not empty; pass `resume=True` to continue it or `overwrite=True` to replace it" in sentence
+    assert (
+        f"{former} is not empty; pass `resume=True` to continue it or `overwrite=True` to replace it"
+        in sentence
+    )
     assert files(former) == files(harvested)
 
 
@@ -252,7 +274,9 @@ def test_overwrite_replaces_a_store(job, tmp_path, harvested):
 @pytest.mark.parametrize("hooks", [HOOKS[:1], HOOKS])
 def test_overwrite_deletes_nothing_but_a_store(job, tmp_path, hooks):
     (tmp_path / "thesis.txt").write_text("years of work")
-    assert "was not written by this command" in refusal(lambda: harvest(*job(*hooks), tmp_path, overwrite=True))
+    assert "was not written by this command" in refusal(
+        lambda: harvest(*job(*hooks), tmp_path, overwrite=True)
+    )
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
@@ -284,7 +308,9 @@ def test_resuming_with_other_settings_is_refused(job, tmp_path, small_shards, ch
 
     run()
     before = files(tmp_path / "out")
-    assert f"was begun with other settings ({named} differ)" in refusal(lambda: run(resume=True, **change))
+    assert f"was begun with other settings ({named} differ)" in refusal(
+        lambda: run(resume=True, **change)
+    )
     assert files(tmp_path / "out") == before
 
 
@@ -309,7 +335,9 @@ def undisturbed(tiny_llama, text_folder, tmp_path_factory):
     model = LanguageModel.load(str(tiny_llama), ["layers.0", "layers.2"], device="cpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(harvest_module, "SHARD_BYTES", 1)
-        harvest(model, ContextReader(Corpus((str(text_folder),)), model.tokenizer, 8), out, batch_size=4)
+        harvest(
+            model, ContextReader(Corpus((str(text_folder),)), model.tokenizer, 8), out, batch_size=4
+        )
     assert shards_in(out) > 80
     return files(out)
 
@@ -358,7 +386,9 @@ def test_a_signal_stops_a_harvest_in_a_sentence_and_it_resumes(
     assert files(out) == undisturbed
 
 
-@pytest.mark.parametrize("limit", [400, 2000, 9000], ids=["manifest", "first shard", "a later manifest"])
+@pytest.mark.parametrize(
+    "limit", [400, 2000, 9000], ids=["manifest", "first shard", "a later manifest"]
+)
 def test_a_full_disk_is_told_in_a_sentence_and_the_harvest_resumes(
     bitlens_command, arguments, undisturbed, tmp_path, limit
 ):
@@ -400,7 +430,9 @@ def write_large(path, size):
     [(name, 1 << 27, "auto") for name in ("a.jsonl", "a.txt", "a.csv", "a.json", "a.jsonl.gz")]
     + [("one line.jsonl", 10_000_000, unit) for unit in ("auto", "file")],
 )
-def test_what_is_not_asked_for_is_not_held_in_memory(bitlens_command, tiny_llama, tmp_path, name, size, unit):
+def test_what_is_not_asked_for_is_not_held_in_memory(
+    bitlens_command, tiny_llama, tmp_path, name, size, unit
+):
     """A large text costs no more memory than a small one, but for one document of it."""
     peaks = []
     for part, bytes_of_text in (("small", 1 << 16), ("large", size)):
@@ -445,7 +477,12 @@ def test_a_harvest_goes_on_from_the_same_text_by_another_name(
 
         def work(reader=reader, stops=stops, last=last):
             return harvest(
-                model, reader, tmp_path / "out", batch_size=4, resume=True, stop=lambda: None if last else next(stops)
+                model,
+                reader,
+                tmp_path / "out",
+                batch_size=4,
+                resume=True,
+                stop=lambda: None if last else next(stops),
             )
 
         assert work() if last else "Stopped by a test after" in refusal(work)
@@ -457,7 +494,9 @@ def test_another_text_of_the_same_size_is_told_apart(job, tmp_path, text_folder)
     harvest(*job(text=text), tmp_path / "out")
     edited = text / "03.txt"
     edited.write_text(edited.read_text().replace("e", "a"))
-    assert "corpus differ" in refusal(lambda: harvest(*job(text=text), tmp_path / "out", resume=True))
+    assert "corpus differ" in refusal(
+        lambda: harvest(*job(text=text), tmp_path / "out", resume=True)
+    )
 
 
 def test_the_command_says_what_was_not_read_and_how_few_documents_there_are(
@@ -467,13 +506,25 @@ def test_the_command_says_what_was_not_read_and_how_few_documents_there_are(
     (text / "picture.png").write_bytes(b"")
     (text / "README.md").write_text("About these texts.")
     command = bitlens_command(
-        "harvest", tiny_llama, "--text", text, "--hook", "layers.0", "--out", tmp_path / "out", "--context", 64
+        "harvest",
+        tiny_llama,
+        "--text",
+        text,
+        "--hook",
+        "layers.0",
+        "--out",
+        tmp_path / "out",
+        "--context",
+        64,
     )
     assert command.wait() == 0, command.output
     said = " ".join(command.output.split())
     assert "not read as text: README.md, picture.png" in said
     assert "from 20 documents" in said
-    assert "Only 20 documents: the split into training and test and all intervals rest on documents" in said
+    assert (
+        "Only 20 documents: the split into training and test and all intervals rest on documents"
+        in said
+    )
 
 
 def test_the_help_of_a_flag_says_what_the_flag_does(capsys):
@@ -483,13 +534,23 @@ def test_the_help_of_a_flag_says_what_the_flag_does(capsys):
     assert "--no-packed let every context hold the beginning of one document" in said
 
 
-def test_bad_input_ends_with_one_sentence_and_status_2(bitlens_command, tiny_llama, text_folder, tmp_path):
+def test_bad_input_ends_with_one_sentence_and_status_2(
+    bitlens_command, tiny_llama, text_folder, tmp_path
+):
     bad = {
-        "There is no hook point 'layers.7'": [tiny_llama, "--text", text_folder, "--hook", "layers.7"],
+        "There is no hook point 'layers.7'": [
+            tiny_llama,
+            "--text",
+            text_folder,
+            "--hook",
+            "layers.7",
+        ],
         "could not be loaded": [tmp_path / "nowhere", "--text", text_folder, "--hook", "layers.1"],
         "There is no text at": [tiny_llama, "--text", tmp_path / "nowhere", "--hook", "layers.1"],
     }
-    commands = {s: bitlens_command("harvest", *a, "--out", tmp_path / "out") for s, a in bad.items()}
+    commands = {
+        s: bitlens_command("harvest", *a, "--out", tmp_path / "out") for s, a in bad.items()
+    }
     for sentence, command in commands.items():
         assert command.wait() == 2
         assert sentence in command.output

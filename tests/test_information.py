@@ -13,7 +13,9 @@ from bitlens.information.rate_distortion import gaussian_bits, pca_bits
 @pytest.mark.parametrize("d", [1, 4, 50])
 @pytest.mark.parametrize("fvu", [0.9, 0.25, 0.01])
 def test_a_white_spectrum_costs_the_same_in_every_direction(d, fvu):
-    assert gaussian_bits(3.7 * torch.eye(d), fvu) == pytest.approx(d / 2 * math.log2(1 / fvu), rel=1e-9)
+    assert gaussian_bits(3.7 * torch.eye(d), fvu) == pytest.approx(
+        d / 2 * math.log2(1 / fvu), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize(
@@ -25,14 +27,20 @@ def test_two_variances_solved_by_hand(fvu, level):
     """Variances 9 and 1, 10 in all. Up to fvu .2 both errors are the level, 5 fvu; above it the second component is
     given up with its error of 1, and the level is 10 fvu - 1."""
     expected = sum(0.5 * math.log2(v / level) for v in (9, 1) if v > level)
-    assert gaussian_bits(torch.diag(torch.tensor([9.0, 1.0])), fvu) == pytest.approx(expected, abs=1e-9)
+    assert gaussian_bits(torch.diag(torch.tensor([9.0, 1.0])), fvu) == pytest.approx(
+        expected, abs=1e-9
+    )
 
 
 def test_rotation_and_scale_do_not_matter():
     variances = torch.tensor([5.0, 2.0, 1.0, 0.1], dtype=torch.float64)
-    rotation = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    rotation = torch.linalg.qr(
+        torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    )[0]
     plain = gaussian_bits(torch.diag(variances), 0.1)
-    assert gaussian_bits(1e-3 * rotation @ torch.diag(variances) @ rotation.T, 0.1) == pytest.approx(plain, rel=1e-9)
+    assert gaussian_bits(
+        1e-3 * rotation @ torch.diag(variances) @ rotation.T, 0.1
+    ) == pytest.approx(plain, rel=1e-9)
 
 
 def test_directions_without_variance_cost_nothing():
@@ -53,7 +61,9 @@ def test_the_ends():
     assert gaussian_bits(covariance, 0.0) == math.inf
 
 
-@pytest.mark.parametrize("covariance", [torch.zeros(3, 3), torch.full((2, 2), float("nan"))], ids=["zero", "nan"])
+@pytest.mark.parametrize(
+    "covariance", [torch.zeros(3, 3), torch.full((2, 2), float("nan"))], ids=["zero", "nan"]
+)
 def test_no_variance_is_refused(covariance):
     with pytest.raises(BitlensError, match="needs data with variance"):
         gaussian_bits(covariance, 0.5)
@@ -77,7 +87,8 @@ def test_pca_spends_nothing_on_what_the_quantiser_swallows():
 
 
 @pytest.mark.parametrize(
-    ("rows", "fvu"), [(torch.ones(10, 3), 0.1), (torch.randn(10, 3), 0.0), (torch.randn(10, 3), 1.0)]
+    ("rows", "fvu"),
+    [(torch.ones(10, 3), 0.1), (torch.randn(10, 3), 0.0), (torch.randn(10, 3), 1.0)],
 )
 def test_pca_refuses_what_has_no_answer(rows, fvu):
     with pytest.raises(BitlensError):

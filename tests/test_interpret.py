@@ -16,10 +16,10 @@ from transformers import AutoTokenizer
 
 from bitlens.bits import Codes, PackedBits
 from bitlens.cli import main
-from bitlens.features.calls import Calls
-from bitlens.features.labelled import load_tokenizer
+from bitlens.comsem.calls import Calls
 from bitlens.hidden import Corpus
 from bitlens.hidden.models import BUNDLED, bundled_folder
+from bitlens.labels.sources import load_tokenizer
 from language_model_server import LanguageModelServer
 
 LETTERS = "taws"
@@ -40,9 +40,15 @@ def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     planted = torch.stack([torch.tensor([f == letter for f in first]) for letter in LETTERS], 1)
     bits = torch.cat([planted, torch.rand(len(token), 2, generator=random) < 0.1], 1)
     bits ^= torch.rand(bits.shape, generator=random) < 0.01
-    columns = {"token": token.int(), "document": document, "position": torch.zeros(len(token)).int()}
+    columns = {
+        "token": token.int(),
+        "document": document,
+        "position": torch.zeros(len(token)).int(),
+    }
     folder = tmp_path_factory.mktemp("interpreted") / "codes"
-    Codes.write(folder, [(PackedBits.pack(bits), columns)], LATENTS, {"model": BUNDLED, "revision": None})
+    Codes.write(
+        folder, [(PackedBits.pack(bits), columns)], LATENTS, {"model": BUNDLED, "revision": None}
+    )
     return folder
 
 
@@ -57,9 +63,14 @@ def by_first_letter(prompt: str) -> str:
     if not explanation:
         return f"tokens that begin with {Counter(letters(prompt)).most_common(1)[0][0]}"
     answers = [
-        "yes" if letter and json.loads(explanation[1]).endswith(f" {letter}") else "no" for letter in letters(prompt)
+        "yes" if letter and json.loads(explanation[1]).endswith(f" {letter}") else "no"
+        for letter in letters(prompt)
     ]
-    return answers[0] if len(answers) == 1 else "\n".join(f"{i}. {a}" for i, a in enumerate(answers, 1))
+    return (
+        answers[0]
+        if len(answers) == 1
+        else "\n".join(f"{i}. {a}" for i, a in enumerate(answers, 1))
+    )
 
 
 def anything(prompt: str) -> str:
@@ -96,7 +107,9 @@ def scores(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
 
 
-def test_planted_meanings_are_found_and_nothing_is_asked_twice(codes, tmp_path, monkeypatch, capsys):
+def test_planted_meanings_are_found_and_nothing_is_asked_twice(
+    codes, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     out = tmp_path / "out"
     with LanguageModelServer(by_first_letter) as server:
@@ -110,7 +123,9 @@ def test_planted_meanings_are_found_and_nothing_is_asked_twice(codes, tmp_path, 
         assert score["interpretable"]
         assert score["shuffled"] < 0.6
     assert not any(score["interpretable"] for score in found[len(LETTERS) :])
-    assert json.loads((tmp_path / "summary.json").read_text())["codes"]["codes"]["interpretable"] == len(LETTERS)
+    assert json.loads((tmp_path / "summary.json").read_text())["codes"]["codes"][
+        "interpretable"
+    ] == len(LETTERS)
     assert pyarrow.parquet.read_table(out / "scores.parquet").num_rows == LATENTS
     assert "tokens that begin with t" in capsys.readouterr().out
     for path in out.iterdir():
@@ -124,7 +139,9 @@ def test_every_score_can_be_traced_to_its_sentences(codes, tmp_path):
     (score, _) = scores(out)
     with Calls(out / "calls.sqlite") as calls:
         name = "rule at "
-        judges = {row[0] for row in calls._execute("SELECT DISTINCT judge FROM judgements").fetchall()}
+        judges = {
+            row[0] for row in calls._execute("SELECT DISTINCT judge FROM judgements").fetchall()
+        }
         assert all(judge.startswith(name) for judge in judges)
         evidence = [j for judge in judges for j in calls.judgements(str(codes), judge, 0)]
     own = [j for j in evidence if j.explanation == score["explanation"] and j.kind == "positive"]
@@ -133,7 +150,9 @@ def test_every_score_can_be_traced_to_its_sentences(codes, tmp_path):
     assert {j.kind for j in evidence} == {"positive", "random", "hard"}
 
 
-def test_an_explanation_that_fits_everything_is_rejected_though_the_papers_score_is_full(codes, tmp_path):
+def test_an_explanation_that_fits_everything_is_rejected_though_the_papers_score_is_full(
+    codes, tmp_path
+):
     with LanguageModelServer(anything) as server:
         assert asked(codes, tmp_path / "out", server) == 0
     for score in scores(tmp_path / "out"):
@@ -162,7 +181,16 @@ def test_a_killed_command_goes_on_and_pays_for_nothing_twice(codes, tmp_path, bi
     out = tmp_path / "out"
     with LanguageModelServer(slow) as server:
         command = bitlens_command(
-            "interpret", str(codes), "--out", str(out), "--judge", "openai", "--model", "rule", "--base-url", server.url
+            "interpret",
+            str(codes),
+            "--out",
+            str(out),
+            "--judge",
+            "openai",
+            "--model",
+            "rule",
+            "--base-url",
+            server.url,
         )
         command.wait_until(lambda: len(server.requests) >= 20)
         command.kill()
@@ -193,11 +221,15 @@ def test_a_model_that_thinks_and_wants_other_fields_can_be_asked(codes, tmp_path
         assert asked(codes, out, server) == 0
         first = len(server.requests)
         assert asked(codes, out, server) == 0
-        assert not [r for r in server.requests[first:] if not server.refuses & set(r)], "everything is on record"
+        assert not [r for r in server.requests[first:] if not server.refuses & set(r)], (
+            "everything is on record"
+        )
     assert [score["interpretable"] for score in scores(out)] == [True] * len(LETTERS) + [False] * 2
     with LanguageModelServer(lambda prompt: "<think>" + "hm " * 99_000) as server:
         assert asked(codes, tmp_path / "none", server, "--json", str(tmp_path / "s.json")) == 0
-        assert set(server.limits) == {60, 512, 4096}, "nobody was asked to judge what was not explained"
+        assert set(server.limits) == {60, 512, 4096}, (
+            "nobody was asked to judge what was not explained"
+        )
     told = capsys.readouterr()
     assert f"{LATENTS} latents without an explanation" in told.err
     assert "unexplained" in told.out
@@ -207,7 +239,18 @@ def test_a_model_that_thinks_and_wants_other_fields_can_be_asked(codes, tmp_path
 
 def test_an_untested_latent_is_not_a_no(codes, tmp_path, capsys):
     with LanguageModelServer(by_first_letter) as server:
-        assert asked(codes, tmp_path / "out", server, "--latents", "0", "--json", str(tmp_path / "s.json")) == 0
+        assert (
+            asked(
+                codes,
+                tmp_path / "out",
+                server,
+                "--latents",
+                "0",
+                "--json",
+                str(tmp_path / "s.json"),
+            )
+            == 0
+        )
     (score,) = scores(tmp_path / "out")
     assert (score["interpretable"], score["untested"]) == (None, "no other explanation")
     (row,) = pyarrow.parquet.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
@@ -242,7 +285,11 @@ def test_commands_say_how_many_rows_of_outlying_norm_they_leave_out(codes, tmp_p
     columns["usual"] = torch.arange(len(whole)) % 10 > 0
     about = {"model": BUNDLED, "revision": None}
     some = Codes.write(tmp_path / "codes", [(whole.bits, columns)], LATENTS, about)
-    for command in (["features"], ["interpret", "--out", str(tmp_path / "out")], ["labels", "--no-probes"]):
+    for command in (
+        ["features"],
+        ["interpret", "--out", str(tmp_path / "out")],
+        ["labels", "--no-probes"],
+    ):
         main([*command[:1], str(some.path), *command[1:]])
         assert f"{some.outliers:,} rows of outlying norm are left out." in capsys.readouterr().err
 

@@ -10,7 +10,13 @@ from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import co_occurrence
 from bitlens.information import intervals
 from bitlens.information.entropy import _plug_in, plug_in_bits
-from bitlens.information.intervals import Estimate, difference, jackknife, student_p, student_quantile
+from bitlens.information.intervals import (
+    Estimate,
+    difference,
+    jackknife,
+    student_p,
+    student_quantile,
+)
 from bitlens.information.tree import Blocks, TreeCounts, chow_liu, supported
 
 UNITS = (2, 3, 5, 8, 12, 20, 50)
@@ -24,7 +30,11 @@ def h2(p: torch.Tensor) -> torch.Tensor:
 def coverage(estimates: list[Estimate], truth: float) -> float:
     """Among those that are known; 1 where hardly any is."""
     known = [e for e in estimates if e.known]
-    return sum(e.low <= truth <= e.high for e in known) / len(known) if len(known) > 0.1 * len(estimates) else 1.0
+    return (
+        sum(e.low <= truth <= e.high for e in known) / len(known)
+        if len(known) > 0.1 * len(estimates)
+        else 1.0
+    )
 
 
 def sizes(units: int, kind: str, random: torch.Generator) -> torch.Tensor:
@@ -35,7 +45,10 @@ def sizes(units: int, kind: str, random: torch.Generator) -> torch.Tensor:
 
 def beta(p: torch.Tensor, units: int, share: float) -> torch.Tensor:
     """Rates of the units about `p [n]`, as `share` of the variance between rows is between units -> `[units, n]`"""
-    a, b = (torch._standard_gamma((x * (1 / share - 1)).expand(units, len(p)).contiguous()) for x in (p, 1 - p))
+    a, b = (
+        torch._standard_gamma((x * (1 / share - 1)).expand(units, len(p)).contiguous())
+        for x in (p, 1 - p)
+    )
     return a / (a + b)
 
 
@@ -48,13 +61,17 @@ def test_means_and_entropies_of_clusters_are_covered(units, kind):
     means, entropies = [], []
     for _ in range(TRIALS):
         n = sizes(units, kind, random)
-        cost = (0.5 * torch.randn(units, generator=random)).exp().double()  # bits a row, in each document
+        cost = (
+            (0.5 * torch.randn(units, generator=random)).exp().double()
+        )  # bits a row, in each document
         means += jackknife(lambda w, n=n, cost=cost: (w @ (n * cost) / (w @ n))[:, None], n)
         ons = torch.binomial(n[:, None].expand(units, len(p)).contiguous(), beta(p, units, 0.1))
 
         def of_counts(w, n=n, ons=ons):
             rate, rows = w @ ons / (w @ n)[:, None], w @ n
-            return (h2(rate).sum(1) + ((rate > 0) & (rate < 1)).sum(1) / (2 * rows * math.log(2)))[:, None]
+            return (h2(rate).sum(1) + ((rate > 0) & (rate < 1)).sum(1) / (2 * rows * math.log(2)))[
+                :, None
+            ]
 
         entropies += jackknife(of_counts, n, unbiased=True)
     assert coverage(means, math.exp(0.125)) >= ENOUGH
@@ -69,7 +86,11 @@ def bursty(
     p = torch.linspace(0.05, 0.4, latents, dtype=torch.float64)
     rates = beta(p, documents, share).repeat_interleave(rows, 0)
     bits = torch.rand(documents * rows, latents) < rates
-    return PackedBits.pack(bits), torch.arange(documents).repeat_interleave(rows), float(h2(p).sum())
+    return (
+        PackedBits.pack(bits),
+        torch.arange(documents).repeat_interleave(rows),
+        float(h2(p).sum()),
+    )
 
 
 @pytest.mark.parametrize("documents", [6, 20])
@@ -103,7 +124,9 @@ def test_edges_that_are_real_stay():
     flipped = torch.rand(len(bits), 20, generator=torch.Generator().manual_seed(0)) < 0.2
     packed = PackedBits.pack(torch.cat([bits[:, :20], bits[:, :20] != flipped], 1))
     tree = chow_liu(co_occurrence(packed), len(packed))
-    counts = TreeCounts.of(packed, Blocks.of(len(packed), torch.arange(50).repeat_interleave(100)), tree)
+    counts = TreeCounts.of(
+        packed, Blocks.of(len(packed), torch.arange(50).repeat_interleave(100)), tree
+    )
     kept = supported(tree, counts).parents
     pairs = {frozenset((i, int(parent))) for i, parent in enumerate(kept) if parent >= 0}
     assert pairs <= {frozenset((i, i + 20)) for i in range(20)}
@@ -144,16 +167,32 @@ def test_student_is_close_to_its_integral_and_its_table():
         tail = 1 - torch.cumulative_trapezoid(density, grid) / torch.trapezoid(density, grid)
         for t in (0.5, 1.0, 2.0, 4.0):
             exact = float(tail[int(t * 10_000) - 1])
-            assert float(student_p(torch.tensor(-t, dtype=torch.float64), freedom)) == pytest.approx(exact, rel=0.05)
-    for freedom, quantile in ((1, 12.7062), (4, 2.7764), (4.9, 2.7764), (9, 2.2622), (10, 2.2281), (29, 2.0452)):
+            assert float(
+                student_p(torch.tensor(-t, dtype=torch.float64), freedom)
+            ) == pytest.approx(exact, rel=0.05)
+    for freedom, quantile in (
+        (1, 12.7062),
+        (4, 2.7764),
+        (4.9, 2.7764),
+        (9, 2.2622),
+        (10, 2.2281),
+        (29, 2.0452),
+    ):
         assert student_quantile(freedom) == pytest.approx(quantile, rel=0.003)
 
 
 @pytest.mark.parametrize(("documents", "rate"), [(4000, 0.005), (100, 0.005), (10, 0.02)])
-def test_rare_latents_that_always_come_together_keep_their_edge(documents: int, rate: float) -> None:
+def test_rare_latents_that_always_come_together_keep_their_edge(
+    documents: int, rate: float
+) -> None:
     random = torch.Generator().manual_seed(0)
-    bits = (torch.rand(4000, 32, generator=random) < rate).repeat_interleave(2, 1)  # pairs, each a bit and its copy
-    packed, document = PackedBits.pack(bits), torch.arange(documents).repeat_interleave(4000 // documents)
+    bits = (torch.rand(4000, 32, generator=random) < rate).repeat_interleave(
+        2, 1
+    )  # pairs, each a bit and its copy
+    packed, document = (
+        PackedBits.pack(bits),
+        torch.arange(documents).repeat_interleave(4000 // documents),
+    )
     tree = chow_liu(co_occurrence(packed), len(packed))
     kept = supported(tree, TreeCounts.of(packed, Blocks.of(len(packed), document), tree)).parents
     assert int((kept >= 0).sum()) == 32

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bitlens
-from bitlens.errors import BitlensError
-from bitlens.features.calls import Calls
-from bitlens.features.judges import (
+from bitlens.comsem.calls import Calls
+from bitlens.comsem.judges import (
     EXPLAIN,
     JUDGE,
     JUDGE_MANY,
@@ -25,7 +24,8 @@ from bitlens.features.judges import (
     parse_verdicts,
     quoted,
 )
-from bitlens.features.local_judge import NO, YES, LocalExplainer, LocalJudge, prompt_tokens
+from bitlens.comsem.local_judge import NO, YES, LocalExplainer, LocalJudge, prompt_tokens
+from bitlens.errors import BitlensError
 from bitlens.hidden import LanguageModel
 
 
@@ -149,7 +149,13 @@ COMMENTS = (
     "", ", because it follows text {j}", " (unlike {j}. {w})", ", like {j}: {w}", ", since {j} {w}", ", {j} out of {n}", ". The token {j} is a verb",
     " ({j} times)", " because text {j} says {w}", " - {w} in {j}", ' because "{j}. {w}" is there',
 )  # fmt: skip
-BEFORE = ("", "Let me see. ", "Of {n} texts {j} fit.\n", "I say {w} to {j}.\n", "{j} {w}, {n} no.\n")
+BEFORE = (
+    "",
+    "Let me see. ",
+    "Of {n} texts {j} fit.\n",
+    "I say {w} to {j}.\n",
+    "{j} {w}, {n} no.\n",
+)
 
 
 @settings(max_examples=500)
@@ -158,7 +164,9 @@ BEFORE = ("", "Let me see. ", "Of {n} texts {j} fit.\n", "I say {w} to {j}.\n", 
     st.lists(st.tuples(st.sampled_from(COMMENTS), st.integers(1, 6), st.sampled_from(["yes", "no"])), min_size=7, max_size=7),
     st.integers(1, 6),
 )  # fmt: skip
-def test_comments_may_hide_a_verdict_but_never_change_it(verdicts, number, between, before, comments, answered):
+def test_comments_may_hide_a_verdict_but_never_change_it(
+    verdicts, number, between, before, comments, answered
+):
     """Whatever else the model says of other texts, also where it leaves out the last ones."""
     n = len(verdicts)
     (first, *rest) = [(text, {"j": min(j, n), "w": word, "n": n}) for text, j, word in comments]
@@ -171,8 +179,13 @@ def test_comments_may_hide_a_verdict_but_never_change_it(verdicts, number, betwe
         assert yes is None or yes is truth
 
 
-@given(st.lists(st.booleans(), min_size=2, max_size=12), *map(st.sampled_from, (WORDS, BETWEEN, AROUND[:-1])))
-def test_verdicts_without_numbers_are_read_if_there_are_as_many_as_questions(verdicts, words, between, around):
+@given(
+    st.lists(st.booleans(), min_size=2, max_size=12),
+    *map(st.sampled_from, (WORDS, BETWEEN, AROUND[:-1])),
+)
+def test_verdicts_without_numbers_are_read_if_there_are_as_many_as_questions(
+    verdicts, words, between, around
+):
     answer = around.format(between.join(words[not yes] for yes in verdicts))
     assert parse_verdicts(answer, len(verdicts)) == verdicts
     assert parse_verdicts(answer, len(verdicts) + 1) == [None] * (len(verdicts) + 1)
@@ -201,7 +214,9 @@ def test_no_text_breaks_a_prompt(text):
     strange = judge_prompt(text, [text, "two"])[0]["content"].splitlines()
     assert len(strange) == len(plain)
     assert [line for line in strange if line.startswith("2. ")] == ['2. "two"']
-    assert len(explain_prompt([text] * 3)[0]["content"].splitlines()) == len(EXPLAIN.splitlines()) + 2
+    assert (
+        len(explain_prompt([text] * 3)[0]["content"].splitlines()) == len(EXPLAIN.splitlines()) + 2
+    )
 
 
 def test_what_is_sent_is_what_the_manual_says():
@@ -215,7 +230,10 @@ def brute_force(model, question):
     """Log-odds from whole probabilities of one unpadded prompt."""
     ids = torch.tensor([prompt_tokens(model, judge_prompt(question.explanation, [question.text]))])
     probabilities = model.model(ids).logits[0, -1].double().softmax(0)
-    yes, no = ({model.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ws} for ws in (YES, NO))
+    yes, no = (
+        {model.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ws}
+        for ws in (YES, NO)
+    )
     assert yes - no, "the tokenizer of the test tells yes from no"
     sums = [sum(float(probabilities[i]) for i in ids) for ids in (yes - no, no - yes)]
     return math.log(sums[0] / sums[1])
@@ -232,7 +250,8 @@ def random_causal_model(request, make_model):
 
 
 LOCAL = [
-    Question("animals", f"a {'very ' * i}«{word}» came") for i, word in enumerate(("ash", "bee", "ant", "cat", "arm"))
+    Question("animals", f"a {'very ' * i}«{word}» came")
+    for i, word in enumerate(("ash", "bee", "ant", "cat", "arm"))
 ]
 
 
@@ -270,7 +289,9 @@ def test_local_explanations_are_the_likeliest_words(random_causal_model, calls):
     whole = len(ids) < start + 320
     assert explanation == (parse_explanation(answer) if whole else "")
     assert explainer.explain([texts, texts]) == [explanation] * 2
-    assert len(calls._execute("SELECT * FROM calls").fetchall()) == whole, "only what came to an end is kept"
+    assert len(calls._execute("SELECT * FROM calls").fetchall()) == whole, (
+        "only what came to an end is kept"
+    )
 
 
 QWEN = (
@@ -284,7 +305,11 @@ BRACKETS = "{% for m in messages %}{{ m.content }}<|eos|>{% endfor %}[THINK]"
 
 @pytest.mark.parametrize(
     ("template", "end"),
-    [(QWEN, "<think>\n\n</think>\n\n"), (ALWAYS, "<think>\n\n</think>\n\n"), (BRACKETS, "[THINK]\n\n[/THINK]\n\n")],
+    [
+        (QWEN, "<think>\n\n</think>\n\n"),
+        (ALWAYS, "<think>\n\n</think>\n\n"),
+        (BRACKETS, "[THINK]\n\n[/THINK]\n\n"),
+    ],
 )
 def test_models_that_think_are_not_let(make_model, template, end):
     """Neither the judge nor the explainer has room for a thought."""

@@ -26,9 +26,13 @@ MODULES = "covariance, cpu, descent, flips, products, words"
 
 def use(package: Path, home: str, code: str = USE.format(modules=MODULES), **more: str) -> str:
     """Run the code with the package of that folder -> its standard error"""
-    environment = {k: v for k, v in os.environ.items() if k not in ("XDG_CACHE_HOME", "NUMBA_CACHE_DIR")}
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("XDG_CACHE_HOME", "NUMBA_CACHE_DIR")
+    }
     environment |= {"PYTHONPATH": str(package.parent), "HOME": home, **more}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -37,19 +41,25 @@ def use(package: Path, home: str, code: str = USE.format(modules=MODULES), **mor
 def unwritable(tmp_path: Path) -> Path:
     """A copy of the package in which no cache can be written, not even by root: a file lies where its folder would."""
     copy = tmp_path / "bitlens"
-    shutil.copytree(Path(bitlens.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__", "bundled"))
+    shutil.copytree(
+        Path(bitlens.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__", "bundled")
+    )
     for folder in [copy, *(path for path in copy.rglob("*") if path.is_dir())]:
         (folder / "__pycache__").write_text("")
     return copy
 
 
-def test_without_a_home_and_in_a_read_only_package_kernels_go_on_without_a_cache(unwritable: Path) -> None:
+def test_without_a_home_and_in_a_read_only_package_kernels_go_on_without_a_cache(
+    unwritable: Path,
+) -> None:
     said = use(unwritable, home="/dev/null")
     assert said.count("Compiling kernels") == 1
     assert "NUMBA_CACHE_DIR" in said
 
 
-def test_a_cache_is_used_where_there_is_one_and_only_compiling_is_announced(unwritable: Path, tmp_path: Path) -> None:
+def test_a_cache_is_used_where_there_is_one_and_only_compiling_is_announced(
+    unwritable: Path, tmp_path: Path
+) -> None:
     first, second = (use(unwritable, home=str(tmp_path)) for _ in range(2))
     assert "Compiling kernels" in first
     assert "Compiling" not in second
@@ -62,7 +72,9 @@ def test_a_damaged_or_full_cache_is_gone_without(unwritable: Path, tmp_path: Pat
     for path in kept:
         path.write_bytes(path.read_bytes()[:40])
     assert "Compiling" in use(unwritable, home="/dev/null", NUMBA_CACHE_DIR=str(tmp_path / "cache"))
-    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))" + USE.format(modules=MODULES)
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))" + USE.format(
+        modules=MODULES
+    )
     use(unwritable, home="/dev/null", code=full, NUMBA_CACHE_DIR=str(tmp_path / "other"))
 
 

@@ -18,14 +18,20 @@ ROWS = (1, 2, 3, 4, 5, 63, 64, 65, 127, 130, 255, 256, 257, 511, 512, 513, 700)
 property_test = settings(max_examples=25, deadline=None)
 
 
-def random_bits(random: np.random.Generator, rows: int, width: int, density: float = 0.3) -> np.ndarray:
+def random_bits(
+    random: np.random.Generator, rows: int, width: int, density: float = 0.3
+) -> np.ndarray:
     return (random.random((rows, width)) < density).astype(np.uint8)
 
 
 @st.composite
 def bit_matrices(draw, rows=None, width=None, at_least: int = 1) -> np.ndarray:
     """uint8 matrices of 0 and 1, of awkward shapes; some have columns that are constant, equal or opposite."""
-    rows = draw((st.sampled_from(ROWS) | st.integers(1, 700)).filter(lambda n: n >= at_least)) if rows is None else rows
+    rows = (
+        draw((st.sampled_from(ROWS) | st.integers(1, 700)).filter(lambda n: n >= at_least))
+        if rows is None
+        else rows
+    )
     width = draw(st.sampled_from(WIDTHS) | st.integers(1, 200)) if width is None else width
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     bits = random_bits(random, rows, width, draw(st.sampled_from((0.0, 0.02, 0.3, 0.5, 0.98, 1.0))))
@@ -78,7 +84,10 @@ def covariance_of(bits: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def close(actual: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> bool:
-    return bool(np.abs(actual - expected).max(initial=0) <= tolerance * max(1e-30, np.abs(expected).max(initial=0)))
+    return bool(
+        np.abs(actual - expected).max(initial=0)
+        <= tolerance * max(1e-30, np.abs(expected).max(initial=0))
+    )
 
 
 # --- pack, turn, count ------------------------------------------------------------------------------------------------
@@ -87,7 +96,9 @@ def close(actual: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> 
 @given(st.integers(0, 2**32 - 1), st.sampled_from((0.0, 0.01, 0.5, 1.0)))
 @property_test
 def test_turn_transposes_sixteen_matrices_at_once(seed, density):
-    matrices = random_bits(np.random.default_rng(seed), LANES * 64, 64, density).reshape(LANES, 64, 64)
+    matrices = random_bits(np.random.default_rng(seed), LANES * 64, 64, density).reshape(
+        LANES, 64, 64
+    )
     block = np.ascontiguousarray(pack(matrices.reshape(-1, 64)).reshape(LANES, 64).T).reshape(-1)
     turn(block, np.empty_like(block))
     expected = pack(matrices.transpose(0, 2, 1).reshape(-1, 64)).reshape(LANES, 64).T
@@ -150,7 +161,9 @@ def test_co_occurrence_of_two_codes_is_their_product(bits, seed):
 
 def test_codes_of_different_rows_have_no_co_occurrence():
     a, b = (PackedBits.pack(torch.ones(n, 3)) for n in (4, 5))
-    with pytest.raises(BitlensError, match=r"Codes of 4 rows and of 5 are not of the same hidden states\."):
+    with pytest.raises(
+        BitlensError, match=r"Codes of 4 rows and of 5 are not of the same hidden states\."
+    ):
         statistics.co_occurrence(a, b)
 
 
@@ -171,7 +184,9 @@ def test_co_occurrence_of_more_rows_than_are_turned_at_once():
 @pytest.mark.slow
 def test_counts_stay_exact_beyond_31_bits():
     words = (1 << 25) + 3
-    columns = np.broadcast_to(np.uint64(2**64 - 1), (2, words))  # 2^31 + 192 rows, all on, in no memory
+    columns = np.broadcast_to(
+        np.uint64(2**64 - 1), (2, words)
+    )  # 2^31 + 192 rows, all on, in no memory
     assert cpu.co_occurrence(columns).tolist() == [[64 * words] * 2] * 2
 
 
@@ -231,7 +246,9 @@ def test_covariance_penalty_is_exact_and_its_gradient_has_exact_signs(bits):
     assert covariance.covariance(pack(bits), bits.shape[1], with_gradient=False) == (expected, None)
 
 
-@pytest.mark.parametrize("width", [64 + covariance.BLOCK, 65 + covariance.BLOCK, 2 * covariance.BLOCK + 200])
+@pytest.mark.parametrize(
+    "width", [64 + covariance.BLOCK, 65 + covariance.BLOCK, 2 * covariance.BLOCK + 200]
+)
 def test_covariance_of_more_latents_than_are_paired_at_once(width):
     bits = random_bits(np.random.default_rng(width), 70, width, 0.4)
     penalty, gradient = covariance.covariance(pack(bits), width)
@@ -240,7 +257,9 @@ def test_covariance_of_more_latents_than_are_paired_at_once(width):
     assert close(gradient, slopes, 1e-6)
 
 
-@pytest.mark.parametrize("rows", [covariance.INT32_ROWS, covariance.INT32_ROWS + 1, 50_000, 100_000])
+@pytest.mark.parametrize(
+    "rows", [covariance.INT32_ROWS, covariance.INT32_ROWS + 1, 50_000, 100_000]
+)
 def test_covariance_at_the_end_of_32_bits_and_beyond(rows):
     """The largest values there are, n^2 / 4 for columns that are equal or opposite: beyond 2^31 from 92,682 rows on."""
     bits = random_bits(np.random.default_rng(rows), rows, 70, 0.5)
@@ -285,9 +304,15 @@ def test_column_std_of_more_columns_than_a_task_takes():
 @property_test
 def test_pack_window_is_open_and_has_no_room_for_nan(bits, seed):
     random = np.random.default_rng(seed)
-    width = random.choice(np.array([0.0, 1e-45, 0.5, 2.0, np.inf, np.nan], np.float32), bits.shape[1])
-    values = random.choice(np.array([0.0, -0.0, 1e-45, 0.4, -3.0, np.inf, -np.inf, np.nan], np.float32), bits.shape)
-    z = np.where(bits, values, random.choice([1, -1], bits.shape) * width).astype(np.float32)  # many on the very edge
+    width = random.choice(
+        np.array([0.0, 1e-45, 0.5, 2.0, np.inf, np.nan], np.float32), bits.shape[1]
+    )
+    values = random.choice(
+        np.array([0.0, -0.0, 1e-45, 0.4, -3.0, np.inf, -np.inf, np.nan], np.float32), bits.shape
+    )
+    z = np.where(bits, values, random.choice([1, -1], bits.shape) * width).astype(
+        np.float32
+    )  # many on the very edge
     assert np.array_equal(products.pack_window(z, width), pack(np.abs(z) < width))
 
 
@@ -297,12 +322,18 @@ def test_gather_sums_is_the_product(bits, d, seed):
     matrix = np.random.default_rng(seed).normal(size=(bits.shape[1], d)).astype(np.float32)
     sums = products.gather_sums(pack(bits), matrix)
     assert sums.shape == (len(bits), d)
-    assert np.abs(sums - bits @ matrix.astype(np.float64)).max() <= 1e-5 * (1 + bits @ np.abs(matrix)).max()
+    assert (
+        np.abs(sums - bits @ matrix.astype(np.float64)).max()
+        <= 1e-5 * (1 + bits @ np.abs(matrix)).max()
+    )
 
 
 def test_gather_sums_of_wide_codes():
     random = np.random.default_rng(0)
-    bits, matrix = random_bits(random, 30, 64 * 9 + 5), random.normal(size=(64 * 9 + 5, 20)).astype(np.float32)
+    bits, matrix = (
+        random_bits(random, 30, 64 * 9 + 5),
+        random.normal(size=(64 * 9 + 5, 20)).astype(np.float32),
+    )
     assert close(products.gather_sums(pack(bits), matrix), bits @ matrix.astype(np.float64))
 
 
@@ -312,9 +343,16 @@ def test_backward_is_the_chain_rule(on, data, d, with_penalty):
     n, n_latents = on.shape
     inside = data.draw(bit_matrices(rows=n, width=n_latents))
     random = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    x, error, W_dec = (random.normal(size=size).astype(np.float32) for size in ((n, d), (n, d), (n_latents, d)))
-    slope, penalty = random.normal(size=n_latents).astype(np.float32), random.normal(size=on.shape).astype(np.float32)
-    out = tuple(np.full(size, np.nan, np.float32) for size in ((d, n_latents), n_latents, (n_latents, d)))
+    x, error, W_dec = (
+        random.normal(size=size).astype(np.float32) for size in ((n, d), (n, d), (n_latents, d))
+    )
+    slope, penalty = (
+        random.normal(size=n_latents).astype(np.float32),
+        random.normal(size=on.shape).astype(np.float32),
+    )
+    out = tuple(
+        np.full(size, np.nan, np.float32) for size in ((d, n_latents), n_latents, (n_latents, d))
+    )
     more = penalty if with_penalty else None
     products.backward(x, error, pack(on.T), pack(inside.T), W_dec, slope, more, out)
     exact = (x, error, W_dec, slope, penalty)
@@ -327,7 +365,9 @@ def test_backward_is_the_chain_rule(on, data, d, with_penalty):
         (np.abs(x).T @ size, size.sum(0), on.T @ np.abs(error)),
         strict=True,
     ):
-        assert (np.abs(actual - expected) <= 1e-5 * terms).all()  # of what was added up, whatever cancels
+        assert (
+            np.abs(actual - expected) <= 1e-5 * terms
+        ).all()  # of what was added up, whatever cancels
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------
@@ -336,8 +376,14 @@ def test_backward_is_the_chain_rule(on, data, d, with_penalty):
 def results_of_all_kernels() -> list[np.ndarray]:
     random = np.random.default_rng(0)
     bits, inside = random_bits(random, 700, 200), random_bits(random, 700, 200, 0.1)
-    x, W_dec = random.normal(size=(700, 9)).astype(np.float32), random.normal(size=(200, 9)).astype(np.float32)
-    z, slope = random.normal(size=(700, 200)).astype(np.float32), random.normal(size=200).astype(np.float32)
+    x, W_dec = (
+        random.normal(size=(700, 9)).astype(np.float32),
+        random.normal(size=(200, 9)).astype(np.float32),
+    )
+    z, slope = (
+        random.normal(size=(700, 200)).astype(np.float32),
+        random.normal(size=200).astype(np.float32),
+    )
     words, columns, within, narrow = pack(bits), pack(bits.T), pack(inside.T), pack(bits[:, :7])
     gradients = tuple(np.empty(size, np.float32) for size in ((9, 200), 200, (200, 9)))
     kernels = {
@@ -451,13 +497,22 @@ def rows_in_no_memory(rows: int) -> PackedBits:
         (lambda: statistics.firing_rates(ones(0)), "There are no rows"),
         (lambda: statistics.covariance(ones(0)), "between 2 and 2^20 rows, not 0"),
         (lambda: statistics.covariance(ones(1)), "between 2 and 2^20 rows, not 1"),
-        (lambda: statistics.covariance(rows_in_no_memory(2**20 + 1)), "between 2 and 2^20 rows, not 1,048,577"),
+        (
+            lambda: statistics.covariance(rows_in_no_memory(2**20 + 1)),
+            "between 2 and 2^20 rows, not 1,048,577",
+        ),
         (lambda: statistics.nearest(ones(2), ones(5), 0), "There are 5 codes to search.*not 0"),
         (lambda: statistics.nearest(ones(2), ones(5), -1), "not -1"),
         (lambda: statistics.nearest(ones(2), ones(5), 6), "not 6"),
         (lambda: statistics.nearest(ones(2), ones(0), 1), "There are 0 codes"),
-        (lambda: statistics.nearest(ones(2, 3), ones(5, 4), 1), "3 latents cannot be compared with codes of 4"),
-        (lambda: statistics.hamming(ones(2, 3), ones(5, 4)), "3 latents cannot be compared with codes of 4"),
+        (
+            lambda: statistics.nearest(ones(2, 3), ones(5, 4), 1),
+            "3 latents cannot be compared with codes of 4",
+        ),
+        (
+            lambda: statistics.hamming(ones(2, 3), ones(5, 4)),
+            "3 latents cannot be compared with codes of 4",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_sentence(ask, message):
@@ -497,7 +552,9 @@ def test_words_that_cannot_be_written_are_only_read(tmp_path):
     words = pack(random_bits(np.random.default_rng(0), 150, 130))
     expected = everything(PackedBits(torch.from_numpy(words.view(np.int64)), 130))
     words.tofile(tmp_path / "words")
-    mapped = np.memmap(tmp_path / "words", np.int64, "r", shape=words.shape)  # a write would end the process
+    mapped = np.memmap(
+        tmp_path / "words", np.int64, "r", shape=words.shape
+    )  # a write would end the process
     frozen = words.view(np.int64).copy()
     frozen.flags.writeable = False
     for array in (mapped, frozen):
@@ -511,7 +568,9 @@ def test_words_that_cannot_be_written_are_only_read(tmp_path):
 @pytest.mark.parametrize("rows", [slice(None, None, 2), slice(3, 140, 7), slice(1, None)], ids=str)
 def test_slices_that_are_not_contiguous_count_alike(rows):
     bits = random_bits(np.random.default_rng(0), 150, 130)
-    assert same(everything(packed(bits)[rows]), everything(packed(np.ascontiguousarray(bits[rows]))))
+    assert same(
+        everything(packed(bits)[rows]), everything(packed(np.ascontiguousarray(bits[rows])))
+    )
 
 
 def test_columns_of_words_that_are_not_contiguous_count_alike():
@@ -526,7 +585,9 @@ def test_columns_of_words_that_are_not_contiguous_count_alike():
 def test_step_packs_what_is_above_zero(dtype, shape):
     z = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     z[z.abs() < 0.3] = 0
-    special = torch.tensor([0.0, -0.0, torch.nan, torch.inf, -torch.inf, torch.finfo(dtype).tiny, 1e-320], dtype=dtype)
+    special = torch.tensor(
+        [0.0, -0.0, torch.nan, torch.inf, -torch.inf, torch.finfo(dtype).tiny, 1e-320], dtype=dtype
+    )
     z.view(-1)[: len(special) * (z.numel() > 0)] = special[: z.numel()]
     stepped = PackedBits.step(z)
     assert stepped.n_latents == shape[-1]
@@ -534,7 +595,9 @@ def test_step_packs_what_is_above_zero(dtype, shape):
     assert torch.equal(stepped.unpack(torch.bool), (z > 0).reshape(-1, shape[-1]))
     if z.ndim == 2 and len(z):
         assert torch.equal(PackedBits.step(z.T).unpack(torch.bool), z.T > 0)
-        assert torch.equal(PackedBits.step(z[:, 1:].requires_grad_()).unpack(torch.bool), z[:, 1:] > 0)
+        assert torch.equal(
+            PackedBits.step(z[:, 1:].requires_grad_()).unpack(torch.bool), z[:, 1:] > 0
+        )
 
 
 def test_window_packs_what_is_inside():

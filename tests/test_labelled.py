@@ -11,10 +11,10 @@ from transformers import AutoTokenizer
 from bitlens.bits import Codes, PackedBits
 from bitlens.cli import _call
 from bitlens.errors import BitlensError
-from bitlens.features.labelled import load_tokenizer, own_labels, read_labels, spelling
 from bitlens.hidden import Corpus
 from bitlens.hidden.models import BUNDLED, bundled_folder
 from bitlens.hidden.source import held_out
+from bitlens.labels.sources import load_tokenizer, own_labels, read_labels, spelling
 
 
 def write_codes(folder, bits, token, document, position=None, **about) -> Codes:
@@ -25,7 +25,9 @@ def write_codes(folder, bits, token, document, position=None, **about) -> Codes:
 
 def of_texts(folder, tokenizer, texts: dict[int, str], cut: int | None = None) -> Codes:
     """Codes of texts by document, each cut after some tokens."""
-    ids = {d: tokenizer(text, add_special_tokens=False)["input_ids"][:cut] for d, text in texts.items()}
+    ids = {
+        d: tokenizer(text, add_special_tokens=False)["input_ids"][:cut] for d, text in texts.items()
+    }
     token = torch.tensor([i for own in ids.values() for i in own])
     document = torch.tensor([d for d, own in ids.items() for _ in own])
     return write_codes(folder, torch.ones(len(token), 1), token, document)
@@ -58,7 +60,12 @@ def test_own_labels_of_a_small_text(tmp_path, tokenizer):
     position = torch.arange(2 * len(ids)) % len(ids) + 1
     codes = write_codes(tmp_path, torch.ones(len(token), 1), token, document, position)
     own, following, letters, place = own_labels(codes, tokenizer)
-    assert [x.name for x in (own, following, letters, place)] == ["token", "next token", "spelling", "position"]
+    assert [x.name for x in (own, following, letters, place)] == [
+        "token",
+        "next token",
+        "spelling",
+        "position",
+    ]
     assert [own.names[i] for i in own.ids] == [tokenizer.decode([i]) for i in ids * 2]
     last = torch.arange(len(token)) % len(ids) == len(ids) - 1
     assert torch.equal(following.ids == -1, last), "the last row of a document has no next token"
@@ -66,7 +73,17 @@ def test_own_labels_of_a_small_text(tmp_path, tokenizer):
     assert torch.equal(following.ids[:-1] == before, own.ids[1:] == old)
     assert letters.names[letters.ids[0]] == "capitalised"
     assert letters.names[letters.ids[-1]] == "punctuation"
-    assert [place.names[i] for i in place.ids[:9]] == ["1", "2", "3", "4-7", "4-7", "4-7", "4-7", "8-15", "8-15"]
+    assert [place.names[i] for i in place.ids[:9]] == [
+        "1",
+        "2",
+        "3",
+        "4-7",
+        "4-7",
+        "4-7",
+        "4-7",
+        "8-15",
+        "8-15",
+    ]
 
 
 def test_codes_without_tokens_or_model_are_refused(tmp_path, tokenizer):
@@ -80,7 +97,15 @@ def test_codes_without_tokens_or_model_are_refused(tmp_path, tokenizer):
 # --- labels from a file -----------------------------------------------------------------------------------------------
 
 TEXT = "A café's  cat sat.\n“Oh!”"
-SPANS = [[0, 1, "DET"], [2, 8, "NOUN"], [10, 13, "NOUN"], [14, 17, "VERB"], [17, 18, "."], [19, 20, "."], [20, 22, "X"]]
+SPANS = [
+    [0, 1, "DET"],
+    [2, 8, "NOUN"],
+    [10, 13, "NOUN"],
+    [14, 17, "VERB"],
+    [17, 18, "."],
+    [19, 20, "."],
+    [20, 22, "X"],
+]
 
 
 def write_lines(path, lines):
@@ -92,10 +117,16 @@ def write_lines(path, lines):
 @pytest.mark.parametrize("name", ["labels.jsonl", "labels.jsonl.gz"])
 def test_spans_reach_their_tokens(tmp_path, bundled, name):
     """Spaces before words, bytes of one character, tokens of spaces, documents that are missing, empty or cut."""
-    lines = [{"text": ""}, "", {"text": TEXT, "spans": {"pos": SPANS}, "labels": {"genre": "fiction"}}, {"text": TEXT}]
+    lines = [
+        {"text": ""},
+        "",
+        {"text": TEXT, "spans": {"pos": SPANS}, "labels": {"genre": "fiction"}},
+        {"text": TEXT},
+    ]
     codes = of_texts(tmp_path, bundled, {1: TEXT, 5: "Not in the file."})
     pos, genre = sorted(
-        read_labels(write_lines(tmp_path / name, lines), codes, bundled), key=lambda x: -len(x.name) % 5
+        read_labels(write_lines(tmp_path / name, lines), codes, bundled),
+        key=lambda x: -len(x.name) % 5,
     )
     pos, genre = (pos, genre) if pos.name == "pos" else (genre, pos)
     offsets = bundled(TEXT, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -105,14 +136,18 @@ def test_spans_reach_their_tokens(tmp_path, bundled, name):
         assert [pos.names[i] for i in pos.ids[row : row + 1].tolist() if i >= 0] == wanted
     tokens = [TEXT[a:b] for a, b in offsets]
     assert pos.names[pos.ids[tokens.index(" sat")]] == "VERB"
-    assert int((pos.ids[: len(offsets)] == -1).sum()) >= 2, "a newline, and a closing quote without a span"
+    assert int((pos.ids[: len(offsets)] == -1).sum()) >= 2, (
+        "a newline, and a closing quote without a span"
+    )
     assert (genre.names, genre.ids.unique().tolist()) == (["fiction"], [-1, 0])
     assert genre.ids.tolist() == [0] * len(offsets) + [-1] * (len(codes) - len(offsets))
 
 
 def test_a_document_cut_short_is_still_labelled(tmp_path, bundled):
     codes = of_texts(tmp_path, bundled, {0: TEXT}, cut=3)
-    (pos,) = read_labels(write_lines(tmp_path / "x.jsonl", [{"text": TEXT, "spans": {"pos": SPANS}}]), codes, bundled)
+    (pos,) = read_labels(
+        write_lines(tmp_path / "x.jsonl", [{"text": TEXT, "spans": {"pos": SPANS}}]), codes, bundled
+    )
     assert [pos.names[i] for i in pos.ids] == ["DET", "NOUN", "NOUN"]
 
 
@@ -122,7 +157,9 @@ def test_special_tokens_in_a_text_make_no_rows(tmp_path, tokenizer):
     token = torch.tensor([i for i in tokenizer(text)["input_ids"] if i != tokenizer.eos_token_id])
     codes = write_codes(tmp_path, torch.ones(len(token), 1), token, torch.zeros(len(token)))
     spans = {"w": [[0, 3, "a"], [10, 16, "b"]]}
-    (found,) = read_labels(write_lines(tmp_path / "x.jsonl", [{"text": text, "spans": spans}]), codes, tokenizer)
+    (found,) = read_labels(
+        write_lines(tmp_path / "x.jsonl", [{"text": text, "spans": spans}]), codes, tokenizer
+    )
     of_first = len(tokenizer("old")["input_ids"])
     assert [found.names[i] for i in found.ids] == ["a"] * of_first + ["b"] * (len(token) - of_first)
 
@@ -175,7 +212,9 @@ def command(*arguments: object) -> None:
 def planted(tmp_path, bundled):
     """Codes of 80 bundled documents; latent 0 is on at commas, 1 at whatever follows " the", 2 in shouted documents."""
     texts = dict(list(Corpus((BUNDLED,)).documents())[:80])
-    ids = {d: bundled(text, add_special_tokens=False)["input_ids"][:100] for d, text in texts.items()}
+    ids = {
+        d: bundled(text, add_special_tokens=False)["input_ids"][:100] for d, text in texts.items()
+    }
     token = torch.tensor([i for own in ids.values() for i in own])
     document = torch.tensor([d for d, own in ids.items() for _ in own])
     position = torch.cat([torch.arange(1, len(own) + 1) for own in ids.values()])
@@ -191,25 +230,48 @@ def planted(tmp_path, bundled):
         1,
     )
     write_codes(tmp_path, bits, token, document, position, model=BUNDLED, test_fraction=0.3)
-    genres = [{"text": text, "labels": {"genre": "shout" if d % 3 == 0 else "talk"}} for d, text in texts.items()]
+    genres = [
+        {"text": text, "labels": {"genre": "shout" if d % 3 == 0 else "talk"}}
+        for d, text in texts.items()
+    ]
     return tmp_path / "codes", write_lines(tmp_path / "genres.jsonl", genres)
 
 
 def test_the_command_finds_what_was_planted(tmp_path, planted, capsys):
     codes, file = planted
-    command(codes, "--labels", file, "--json", tmp_path / "out.json", "--out", tmp_path / "out.csv", "--top", 3)
+    command(
+        codes,
+        "--labels",
+        file,
+        "--json",
+        tmp_path / "out.json",
+        "--out",
+        tmp_path / "out.csv",
+        "--top",
+        3,
+    )
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("genre", "next token", "spelling", "position", "k = 1", "95 % interval"))
+    assert all(
+        name in shown
+        for name in ("genre", "next token", "spelling", "position", "k = 1", "95 % interval")
+    )
     record = json.loads((tmp_path / "out.json").read_text())
     found = {labelling["labelling"]: labelling for labelling in record["labellings"]}
     assert next(iter(found)) == "genre"
-    assert [(s["latent"], s["label"], s["f1"]) for s in found["genre"]["by_latent"][:1]] == [(2, "shout", 1.0)]
-    assert (found["token"]["by_latent"][0]["latent"], found["token"]["by_latent"][0]["label"]) == (0, ",")
+    assert [(s["latent"], s["label"], s["f1"]) for s in found["genre"]["by_latent"][:1]] == [
+        (2, "shout", 1.0)
+    ]
+    assert (found["token"]["by_latent"][0]["latent"], found["token"]["by_latent"][0]["label"]) == (
+        0,
+        ",",
+    )
     assert found["token"]["labels_covered"] == 1
     assert found["genre"]["probes"][0]["auc"] == pytest.approx(1)
     with (tmp_path / "out.csv").open() as table:
         rows = list(csv.DictReader(table))
-    assert {"labelling": "genre", "latent": "2", "label": "shout", "f1": "1.0"}.items() <= rows[0].items()
+    assert {"labelling": "genre", "latent": "2", "label": "shout", "f1": "1.0"}.items() <= rows[
+        0
+    ].items()
     assert len(rows) == sum(len(labelling["by_latent"]) for labelling in record["labellings"])
 
 
@@ -220,12 +282,23 @@ def test_the_command_leaves_rows_of_outlying_norm_out(tmp_path, planted, capsys)
     usual = torch.arange(len(whole)) % 10 != 0
     bits = whole.bits.unpack().bool()
     bits[:, 0] ^= ~usual
-    columns = {"token": whole.token, "document": whole.document, "position": whole.position, "usual": usual}
-    Codes.write(tmp_path / "sinks", [(PackedBits.pack(bits), columns)], 4, {"model": BUNDLED, "test_fraction": 0.3})
+    columns = {
+        "token": whole.token,
+        "document": whole.document,
+        "position": whole.position,
+        "usual": usual,
+    }
+    Codes.write(
+        tmp_path / "sinks",
+        [(PackedBits.pack(bits), columns)],
+        4,
+        {"model": BUNDLED, "test_fraction": 0.3},
+    )
     command(tmp_path / "sinks", "--labels", file, "--no-probes", "--json", tmp_path / "out.json")
     assert f"{int((~usual).sum()):,} rows of outlying norm are left out" in capsys.readouterr().err
     found = {
-        labelling["labelling"]: labelling for labelling in json.loads((tmp_path / "out.json").read_text())["labellings"]
+        labelling["labelling"]: labelling
+        for labelling in json.loads((tmp_path / "out.json").read_text())["labellings"]
     }
     best = found["token"]["by_latent"][0]
     assert (best["latent"], best["label"], best["f1"]) == (0, ",", 1.0)

@@ -7,9 +7,9 @@ import torch
 
 from bitlens.bits import PackedBits
 from bitlens.errors import BitlensError
-from bitlens.features import labels as scoring
-from bitlens.features.labelled import Labels
-from bitlens.features.labels import LabelScores, benjamini_hochberg, label_scores
+from bitlens.labels import scores as scoring
+from bitlens.labels.scores import LabelScores, benjamini_hochberg, label_scores
+from bitlens.labels.sources import Labels
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
@@ -28,7 +28,11 @@ def plain_information(on: torch.Tensor, is_class: torch.Tensor) -> float:
     for a in (on, ~on):
         for b in (is_class, ~is_class):
             joint = float((a & b).double().mean())
-            total += joint * math.log2(joint / float(a.double().mean() * b.double().mean())) if joint else 0.0
+            total += (
+                joint * math.log2(joint / float(a.double().mean() * b.double().mean()))
+                if joint
+                else 0.0
+            )
     return total
 
 
@@ -38,12 +42,19 @@ def test_scores_are_those_of_unpacked_bits(monkeypatch):
     n, document = 3000, torch.arange(3000) // 150
     test = document % 2 == 0
     ids = (
-        torch.multinomial(torch.tensor([0.2, 0.5, 0.292, 0.008]), n, True, generator=torch.Generator().manual_seed(0))
+        torch.multinomial(
+            torch.tensor([0.2, 0.5, 0.292, 0.008]),
+            n,
+            True,
+            generator=torch.Generator().manual_seed(0),
+        )
         - 1
     )
     ids[ids == 2] = torch.where(draw(int((ids == 2).sum()), seed=9) < 0.05, 2, 1)
     bits = draw(n, 130, seed=1) < 0.1 + 0.3 * draw(130, seed=2) * (ids[:, None] == 0)
-    scores = label_scores(PackedBits.pack(bits), Labels("made up", ["a", "b", "c"], ids), document, test)
+    scores = label_scores(
+        PackedBits.pack(bits), Labels("made up", ["a", "b", "c"], ids), document, test
+    )
     assert scores.classes == ["a", "b"]
     kept = ids >= 0
     assert scores.rows == int((kept & test).sum())
@@ -53,15 +64,26 @@ def test_scores_are_those_of_unpacked_bits(monkeypatch):
         assert float(scores.share[label]) == pytest.approx(float(is_class[held].double().mean()))
         for latent in (0, 63, 64, 129):
             on = bits[:, latent]
-            assert float(scores.fit_f1[latent, label]) == pytest.approx(plain_f1(on[fit], is_class[fit]))
+            assert float(scores.fit_f1[latent, label]) == pytest.approx(
+                plain_f1(on[fit], is_class[fit])
+            )
             hits = float((on & is_class & held).sum())
-            assert float(scores.precision[latent, label]) == pytest.approx(hits / float((on & held).sum()))
-            assert float(scores.recall[latent, label]) == pytest.approx(hits / float((is_class & held).sum()))
-            for interval, plain in ((scores.f1, plain_f1), (scores.mutual_information, plain_information)):
+            assert float(scores.precision[latent, label]) == pytest.approx(
+                hits / float((on & held).sum())
+            )
+            assert float(scores.recall[latent, label]) == pytest.approx(
+                hits / float((is_class & held).sum())
+            )
+            for interval, plain in (
+                (scores.f1, plain_f1),
+                (scores.mutual_information, plain_information),
+            ):
                 value, low, high = (float(x[latent, label]) for x in interval)
                 assert value == pytest.approx(plain(on[held], is_class[held]), abs=1e-6)
                 without = [held & (document != d) for d in document[test].unique()]
-                each = torch.tensor([plain(on[rows], is_class[rows]) for rows in without], dtype=torch.float64)
+                each = torch.tensor(
+                    [plain(on[rows], is_class[rows]) for rows in without], dtype=torch.float64
+                )
                 half = student * float((9 / 10 * (each - each.mean()).square().sum()).sqrt())
                 assert high == pytest.approx(value + half, rel=2e-3)
                 assert low == pytest.approx(max(0, value - half), rel=2e-3, abs=1e-6)
@@ -69,14 +91,27 @@ def test_scores_are_those_of_unpacked_bits(monkeypatch):
 
 def test_planted_latents_are_found_and_counted():
     document = torch.arange(4000) // 100
-    test, ids = document % 4 == 0, torch.randint(0, 5, (4000,), generator=torch.Generator().manual_seed(0))
+    test, ids = (
+        document % 4 == 0,
+        torch.randint(0, 5, (4000,), generator=torch.Generator().manual_seed(0)),
+    )
     noise = draw(4000, 3, seed=1) < 0.1
-    bits = torch.cat([noise, torch.stack([ids == 3, (ids == 1) & (draw(4000, seed=2) < 0.5)], 1)], 1)
+    bits = torch.cat(
+        [noise, torch.stack([ids == 3, (ids == 1) & (draw(4000, seed=2) < 0.5)], 1)], 1
+    )
     scores = label_scores(PackedBits.pack(bits), Labels("five", list("abcde"), ids), document, test)
     first, second = scores.by_latent()[:2]
-    assert (first.latent, first.label, first.f1, first.precision, first.recall) == (3, "d", 1.0, 1.0, 1.0)
+    assert (first.latent, first.label, first.f1, first.precision, first.recall) == (
+        3,
+        "d",
+        1.0,
+        1.0,
+        1.0,
+    )
     p = float((ids[test] == 3).double().mean())
-    assert first.mutual_information == pytest.approx(-p * math.log2(p) - (1 - p) * math.log2(1 - p), rel=1e-5)
+    assert first.mutual_information == pytest.approx(
+        -p * math.log2(p) - (1 - p) * math.log2(1 - p), rel=1e-5
+    )
     assert (second.latent, second.label, second.precision) == (4, "b", 1.0)
     assert second.f1 == pytest.approx(2 / 3, abs=0.1)
     assert {s.label: s.latent for s in scores.by_class()}.items() >= {"d": 3, "b": 4}.items()
@@ -84,7 +119,9 @@ def test_planted_latents_are_found_and_counted():
     assert (summary["latents_f1"], summary["labels_covered"], summary["classes"]) == (2, 2, 5)
     assert summary["label_f1"] == pytest.approx(sum(s.f1 for s in scores.by_class()) / 5)
     dependent = {(i, scores.classes[j]) for i, j in scores.dependent.nonzero().tolist()}
-    assert dependent == {(i, label) for i in (3, 4) for label in "abcde"}, "noise depends on nothing"
+    assert dependent == {(i, label) for i in (3, 4) for label in "abcde"}, (
+        "noise depends on nothing"
+    )
 
 
 def test_a_latent_is_credited_on_fitting_rows_and_measured_on_others():
@@ -102,7 +139,9 @@ def test_a_latent_is_credited_on_fitting_rows_and_measured_on_others():
 def test_a_class_of_most_rows_takes_more_than_half_to_be_named():
     document, ids = torch.arange(2000) // 50, (draw(2000, seed=0) < 0.2).long()
     bits = draw(2000, 1, seed=1) < 0.5
-    scores = label_scores(PackedBits.pack(bits), Labels("two", ["most", "few"], ids), document, document % 2 == 0)
+    scores = label_scores(
+        PackedBits.pack(bits), Labels("two", ["most", "few"], ids), document, document % 2 == 0
+    )
     (score,) = scores.by_latent()
     assert score.label == "most"
     assert score.f1 > 0.5
@@ -113,7 +152,9 @@ def test_a_class_of_most_rows_takes_more_than_half_to_be_named():
 def test_latents_that_never_meet_a_class_are_credited_with_none():
     document, ids = torch.arange(2000) // 50, (draw(2000, seed=0) < 0.2).long()
     bits = torch.zeros(2000, 2)
-    scores = label_scores(PackedBits.pack(bits), Labels("two", ["a", "b"], ids), document, document % 2 == 0)
+    scores = label_scores(
+        PackedBits.pack(bits), Labels("two", ["a", "b"], ids), document, document % 2 == 0
+    )
     assert scores.by_latent() == []
     assert not scores.dependent.any()
     assert bool((scores.p_value == 1).all())
@@ -122,16 +163,22 @@ def test_latents_that_never_meet_a_class_are_credited_with_none():
 # --- intervals and tests ----------------------------------------------------------------------------------------------
 
 
-def clustered(n_latents: int, documents: int = 120, rows: int = 40) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def clustered(
+    n_latents: int, documents: int = 120, rows: int = 40
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Independent labels and latents, both of which are much alike within a document -> bits, ids, document"""
     document = torch.arange(documents * rows) // rows
     ids = (draw(len(document), seed=0) < draw(documents, seed=1)[document] ** 2).long()
-    bits = draw(len(document), n_latents, seed=2) < (draw(documents, n_latents, seed=3) ** 3)[document]
+    bits = (
+        draw(len(document), n_latents, seed=2) < (draw(documents, n_latents, seed=3) ** 3)[document]
+    )
     return bits, ids, document
 
 
 def scored(bits: torch.Tensor, ids: torch.Tensor, document: torch.Tensor) -> LabelScores:
-    return label_scores(PackedBits.pack(bits), Labels("two", ["no", "yes"], ids), document, document % 2 == 0)
+    return label_scores(
+        PackedBits.pack(bits), Labels("two", ["no", "yes"], ids), document, document % 2 == 0
+    )
 
 
 def test_independence_is_kept_where_documents_have_their_own_rates():
@@ -143,7 +190,9 @@ def test_independence_is_kept_where_documents_have_their_own_rates():
     x, y = bits[held].double(), ids[held].double()
     x, y = x - x.mean(0), y - y.mean()
     z = (x * y[:, None]).sum(0) / ((x**2).mean(0) * (y**2).mean() * len(y)).sqrt()
-    assert float((z.abs() > 1.96).double().mean()) > 0.3, "as if rows were independent: false alarms in plenty"
+    assert float((z.abs() > 1.96).double().mean()) > 0.3, (
+        "as if rows were independent: false alarms in plenty"
+    )
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
@@ -181,7 +230,10 @@ def test_labels_of_documents_do_not_depend_on_latents_in_bursts_by_chance():
         bits = PackedBits.pack(torch.rand(len(document), 64) < on[document])
         ids = torch.multinomial(0.5 ** torch.arange(12.0), 1000, replacement=True)[document]
         scores = label_scores(
-            bits, Labels("genre", [str(i) for i in range(12)], ids), document, torch.rand(1000)[document] < 0.5
+            bits,
+            Labels("genre", [str(i) for i in range(12)], ids),
+            document,
+            torch.rand(1000)[document] < 0.5,
         )
         p_values.append(scores.p_value.flatten())
         called += bool(scores.dependent.any())
@@ -194,14 +246,17 @@ def test_labels_of_documents_do_not_depend_on_latents_in_bursts_by_chance():
 
 
 def test_benjamini_hochberg_by_hand():
-    p = torch.tensor([[0.01, 0.04, 0.3], [0.02, 0.9, 0.03]])  # limits .0083 .0167 .025 .033 .042 .05: four pass
+    p = torch.tensor(
+        [[0.01, 0.04, 0.3], [0.02, 0.9, 0.03]]
+    )  # limits .0083 .0167 .025 .033 .042 .05: four pass
     assert benjamini_hochberg(p).tolist() == [[False, False, False], [False, False, False]]
     p = torch.tensor([[0.001, 0.03, 0.3], [0.02, 0.9, 0.025]])
     assert benjamini_hochberg(p).tolist() == [[True, True, False], [True, False, True]]
 
 
 @pytest.mark.parametrize(
-    ("rows", "documents", "clue"), [(30, 40, "No class of 'two' has 20 rows"), (4000, 6, "make only 3 groups")]
+    ("rows", "documents", "clue"),
+    [(30, 40, "No class of 'two' has 20 rows"), (4000, 6, "make only 3 groups")],
 )
 def test_too_little_to_score_is_said(rows, documents, clue):
     document = torch.arange(rows) * documents // rows
@@ -212,5 +267,7 @@ def test_too_little_to_score_is_said(rows, documents, clue):
 def test_labels_of_other_rows_are_refused():
     with pytest.raises(BitlensError, match="10 rows of bits and 9 labels"):
         label_scores(
-            PackedBits.pack(torch.ones(10, 3)), Labels("x", ["a"], torch.zeros(9).long()), *[torch.ones(10) > 0] * 2
+            PackedBits.pack(torch.ones(10, 3)),
+            Labels("x", ["a"], torch.zeros(9).long()),
+            *[torch.ones(10) > 0] * 2,
         )

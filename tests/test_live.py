@@ -64,7 +64,9 @@ def test_an_epoch_has_the_training_rows_of_a_store_each_once(live, store):
 
 
 def test_rows_of_a_window_are_shuffled_by_the_seed(live):
-    one, same, other = (torch.cat([rows for rows, _ in batches(live(), 6, seed=seed)]) for seed in (1, 1, 2))
+    one, same, other = (
+        torch.cat([rows for rows, _ in batches(live(), 6, seed=seed)]) for seed in (1, 1, 2)
+    )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
@@ -76,7 +78,9 @@ def test_documents_are_mixed_by_the_seed_of_the_corpus(live, store):
     # rows depend on what stands before them in a packed context, the documents they are of do not
     documents = {int(d) for rows in store.read("train") for d in rows.columns["document"]}
     reader = live(shuffle_seed=1).reader
-    assert documents < {int(d) for batch in reader.batches(4) for d in batch.document.flatten() if d >= 0}
+    assert documents < {
+        int(d) for batch in reader.batches(4) for d in batch.document.flatten() if d >= 0
+    }
 
 
 @pytest.mark.parametrize("size", [7, 32, 150, 1000])
@@ -85,7 +89,9 @@ def test_restarting_anywhere_gives_the_same_batches(live, size):
     again = live()
     for index in range(0, len(whole) - 2, max(1, len(whole) // 8)):
         restarted = batches(again, 2, size, seed=4, start=whole[index][1])
-        for (rows, position), (expected, place) in zip(restarted, whole[index + 1 : index + 3], strict=True):
+        for (rows, position), (expected, place) in zip(
+            restarted, whole[index + 1 : index + 3], strict=True
+        ):
             assert torch.equal(rows, expected)
             assert position == place
 
@@ -95,7 +101,9 @@ def test_standardisation_is_that_of_the_training_rows(live, store):
     source = live()
     assert source.d_in == store.d_in
     torch.testing.assert_close(source.mean, rows.mean(0).float())
-    assert source.scale == pytest.approx(float((rows - rows.mean(0)).square().mean().sqrt()), rel=1e-9)
+    assert source.scale == pytest.approx(
+        float((rows - rows.mean(0)).square().mean().sqrt()), rel=1e-9
+    )
 
 
 def test_outliers_are_left_out(live, store):
@@ -104,7 +112,9 @@ def test_outliers_are_left_out(live, store):
     source = live(outlier_multiple=multiple)
     drawn = torch.cat([rows for rows, _ in batches(source, 40)])
     assert drawn.norm(dim=1).max() <= multiple * norms.median() * (1 + 1e-5) < norms.max()
-    assert source.sample(10_000, generator(0)).norm(dim=1).max() <= multiple * norms.median() * (1 + 1e-5)
+    assert source.sample(10_000, generator(0)).norm(dim=1).max() <= multiple * norms.median() * (
+        1 + 1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,18 +134,29 @@ def test_the_standardisation_is_that_of_the_usual_rows(live, monkeypatch, factor
             for place, factor in factors.items():
                 if not factor:
                     rows[place::16] = 0
-                elif not torch.cat([torch.zeros(1), *(former[:, 0] for former, _ in made)]).abs().max() > 1e10:
-                    rows[place] *= 1 if held_out(documents[place : place + 1].numpy(), 0.2)[0] else factor
+                elif (
+                    not torch.cat([torch.zeros(1), *(former[:, 0] for former, _ in made)])
+                    .abs()
+                    .max()
+                    > 1e10
+                ):
+                    rows[place] *= (
+                        1 if held_out(documents[place : place + 1].numpy(), 0.2)[0] else factor
+                    )
             made.append((rows, documents))
             yield rows, documents
 
     monkeypatch.setattr(live_module, "iterate_rows", changed)
     source = live()
-    rows = torch.cat([rows[torch.from_numpy(~held_out(d.numpy(), 0.2))] for rows, d in made]).double()
+    rows = torch.cat(
+        [rows[torch.from_numpy(~held_out(d.numpy(), 0.2))] for rows, d in made]
+    ).double()
     usual = rows[rows.norm(dim=1) < 1e10]
     assert (len(usual) < len(rows)) == (3 in factors)
     torch.testing.assert_close(source.mean, usual.mean(0).float())
-    assert source.scale == pytest.approx(float((usual - usual.mean(0)).square().mean().sqrt()), rel=1e-9)
+    assert source.scale == pytest.approx(
+        float((usual - usual.mean(0)).square().mean().sqrt()), rel=1e-9
+    )
 
 
 def test_a_sample_has_different_training_rows(live, store):
@@ -171,6 +192,8 @@ def test_one_hook_point_only(tiny_llama, live):
 @pytest.mark.parametrize(("text", "fraction"), [("", 0.1), ("<|eos|>", 0.1), ("The lamp.", 0.9)])
 def test_text_without_training_tokens_is_refused(model, tmp_path, text, fraction):
     (tmp_path / "text.txt").write_text(text)
-    reader = ContextReader(Corpus((str(tmp_path / "text.txt"),)), model.tokenizer, 16, test_fraction=fraction)
+    reader = ContextReader(
+        Corpus((str(tmp_path / "text.txt"),)), model.tokenizer, 16, test_fraction=fraction
+    )
     with pytest.raises(BitlensError, match="no usable training tokens"):
         LiveSource(model, reader)

@@ -110,7 +110,9 @@ def symbols(n: int, seed: int, linked: bool) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("linked", "expected"), [(False, 3.0), (True, 1.5)])
-def test_magnitudes_in_context_cost_what_the_context_does_not_tell(linked: bool, expected: float) -> None:
+def test_magnitudes_in_context_cost_what_the_context_does_not_tell(
+    linked: bool, expected: float
+) -> None:
     """Half of the rows have two magnitudes of three bits; of linked ones the first tells the second."""
     found = context_bits(symbols(4000, 1, linked), symbols(4000, 2, linked))
     assert expected - 0.06 <= found <= expected + 0.12

@@ -15,10 +15,10 @@ from bitlens.autoencoders.sparse import TopKAutoencoder
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 from bitlens.features.dense import explain, explain_dense
-from bitlens.features.match import Pairs, likeness, match, stability, summary
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
+from bitlens.matching import Pairs, likeness, match, stability, summary
 from bitlens.seeding import generator
 
 ROWS = 4000
@@ -51,13 +51,21 @@ def _tally(columns: tuple[np.ndarray, ...]) -> dict[tuple[int, ...], int]:
 
 @settings(deadline=None, max_examples=40)
 @given(
-    rows=st.integers(1, 150), n=st.integers(1, 6), m=st.integers(1, 6), rate=st.floats(0, 1), seed=st.integers(0, 99)
+    rows=st.integers(1, 150),
+    n=st.integers(1, 6),
+    m=st.integers(1, 6),
+    rate=st.floats(0, 1),
+    seed=st.integers(0, 99),
 )
 def test_measures_are_those_of_naive_loops(rows, n, m, rate, seed):
     bits = torch.rand(rows, n + m, generator=generator(seed)) < rate
     a, b = bits[:, :n].numpy(), bits[:, n:].numpy()
     pairs = Pairs.of(PackedBits.pack(bits[:, :n]), PackedBits.pack(bits[:, n:]))
-    jaccard, containment, information = pairs.jaccard(), pairs.containment(), pairs.mutual_information()
+    jaccard, containment, information = (
+        pairs.jaccard(),
+        pairs.containment(),
+        pairs.mutual_information(),
+    )
     agreement, implication = pairs.agreement(), pairs.implication()
     for i in range(n):
         for j in range(m):
@@ -66,12 +74,18 @@ def test_measures_are_those_of_naive_loops(rows, n, m, rate, seed):
             assert pairs.both[i, j] == both
             assert jaccard[i, j] == (both / either if either else 0)
             assert containment[i, j] == (both / x.sum() if x.any() else 0)
-            assert information[i, j] == pytest.approx(max(0.0, entropy(x) + entropy(y) - entropy(x, y)), abs=1e-9)
+            assert information[i, j] == pytest.approx(
+                max(0.0, entropy(x) + entropy(y) - entropy(x, y)), abs=1e-9
+            )
             chance = p * q / (p + q - p * q) if either else 0
             if chance < 1:
-                assert agreement[i, j] == pytest.approx((float(jaccard[i, j]) - chance) / (1 - chance), abs=1e-12)
+                assert agreement[i, j] == pytest.approx(
+                    (float(jaccard[i, j]) - chance) / (1 - chance), abs=1e-12
+                )
             if q < 1:
-                assert implication[i, j] == pytest.approx((float(containment[i, j]) - q) / (1 - q), abs=1e-12)
+                assert implication[i, j] == pytest.approx(
+                    (float(containment[i, j]) - q) / (1 - q), abs=1e-12
+                )
 
 
 @settings(deadline=None, max_examples=20)
@@ -93,7 +107,9 @@ def test_an_overlap_is_no_likelier_by_chance_than_its_surprise_says(rows, data):
     on, other = data.draw(st.integers(1, rows)), data.draw(st.integers(1, rows))
     both = data.draw(st.integers(max(0, on + other - rows), min(on, other)))
     ways = range(both, min(on, other) + 1)
-    tail = sum(math.comb(other, k) * math.comb(rows - other, on - k) for k in ways) / math.comb(rows, on)
+    tail = sum(math.comb(other, k) * math.comb(rows - other, on - k) for k in ways) / math.comb(
+        rows, on
+    )
     pairs = Pairs(rows, torch.tensor([on]), torch.tensor([other]), torch.tensor([[both]]))
     assert tail <= 2 ** -float(pairs.surprise()) * (1 + 1e-9)
 
@@ -102,7 +118,7 @@ def test_blocks_make_no_difference(monkeypatch):
     a = planted(*[0.1] * 70)
     b = a[:, torch.randperm(70, generator=generator("order"))] ^ planted(*[0.02] * 70, name="noise")
     whole = match(PackedBits.pack(a), PackedBits.pack(b))
-    monkeypatch.setattr("bitlens.features.match.BLOCK", 13)
+    monkeypatch.setattr("bitlens.matching.BLOCK", 13)
     blocks = match(PackedBits.pack(a), PackedBits.pack(b))
     assert whole.category == blocks.category
     assert torch.equal(whole.jaccard, blocks.jaccard)
@@ -192,7 +208,11 @@ def test_few_rows_prove_nothing():
 def test_independent_codes_have_nothing_in_common(seed):
     rates = [0.001, 0.01, 0.1, 0.5, 0.9, 0.99] * 20
     a, b = planted(*rates, name=f"a{seed}"), planted(*rates, name=f"b{seed}")
-    assert set(match(PackedBits.pack(a), PackedBits.pack(b)).category) <= {"absent", "dead", "stuck"}
+    assert set(match(PackedBits.pack(a), PackedBits.pack(b)).category) <= {
+        "absent",
+        "dead",
+        "stuck",
+    }
 
 
 def test_one_to_one_gives_up_a_best_pair_for_a_better_whole():
@@ -219,7 +239,9 @@ def test_a_dead_latent_is_found_by_its_direction():
     theirs = torch.tensor([[0, 4.0, 3.0, 0], [0, 0, 0, 1.0], [0, 0, 1.0, 0]])
     matching = match(PackedBits.pack(a), PackedBits.pack(b), (ours, theirs))
     assert matching.category[1:] == ["dead", "dead"]
-    assert matching.nearest[1:].tolist() == [0, 0], "latent 2 of B has the direction of 2, but is dead itself"
+    assert matching.nearest[1:].tolist() == [0, 0], (
+        "latent 2 of B has the direction of 2, but is dead itself"
+    )
     torch.testing.assert_close(matching.nearest_cosine[1:], torch.tensor([0.8, 0.6]))
     assert summary(matching)["revived"] == 1
 
@@ -276,7 +298,9 @@ def test_a_union_is_explained_by_its_members_together():
     u, v, w = union.numpy(), x.numpy(), y.numpy()
     own = entropy(u)
     assert explained.shares[0] == pytest.approx((own + entropy(v) - entropy(u, v)) / own, abs=1e-3)
-    assert explained.shares[1] == pytest.approx((own + entropy(v, w) - entropy(u, v, w)) / own, abs=1e-3)
+    assert explained.shares[1] == pytest.approx(
+        (own + entropy(v, w) - entropy(u, v, w)) / own, abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -301,7 +325,9 @@ def test_the_correction_makes_up_for_what_counting_misses():
 
 
 def test_only_dense_latents_are_asked_about():
-    a = torch.cat([planted(0.02, 0.3, 0.95, 0.8), torch.ones(len(planted(0.5)), 1, dtype=torch.bool)], 1)
+    a = torch.cat(
+        [planted(0.02, 0.3, 0.95, 0.8), torch.ones(len(planted(0.5)), 1, dtype=torch.bool)], 1
+    )
     explained = explain_dense(PackedBits.pack(a), PackedBits.pack(~a))
     assert [e.latent for e in explained] == [1, 2, 3], "what is always on has nothing to explain"
     assert [e.by for e in explained] == [[1], [2], [3]], "a latent says as much as its negation"
@@ -340,7 +366,11 @@ def runs(store: ActivationStore, folder) -> None:
         other.W_enc.copy_(bae.W_enc[:, order])
         other.b_enc.copy_(bae.b_enc[order])
         other.W_dec.copy_(bae.W_dec[order])
-    for name, model in (("bae", bae), ("other", other), ("topk", TopKAutoencoder(store.d_in, 16, k=4))):
+    for name, model in (
+        ("bae", bae),
+        ("other", other),
+        ("topk", TopKAutoencoder(store.d_in, 16, k=4)),
+    ):
         model.mean.copy_(store.mean)
         model.scale.fill_(store.scale)
         model.metadata = {"training": {"test_fraction": 0.5}}
@@ -359,10 +389,14 @@ def test_the_command_compares_two_runs(half, tmp_path, capsys):
     from bitlens.cli.match import match as command
 
     runs(half, tmp_path)
-    command(tmp_path / "bae", tmp_path / "other", half.path, device="cpu", json=tmp_path / "same.json")
+    command(
+        tmp_path / "bae", tmp_path / "other", half.path, device="cpu", json=tmp_path / "same.json"
+    )
     shown = capsys.readouterr().out
     numbers = json.loads((tmp_path / "same.json").read_text())
-    assert numbers["rows"] == sum(len(r.hidden) for r in ActivationStore(half.path, 0.5).read("test"))
+    assert numbers["rows"] == sum(
+        len(r.hidden) for r in ActivationStore(half.path, 0.5).read("test")
+    )
     assert numbers["a_in_b"]["same"] == numbers["a_in_b"]["live"] == numbers["b_in_a"]["same"] > 10
     assert numbers["a_in_b"]["one_to_one"] == numbers["stability"]["shared"] == 1
     assert numbers["stability"]["mcs"] == pytest.approx(1)
@@ -370,7 +404,14 @@ def test_the_command_compares_two_runs(half, tmp_path, capsys):
     for text in ("Every latent of one in the other", "one_to_one", "Some latents of B"):
         assert text in shown
 
-    command(tmp_path / "bae", tmp_path / "topk", half.path, rows=100, device="cpu", json=tmp_path / "topk.json")
+    command(
+        tmp_path / "bae",
+        tmp_path / "topk",
+        half.path,
+        rows=100,
+        device="cpu",
+        json=tmp_path / "topk.json",
+    )
     numbers = json.loads((tmp_path / "topk.json").read_text())
     bits = Autoencoder.from_pretrained(tmp_path / "topk").encode_bits(
         next(ActivationStore(half.path, 0.5).read("test")).hidden[:100]

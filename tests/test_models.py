@@ -67,8 +67,16 @@ class TestHiddenStates:
         full = transformers.AutoModel.from_pretrained(make_model(kind)).eval()
         block = full.get_submodule(BLOCKS[kind].partition(".")[2])[2]
         if kind == "bert":
-            mlp_in, mlp_out, attention = block.intermediate, block.output.dense, block.attention.output.dense
-            names = ["blocks.2.mlp.hook_in", "layers.2.output.dense", "layers.2.attention.output.dense"]
+            mlp_in, mlp_out, attention = (
+                block.intermediate,
+                block.output.dense,
+                block.attention.output.dense,
+            )
+            names = [
+                "blocks.2.mlp.hook_in",
+                "layers.2.output.dense",
+                "layers.2.attention.output.dense",
+            ]
         else:
             mlp_in, mlp_out, attention = block.mlp, block.mlp, block.get_submodule(ATTENTION[kind])
             names = ["blocks.2.mlp.hook_in", "blocks.2.hook_mlp_out", "blocks.2.hook_attn_out"]
@@ -76,7 +84,9 @@ class TestHiddenStates:
         mlp_in.register_forward_pre_hook(lambda module, args: seen.update(mlp_in=args[0]))
         mlp_out.register_forward_hook(lambda module, args, out: seen.update(mlp_out=out))
         attention.register_forward_hook(
-            lambda module, args, out: seen.update(attention=out[0] if isinstance(out, tuple) else out)
+            lambda module, args, out: seen.update(
+                attention=out[0] if isinstance(out, tuple) else out
+            )
         )
         with torch.no_grad():
             full(tokens, attention_mask=mask if padded else None)
@@ -90,7 +100,13 @@ class TestHiddenStates:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_three_names_of_a_layer_are_one_hook_point(make_model, kind):
     lens = "blocks.1.hook_normalized_resid_post" if kind == "bert" else "blocks.1.hook_resid_post"
-    names = ["layers.1", f"{BLOCKS[kind]}.1", f"{BLOCKS[kind].partition('.')[2]}.1", "hidden_states[2]", lens]
+    names = [
+        "layers.1",
+        f"{BLOCKS[kind]}.1",
+        f"{BLOCKS[kind].partition('.')[2]}.1",
+        "hidden_states[2]",
+        lens,
+    ]
     points = [load(make_model(kind), name).hooks[0].names() for name in names]
     module = f"{BLOCKS[kind].partition('.')[2]}.1"
     assert points[0] == {
@@ -102,10 +118,28 @@ def test_the_three_names_of_a_layer_are_one_hook_point(make_model, kind):
 @pytest.mark.parametrize(
     ("kind", "name", "module", "transformers_name", "lens_name"),
     [
-        ("llama", "hidden_states[0]", "layers.0:input", "hidden_states[0]", "blocks.0.hook_resid_pre"),
-        ("llama", "layers.3", "layers.3", None, "blocks.3.hook_resid_post"),  # before the final norm
+        (
+            "llama",
+            "hidden_states[0]",
+            "layers.0:input",
+            "hidden_states[0]",
+            "blocks.0.hook_resid_pre",
+        ),
+        (
+            "llama",
+            "layers.3",
+            "layers.3",
+            None,
+            "blocks.3.hook_resid_post",
+        ),  # before the final norm
         ("llama", "hidden_states[4]", "norm", "hidden_states[4]", None),
-        ("bert", "layers.3", "encoder.layer.3", "hidden_states[4]", "blocks.3.hook_normalized_resid_post"),
+        (
+            "bert",
+            "layers.3",
+            "encoder.layer.3",
+            "hidden_states[4]",
+            "blocks.3.hook_normalized_resid_post",
+        ),
         (
             "bert",
             "blocks.1.hook_resid_post",
@@ -122,7 +156,11 @@ def test_the_three_names_of_a_layer_are_one_hook_point(make_model, kind):
 )
 def test_names_of_hook_points(make_model, kind, name, module, transformers_name, lens_name):
     (hook,) = load(make_model(kind), name).hooks
-    assert hook.names() == {"module": module, "transformers": transformers_name, "transformer_lens": lens_name}
+    assert hook.names() == {
+        "module": module,
+        "transformers": transformers_name,
+        "transformer_lens": lens_name,
+    }
 
 
 @pytest.mark.parametrize(
@@ -134,7 +172,9 @@ def test_names_of_hook_points(make_model, kind, name, module, transformers_name,
     ],
 )  # fmt: skip
 def test_an_unknown_hook_point_lists_the_nearest_names(tiny_llama, name, near):
-    with pytest.raises(BitlensError, match=rf"There is no hook point '.*: .*{near.replace('.', '[.]')}"):
+    with pytest.raises(
+        BitlensError, match=rf"There is no hook point '.*: .*{near.replace('.', '[.]')}"
+    ):
         load(tiny_llama, name)
 
 
@@ -143,7 +183,11 @@ def test_layers_above_the_last_hook_point_are_not_in_memory(make_model, kind):
     whole = transformers.AutoModel.from_pretrained(make_model(kind))
     blocks = whole.get_submodule(BLOCKS[kind].partition(".")[2])
     above = sum(p.numel() for block in list(blocks)[2:] for p in block.parameters())
-    model = load(make_model(kind), "layers.0", "layers.1.mlp:input" if kind != "bert" else "layers.1.output.dense")
+    model = load(
+        make_model(kind),
+        "layers.0",
+        "layers.1.mlp:input" if kind != "bert" else "layers.1.output.dense",
+    )
     kept = sum(p.numel() for p in model.model.parameters())
     assert kept == sum(p.numel() for p in whole.parameters()) - above
     assert model.memory() == 4 * kept
@@ -173,12 +217,19 @@ def test_one_place_may_be_asked_for_twice(tiny_llama):
     model = load(tiny_llama, "layers.1", "hidden_states[2]", "layers.2")
     found = model.hidden_states(*some_tokens(False))
     assert set(found) == {"layers.1", "layers.2"}
-    assert torch.equal(found["layers.1"], load(tiny_llama, "layers.1").hidden_states(*some_tokens(False))["layers.1"])
+    assert torch.equal(
+        found["layers.1"],
+        load(tiny_llama, "layers.1").hidden_states(*some_tokens(False))["layers.1"],
+    )
 
 
 def test_widths(tiny_llama):
     model = load(tiny_llama, "layers.1", "layers.1.mlp.gate_proj", "layers.0.self_attn.k_proj")
-    assert model.widths() == {"layers.1": WIDTH, "layers.1.mlp.gate_proj": 2 * WIDTH, "layers.0.self_attn.k_proj": 16}
+    assert model.widths() == {
+        "layers.1": WIDTH,
+        "layers.1.mlp.gate_proj": 2 * WIDTH,
+        "layers.0.self_attn.k_proj": 16,
+    }
 
 
 @pytest.mark.parametrize(("kind", "name"), [("bert", "pooler"), ("llama", "embed_tokens:input")])
@@ -195,7 +246,9 @@ def test_dtype(tiny_llama, dtype):
 
 
 def test_half_precision_weights_are_run_in_float32_on_a_cpu(tiny_llama, tmp_path):
-    transformers.AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float16).save_pretrained(tmp_path)
+    transformers.AutoModelForCausalLM.from_pretrained(
+        tiny_llama, dtype=torch.float16
+    ).save_pretrained(tmp_path)
     transformers.AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path)
     assert load(tmp_path, "layers.1").dtype == torch.float32
 
@@ -235,7 +288,9 @@ def refusal(folder, *hooks, **settings):
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "somebody/no-such-model-anywhere", "not a name at all"])
+@pytest.mark.parametrize(
+    "name", ["./nowhere", "somebody/no-such-model-anywhere", "not a name at all"]
+)
 def test_a_model_that_is_not_there(name):
     assert f"'{name}' could not be loaded: it is neither a folder here nor a model" in refusal(name)
 
@@ -262,7 +317,9 @@ def test_weights_that_lack_a_tensor_of_a_layer(copied):
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
     assert "they lack layers.1.mlp.up_proj.weight" in refusal(copied)
-    assert load(copied, "layers.0").widths() == {"layers.0": WIDTH}  # which needs only what is there
+    assert load(copied, "layers.0").widths() == {
+        "layers.0": WIDTH
+    }  # which needs only what is there
 
 
 @pytest.mark.parametrize(
@@ -301,7 +358,10 @@ def test_an_encoder_has_no_next_token_loss(make_model):
 
 def test_code_that_comes_with_a_model_is_never_run(copied, tmp_path):
     config = json.loads((copied / "config.json").read_text())
-    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine", "AutoModel": "mine.Mine"}}
+    config |= {
+        "model_type": "mine",
+        "auto_map": {"AutoConfig": "mine.Mine", "AutoModel": "mine.Mine"},
+    }
     (copied / "config.json").write_text(json.dumps(config))
     (copied / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n")
     assert "needs code of its own" in refusal(copied)

@@ -27,7 +27,9 @@ def test_fvu_in_blocks_is_that_of_numpy(block: int) -> None:
     for rows, wrong in zip(x.split(block), noise.split(block), strict=True):
         variance.add(rows)
         error += float((rows.double() - (rows + wrong).double()).square().sum())
-    expected = ((x.double() - (x + noise).double()) ** 2).numpy().sum() / (x.double().numpy().var(0).sum() * len(x))
+    expected = ((x.double() - (x + noise).double()) ** 2).numpy().sum() / (
+        x.double().numpy().var(0).sum() * len(x)
+    )
     assert variance.rows == 300
     assert variance.fvu(error) == pytest.approx(expected, rel=1e-9)
     assert fvu(x, x + noise) == pytest.approx(expected, rel=1e-9)
@@ -52,7 +54,9 @@ def test_covariance_in_blocks_is_that_of_numpy(block: int) -> None:
 def test_a_covariance_of_few_rows_gives_no_bound() -> None:
     x = torch.randn(40, 10, generator=generator(0))
     assert gaussian_bound(Covariance.of([x[:39]]), 0.1) is None
-    assert gaussian_bound(Covariance.of([x]), 0.1) == gaussian_bits(torch.cov(x.double().T, correction=0), 0.1)
+    assert gaussian_bound(Covariance.of([x]), 0.1) == gaussian_bits(
+        torch.cov(x.double().T, correction=0), 0.1
+    )
 
 
 def test_the_fraction_of_variance_unexplained_is_computed_in_one_place() -> None:
@@ -61,7 +65,12 @@ def test_the_fraction_of_variance_unexplained_is_computed_in_one_place() -> None
     files = [path for root in roots for path in root.rglob("*.py") if path.name != "moments.py"]
     assert len(files) > 50
     own = re.compile(r"\bfvus? = .*(/|square\(\)|\bvar\()")
-    assert not [f"{path.name}: {line}" for path in files for line in path.read_text().splitlines() if own.search(line)]
+    assert not [
+        f"{path.name}: {line}"
+        for path in files
+        for line in path.read_text().splitlines()
+        if own.search(line)
+    ]
     deviations = re.compile(r"- (\w+)\.mean\(0\)\)?\.square\(\)\.sum\(\)")
     allowed = {"rate_distortion.py"}  # components of other rows' axes: a transform code's own
     assert {path.name for path in files if deviations.search(path.read_text())} <= allowed

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from bitlens.training.objective import Price, batch_price, binary_losses, covariance_penalty, dense_covariance_penalty
+from bitlens.training.objective import (
+    Price,
+    batch_price,
+    binary_losses,
+    covariance_penalty,
+    dense_covariance_penalty,
+)
 
 ENTROPY, ONBIT = Price("entropy", 0.02), Price("onbit", 0.02)
 N, D, LATENTS = 40, 6, 9
@@ -29,7 +35,9 @@ def plain_price(p: float, kind: str) -> float:
 @pytest.mark.parametrize("price", [ENTROPY, ONBIT], ids=lambda p: p.kind)
 def test_price_is_the_formula_and_ignores_polarity(price):
     p = torch.tensor([0.0, 0.001, 0.02, 0.3, 0.5, 0.8, 1.0], dtype=torch.float64)
-    assert price(p).tolist() == pytest.approx([plain_price(q, price.kind) for q in p.tolist()], rel=1e-12)
+    assert price(p).tolist() == pytest.approx(
+        [plain_price(q, price.kind) for q in p.tolist()], rel=1e-12
+    )
     assert price(1 - p).tolist() == pytest.approx(price(p).tolist(), rel=1e-12)
 
 
@@ -136,7 +144,10 @@ def test_the_total_has_the_gradient_of_its_terms():
     assert h.grad is not None
     assert torch.allclose(x_hat.grad, 2 * (x_hat - x).detach() / (N * D))
     again = h.detach().clone().requires_grad_()
-    (0.3 / D * batch_price(again.mean(0), N, ENTROPY) + 2.0 / LATENTS**2 * covariance_penalty(again)).backward()
+    (
+        0.3 / D * batch_price(again.mean(0), N, ENTROPY)
+        + 2.0 / LATENTS**2 * covariance_penalty(again)
+    ).backward()
     assert again.grad is not None
     assert torch.allclose(h.grad, again.grad, atol=1e-7)
 
@@ -159,9 +170,13 @@ def test_scaled_weights_mean_the_same_at_every_width():
     """The same data side by side twice, with twice the latents: every term of the scaled objective stays."""
     x, x_hat, h = random(N, D), random(N, D, seed=1), codes()
     once = binary_losses(x, x_hat, h, ENTROPY, 0.1, 0.0, "scaled")
-    twice = binary_losses(*(torch.cat([t, t], 1) for t in (x, x_hat, h)), ENTROPY, 0.1, 0.0, "scaled")
+    twice = binary_losses(
+        *(torch.cat([t, t], 1) for t in (x, x_hat, h)), ENTROPY, 0.1, 0.0, "scaled"
+    )
     assert [float(t) for t in twice] == pytest.approx([float(t) for t in once], rel=1e-6)
-    paper = binary_losses(*(torch.cat([t, t], 1) for t in (x, x_hat, h)), ENTROPY, 0.1, 0.0, "paper")
+    paper = binary_losses(
+        *(torch.cat([t, t], 1) for t in (x, x_hat, h)), ENTROPY, 0.1, 0.0, "paper"
+    )
     assert float(paper.price) == pytest.approx(2 * D * float(once.price), rel=1e-6)
 
 
@@ -169,5 +184,9 @@ def test_the_penalty_a_pair_does_not_depend_on_the_width():
     """All latents equal: every pair has the same covariance, so the scaled penalty is (1 - 1/D) of it."""
     bit = codes(n_latents=1)
     for n_latents in (2, 16, 128):
-        losses = binary_losses(random(N, D), random(N, D), bit.expand(-1, n_latents), ENTROPY, 0.0, 1.0, "scaled")
-        assert float(losses.covariance) == pytest.approx(float(bit.var()) * (1 - 1 / n_latents), rel=1e-4)
+        losses = binary_losses(
+            random(N, D), random(N, D), bit.expand(-1, n_latents), ENTROPY, 0.0, 1.0, "scaled"
+        )
+        assert float(losses.covariance) == pytest.approx(
+            float(bit.var()) * (1 - 1 / n_latents), rel=1e-4
+        )

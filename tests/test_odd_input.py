@@ -50,21 +50,36 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return said[-1]
 
 
-def reading(store: object, of_run: object, codes: object, file: object, out: Path) -> Iterator[list[object]]:
+def reading(
+    store: object, of_run: object, codes: object, file: object, out: Path
+) -> Iterator[list[object]]:
     """Every command that reads one of these; None leaves its commands out."""
     if of_run and store:
-        yield from (["evaluate", of_run, store, "--no-joint", "--no-ce"], ["match", of_run, of_run, store])
-        yield from (["encode", of_run, store, "--out", out], ["compress", of_run, store, "--out", out])
+        yield from (
+            ["evaluate", of_run, store, "--no-joint", "--no-ce"],
+            ["match", of_run, of_run, store],
+        )
+        yield from (
+            ["encode", of_run, store, "--out", out],
+            ["compress", of_run, store, "--out", out],
+        )
         yield ["faithfulness", of_run, store]
     if store and not of_run:
         yield ["train", store, "--out", out, "--steps", 5, "--n-latents", 8]
     if codes:
-        yield from (["entropy", codes], ["features", codes], ["labels", codes], ["interpret", codes, "--out", out])
+        yield from (
+            ["entropy", codes],
+            ["features", codes],
+            ["labels", codes],
+            ["interpret", codes, "--out", out],
+        )
     if file and of_run:
         yield ["decompress", file, of_run, "--out", out]
 
 
-@pytest.mark.parametrize("kind", ["nothing", "empty", "a file", "store", "run", "codes", "states.bits"])
+@pytest.mark.parametrize(
+    "kind", ["nothing", "empty", "a file", "store", "run", "codes", "states.bits"]
+)
 def test_what_is_of_the_wrong_kind_is_refused(
     kind: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,14 +126,18 @@ def test_a_damaged_manifest_is_refused_or_read_but_never_a_traceback(
         if kind == "codes":
             status = run("labels", copy, "--no-probes")
         elif kind == "store" and number % 2:
-            status = run("train", copy, "--out", tmp_path / f"o{number}", "--steps", 2, "--n-latents", 8)
+            status = run(
+                "train", copy, "--out", tmp_path / f"o{number}", "--steps", 2, "--n-latents", 8
+            )
         else:
             status = run("evaluate", places["run"], places["store"], "--no-joint", "--no-ce")
         said = capsys.readouterr().err.strip().splitlines()
         assert status == 0 or said[-1].endswith("."), (what, said)
 
 
-def test_damaged_tensors_are_refused(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_tensors_are_refused(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for kind, file in (("store", "shard-00000.safetensors"), ("codes", "codes-00000.safetensors"), ("run", "sae_weights.safetensors")):  # fmt: skip
         copy = shutil.copytree(made / kind, tmp_path / kind)
         whole = (copy / file).read_bytes()
@@ -133,11 +152,15 @@ def test_damaged_tensors_are_refused(made: Path, tmp_path: Path, capsys: pytest.
         refused(capsys, "entropy", copy) if kind == "codes" else refused(capsys, "evaluate", places["run"], places["store"])  # fmt: skip
 
 
-def test_a_damaged_compressed_file_is_refused(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_compressed_file_is_refused(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = (made / "states.bits").read_bytes()
     for damaged in (whole[:10], whole[: len(whole) // 2], whole[:-5], b"", b"x" * 1000, whole[:40] + b"y" * 60 + whole[100:]):  # fmt: skip
         (tmp_path / "file.bits").write_bytes(damaged)
-        refused(capsys, "decompress", tmp_path / "file.bits", made / "run", "--out", tmp_path / "out")
+        refused(
+            capsys, "decompress", tmp_path / "file.bits", made / "run", "--out", tmp_path / "out"
+        )
 
 
 def test_names_with_brackets_and_colons_are_shown_as_they_are(
@@ -159,7 +182,9 @@ def test_names_with_brackets_and_colons_are_shown_as_they_are(
 def test_arrays_of_no_rows_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, shape in enumerate([(0, 5), (5, 0), (0, 3, 5), (2, 0, 5), (0, 0)]):
         np.save(tmp_path / f"{number}.npy", np.zeros(shape, np.float32))
-        assert "no rows" in refused(capsys, "import", tmp_path / f"{number}.npy", "--out", tmp_path / "out")
+        assert "no rows" in refused(
+            capsys, "import", tmp_path / f"{number}.npy", "--out", tmp_path / "out"
+        )
 
 
 def test_a_device_is_written_to_and_never_replaced(made: Path, tmp_path: Path) -> None:
@@ -192,7 +217,9 @@ def test_a_reader_that_leaves_early_costs_no_result(made: Path, tmp_path: Path) 
     ):
         reader, writer = os.pipe()
         os.close(reader)
-        done = subprocess.run([*COMMAND, *map(str, arguments)], stdout=writer, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [*COMMAND, *map(str, arguments)], stdout=writer, stderr=subprocess.PIPE, text=True
+        )
         os.close(writer)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
@@ -235,15 +262,19 @@ def test_an_unknown_command_names_those_there_are(capsys: pytest.CaptureFixture[
 
 def test_rows_that_are_none_get_a_sentence_in_python() -> None:
     from bitlens.bits import PackedBits
-    from bitlens.features.profile import token_scores
+    from bitlens.features.token_scores import token_scores
 
     with pytest.raises(BitlensError, match="no latents"):
         PackedBits.pack(torch.zeros(5, 0))
     with pytest.raises(BitlensError, match="no rows"):
-        token_scores(PackedBits.pack(torch.zeros(0, 3)), torch.zeros(0), torch.zeros(0, dtype=torch.bool))
+        token_scores(
+            PackedBits.pack(torch.zeros(0, 3)), torch.zeros(0), torch.zeros(0, dtype=torch.bool)
+        )
 
 
-@pytest.mark.parametrize("command", [*(c for c in COMMANDS if c != "study"), *(f"study {name}" for name in STUDIES)])
+@pytest.mark.parametrize(
+    "command", [*(c for c in COMMANDS if c != "study"), *(f"study {name}" for name in STUDIES)]
+)
 def test_a_file_that_cannot_be_written_is_told_before_the_work(
     command: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,7 +291,11 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(
         "interpret": ["no", "--out", tmp_path / "o"],
         "study icl": ["--data", "no", "--out", tmp_path / "o"],
     }.get(command, ["no", "no"] if command in ("evaluate", "faithfulness") else ["no"])
-    given = ["--out", tmp_path / "o"] if command.startswith("study") and command != "study icl" else given
+    given = (
+        ["--out", tmp_path / "o"]
+        if command.startswith("study") and command != "study icl"
+        else given
+    )
     (tmp_path / "file").touch()
     said = refused(capsys, *command.split(), *given, "--json", tmp_path / "file" / "n.json")
     assert "cannot be written" in said
@@ -269,20 +304,38 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(
 
 
 @pytest.mark.parametrize("command", ["faithfulness", "features", "labels", "compress"])
-def test_so_is_a_file_of_results(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_so_is_a_file_of_results(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
     given = ["no", "no"] if command in ("faithfulness", "compress") else ["no"]
-    assert "cannot be written" in refused(capsys, command, *given, "--out", tmp_path / "file" / "n.csv")
+    assert "cannot be written" in refused(
+        capsys, command, *given, "--out", tmp_path / "file" / "n.csv"
+    )
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(made: Path, tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir(mode=0o555)
-    as_others = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] if os.getuid() == 0 else []
+    as_others = (
+        ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
+        if os.getuid() == 0
+        else []
+    )
     if as_others and (
-        not shutil.which("setpriv") or subprocess.run([*as_others, "true"], stderr=subprocess.DEVNULL).returncode
+        not shutil.which("setpriv")
+        or subprocess.run([*as_others, "true"], stderr=subprocess.DEVNULL).returncode
     ):
         pytest.skip("root may write everywhere")
-    command = [*as_others, *COMMAND, "train", made / "store", "--out", tmp_path / "kept", "--steps", 5]
+    command = [
+        *as_others,
+        *COMMAND,
+        "train",
+        made / "store",
+        "--out",
+        tmp_path / "kept",
+        "--steps",
+        5,
+    ]
     done = subprocess.run([str(c) for c in command], stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert f"The folder {tmp_path / 'kept'} cannot be written to" in done.stderr

@@ -12,19 +12,18 @@ import traceback
 
 import pytest
 
+from bitlens.comsem.calls import Calls
+from bitlens.comsem.judges import Question, explain_prompt
+from bitlens.comsem.openai_judge import OpenAIExplainer, OpenAIJudge
+from bitlens.comsem.openai_server import OpenAIServer
 from bitlens.errors import BitlensError, Interrupted
-from bitlens.features.calls import Calls
-from bitlens.features.judges import (
-    Question,
-    explain_prompt,
-)
-from bitlens.features.openai_judge import OpenAIExplainer, OpenAIJudge
-from bitlens.features.openai_server import OpenAIServer
 from language_model_server import LanguageModelServer, Reply, by_letter
 
 KEY = "sk-a-key-that-must-stay-secret"
 WORDS = ["ash", "bee", "ant", "cat", "arm", "dog", "axe", "elk", "air", "fox", "bat", "ale"]
-QUESTIONS = [Question(letter, f"one «{word}» {i}") for letter in "ab" for i, word in enumerate(WORDS)]
+QUESTIONS = [
+    Question(letter, f"one «{word}» {i}") for letter in "ab" for i, word in enumerate(WORDS)
+]
 TRUTH = [question.text[5] == question.explanation for question in QUESTIONS]
 
 
@@ -53,7 +52,9 @@ def test_questions_are_asked_in_batches_of_one_explanation(calls):
             assert request["temperature"] == 0
             assert 16 <= request["max_tokens"] <= 40
         sent = "\n".join(server.prompts)
-        assert all(sent.count(json.dumps(question.text, ensure_ascii=False)) == 2 for question in QUESTIONS)
+        assert all(
+            sent.count(json.dumps(question.text, ensure_ascii=False)) == 2 for question in QUESTIONS
+        )
         assert server.keys == {"Bearer none"}
         explainer = OpenAIExplainer(judge.server, calls)
         assert explainer.explain([["«ant» one", "an «axe»"], ["«b»"]]) == ["a", "a"]
@@ -88,7 +89,9 @@ def test_what_could_not_be_read_is_asked_one_by_one(calls):
 def test_an_answer_that_is_none_stays_none(calls):
     with LanguageModelServer(lambda prompt: "It depends.") as server:
         assert verdicts(judge_of(server, calls)) == [None] * len(QUESTIONS)
-    with LanguageModelServer(lambda prompt: Reply(body='{"choices": [{"message": {"content": null}}]}')) as server:
+    with LanguageModelServer(
+        lambda prompt: Reply(body='{"choices": [{"message": {"content": null}}]}')
+    ) as server:
         assert verdicts(judge_of(server, calls, 1)) == [None] * len(QUESTIONS)
 
 
@@ -106,7 +109,10 @@ def test_a_server_in_trouble_is_asked_again(calls):
 
 def test_a_server_that_says_when_is_obeyed(calls):
     when = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() - 60))
-    replies = [Reply(status=429, headers={"Retry-After": "0.5"}), Reply(status=429, headers={"Retry-After": when})]
+    replies = [
+        Reply(status=429, headers={"Retry-After": "0.5"}),
+        Reply(status=429, headers={"Retry-After": when}),
+    ]
     arrivals = []
 
     def rule(prompt):
@@ -133,7 +139,10 @@ def thinking(words, end="</think>"):
 
 
 def answers(calls):
-    return [row[0] for row in calls._execute("SELECT answer FROM calls WHERE answer IS NOT NULL").fetchall()]
+    return [
+        row[0]
+        for row in calls._execute("SELECT answer FROM calls WHERE answer IS NOT NULL").fetchall()
+    ]
 
 
 def test_answers_that_are_cut_off_are_not_kept_but_asked_for_with_more_tokens(calls):
@@ -141,9 +150,13 @@ def test_answers_that_are_cut_off_are_not_kept_but_asked_for_with_more_tokens(ca
         judge = judge_of(server, calls, concurrency=2)
         assert verdicts(judge) == TRUTH
         assert sorted(set(server.limits)) == [32, 512]
-        assert server.limits.count(32) <= 2, "once it is known how much is needed, it is asked for at once"
+        assert server.limits.count(32) <= 2, (
+            "once it is known how much is needed, it is asked for at once"
+        )
         assert all("</think>" in answer for answer in answers(calls))
-        assert calls.spent()[:3] == (len(server.requests), *server.tokens), "those that were cut off are paid, too"
+        assert calls.spent()[:3] == (len(server.requests), *server.tokens), (
+            "those that were cut off are paid, too"
+        )
         before = len(server.requests)
         assert verdicts(judge_of(server, calls)) == TRUTH
         assert OpenAIExplainer(judge.server, calls).explain([["«b»"]]) == ["a"]
@@ -171,7 +184,9 @@ def test_what_comes_to_no_end_is_unfinished_and_not_paid_for_again(calls, rule):
         assert judge.estimate(QUESTIONS[:6]).calls == 0
         assert len(server.requests) == before
         server.rule = thinking(5000)
-        assert verdicts(judge_of(server, calls, answer_tokens=9000), QUESTIONS[:6]) == TRUTH[:6], "more is allowed now"
+        assert verdicts(judge_of(server, calls, answer_tokens=9000), QUESTIONS[:6]) == TRUTH[:6], (
+            "more is allowed now"
+        )
 
 
 def test_longer_answers_may_take_longer(calls):
@@ -182,7 +197,9 @@ def test_longer_answers_may_take_longer(calls):
         judge = judge_of(server, calls, answer_tokens=2048, timeout=0.5, attempts=1)
         assert verdicts(judge, QUESTIONS[:3]) == TRUTH[:3]
         with pytest.raises(BitlensError, match=r"no answer in 0\.5 s"):
-            judge_of(server, calls, answer_tokens=512, timeout=0.5, attempts=1).answer([Question("a", "«new»")])
+            judge_of(server, calls, answer_tokens=512, timeout=0.5, attempts=1).answer(
+                [Question("a", "«new»")]
+            )
 
 
 @pytest.mark.parametrize("reason", ["length", "MAX_TOKENS", "model_length"])
@@ -193,8 +210,12 @@ def test_a_cut_by_any_name_is_one(calls, reason):
 
 
 def test_a_killed_run_does_not_ask_again_for_what_was_cut_off(calls):
-    with LanguageModelServer(thinking(300), [Reply(), *[Reply(status=401, body="{}")] * 9]) as server:
-        server.first = iter([Reply("<think>" + "hm " * 99, finish="length"), Reply(status=401, body="{}")])
+    with LanguageModelServer(
+        thinking(300), [Reply(), *[Reply(status=401, body="{}")] * 9]
+    ) as server:
+        server.first = iter(
+            [Reply("<think>" + "hm " * 99, finish="length"), Reply(status=401, body="{}")]
+        )
         with pytest.raises(BitlensError, match="401"):
             judge_of(server, calls, concurrency=1).answer(QUESTIONS[:3])
         assert verdicts(judge_of(server, calls), QUESTIONS[:3]) == TRUTH[:3]
@@ -203,7 +224,9 @@ def test_a_killed_run_does_not_ask_again_for_what_was_cut_off(calls):
 
 @pytest.mark.parametrize("reason", ["stop", "eos", None])
 def test_whole_answers_are_kept_whatever_the_server_calls_their_end(calls, reason):
-    with LanguageModelServer(lambda prompt: Reply(by_letter(prompt), finish=reason, usage=reason != "eos")) as server:
+    with LanguageModelServer(
+        lambda prompt: Reply(by_letter(prompt), finish=reason, usage=reason != "eos")
+    ) as server:
         assert verdicts(judge_of(server, calls)) == TRUTH
         assert len(server.requests) == len(answers(calls)) == 6
 
@@ -233,7 +256,10 @@ def test_more_tokens_than_a_model_can_write_leave_answers_unfinished(calls):
     with LanguageModelServer(thinking(900), longest=600) as server:
         found = judge_of(server, calls).answer(QUESTIONS[:2])
         assert not any(verdict.finished for verdict in found)
-    with LanguageModelServer(by_letter, longest=8) as server, pytest.raises(BitlensError, match="too large"):
+    with (
+        LanguageModelServer(by_letter, longest=8) as server,
+        pytest.raises(BitlensError, match="too large"),
+    ):
         judge_of(server, calls).answer(QUESTIONS[:2])
 
 
@@ -261,7 +287,9 @@ def test_a_refusal_is_one_sentence_and_not_repeated(calls, status):
 def test_a_server_that_dies_leaves_what_it_said(calls):
     with LanguageModelServer(by_letter) as server:
         asked = iter(range(3))
-        server.rule = lambda prompt: Reply(status=0) if next(asked, None) is None else by_letter(prompt)
+        server.rule = lambda prompt: (
+            Reply(status=0) if next(asked, None) is None else by_letter(prompt)
+        )
         with pytest.raises(BitlensError, match="connection was lost"):
             judge_of(server, calls, concurrency=2, attempts=2).answer(QUESTIONS)
         server.rule, before = by_letter, len(server.requests)
@@ -269,7 +297,9 @@ def test_a_server_that_dies_leaves_what_it_said(calls):
         assert len(server.requests) - before == 3
         url, judge = server.url, judge_of(server, calls, attempts=2)
     before = calls.spent()
-    with pytest.raises(BitlensError, match=r"rule at .* gave no answer in 2 attempts \(no connection\)") as caught:
+    with pytest.raises(
+        BitlensError, match=r"rule at .* gave no answer in 2 attempts \(no connection\)"
+    ) as caught:
         judge.answer([Question("a", "«gone»")])
     assert url in str(caught.value)
     assert verdicts(judge) == TRUTH
@@ -285,7 +315,9 @@ def test_no_more_calls_are_under_way_than_allowed(calls):
 @pytest.mark.parametrize("limit", [{"max_calls": 5}, {"max_cost": 0.0015}])
 def test_no_limit_is_exceeded_by_calls_at_once(tmp_path, limit):
     trouble = [Reply(status=500), Reply(status=0), Reply(status=429)]
-    with LanguageModelServer(lambda prompt: Reply(by_letter(prompt), delay=0.01), trouble) as server:
+    with LanguageModelServer(
+        lambda prompt: Reply(by_letter(prompt), delay=0.01), trouble
+    ) as server:
         with Calls(tmp_path / "calls.sqlite", **limit) as calls:
             judge = judge_of(server, calls, 1)
             with pytest.raises(Interrupted, match=next(iter(limit))):
@@ -293,13 +325,19 @@ def test_no_limit_is_exceeded_by_calls_at_once(tmp_path, limit):
             spent, before = calls.spent(), len(server.requests)
             assert before == spent.calls + 1, "one was refused"
             assert 5 <= spent.calls <= limit.get("max_calls", 23)
-            assert (server.tokens[0] + 2 * server.tokens[1]) / 1e6 < spent.cost <= limit.get("max_cost", math.inf)
+            assert (
+                (server.tokens[0] + 2 * server.tokens[1]) / 1e6
+                < spent.cost
+                <= limit.get("max_cost", math.inf)
+            )
             with pytest.raises(Interrupted, match="raise it to go on"):
                 judge.answer(QUESTIONS)
             assert len(server.requests) == before, "the limit was used up"
         with Calls(tmp_path / "calls.sqlite") as calls:
             assert verdicts(judge_of(server, calls, 1)) == TRUTH
-        assert len(server.requests) - before == len(QUESTIONS) - (spent.calls - 2), "two brought no answer"
+        assert len(server.requests) - before == len(QUESTIONS) - (spent.calls - 2), (
+            "two brought no answer"
+        )
 
 
 def test_usage_and_cost_add_up(calls):
@@ -310,9 +348,16 @@ def test_usage_and_cost_add_up(calls):
         judge.answer(QUESTIONS)
         spent = calls.spent()
         assert spent[:3] == (6, *server.tokens)
-        assert spent.cost == pytest.approx((3 * server.tokens[0] + 15 * server.tokens[1]) / 1e6, rel=1e-12)
+        assert spent.cost == pytest.approx(
+            (3 * server.tokens[0] + 15 * server.tokens[1]) / 1e6, rel=1e-12
+        )
         size = sum(math.ceil(len(prompt) / 4) for prompt in server.prompts)
-        assert expected == (6, size, 4 * len(QUESTIONS), pytest.approx((3 * size + 15 * 4 * len(QUESTIONS)) / 1e6))
+        assert expected == (
+            6,
+            size,
+            4 * len(QUESTIONS),
+            pytest.approx((3 * size + 15 * 4 * len(QUESTIONS)) / 1e6),
+        )
         assert judge.estimate(QUESTIONS) == (0, 0, 0, 0.0)
         explainer = OpenAIExplainer(judge.server, calls)
         assert explainer.estimate([["«a»"], ["«b»"]])[0] == 2
@@ -329,14 +374,19 @@ def test_the_key_stays_where_it_is(tmp_path, monkeypatch, caplog, capfd):
     echo = json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}"}})
     replies = [Reply(status=429, body=echo), Reply(status=500, body=echo)]
     shown = []
-    with LanguageModelServer(by_letter, replies) as server, Calls(tmp_path / "calls.sqlite") as calls:
+    with (
+        LanguageModelServer(by_letter, replies) as server,
+        Calls(tmp_path / "calls.sqlite") as calls,
+    ):
         judge = judge_of(server, calls, key_variable="OTHER_KEY")
         assert verdicts(judge) == TRUTH
         assert server.keys == {f"Bearer {KEY}"}
         for status in (400, 401, 500):
             server.rule = lambda prompt, status=status: Reply(status=status, body=echo)
             with pytest.raises(BitlensError) as caught:
-                judge_of(server, calls, key_variable="OTHER_KEY", attempts=2).answer([Question("new", f"«{status}»")])
+                judge_of(server, calls, key_variable="OTHER_KEY", attempts=2).answer(
+                    [Question("new", f"«{status}»")]
+                )
             shown += [repr(caught.value), "".join(traceback.format_exception(caught.value))]
         shown += [repr(judge.server), judge.name, str(vars(judge))]
         monkeypatch.setenv("OTHER_KEY", f"{KEY}é")
@@ -369,7 +419,10 @@ def test_settings_that_cannot_be_are_refused(settings, sentence):
 
 
 def test_limits_of_cost_need_prices(tmp_path):
-    with LanguageModelServer(by_letter) as server, Calls(tmp_path / "calls.sqlite", max_cost=1) as calls:
+    with (
+        LanguageModelServer(by_letter) as server,
+        Calls(tmp_path / "calls.sqlite", max_cost=1) as calls,
+    ):
         with pytest.raises(BitlensError, match="needs the prices"):
             judge_of(server, calls, prices=None).answer(QUESTIONS)
         assert not server.requests
@@ -377,7 +430,9 @@ def test_limits_of_cost_need_prices(tmp_path):
 
 def test_parameters_are_sent_and_tell_judges_apart(calls):
     with LanguageModelServer(by_letter) as server:
-        other = judge_of(server, calls, parameters={"max_tokens": None, "max_completion_tokens": 900, "seed": 3})
+        other = judge_of(
+            server, calls, parameters={"max_tokens": None, "max_completion_tokens": 900, "seed": 3}
+        )
         other.answer(QUESTIONS[:1])
         assert "max_tokens" not in server.requests[0]
         assert server.requests[0]["max_completion_tokens"] == 900
@@ -392,10 +447,10 @@ import signal
 import sys
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
-from bitlens.features.calls import Calls
-from bitlens.features.judges import Question
-from bitlens.features.openai_judge import OpenAIJudge
-from bitlens.features.openai_server import OpenAIServer
+from bitlens.comsem.calls import Calls
+from bitlens.comsem.judges import Question
+from bitlens.comsem.openai_judge import OpenAIJudge
+from bitlens.comsem.openai_server import OpenAIServer
 
 questions = [Question("a", f"one «ant» {i}") for i in range(30)]
 with Calls(sys.argv[1]) as calls:
@@ -452,7 +507,10 @@ def test_counts_of_tokens_that_make_no_sense_are_guessed(calls, usage):
 
 
 def test_answers_in_parts_are_read(calls):
-    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "no"}]}, {"type": "text", "text": "yes"}]
+    parts = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "no"}]},
+        {"type": "text", "text": "yes"},
+    ]
     with LanguageModelServer(lambda prompt: Reply(body=completion({"content": parts}))) as server:
         assert judge_of(server, calls).answer([Question("a", "«b»")])[0].yes
         assert len(server.requests) == 1
@@ -472,11 +530,15 @@ def test_an_answer_of_thoughts_alone_is_not_kept(calls, name):
         assert not verdict.finished
 
 
-@pytest.mark.parametrize("error", [{"message": f"Insufficient credits of {KEY}", "code": 402}, "Insufficient credits"])
+@pytest.mark.parametrize(
+    "error", [{"message": f"Insufficient credits of {KEY}", "code": 402}, "Insufficient credits"]
+)
 def test_an_error_with_a_status_of_200_is_said(calls, monkeypatch, error):
     monkeypatch.setenv("OTHER_KEY", KEY)
     with LanguageModelServer(lambda prompt: Reply(body=json.dumps({"error": error}))) as server:
         with pytest.raises(BitlensError, match="Insufficient credits") as caught:
-            judge_of(server, calls, key_variable="OTHER_KEY", attempts=2).answer([Question("a", "«b»")])
+            judge_of(server, calls, key_variable="OTHER_KEY", attempts=2).answer(
+                [Question("a", "«b»")]
+            )
         assert KEY not in str(caught.value)
         assert len(server.requests) == 2

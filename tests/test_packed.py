@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitlens.bits.packed import WORD, PackedBits, words_for
+from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import binary_entropy, co_occurrence, firing_rates
+from bitlens.bits.words import WORD, words_for
 
 WIDTHS = (1, 7, 63, 64, 65, 127, 128, 130, 200)
 property_test = settings(max_examples=60, deadline=None)
@@ -47,7 +48,13 @@ def test_every_bit_is_where_the_layout_says(bits):
 def test_bits_beyond_the_last_latent_stay_zero(bits, data):
     packed = PackedBits.pack(bits)
     mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(bits), max_size=len(bits))))
-    for result in (packed, packed.transpose(), packed[::2], packed[mask], packed.transpose().transpose()):
+    for result in (
+        packed,
+        packed.transpose(),
+        packed[::2],
+        packed[mask],
+        packed.transpose().transpose(),
+    ):
         used = result.n_latents - (words_for(result.n_latents) - 1) * WORD
         if used < WORD:
             assert not (result.words[:, -1:].numpy().view(np.uint64) >> np.uint64(used)).any()
@@ -75,7 +82,9 @@ def test_transpose_is_the_matrix_transpose(bits):
 def test_indexing_selects_rows(bits, data):
     packed = PackedBits.pack(bits)
     start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(bits))] * 2)))
-    chosen = torch.tensor(data.draw(st.lists(st.integers(0, len(bits) - 1), max_size=9)), dtype=torch.long)
+    chosen = torch.tensor(
+        data.draw(st.lists(st.integers(0, len(bits) - 1), max_size=9)), dtype=torch.long
+    )
     mask = bits[:, 0] > 0
     for rows in (slice(start, stop), slice(None, None, 3), chosen, mask):
         assert torch.equal(packed[rows].unpack(), bits[rows])
@@ -97,7 +106,9 @@ def test_operations_agree_over_many_blocks():
     assert torch.equal(co_occurrence(packed), (bits.double().T @ bits.double()).long())
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64]
+)
 def test_any_dtype_packs_and_unpacks(dtype):
     bits = (torch.arange(3 * 66).reshape(3, 66) % 5 == 0).to(dtype)
     assert torch.equal(PackedBits.pack(bits).unpack(dtype), bits)
@@ -129,7 +140,11 @@ def test_no_rows_is_a_valid_matrix():
 
 @pytest.mark.parametrize(
     "words",
-    [torch.zeros(2, 1, dtype=torch.int32), torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)],
+    [
+        torch.zeros(2, 1, dtype=torch.int32),
+        torch.zeros(2, 2, dtype=torch.int64),
+        torch.zeros(2, dtype=torch.int64),
+    ],
     ids=["dtype", "width", "dimensions"],
 )
 def test_words_of_another_shape_are_refused(words):

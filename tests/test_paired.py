@@ -57,14 +57,18 @@ def pairs(stores: Path) -> PairedStore:
 def everything(store: ActivationStore, part: str) -> tuple[Tensor, Tensor]:
     """-> (rows, their documents)"""
     blocks = list(store.read(part))
-    return torch.cat([block.hidden for block in blocks]), torch.cat([b.columns["document"] for b in blocks])
+    return torch.cat([block.hidden for block in blocks]), torch.cat(
+        [b.columns["document"] for b in blocks]
+    )
 
 
 def test_rows_are_pairs_of_the_same_tokens(stores, pairs):
     inputs, targets = (everything(ActivationStore(stores / name), "all")[0] for name in ("layers.1.mlp-input", "layers.1.mlp"))  # fmt: skip
     found, _ = everything(pairs, "all")
     assert torch.equal(found, torch.cat([inputs, targets], 1))
-    mlp = LanguageModel.load(BUNDLED, ["layers.1"], device="cpu", dtype="float32").model.get_submodule("layers.1.mlp")
+    mlp = LanguageModel.load(
+        BUNDLED, ["layers.1"], device="cpu", dtype="float32"
+    ).model.get_submodule("layers.1.mlp")
     torch.testing.assert_close(mlp(inputs[:100]), targets[:100], atol=1e-4, rtol=1e-4)
 
 
@@ -80,7 +84,9 @@ def test_each_side_has_its_own_standardisation(stores, pairs):
 def test_the_sibling_is_found_by_its_hook_point(stores, pairs):
     assert pairs.targets.path.name == "layers.1.mlp"
     assert PairedStore.beside(stores / "layers.0", INTO).targets.path.name == "layers.1.mlp-input"
-    with pytest.raises(BitlensError, match=r"There is no store of layers\.3\.mlp beside .*: harvest both") as error:
+    with pytest.raises(
+        BitlensError, match=r"There is no store of layers\.3\.mlp beside .*: harvest both"
+    ) as error:
         PairedStore.beside(stores / "layers.0", "layers.3.mlp")
     assert "\n" not in str(error.value)
 
@@ -90,7 +96,9 @@ def test_codes_beside_a_store_are_not_taken_for_it(stores, tmp_path):
     shutil.copytree(stores, folder)
     codes = folder / "codes"
     codes.mkdir()
-    (codes / "manifest.json").write_text('{"schema": 1, "kind": "bitlens.codes", "hook": {"module": "layers.1.mlp"}}')
+    (codes / "manifest.json").write_text(
+        '{"schema": 1, "kind": "bitlens.codes", "hook": {"module": "layers.1.mlp"}}'
+    )
     assert PairedStore.beside(folder / "layers.0", OUT_OF).targets.path.name == "layers.1.mlp"
 
 
@@ -159,14 +167,18 @@ def test_an_outlier_in_either_is_left_out(tmp_path):
 )
 def test_stores_of_two_harvests_are_refused(tmp_path, other):
     x, target = bent_pair()
-    with pytest.raises(BitlensError, match="are not of one harvest; harvest both hook points at once") as error:
+    with pytest.raises(
+        BitlensError, match="are not of one harvest; harvest both hook points at once"
+    ) as error:
         PairedStore(made(tmp_path, "in", x), other(tmp_path, target))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("architecture", ["bae", "topk", "pca"])
 def test_a_target_without_a_transcoder_is_refused(bent, architecture):
-    with pytest.raises(BitlensError, match=f"{architecture} reconstructs its input and takes no target"):
+    with pytest.raises(
+        BitlensError, match=f"{architecture} reconstructs its input and takes no target"
+    ):
         train(bent, settings(architecture=architecture, k=K))
 
 
@@ -174,7 +186,9 @@ def test_a_target_without_a_transcoder_is_refused(bent, architecture):
 
 
 def filled(architecture: str) -> Any:
-    model = {"transcoder": Transcoder, "skip_transcoder": SkipTranscoder}[architecture](D_IN, LATENTS, K, D_OUT)
+    model = {"transcoder": Transcoder, "skip_transcoder": SkipTranscoder}[architecture](
+        D_IN, LATENTS, K, D_OUT
+    )
     with torch.no_grad():
         for seed, parameter in enumerate(model.parameters()):
             parameter.add_(0.3 * random(*parameter.shape, seed=seed))
@@ -219,7 +233,9 @@ def test_a_transcoder_starts_at_the_mean_of_its_targets():
 def test_the_loss_is_that_of_the_standardised_target(architecture):
     model = filled(architecture)
     config = settings(architecture=architecture, n_latents=LATENTS, k=K).resolved(D_IN, "cpu")
-    learner = make_learner(model, config, lambda n, seed: torch.randn(n, D_IN + D_OUT, generator=seed))
+    learner = make_learner(
+        model, config, lambda n, seed: torch.randn(n, D_IN + D_OUT, generator=seed)
+    )
     rows = torch.cat(bent_pair(60), 1)
     losses, p = learner.backward(model.standardise_rows(rows))
     x, target = model.pair(rows)
@@ -261,7 +277,9 @@ def unexplained(model: Autoencoder, x: Tensor, target: Tensor) -> float:
 def test_a_skip_transcoder_learns_an_affine_map(tmp_path):
     x, target = affine_pair()
     pairs = PairedStore(made(tmp_path, "in", x), made(tmp_path, "out", target))
-    found = {a: train(pairs, settings(architecture=a, k=1, n_latents=8, steps=500)) for a in TRANSCODERS}
+    found = {
+        a: train(pairs, settings(architecture=a, k=1, n_latents=8, steps=500)) for a in TRANSCODERS
+    }
     assert unexplained(found["skip_transcoder"], x, target) < 5e-3
     assert unexplained(found["transcoder"], x, target) > 0.1, "one latent of eight cannot do this"
 
@@ -277,7 +295,9 @@ def test_a_transcoder_learns_what_is_not_linear(bent):
 
 def test_a_transcoder_without_a_target_is_refused():
     for architecture in TRANSCODERS:
-        with pytest.raises(BitlensError, match=r"needs two stores of one harvest.*pass the second as `target`"):
+        with pytest.raises(
+            BitlensError, match=r"needs two stores of one harvest.*pass the second as `target`"
+        ):
             train(TensorSource(bent_pair()[0]), settings(architecture=architecture, k=K))
 
 
@@ -292,23 +312,39 @@ def test_a_transcoder_is_evaluated_on_its_targets(tmp_path, stores, pairs, archi
         error = (transcoder(x).double() - target).square().sum()
     model = LanguageModel.load(BUNDLED, [INTO, OUT_OF], device="cpu", dtype="float32", causal=True)
     numbers = evaluate(transcoder, pairs, language_model=model, max_contexts=4, joint=False)
-    assert numbers.fvu == pytest.approx(float(error / (target.double() - target.double().mean(0)).square().sum()))
+    assert numbers.fvu == pytest.approx(
+        float(error / (target.double() - target.double().mean(0)).square().sum())
+    )
     assert numbers.l0 == pytest.approx(8, abs=0.2)
     assert numbers.bits_magnitudes > 0
     assert numbers.ce_original is not None
     assert numbers.ce_spliced is not None
     assert numbers.ce_spliced < numbers.ce_mean
     inputs = str(stores / "layers.1.mlp-input")
-    main(["evaluate", str(run), inputs, "--no-joint", "--contexts", "4", "--json", str(tmp_path / "numbers.json")])
+    main(
+        [
+            "evaluate",
+            str(run),
+            inputs,
+            "--no-joint",
+            "--contexts",
+            "4",
+            "--json",
+            str(tmp_path / "numbers.json"),
+        ]
+    )
     told = json.loads((tmp_path / "numbers.json").read_text())
     assert told["fvu"] == pytest.approx(numbers.fvu)
     assert told["ce_spliced"] == pytest.approx(numbers.ce_spliced, rel=1e-4)
 
 
-def test_a_transcoder_is_measured_on_pairs_and_an_autoencoder_is_not(pairs: PairedStore, stores: Path) -> None:
+def test_a_transcoder_is_measured_on_pairs_and_an_autoencoder_is_not(
+    pairs: PairedStore, stores: Path
+) -> None:
     with pytest.raises(BitlensError, match="give a PairedStore"):
         evaluate(
-            Transcoder(pairs.d_in, LATENTS, k=K, d_out=pairs.d_out), ActivationStore(stores / "layers.1.mlp-input")
+            Transcoder(pairs.d_in, LATENTS, k=K, d_out=pairs.d_out),
+            ActivationStore(stores / "layers.1.mlp-input"),
         )
     with pytest.raises(BitlensError, match="give the first"):
         evaluate(TopKAutoencoder(pairs.d_in, LATENTS, k=K), pairs)

@@ -29,7 +29,8 @@ def bytelevel() -> Tokenizer:
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>"], initial_alphabet=alphabet)
+        CORPUS,
+        trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>"], initial_alphabet=alphabet),
     )
     return core
 
@@ -37,16 +38,25 @@ def bytelevel() -> Tokenizer:
 def llama2() -> Tokenizer:
     """Sentencepiece's BPE as Llama 2 has it: a space before the text, and bytes for what the vocabulary lacks."""
     trained = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
-    trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    trained.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     trained.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     special = ["<unk>", "<s>", *BYTES]
     trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, special_tokens=special))
     about = json.loads(trained.to_str())
     about["model"]["byte_fallback"] = True
-    about["added_tokens"] = [token for token in about["added_tokens"] if token["content"] in ("<unk>", "<s>")]
+    about["added_tokens"] = [
+        token for token in about["added_tokens"] if token["content"] in ("<unk>", "<s>")
+    ]
     core = Tokenizer.from_str(json.dumps(about))
     core.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     return core
 
@@ -57,7 +67,8 @@ def unigram() -> Tokenizer:
     core.pre_tokenizer = pre_tokenizers.Metaspace()
     core.decoder = decoders.Metaspace()
     core.train_from_iterator(
-        CORPUS, trainers.UnigramTrainer(vocab_size=200, special_tokens=["<unk>", "<s>"], unk_token="<unk>")
+        CORPUS,
+        trainers.UnigramTrainer(vocab_size=200, special_tokens=["<unk>", "<s>"], unk_token="<unk>"),
     )
     return core
 
@@ -67,7 +78,9 @@ def wordpiece() -> Tokenizer:
     core.normalizer = normalizers.BertNormalizer()
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.decoder = decoders.WordPiece(prefix="##")
-    core.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=120, special_tokens=["<unk>", "<s>"]))
+    core.train_from_iterator(
+        CORPUS, trainers.WordPieceTrainer(vocab_size=120, special_tokens=["<unk>", "<s>"])
+    )
     return core
 
 
@@ -77,7 +90,10 @@ def ends_of_words() -> Tokenizer:
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.decoder = decoders.BPEDecoder(suffix="</w>")
     core.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "<s>"], end_of_word_suffix="</w>")
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=200, special_tokens=["<unk>", "<s>"], end_of_word_suffix="</w>"
+        ),
     )
     return core
 
@@ -102,7 +118,9 @@ def ids_of(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-texts = st.text(st.sampled_from(" '.,!nats\n") | st.characters(exclude_categories=["Cs"]), max_size=40)
+texts = st.text(
+    st.sampled_from(" '.,!nats\n") | st.characters(exclude_categories=["Cs"]), max_size=40
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -137,10 +155,14 @@ def test_every_token_has_the_characters_that_its_offsets_say(kind: str, text: st
         start, end = offsets[i]
         following = offsets[i + 1][0] if i + 1 < len(ids) else len(text)
         assert text[reached : reached + len(piece)] == piece
-        assert reached + len(piece) == min(end, following), "the token after it begins inside this one's character"
+        assert reached + len(piece) == min(end, following), (
+            "the token after it begins inside this one's character"
+        )
         reached += len(piece)
         before, token, after = in_text(tokenizer, ids, i, 3)
-        assert token == text[start:end] or kind != "bytelevel", "a part of a character stands for the character"
+        assert token == text[start:end] or kind != "bytelevel", (
+            "a part of a character stands for the character"
+        )
         assert before + token + after in text
 
 
@@ -187,10 +209,20 @@ def test_spaces_stay_outside_a_mark_unless_they_are_all():
 
 def test_no_other_code_makes_text_of_tokens():
     """But for a judge's own answer, which nobody looks at in context."""
-    names = {"decode", "batch_decode", "convert_ids_to_tokens", "convert_tokens_to_string", "id_to_token"}
+    names = {
+        "decode",
+        "batch_decode",
+        "convert_ids_to_tokens",
+        "convert_tokens_to_string",
+        "id_to_token",
+    }
     root, found = Path(bitlens.__file__).parent, set()
     for path in root.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and node.attr in names and "tokenizer" in ast.unparse(node.value):
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr in names
+                and "tokenizer" in ast.unparse(node.value)
+            ):
                 found.add(path.relative_to(root).as_posix())
     assert found == {"hidden/pieces.py", "features/local_judge.py"}

@@ -5,8 +5,8 @@ import torch
 
 from bitlens.bits import Codes, PackedBits
 from bitlens.errors import BitlensError
-from bitlens.features.labelled import Labels
-from bitlens.features.probing import _fit, _losses, hidden_rows, probe_rows, roc_auc, sparse_probing
+from bitlens.labels.probing import _fit, _losses, hidden_rows, probe_rows, roc_auc, sparse_probing
+from bitlens.labels.sources import Labels
 
 N = 3000
 DOCUMENT = torch.arange(N) // 30
@@ -31,13 +31,18 @@ def test_auc_counts_pairs():
 def test_the_latents_that_are_the_class_are_chosen():
     one, other = draw(N) < 0.2, draw(N, seed=1) < 0.2
     bits = torch.cat([draw(N, 30, seed=2) < 0.3, one[:, None], other[:, None]], 1)
-    scores = {s.features: s for s in sparse_probing(PackedBits.pack(bits), labelled(one | other), DOCUMENT, TEST)}
+    scores = {
+        s.features: s
+        for s in sparse_probing(PackedBits.pack(bits), labelled(one | other), DOCUMENT, TEST)
+    }
     assert list(scores) == ["k = 1", "k = 2", "k = 5", "k = 20", "all latents"]
     held = (one | other)[TEST]
     best = max(roc_auc(x[TEST].double(), held) for x in (one, other))
     assert scores["k = 1"].auc <= best + 1e-9
     assert scores["k = 1"].auc == pytest.approx(best, abs=0.05)
-    assert scores["k = 1"].accuracy == pytest.approx(scores["k = 1"].auc, abs=1e-6), "one bit has one threshold"
+    assert scores["k = 1"].accuracy == pytest.approx(scores["k = 1"].auc, abs=1e-6), (
+        "one bit has one threshold"
+    )
     assert scores["k = 2"].auc == scores["k = 2"].accuracy == 1
     assert scores["all latents"].k == 32
     assert [name for name, _ in scores["k = 1"].class_auc] == ["rest", "class"]
@@ -46,7 +51,9 @@ def test_the_latents_that_are_the_class_are_chosen():
 def test_choice_and_fit_see_no_held_out_rows():
     truth = draw(N) < 0.3
     noisy = truth ^ (draw(N, seed=1) < 0.2)
-    leak = torch.where(TEST, truth, draw(N, seed=2) < 0.3)  # is the class, but only where it is measured
+    leak = torch.where(
+        TEST, truth, draw(N, seed=2) < 0.3
+    )  # is the class, but only where it is measured
     bits = torch.stack([leak, noisy], 1)
     first = sparse_probing(bits.float(), labelled(truth), DOCUMENT, TEST, ks=(1,))[0]
     assert first.auc == pytest.approx(roc_auc(noisy[TEST].double(), truth[TEST]))
@@ -64,7 +71,9 @@ def test_magnitudes_and_dense_features_are_used():
     truth = size > 0.8
     noise = torch.randn(N, 5, generator=torch.Generator().manual_seed(1))
     shared = {"labels": labelled(truth), "documents": DOCUMENT, "test": TEST}
-    scores = sparse_probing(torch.cat([noise, size.relu()[:, None]], 1), **shared, ks=(1,), dense=noise)
+    scores = sparse_probing(
+        torch.cat([noise, size.relu()[:, None]], 1), **shared, ks=(1,), dense=noise
+    )
     assert scores[0].auc == pytest.approx(1, abs=0.01)
     assert scores[-1].features == "dense"
     assert scores[-1].auc == pytest.approx(0.5, abs=0.07)
@@ -82,7 +91,10 @@ def test_rows_without_a_label_do_not_count():
     bits = torch.stack([truth ^ (draw(N, seed=2) < 0.2), draw(N, seed=3) < 0.5], 1)
     broken = torch.where(unlabelled[:, None], draw(N, 2, seed=4) < 0.9, bits)
     ids = torch.where(unlabelled, -1, truth.long())
-    whole = [sparse_probing(b.float(), Labels("two", ["a", "b"], ids), DOCUMENT, TEST) for b in (bits, broken)]
+    whole = [
+        sparse_probing(b.float(), Labels("two", ["a", "b"], ids), DOCUMENT, TEST)
+        for b in (bits, broken)
+    ]
     assert whole[0] == whole[1]
 
 
@@ -93,16 +105,23 @@ def test_the_fit_is_the_minimum(own):
     x = torch.randn(*([2] if own else []), 500, 6, generator=torch.Generator().manual_seed(2))
     penalties = torch.tensor([0.1, 0.01])
     weights = _fit(x, truth, penalties, None).double().requires_grad_()
-    loss = _losses(x.double(), truth, weights) + penalties.double() / 2 * weights[:, :-1].square().sum(1)
+    loss = _losses(x.double(), truth, weights) + penalties.double() / 2 * weights[
+        :, :-1
+    ].square().sum(1)
     (gradient,) = torch.autograd.grad(loss.sum(), weights)
     assert float(gradient.abs().max()) < 2e-4
 
 
 def test_the_loss_weighs_class_and_rest_the_same():
-    truth, z = torch.tensor([[True, False, False, False]]), torch.tensor([[1.0], [2.0], [0.0], [-1.0]])
+    truth, z = (
+        torch.tensor([[True, False, False, False]]),
+        torch.tensor([[1.0], [2.0], [0.0], [-1.0]]),
+    )
     weights = torch.tensor([[1.0, 0.5]])
     cost = torch.nn.functional.softplus(torch.tensor([-1.5, 2.5, 0.5, -0.5]))
-    assert float(_losses(z, truth, weights)) == pytest.approx(float(cost[0] / 2 + cost[1:].mean() / 2))
+    assert float(_losses(z, truth, weights)) == pytest.approx(
+        float(cost[0] / 2 + cost[1:].mean() / 2)
+    )
 
 
 def test_classes_with_too_few_rows_are_left_out_or_refused():
@@ -130,14 +149,23 @@ def test_the_sample_is_of_labelled_rows_and_by_seed():
 
 def test_hidden_rows_are_those_of_the_codes(tmp_path, tiny_store):
     parts = list(tiny_store.read("all"))
-    columns = {name: torch.cat([p.columns[name] for p in parts]) for name in ("token", "document", "position")}
+    columns = {
+        name: torch.cat([p.columns[name] for p in parts])
+        for name in ("token", "document", "position")
+    }
     bits = PackedBits.pack(torch.ones(len(tiny_store), 2))
     codes = Codes.write(tmp_path / "codes", [(bits, columns)], 2, {})
     rows = torch.tensor([0, 5, len(codes) - 1])
-    assert torch.equal(hidden_rows(tiny_store, codes, rows), torch.cat([p.hidden for p in parts])[rows].float())
-    other = Codes.write(tmp_path / "other", [(bits, {**columns, "token": columns["token"] + 1})], 2, {})
+    assert torch.equal(
+        hidden_rows(tiny_store, codes, rows), torch.cat([p.hidden for p in parts])[rows].float()
+    )
+    other = Codes.write(
+        tmp_path / "other", [(bits, {**columns, "token": columns["token"] + 1})], 2, {}
+    )
     with pytest.raises(BitlensError, match="other tokens"):
         hidden_rows(tiny_store, other, rows)
-    short = Codes.write(tmp_path / "short", [(bits[:5], {k: v[:5] for k, v in columns.items()})], 2, {})
+    short = Codes.write(
+        tmp_path / "short", [(bits[:5], {k: v[:5] for k, v in columns.items()})], 2, {}
+    )
     with pytest.raises(BitlensError, match="rows and the codes 5"):
         hidden_rows(tiny_store, short, rows[:1])

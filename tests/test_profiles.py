@@ -11,19 +11,27 @@ import torch
 
 from bitlens.bits import Codes, PackedBits
 from bitlens.cli.features import features
+from bitlens.comsem.sampling import explainers_part
 from bitlens.errors import BitlensError
 from bitlens.features.profiles import Order, Profile, arranged, profiles, write_profiles
-from bitlens.features.sampling import explainers_part
 from bitlens.seeding import generator
 
 ROWS = 6000
 letters = SimpleNamespace(decode=lambda ids: "".join(chr(97 + i) for i in ids))
 
 
-def make(folder, bits: torch.Tensor, token: torch.Tensor, document: torch.Tensor, about: dict | None = None) -> Codes:
+def make(
+    folder,
+    bits: torch.Tensor,
+    token: torch.Tensor,
+    document: torch.Tensor,
+    about: dict | None = None,
+) -> Codes:
     position = torch.arange(len(bits)) - torch.searchsorted(document, document)
     columns = {"token": token.int(), "document": document, "position": position.int()}
-    return Codes.write(folder / "codes", [(PackedBits.pack(bits), columns)], bits.shape[1], about or {})
+    return Codes.write(
+        folder / "codes", [(PackedBits.pack(bits), columns)], bits.shape[1], about or {}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +55,9 @@ def bits() -> torch.Tensor:
 
 def columns() -> tuple[torch.Tensor, torch.Tensor]:
     g = generator("columns")
-    document = torch.repeat_interleave(torch.arange(300), torch.randint(5, 60, (300,), generator=g))[:ROWS]
+    document = torch.repeat_interleave(
+        torch.arange(300), torch.randint(5, 60, (300,), generator=g)
+    )[:ROWS]
     return torch.randint(0, 6, (ROWS,), generator=g), document
 
 
@@ -86,7 +96,9 @@ def test_clustering_is_that_of_naive_loops(bits, found):
         terms = []
         for name in document.unique():
             mine = torch.tensor(on)[document == name]
-            terms.append((int(mine.sum()) - len(mine) * rate) ** 2 / (len(mine) * rate * (1 - rate)))
+            terms.append(
+                (int(mine.sum()) - len(mine) * rate) ** 2 / (len(mine) * rate * (1 - rate))
+            )
         assert found[latent].dispersion == pytest.approx(sum(terms) / (len(terms) - 1))
 
 
@@ -137,12 +149,16 @@ def test_neighbours_in_the_tree_and_by_decoder(corpus, found):
     by_decoder = profiles(corpus, W_dec=W_dec, top=3)
     assert (by_decoder[0].similar[0].latent, by_decoder[3].similar[0].latent) == (3, 0)
     sign = torch.tensor([1, 1, 1, -1, 1, 1, 1, 1.0])[:, None]
-    cosine = torch.nn.functional.cosine_similarity((W_dec * sign)[:, None], (W_dec * sign)[None], dim=2)
+    cosine = torch.nn.functional.cosine_similarity(
+        (W_dec * sign)[:, None], (W_dec * sign)[None], dim=2
+    )
     for profile in by_decoder:
         others = cosine[profile.latent].clone()
         others[profile.latent] = -2
         assert [near.latent for near in profile.similar] == others.topk(3).indices.tolist()
-        assert [near.value for near in profile.similar] == pytest.approx(others.topk(3).values.tolist(), abs=1e-6)
+        assert [near.value for near in profile.similar] == pytest.approx(
+            others.topk(3).values.tolist(), abs=1e-6
+        )
         assert profile.tokens == []
 
 
@@ -150,7 +166,9 @@ def test_promoted_tokens_are_those_whose_logits_a_decoder_row_raises(corpus):
     """Above the mean over all tokens, and turned where the latent is."""
     g = generator("promoted")
     W_dec, head = torch.randn(8, 5, generator=g), torch.randn(5, 20, generator=g) + 1
-    found = profiles(corpus, tokenizer=letters, W_dec=W_dec, effect=lambda directions: directions @ head, top=4)
+    found = profiles(
+        corpus, tokenizer=letters, W_dec=W_dec, effect=lambda directions: directions @ head, top=4
+    )
     for profile in found:
         raised = W_dec[profile.latent] * (-1 if profile.flipped else 1) @ head
         best = (raised - raised.mean()).topk(4)
@@ -178,7 +196,9 @@ def test_profiles_are_written_as_json_lines_and_parquet(found, tmp_path):
 
 
 def test_what_does_not_fit_is_refused(corpus, bits, tmp_path):
-    with pytest.raises(BitlensError, match=r"W_dec of shape \[7, 5\] does not fit codes of 8 latents"):
+    with pytest.raises(
+        BitlensError, match=r"W_dec of shape \[7, 5\] does not fit codes of 8 latents"
+    ):
         profiles(corpus, W_dec=torch.ones(7, 5))
     nameless = make(tmp_path, bits, torch.full((ROWS,), -1), columns()[1])
     with pytest.raises(BitlensError, match="no tokens"):
@@ -195,7 +215,9 @@ def codes(tiny_llama, tokenizer, tmp_path) -> Codes:
     ids = torch.tensor(tokenizer("[bold]quiet[/bold] [red]song[/red] " * 40)["input_ids"])
     bracket = torch.isin(ids, torch.tensor(tokenizer("[ [/ ][ [")["input_ids"]).unique())
     about = {"model": str(tiny_llama), "hook": {"module": "layers.1"}}
-    return make(tmp_path, torch.stack([bracket, ~bracket], 1), ids, torch.arange(len(ids)) // 20, about)
+    return make(
+        tmp_path, torch.stack([bracket, ~bracket], 1), ids, torch.arange(len(ids)) // 20, about
+    )
 
 
 def test_the_command_shows_a_table_and_writes_all_profiles(codes, tmp_path, capsys):
@@ -214,7 +236,9 @@ def test_the_command_shows_pages_with_text_as_it_is(codes, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "Latent 1" in shown
     assert "promotes" in shown
-    assert "[/bold" in shown.replace("«", "").replace("»", "").replace("\n", ""), "markup in the text is text"
+    assert "[/bold" in shown.replace("«", "").replace("»", "").replace("\n", ""), (
+        "markup in the text is text"
+    )
 
 
 def test_the_command_names_what_is_wrong(codes, tmp_path):
@@ -254,8 +278,21 @@ def test_token_f1_is_that_of_the_best_set_of_the_explainers_half_in_the_other(bi
     assert math.isnan(found[6].token_f1), "never on"
 
 
-def of(latent: int, rate: float = 0.01, f1: float = math.nan, tokens: int = 1, again: float = 1.0) -> Profile:
-    return Profile(latent, False, rate, 0.1, 1.0, 0.0, dispersion=-again, again=again, token_f1=f1, token_set=tokens)
+def of(
+    latent: int, rate: float = 0.01, f1: float = math.nan, tokens: int = 1, again: float = 1.0
+) -> Profile:
+    return Profile(
+        latent,
+        False,
+        rate,
+        0.1,
+        1.0,
+        0.0,
+        dispersion=-again,
+        again=again,
+        token_f1=f1,
+        token_set=tokens,
+    )
 
 
 def test_rows_of_outlying_norm_are_no_part_of_a_profile(bits, tmp_path):
@@ -272,9 +309,21 @@ def test_rows_of_outlying_norm_are_no_part_of_a_profile(bits, tmp_path):
     among = written("among", bits | ~usual[:, None], {**of_row, "usual": usual})
     alone = written("alone", bits[usual], {name: column[usual] for name, column in of_row.items()})
     for one, other in zip(among, alone, strict=True):
-        for name in ("flipped", "rate", "tokens", "token_f1", "positions", "dispersion", "again", "tree", "examples"):
+        for name in (
+            "flipped",
+            "rate",
+            "tokens",
+            "token_f1",
+            "positions",
+            "dispersion",
+            "again",
+            "tree",
+            "examples",
+        ):
             assert str(getattr(one, name)) == str(getattr(other, name)), name
-    assert [(t.text, t.share) for t in among[1].next_tokens] == [("a", 1.0)], "of the text, outlying or not"
+    assert [(t.text, t.share) for t in among[1].next_tokens] == [("a", 1.0)], (
+        "of the text, outlying or not"
+    )
 
 
 def test_the_order_begins_with_the_clearest_that_are_rare():
@@ -287,7 +336,12 @@ def test_the_order_begins_with_the_clearest_that_are_rare():
 
 
 def test_other_orders_put_what_is_unknown_last():
-    found = [of(0, 0.2, again=1), of(1, 0.0, again=math.nan), of(2, 0.4, again=3), of(3, 0.1, again=2)]
+    found = [
+        of(0, 0.2, again=1),
+        of(1, 0.0, again=math.nan),
+        of(2, 0.4, again=3),
+        of(3, 0.1, again=2),
+    ]
     orders = {
         "index": [0, 1, 2, 3],
         "rate": [2, 0, 3, 1],
@@ -298,4 +352,8 @@ def test_other_orders_put_what_is_unknown_last():
     for order in get_args(Order):
         if order in orders:
             assert [p.latent for p in arranged(found, order)] == orders[order]
-    assert {*orders, "clear"} == set(get_args(Order)) == set(get_args(get_type_hints(features)["sort"]))
+    assert (
+        {*orders, "clear"}
+        == set(get_args(Order))
+        == set(get_args(get_type_hints(features)["sort"]))
+    )

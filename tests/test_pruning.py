@@ -13,7 +13,14 @@ from bitlens.training.pruning import OFF, Parameters, code_rows, latent_sums, pr
 ENTROPY, ONBIT = Price("entropy", 0.02), Price("onbit", 0.02)
 
 
-def problem(n: int = 600, d: int = 8, planted: int = 6, n_latents: int = 20, noise: float = 0.3, seed: int = 0):
+def problem(
+    n: int = 600,
+    d: int = 8,
+    planted: int = 6,
+    n_latents: int = 20,
+    noise: float = 0.3,
+    seed: int = 0,
+):
     """Rows made of planted bits plus noise, and an encoder of noisy directions: some latents useful, some not."""
     g = torch.Generator().manual_seed(seed)
     directions = torch.randn(planted, d, generator=g)
@@ -41,7 +48,9 @@ def objective(H: np.ndarray, X: np.ndarray, price: Price, lam: float, chance: fl
     return least_squares(H, X)[2] + lam * cost / X.shape[1] + chance * H.shape[1]
 
 
-def reference_survivors(H: np.ndarray, X: np.ndarray, price: Price, lam: float) -> tuple[list[int], float]:
+def reference_survivors(
+    H: np.ndarray, X: np.ndarray, price: Price, lam: float
+) -> tuple[list[int], float]:
     """Drop the one latent whose removal gains most, fit again from nothing, and repeat. -> (survivors, chance term)"""
     n, d = X.shape
     live = [j for j in range(H.shape[1]) if 0 < H[:, j].mean() < 1]
@@ -68,7 +77,9 @@ def test_survivors_are_those_of_one_at_a_time(price, lam, seed):
     expected, chance = reference_survivors(H, X, price, lam)
     assert 0 < len(expected) < H.shape[1]
     if survivors != expected:
-        found, best = (objective(H[:, chosen], X, price, lam, chance) for chosen in (survivors, expected))
+        found, best = (
+            objective(H[:, chosen], X, price, lam, chance) for chosen in (survivors, expected)
+        )
         assert found <= 1.01 * best
 
 
@@ -94,7 +105,9 @@ def test_what_is_switched_off_is_off_and_the_rest_keeps_its_encoder():
     assert not pruned.W_enc[:, off].any()
     assert not pruned.W_dec[off].any()
     assert torch.equal(pruned.W_enc[:, survivors], P.W_enc[:, survivors])
-    assert all(torch.equal(old, now) for old, now in zip(before, P, strict=True)), "its arguments were changed"
+    assert all(torch.equal(old, now) for old, now in zip(before, P, strict=True)), (
+        "its arguments were changed"
+    )
 
 
 def test_duplicates_of_a_fair_bit_are_removed():
@@ -104,7 +117,9 @@ def test_duplicates_of_a_fair_bit_are_removed():
     rows = bits @ torch.linalg.qr(torch.randn(8, 8, generator=g))[0][:3]
     rows = rows / rows.std()
     directions = torch.linalg.lstsq(rows, bits).solution
-    W_enc = torch.cat([directions, directions[:, :1].expand(-1, 4), -directions[:, :1].expand(-1, 2)], 1)
+    W_enc = torch.cat(
+        [directions, directions[:, :1].expand(-1, 4), -directions[:, :1].expand(-1, 2)], 1
+    )
     P = Parameters(W_enc, torch.zeros(9), torch.zeros(9, 8), torch.zeros(8))
     pruned, survivors = prune(rows, P, ENTROPY, 0.1)
     copies = {0, 3, 4, 5, 6, 7, 8}
@@ -138,7 +153,9 @@ def test_pruning_everything_leaves_the_mean(lam):
 def test_latent_sums_are_a_matrix_product():
     rows, P = problem(n=5000)
     bits = code_rows(rows, P)
-    assert np.allclose(latent_sums(bits, rows), codes_of(rows, P).T @ rows.double().numpy(), rtol=1e-4, atol=1e-3)
+    assert np.allclose(
+        latent_sums(bits, rows), codes_of(rows, P).T @ rows.double().numpy(), rtol=1e-4, atol=1e-3
+    )
 
 
 @pytest.mark.slow
@@ -193,7 +210,10 @@ def test_regrowing_restarts_dead_latents_at_a_useful_rate():
     assert torch.equal(grown.W_enc[:, others], P.W_enc[:, others])
     assert torch.equal(grown.W_dec[others], P.W_dec[others])
     refitted = prune(rows, grown, ENTROPY, 0.0)[0]
-    error = [float((rows - code_rows(rows, Q).unpack() @ Q.W_dec - Q.b_dec).square().mean()) for Q in (P, refitted)]
+    error = [
+        float((rows - code_rows(rows, Q).unpack() @ Q.W_dec - Q.b_dec).square().mean())
+        for Q in (P, refitted)
+    ]
     assert error[1] < 0.9 * error[0]
 
 
@@ -202,10 +222,17 @@ def rare_bits(n: int = 4000) -> tuple[torch.Tensor, Parameters, torch.Tensor]:
     g = torch.Generator().manual_seed(0)
     bits = (torch.rand(n, 4, generator=g) < 0.02).float()
     W_enc, b_enc = torch.zeros(4, 24), torch.full((24,), OFF)
-    W_enc[:, 0], W_enc[:, 1] = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0, 0.0])
+    W_enc[:, 0], W_enc[:, 1] = (
+        torch.tensor([1.0, 1.0, 0.0, 0.0]),
+        torch.tensor([0.0, 1.0, 0.0, 0.0]),
+    )
     W_enc[2, 2], W_enc[3, 3] = 1, 1
     b_enc[:4] = -0.5
-    return bits, prune(bits, Parameters(W_enc, b_enc, torch.zeros(24, 4), torch.zeros(4)), ENTROPY, 1e-3)[0], bits
+    return (
+        bits,
+        prune(bits, Parameters(W_enc, b_enc, torch.zeros(24, 4), torch.zeros(4)), ENTROPY, 1e-3)[0],
+        bits,
+    )
 
 
 def test_candidates_change_no_reconstruction():

@@ -21,7 +21,15 @@ import bitlens.hidden.reading as reading_module
 from bitlens.errors import BitlensError
 from bitlens.hidden import Corpus
 from bitlens.hidden.text import ContextReader
-from test_documents import DOCUMENTS, TEXTS, dataset, json_lines, write_files, write_parquet, write_saved_splits
+from test_documents import (
+    DOCUMENTS,
+    TEXTS,
+    dataset,
+    json_lines,
+    write_files,
+    write_parquet,
+    write_saved_splits,
+)
 
 # --- what is read ----------------------------------------------------------------------------------------------------
 
@@ -37,7 +45,9 @@ def compressed(name, raw):
 
 
 def array_of(texts, **settings):
-    return json.dumps([{"id": i, "text": text} for i, text in enumerate(texts)], **settings).encode()
+    return json.dumps(
+        [{"id": i, "text": text} for i, text in enumerate(texts)], **settings
+    ).encode()
 
 
 def table_of(texts, delimiter=","):
@@ -62,7 +72,9 @@ def test_a_table_is_read_for_what_it_is(tmp_path, kind, packed):
         assert list(Corpus((str(source),)).documents()) == DOCUMENTS
 
 
-@pytest.mark.parametrize("name", ["a.TXT", "a.md", "a.markdown", "a.Text", "a.txt.zst", "a.txt.bz2"])
+@pytest.mark.parametrize(
+    "name", ["a.TXT", "a.md", "a.markdown", "a.Text", "a.txt.zst", "a.txt.bz2"]
+)
 def test_plain_text_is_read_for_what_it_is(tmp_path, name):
     (tmp_path / name).write_bytes(compressed(name, TEXTS[2].encode()))
     assert list(Corpus((str(tmp_path),)).documents()) == [(0, TEXTS[2])]
@@ -70,7 +82,9 @@ def test_plain_text_is_read_for_what_it_is(tmp_path, name):
 
 def test_frames_of_zstandard_follow_one_another(tmp_path):
     pack = zstandard.ZstdCompressor().compress
-    (tmp_path / "a.jsonl.zst").write_bytes(b"".join(pack(json_lines([text]).encode()) for text in TEXTS))
+    (tmp_path / "a.jsonl.zst").write_bytes(
+        b"".join(pack(json_lines([text]).encode()) for text in TEXTS)
+    )
     assert list(Corpus((str(tmp_path / "a.jsonl.zst"),)).documents()) == DOCUMENTS
 
 
@@ -79,7 +93,11 @@ def test_frames_of_zstandard_follow_one_another(tmp_path):
 def test_json_may_be_an_array_or_objects_in_any_layout(tmp_path, monkeypatch, indent, block):
     monkeypatch.setattr(reading_module, "BLOCK", block)
     objects = "\n".join(json.dumps({"text": text}, indent=indent) for text in TEXTS)
-    for raw in (array_of(TEXTS, indent=indent), objects.encode(), b"\xef\xbb\xbf  \n" + array_of(TEXTS) + b"\n"):
+    for raw in (
+        array_of(TEXTS, indent=indent),
+        objects.encode(),
+        b"\xef\xbb\xbf  \n" + array_of(TEXTS) + b"\n",
+    ):
         (tmp_path / "a.json").write_bytes(raw)
         assert list(Corpus((str(tmp_path / "a.json"),)).documents()) == DOCUMENTS
     for raw in (b"[]", b"", b" [ ] "):
@@ -91,7 +109,9 @@ def test_a_field_of_a_table_may_be_long_and_hold_lines(tmp_path):
     texts = ['He said "no",\r\nand\tleft.', "x" * 200_000]
     for name, raw in (("a.csv", table_of(texts)), ("a.tsv", table_of(texts, "\t"))):
         (tmp_path / name).write_bytes(raw)
-        assert [text for _, text in Corpus((str(tmp_path / name),), unit="file").documents()] == texts
+        assert [
+            text for _, text in Corpus((str(tmp_path / name),), unit="file").documents()
+        ] == texts
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json"])
@@ -116,8 +136,16 @@ def test_what_is_passed_over_in_a_folder_is_named_and_the_rest_read_once(tmp_pat
     (folder / "deep" / "up").symlink_to(folder)  # a circle
     corpus = Corpus((str(folder),))
     assert [text for _, text in corpus.documents()] == ["a.txt", "deep/b.txt", "linked"]
-    assert corpus.left_out() == ["License.txt", "README.md", "deep/readme", "picture.png", "script.py"]
-    assert [text for _, text in Corpus((str(folder / "README.md"),)).documents()] == ["README.md"]  # by its own name
+    assert corpus.left_out() == [
+        "License.txt",
+        "README.md",
+        "deep/readme",
+        "picture.png",
+        "script.py",
+    ]
+    assert [text for _, text in Corpus((str(folder / "README.md"),)).documents()] == [
+        "README.md"
+    ]  # by its own name
 
 
 @pytest.mark.parametrize("files", [1000])
@@ -190,7 +218,9 @@ def test_text_that_cannot_be_read_is_refused_in_a_sentence(tmp_path, trouble):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt.gz", "a.txt.zst"])
+@pytest.mark.parametrize(
+    "name", ["a.txt", "a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt.gz", "a.txt.zst"]
+)
 def test_a_file_of_nothing_has_no_documents(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     (tmp_path / "b.txt").write_text("words")
@@ -216,22 +246,37 @@ def test_nothing_but_text_is_taken_for_text(tmp_path, kind, value):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
         path.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(BitlensError, match=f"(row|line|document) 2 holds {value} in the column 'text' where text is"):
+    with pytest.raises(
+        BitlensError,
+        match=f"(row|line|document) 2 holds {value} in the column 'text' where text is",
+    ):
         list(Corpus((str(path),)).documents())
 
 
 @pytest.mark.parametrize(
     "source",
-    ["./nowhere", "nowhere.txt", "nowhere.jsonl.gz", "nowhere.CSV", "nowhere.zst", "~/nowhere", "/nowhere/at/all"],
+    [
+        "./nowhere",
+        "nowhere.txt",
+        "nowhere.jsonl.gz",
+        "nowhere.CSV",
+        "nowhere.zst",
+        "~/nowhere",
+        "/nowhere/at/all",
+    ],
 )
 def test_text_that_is_not_there(source):
     with pytest.raises(BitlensError, match=f"There is no text at {source}"):
         list(Corpus((source,)).documents())
 
 
-@pytest.mark.parametrize("source", ["nobody/no-such-dataset", "hf:./nowhere", "A text itself. " * 200, "a\0b"])
+@pytest.mark.parametrize(
+    "source", ["nobody/no-such-dataset", "hf:./nowhere", "A text itself. " * 200, "a\0b"]
+)
 def test_a_dataset_that_is_not_there(source):
-    with pytest.raises(BitlensError, match="is neither a file here nor a dataset that could be read") as error:
+    with pytest.raises(
+        BitlensError, match="is neither a file here nor a dataset that could be read"
+    ) as error:
         list(Corpus((source,)).documents())
     assert "\n" not in str(error.value)
 
@@ -240,7 +285,9 @@ def test_a_dataset_that_is_not_there(source):
 def test_a_dataset_that_breaks_off(tmp_path, monkeypatch, streaming):
     source = dataset(tmp_path, "loaded", ["good"], monkeypatch)
     (tmp_path / "loaded" / "train.jsonl").write_text('{"text": "good"}\n{"text": \n')
-    with pytest.raises(BitlensError, match="is neither a file here nor a dataset that could be read"):
+    with pytest.raises(
+        BitlensError, match="is neither a file here nor a dataset that could be read"
+    ):
         list(Corpus((source,), streaming=streaming).documents())
 
 

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from bitlens.autoencoders import BinaryAutoencoder
 from bitlens.causal.splice import load_spliced
 from bitlens.errors import BitlensError
-from bitlens.features.labelled import load_tokenizer
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.live import LiveSource
 from bitlens.hidden.recorded import digest, recorded_model
 from bitlens.hidden.text import ContextReader
+from bitlens.labels.sources import load_tokenizer
 from conftest import WIDTH
 
 AUTOENCODER = BinaryAutoencoder(WIDTH, 8)
@@ -42,7 +42,11 @@ def change_one_number(folder):
 def test_a_folder_is_found_from_elsewhere(made, tmp_path, monkeypatch):
     store, model, reader = made
     assert store.manifest["model"] == str(tmp_path / "here" / "model") == model.name
-    assert store.about["model_digest"] == digest("model") == LiveSource(model, reader).about["model_digest"]
+    assert (
+        store.about["model_digest"]
+        == digest("model")
+        == LiveSource(model, reader).about["model_digest"]
+    )
     shutil.copytree(tmp_path / "here" / "model", tmp_path / "there" / "model")
     change_one_number(tmp_path / "there" / "model")
     monkeypatch.chdir(tmp_path / "there")
@@ -50,19 +54,23 @@ def test_a_folder_is_found_from_elsewhere(made, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "load", [lambda s: load_spliced(AUTOENCODER, s, "cpu"), load_tokenizer], ids=["splice", "tokenizer"]
+    "load",
+    [lambda s: load_spliced(AUTOENCODER, s, "cpu"), load_tokenizer],
+    ids=["splice", "tokenizer"],
 )
 def test_other_weights_of_the_same_shape_are_refused(made, load):
     store, model, _ = made
     load(store)
     change_one_number(Path(model.name))
     with pytest.raises(
-        BitlensError, match=r"is another one than when .* was made: its configuration or weights differ"
+        BitlensError,
+        match=r"is another one than when .* was made: its configuration or weights differ",
     ):
         load(store)
     shutil.rmtree(model.name)
     with pytest.raises(
-        BitlensError, match=r'is gone; put it back, or write the path of the right one as "model" into .*json'
+        BitlensError,
+        match=r'is gone; put it back, or write the path of the right one as "model" into .*json',
     ):
         load(store)
 
@@ -127,7 +135,9 @@ def test_a_folder_is_found_by_any_of_its_paths(made, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("~/here/model", "~/link", "./model/", "../link", "../here/model"):
         model = LanguageModel.load(name, ["layers.1"], device="cpu")
-        assert model.record == {k: made[0].manifest[k] for k in ("model", "revision", "model_digest")}
+        assert model.record == {
+            k: made[0].manifest[k] for k in ("model", "revision", "model_digest")
+        }
 
 
 def test_a_file_is_no_model(made):

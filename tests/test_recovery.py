@@ -28,7 +28,9 @@ def planted(r: int, p: float, noise: float = 0.0) -> tuple[torch.Tensor, torch.T
 
 
 def trained(x: torch.Tensor, preset: str, steps: int) -> Autoencoder:
-    config = TrainConfig(preset=preset, n_latents=LATENTS, steps=steps, prune_rows=FIT, log_every=100, device="cpu")
+    config = TrainConfig(
+        preset=preset, n_latents=LATENTS, steps=steps, prune_rows=FIT, log_every=100, device="cpu"
+    )
     return train(TensorSource(x[:FIT]), config)
 
 
@@ -55,7 +57,10 @@ SLOW_GRID = [
 
 @pytest.mark.parametrize(
     ("preset", "r", "p", "steps"),
-    [*((*case, 600) for case in GRID), *(pytest.param(*case, 1200, marks=pytest.mark.slow) for case in SLOW_GRID)],
+    [
+        *((*case, 600) for case in GRID),
+        *(pytest.param(*case, 1200, marks=pytest.mark.slow) for case in SLOW_GRID),
+    ],
 )
 def test_the_entropy_of_planted_bits_is_recovered(preset, r, p, steps):
     x, bits = planted(r, p)

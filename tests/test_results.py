@@ -12,11 +12,11 @@ import bitlens as bl
 from bitlens.causal.faithfulness import by_position
 from bitlens.causal.splice import load_spliced
 from bitlens.errors import BitlensError
-from bitlens.features.labelled import own_labels
-from bitlens.features.profile import token_scores
 from bitlens.features.profiles import profiles
+from bitlens.features.token_scores import token_scores
 from bitlens.hidden import LanguageModel
 from bitlens.hidden.harvest import harvest
+from bitlens.labels.sources import own_labels
 from bitlens.results import brief, to_pandas
 
 LATENTS = 70
@@ -26,7 +26,9 @@ LATENTS = 70
 def things(harvested, tiny_llama, text_folder, tmp_path_factory) -> dict[str, Any]:
     """One of everything that the library gives."""
     language_model = LanguageModel.load(str(tiny_llama), ["layers.1"], device="cpu")
-    reader = bl.ContextReader(bl.Corpus((str(text_folder),)), language_model.tokenizer, 32, test_fraction=0.5)
+    reader = bl.ContextReader(
+        bl.Corpus((str(text_folder),)), language_model.tokenizer, 32, test_fraction=0.5
+    )
     (store,) = harvest(language_model, reader, tmp_path_factory.mktemp("half") / "store")
     bae = bl.BinaryAutoencoder(store.d_in, LATENTS)
     bae.mean.copy_(store.mean)
@@ -62,8 +64,13 @@ def test_an_object_says_what_it_is_in_a_line(things):
 def test_a_line_names_what_tells_one_from_another(things):
     store, rows = things["store"], len(things["store"])
     assert repr(things["bits"]) == f"PackedBits({rows:,} rows of {LATENTS} bits)"
-    assert repr(things["codes"]).endswith(f"codes: {rows:,} rows of 70 bits, {store.manifest['model']} at layers.1)")
-    assert repr(things["bae"]) == "BinaryAutoencoder(d_in=32, n_latents=70, coding='step', hook='layers.1')"
+    assert repr(things["codes"]).endswith(
+        f"codes: {rows:,} rows of 70 bits, {store.manifest['model']} at layers.1)"
+    )
+    assert (
+        repr(things["bae"])
+        == "BinaryAutoencoder(d_in=32, n_latents=70, coding='step', hook='layers.1')"
+    )
     assert repr(things["topk"]) == "TopKAutoencoder(d_in=8, n_latents=16, k=3)"
     assert repr(things["tensors"]) == "TensorSource(30 rows of 4)"
     assert repr(things["model"]).endswith(" read at layers.1, torch.float32 on cpu)")

@@ -33,7 +33,14 @@ def rows(n: int = 700, d: int = 12, seed: int = 0) -> torch.Tensor:
 
 
 def settings(**changes) -> TrainConfig:
-    base = {"n_latents": 40, "steps": 40, "batch_size": 64, "log_every": 1, "checkpoint_every": 5, "prune_rows": 500}
+    base = {
+        "n_latents": 40,
+        "steps": 40,
+        "batch_size": 64,
+        "log_every": 1,
+        "checkpoint_every": 5,
+        "prune_rows": 500,
+    }
     return TrainConfig(**{**base, "device": "cpu", **changes})
 
 
@@ -59,7 +66,13 @@ def cut_at(step: int):
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, changes):
     source, config = TensorSource(rows()), settings(**changes)
-    for step in (3, 9, 17, 26, 40):  # before the first checkpoint, around pruning and regrowing, after the last step
+    for step in (
+        3,
+        9,
+        17,
+        26,
+        40,
+    ):  # before the first checkpoint, around pruning and regrowing, after the last step
         with pytest.raises(PowerCut):
             train(source, config, tmp_path / "run", resume=True, report=cut_at(step))
     resumed = train(source, config, tmp_path / "run", resume=True)
@@ -98,7 +111,9 @@ def test_how_often_to_log_and_save_may_change_on_resume(tmp_path):
 
 
 @pytest.mark.parametrize("finished", [False, True])
-@pytest.mark.parametrize("changes", [{"seed": 1}, {"lam": 0.3}, {"steps": 50}, {"prune_at": (0.1,)}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"seed": 1}, {"lam": 0.3}, {"steps": 50}, {"prune_at": (0.1,)}], ids=str
+)
 def test_other_settings_are_refused_and_named(tmp_path, finished, changes):
     source, (name,) = TensorSource(rows()), changes
     with pytest.raises(PowerCut):
@@ -147,34 +162,52 @@ def command_line(store, out, architecture: str, steps: int = STEPS) -> list[obje
         "architecture": architecture, "n-latents": 40, "k": 4, "steps": steps, "batch-size": 64, "prune-rows": 500,
         "log-every": LOG, "checkpoint-every": SAVE, "device": "cpu", "out": out,
     }  # fmt: skip
-    return ["train", store.path, *(part for name, value in flags.items() for part in (f"--{name}", value))]
+    return [
+        "train",
+        store.path,
+        *(part for name, value in flags.items() for part in (f"--{name}", value)),
+    ]
 
 
 def logged_steps(run) -> list[int]:
-    lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
+    lines = (
+        (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
+    )
     return [json.loads(line)["step"] for line in lines if line.endswith("}")]
 
 
 def lines(run) -> int:
-    return (run / "metrics.jsonl").read_bytes().count(b"\n") if (run / "metrics.jsonl").exists() else 0
+    return (
+        (run / "metrics.jsonl").read_bytes().count(b"\n") if (run / "metrics.jsonl").exists() else 0
+    )
 
 
 @pytest.mark.parametrize("architecture", [pytest.param("bae", marks=pytest.mark.slow), "topk"])
-def test_killed_at_random_moments_and_resumed_equals_uninterrupted(bitlens_command, store, tmp_path, architecture):
+def test_killed_at_random_moments_and_resumed_equals_uninterrupted(
+    bitlens_command, store, tmp_path, architecture
+):
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert bitlens_command(*command_line(store, whole, architecture), constants=WINDOWS).wait() == 0
     draw = random.Random(architecture)
-    early, late = draw.randrange(5, STEPS // LOG // 2), draw.randrange(STEPS // LOG // 2, STEPS // LOG - 5)
+    early, late = (
+        draw.randrange(5, STEPS // LOG // 2),
+        draw.randrange(STEPS // LOG // 2, STEPS // LOG - 5),
+    )
     moments = [
         lambda: (run / "training.json").exists(),
         lambda: lines(run) > early,
         lambda: (run / f".{STATE}.tmp").exists(),
         lambda: lines(run) > late,
-        lambda: (run / ".sae_weights.safetensors.tmp").exists() or (run / "sae_weights.safetensors").exists(),
+        lambda: (
+            (run / ".sae_weights.safetensors.tmp").exists()
+            or (run / "sae_weights.safetensors").exists()
+        ),
     ]
     kills = 0
     for moment in moments:
-        command = bitlens_command(*command_line(store, run, architecture), "--resume", constants=WINDOWS)
+        command = bitlens_command(
+            *command_line(store, run, architecture), "--resume", constants=WINDOWS
+        )
         command.wait_until(moment)
         kills += command.kill() == -signal.SIGKILL
     assert kills >= 3
@@ -227,6 +260,13 @@ def test_a_run_goes_on_when_its_model_was_moved_and_not_with_another(tmp_path):
     with pytest.raises(PowerCut):
         train(TensorSource(rows(), about), settings(), tmp_path, report=cut_at(23))
     with pytest.raises(BitlensError, match="model_digest was '1' and is '2'"):
-        train(TensorSource(rows(), {"model": "/there", "model_digest": "2"}), settings(), tmp_path, resume=True)
-    resumed = train(TensorSource(rows(), about | {"model": "/there"}), settings(), tmp_path, resume=True)
+        train(
+            TensorSource(rows(), {"model": "/there", "model_digest": "2"}),
+            settings(),
+            tmp_path,
+            resume=True,
+        )
+    resumed = train(
+        TensorSource(rows(), about | {"model": "/there"}), settings(), tmp_path, resume=True
+    )
     assert same(resumed, train(TensorSource(rows()), settings()))

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from bitlens.bits import Codes, PackedBits
+from bitlens.comsem import sampling
+from bitlens.comsem.sampling import Plan, Reservoir, canonical, explainers_part, on_rows, trials
 from bitlens.errors import BitlensError
-from bitlens.features import sampling
 from bitlens.features.examples import contexts
-from bitlens.features.sampling import Plan, Reservoir, canonical, explainers_part, on_rows, trials
 from bitlens.seeding import generator, mixed
 
 ROWS, LATENTS = 3000, 70
@@ -22,7 +22,9 @@ def drawn() -> tuple[PackedBits, torch.Tensor, torch.Tensor]:
     """Bits with rates from 0 to .4, documents of 1 to 40 rows, a subset of the rows."""
     g = generator("sampling")
     bits = torch.rand(ROWS, LATENTS, generator=g) < torch.linspace(0, 0.4, LATENTS)
-    document = torch.repeat_interleave(torch.arange(200), torch.randint(1, 40, (200,), generator=g))[:ROWS]
+    document = torch.repeat_interleave(
+        torch.arange(200), torch.randint(1, 40, (200,), generator=g)
+    )[:ROWS]
     return PackedBits.pack(bits), document, torch.rand(ROWS, generator=g) < 0.7
 
 
@@ -39,7 +41,9 @@ def corpus(tmp_path_factory) -> Codes:
         "document": torch.arange(10_000) // 25,
         "position": torch.arange(10_000).int() % 25,
     }
-    return Codes.write(tmp_path_factory.mktemp("codes"), [(PackedBits.pack(bits), columns)], LATENTS, {})
+    return Codes.write(
+        tmp_path_factory.mktemp("codes"), [(PackedBits.pack(bits), columns)], LATENTS, {}
+    )
 
 
 # --- on-rows --------------------------------------------------------------------------------------------------------
@@ -51,7 +55,9 @@ def test_the_rows_are_those_of_the_smallest_keys_one_of_each_document(drawn):
     salts = Reservoir(LATENTS, 6, 3)._salts
     for latent in range(LATENTS):
         rows = ((bits.unpack()[:, latent] > 0) & chosen).nonzero()[:, 0]
-        order = rows[torch.from_numpy(mixed(rows.numpy().astype("uint64") + salts[latent]).argsort())]
+        order = rows[
+            torch.from_numpy(mixed(rows.numpy().astype("uint64") + salts[latent]).argsort())
+        ]
         firsts = list({int(document[r]): int(r) for r in reversed(order.tolist())}.items())[::-1]
         expected = sorted((order.tolist().index(row), row) for _, row in firsts)
         expected = [row for _, row in expected][:6]
@@ -132,7 +138,9 @@ def test_documents_are_split_by_a_hash_of_their_own(corpus):
     by_document = part.view(400, 25)
     assert (by_document == by_document[:, :1]).all()
     assert 0.4 < float(part.double().mean()) < 0.6
-    assert torch.equal(explainers_part(corpus.document[:2500]), part[:2500]), "a longer corpus keeps the split"
+    assert torch.equal(explainers_part(corpus.document[:2500]), part[:2500]), (
+        "a longer corpus keeps the split"
+    )
 
 
 def test_a_trial_keeps_explainer_and_judge_apart_and_negatives_are_off(corpus):
@@ -170,7 +178,11 @@ def test_a_latent_that_is_never_on_has_no_rows_to_show(corpus):
 def test_wrong_latents_and_a_single_document_are_refused(corpus, tmp_path):
     with pytest.raises(BitlensError, match="no latent 70; these codes have latents 0 to 69"):
         trials(corpus.bits, corpus, [70], Plan())
-    columns = {"token": torch.zeros(5).int(), "document": torch.zeros(5).long(), "position": torch.arange(5).int()}
+    columns = {
+        "token": torch.zeros(5).int(),
+        "document": torch.zeros(5).long(),
+        "position": torch.arange(5).int(),
+    }
     one = Codes.write(tmp_path / "one", [(PackedBits.pack(torch.ones(5, 2)), columns)], 2, {})
     with pytest.raises(BitlensError, match="documents of their own"):
         trials(one.bits, one, [0], Plan())

@@ -63,7 +63,9 @@ def plain_log_probabilities(model, ids, change):
         return (mixed(out[0]), *out[1:]) if isinstance(out, tuple) else mixed(out)
 
     def by_name(*args, **kwargs):
-        return wrapped(kwargs.pop("hidden_states"), **kwargs) if not args else wrapped(*args, **kwargs)
+        return (
+            wrapped(kwargs.pop("hidden_states"), **kwargs) if not args else wrapped(*args, **kwargs)
+        )
 
     module.forward = by_name
     try:
@@ -95,12 +97,17 @@ def test_every_number_equals_a_plain_computation(load, kind, hook):
     losses = losses_of(model, lossy, *contexts())
     ce, kl, top1, count = plain_losses(model, lossy)
     original, zero, mean = (
-        plain_losses(model, change)[0] for change in (lambda x: x, torch.zeros_like, lambda x: MEAN.expand_as(x))
+        plain_losses(model, change)[0]
+        for change in (lambda x: x, torch.zeros_like, lambda x: MEAN.expand_as(x))
     )
     assert losses.tokens == count
     assert losses[:4] == pytest.approx((original, ce, zero, mean), rel=1e-4, abs=1e-6)
-    assert losses.ce_loss_score == pytest.approx((zero - ce) / (zero - original), rel=1e-2, abs=1e-2)
-    assert losses.ce_loss_score_mean == pytest.approx((mean - ce) / (mean - original), rel=1e-2, abs=1e-2)
+    assert losses.ce_loss_score == pytest.approx(
+        (zero - ce) / (zero - original), rel=1e-2, abs=1e-2
+    )
+    assert losses.ce_loss_score_mean == pytest.approx(
+        (mean - ce) / (mean - original), rel=1e-2, abs=1e-2
+    )
     assert losses.kl_div == pytest.approx(kl, rel=1e-4, abs=1e-6)
     assert losses.top1 == top1
     assert kl > 1e-4, "the splice had no effect"
@@ -136,7 +143,9 @@ def test_the_original_loss_is_transformers_own(load, kind):
     labels = whole.masked_fill(~scored[3:], -100)
     with torch.no_grad():
         expected = float(model.model(input_ids=whole, labels=labels).loss)
-    assert losses_of(model, lossy, whole, scored[3:]).ce_original == pytest.approx(expected, rel=1e-5)
+    assert losses_of(model, lossy, whole, scored[3:]).ce_original == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_what_the_autoencoder_makes_of_special_tokens_and_padding_does_not_matter(load):
@@ -215,7 +224,9 @@ def test_every_token_has_its_own_numbers(load):
         changed = plain_log_probabilities(model, row, lossy)[position - 1]
         assert ce == pytest.approx(-float(original[row[position]]), rel=1e-4)
         assert spliced == pytest.approx(-float(changed[row[position]]), rel=1e-4)
-        assert kl == pytest.approx(float((original.exp() * (original - changed)).sum()), rel=1e-3, abs=1e-5)
+        assert kl == pytest.approx(
+            float((original.exp() * (original - changed)).sum()), rel=1e-3, abs=1e-5
+        )
         assert same == (original.argmax() == changed.argmax())
     assert torch.equal(identity.ce_original, tokens.ce_original)
     assert torch.equal(identity.ce_spliced, tokens.ce_original)
@@ -231,7 +242,9 @@ def test_hidden_states_of_outlying_norm_keep_their_own(load):
     assert by_limit.ce_spliced == losses_of(model, lossy_below, ids[3:], scored[3:]).ce_spliced
     assert by_limit.ce_spliced != losses_of(model, lossy, ids[3:], scored[3:]).ce_spliced
     rows = [x for x, _ in Splice(model, ids[3:], scored[3:], MEAN, max_norm=limit).hidden_states()]
-    assert torch.equal(torch.cat(rows).norm(dim=1).sort().values, norms[norms <= limit].sort().values)
+    assert torch.equal(
+        torch.cat(rows).norm(dim=1).sort().values, norms[norms <= limit].sort().values
+    )
 
 
 class Module(torch.nn.Module):
@@ -248,7 +261,9 @@ class Module(torch.nn.Module):
 
 
 def test_a_perfect_transcoder_costs_nothing():
-    model = LanguageModel.load("bundled", ["layers.2.mlp:input", "layers.2.mlp"], device="cpu", causal=True)
+    model = LanguageModel.load(
+        "bundled", ["layers.2.mlp:input", "layers.2.mlp"], device="cpu", causal=True
+    )
     ids = torch.randint(10, 1000, (2, 24), generator=generator("transcoder"))
     scored = torch.ones_like(ids, dtype=torch.bool)
     splice = Splice(model, ids, scored, torch.linspace(-1, 1, 256))
@@ -264,7 +279,10 @@ def test_a_perfect_transcoder_costs_nothing():
 
 def test_a_transcoder_is_spliced_where_it_writes(tiny_llama, tiny_store):
     transcoder = Transcoder(32, 16, k=2, d_out=32)
-    transcoder.metadata = {"hook": {"module": "layers.1.mlp:input"}, "target_hook": {"module": "layers.1.mlp"}}
+    transcoder.metadata = {
+        "hook": {"module": "layers.1.mlp:input"},
+        "target_hook": {"module": "layers.1.mlp"},
+    }
     transcoder.mean_out.copy_(MEAN)
     model = load_spliced(transcoder, tiny_store, "cpu")
     assert [hook.name for hook in model.hooks] == ["layers.1.mlp:input", "layers.1.mlp"]
@@ -275,13 +293,17 @@ def test_a_transcoder_is_spliced_where_it_writes(tiny_llama, tiny_store):
     assert load_spliced(BinaryAutoencoder(32, 16), tiny_store, "cpu").hooks[0].name == "layers.1"
 
 
-def test_the_mean_of_the_store_is_ablated_to_whatever_the_autoencoder_takes_for_one(load, tiny_store):
+def test_the_mean_of_the_store_is_ablated_to_whatever_the_autoencoder_takes_for_one(
+    load, tiny_store
+):
     means = (torch.zeros(32), tiny_store.mean, torch.full((32,), 7.0))
     found = []
     for mean in means:
         autoencoder = BinaryAutoencoder(32, 16)
         autoencoder.mean.copy_(mean)
-        found.append(Splice.of_store(load("llama"), autoencoder, tiny_store, 2).losses(autoencoder).ce_mean)
+        found.append(
+            Splice.of_store(load("llama"), autoencoder, tiny_store, 2).losses(autoencoder).ce_mean
+        )
     splice = Splice.of_store(load("llama"), None, tiny_store, 2)
     constant = splice.losses(lambda x: tiny_store.mean.expand_as(x))
     assert found == [constant.ce_mean] * 3
@@ -310,21 +332,29 @@ def test_contexts_to_score_are_those_with_held_out_documents(tiny_store):
         for c, p, d in zip(*(columns[k] for k in ("context", "position", "document")), strict=True)
     }
     places = [i for i, context in enumerate(whole) if any(torch.equal(context, row) for row in ids)]
-    began = [rows[place, int(row.nonzero()[0, 0])] for place, row in zip(places, scored, strict=True)]
+    began = [
+        rows[place, int(row.nonzero()[0, 0])] for place, row in zip(places, scored, strict=True)
+    ]
     assert [began.index(d) for d in began] == [units.tolist().index(u) for u in units.tolist()]
 
 
 def test_contexts_are_drawn_from_all_that_have_held_out_documents(tiny_store):
     every = contexts_to_score(tiny_store, 10_000).contexts.tolist()
     drawn = [
-        [every.index(row) for row in contexts_to_score(tiny_store, 3, seed=s).contexts.tolist()] for s in range(20)
+        [every.index(row) for row in contexts_to_score(tiny_store, 3, seed=s).contexts.tolist()]
+        for s in range(20)
     ]
     assert all(places == sorted(set(places)) and len(places) == 3 for places in drawn)
     assert {place for places in drawn for place in places} == set(range(len(every)))
-    assert drawn[0] == [every.index(row) for row in contexts_to_score(tiny_store, 3).contexts.tolist()]
+    assert drawn[0] == [
+        every.index(row) for row in contexts_to_score(tiny_store, 3).contexts.tolist()
+    ]
     for seed in range(20):
         ids, scored, _ = contexts_to_score(tiny_store, 3, seed=seed)
-        held = [rows.columns["token"][tiny_store.is_test(rows.columns["document"])] for rows in tiny_store.read("all")]
+        held = [
+            rows.columns["token"][tiny_store.is_test(rows.columns["document"])]
+            for rows in tiny_store.read("all")
+        ]
         assert set(ids[scored].tolist()) <= set(torch.cat(held).tolist())
     with pytest.raises(BitlensError, match="At least one context"):
         contexts_to_score(tiny_store, 0)
@@ -361,17 +391,25 @@ def test_intervals_are_the_jackknife_over_units(load):
     own = units[first.context]
 
     def numbers(tokens):
-        return [x.double() for x in (tokens.ce_original, tokens.ce_spliced, zero, mean, tokens.kl_div)]
+        return [
+            x.double() for x in (tokens.ce_original, tokens.ce_spliced, zero, mean, tokens.kl_div)
+        ]
 
     differences = splice.sums(first).less(splice.sums(second))
     for name, score in SCORE_OF.items():
         expected = brute_force(numbers(first), own, score)
-        found = [getattr(losses, name), getattr(losses, f"{name}_low"), getattr(losses, f"{name}_high")]
+        found = [
+            getattr(losses, name),
+            getattr(losses, f"{name}_low"),
+            getattr(losses, f"{name}_high"),
+        ]
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
         both = [*numbers(first), *numbers(second)]
         expected = brute_force(both, own, lambda x, score=score: score(x[:5]) - score(x[5:]))
         difference = differences[name]
-        assert (difference.value, difference.low, difference.high) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+        assert (difference.value, difference.low, difference.high) == pytest.approx(
+            expected, rel=1e-6, abs=1e-9
+        )
     same = splice.sums(first).less(splice.sums(first))["kl_div"]
     assert (same.value, same.low, same.high) == (0, 0, 0)
 

@@ -25,7 +25,10 @@ D, DOCUMENTS = 6, 120
 
 
 def settings(**changed) -> TrainConfig:
-    return TrainConfig(**{"preset": "step", "n_latents": 12, "steps": 3, "batch_size": 32, "device": "cpu"} | changed)
+    return TrainConfig(
+        **{"preset": "step", "n_latents": 12, "steps": 3, "batch_size": 32, "device": "cpu"}
+        | changed
+    )
 
 
 def imported(folder: Path, name: str = "store", seed: int = 0) -> Path:
@@ -73,11 +76,16 @@ def test_measured_are_only_documents_that_were_not_trained_on(path, fraction, tm
 
 def test_a_larger_fraction_than_that_of_the_training_is_refused(path, tmp_path):
     model = train(ActivationStore(path, 0.05), settings())
-    for measure in (lambda s: evaluate(model, s), lambda s: encode_store(model, s, tmp_path / "codes")):
+    for measure in (
+        lambda s: evaluate(model, s),
+        lambda s: encode_store(model, s, tmp_path / "codes"),
+    ):
         with pytest.raises(BitlensError, match=r"test_fraction=0\.05") as error:
             measure(ActivationStore(path, 0.5))
         assert "\n" not in str(error.value)
-    assert evaluate(model, ActivationStore(path, 0.5), part="all", joint=False).rows == 5 * DOCUMENTS
+    assert (
+        evaluate(model, ActivationStore(path, 0.5), part="all", joint=False).rows == 5 * DOCUMENTS
+    )
 
 
 def test_nothing_held_out_leaves_nothing_to_measure(path):
@@ -115,7 +123,10 @@ def test_an_autoencoder_loaded_again_remembers(path, tmp_path):
 def reader(tiny_llama, text_folder):
     """`reader(...)`: contexts of 16 tokens of `text_folder`"""
     model = LanguageModel.load(str(tiny_llama), ["layers.1"], device="cpu", causal=True)
-    return lambda **how: (model, ContextReader(Corpus((str(text_folder),), **how), model.tokenizer, 16, packed=False))
+    return lambda **how: (
+        model,
+        ContextReader(Corpus((str(text_folder),), **how), model.tokenizer, 16, packed=False),
+    )
 
 
 def test_a_live_source_holds_out_what_a_store_of_the_same_text_calls_held_out(reader, tmp_path):

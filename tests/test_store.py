@@ -19,7 +19,13 @@ from bitlens.hidden.source import Position, held_out
 from bitlens.hidden.store import StoreWriter
 from bitlens.seeding import generator
 
-ABOUT = {"model": "made up", "revision": None, "hook": {"module": "here"}, "d_in": 6, "context_length": None}
+ABOUT = {
+    "model": "made up",
+    "revision": None,
+    "hook": {"module": "here"},
+    "d_in": 6,
+    "context_length": None,
+}
 
 
 def write_store(path, hidden, documents, shard_rows=50):
@@ -57,7 +63,9 @@ def first_batches(source, n, size, seed=0, start=None):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("outliers", [[], [3, 77, 199]])
 def test_mean_and_std_are_those_of_the_rows_without_outliers(tmp_path, dtype, outliers):
-    hidden = 5 + torch.randn(200, 6, generator=generator("rows")) * torch.tensor([1, 2, 3, 0.1, 0.01, 0])
+    hidden = 5 + torch.randn(200, 6, generator=generator("rows")) * torch.tensor(
+        [1, 2, 3, 0.1, 0.01, 0]
+    )
     hidden[outliers] *= 1000
     hidden = hidden.to(dtype)
     store = write_store(tmp_path / "store", hidden, torch.arange(200), shard_rows=64)
@@ -67,9 +75,13 @@ def test_mean_and_std_are_those_of_the_rows_without_outliers(tmp_path, dtype, ou
     usual = exact[norms <= 10 * norms.sort().values[99]]  # the lower of the two middle norms
     assert len(usual) == 200 - len(outliers)
     mean = usual.mean(0)
-    torch.testing.assert_close(torch.tensor(store.manifest["mean"]).double(), mean, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        torch.tensor(store.manifest["mean"]).double(), mean, rtol=1e-6, atol=1e-7
+    )
     assert np.allclose(store.manifest["mean"], mean.numpy(), rtol=1e-12)
-    assert store.manifest["std"] == pytest.approx(float((usual - mean).square().mean().sqrt()), rel=1e-9)
+    assert store.manifest["std"] == pytest.approx(
+        float((usual - mean).square().mean().sqrt()), rel=1e-9
+    )
     assert store.manifest["outliers"] == len(outliers)
     assert torch.equal(store.mean, mean.float())
 
@@ -78,7 +90,10 @@ def test_outliers_are_read_but_neither_trained_nor_tested_on(tmp_path):
     hidden = numbered_rows(300)
     hidden[40:45, 1] = 1e6
     store = write_store(tmp_path / "store", hidden, torch.arange(300) // 10)
-    read = {part: torch.cat([rows.hidden for rows in store.read(part)]) for part in ("all", "train", "test")}
+    read = {
+        part: torch.cat([rows.hidden for rows in store.read(part)])
+        for part in ("all", "train", "test")
+    }
     assert torch.equal(read["all"], hidden)
     parts = torch.cat([read["train"], read["test"]])[:, 0].sort().values.tolist()
     assert parts == [i for i in range(300) if not 40 <= i < 45]
@@ -92,7 +107,9 @@ def usual_rows(n=400, width=6):
 
 def with_fill(rows, value, every):
     """The rows with every so many-th one filled with a value."""
-    return torch.where((torch.arange(len(rows)) % every == every - 1)[:, None], torch.tensor(value), rows)
+    return torch.where(
+        (torch.arange(len(rows)) % every == every - 1)[:, None], torch.tensor(value), rows
+    )
 
 
 ODD_ROWS = {
@@ -117,7 +134,9 @@ def test_the_standardisation_is_that_of_the_usual_rows(tmp_path, name, kind):
     documents = torch.arange(len(hidden))
     if kind == "tensor":
         if "huge" in name or "beyond" in name:
-            with pytest.raises(BitlensError, match=r"Row \d+ has a norm of .*leave rows of fill values out"):
+            with pytest.raises(
+                BitlensError, match=r"Row \d+ has a norm of .*leave rows of fill values out"
+            ):
                 TensorSource(hidden)
             return
         expected = hidden.double()
@@ -125,7 +144,11 @@ def test_the_standardisation_is_that_of_the_usual_rows(tmp_path, name, kind):
         mean, std = source.mean, source.scale
     elif kind == "pair":
         inputs = write_store(tmp_path / "in", usual_rows(len(hidden), 3), documents, 64)
-        pairs = PairedStore(inputs.path, write_store(tmp_path / "out", hidden, documents, 64).path, test_fraction=0.2)
+        pairs = PairedStore(
+            inputs.path,
+            write_store(tmp_path / "out", hidden, documents, 64).path,
+            test_fraction=0.2,
+        )
         parts = torch.cat([rows.hidden for part in ("train", "test") for rows in pairs.read(part)])
         assert len(parts) == len(expected)
         mean, std = pairs.mean_out, pairs.scale_out
@@ -137,16 +160,28 @@ def test_the_standardisation_is_that_of_the_usual_rows(tmp_path, name, kind):
             store = import_arrays([tmp_path / "a.npy"], tmp_path / "store")
         assert store.manifest["outliers"] == len(hidden) - len(expected)
         assert store.manifest["zeros"] == int((hidden == 0).all(1).sum())
-        assert sum(len(rows.hidden) for part in ("train", "test") for rows in store.read(part)) == len(expected)
+        assert sum(
+            len(rows.hidden) for part in ("train", "test") for rows in store.read(part)
+        ) == len(expected)
         assert np.allclose(store.manifest["mean"], expected.mean(0), rtol=1e-12)
         mean, std = store.mean, store.scale
     torch.testing.assert_close(mean, expected.mean(0).float())
-    assert std == pytest.approx(float((expected - expected.mean(0)).square().mean().sqrt()), rel=1e-9)
+    assert std == pytest.approx(
+        float((expected - expected.mean(0)).square().mean().sqrt()), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize(
     ("value", "share"),
-    [(1e30, 0.2), (1e30, 0.7), (1e-12, 0.2), (1e-12, 0.7), (65504.0, 0.7), (-1000.0, 0.6), (1e-3, 0.6)],
+    [
+        (1e30, 0.2),
+        (1e30, 0.7),
+        (1e-12, 0.2),
+        (1e-12, 0.7),
+        (65504.0, 0.7),
+        (-1000.0, 0.6),
+        (1e-3, 0.6),
+    ],
 )
 def test_a_fill_value_that_is_not_rare_is_refused(tmp_path, value, share):
     n = int(share * 400)
@@ -173,7 +208,12 @@ def test_documents_are_counted_not_numbered(tmp_path):
     assert any("Only 4 documents" in warning for warning in store.warnings())
     many = write_store(tmp_path / "many", numbered_rows(120), torch.arange(120), 50)
     assert many.warnings() == []
-    zeros = write_store(tmp_path / "zeros", torch.cat([numbered_rows(120), torch.zeros(3, 6)]), torch.arange(123), 50)
+    zeros = write_store(
+        tmp_path / "zeros",
+        torch.cat([numbered_rows(120), torch.zeros(3, 6)]),
+        torch.arange(123),
+        50,
+    )
     assert zeros.warnings() == ["3 of 123 rows are all zeros; if they are padding, take them out."]
 
 
@@ -181,7 +221,9 @@ def test_documents_are_counted_not_numbered(tmp_path):
 def test_values_that_are_not_finite_name_row_and_document(tmp_path, value):
     hidden = numbered_rows(100)
     hidden[73, 2] = value
-    with pytest.raises(BitlensError, match=r"Row 73 \(document 7\) has a NaN or infinite hidden state"):
+    with pytest.raises(
+        BitlensError, match=r"Row 73 \(document 7\) has a NaN or infinite hidden state"
+    ):
         write_store(tmp_path / "store", hidden, torch.arange(100) // 10, shard_rows=40)
 
 
@@ -198,7 +240,9 @@ def first_rows(source, n, size=8, seed=0):
 @pytest.mark.parametrize("size", [1, 7, 64, 1000])
 def test_every_epoch_visits_every_training_row_once(tmp_path, monkeypatch, size, shards_a_window):
     store = write_store(tmp_path / "store", numbered_rows(430), torch.arange(430) // 10)
-    monkeypatch.setattr(store_module, "WINDOW_BYTES", int(shards_a_window * store.shards[0]["bytes"]))
+    monkeypatch.setattr(
+        store_module, "WINDOW_BYTES", int(shards_a_window * store.shards[0]["bytes"])
+    )
     assert len(store.windows(0, 0)) == {0.1: 9, 1: 9, 2.5: 5, 100: 1}[shards_a_window]
     training = [int(i) for rows in store.read("train") for i in rows.hidden[:, 0]]
     assert 0 < len(training) < 430
@@ -209,7 +253,9 @@ def test_every_epoch_visits_every_training_row_once(tmp_path, monkeypatch, size,
 
 
 def test_batches_are_those_of_their_seed(numbered):
-    assert first_rows(numbered, 800, seed=1) == first_rows(ActivationStore(numbered.path), 800, seed=1)
+    assert first_rows(numbered, 800, seed=1) == first_rows(
+        ActivationStore(numbered.path), 800, seed=1
+    )
     assert first_rows(numbered, 800, seed=1) != first_rows(numbered, 800, seed=2)
 
 
@@ -230,7 +276,9 @@ def test_restarting_anywhere_gives_the_same_batches(numbered, size):
     again = ActivationStore(numbered.path)
     for index in range(0, len(whole) - 3, max(1, len(whole) // 40)):
         restarted = first_batches(again, 3, size, seed=5, start=whole[index][1])
-        for (rows, position), (expected, place) in zip(restarted, whole[index + 1 : index + 4], strict=True):
+        for (rows, position), (expected, place) in zip(
+            restarted, whole[index + 1 : index + 4], strict=True
+        ):
             assert torch.equal(rows, expected)
             assert position == place
 
@@ -276,7 +324,9 @@ def test_a_sample_has_different_training_rows(numbered, n):
 @pytest.mark.parametrize("fraction", [0.0, 0.001, 0.1, 0.5])
 def test_training_and_test_share_no_document(numbered, fraction):
     store = ActivationStore(numbered.path, test_fraction=fraction)
-    parts = {part: [rows.columns["document"] for rows in store.read(part)] for part in ("train", "test")}
+    parts = {
+        part: [rows.columns["document"] for rows in store.read(part)] for part in ("train", "test")
+    }
     train, test = (set(torch.cat(parts[part]).tolist()) for part in ("train", "test"))
     assert not train & test
     assert train | test == set(range(43))
@@ -297,9 +347,14 @@ def test_the_split_is_a_fixed_choice_of_documents():
 def test_packed_contexts_can_be_split_only_as_they_were_packed(tiny_store):
     assert tiny_store.manifest["test_fraction"] == tiny_store.test_fraction == 0.1
     assert ActivationStore(tiny_store.path, 0.1).test_fraction == 0.1
-    assert ActivationStore(tiny_store.path, 0.0).test_fraction == 0.0  # nothing is held out, nothing is mixed
+    assert (
+        ActivationStore(tiny_store.path, 0.0).test_fraction == 0.0
+    )  # nothing is held out, nothing is mixed
     sentence = refusal(lambda: ActivationStore(tiny_store.path, 0.3))
-    assert "packed for a test fraction of 0.1; with 0.3 some would hold training and held-out text" in sentence
+    assert (
+        "packed for a test fraction of 0.1; with 0.3 some would hold training and held-out text"
+        in sentence
+    )
     assert "harvest with `test_fraction=0.3`" in sentence
 
 
@@ -312,7 +367,10 @@ def test_a_store_of_before_is_read_as_it_was(copied):
 def test_no_held_out_row_follows_a_training_row_in_its_context(tiny_store):
     for _, columns in tiny_store.contexts():
         for context in columns["context"].unique():
-            assert len(tiny_store.is_test(columns["document"][columns["context"] == context]).unique()) == 1
+            assert (
+                len(tiny_store.is_test(columns["document"][columns["context"] == context]).unique())
+                == 1
+            )
 
 
 def test_rows_are_read_in_the_order_of_the_text(numbered):
@@ -355,7 +413,10 @@ def test_manifest_and_shards_of_a_harvested_store(tiny_store):
 
 
 def test_no_temporary_file_stays(harvested):
-    assert sorted(p.name for p in harvested.iterdir()) == ["manifest.json", "shard-00000.safetensors"]
+    assert sorted(p.name for p in harvested.iterdir()) == [
+        "manifest.json",
+        "shard-00000.safetensors",
+    ]
 
 
 def test_whoever_may_read_the_folder_may_read_its_shards(tmp_path):
@@ -366,8 +427,14 @@ def test_whoever_may_read_the_folder_may_read_its_shards(tmp_path):
 
 
 def test_json_has_no_nan(tmp_path):
-    write_json(tmp_path / "a.json", {"a": float("nan"), "b": [1.5, float("inf")], "c": {"d": ("x", None)}})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"a": None, "b": [1.5, None], "c": {"d": ["x", None]}}
+    write_json(
+        tmp_path / "a.json", {"a": float("nan"), "b": [1.5, float("inf")], "c": {"d": ("x", None)}}
+    )
+    assert json.loads((tmp_path / "a.json").read_text()) == {
+        "a": None,
+        "b": [1.5, None],
+        "c": {"d": ["x", None]},
+    }
 
 
 @pytest.fixture
@@ -421,16 +488,22 @@ def test_a_damaged_shard_is_named_with_its_checksum(copied, damage, use):
 
 def test_a_missing_shard_is_named(copied):
     (copied / "shard-00000.safetensors").unlink()
-    assert "shard-00000.safetensors is missing" in refusal(lambda: next(ActivationStore(copied).batches(4, 0)))
+    assert "shard-00000.safetensors is missing" in refusal(
+        lambda: next(ActivationStore(copied).batches(4, 0))
+    )
 
 
 def test_a_tensor_that_a_shard_lacks_is_named(copied):
-    assert "nonsense" in refusal(lambda: read_tensors(copied / "shard-00000.safetensors", ["nonsense"]))
+    assert "nonsense" in refusal(
+        lambda: read_tensors(copied / "shard-00000.safetensors", ["nonsense"])
+    )
 
 
 def test_a_newer_schema_is_refused(copied):
     change_manifest(copied, schema=2)
-    assert "has schema 2, but this bitlens reads up to 1; upgrade bitlens" in refusal(lambda: ActivationStore(copied))
+    assert "has schema 2, but this bitlens reads up to 1; upgrade bitlens" in refusal(
+        lambda: ActivationStore(copied)
+    )
 
 
 def test_an_unfinished_store_is_refused(copied):
@@ -457,7 +530,9 @@ def test_a_folder_of_another_kind_is_refused(copied):
 
 def test_a_folder_without_a_store_is_refused(tmp_path):
     assert "is not a store of hidden states" in refusal(lambda: ActivationStore(tmp_path))
-    assert "is not a store of hidden states" in refusal(lambda: ActivationStore(tmp_path / "nowhere"))
+    assert "is not a store of hidden states" in refusal(
+        lambda: ActivationStore(tmp_path / "nowhere")
+    )
 
 
 def test_a_folder_of_several_stores_names_them(copied):

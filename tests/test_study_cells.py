@@ -91,7 +91,9 @@ def stopped(tmp_path, log):
 
 def test_rows_are_the_cells_with_their_numbers_in_order_and_each_is_reported(out, log):
     told = []
-    rows = measure_cells(out, CELLS, functools.partial(measure, log), report=lambda *told_now: told.append(told_now))
+    rows = measure_cells(
+        out, CELLS, functools.partial(measure, log), report=lambda *told_now: told.append(told_now)
+    )
     assert [{k: row[k] for k in ("layer", "position")} for row in rows] == CELLS
     assert [row["bits"] for row in rows if "error" not in row] == [p / 3 for p in (0, 1, 2, 4, 5)]
     assert told == [(i + 1, 6, row) for i, row in enumerate(rows)]
@@ -122,12 +124,19 @@ def test_two_workers_give_the_rows_of_one(out, log, tmp_path):
     open_study(tmp_path / "two", "test", {}, resume=False, overwrite=False)
     told = []
     rows = measure_cells(
-        tmp_path / "two", CELLS, work, workers=2, report=lambda done, total, row: told.append((done, total))
+        tmp_path / "two",
+        CELLS,
+        work,
+        workers=2,
+        report=lambda done, total, row: told.append((done, total)),
     )
     assert rows == alone
     assert told == [(i, 6) for i in range(1, 7)]
     assert sorted(calls(log)) == sorted(2 * [0, 1, 2, 3, 4, 5])
-    files = [{p.name: p.read_bytes() for p in (folder / "cells").iterdir()} for folder in (out, tmp_path / "two")]
+    files = [
+        {p.name: p.read_bytes() for p in (folder / "cells").iterdir()}
+        for folder in (out, tmp_path / "two")
+    ]
     assert files[0] == files[1]
 
 
@@ -148,7 +157,9 @@ def test_a_signal_ends_the_cell_in_hand_and_says_how_to_go_on(stopped, log, numb
     folder = stopped(number)
     done = len(calls(log))
     assert 2 <= done < 6
-    sentence = f"Stopped after {done} of 6 cells: they are kept in {folder}; continue with `resume=True`."
+    sentence = (
+        f"Stopped after {done} of 6 cells: they are kept in {folder}; continue with `resume=True`."
+    )
     assert Path(f"{log}.sentence").read_text() == sentence
     measure_cells(folder, CELLS, functools.partial(measure, log))
     assert [p for p in calls(log)[done:] if p != 3] == [p for p in range(done, 6) if p != 3]
@@ -159,9 +170,13 @@ def test_a_signal_ends_the_cell_in_hand_and_says_how_to_go_on(stopped, log, numb
 
 def test_the_folder_of_another_study_is_refused_and_left_alone(out):
     before = (out / "study.json").read_bytes()
-    with pytest.raises(BitlensError, match="holds the study 'test', not 'sequence'; choose another folder"):
+    with pytest.raises(
+        BitlensError, match="holds the study 'test', not 'sequence'; choose another folder"
+    ):
         open_study(out, "sequence", {}, resume=True, overwrite=False)
-    with pytest.raises(BitlensError, match="is not empty; pass `resume=True` to continue it or `overwrite=True`"):
+    with pytest.raises(
+        BitlensError, match="is not empty; pass `resume=True` to continue it or `overwrite=True`"
+    ):
         open_study(out, "test", {}, resume=False, overwrite=False)
     assert (out / "study.json").read_bytes() == before
 
@@ -175,7 +190,11 @@ def test_overwrite_begins_a_study_anew(out, log):
 
 
 def test_a_table_holds_every_name_and_is_the_same_in_both_formats(tmp_path):
-    rows = [{"layer": "a", "bits": 1.5}, {"layer": "b", "error": 'It is "empty", sorry.'}, {"layer": "c", "bits": 0.1}]
+    rows = [
+        {"layer": "a", "bits": 1.5},
+        {"layer": "b", "error": 'It is "empty", sorry.'},
+        {"layer": "c", "bits": 0.1},
+    ]
     write_table(tmp_path / "table", rows)
     options = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
     tables = (
@@ -184,7 +203,9 @@ def test_a_table_holds_every_name_and_is_the_same_in_both_formats(tmp_path):
     )
     for table in tables:
         assert table.column_names == ["layer", "bits", "error"]
-        assert [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()] == rows
+        assert [
+            {k: v for k, v in row.items() if v is not None} for row in table.to_pylist()
+        ] == rows
 
 
 def test_a_figure_is_written_as_png_and_as_an_svg_that_is_the_same_each_time(tmp_path):

@@ -15,14 +15,15 @@ from bitlens.bits.packed import PackedBits
 from bitlens.causal.losses import SpliceSums
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
-from bitlens.features.labelled import Labels
-from bitlens.features.match import stability
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
-from bitlens.studies import compare, compare_report
-from bitlens.studies.compare import CompareConfig, run_compare, run_folder
-from bitlens.studies.compare_report import CONTEXTS
+from bitlens.labels.sources import Labels
+from bitlens.matching import stability
+from bitlens.studies.compare import report as compare_report
+from bitlens.studies.compare import study as compare
+from bitlens.studies.compare.report import CONTEXTS
+from bitlens.studies.compare.study import CompareConfig, run_compare, run_folder
 from conftest import english
 from elsewhere import elsewhere
 
@@ -39,7 +40,11 @@ def config(tmp_path_factory, tiny_llama):
     out = tmp_path_factory.mktemp("compared") / "store"
     text = out.parent / "text.txt"
     text.write_text("\n".join(english(seed, 12) for seed in range(80)))
-    harvest(model, ContextReader(Corpus((str(text),), unit="line"), model.tokenizer, 16, test_fraction=0.3), out)
+    harvest(
+        model,
+        ContextReader(Corpus((str(text),), unit="line"), model.tokenizer, 16, test_fraction=0.3),
+        out,
+    )
     return dataclasses.replace(TINY, store=str(out))
 
 
@@ -60,27 +65,39 @@ def untimed(rows):
 
 def test_everything_is_measured_with_every_seed(study):
     assert not [row["error"] for row in study[1] if "error" in row]
-    counts = {name: len(rows_of(study, name)) for name in ("BAE", "TopK", "random", "PCA", "BAE, step")}
+    counts = {
+        name: len(rows_of(study, name)) for name in ("BAE", "TopK", "random", "PCA", "BAE, step")
+    }
     assert counts == {"BAE": 2, "TopK": 2, "random": 2, "PCA": 1, "BAE, step": 1}
     for row in study[1]:
         assert 0 < row["fvu"] < 1.5
         assert 0 <= row["latents_f1"] <= 64
         assert row["ce_loss_score"] is not None
         assert row["bits_joint"] is not None
-    assert all(0 <= row["stability"] <= 1 for name in ("BAE", "TopK") for row in rows_of(study, name))
+    assert all(
+        0 <= row["stability"] <= 1 for name in ("BAE", "TopK") for row in rows_of(study, name)
+    )
 
 
 def test_baselines_are_led_to_the_l0_of_the_bae(study):
     k = round(sum(row["l0"] for row in rows_of(study, "BAE")) / 2)
     assert {row["k"] for name in ("TopK", "PCA") for row in rows_of(study, name)} == {k}
-    assert all(row["l0"] == pytest.approx(k, abs=0.5) for name in ("TopK", "PCA") for row in rows_of(study, name))
+    assert all(
+        row["l0"] == pytest.approx(k, abs=0.5)
+        for name in ("TopK", "PCA")
+        for row in rows_of(study, name)
+    )
 
 
 def test_the_random_autoencoder_fires_as_the_bae_does(study, config):
     store = ActivationStore(config.store, config.test_fraction)
     x = torch.cat([rows.hidden for rows in store.read("train")])
     rates = [
-        Autoencoder.from_pretrained(run_folder(study[0], {**TINY.cells(name, 64)[0]})).encode(x).mean(0).sort().values
+        Autoencoder.from_pretrained(run_folder(study[0], {**TINY.cells(name, 64)[0]}))
+        .encode(x)
+        .mean(0)
+        .sort()
+        .values
         for name in ("BAE", "random")
     ]
     middle = [float(rate[len(rate) // 2]) for rate in rates]
@@ -109,7 +126,16 @@ def test_the_table_the_page_and_the_figures_are_there(study):
 def test_a_killed_comparison_goes_on_where_it_was(study, config, tmp_path, bitlens_command):
     out = tmp_path / "study"
     arguments = ["study", "compare", "--out", str(out), "--store", config.store, "--resume"]
-    for name in ("architectures", "variants", "n_latents", "prices", "seeds", "steps", "contexts", "test_fraction"):
+    for name in (
+        "architectures",
+        "variants",
+        "n_latents",
+        "prices",
+        "seeds",
+        "steps",
+        "contexts",
+        "test_fraction",
+    ):
         value = getattr(config, name)
         values = value if isinstance(value, tuple) else (value,)
         arguments += [f"--{name.replace('_', '-')}", *map(str, values)]
@@ -125,17 +151,29 @@ def test_a_killed_comparison_goes_on_where_it_was(study, config, tmp_path, bitle
 
 def test_what_diverges_is_reported_and_stops_nothing(config, tmp_path, monkeypatch):
     monkeypatch.setitem(compare.ARCHITECTURES, "ReLU", {"architecture": "relu", "lr": 1e30})
-    small = dataclasses.replace(config, architectures=("BAE", "ReLU", "TopK"), variants=(), seeds=(0,))
+    small = dataclasses.replace(
+        config, architectures=("BAE", "ReLU", "TopK"), variants=(), seeds=(0,)
+    )
     rows = run_compare(small, tmp_path / "study")
-    assert [("error" in row, row["name"]) for row in rows] == [(False, "BAE"), (True, "ReLU"), (False, "TopK")]
+    assert [("error" in row, row["name"]) for row in rows] == [
+        (False, "BAE"),
+        (True, "ReLU"),
+        (False, "TopK"),
+    ]
     assert "diverged" in rows[1]["error"]
-    assert "* ReLU, price 0.1, seed 0: The loss is not finite" in (tmp_path / "study" / "compare.md").read_text()
+    assert (
+        "* ReLU, price 0.1, seed 0: The loss is not finite"
+        in (tmp_path / "study" / "compare.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ("BAE", "Perceptron")}, "no architecture 'Perceptron'; choose from: BAE, ReLU"),
+        (
+            {"architectures": ("BAE", "Perceptron")},
+            "no architecture 'Perceptron'; choose from: BAE, ReLU",
+        ),
         ({"variants": ("quaternary",)}, "no variant 'quaternary'; choose from: BAE, step"),
         ({"architectures": ("TopK",)}, "needs 'BAE' among its architectures"),
         ({"seeds": ()}, "at least one price and one seed"),
@@ -191,16 +229,24 @@ def twin_of(study, kind):
 
 def numbers_of(evaluation):
     """All but times, and what was not measured."""
-    return {name: n for name, n in evaluation.as_dict().items() if isinstance(n, int | float) and name not in TIMES}
+    return {
+        name: n
+        for name, n in evaluation.as_dict().items()
+        if isinstance(n, int | float) and name not in TIMES
+    }
 
 
 def test_every_number_of_floats_of_one_value_is_that_of_the_bits_of_their_support(study, opened):
     bae, floats = twin_of(study, OneValue)
-    numbers = [numbers_of(evaluate(model, opened.store, covariance=opened.covariance)) for model in (bae, floats)]
+    numbers = [
+        numbers_of(evaluate(model, opened.store, covariance=opened.covariance))
+        for model in (bae, floats)
+    ]
     assert numbers[0]["l0"] > 1
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-4)
     mine, theirs = (
-        compare.label_numbers(model, opened.store, opened.columns, opened.labels) for model in (bae, floats)
+        compare.label_numbers(model, opened.store, opened.columns, opened.labels)
+        for model in (bae, floats)
     )
     uncut = [name for name in mine if "_cut" not in name]
     assert uncut
@@ -221,7 +267,9 @@ def test_bits_are_cut_as_floats_are(study, opened):
         assert torch.equal(mine.words, theirs.words)
     shares = [float(code.row_counts().double().mean()) for code in codes[0]]
     assert shares == pytest.approx([shares[0] * (1 - cut) for cut in compare.CUTS], rel=0.25)
-    numbers = [compare.label_numbers(m, opened.store, opened.columns, opened.labels) for m in (bae, relu)]
+    numbers = [
+        compare.label_numbers(m, opened.store, opened.columns, opened.labels) for m in (bae, relu)
+    ]
     assert numbers[0] == numbers[1]
 
 
@@ -236,7 +284,10 @@ def test_a_latent_that_is_not_zero_is_on_whatever_its_sign(study, opened):
 def test_every_row_of_a_table_is_of_the_same_seeds_or_says_of_how_many(study):
     for name in ("BAE", "TopK", "random"):
         for key in set(compare_report.NUMBERS) - {"bits"}:
-            assert sum(row.get(key) is not None for row in rows_of(study, name)) in (0, 2), (name, key)
+            assert sum(row.get(key) is not None for row in rows_of(study, name)) in (0, 2), (
+                name,
+                key,
+            )
         assert all(compare_report.total_bits(row) is not None for row in rows_of(study, name))
     rows = [{"name": "BAE", "fvu": 0.1, "bits": 50.0}, {"name": "BAE", "fvu": 0.2, "bits": None}]
     table = compare_report._table([*rows, {"name": "TopK", "fvu": 0.3, "bits": 70.0}])
@@ -254,7 +305,9 @@ def test_an_autoencoder_on_another_device_has_the_same_numbers(study, opened, na
         assert there.mean.device == torch.device(device)
         numbers = numbers_of(evaluate(there, opened.store, joint=name == "TopK"))
         labelled = compare.label_numbers(there, opened.store, opened.columns, opened.labels)
-    assert numbers == pytest.approx(numbers_of(evaluate(here, opened.store, joint=name == "TopK")), rel=1e-3)
+    assert numbers == pytest.approx(
+        numbers_of(evaluate(here, opened.store, joint=name == "TopK")), rel=1e-3
+    )
     assert labelled == compare.label_numbers(here, opened.store, opened.columns, opened.labels)
 
 
@@ -266,7 +319,13 @@ def spliced(name: str, seed: int, score: float, noise: float, units: int = 20) -
     ones = torch.ones(units).double()
     sums = SpliceSums(ones, original, original + rise, original + 5, original + 4, rise, ones)
     numbers = {k: v for k, v in sums.losses()._asdict().items() if v is not None}
-    return {"name": name, "seed": seed, "price": 0.1, CONTEXTS: [x.tolist() for x in sums], **numbers}
+    return {
+        "name": name,
+        "seed": seed,
+        "price": 0.1,
+        CONTEXTS: [x.tolist() for x in sums],
+        **numbers,
+    }
 
 
 def line_of(rows: list, key: str) -> str:
@@ -276,7 +335,11 @@ def line_of(rows: list, key: str) -> str:
 
 def test_bold_is_only_what_differs_between_seeds_and_between_contexts() -> None:
     def table(noise: float, gap: float, seeds: tuple = (0, 1, 2)) -> str:
-        rows = [spliced(name, s, 0.95 + gap * (name == "A"), noise) for name in ("A", "B") for s in seeds]
+        rows = [
+            spliced(name, s, 0.95 + gap * (name == "A"), noise)
+            for name in ("A", "B")
+            for s in seeds
+        ]
         return line_of(rows, "ce_loss_score")
 
     assert "**" in table(noise=0.002, gap=0.02)
@@ -290,13 +353,17 @@ def test_means_over_seeds_have_intervals_of_student() -> None:
     rows += [{"name": "C", "fvu": 0.01}]
     line = line_of(rows, "fvu")
     half = 4.3027 * 0.01 / math.sqrt(3)
-    assert line == f"| `fvu` | 0.1100 ± {half:.4f} | 0.2100 ± {half:.4f} | 0.0100 |"  # one seed is not bold
+    assert (
+        line == f"| `fvu` | 0.1100 ± {half:.4f} | 0.2100 ± {half:.4f} | 0.0100 |"
+    )  # one seed is not bold
     assert "**0.1100**" in line_of(rows[:-1], "fvu")
     stable = [{**row, "stability": 0.9 - 0.2 * (row["name"] == "B")} for row in rows[:-1]]
     assert "**" not in line_of(stable, "stability")
 
 
-def test_the_store_that_is_harvested_is_packed_for_the_share_that_is_held_out(text_folder, tmp_path, monkeypatch):
+def test_the_store_that_is_harvested_is_packed_for_the_share_that_is_held_out(
+    text_folder, tmp_path, monkeypatch
+):
     monkeypatch.setattr(compare, "TEXT", str(text_folder))
     store = compare._store(CompareConfig(test_fraction=0.3), tmp_path)
     assert store.packed_for == store.test_fraction == 0.3

@@ -16,9 +16,8 @@ from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 from bitlens.hidden import LanguageModel
 from bitlens.information.dependence import label_entropy
-from bitlens.information.probe import label_information
-from bitlens.studies.icl import IclConfig, run_icl
-from bitlens.studies.prompts import (
+from bitlens.labels.probe import label_information
+from bitlens.studies.icl.prompts import (
     Template,
     draw_prompts,
     longest_example,
@@ -29,9 +28,21 @@ from bitlens.studies.prompts import (
     sentences,
     word_salad,
 )
+from bitlens.studies.icl.study import IclConfig, run_icl
 
 PATTERN = "{text}\nAnswer: {label}\n\n"
-THINGS = ["river", "lamp", "garden", "letter", "horse", "winter", "doctor", "window", "song", "child"]
+THINGS = [
+    "river",
+    "lamp",
+    "garden",
+    "letter",
+    "horse",
+    "winter",
+    "doctor",
+    "window",
+    "song",
+    "child",
+]
 KINDS = {"good": ["fine", "merry", "sweet", "bright"], "bad": ["sad", "bitter", "cruel", "dull"]}
 
 
@@ -64,7 +75,8 @@ def test_the_same_seed_draws_the_same_prompts_and_more_demonstrations_begin_with
     labels = read_examples(str(labelled)).labels
     for balanced in (False, True):
         first, again, more, other = (
-            draw_prompts(labels, 60, k, balanced, seed) for k, seed in ((3, 1), (3, 1), (6, 1), (3, 2))
+            draw_prompts(labels, 60, k, balanced, seed)
+            for k, seed in ((3, 1), (3, 1), (6, 1), (3, 2))
         )
         assert torch.equal(first.queries, again.queries)
         assert torch.equal(first.demonstrations, again.demonstrations)
@@ -74,7 +86,10 @@ def test_the_same_seed_draws_the_same_prompts_and_more_demonstrations_begin_with
 
 def test_balanced_demonstrations_have_every_label_equally_often(labelled):
     labels = read_examples(str(labelled)).labels
-    good = lambda balanced, k: labels[draw_prompts(labels, 80, k, balanced, 0).demonstrations].sum(1)  # noqa: E731
+
+    def good(balanced, k):
+        return labels[draw_prompts(labels, 80, k, balanced, 0).demonstrations].sum(1)
+
     assert (good(True, 4) == 2).all()
     assert set(good(True, 3).tolist()) == {1, 2}
     assert float(good(False, 4).double().mean()) == pytest.approx(3, abs=0.3)
@@ -86,7 +101,9 @@ def test_shuffled_labels_are_as_frequent_and_wrong_as_often_as_chance_has_it(lab
     shuffled = permuted_labels(own, seed=0)
     assert torch.equal(shuffled.sum(0), own.sum(0))
     share = float(own.double().mean())
-    assert float((shuffled != own).double().mean()) == pytest.approx(2 * share * (1 - share), abs=0.06)
+    assert float((shuffled != own).double().mean()) == pytest.approx(
+        2 * share * (1 - share), abs=0.06
+    )
     dependence = torch.corrcoef(torch.stack([own.flatten(), shuffled.flatten()]).double())[0, 1]
     assert abs(float(dependence)) < 0.12
 
@@ -95,15 +112,27 @@ def test_prompts_are_written_as_the_template_says(labelled):
     examples, template = read_examples(str(labelled)), Template(PATTERN)
     drawn = draw_prompts(examples.labels, 60, 2, False, 0)
     others = word_salad(examples.texts, seed=0)
-    made = {c: make_prompts(examples, drawn, template, c, 2, others, 0) for c in ("correct", "shuffled", "unrelated")}
+    made = {
+        c: make_prompts(examples, drawn, template, c, 2, others, 0)
+        for c in ("correct", "shuffled", "unrelated")
+    }
     query, first, second = (int(i) for i in (drawn.queries[0], *drawn.demonstrations[0]))
     named = [examples.names[examples.labels[i]] for i in (first, second)]
-    expected = "".join(f"{examples.texts[i]}\nAnswer: {n}\n\n" for i, n in zip((first, second), named, strict=True))
+    expected = "".join(
+        f"{examples.texts[i]}\nAnswer: {n}\n\n" for i, n in zip((first, second), named, strict=True)
+    )
     assert made["correct"].texts[0] == expected + f"{examples.texts[query]}\nAnswer:"
-    assert all(torch.equal(prompts.labels, examples.labels[drawn.queries]) for prompts in made.values())
-    answers = {c: [line for line in p.texts[0].split("\n") if line.startswith("Answer")] for c, p in made.items()}
+    assert all(
+        torch.equal(prompts.labels, examples.labels[drawn.queries]) for prompts in made.values()
+    )
+    answers = {
+        c: [line for line in p.texts[0].split("\n") if line.startswith("Answer")]
+        for c, p in made.items()
+    }
     assert answers["unrelated"] == answers["correct"]
-    assert not set(made["unrelated"].texts[0].split("\n\n")[:2]) & set(made["correct"].texts[0].split("\n\n")[:2])
+    assert not set(made["unrelated"].texts[0].split("\n\n")[:2]) & set(
+        made["correct"].texts[0].split("\n\n")[:2]
+    )
     texts_of = lambda p: [t.replace("good", "").replace("bad", "") for t in p.texts]  # noqa: E731
     assert texts_of(made["shuffled"]) == texts_of(made["correct"])
     assert made["shuffled"].texts != made["correct"].texts
@@ -118,8 +147,14 @@ def test_a_word_salad_has_the_same_words_and_lengths(labelled):
 
 
 def test_sentences_of_plain_text(tmp_path):
-    (tmp_path / "text.txt").write_text("One is here. Two is there!\nThree? One is here.", encoding="utf-8")
-    assert sentences(str(tmp_path / "text.txt"), "text", "train") == ["One is here.", "Two is there!", "Three?"]
+    (tmp_path / "text.txt").write_text(
+        "One is here. Two is there!\nThree? One is here.", encoding="utf-8"
+    )
+    assert sentences(str(tmp_path / "text.txt"), "text", "train") == [
+        "One is here.",
+        "Two is there!",
+        "Three?",
+    ]
 
 
 def test_labels_of_a_saved_dataset_get_their_names(tmp_path):
@@ -130,12 +165,18 @@ def test_labels_of_a_saved_dataset_get_their_names(tmp_path):
     rows = {"sentence": ["one", "two", "one", "three"], "class": [1, 0, 1, -1]}
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
     examples = read_examples(str(tmp_path / "saved"), "sentence", "class")
-    assert (examples.texts, examples.names, examples.labels.tolist()) == (("one", "two"), ("no", "yes"), [1, 0])
+    assert (examples.texts, examples.names, examples.labels.tolist()) == (
+        ("one", "two"),
+        ("no", "yes"),
+        [1, 0],
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_last_states_and_scores_are_those_of_each_prompt_alone(kind, make_model):
-    model = LanguageModel.load(str(make_model(kind)), ["layers.1", "hidden_states[4]"], causal=True, device="cpu")
+    model = LanguageModel.load(
+        str(make_model(kind)), ["layers.1", "hidden_states[4]"], causal=True, device="cpu"
+    )
     prompts = [
         "The old sailor",
         "A lamp",
@@ -151,12 +192,16 @@ def test_last_states_and_scores_are_those_of_each_prompt_alone(kind, make_model)
         with torch.no_grad():
             states = model.model(ids, output_hidden_states=True).hidden_states
         for hook, index in zip(model.hooks, (2, 4), strict=True):
-            torch.testing.assert_close(reading.states[hook.name][row], states[index][0, -1], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                reading.states[hook.name][row], states[index][0, -1], rtol=1e-4, atol=1e-4
+            )
         for place, answer in enumerate(answers):
             whole = torch.cat([ids, torch.tensor([answer])], 1)
             with torch.no_grad():
                 chances = model.model(whole).logits[0].log_softmax(-1)
-            expected = sum(float(chances[ids.shape[1] - 1 + i, token]) for i, token in enumerate(answer))
+            expected = sum(
+                float(chances[ids.shape[1] - 1 + i, token]) for i, token in enumerate(answer)
+            )
             assert float(reading.scores[row, place]) == pytest.approx(expected, abs=1e-3)
 
 
@@ -170,7 +215,9 @@ def test_a_planted_label_is_found_and_a_random_one_is_not():
     assert found["label_bits"] > 0.9 * found["label_entropy"]
     assert found["label_latent"] in (7, 23)
     assert 0.2 < found["label_bits_latent"] < 0.75 * found["label_entropy"]
-    noise = label_information(PackedBits.pack(bits), torch.randint(0, 3, (2000,), generator=random), held_out)
+    noise = label_information(
+        PackedBits.pack(bits), torch.randint(0, 3, (2000,), generator=random), held_out
+    )
     assert noise["label_bits"] == pytest.approx(0, abs=0.05)
     assert noise["label_bits_latent"] == pytest.approx(0, abs=0.02)
     three = one_hot(torch.randint(0, 3, (2000,), generator=random), 3).bool()
@@ -180,24 +227,44 @@ def test_a_planted_label_is_found_and_a_random_one_is_not():
 
 @pytest.mark.slow
 def test_a_whole_study_and_what_is_left_of_it_when_resumed(labelled, tmp_path):
-    config = IclConfig(str(labelled), ks=(0, 2), hooks=("layers.0", "layers.3"), n_prompts=100, n_latents=32, steps=20)
+    config = IclConfig(
+        str(labelled),
+        ks=(0, 2),
+        hooks=("layers.0", "layers.3"),
+        n_prompts=100,
+        n_latents=32,
+        steps=20,
+    )
     rows = run_icl(config, tmp_path / "out")
     cells = [(row["condition"], row["k"], row["layer"]) for row in rows]
     sets = [("none", 0), ("correct", 2), ("shuffled", 2), ("unrelated", 2)]
     assert cells == [(*one, layer) for one in sets for layer in ("layers.0", "layers.3")]
-    assert all(row["bits_joint"] > 0 and 0 <= row["accuracy"] <= 1 and row["chance"] == 0.5 for row in rows)
+    assert all(
+        row["bits_joint"] > 0 and 0 <= row["accuracy"] <= 1 and row["chance"] == 0.5 for row in rows
+    )
     assert len({row["label_entropy"] for row in rows}) == 1
-    files = ["entropy.png", "entropy.svg", "label.png", "accuracy.png", "table.csv", "table.parquet"]
+    files = [
+        "entropy.png",
+        "entropy.svg",
+        "label.png",
+        "accuracy.png",
+        "table.csv",
+        "table.parquet",
+    ]
     assert all((tmp_path / "out" / name).stat().st_size > 500 for name in files)
     states = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "states").iterdir()}
     assert len(states) == 4
     lost = next(iter((tmp_path / "out" / "cells").iterdir()))
     lost.unlink()
     measured: list[int] = []
-    again = run_icl(config, tmp_path / "out", resume=True, report=lambda done, total, row: measured.append(done))
+    again = run_icl(
+        config, tmp_path / "out", resume=True, report=lambda done, total, row: measured.append(done)
+    )
     assert again == rows
     assert measured == [8]
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "states").iterdir()} == states
+    assert {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "states").iterdir()
+    } == states
 
 
 @pytest.mark.parametrize(
@@ -216,8 +283,12 @@ def test_a_whole_study_and_what_is_left_of_it_when_resumed(labelled, tmp_path):
         ({"model": "./no-model"}, "The model './no-model' could not be loaded"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_sentence_and_nothing_is_written(change, sentence, labelled, tmp_path):
-    config = replace(IclConfig(str(labelled), ks=(0, 2), hooks=("layers.0",), n_prompts=100), **change)
+def test_what_cannot_be_done_is_said_in_a_sentence_and_nothing_is_written(
+    change, sentence, labelled, tmp_path
+):
+    config = replace(
+        IclConfig(str(labelled), ks=(0, 2), hooks=("layers.0",), n_prompts=100), **change
+    )
     with pytest.raises(BitlensError) as error:
         run_icl(config, tmp_path / "out")
     assert sentence in str(error.value)
@@ -225,7 +296,9 @@ def test_what_cannot_be_done_is_said_in_a_sentence_and_nothing_is_written(change
 
 
 def test_one_label_only_is_refused(tmp_path):
-    (tmp_path / "one.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}\n', encoding="utf-8")
+    (tmp_path / "one.jsonl").write_text(
+        '{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}\n', encoding="utf-8"
+    )
     with pytest.raises(BitlensError, match="has 1 different labels"):
         read_examples(str(tmp_path / "one.jsonl"))
 

@@ -14,7 +14,15 @@ from bitlens.errors import BitlensError
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
-from bitlens.studies.sequence import Rows, SequenceConfig, common_rows, draw, rows_at, run_sequence, text_positions
+from bitlens.studies.sequence import (
+    Rows,
+    SequenceConfig,
+    common_rows,
+    draw,
+    rows_at,
+    run_sequence,
+    text_positions,
+)
 
 TINY = SequenceConfig(
     hooks=("layers.0", "hidden_states[3]"), context=16, positions=(1, 8), max_tokens=3000, test_fraction=0.3,
@@ -42,24 +50,35 @@ def store(tmp_path_factory, tiny_llama, text_folder):
     """Contexts of 8 tokens of `tiny_llama` at layers.1, half of the documents held out."""
     model = LanguageModel.load(str(tiny_llama), ["layers.1"], device="cpu")
     out = tmp_path_factory.mktemp("rows") / "store"
-    harvest(model, ContextReader(Corpus((str(text_folder),)), model.tokenizer, 8, test_fraction=0.5), out)
+    harvest(
+        model,
+        ContextReader(Corpus((str(text_folder),)), model.tokenizer, 8, test_fraction=0.5),
+        out,
+    )
     return ActivationStore(out, test_fraction=0.5)
 
 
 # --- the rows of a cell ----------------------------------------------------------------------------------------------
 
 
-def test_the_rows_of_a_cell_are_the_models_own_hidden_states_at_its_position(store, tiny_llama, text_folder):
+def test_the_rows_of_a_cell_are_the_models_own_hidden_states_at_its_position(
+    store, tiny_llama, text_folder
+):
     full = transformers.AutoModel.from_pretrained(tiny_llama).eval()
     reader = ContextReader(
-        Corpus((str(text_folder),)), transformers.AutoTokenizer.from_pretrained(tiny_llama), 8, test_fraction=0.5
+        Corpus((str(text_folder),)),
+        transformers.AutoTokenizer.from_pretrained(tiny_llama),
+        8,
+        test_fraction=0.5,
     )
     special = set(reader.special.tolist())
     expected, documents = [], []
     for tokens, owners in reader.contexts():
         if len(tokens) > 5 and tokens[5] not in special:
             with torch.no_grad():
-                expected.append(full(torch.tensor([tokens]), output_hidden_states=True).hidden_states[2][0, 5])
+                expected.append(
+                    full(torch.tensor([tokens]), output_hidden_states=True).hidden_states[2][0, 5]
+                )
             documents.append(owners[5])
     test = store.is_test(torch.tensor(documents))
     sample = rows_at(store, 5, Rows(int((~test).sum()), int(test.sum())))
@@ -74,7 +93,9 @@ def test_fewer_rows_are_spread_over_the_text_without_repeats(store):
     for part, n in ((~whole.test, 20), (whole.test, 9)):
         indices = torch.arange(n) * int(part.sum()) // n
         assert len(set(indices.tolist())) == n
-        assert torch.equal(some.hidden[some.test if n == 9 else ~some.test], whole.hidden[part][indices])
+        assert torch.equal(
+            some.hidden[some.test if n == 9 else ~some.test], whole.hidden[part][indices]
+        )
     assert some.document.tolist() == sorted(some.document.tolist())
 
 
@@ -82,7 +103,9 @@ def test_every_position_gets_the_rows_of_the_poorest(store):
     alone = {position: common_rows(store, [position]) for position in range(8)}
     assert len(set(alone.values())) > 1
     rows = common_rows(store, list(alone))
-    assert rows == Rows(min(r.training for r in alone.values()), min(r.test for r in alone.values()))
+    assert rows == Rows(
+        min(r.training for r in alone.values()), min(r.test for r in alone.values())
+    )
     fewer = common_rows(store, list(alone), max_rows=90)
     assert sum(fewer) == 90
     assert fewer.test / 90 == pytest.approx(rows.test / sum(rows), abs=0.01)
@@ -91,7 +114,9 @@ def test_every_position_gets_the_rows_of_the_poorest(store):
 def test_rows_of_outlying_norm_belong_to_their_position(tiny_llama, text_folder, tmp_path):
     model = LanguageModel.load(str(tiny_llama), ["layers.1"], device="cpu")
     reader = ContextReader(Corpus((str(text_folder),)), model.tokenizer, 8, test_fraction=0.5)
-    harvest(model, reader, tmp_path / "store", outlier_multiple=1.0)  # now half of the rows are outliers
+    harvest(
+        model, reader, tmp_path / "store", outlier_multiple=1.0
+    )  # now half of the rows are outliers
     store = ActivationStore(tmp_path / "store", test_fraction=0.5)
     usual = sum(len(train) + len(test) for train, test in store.splits())
     assert sum(sum(common_rows(store, [p])) for p in range(8)) == len(store) > 1.5 * usual
@@ -105,7 +130,9 @@ def test_the_whole_study_has_a_row_a_cell_all_of_as_many_rows_and_its_figures(st
     out, table = study
     cells = [(r["autoencoder"], r["layer"], r["position"], r["seed"]) for r in table]
     layers = ("layers.0", "layers.2")  # hidden_states[3] is what comes out of layers.2
-    assert cells == [(kind, layer, p, 0) for layer in layers for p in (1, 8) for kind in ("cell", "shared")]
+    assert cells == [
+        (kind, layer, p, 0) for layer in layers for p in (1, 8) for kind in ("cell", "shared")
+    ]
     assert len({row["rows"] for row in table}) == 1
     for row in table:
         assert "error" not in row
@@ -128,7 +155,9 @@ def test_cells_that_were_lost_are_measured_again_and_are_the_same(study):
     for path in lost:
         path.unlink()
     told = []
-    again = run_sequence(TINY, out, resume=True, report=lambda done, total, row: told.append((done, total)))
+    again = run_sequence(
+        TINY, out, resume=True, report=lambda done, total, row: told.append((done, total))
+    )
     assert again == table
     assert {path: path.read_bytes() for path in (out / "cells").iterdir()} == kept
     assert 0 < len(told) <= len(lost)
@@ -143,7 +172,9 @@ def test_a_resumed_study_may_have_more_steps_and_keeps_its_stores(study):
     rows = run_sequence(changed, out, resume=True)
     assert [(row["layer"], row["position"]) for row in rows] == [("layers.0", 8), ("layers.2", 8)]
     assert rows[0]["fvu"] not in [row["fvu"] for row in table]
-    assert {path: path.stat().st_mtime_ns for path in (out / "stores").rglob("*.safetensors")} == stores
+    assert {
+        path: path.stat().st_mtime_ns for path in (out / "stores").rglob("*.safetensors")
+    } == stores
 
 
 def test_figures_leave_out_cells_that_failed(tmp_path):
@@ -155,9 +186,20 @@ def test_figures_leave_out_cells_that_failed(tmp_path):
         "bits_joint_high": None,
         "fvu": 0.5,
     }
-    cells = [{**row, "autoencoder": kind, "position": p} for kind in ("cell", "shared") for p in (0, 4)]
+    cells = [
+        {**row, "autoencoder": kind, "position": p} for kind in ("cell", "shared") for p in (0, 4)
+    ]
     draw(
-        [*cells, {"autoencoder": "cell", "layer": "layers.7", "position": 0, "seed": 0, "error": "All equal."}],
+        [
+            *cells,
+            {
+                "autoencoder": "cell",
+                "layer": "layers.7",
+                "position": 0,
+                "seed": 0,
+                "error": "All equal.",
+            },
+        ],
         tmp_path,
     )
     assert "layers.0" in (tmp_path / "map.svg").read_text()
@@ -182,7 +224,9 @@ def test_figures_leave_out_cells_that_failed(tmp_path):
         ({"text": ("/nowhere/text.txt",)}, "There is no text at /nowhere/text.txt"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused_in_a_sentence_before_anything_is_written(tmp_path, changes, sentence):
+def test_what_cannot_be_is_refused_in_a_sentence_before_anything_is_written(
+    tmp_path, changes, sentence
+):
     assert sentence in refusal(tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()
 
@@ -193,7 +237,11 @@ def test_too_few_rows_name_the_position(tmp_path):
     assert "give more text, or leave the position out" in sentence
 
 
-@pytest.mark.parametrize(("bos", "expected"), [(None, [0, 1, 2, 4, 8, 16, 20]), (True, [1, 2, 4, 8, 16, 20])])
-def test_positions_are_by_default_powers_of_two_and_the_ends_of_the_text(tokenizer, text_folder, bos, expected):
+@pytest.mark.parametrize(
+    ("bos", "expected"), [(None, [0, 1, 2, 4, 8, 16, 20]), (True, [1, 2, 4, 8, 16, 20])]
+)
+def test_positions_are_by_default_powers_of_two_and_the_ends_of_the_text(
+    tokenizer, text_folder, bos, expected
+):
     reader = ContextReader(Corpus((str(text_folder),)), tokenizer, 21, bos=bos)
     assert text_positions(SequenceConfig(), reader) == expected

@@ -14,8 +14,8 @@ from bitlens.bits.statistics import binary_entropy
 from bitlens.cli import main
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator
-from bitlens.studies.sources import FAMILIES, PlantedBits, hidden_states, shannon_bits
-from bitlens.studies.synthetic import SyntheticConfig, measure_cell, run_synthetic, summary
+from bitlens.studies.synthetic.sources import FAMILIES, PlantedBits, hidden_states, shannon_bits
+from bitlens.studies.synthetic.study import SyntheticConfig, measure_cell, run_synthetic, summary
 
 RANK = 8
 TINY = SyntheticConfig(
@@ -29,7 +29,11 @@ def chances(source: PlantedBits) -> tuple[torch.Tensor, torch.Tensor]:
     states = torch.tensor(list(product((0, 1), repeat=len(source.parents))))
     chance = torch.ones(len(states), dtype=torch.float64)
     for j, parent in enumerate(source.parents.tolist()):
-        on = source.given[j][states[:, parent]] if parent >= 0 else source.given[j, 0].expand(len(states))
+        on = (
+            source.given[j][states[:, parent]]
+            if parent >= 0
+            else source.given[j, 0].expand(len(states))
+        )
         chance *= torch.where(states[:, j] == 1, on, 1 - on)
     return states, chance
 
@@ -39,7 +43,9 @@ def test_planted_entropy_and_rates_are_those_of_all_states(family: str) -> None:
     source = PlantedBits.of(family, RANK, 0.1, 3)
     states, chance = chances(source)
     assert float(chance.sum()) == pytest.approx(1)
-    assert source.entropy() == pytest.approx(-float(torch.special.xlogy(chance, chance).sum()) / math.log(2))
+    assert source.entropy() == pytest.approx(
+        -float(torch.special.xlogy(chance, chance).sum()) / math.log(2)
+    )
     assert torch.allclose(source.rates(), (chance[:, None] * states).sum(0))
     if family != "nested":
         assert torch.allclose(source.rates(), torch.full((RANK,), 0.1, dtype=torch.float64))
@@ -52,7 +58,9 @@ def test_what_is_drawn_is_the_source(family: str) -> None:
     assert torch.allclose(bits.double().mean(0), source.rates(), atol=0.006)
     assert source.empirical_entropy(bits) == pytest.approx(source.entropy(), rel=0.01)
     states, counts = bits.unique(dim=0, return_counts=True)
-    by_state = dict(zip(map(tuple, states.int().tolist()), (counts / 100_000).tolist(), strict=True))
+    by_state = dict(
+        zip(map(tuple, states.int().tolist()), (counts / 100_000).tolist(), strict=True)
+    )
     for state, chance in zip(*(x.tolist() for x in chances(source)), strict=True):
         assert by_state.get(tuple(state), 0.0) == pytest.approx(chance, abs=0.008)
 
@@ -72,7 +80,9 @@ def test_noise_has_its_share_of_the_variance() -> None:
     directions = torch.linalg.qr(torch.randn(32, 32, generator=generator(1)))[0][:RANK]
     clean = hidden_states(bits, directions, "independent", 0.0, generator(2))
     noisy = hidden_states(bits, directions, "noise", 0.25, generator(2))
-    assert float((noisy - clean).var(0).sum() / noisy.var(0).sum()) == pytest.approx(0.25, abs=0.005)
+    assert float((noisy - clean).var(0).sum() / noisy.var(0).sum()) == pytest.approx(
+        0.25, abs=0.005
+    )
     assert torch.allclose(clean @ directions.T, bits.float(), atol=1e-5)
 
 
@@ -109,7 +119,14 @@ def test_what_cannot_be_planted_is_refused() -> None:
     [("independent", 8, 0.02), ("independent", 32, 0.5), ("chain", 16, 0.5), ("tree", 16, 0.1)],
 )
 def test_planted_entropy_is_recovered(family: str, rank: int, p: float) -> None:
-    cell = {"family": family, "variant": "measure", "rank": rank, "p": p, "strength": 0.0, "seed": 0}
+    cell = {
+        "family": family,
+        "variant": "measure",
+        "rank": rank,
+        "p": p,
+        "strength": 0.0,
+        "seed": 0,
+    }
     row = measure_cell(cell, SyntheticConfig())
     assert row["fvu"] <= 0.01
     assert abs(row["bits_tree_error"]) <= 0.02
@@ -132,7 +149,9 @@ def test_a_study_resumes_and_ends_in_a_table_and_figures(tmp_path: Path) -> None
     kept[0].unlink()
     stamps = [path.stat().st_mtime_ns for path in kept[1:]]
     done = []
-    again = run_synthetic(TINY, tmp_path / "study", resume=True, report=lambda d, n, row: done.append(row))
+    again = run_synthetic(
+        TINY, tmp_path / "study", resume=True, report=lambda d, n, row: done.append(row)
+    )
     assert len(done) == 1
     assert [path.stat().st_mtime_ns for path in kept[1:]] == stamps
     assert again == rows
@@ -141,7 +160,17 @@ def test_a_study_resumes_and_ends_in_a_table_and_figures(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = "--families nested --variants measure --ranks 16 --seeds 0 --d-in 16 --n-latents 32 --rows 512 --measured-rows 1024 --steps 40"
-    main(["study", "synthetic", "--out", str(tmp_path / "s"), "--json", str(tmp_path / "s.json"), *arguments.split()])
+    main(
+        [
+            "study",
+            "synthetic",
+            "--out",
+            str(tmp_path / "s"),
+            "--json",
+            str(tmp_path / "s.json"),
+            *arguments.split(),
+        ]
+    )
     shown = capsys.readouterr().out
     assert "nested" in shown
     assert "calibration.png" in shown

@@ -33,7 +33,9 @@ def until_said(capsys: pytest.CaptureFixture[str], words: str) -> str:
     return said
 
 
-def test_long_work_says_where_it_is_and_ever_more_rarely(soon: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_work_says_where_it_is_and_ever_more_rarely(
+    soon: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     with terminal.bar("outer", 5) as outer:
         outer.at(3, "a note with [brackets]")
         for _ in terminal.track([1, 2], "inner", 2):
@@ -42,14 +44,18 @@ def test_long_work_says_where_it_is_and_ever_more_rarely(soon: None, capsys: pyt
     assert not terminal._screen.bars
 
 
-def test_short_work_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_work_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(terminal, "FIRST", 600.0)
     train = TrainConfig(n_latents=16, steps=20)
     bitlens.train(TensorSource(torch.randn(400, 8)), train)
     assert "train" not in capsys.readouterr().err
 
 
-def test_hidden_work_says_nothing_nor_does_what_it_calls(soon: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hidden_work_says_nothing_nor_does_what_it_calls(
+    soon: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     @terminal.shown("public")
     def public(progress: bool = True) -> None:
         with terminal.bar("inner"):
@@ -70,7 +76,8 @@ def test_work_that_fails_leaves_no_bar(soon: None) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in bitlens.__all__ if inspect.isfunction(getattr(bitlens, n)) and n != "to_pandas"]
+    "name",
+    [n for n in bitlens.__all__ if inspect.isfunction(getattr(bitlens, n)) and n != "to_pandas"],
 )
 def test_every_public_function_shows_progress_unless_told_not_to(name: str) -> None:
     function = getattr(bitlens, name)
@@ -87,7 +94,9 @@ def test_a_terminal_sees_a_bar_and_results_go_to_standard_output() -> None:
     )
     reader, writer = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=writer, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=writer, env=environment
+    )
     os.close(writer)
     seen = os.read(reader, 1 << 16).decode()
     os.close(reader)

@@ -31,7 +31,9 @@ def reader_of(tmp_path, make_tokenizer):
 
     def make(texts, length, around="nothing", **settings):
         write_jsonl(tmp_path / "texts.jsonl", texts)
-        return ContextReader(Corpus((str(tmp_path / "texts.jsonl"),)), make_tokenizer(around), length, **settings)
+        return ContextReader(
+            Corpus((str(tmp_path / "texts.jsonl"),)), make_tokenizer(around), length, **settings
+        )
 
     return make
 
@@ -40,7 +42,11 @@ def kept_tokens(reader, batch=3):
     """The (document, token) pairs that make rows, in order."""
     found = []
     for contexts in reader.batches(batch):
-        found += zip(contexts.document[contexts.keep].tolist(), contexts.tokens[contexts.keep].tolist(), strict=True)
+        found += zip(
+            contexts.document[contexts.keep].tolist(),
+            contexts.tokens[contexts.keep].tolist(),
+            strict=True,
+        )
     return found
 
 
@@ -49,7 +55,12 @@ def plain_tokens(reader, texts):
     return [(document, token) for document, tokens in enumerate(ids) for token in tokens]
 
 
-PROSE = ["The old sailor watched the river.", "A lamp.", "Snow fell on the quiet garden before the storm.", "Yes"] * 3
+PROSE = [
+    "The old sailor watched the river.",
+    "A lamp.",
+    "Snow fell on the quiet garden before the storm.",
+    "Yes",
+] * 3
 
 
 @pytest.mark.parametrize("around", ["nothing", "bos", "bert"])
@@ -65,7 +76,9 @@ def test_packed_contexts_hold_every_token_once(reader_of, around, bos, length):
     found = [(len(tokens), is_test(documents[-1])) for tokens, documents in reader.contexts()]
     for (n, kind), following in itertools.pairwise([*found, (0, None)]):
         assert n <= length
-        assert n == length or kind != following[1]  # full, but where the other kind of document follows
+        assert (
+            n == length or kind != following[1]
+        )  # full, but where the other kind of document follows
 
 
 def is_test(document, fraction=0.1):
@@ -77,7 +90,10 @@ def is_test(document, fraction=0.1):
 def test_no_context_holds_training_and_held_out_documents(reader_of, fraction, length):
     texts = [f"{i} {PROSE[i % 3]}" for i in range(80)]
     reader = reader_of(texts, length, test_fraction=fraction)
-    kinds = [{is_test(document, fraction) for document in set(documents)} for _, documents in reader.contexts()]
+    kinds = [
+        {is_test(document, fraction) for document in set(documents)}
+        for _, documents in reader.contexts()
+    ]
     assert all(len(kind) == 1 for kind in kinds)
     assert {True} in kinds or not fraction
     assert kept_tokens(reader) == plain_tokens(reader, texts)
@@ -98,23 +114,38 @@ def test_a_long_document_is_tokenized_in_parts(reader_of, monkeypatch, packed):
     monkeypatch.setattr(text_module, "STRETCH", 60)
     sizes = []
     reader = reader_of(texts, 16, packed=packed)
-    reader.tokenizer = lambda batch, **settings: sizes.extend(map(len, batch)) or whole.tokenizer(batch, **settings)
-    assert list(reader.contexts()) == expected  # the tokenizer makes tokens of words: cut between, they are the same
+    reader.tokenizer = lambda batch, **settings: (
+        sizes.extend(map(len, batch)) or whole.tokenizer(batch, **settings)
+    )
+    assert (
+        list(reader.contexts()) == expected
+    )  # the tokenizer makes tokens of words: cut between, they are the same
     assert max(sizes) <= 60
     assert sum(sizes) == (sum(map(len, texts)) if packed else sizes[0] + len(texts[1]) + sizes[2])
 
 
 @pytest.mark.parametrize("upper", [True, False])
 @pytest.mark.parametrize("unknown", ["<unk>", None])
-def test_what_a_tokenizer_puts_around_a_text_is_found_without_small_letters(tmp_path, upper, unknown):
+def test_what_a_tokenizer_puts_around_a_text_is_found_without_small_letters(
+    tmp_path, upper, unknown
+):
     """As of proteins: a vocabulary of single capitals (or only of digits); without an unknown token others vanish."""
-    letters = [*("ACDEFGHIK" if upper else "56789"), "<cls>", "<eos>", *([unknown] if unknown else [])]
+    letters = [
+        *("ACDEFGHIK" if upper else "56789"),
+        "<cls>",
+        "<eos>",
+        *([unknown] if unknown else []),
+    ]
     vocabulary = {letter: i for i, letter in enumerate(letters)}
     own = Tokenizer(models.BPE(vocabulary, [], unk_token=unknown))
     own.pre_tokenizer = pre_tokenizers.Whitespace()
     special = [(name, vocabulary[name]) for name in ("<cls>", "<eos>")]
-    own.post_processor = processors.TemplateProcessing(single="<cls> $A <eos>", special_tokens=special)
-    names = {"cls_token": "<cls>", "eos_token": "<eos>"} | ({"unk_token": unknown} if unknown else {})
+    own.post_processor = processors.TemplateProcessing(
+        single="<cls> $A <eos>", special_tokens=special
+    )
+    names = {"cls_token": "<cls>", "eos_token": "<eos>"} | (
+        {"unk_token": unknown} if unknown else {}
+    )
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=own, **names)
     text = "ACDA" if upper else "5676"
     write_jsonl(tmp_path / "a.jsonl", [text])
@@ -130,7 +161,9 @@ def test_padding_is_a_token_that_every_model_of_the_vocabulary_knows(tmp_path, m
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "<added>"})
     assert tokenizer.pad_token_id >= tokenizer.vocab_size
-    (contexts,) = ContextReader(Corpus((str(tmp_path / "a.jsonl"),)), tokenizer, 16, packed=False).batches(2)
+    (contexts,) = ContextReader(
+        Corpus((str(tmp_path / "a.jsonl"),)), tokenizer, 16, packed=False
+    ).batches(2)
     assert not contexts.mask.all()
     assert int(contexts.tokens.max()) < tokenizer.vocab_size
 
@@ -158,7 +191,9 @@ def test_one_document_a_context_is_its_beginning(reader_of, around):
         own = own[: 8 - len(before) - len(after)]
         seen = [*before, *own, *after]
         assert batch.tokens[row, : len(seen)].tolist() == seen
-        assert batch.mask[row].tolist() == [True] * len(seen) + [False] * (batch.mask.shape[1] - len(seen))
+        assert batch.mask[row].tolist() == [True] * len(seen) + [False] * (
+            batch.mask.shape[1] - len(seen)
+        )
         assert batch.tokens[row][batch.keep[row]].tolist() == own
         assert batch.document[row, : len(seen)].tolist() == [row] * len(seen)
 
@@ -178,16 +213,23 @@ def test_special_tokens_are_masked_by_id_wherever_they_stand(reader_of):
     ordinary = [(d, t) for d, t in plain_tokens(reader, [text, "lamp <|eos|>"]) if t not in special]
     assert kept_tokens(reader) == ordinary
     for contexts in reader.batches(2):
-        assert torch.equal(contexts.keep, contexts.mask & ~torch.isin(contexts.tokens, torch.tensor([*special])))
+        assert torch.equal(
+            contexts.keep, contexts.mask & ~torch.isin(contexts.tokens, torch.tensor([*special]))
+        )
 
 
 def test_a_first_token_that_is_not_special_makes_a_row(reader_of):
-    assert all(contexts.keep[:, 0].all() for contexts in reader_of(["The river"] * 5, 8, packed=False).batches(2))
+    assert all(
+        contexts.keep[:, 0].all()
+        for contexts in reader_of(["The river"] * 5, 8, packed=False).batches(2)
+    )
 
 
 def test_padding_is_told_from_an_equal_token_in_the_text(reader_of):
     reader = reader_of(["a b c d e f", "a"], 32, packed=False)
-    reader.pad = reader.tokenizer("a")["input_ids"][0]  # as with tokenizers that have no padding token
+    reader.pad = reader.tokenizer("a")["input_ids"][
+        0
+    ]  # as with tokenizers that have no padding token
     (contexts,) = reader.batches(2)
     assert contexts.mask.sum(1).tolist() == [len(reader.tokenizer("a b c d e f")["input_ids"]), 1]
     assert contexts.keep[1].tolist() == [True] + [False] * (contexts.keep.shape[1] - 1)

@@ -18,7 +18,17 @@ from bitlens.training.prefetch import Prefetch
 from bitlens.training.sparse_learners import TopKLearner
 from bitlens.training.trainer import learning_rate
 
-LOGGED = {"step", "total", "mse", "price", "covariance", "auxiliary", "l0", "bits_batch", "rows_per_second"}
+LOGGED = {
+    "step",
+    "total",
+    "mse",
+    "price",
+    "covariance",
+    "auxiliary",
+    "l0",
+    "bits_batch",
+    "rows_per_second",
+}
 
 
 def rows(n: int = 900, d: int = 12, seed: int = 0) -> torch.Tensor:
@@ -28,7 +38,14 @@ def rows(n: int = 900, d: int = 12, seed: int = 0) -> torch.Tensor:
 
 
 def settings(**changes) -> TrainConfig:
-    base = {"n_latents": 40, "steps": 100, "batch_size": 64, "log_every": 10, "prune_rows": 900, "device": "cpu"}
+    base = {
+        "n_latents": 40,
+        "steps": 100,
+        "batch_size": 64,
+        "log_every": 10,
+        "prune_rows": 900,
+        "device": "cpu",
+    }
     return TrainConfig(**{**base, **changes})
 
 
@@ -97,7 +114,9 @@ def test_only_the_auxiliary_loss_moves_dead_latents_of_topk(monkeypatch):
 
 def test_a_higher_price_leaves_fewer_bits():
     l0 = [
-        float(train(TensorSource(rows()), settings(steps=300, lam=lam)).encode(rows()).mean(0).sum())
+        float(
+            train(TensorSource(rows()), settings(steps=300, lam=lam)).encode(rows()).mean(0).sum()
+        )
         for lam in (0.03, 0.3)
     ]
     assert l0[1] < 0.8 * l0[0]
@@ -137,7 +156,9 @@ def test_half_precision_rows_are_accepted():
 
 
 def test_training_under_bf16_keeps_float32_weights():
-    model = train(TensorSource(rows()), settings(steps=300, preset="step", precision="bf16", gamma=0.1))
+    model = train(
+        TensorSource(rows()), settings(steps=300, preset="step", precision="bf16", gamma=0.1)
+    )
     assert all(tensor.dtype == torch.float32 for tensor in weights(model))
     assert fvu(model, rows()) < 0.3
 
@@ -169,7 +190,9 @@ def test_a_run_leaves_its_weights_its_settings_and_every_metric(tmp_path):
     assert {file.name for file in (tmp_path / "run").iterdir()} == {
         "cfg.json", "sae_weights.safetensors", "metrics.jsonl", "training.json",
     }  # fmt: skip
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert lines == records
     assert [line["step"] for line in lines] == [*range(10, 95, 10), 95]
     for line in lines:
@@ -239,7 +262,9 @@ def test_senseless_settings_are_refused_by_name(tmp_path, changes):
 
 
 def test_a_k_beyond_the_latents_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(BitlensError, match="`k` must be between 1 and 40, the number of latents, not 41"):
+    with pytest.raises(
+        BitlensError, match="`k` must be between 1 and 40, the number of latents, not 41"
+    ):
         train(TensorSource(rows()), settings(architecture="topk", k=41), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -252,7 +277,12 @@ def test_a_device_that_is_not_there_is_refused():
 
 def test_an_unset_field_takes_the_presets_value():
     config = TrainConfig(preset="measure", lam=0.2).resolved(16, "cpu")
-    assert (config.lam, config.width, config.price, config.initial_rates) == (0.2, 1.0, "entropy", (0.01, 0.5))
+    assert (config.lam, config.width, config.price, config.initial_rates) == (
+        0.2,
+        1.0,
+        "entropy",
+        (0.01, 0.5),
+    )
     assert (config.n_latents, config.lr, config.precision) == (64, 1e-2, "fp32")
     assert TrainConfig(architecture="topk").resolved(16, "cuda:0").precision == "bf16"
 
@@ -269,14 +299,19 @@ def test_rows_that_are_not_finite_are_refused_by_number(value):
 def test_rows_that_are_all_equal_are_refused(tmp_path, value):
     constant = torch.full((1000, 7), value)
     np.save(tmp_path / "rows.npy", constant.numpy())
-    for source in (TensorSource(constant), import_arrays([tmp_path / "rows.npy"], tmp_path / "store")):
+    for source in (
+        TensorSource(constant),
+        import_arrays([tmp_path / "rows.npy"], tmp_path / "store"),
+    ):
         with pytest.raises(BitlensError, match="All hidden states are equal"):
             train(source, settings(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_divergence_is_one_sentence():
-    with pytest.raises(BitlensError, match="not finite at step 2: training diverged; lower `lr`") as error:
+    with pytest.raises(
+        BitlensError, match="not finite at step 2: training diverged; lower `lr`"
+    ) as error:
         train(TensorSource(rows()), settings(lr=1e30, log_every=1, prune_at=(), regrow_at=()))
     assert "\n" not in str(error.value)
 

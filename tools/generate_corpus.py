@@ -18,7 +18,9 @@ MIN_CHARACTERS = 300
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--documents", type=int, default=1500)
@@ -42,8 +44,13 @@ def main() -> None:
         print(f"{len(texts)} documents", flush=True)
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts[: args.documents])
     args.out.write_bytes(gzip.compress(lines.encode(), 9, mtime=0))
-    tokens = sum(len(ids) for ids in tokenizer(texts[: args.documents], add_special_tokens=False)["input_ids"])
-    print(f"{args.out}: {tokens:,} tokens, {len(lines):,} bytes, {args.out.stat().st_size:,} compressed")
+    tokens = sum(
+        len(ids)
+        for ids in tokenizer(texts[: args.documents], add_special_tokens=False)["input_ids"]
+    )
+    print(
+        f"{args.out}: {tokens:,} tokens, {len(lines):,} bytes, {args.out.stat().st_size:,} compressed"
+    )
 
 
 if __name__ == "__main__":

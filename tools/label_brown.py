@@ -36,7 +36,9 @@ def document(sentences: list[dict[str, Any]]) -> dict[str, Any]:
     text: str = ""
     spans: list[list[Any]] = []
     glue = True
-    for token, tag in ((t, g) for s in sentences for t, g in zip(s["tokens"], s["tags"], strict=True)):
+    for token, tag in (
+        (t, g) for s in sentences for t, g in zip(s["tokens"], s["tags"], strict=True)
+    ):
         text += "" if glue or token in CLOSING else " "
         word: str = QUOTES.get(token, token)
         spans.append([len(text), len(text) + len(word), universal(tag)])
@@ -52,16 +54,22 @@ def documents(sentences: Iterable[dict[str, Any]], size: int) -> Iterable[dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("brown", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--documents", type=int, default=1500, help="drawn at random, in the order of the corpus")
+    parser.add_argument(
+        "--documents", type=int, default=1500, help="drawn at random, in the order of the corpus"
+    )
     parser.add_argument("--sentences", type=int, default=10, help="of a document")
     args = parser.parse_args()
     opened = gzip.open if args.brown.suffix == ".gz" else open
     with opened(args.brown, "rt", encoding="utf-8") as file:
         everything = list(documents(map(json.loads, file), args.sentences))
-    chosen = sorted(random.Random(0).sample(range(len(everything)), min(args.documents, len(everything))))
+    chosen = sorted(
+        random.Random(0).sample(range(len(everything)), min(args.documents, len(everything)))
+    )
     lines = "".join(json.dumps(everything[i]) + "\n" for i in chosen).encode()
     args.out.write_bytes(gzip.compress(lines, 9, mtime=0) if args.out.suffix == ".gz" else lines)
     print(f"{args.out}: {len(chosen):,} of {len(everything):,} documents")

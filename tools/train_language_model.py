@@ -20,7 +20,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 HELD_OUT = ("alice-s-adventures-in-wonderland", "the-railway-children", "ozma-of-oz")
 VOCABULARY, CONTEXT = 4096, 256
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
-PUNCTUATION = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "—": "--", "_": None, "\t": " ", "…": "..."})
+PUNCTUATION = str.maketrans(
+    {"“": '"', "”": '"', "‘": "'", "’": "'", "—": "--", "_": None, "\t": " ", "…": "..."}
+)
 
 
 def read_books(folder: Path) -> tuple[list[list[str]], list[list[str]]]:
@@ -45,17 +47,27 @@ def train_tokenizer(books: list[list[str]]) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(("\n".join(book) for book in books), trainer)
     bos = tokenizer.token_to_id(BOS)
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, bos)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, bos)]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, model_max_length=CONTEXT
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=CONTEXT,
     )
 
 
-def tokenize(books: list[list[str]], tokenizer: PreTrainedTokenizerFast) -> tuple[np.ndarray, np.ndarray]:
+def tokenize(
+    books: list[list[str]], tokenizer: PreTrainedTokenizerFast
+) -> tuple[np.ndarray, np.ndarray]:
     """All books as one row of token ids, each ending in EOS -> (ids [T], offsets at which a paragraph starts)."""
     ids, starts = [], []
     for book in books:
-        for encoding in tokenizer.backend_tokenizer.encode_batch([p + "\n" for p in book], add_special_tokens=False):
+        for encoding in tokenizer.backend_tokenizer.encode_batch(
+            [p + "\n" for p in book], add_special_tokens=False
+        ):
             starts.append(len(ids))
             ids.extend(encoding.ids)
         ids.append(tokenizer.eos_token_id)
@@ -69,7 +81,9 @@ def windows(ids: np.ndarray, starts: np.ndarray, bos: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def perplexity(model: LlamaForCausalLM, books: list[list[str]], tokenizer: PreTrainedTokenizerFast) -> dict:
+def perplexity(
+    model: LlamaForCausalLM, books: list[list[str]], tokenizer: PreTrainedTokenizerFast
+) -> dict:
     """Held-out cross-entropy over consecutive windows of CONTEXT tokens, per token and per UTF-8 byte."""
     ids, _ = tokenize(books, tokenizer)
     rows = windows(ids, np.arange(0, len(ids) - CONTEXT, CONTEXT - 1), tokenizer.bos_token_id)
@@ -86,7 +100,9 @@ def perplexity(model: LlamaForCausalLM, books: list[list[str]], tokenizer: PreTr
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("books", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60)
@@ -139,7 +155,10 @@ def main() -> None:
         if step % 50 == 0:
             spent = time.perf_counter() - begun
             speed = step * batch.numel() / spent
-            print(f"step {step} loss {loss.item():.3f} {speed:,.0f} tokens/s {spent / 60:.1f} min", flush=True)
+            print(
+                f"step {step} loss {loss.item():.3f} {speed:,.0f} tokens/s {spent / 60:.1f} min",
+                flush=True,
+            )
     model = model.half().float()  # the numbers below are those of the fp16 weights that ship
     result = {
         "steps": step,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+from bitlens.version import __version__ as __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,12 +15,19 @@ if TYPE_CHECKING:
     from bitlens.encode import encode_store
     from bitlens.errors import BitlensError
     from bitlens.evaluation import Evaluation, evaluate
-    from bitlens.features.labels import label_scores
-    from bitlens.features.match import match
-    from bitlens.hidden import ActivationStore, Corpus, HiddenSource, LanguageModel, PairedStore, TensorSource
+    from bitlens.hidden import (
+        ActivationStore,
+        Corpus,
+        HiddenSource,
+        LanguageModel,
+        PairedStore,
+        TensorSource,
+    )
     from bitlens.hidden.harvest import harvest
     from bitlens.hidden.text import ContextReader
     from bitlens.information.entropy import entropy
+    from bitlens.labels.scores import label_scores
+    from bitlens.matching import match
     from bitlens.results import to_pandas
     from bitlens.training import TrainConfig, train
 
@@ -29,8 +36,8 @@ _HOME = {
     "Codes": "bits", "PackedBits": "bits", "encode_store": "encode", "BitlensError": "errors",
     "Evaluation": "evaluation", "evaluate": "evaluation", "ActivationStore": "hidden", "Corpus": "hidden",
     "HiddenSource": "hidden", "LanguageModel": "hidden", "PairedStore": "hidden", "TensorSource": "hidden", "harvest": "hidden.harvest",
-    "Splice": "causal.splice", "faithfulness": "causal.faithfulness", "label_scores": "features.labels",
-    "match": "features.match", "ContextReader": "hidden.text", "entropy": "information.entropy", "to_pandas": "results", "TrainConfig": "training", "train": "training",
+    "Splice": "causal.splice", "faithfulness": "causal.faithfulness", "label_scores": "labels.scores",
+    "match": "matching", "ContextReader": "hidden.text", "entropy": "information.entropy", "to_pandas": "results", "TrainConfig": "training", "train": "training",
 }  # fmt: skip
 
 __all__ = ["ActivationStore", "Autoencoder", "BinaryAutoencoder", "BitlensError", "Codes", "ContextReader", "Corpus",

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from rich.markup import escape
 
-from bitlens import __version__, show
+from bitlens import show
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.codes import Codes
 from bitlens.encode import encode_store
 from bitlens.evaluation import evaluate
 from bitlens.features.examples import examples
-from bitlens.features.profile import TokenScore, clearest, token_scores
+from bitlens.features.token_scores import TokenScore, clearest, token_scores
 from bitlens.files import prepare_output, write_json
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
@@ -23,6 +23,7 @@ from bitlens.hidden.models import BUNDLED
 from bitlens.hidden.pieces import token_texts
 from bitlens.hidden.text import ContextReader
 from bitlens.training import TrainConfig, train
+from bitlens.version import __version__
 
 HOOK = "layers.2"
 CONTEXT = 256
@@ -33,14 +34,18 @@ SIDE_BY_SIDE = (
 )  # fmt: skip
 
 
-def run_demo(out: Path, n_latents: int = 1024, steps: int = 2000, overwrite: bool = False) -> dict[str, Any]:
+def run_demo(
+    out: Path, n_latents: int = 1024, steps: int = 2000, overwrite: bool = False
+) -> dict[str, Any]:
     """Harvest, train a BAE, evaluate it and show features; then a TopK autoencoder of its width and sparsity beside it.
 
     -> the numbers of both, also in `OUT/demo.json`
     """
     prepare_output(out, resume=None, overwrite=overwrite, marker=MARKER)
     write_json(out / MARKER, {"bitlens": "unfinished demo"})
-    show.marked("[bold]1. From text to hidden states[/bold]: the bundled language model reads the bundled text.")
+    show.marked(
+        "[bold]1. From text to hidden states[/bold]: the bundled language model reads the bundled text."
+    )
     store = _harvest(out / "store")
     show.marked(
         f"   {len(store):,} rows of {store.d_in} floats at {HOOK}, the middle of the model.\n"
@@ -52,10 +57,15 @@ def run_demo(out: Path, n_latents: int = 1024, steps: int = 2000, overwrite: boo
     show.table("3. The numbers, on held-out documents", {"BAE": bae})
     _show_features(Codes(out / "codes-bae"), scores, causal.tokenizer)
     k = max(1, round(bae["l0"]))
-    show.marked(f"\n[bold]5. A rival[/bold]: TopK, of the same width and with as many latents on, {k}.")
+    show.marked(
+        f"\n[bold]5. A rival[/bold]: TopK, of the same width and with as many latents on, {k}."
+    )
     topk, _ = _run(store, replace(config, architecture="topk", k=k), out, "topk", causal)
     numbers = {"BAE": bae, f"TopK, k {k}": topk}
-    show.table("   Side by side", {name: {key: of[key] for key in SIDE_BY_SIDE} for name, of in numbers.items()})
+    show.table(
+        "   Side by side",
+        {name: {key: of[key] for key in SIDE_BY_SIDE} for name, of in numbers.items()},
+    )
     write_json(out / MARKER, {"bitlens": __version__, **numbers})
     show.marked(
         f"\nEverything is in [bold]{escape(str(out))}[/bold]: store, bae, topk, codes-bae, codes-topk and demo.json with "
@@ -79,9 +89,13 @@ def _run(
     model: Autoencoder = train(store, config, out / name)
     codes = encode_store(model, store, out / f"codes-{name}", name=str(out / name))
     usual = codes.usual
-    scores = token_scores(codes.bits[usual], codes.token[usual], store.is_test(codes.document[usual]))
+    scores = token_scores(
+        codes.bits[usual], codes.token[usual], store.is_test(codes.document[usual])
+    )
     numbers = evaluate(model, store, language_model=causal).as_dict()
-    return {**numbers, "token_latents": sum(s.good for s in scores)}, [s for s in scores if not s.dense]
+    return {**numbers, "token_latents": sum(s.good for s in scores)}, [
+        s for s in scores if not s.dense
+    ]
 
 
 def _show_features(codes: Codes, scores: list[TokenScore], tokenizer: Any) -> None:

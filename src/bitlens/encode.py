@@ -46,7 +46,9 @@ def encode_store(
         columns: list[dict[str, Tensor]] = []
         done = held = 0
         for rows in store.read("all"):
-            words.append(autoencoder.encode_bits(autoencoder.pair(rows.hidden.to(device))[0]).words.cpu())
+            words.append(
+                autoencoder.encode_bits(autoencoder.pair(rows.hidden.to(device))[0]).words.cpu()
+            )
             first = done + held
             columns.append({**rows.columns, "usual": usual[first : first + len(rows.hidden)]})
             held += len(rows.hidden)
@@ -68,4 +70,6 @@ def encode_store(
 def _join(
     words: list[Tensor], columns: list[dict[str, Tensor]], n_latents: int
 ) -> tuple[PackedBits, dict[str, Tensor]]:
-    return PackedBits(torch.cat(words), n_latents), {k: torch.cat([c[k] for c in columns]) for k in columns[0]}
+    return PackedBits(torch.cat(words), n_latents), {
+        k: torch.cat([c[k] for c in columns]) for k in columns[0]
+    }

@@ -118,7 +118,9 @@ def latent_numbers(autoencoder: Autoencoder, bits: PackedBits) -> dict[str, floa
     }  # fmt: skip
 
 
-def usual_covariance(autoencoder: Autoencoder, store: ActivationStore, part: str = "usual") -> Covariance:
+def usual_covariance(
+    autoencoder: Autoencoder, store: ActivationStore, part: str = "usual"
+) -> Covariance:
     """Covariance of what `autoencoder` reconstructs of all usual rows of the store, of training and of held-out ones; with
     part `all` of outlying rows, too."""
     device = autoencoder.mean.device
@@ -156,7 +158,9 @@ def evaluate(
             + ("give a PairedStore." if autoencoder.transcodes else "give the first.")
         )
     if part not in ("test", "all") or (outliers and part == "test"):
-        raise BitlensError(f"part is test or all, and rows of outlying norm can be taken with all; not {part!r}.")
+        raise BitlensError(
+            f"part is test or all, and rows of outlying norm can be taken with all; not {part!r}."
+        )
     read = "test" if part == "test" else "all" if outliers else "usual"
     store = unseen(store, autoencoder.metadata) if part == "test" else store
     variance, error, cosine = Variance(), 0.0, 0.0
@@ -172,7 +176,9 @@ def evaluate(
         documents.append(rows.columns["document"])
         variance.add(target)
         error += squared_error(target, x_hat)
-        cosine += float(torch.nn.functional.cosine_similarity(target.double(), x_hat.double(), dim=1).sum())
+        cosine += float(
+            torch.nn.functional.cosine_similarity(target.double(), x_hat.double(), dim=1).sum()
+        )
     n = variance.rows
     if n < 2:
         raise BitlensError(
@@ -180,10 +186,14 @@ def evaluate(
             if part == "test" else f"{store.path} has {n} rows of usual norm; two are needed."
         )  # fmt: skip
     fvu = variance.fvu(error)
-    gaussian = gaussian_bound(covariance or usual_covariance(autoencoder, store, "all" if outliers else "usual"), fvu)
+    gaussian = gaussian_bound(
+        covariance or usual_covariance(autoencoder, store, "all" if outliers else "usual"), fvu
+    )
     bits = PackedBits(torch.cat(words), autoencoder.n_latents)
     latents = latent_numbers(autoencoder, bits)
-    removed = autoencoder.metadata.get("n_latents_trained", autoencoder.n_latents) - autoencoder.n_latents
+    removed = (
+        autoencoder.metadata.get("n_latents_trained", autoencoder.n_latents) - autoencoder.n_latents
+    )
     marginal, of_tree = plug_in_bits(bits, torch.cat(documents))
     if language_model and not splice:
         splice = Splice.of_store(language_model, autoencoder, store, max_contexts, part)
@@ -212,11 +222,15 @@ def evaluate(
 def _left_out(store: ActivationStore, part: str, measured: int) -> int:
     """Rows of the documents of this part that were not measured"""
     documents = (store.shard(i, ["document"])["document"] for i in range(len(store.shards)))
-    return sum(int(store.is_test(d).sum()) if part == "test" else len(d) for d in documents) - measured
+    return (
+        sum(int(store.is_test(d).sum()) if part == "test" else len(d) for d in documents) - measured
+    )
 
 
 @terminal.shown("bits_joint")
-def _joint(autoencoder: Autoencoder, store: ActivationStore, bits: PackedBits, ids: Tensor, part: str) -> float | None:
+def _joint(
+    autoencoder: Autoencoder, store: ActivationStore, bits: PackedBits, ids: Tensor, part: str
+) -> float | None:
     """Mean code length of the rows measured under a model of training documents (of `all` rows: the last under the others)."""
     if part == "all":
         test = Blocks.of(len(bits), ids).last_fifth()
@@ -226,7 +240,9 @@ def _joint(autoencoder: Autoencoder, store: ActivationStore, bits: PackedBits, i
         words, documents = [], []
         for rows in store.read("train"):
             taken = torch.from_numpy(held_out(rows.columns["document"].numpy() ^ SAMPLE, share))
-            words.append(autoencoder.encode_bits(autoencoder.pair(rows.hidden[taken])[0]).words.cpu())
+            words.append(
+                autoencoder.encode_bits(autoencoder.pair(rows.hidden[taken])[0]).words.cpu()
+            )
             documents.append(rows.columns["document"][taken])
         if not words:
             return None

@@ -41,7 +41,9 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) in _NO_SPACE or any(f"os error {code}" in str(error) for code in _NO_SPACE):
+        if getattr(error, "errno", None) in _NO_SPACE or any(
+            f"os error {code}" in str(error) for code in _NO_SPACE
+        ):
             raise BitlensError(
                 f"The disk is full: {path} could not be written; free some space and repeat the command."
             ) from error
@@ -62,13 +64,17 @@ def refuse_unwritable(path: Path) -> None:
         probe.mkdir(exist_ok=True)
         shutil.rmtree(probe)
     except OSError as error:
-        raise BitlensError(f"{path} cannot be written: {error.strerror}; name another file.") from error
+        raise BitlensError(
+            f"{path} cannot be written: {error.strerror}; name another file."
+        ) from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write `value` as JSON, atomically. NaN and infinity become null, so that every reader accepts the file."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(finite(value), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(finite(value), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 def finite(value: Any) -> Any:
@@ -138,7 +144,9 @@ def _refuse_other_forms(values: Mapping[str, Any], path: Path, what: str) -> Non
     if values.get("metadata"):
         _refuse_other_forms(values["metadata"], path, what)
     if {"mean", "d_in"} <= set(values) and len(values["mean"]) != values["d_in"]:
-        raise BitlensError(f"{path} is damaged: its mean has another width than its rows; make {what} again.")
+        raise BitlensError(
+            f"{path} is damaged: its mean has another width than its rows; make {what} again."
+        )
     if values.get("complete") and "shards" in values:
         rows = sum(shard["rows"] for shard in values["shards"])
         if values.get("rows", rows) != rows:
@@ -154,7 +162,9 @@ def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise BitlensError(f"{path.parent} is not {what}: it has no {path.name}.") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise BitlensError(f"{path} is damaged ({error}); restore it or make {what} again.") from error
+        raise BitlensError(
+            f"{path} is damaged ({error}); restore it or make {what} again."
+        ) from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
         raise BitlensError(f"{path} is not the manifest of {what}: the key 'schema' is missing.")
     if manifest["schema"] > schema:
@@ -168,7 +178,9 @@ def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
 def required(manifest: Mapping[str, Any], key: str, path: Path) -> Any:
     """`manifest[key]`, or an error that names the missing key and the file."""
     if key not in manifest:
-        raise BitlensError(f"{path} lacks the key '{key}'; it was altered or written by another program.")
+        raise BitlensError(
+            f"{path} lacks the key '{key}'; it was altered or written by another program."
+        )
     return manifest[key]
 
 
@@ -177,26 +189,37 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> str:
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> str:
     """Write a safetensors file atomically -> its sha256."""
     with replacing(path) as temporary:
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata=dict(metadata or {}))
-        with contextlib.suppress(OSError):  # safetensors makes private files: readable by whom the folder is
+        with contextlib.suppress(
+            OSError
+        ):  # safetensors makes private files: readable by whom the folder is
             temporary.chmod(path.parent.stat().st_mode & 0o666)
         digest = sha256(temporary)
     return digest
 
 
-def read_tensors(path: Path, names: list[str] | None = None, device: str = "cpu") -> dict[str, torch.Tensor]:
+def read_tensors(
+    path: Path, names: list[str] | None = None, device: str = "cpu"
+) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors file, memory-mapped; all of them, or those in `names`."""
     try:
         with safe_open(path, framework="pt", device=device) as file:
-            return {name: file.get_tensor(name) for name in (names if names is not None else file.keys())}
+            return {
+                name: file.get_tensor(name)
+                for name in (names if names is not None else file.keys())
+            }
     except FileNotFoundError:
         raise BitlensError(f"{path} is missing; restore it or make its folder again.") from None
     except SafetensorError as error:
-        raise BitlensError(f"{path} is damaged or lacks a tensor ({error}); restore it or make it again.") from error
+        raise BitlensError(
+            f"{path} is damaged or lacks a tensor ({error}); restore it or make it again."
+        ) from error
 
 
 def verify_shard(path: Path, expected: str) -> None:
@@ -230,13 +253,17 @@ def prepare_output(path: Path, resume: bool | None, overwrite: bool, marker: str
     if real.exists() and not real.is_dir():
         raise BitlensError(f"{path} is a file; name a folder for the output.")
     if real.is_dir() and not os.access(real, os.W_OK | os.X_OK):
-        raise BitlensError(f"The folder {path} cannot be written to; name another one for the output.")
+        raise BitlensError(
+            f"The folder {path} cannot be written to; name another one for the output."
+        )
     if real.is_dir() and any(real.iterdir()) and not resume:
         if not overwrite:
             way = "" if resume is None else "`resume=True` to continue it or "
             raise BitlensError(f"{path} is not empty; pass {way}`overwrite=True` to replace it.")
         if not _is_ours(real / marker):
-            raise BitlensError(f"{path} was not written by this command (it has no {marker}); choose another folder.")
+            raise BitlensError(
+                f"{path} was not written by this command (it has no {marker}); choose another folder."
+            )
         shutil.rmtree(real)
     try:
         real.mkdir(parents=True, exist_ok=True)

@@ -14,12 +14,18 @@ LETTERS = 60
 
 def brief(self: Any) -> str:
     """The `repr` of a dataclass or named tuple: its numbers, and the kind and size of what is long."""
-    return f"{type(self).__name__}({', '.join(f'{k}={_short(v)}' for k, v in _fields(self).items())})"
+    return (
+        f"{type(self).__name__}({', '.join(f'{k}={_short(v)}' for k, v in _fields(self).items())})"
+    )
 
 
 def _short(value: Any) -> str:
     if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}" if value.shape else _short(value.item())
+        return (
+            f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+            if value.shape
+            else _short(value.item())
+        )
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, str):
@@ -43,7 +49,9 @@ def to_pandas(results: Any) -> Any:
     try:
         import pandas
     except ImportError:
-        raise BitlensError("A DataFrame needs pandas, which is not installed here: pip install pandas.") from None
+        raise BitlensError(
+            "A DataFrame needs pandas, which is not installed here: pip install pandas."
+        ) from None
     found = results.records() if hasattr(results, "records") else results
     if isinstance(found, Mapping) and found and all(map(_is_record, found.values())):
         return pandas.DataFrame([_row(value) for value in found.values()], index=list(found))
@@ -58,7 +66,9 @@ def to_pandas(results: Any) -> Any:
 
 def _is_record(value: Any) -> bool:
     return (
-        hasattr(value, "_fields") or (is_dataclass(value) and not isinstance(value, type)) or isinstance(value, Mapping)
+        hasattr(value, "_fields")
+        or (is_dataclass(value) and not isinstance(value, type))
+        or isinstance(value, Mapping)
     )
 
 
@@ -75,9 +85,14 @@ def _row(record: Any) -> dict[str, Any]:
     if not _is_record(record):
         raise BitlensError(f"A {type(record).__name__} is no result that a row could be made of.")
     row: dict[str, Any] = {}
-    for name, value in (record.as_dict() if hasattr(record, "as_dict") else _fields(record)).items():
+    for name, value in (
+        record.as_dict() if hasattr(record, "as_dict") else _fields(record)
+    ).items():
         if _is_record(value):
-            row |= {name if inner == "value" else f"{name}_{inner}": number for inner, number in _row(value).items()}
+            row |= {
+                name if inner == "value" else f"{name}_{inner}": number
+                for inner, number in _row(value).items()
+            }
         else:
             row[name] = _plain(value)
     return row

@@ -73,9 +73,14 @@ def table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> None:
     if beside:
         grid.add_column("", style="dim")
     meanings = Table.grid(padding=(0, 1))
-    names = dict.fromkeys(name for column in columns.values() for name in column if name != "architecture")
+    names = dict.fromkeys(
+        name for column in columns.values() for name in column if name != "architecture"
+    )
     for name in names:
-        if name.removesuffix("_low").removesuffix("_high") != name and name.rsplit("_", 1)[0] in names:
+        if (
+            name.removesuffix("_low").removesuffix("_high") != name
+            and name.rsplit("_", 1)[0] in names
+        ):
             continue  # shown beside the number that it is the interval of
         values = [_with_interval(name, column) for column in columns.values()]
         if any(value != "-" for value in values):
@@ -97,10 +102,15 @@ def rows(title: str, lines: Sequence[Mapping[str, Any]]) -> None:
     grid = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     names = list(dict.fromkeys(name for line in lines for name in line))
     for name in names:
-        grid.add_column(name, justify="left" if any(isinstance(line.get(name), str) for line in lines) else "right")
+        grid.add_column(
+            name,
+            justify="left" if any(isinstance(line.get(name), str) for line in lines) else "right",
+        )
     for line in lines:
         values = (line.get(name) for name in names)
-        grid.add_row(*("-" if v is None else f"{v:.3g}" if isinstance(v, float) else str(v) for v in values))
+        grid.add_row(
+            *("-" if v is None else f"{v:.3g}" if isinstance(v, float) else str(v) for v in values)
+        )
     out.print(grid)
 
 
@@ -115,16 +125,28 @@ _ESTIMATES = {
 
 def entropy(title: str, result: Entropy) -> None:
     """Estimates and bounds with their intervals, in bits a row."""
-    grid = Table(title=f"{title}: {result.rows:,} rows", title_justify="left", title_style="bold", header_style="bold")
+    grid = Table(
+        title=f"{title}: {result.rows:,} rows",
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+    )
     grid.add_column("bits a row")
     grid.add_column("", justify="right")
     grid.add_column("95 % interval", justify="right")
     grid.add_column("", style="dim")
     for name, meaning in _ESTIMATES.items():
         estimate = getattr(result, name)
-        interval = f"{estimate.low:.2f} to {estimate.high:.2f}" if estimate.low == estimate.low else "-"
+        interval = (
+            f"{estimate.low:.2f} to {estimate.high:.2f}" if estimate.low == estimate.low else "-"
+        )
         grid.add_row(name, f"{estimate.value:.2f}", interval, meaning)
-    grid.add_row("bits_lower", f"{result.bits_lower:.2f}", "-", "at least this, whatever the distribution (95 % sure)")
+    grid.add_row(
+        "bits_lower",
+        f"{result.bits_lower:.2f}",
+        "-",
+        "at least this, whatever the distribution (95 % sure)",
+    )
     out.print(grid)
 
 
@@ -162,22 +184,47 @@ _WAYS = {
     "words_zstd": ("packed words, zstd -19", ""),
     "int8_zstd": ("int8, zstd -19", "one scale a component, not counted"),
     "stored_zstd": ("stored values, zstd -19", "the hidden states themselves"),
-    "stored_planes": ("stored values in byte planes", "as the residual is stored, without a prediction"),
+    "stored_planes": (
+        "stored values in byte planes",
+        "as the residual is stored, without a prediction",
+    ),
 }
 
 
 def compression(title: str, result: Any) -> None:
-    """A `bitlens.compression.Compression`: bytes, bits a row and fvu of every way to store the held-out rows."""
-    grid = Table(title=f"{title}: {result.rows:,} rows", title_justify="left", title_style="bold", header_style="bold")
+    """A `bitlens.compression.store.Compression`: bytes, bits a row and fvu of every way to store the held-out rows."""
+    grid = Table(
+        title=f"{title}: {result.rows:,} rows",
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+    )
     grid.add_column(f"{result.held_out_rows:,} held-out rows")
     for heading in ("bytes of these", "bits a row", "fvu"):
         grid.add_column(heading, justify="right")
     grid.add_column("", style="dim")
-    notes = {"streams": f"{result.ratio:.4f} of the code length", "stored_zstd": f"the {result.dtype} themselves"}
+    notes = {
+        "streams": f"{result.ratio:.4f} of the code length",
+        "stored_zstd": f"the {result.dtype} themselves",
+    }
     if result.gain is not None:
-        notes["exact"] = f"{abs(result.gain):.1%} {'fewer' if result.gain > 0 else 'more'} than stored values, zstd -19"
+        notes["exact"] = (
+            f"{abs(result.gain):.1%} {'fewer' if result.gain > 0 else 'more'} than stored values, zstd -19"
+        )
     for name, (way, note) in _WAYS.items():
         if line := result.lines.get(name):
-            grid.add_row(way, f"{line.bytes:,}", f"{line.bits_a_row:.2f}", f"{line.fvu:.4f}", notes.get(name, note))
-    grid.add_row("code length (bits_joint)", "", f"{result.bits_joint:.2f}", "", "of the model before it is quantised")
+            grid.add_row(
+                way,
+                f"{line.bytes:,}",
+                f"{line.bits_a_row:.2f}",
+                f"{line.fvu:.4f}",
+                notes.get(name, note),
+            )
+    grid.add_row(
+        "code length (bits_joint)",
+        "",
+        f"{result.bits_joint:.2f}",
+        "",
+        "of the model before it is quantised",
+    )
     out.print(grid)

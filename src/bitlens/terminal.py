@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH = 120  # where there is no terminal to ask
-FIRST, RAREST = 2.0, 20.0  # seconds before the first line, and at most between two, where there is no terminal
+FIRST, RAREST = (
+    2.0,
+    20.0,
+)  # seconds before the first line, and at most between two, where there is no terminal
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -65,7 +68,9 @@ class Bar:
 
     def __str__(self) -> str:
         of = f" of {self.total:,}" if self.total is not None else ""
-        return f"{self.title}: {f'{self.done:,}{of}  ' if self.done else ''}{self.note}".rstrip(" :")
+        return f"{self.title}: {f'{self.done:,}{of}  ' if self.done else ''}{self.note}".rstrip(
+            " :"
+        )
 
 
 class _Screen:
@@ -101,7 +106,9 @@ class _Screen:
 
     def changed(self, bar: Bar) -> None:
         if bar in self._tasks:
-            self._progress.update(self._tasks[bar], completed=bar.done, note=bar.note, total=bar.total)
+            self._progress.update(
+                self._tasks[bar], completed=bar.done, note=bar.note, total=bar.total
+            )
 
     def _wait(self, seconds: float) -> None:
         self._timer = threading.Timer(seconds, self._say, (seconds,))
@@ -131,7 +138,9 @@ def _rich_progress() -> Any:
         TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
     )  # fmt: skip
-    return Progress(*columns, console=console(), transient=True, redirect_stdout=sys.stdout.isatty())
+    return Progress(
+        *columns, console=console(), transient=True, redirect_stdout=sys.stdout.isatty()
+    )
 
 
 class _Interrupt:
@@ -159,7 +168,9 @@ class _Interrupt:
         if not issubclass(what.exc_type, KeyboardInterrupt):
             sys.__unraisablehook__(what)
             return
-        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))  # outside of the callback
+        again = threading.Timer(
+            0.05, os.kill, (os.getpid(), signal.SIGINT)
+        )  # outside of the callback
         again.daemon = True
         again.start()
 
@@ -186,7 +197,9 @@ def bar(title: str, total: int | None = None, shown: bool = True) -> Iterator[Ba
     if _screen.hidden or threading.current_thread() is not threading.main_thread():
         yield one
         return
-    if _screen.bars and _screen.bars[-1].title == title:  # a command, and the function that does its work
+    if (
+        _screen.bars and _screen.bars[-1].title == title
+    ):  # a command, and the function that does its work
         yield _screen.bars[-1]
         return
     _screen.open(one)
@@ -228,7 +241,10 @@ def stage(note: str) -> None:
 
 
 def track(
-    items: Iterable[T], title: str, total: int | None = None, size: Callable[[T], int] = lambda item: 1
+    items: Iterable[T],
+    title: str,
+    total: int | None = None,
+    size: Callable[[T], int] = lambda item: 1,
 ) -> Iterator[T]:
     """The items, in a bar of their own that counts those that are done; size: what an item counts."""
     with bar(title, total) as counted:

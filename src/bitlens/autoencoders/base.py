@@ -29,7 +29,9 @@ class Autoencoder(nn.Module):
     subtracts_b_dec: ClassVar[bool] = False  # from the input, before encoding
     binary: ClassVar[bool] = False  # codes are 0 and 1, and there is a canonical form
     transcodes: ClassVar[bool] = False  # predicts another hook point than the one it reads
-    formerly: ClassVar[dict[str, Any]] = {}  # settings that older files lack, and what these files mean
+    formerly: ClassVar[
+        dict[str, Any]
+    ] = {}  # settings that older files lack, and what these files mean
     _registry: ClassVar[dict[str, type[Autoencoder]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -41,7 +43,9 @@ class Autoencoder(nn.Module):
         the reconstruction where it is another than d_in."""
         super().__init__()
         if d_in < 1 or n_latents < 1:
-            raise BitlensError(f"An autoencoder needs at least one input and one latent, not {d_in} and {n_latents}.")
+            raise BitlensError(
+                f"An autoencoder needs at least one input and one latent, not {d_in} and {n_latents}."
+            )
         self.d_in, self.n_latents, self.settings = d_in, n_latents, settings
         self.d_out: int = settings.get("d_out", d_in)
         self.metadata: dict[str, Any] = {}
@@ -164,11 +168,19 @@ class Autoencoder(nn.Module):
         architecture = required(config, "architecture", path)
         kind = Autoencoder._registry.get(architecture)
         if kind is None or not issubclass(kind, cls):
-            known = ", ".join(name for name, k in sorted(Autoencoder._registry.items()) if issubclass(k, cls))
-            raise BitlensError(f"{path} has architecture '{architecture}'; expected one of: {known}.")
+            known = ", ".join(
+                name for name, k in sorted(Autoencoder._registry.items()) if issubclass(k, cls)
+            )
+            raise BitlensError(
+                f"{path} has architecture '{architecture}'; expected one of: {known}."
+            )
         d_in, n_latents = required(config, "d_in", path), required(config, "d_sae", path)
         settings = {**kind.formerly, **config}
-        model = kind(d_in, n_latents, **{name: required(settings, name, path) for name in kind.setting_names()})
+        model = kind(
+            d_in,
+            n_latents,
+            **{name: required(settings, name, path) for name in kind.setting_names()},
+        )
         weights = read_tensors(Path(folder) / WEIGHTS, list(model.state_dict()))
         try:
             model.load_state_dict(weights)

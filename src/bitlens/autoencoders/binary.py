@@ -48,7 +48,9 @@ class BinaryAutoencoder(Autoencoder):
     def coding(self) -> Coding:
         return self.settings["coding"]
 
-    def coded(self, coding: Coding | None = None, flips: int | None = None, price: float | None = None) -> Self:
+    def coded(
+        self, coding: Coding | None = None, flips: int | None = None, price: float | None = None
+    ) -> Self:
         """The same autoencoder, sharing its weights, with its bits found in another way.
 
         coding: `descent` or `step`; by default its own. flips: of a descent, the most flips a row, which then begins at the encoder's
@@ -60,7 +62,9 @@ class BinaryAutoencoder(Autoencoder):
         other._buffers = dict(self._buffers)
         other.settings = {**self.settings, "coding": coding or self.coding}
         if flips is not None and (flips < 0 or other.coding == "step"):
-            raise BitlensError(f"A descent may make 0 or more flips a row, not {flips} with coding '{other.coding}'.")
+            raise BitlensError(
+                f"A descent may make 0 or more flips a row, not {flips} with coding '{other.coding}'."
+            )
         other.flips = flips
         if price is not None:
             other.price = torch.full((self.n_latents,), price).to(self.W_dec)
@@ -93,7 +97,9 @@ class BinaryAutoencoder(Autoencoder):
     def _kept_gram(self) -> Tensor | None:
         """`W_dec W_dec^T`, computed once for as long as W_dec stands."""
         W = self.W_dec
-        version = float(W.double().sum()) if W.is_inference() else W._version  # these tensors count no changes
+        version = (
+            float(W.double().sum()) if W.is_inference() else W._version
+        )  # these tensors count no changes
         now = W.data_ptr(), version
         if self._gram is None or self._gram[0] != now:
             self._gram = now, gram(W.detach().float())
@@ -109,18 +115,24 @@ class BinaryAutoencoder(Autoencoder):
         off and makes rare what costs a price: its latents are not flipped, and only those that are never on go.
         """
         if rates.shape != (self.n_latents,):
-            raise BitlensError(f"canonical() needs {self.n_latents} firing rates, not {list(rates.shape)}.")
+            raise BitlensError(
+                f"canonical() needs {self.n_latents} firing rates, not {list(rates.shape)}."
+            )
         rates = rates.to(self.W_enc.device)
         searched = self.coding == "descent"
         flip = (rates > 0.5) & (not searched)
         keep = rates > 0 if searched else torch.minimum(rates, 1 - rates) >= NEGLIGIBLE
         if not keep.any():
-            raise BitlensError("Every latent is constant on these rows: the autoencoder has collapsed; lower lam.")
+            raise BitlensError(
+                "Every latent is constant on these rows: the autoencoder has collapsed; lower lam."
+            )
         sign = torch.where(flip, -1.0, 1.0)
         constant = (self.W_dec.double() * flip[:, None]).sum(0)
         W_enc, b_enc, W_dec = self.W_enc * sign, self.b_enc * sign, self.W_dec * sign[:, None]
         price = self.price[keep] if searched and self.price is not None else None
-        return self.like(self, W_enc[:, keep], b_enc[keep], W_dec[keep], self.b_dec + constant, price)
+        return self.like(
+            self, W_enc[:, keep], b_enc[keep], W_dec[keep], self.b_dec + constant, price
+        )
 
     @classmethod
     @torch.no_grad()
@@ -134,7 +146,9 @@ class BinaryAutoencoder(Autoencoder):
         price: Tensor | None = None,
     ) -> Self:
         """With these parameters, and the standardisation and metadata of another autoencoder; with prices, for descent."""
-        out = cls(other.d_in, W_enc.shape[1], "step" if price is None else "descent").to(other.mean.device)
+        out = cls(other.d_in, W_enc.shape[1], "step" if price is None else "descent").to(
+            other.mean.device
+        )
         values = {
             "W_enc": W_enc,
             "b_enc": b_enc,

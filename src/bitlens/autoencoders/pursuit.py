@@ -17,7 +17,11 @@ def pursue(x: Tensor, W: Tensor, b: Tensor, k: int) -> Tensor:
     x `[n, d]`, W `[m, d]` with rows of unit norm, b `[d]` -> codes `[n, m]` of at most k values that are not zero
     """
     block = max(16, BLOCK_BYTES // (4 * len(W)))
-    return torch.cat([_pursue(rows, W, b, k) for rows in x.split(block)]) if len(x) else x.new_zeros(0, len(W))
+    return (
+        torch.cat([_pursue(rows, W, b, k) for rows in x.split(block)])
+        if len(x)
+        else x.new_zeros(0, len(W))
+    )
 
 
 def _pursue(x: Tensor, W: Tensor, b: Tensor, k: int) -> Tensor:

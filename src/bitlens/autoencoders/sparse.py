@@ -25,7 +25,9 @@ class SparseAutoencoder(Autoencoder):
         """The same autoencoder, sharing its weights, with its codes searched on the decoder by orthogonal matching pursuit, k
         latents a row: inference-time optimisation. None: by its encoder."""
         if k is not None and (not 1 <= k <= self.n_latents or self.transcodes):
-            raise BitlensError(f"A pursuit takes 1 to {self.n_latents} latents of an autoencoder, not k = {k}.")
+            raise BitlensError(
+                f"A pursuit takes 1 to {self.n_latents} latents of an autoencoder, not k = {k}."
+            )
         other = copy.copy(self)
         other.pursued = k
         return other
@@ -99,7 +101,9 @@ class TopKAutoencoder(SparseAutoencoder):
 
     def __init__(self, d_in: int, n_latents: int, k: int, **settings: Any) -> None:
         if not 1 <= k <= n_latents:
-            raise BitlensError(f"{self.architecture} needs 1 <= k <= {n_latents} latents, not k = {k}.")
+            raise BitlensError(
+                f"{self.architecture} needs 1 <= k <= {n_latents} latents, not k = {k}."
+            )
         super().__init__(d_in, n_latents, k=k, **settings)
         self.k = k
 
@@ -167,7 +171,10 @@ class Transcoder(TopKAutoencoder):
 
     def standardise_rows(self, rows: Tensor) -> Tensor:
         x, target = self.pair(rows)
-        return torch.cat([self.standardise(x), (target.to(x.device).float() - self.mean_out) / self.scale_out], -1)
+        return torch.cat(
+            [self.standardise(x), (target.to(x.device).float() - self.mean_out) / self.scale_out],
+            -1,
+        )
 
     def decode(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
         return self.reconstruct(codes) * self.scale_out + self.mean_out
@@ -184,7 +191,9 @@ class SkipTranscoder(Transcoder):
 
     def decode(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
         if x is None:
-            raise BitlensError("A skip transcoder's output depends on its input, too: call decode(codes, x).")
+            raise BitlensError(
+                "A skip transcoder's output depends on its input, too: call decode(codes, x)."
+            )
         return super().decode(codes) + self.standardise(x) @ self.W_skip * self.scale_out
 
 
@@ -195,7 +204,9 @@ class PCAAutoencoder(Autoencoder):
 
     def __init__(self, d_in: int, n_latents: int) -> None:
         if n_latents > d_in:
-            raise BitlensError(f"There are {d_in} principal components, not {n_latents}: choose k up to {d_in}.")
+            raise BitlensError(
+                f"There are {d_in} principal components, not {n_latents}: choose k up to {d_in}."
+            )
         super().__init__(d_in, n_latents)
 
     def code(self, z: Tensor) -> Tensor:

@@ -10,7 +10,14 @@ import torch
 
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
-from bitlens.files import read_manifest, read_tensors, required, verify_shard, write_json, write_tensors
+from bitlens.files import (
+    read_manifest,
+    read_tensors,
+    required,
+    verify_shard,
+    write_json,
+    write_tensors,
+)
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -59,15 +66,18 @@ class Codes:
             parts = [read_tensors(self.path / shard["file"]) for shard in self.manifest["shards"]]
             for shard, part in zip(self.manifest["shards"], parts, strict=True):
                 if len(part["bits"]) != shard["rows"]:
-                    raise BitlensError(f"Shard {self.path / shard['file']} does not have the rows its manifest states.")
-            self._columns = {k: parts[0][k] if len(parts) == 1 else torch.cat([p[k] for p in parts]) for k in parts[0]}
+                    raise BitlensError(
+                        f"Shard {self.path / shard['file']} does not have the rows its manifest states."
+                    )
+            self._columns = {
+                k: parts[0][k] if len(parts) == 1 else torch.cat([p[k] for p in parts])
+                for k in parts[0]
+            }
         return self._columns
 
     def __repr__(self) -> str:
         hook = (self.manifest.get("hook") or {}).get("module")
-        return (
-            f"Codes({self.path}: {self.rows:,} rows of {self.n_latents:,} bits, {self.manifest.get('model')} at {hook})"
-        )
+        return f"Codes({self.path}: {self.rows:,} rows of {self.n_latents:,} bits, {self.manifest.get('model')} at {hook})"
 
     def __len__(self) -> int:
         return self.rows
@@ -118,7 +128,9 @@ class Codes:
         shards: list[dict[str, Any]] = []
         for bits, columns in parts:
             file = f"codes-{len(shards):05d}.safetensors"
-            digest = write_tensors(path / file, {"bits": bits.words.cpu().view(torch.uint64), **columns})
+            digest = write_tensors(
+                path / file, {"bits": bits.words.cpu().view(torch.uint64), **columns}
+            )
             shards.append({"file": file, "rows": len(bits), "sha256": digest})
         rows = sum(shard["rows"] for shard in shards)
         manifest = {**head, "complete": True, "rows": rows, "n_latents": n_latents, **about}

@@ -10,12 +10,13 @@ import numpy as np
 
 from bitlens.bits import cpu
 from bitlens.bits.kernel import kernel
-from bitlens.bits.packed import words_for
-from bitlens.bits.words import LANES, add_row, popcount, torch_threads, turn
+from bitlens.bits.words import LANES, add_row, popcount, torch_threads, turn, words_for
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
 
-BLOCK = 64 * (LANES - 1)  # latents paired with a group of 64 at a time; rows of 4 KiB would share one set of the cache
+BLOCK = 64 * (
+    LANES - 1
+)  # latents paired with a group of 64 at a time; rows of 4 KiB would share one set of the cache
 TILE = 64
 INT32_ROWS = 46340  # the most rows whose square fits 32 bits
 
@@ -31,8 +32,26 @@ def _add_pairs(word, words, counts):
 
 @kernel
 def _add_pairs_of_8(column, words, counts):
-    a, b, c, d, e, f, g, h = words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7]
-    s, t, u, v, w, x, y, z = column[0], column[1], column[2], column[3], column[4], column[5], column[6], column[7]
+    a, b, c, d, e, f, g, h = (
+        words[0],
+        words[1],
+        words[2],
+        words[3],
+        words[4],
+        words[5],
+        words[6],
+        words[7],
+    )
+    s, t, u, v, w, x, y, z = (
+        column[0],
+        column[1],
+        column[2],
+        column[3],
+        column[4],
+        column[5],
+        column[6],
+        column[7],
+    )
     for j in range(len(counts)):
         first = popcount(s & a[j]) + popcount(t & b[j]) + popcount(u & c[j]) + popcount(v & d[j])
         second = popcount(w & e[j]) + popcount(x & f[j]) + popcount(y & g[j]) + popcount(z & h[j])
@@ -41,7 +60,9 @@ def _add_pairs_of_8(column, words, counts):
 
 @kernel
 def _add_signs(n, on, ons, counts, bit, positive, negative):
-    for j in range(len(counts)):  # stored, so that the product is as narrow as the type of the counts
+    for j in range(
+        len(counts)
+    ):  # stored, so that the product is as narrow as the type of the counts
         counts[j] = n * counts[j] - on * ons[j]
     total = np.int64(0)
     for j in range(len(counts)):
@@ -100,7 +121,9 @@ def _store(group, first, halves, plane, block, scratch, mirror):
 @kernel(parallel=True)
 def _signs(columns, by_word, ons, n, positive, negative, sums):
     groups = len(sums)
-    for task in numba.prange(groups):  # early groups have more pairs than late ones: each thread gets both kinds
+    for task in numba.prange(
+        groups
+    ):  # early groups have more pairs than late ones: each thread gets both kinds
         group = task // 2 if task % 2 == 0 else groups - 1 - task // 2
         up, down = np.empty((2, BLOCK), np.uint32), np.empty((2, BLOCK), np.uint32)
         block, scratch = np.zeros(64 * LANES, np.uint64), np.empty(64 * LANES, np.uint64)
@@ -109,7 +132,9 @@ def _signs(columns, by_word, ons, n, positive, negative, sums):
         while first < len(ons):
             u, d = np.ascontiguousarray(up[:, :size]), np.ascontiguousarray(down[:, :size])
             words = np.ascontiguousarray(by_word[:, first : first + size])
-            total = _group_signs(columns, ons, n, group, words, first, np.empty(size, ons.dtype), u, d)
+            total = _group_signs(
+                columns, ons, n, group, words, first, np.empty(size, ons.dtype), u, d
+            )
             if first == group * 64:
                 for i in range(64):
                     total -= n * np.int64(ons[first + i]) - np.int64(ons[first + i]) ** 2
@@ -179,7 +204,9 @@ def _gradient(rows, n, positive, negative, scale, products, gradient):
             _centre(products[i, part], means, scale, gradient[i, part])
 
 
-def covariance(rows: np.ndarray, n_latents: int, with_gradient: bool = True) -> tuple[float, np.ndarray | None]:
+def covariance(
+    rows: np.ndarray, n_latents: int, with_gradient: bool = True
+) -> tuple[float, np.ndarray | None]:
     """`sum_{i != j} |cov_ij|`, unbiased, of the n rows, and its gradient `2 / (n - 1) (h - p) @ sign(cov)`.
 
     rows: row-major uint64 `[n, words]`, 2 <= n <= 2^20 -> (penalty, float32 `[n, n_latents]` or None)

@@ -4,8 +4,7 @@ import numba
 import numpy as np
 
 from bitlens.bits.kernel import kernel
-from bitlens.bits.packed import words_for
-from bitlens.bits.words import LANES, popcount, torch_threads, turn
+from bitlens.bits.words import LANES, popcount, torch_threads, turn, words_for
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
 
@@ -91,7 +90,9 @@ def _column_counts(rows, counts):
             for i in range(first, min(n, first + 255)):
                 _add_bits(rows[i], sums)
             for j in range(n_columns):
-                mine[j] += np.int64((sums[j % 8, j // 64] >> np.uint64(j % 64 // 8 * 8)) & np.uint64(255))
+                mine[j] += np.int64(
+                    (sums[j % 8, j // 64] >> np.uint64(j % 64 // 8 * 8)) & np.uint64(255)
+                )
             sums[:] = 0
 
 
@@ -161,10 +162,15 @@ def co_occurrence(columns: np.ndarray, others: np.ndarray | None = None) -> np.n
     right = columns if others is None else others
     counts = np.zeros((len(columns), len(right)), np.int64)
     starts = range(0, len(columns), TILE), range(0, len(right), TILE)
-    pairs = np.array([(a, b) for a in starts[0] for b in starts[1] if others is not None or a <= b], np.int64)
+    pairs = np.array(
+        [(a, b) for a in starts[0] for b in starts[1] if others is not None or a <= b], np.int64
+    )
     with torch_threads():
         for first in range(0, columns.shape[1], CHUNK):
-            chunk = [c[:, first : first + CHUNK] for c in ([columns] if others is None else [columns, others])]
+            chunk = [
+                c[:, first : first + CHUNK]
+                for c in ([columns] if others is None else [columns, others])
+            ]
             chunk = [np.pad(c, ((0, -len(c) % TILE), (0, 0))) for c in chunk]
             _co_occurrence(chunk[0], chunk[-1], counts, pairs.reshape(-1, 2))
         if others is None:
@@ -186,7 +192,9 @@ def _add_distances_of_4(query, words, distances):
     a, b, c, d = words[0], words[1], words[2], words[3]
     s, t, u, v = query[0], query[1], query[2], query[3]
     for j in range(len(a)):
-        distances[j] += np.int32(popcount(s ^ a[j]) + popcount(t ^ b[j]) + popcount(u ^ c[j]) + popcount(v ^ d[j]))
+        distances[j] += np.int32(
+            popcount(s ^ a[j]) + popcount(t ^ b[j]) + popcount(u ^ c[j]) + popcount(v ^ d[j])
+        )
 
 
 @kernel
@@ -215,7 +223,9 @@ def _distances(query, codes, by_word, distances):
 @kernel
 def _by_word(codes, n_queries):
     """The codes word by word, if there are queries enough to pay for it."""
-    return np.ascontiguousarray(codes.T) if n_queries >= FEW else np.empty((0, len(codes)), np.uint64)
+    return (
+        np.ascontiguousarray(codes.T) if n_queries >= FEW else np.empty((0, len(codes)), np.uint64)
+    )
 
 
 @kernel(parallel=True)
@@ -283,6 +293,10 @@ def nearest(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray,
         distances = np.full((parts, len(queries), k), np.iinfo(np.int32).max, np.int32)
         indices = np.full((parts, len(queries), k), -1, np.int64)
         _nearest(queries, codes, distances, indices)
-    distances, indices = (a.transpose(1, 0, 2).reshape(len(queries), parts * k) for a in (distances, indices))
-    best = np.argsort(distances, axis=1, kind="stable")[:, :k]  # parts are in order of index, so equals are, too
+    distances, indices = (
+        a.transpose(1, 0, 2).reshape(len(queries), parts * k) for a in (distances, indices)
+    )
+    best = np.argsort(distances, axis=1, kind="stable")[
+        :, :k
+    ]  # parts are in order of index, so equals are, too
     return np.take_along_axis(distances, best, 1), np.take_along_axis(indices, best, 1)

@@ -27,12 +27,16 @@ def _padded(matrix: Tensor) -> Tensor:
 def co_occurrence(bits: PackedBits, others: PackedBits | None = None) -> Tensor:
     """Rows in which two latents are both on -> int64 `[n_latents, n_latents]`, or `[n, m]` with another code"""
     right = bits if others is None else others
-    counts = torch.zeros(bits.n_latents, right.n_latents, dtype=torch.int64, device=bits.words.device)
+    counts = torch.zeros(
+        bits.n_latents, right.n_latents, dtype=torch.int64, device=bits.words.device
+    )
     for start in range(0, len(bits), ROWS):
         block = bits[start : start + ROWS].unpack(torch.int8)
         other = block if others is None else others[start : start + ROWS].unpack(torch.int8)
         for first in range(0, bits.n_latents, TILE):
-            counts[first : first + TILE] += product(block[:, first : first + TILE].T.contiguous(), other)
+            counts[first : first + TILE] += product(
+                block[:, first : first + TILE].T.contiguous(), other
+            )
     return counts
 
 

@@ -14,14 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitlens.bits.packed import PackedBits, words_for
+from bitlens.bits.packed import PackedBits
+from bitlens.bits.words import words_for
 from bitlens.errors import BitlensError
 
-TOLERANCE = 1e-6  # a flip must gain more than this share of a row's squared length: float32 knows no better
+TOLERANCE = (
+    1e-6  # a flip must gain more than this share of a row's squared length: float32 knows no better
+)
 GRAM_BYTES = 4 << 30  # a larger G is not kept: its entries are computed for a few candidates a row
 BLOCK_BYTES = 64 << 20  # of the gains of a block of rows
 TILE = 512  # latents on a side of what is mirrored at once
-CANDIDATES = 192  # latents of a row that are searched where there is no G, before all are looked at again
+CANDIDATES = (
+    192  # latents of a row that are searched where there is no G, before all are looked at again
+)
 
 
 @torch.no_grad()
@@ -96,7 +101,14 @@ def _descend_cpu(
 
     words = bits.numpy().copy()
     if G is not None:
-        flips.descend(_gains(x, W, b, price, bits).numpy(), G.numpy(), words, most, exchanges, tolerance.numpy())
+        flips.descend(
+            _gains(x, W, b, price, bits).numpy(),
+            G.numpy(),
+            words,
+            most,
+            exchanges,
+            tolerance.numpy(),
+        )
         return PackedBits(torch.from_numpy(words.view(np.int64)), len(W))
     left = np.full(len(x), most, np.int64)
     rows = np.arange(len(x))

@@ -14,15 +14,16 @@ import numba
 import numpy as np
 
 from bitlens.bits.kernel import kernel
-from bitlens.bits.packed import words_for
 from bitlens.bits.products import _dot, _dots_of_4
-from bitlens.bits.words import torch_threads, trailing_zeros
+from bitlens.bits.words import torch_threads, trailing_zeros, words_for
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
 
 SPAN = 128  # gains whose largest one is kept
 ROWS = 8  # rows a task: neighbours need other flips, so tasks are many and small
-ON = np.float32(-1e30)  # stands for the gain of a bit that is in the list; adding to it changes nothing
+ON = np.float32(
+    -1e30
+)  # stands for the gain of a bit that is in the list; adding to it changes nothing
 FAST = {"nnan", "nsz", "reassoc", "contract"}
 
 
@@ -202,7 +203,12 @@ def _descend(a, G, words, flips, most, exchanges, tolerance):
 
 
 def descend(
-    a: np.ndarray, G: np.ndarray, words: np.ndarray, most: int, exchanges: bool, tolerance: np.ndarray
+    a: np.ndarray,
+    G: np.ndarray,
+    words: np.ndarray,
+    most: int,
+    exchanges: bool,
+    tolerance: np.ndarray,
 ) -> np.ndarray:
     """Flip the bits `words` until no flip gains more than the tolerance, or `most` flips were made in a row.
 
@@ -250,7 +256,13 @@ def _descend_candidates(a, W, words, flips, most, size, exchanges, tolerance):
 
 
 def descend_candidates(
-    a: np.ndarray, W: np.ndarray, words: np.ndarray, most: np.ndarray, size: int, exchanges: bool, tolerance: np.ndarray
+    a: np.ndarray,
+    W: np.ndarray,
+    words: np.ndarray,
+    most: np.ndarray,
+    size: int,
+    exchanges: bool,
+    tolerance: np.ndarray,
 ) -> np.ndarray:
     """The same without G, among the bits that are on and the `size` others of the highest gains in each row.
 

@@ -33,7 +33,9 @@ def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
 class _Cache(FunctionCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        with contextlib.suppress(Exception):  # unpickling what another program damaged raises anything
+        with contextlib.suppress(
+            Exception
+        ):  # unpickling what another program damaged raises anything
             if (found := super().load_overload(sig, target_context)) is not None:
                 return found
         _say_so()
@@ -55,4 +57,6 @@ _said = False
 def _say_so(how_often: str = "once") -> None:
     """When something is really compiled, and the first time in this process."""
     global _said
-    _said = _said or terminal.say(f"Compiling kernels for this processor: up to half a minute, {how_often}.")
+    _said = _said or terminal.say(
+        f"Compiling kernels for this processor: up to half a minute, {how_often}."
+    )

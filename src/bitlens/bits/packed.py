@@ -7,13 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from bitlens.bits import cpu, products
+from bitlens.bits.words import WORD, words_for
 from bitlens.errors import BitlensError
-
-WORD = 64
-
-
-def words_for(n_bits: int) -> int:
-    return -(-n_bits // WORD)
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,11 @@ class PackedBits:
     n_latents: int
 
     def __post_init__(self) -> None:
-        if self.words.dtype != torch.int64 or self.words.ndim != 2 or self.words.shape[1] != words_for(self.n_latents):
+        if (
+            self.words.dtype != torch.int64
+            or self.words.ndim != 2
+            or self.words.shape[1] != words_for(self.n_latents)
+        ):
             raise ValueError(
                 f"words must be int64 [rows, {words_for(self.n_latents)}] for {self.n_latents} latents, "
                 f"not {self.words.dtype} {list(self.words.shape)}"
@@ -39,14 +39,18 @@ class PackedBits:
         """bits: `[..., n_latents]`, any dtype; non-zero is 1. Leading dimensions are flattened to rows."""
         n_latents = bits.shape[-1]
         if not n_latents:
-            raise BitlensError(f"There are no latents to pack: the bits have the shape {list(bits.shape)}.")
+            raise BitlensError(
+                f"There are no latents to pack: the bits have the shape {list(bits.shape)}."
+            )
         on = (bits != 0).reshape(-1, n_latents)
         padded = torch.nn.functional.pad(on, (0, words_for(n_latents) * WORD - n_latents))
         if bits.device.type == "cpu":
             packed = np.packbits(padded.contiguous().numpy(), axis=1, bitorder="little")
             return cls(torch.from_numpy(packed.view(np.int64)), n_latents)
         shifts = torch.arange(WORD, device=bits.device)
-        words = (padded.reshape(len(on), -1, WORD).long() << shifts).sum(-1)  # distinct bits: a sum is an or
+        words = (padded.reshape(len(on), -1, WORD).long() << shifts).sum(
+            -1
+        )  # distinct bits: a sum is an or
         return cls(words, n_latents)
 
     @classmethod
@@ -55,14 +59,12 @@ class PackedBits:
         z = z.detach().reshape(-1, z.shape[-1])
         if z.device.type != "cpu" or z.dtype != torch.float32:
             return cls.pack(z > 0)
-        from bitlens.bits import cpu
 
         return cls(torch.from_numpy(cpu.pack(z.contiguous().numpy()).view(np.int64)), z.shape[1])
 
     @classmethod
     def window(cls, z: torch.Tensor, width: torch.Tensor) -> PackedBits:
         """1 where |z| < width: float32 `[rows, n_latents]` and `[n_latents]`, on the CPU."""
-        from bitlens.bits import products
 
         words = products.pack_window(z.contiguous().numpy(), width.contiguous().numpy())
         return cls(torch.from_numpy(words.view(np.int64)), z.shape[1])
@@ -71,7 +73,9 @@ class PackedBits:
         """-> `[rows, n_latents]` of 0 and 1"""
         if self.words.device.type == "cpu":
             octets = np.ascontiguousarray(self.words.numpy()).view(np.uint8)
-            return torch.from_numpy(np.unpackbits(octets, axis=1, count=self.n_latents, bitorder="little")).to(dtype)
+            return torch.from_numpy(
+                np.unpackbits(octets, axis=1, count=self.n_latents, bitorder="little")
+            ).to(dtype)
         octets = self.words.contiguous().view(torch.uint8)
         bits = (octets[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=octets.device)) & 1
         return bits.reshape(len(self), -1)[:, : self.n_latents].to(dtype)
@@ -100,13 +104,11 @@ class PackedBits:
 
     def column_counts(self) -> torch.Tensor:
         """Rows on in each latent -> int64 `[n_latents]`"""
-        from bitlens.bits import cpu  # compiled when first used
 
         return torch.from_numpy(cpu.column_counts(self.numpy(), self.n_latents))
 
     def transpose(self) -> PackedBits:
         """Latent-major: row `j` holds the bits of latent `j` over all rows -> `[n_latents, ceil(rows / 64)]`"""
-        from bitlens.bits import cpu
 
         columns = torch.from_numpy(cpu.transpose(self.numpy(), self.n_latents).view(np.int64))
         return PackedBits(columns.to(self.words.device), len(self))

@@ -10,8 +10,7 @@ import numba
 import numpy as np
 
 from bitlens.bits.kernel import kernel
-from bitlens.bits.packed import words_for
-from bitlens.bits.words import add_row, torch_threads, trailing_zeros
+from bitlens.bits.words import add_row, torch_threads, trailing_zeros, words_for
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
 
@@ -31,7 +30,9 @@ def _add_squares(row, mean, total):
 @kernel(parallel=True)
 def _column_std(z, out):
     n, n_latents = z.shape
-    for part in numba.prange((n_latents + 255) // 256):  # 256 columns of some hundred rows stay in cache
+    for part in numba.prange(
+        (n_latents + 255) // 256
+    ):  # 256 columns of some hundred rows stay in cache
         first = part * 256
         stop = min(n_latents, first + 256)
         mean, square = np.zeros(stop - first, np.float32), np.zeros(stop - first, np.float32)
@@ -102,7 +103,11 @@ def _gather(positions, count, matrix, total):
     """total += the sum of some rows of a matrix"""
     for e in range(0, count // 4 * 4, 4):
         _add_4(
-            matrix[positions[e]], matrix[positions[e + 1]], matrix[positions[e + 2]], matrix[positions[e + 3]], total
+            matrix[positions[e]],
+            matrix[positions[e + 1]],
+            matrix[positions[e + 2]],
+            matrix[positions[e + 3]],
+            total,
         )
     for e in range(count // 4 * 4, count):
         add_row(matrix[positions[e]], total)
@@ -180,7 +185,15 @@ def _gather_scaled(rows, count, g, x, total):
     """total += sum of g[e] x[rows[e]]"""
     for e in range(0, count // 4 * 4, 4):
         _add_scaled_4(
-            x[rows[e]], x[rows[e + 1]], x[rows[e + 2]], x[rows[e + 3]], g[e], g[e + 1], g[e + 2], g[e + 3], total
+            x[rows[e]],
+            x[rows[e + 1]],
+            x[rows[e + 2]],
+            x[rows[e + 3]],
+            g[e],
+            g[e + 1],
+            g[e + 2],
+            g[e + 3],
+            total,
         )
     for e in range(count // 4 * 4, count):
         _add_scaled(x[rows[e]], g[e], total)
@@ -194,7 +207,9 @@ def _backward(x, error, on, inside, W_dec, slope, penalty, to_W_enc, to_b_enc, t
         rows, g = np.empty(n, np.int64), np.empty(n, np.float32)
         sums = np.empty((16, d), np.float32)
         for first in range(task * LATENTS, min(n_latents, (task + 1) * LATENTS), 16):
-            latents = min(16, n_latents - first)  # sixteen fill whole cache lines of W_enc's gradient
+            latents = min(
+                16, n_latents - first
+            )  # sixteen fill whole cache lines of W_enc's gradient
             sums[:] = 0
             for j in range(first, first + latents):
                 to_W_dec[j] = 0

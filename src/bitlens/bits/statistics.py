@@ -60,14 +60,18 @@ def co_occurrence(bits: PackedBits, others: PackedBits | None = None) -> Tensor:
     others: another code of the same rows; without it the same code, `[n_latents, n_latents]`.
     """
     if others is not None and len(others) != len(bits):
-        raise BitlensError(f"Codes of {len(bits):,} rows and of {len(others):,} are not of the same hidden states.")
+        raise BitlensError(
+            f"Codes of {len(bits):,} rows and of {len(others):,} are not of the same hidden states."
+        )
     if bits.words.device.type == "cpu":
         from bitlens.bits import cpu
 
         counts = torch.zeros(bits.n_latents, (others or bits).n_latents, dtype=torch.int64)
         for start in range(0, len(bits), 1 << 20):  # a block of rows is turned at a time
             block = slice(start, start + (1 << 20))
-            columns = [b[block].transpose().numpy() for b in ([bits] if others is None else [bits, others])]
+            columns = [
+                b[block].transpose().numpy() for b in ([bits] if others is None else [bits, others])
+            ]
             counts += torch.from_numpy(cpu.co_occurrence(*columns))
         return counts
     from bitlens.bits import cuda
@@ -87,12 +91,16 @@ def covariance(bits: PackedBits, with_gradient: bool = True) -> tuple[Tensor, Te
     -> (float64 scalar, `2 / (n - 1) (h - p) @ sign(cov)` as float32 `[rows, n_latents]`, or None)
     """
     if not 2 <= len(bits) <= 1 << 20:  # beyond, integer sums over pairs could leave 64 bits
-        raise BitlensError(f"The covariance of a minibatch needs between 2 and 2^20 rows, not {len(bits):,}.")
+        raise BitlensError(
+            f"The covariance of a minibatch needs between 2 and 2^20 rows, not {len(bits):,}."
+        )
     if bits.words.device.type == "cpu":
         from bitlens.bits.covariance import covariance as kernel
 
         penalty, gradient = kernel(bits.numpy(), bits.n_latents, with_gradient)
-        return torch.tensor(penalty, dtype=torch.float64), None if gradient is None else torch.from_numpy(gradient)
+        return torch.tensor(
+            penalty, dtype=torch.float64
+        ), None if gradient is None else torch.from_numpy(gradient)
     from bitlens.bits import cuda
 
     return cuda.covariance(bits, with_gradient)
@@ -117,7 +125,9 @@ def nearest(queries: PackedBits, codes: PackedBits, k: int) -> tuple[Tensor, Ten
     """
     _same_width(queries, codes)
     if not 1 <= k <= len(codes):
-        raise BitlensError(f"There are {len(codes)} codes to search, so k must be between 1 and that, not {k}.")
+        raise BitlensError(
+            f"There are {len(codes)} codes to search, so k must be between 1 and that, not {k}."
+        )
     if queries.words.device.type == "cpu":
         from bitlens.bits import cpu
 
@@ -130,4 +140,6 @@ def nearest(queries: PackedBits, codes: PackedBits, k: int) -> tuple[Tensor, Ten
 
 def _same_width(a: PackedBits, b: PackedBits) -> None:
     if a.n_latents != b.n_latents:
-        raise BitlensError(f"Codes of {a.n_latents} latents cannot be compared with codes of {b.n_latents}.")
+        raise BitlensError(
+            f"Codes of {a.n_latents} latents cannot be compared with codes of {b.n_latents}."
+        )

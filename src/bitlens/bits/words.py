@@ -16,6 +16,8 @@ from numba.extending import intrinsic
 
 from bitlens.bits.kernel import kernel
 
+WORD = 64
+
 LANES = 16  # bit blocks that `turn` transposes side by side
 
 
@@ -75,3 +77,7 @@ def turn(block, scratch):
         _swap(scratch, block, width, mask)
         width >>= 1
         mask ^= mask << np.uint64(width)
+
+
+def words_for(n_bits: int) -> int:
+    return -(-n_bits // WORD)

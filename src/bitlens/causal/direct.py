@@ -23,7 +23,10 @@ from bitlens.hidden.recorded import folder_of, recorded_model
 from bitlens.hidden.store import OUTLIER_MULTIPLE
 from bitlens.hidden.text import ContextReader
 
-CONTEXTS, LENGTH = 16, 64  # of text, over which the state is averaged at which logits are differentiated
+CONTEXTS, LENGTH = (
+    16,
+    64,
+)  # of text, over which the state is averaged at which logits are differentiated
 # What is, or is added to, the residual stream
 ADDED = ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 
@@ -42,7 +45,9 @@ class DirectEffect:
         self.model = model
         self._token = torch.tensor(contexts[0][:1])
         name = model.hooks[-1].name
-        states = torch.cat([model.hidden_states(torch.tensor([ids]))[name][0, skip:] for ids in contexts]).float()
+        states = torch.cat(
+            [model.hidden_states(torch.tensor([ids]))[name][0, skip:] for ids in contexts]
+        ).float()
         norms = states.norm(dim=1)
         self.state = states[norms <= OUTLIER_MULTIPLE * norms.median()].mean(0)
 
@@ -73,7 +78,9 @@ def _differentiable(name: str) -> Iterator[None]:
     try:
         yield
     except NotImplementedError:
-        raise BitlensError(f"The head of {name} cannot be differentiated; leave out `promotes`.") from None
+        raise BitlensError(
+            f"The head of {name} cannot be differentiated; leave out `promotes`."
+        ) from None
 
 
 def direct_effect(codes: Columns, hook: str | None = None) -> DirectEffect:
@@ -89,11 +96,19 @@ def direct_effect(codes: Columns, hook: str | None = None) -> DirectEffect:
     name, revision = recorded_model(codes.manifest, codes.path)
     where = folder_of(name)
     try:
-        layers = transformers.AutoConfig.from_pretrained(where, revision=revision).get_text_config().num_hidden_layers
+        layers = (
+            transformers.AutoConfig.from_pretrained(where, revision=revision)
+            .get_text_config()
+            .num_hidden_layers
+        )
     except (OSError, ValueError) as error:
-        raise BitlensError(f"The model '{name}', which made these codes, could not be loaded.") from error
+        raise BitlensError(
+            f"The model '{name}', which made these codes, could not be loaded."
+        ) from error
     hooks = [hook, f"layers.{layers - 1}"]
-    model = LanguageModel.again(codes.manifest, codes.path, hooks, dtype="float32", device="cpu", causal=True)
+    model = LanguageModel.again(
+        codes.manifest, codes.path, hooks, dtype="float32", device="cpu", causal=True
+    )
     written, last = model.hooks
     if written.transformers == f"hidden_states[{layers}]":
         model.hooks = [written]  # after the final norm
@@ -109,5 +124,8 @@ def direct_effect(codes: Columns, hook: str | None = None) -> DirectEffect:
     changes = (codes.document[1:] != codes.document[:-1]).nonzero()[:, 0] + 1
     starts = [0, *changes.tolist(), len(codes.document)]
     chosen = torch.linspace(0, len(starts) - 2, min(CONTEXTS, len(starts) - 1)).long().tolist()
-    contexts = [before + codes.token[starts[i] : min(starts[i + 1], starts[i] + length)].tolist() for i in chosen]
+    contexts = [
+        before + codes.token[starts[i] : min(starts[i + 1], starts[i] + length)].tolist()
+        for i in chosen
+    ]
     return DirectEffect(model, contexts, skip=len(before))

@@ -96,7 +96,9 @@ def faithfulness(
     if wrong := [k for k in keep if k is not None and k < 0]:
         raise BitlensError(f"The number of latents to keep must not be negative, as {wrong[0]} is.")
     share = held_out_share(store, autoencoder.metadata)
-    rates = _rates(autoencoder, store if share in (None, store.test_fraction) else store.split(share))
+    rates = _rates(
+        autoencoder, store if share in (None, store.test_fraction) else store.split(share)
+    )
     off = (autoencoder.on_rates(rates) < rates).float()
     rates = autoencoder.on_rates(rates)
     norms = autoencoder.W_dec.norm(dim=1)
@@ -115,14 +117,21 @@ def faithfulness(
         for i, k in enumerate(keep):
             codes = kept(on, k)
             error = squared_error(target, autoencoder.decode(codes + off, x))
-            numbers = (float((codes != 0).sum()), -float(((codes != 0) * rates.log2()).sum()), error)
+            numbers = (
+                float((codes != 0).sum()),
+                -float(((codes != 0) * rates.log2()).sum()),
+                error,
+            )
             sums[i] += torch.tensor(numbers, dtype=torch.float64)
     l0, surprisal, _ = (sums / variance.rows).T.tolist()
     fvu = [variance.fvu(error) for error in sums[:, 2].tolist()]
     tokens = splice.tokens([change(k) for k in keep])
     sums = [splice.sums(of) for of in tokens]
     losses = [of.losses() for of in sums]
-    return [Kept(*numbers) for numbers in zip(keep, l0, surprisal, fvu, tokens, losses, sums, strict=True)]
+    return [
+        Kept(*numbers)
+        for numbers in zip(keep, l0, surprisal, fvu, tokens, losses, sums, strict=True)
+    ]
 
 
 @terminal.shown("firing rates")
@@ -131,15 +140,21 @@ def _rates(autoencoder: Autoencoder, store: ActivationStore) -> Tensor:
     rows = store.sample(RATE_ROWS, generator("faithfulness"))
     if not len(rows):
         raise BitlensError(NO_ROWS)
-    on = torch.stack([(autoencoder.encode(autoencoder.pair(x)[0]) != 0).sum(0) for x in rows.split(16384)]).sum(0)
+    on = torch.stack(
+        [(autoencoder.encode(autoencoder.pair(x)[0]) != 0).sum(0) for x in rows.split(16384)]
+    ).sum(0)
     return (on.double() + 0.5) / (len(rows) + 1)
 
 
 @torch.inference_mode()
-def differences(own: SpliceSums, splice: Splice, others: Mapping[str, Autoencoder]) -> dict[str, dict[str, Estimate]]:
+def differences(
+    own: SpliceSums, splice: Splice, others: Mapping[str, Autoencoder]
+) -> dict[str, dict[str, Estimate]]:
     """The scores of one splice less those of other autoencoders' whole codes on the same contexts, by their names."""
     spliced = splice.tokens(list(others.values())) if others else []
-    return {name: own.less(splice.sums(tokens)) for name, tokens in zip(others, spliced, strict=True)}
+    return {
+        name: own.less(splice.sums(tokens)) for name, tokens in zip(others, spliced, strict=True)
+    }
 
 
 class PositionLosses(NamedTuple):
@@ -161,7 +176,9 @@ def by_position(tokens: SpliceTokens) -> dict[str, PositionLosses]:
     for i in octave.unique().tolist():
         here = octave == i
         positions = f"{2**i}-{2 ** (i + 1) - 1}" if i else "1"
-        lines[positions] = PositionLosses(int(here.sum()), *(float(t[here].double().mean()) for t in tokens[2:]))
+        lines[positions] = PositionLosses(
+            int(here.sum()), *(float(t[here].double().mean()) for t in tokens[2:])
+        )
     return lines
 
 

@@ -58,7 +58,9 @@ class SpliceSums(NamedTuple):
         return cls(*(torch.stack(x).mean(0) for x in zip(*several, strict=True)))
 
     def losses(self) -> SpliceLosses:
-        original, spliced, zero, mean, _, top1 = (float(x.sum() / self.tokens.sum()) for x in self[1:])
+        original, spliced, zero, mean, _, top1 = (
+            float(x.sum() / self.tokens.sum()) for x in self[1:]
+        )
         found = dict(zip(SCORES, jackknife(self._scores, self.tokens), strict=True))
         ends = {
             f"{name}_{end}": getattr(e, end) if e.known else None
@@ -67,13 +69,21 @@ class SpliceSums(NamedTuple):
         }
         score, score_mean, kl_div = (e.value for e in found.values())
         scored = int(self.tokens.sum())
-        return SpliceLosses(original, spliced, zero, mean, score, score_mean, kl_div, top1, scored, **ends)
+        return SpliceLosses(
+            original, spliced, zero, mean, score, score_mean, kl_div, top1, scored, **ends
+        )
 
     def less(self, other: SpliceSums) -> dict[str, Estimate]:
         """The scores of this splice less those of another on the same contexts, with intervals of the paired differences."""
-        if self.tokens.shape != other.tokens.shape or not torch.allclose(self.ce_original, other.ce_original):
-            raise BitlensError("Two splices can be compared where they are of the same contexts, and these are not.")
-        found = jackknife(lambda weights: self._scores(weights) - other._scores(weights), self.tokens)
+        if self.tokens.shape != other.tokens.shape or not torch.allclose(
+            self.ce_original, other.ce_original
+        ):
+            raise BitlensError(
+                "Two splices can be compared where they are of the same contexts, and these are not."
+            )
+        found = jackknife(
+            lambda weights: self._scores(weights) - other._scores(weights), self.tokens
+        )
         return dict(zip(SCORES, found, strict=True))
 
     def _scores(self, weights: Tensor) -> Tensor:

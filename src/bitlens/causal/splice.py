@@ -70,7 +70,9 @@ def replaced(model: LanguageModel, change: Change) -> Iterator[None]:
         handle = module.register_forward_hook(lambda m, args, out: new(out))
     else:
 
-        def before(m: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def before(
+            m: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             if args:
                 return new(args), kwargs
             name = first_argument(kwargs)
@@ -116,7 +118,9 @@ class Splice:
         self.counts[:, 0] = False
         if not self.counts.any():
             raise BitlensError("There is no token to score in these contexts.")
-        self.batch_size = max(1, max_bytes // (contexts.shape[1] * model.config.get_text_config().vocab_size * 4))
+        self.batch_size = max(
+            1, max_bytes // (contexts.shape[1] * model.config.get_text_config().vocab_size * 4)
+        )
 
     def __repr__(self) -> str:
         hooks = ", ".join(hook.name for hook in self.model.hooks)
@@ -143,7 +147,11 @@ class Splice:
         trained."""
         mean = store.mean
         if autoencoder is not None and _hooks_needed(model, autoencoder) == 2:
-            mean = store.mean_out if isinstance(store, PairedStore) else autoencoder.get_buffer("mean_out")
+            mean = (
+                store.mean_out
+                if isinstance(store, PairedStore)
+                else autoencoder.get_buffer("mean_out")
+            )
         if autoencoder is not None and part == "test":
             store = unseen(store, autoencoder.metadata)
         contexts, scored, units = contexts_to_score(store, limit, part, seed)
@@ -161,11 +169,15 @@ class Splice:
         _, which = unit.unique(return_inverse=True)
 
         def over(x: Tensor) -> Tensor:
-            return torch.zeros(int(which.max()) + 1, dtype=torch.float64).index_add_(0, which, x.double())
+            return torch.zeros(int(which.max()) + 1, dtype=torch.float64).index_add_(
+                0, which, x.double()
+            )
 
         zero, mean = self.ablated
         original, spliced, kl_div, top1 = tokens[2:]
-        return SpliceSums(*map(over, (torch.ones(len(unit)), original, spliced, zero, mean, kl_div, top1)))
+        return SpliceSums(
+            *map(over, (torch.ones(len(unit)), original, spliced, zero, mean, kl_div, top1))
+        )
 
     @torch.inference_mode()
     def tokens(self, changes: Sequence[Change]) -> list[SpliceTokens]:
@@ -183,7 +195,9 @@ class Splice:
                     (original.exp() * (original - spliced)).sum(-1),
                     spliced.argmax(-1) == likeliest,
                 )
-                parts.append(SpliceTokens(batch.rows[context], position + 1, *(n.cpu() for n in numbers)))
+                parts.append(
+                    SpliceTokens(batch.rows[context], position + 1, *(n.cpu() for n in numbers))
+                )
         return [SpliceTokens(*map(torch.cat, zip(*parts, strict=True))) for parts in found]
 
     @cached_property
@@ -192,8 +206,12 @@ class Splice:
         """Cross-entropies of every scored token with zeros and with the mean in place of the hidden states."""
         found: list[list[Tensor]] = [[], []]
         for batch in self._batches("with zeros and the mean"):
-            for parts, constant in zip(found, (torch.zeros_like(self.mean), self.mean), strict=True):
-                log_probabilities = self._log_probabilities(batch, lambda x, constant=constant: constant)
+            for parts, constant in zip(
+                found, (torch.zeros_like(self.mean), self.mean), strict=True
+            ):
+                log_probabilities = self._log_probabilities(
+                    batch, lambda x, constant=constant: constant
+                )
                 parts.append(_cross_entropy(log_probabilities, batch.targets).cpu())
         return torch.cat(found[0]), torch.cat(found[1])
 
@@ -208,8 +226,13 @@ class Splice:
     def _batches(self, what: str) -> Iterator[_Batch]:
         device = self.model.device
         scored = self.counts.any(1).nonzero()[:, 0]
-        for rows in terminal.track(scored.split(self.batch_size), f"contexts {what}", len(scored), len):
-            tokens, counts = self.contexts[rows].clamp_min(0).to(device), self.counts[rows, 1:].to(device)
+        for rows in terminal.track(
+            scored.split(self.batch_size), f"contexts {what}", len(scored), len
+        ):
+            tokens, counts = (
+                self.contexts[rows].clamp_min(0).to(device),
+                self.counts[rows, 1:].to(device),
+            )
             mask, usual = self.real[rows].to(device), self.usual[rows].to(device)[:, :, None]
             yield _Batch(rows, tokens, mask, usual, counts, tokens[:, 1:][counts])
 
@@ -250,11 +273,19 @@ def _cross_entropy(log_probabilities: Tensor, targets: Tensor) -> Tensor:
     return -log_probabilities.gather(-1, targets[:, None])[:, 0]
 
 
-def load_spliced(autoencoder: Autoencoder, store: ActivationStore, device: str = "auto") -> LanguageModel:
+def load_spliced(
+    autoencoder: Autoencoder, store: ActivationStore, device: str = "auto"
+) -> LanguageModel:
     """The whole language model of a store, hooked where the autoencoder reads and, for a transcoder, where it writes."""
     if not all(store.manifest.get(key) for key in ("context_length", "model", "hook")):
-        raise BitlensError(f"The store {store.path} was imported without its text, so no model can be run on it.")
-    records = [autoencoder.metadata["hook"], autoencoder.metadata["target_hook"]] if autoencoder.transcodes else []
+        raise BitlensError(
+            f"The store {store.path} was imported without its text, so no model can be run on it."
+        )
+    records = (
+        [autoencoder.metadata["hook"], autoencoder.metadata["target_hook"]]
+        if autoencoder.transcodes
+        else []
+    )
     hooks = [record["module"] for record in records or [store.manifest["hook"]]]
     return LanguageModel.again(store.manifest, store.path, hooks, device=device, causal=True)
 
@@ -268,7 +299,9 @@ class ToScore(NamedTuple):
     units: Tensor
 
 
-def contexts_to_score(store: ActivationStore, limit: int, part: str = "test", seed: int = 0) -> ToScore:
+def contexts_to_score(
+    store: ActivationStore, limit: int, part: str = "test", seed: int = 0
+) -> ToScore:
     """Up to `limit` contexts with tokens of this part (`test` or `all`), drawn at random, in the order of the text."""
     if limit < 1:
         raise BitlensError(f"At least one context must be read, not {limit}.")
@@ -292,7 +325,10 @@ def contexts_to_score(store: ActivationStore, limit: int, part: str = "test", se
 def _parts(store: ActivationStore, part: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """For every shard its contexts, which of their tokens are of this part, and the document of the first of these."""
     for contexts, columns in store.contexts():
-        scored, document = torch.zeros(contexts.shape, dtype=torch.bool), torch.zeros(len(contexts), dtype=torch.long)
+        scored, document = (
+            torch.zeros(contexts.shape, dtype=torch.bool),
+            torch.zeros(len(contexts), dtype=torch.long),
+        )
         chosen = store.is_test(columns["document"]) | (part == "all")
         context, position = columns["context"][chosen].long(), columns["position"][chosen].long()
         scored[context, position] = True

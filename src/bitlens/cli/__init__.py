@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     Command = Callable[..., None]
 
 COMMANDS = {
-    "demo": "whole:demo", "harvest": "stores:harvest", "import": "stores:import_", "train": "runs:train", "encode": "runs:encode",
+    "demo": "demo:demo", "harvest": "stores:harvest", "import": "stores:import_", "train": "runs:train", "encode": "runs:encode",
     "evaluate": "runs:evaluate", "faithfulness": "faithfulness:faithfulness", "entropy": "codes:entropy",
     "features": "features:features", "interpret": "interpret:interpret", "labels": "labels:labels", "match": "match:match",
-    "compress": "codes:compress", "decompress": "codes:decompress", "study": "studies:", "bench": "whole:bench",
+    "compress": "codes:compress", "decompress": "codes:decompress", "study": "studies:",
 }  # fmt: skip
 STUDIES = {
     "synthetic": "studies:synthetic", "sequence": "studies:sequence", "icl": "studies:icl", "compare": "studies:compare",
@@ -31,7 +31,9 @@ OUT_IS_A_FILE = {"faithfulness", "features", "labels", "compress"}
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit status: 0 done, 1 stopped or failed, 2 bad input, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin cost a busy machine most of its speed
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # threads that spin cost a busy machine most of its speed
     arguments = sys.argv[1:] if arguments is None else arguments
     _mend_streams()
     former = signal.getsignal(signal.SIGINT)
@@ -54,7 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
         if error.filename is None:
             _silence_stdout()  # what could not be written is not tried again
         status = _fail(
-            f"{error.filename or 'The output'} could not be read or written: {error.strerror or error}.", 2, called
+            f"{error.filename or 'The output'} could not be read or written: {error.strerror or error}.",
+            2,
+            called,
         )
     except KeyboardInterrupt:
         status = _fail("Stopped.", 128 + signal.SIGINT, called)
@@ -70,7 +74,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _die(number: int, frame: Any) -> None:
     """An interrupt before the work has begun: in the middle of an import an exception could become anything."""
-    os.write(2, b"\x1b[?25hStopped.\n" if os.isatty(2) else b"Stopped.\n")  # the cursor may be hidden
+    os.write(
+        2, b"\x1b[?25hStopped.\n" if os.isatty(2) else b"Stopped.\n"
+    )  # the cursor may be hidden
     os._exit(128 + signal.SIGINT)
 
 
@@ -82,7 +88,9 @@ def _mend_streams() -> None:
         if stream is None:  # closed by who started this process
             setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w")))
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without Unicode loses a sign, not the result
+            stream.reconfigure(
+                errors="replace"
+            )  # a terminal without Unicode loses a sign, not the result
 
 
 def _silence_stdout() -> None:
@@ -103,7 +111,7 @@ def _fail(sentence: str, status: int, called: list[Command]) -> int:
 def _call(arguments: list[str], called: list[Command]) -> None:
     """called: takes the command's function, once it is known"""
     if arguments in (["--version"], ["-V"]):
-        from bitlens import __version__
+        from bitlens.version import __version__
 
         return print(f"bitlens {__version__}")
     commands, name = COMMANDS, "bitlens"
@@ -173,7 +181,13 @@ def _help(name: str, commands: Mapping[str, str]) -> str:
     for command, place in commands.items():
         module, _, function = place.partition(":")
         tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
-        found = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
-        text = next((ast.get_docstring(node) or "" for node in found), ast.get_docstring(tree) or "")
+        found = (
+            node
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef) and node.name == function
+        )
+        text = next(
+            (ast.get_docstring(node) or "" for node in found), ast.get_docstring(tree) or ""
+        )
         lines.append(f"  {command:<14}{text.splitlines()[0]}")
     return "\n".join([*lines, "", f"Each explains itself: {name} {next(iter(commands))} --help"])

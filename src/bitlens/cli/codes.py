@@ -84,7 +84,7 @@ def compress(
     from dataclasses import asdict
 
     from bitlens import show
-    from bitlens.compression import compress_store
+    from bitlens.compression.store import compress_store
 
     autoencoder, rows = open_pair(run, store, device, search)
     result = compress_store(
@@ -115,15 +115,28 @@ def decompress(
         json: also write the result to this file.
     """
     from bitlens import show
-    from bitlens.compression import decompress_file
-    from bitlens.information.compressed import Compressed
+    from bitlens.compression.file import Compressed
+    from bitlens.compression.store import decompress_file
 
     compressed = Compressed(file)
-    store, damaged = decompress_file(compressed, run, out, skip_damaged=skip_damaged, overwrite=overwrite)
-    kind = f"the original {compressed.dtype}" if compressed.dtype else "float32, as the bits give them"
+    store, damaged = decompress_file(
+        compressed, run, out, skip_damaged=skip_damaged, overwrite=overwrite
+    )
+    kind = (
+        f"the original {compressed.dtype}" if compressed.dtype else "float32, as the bits give them"
+    )
     show.out.print(f"{out}: {len(store):,} rows of {store.d_in}, {kind}", soft_wrap=True)
     if damaged:
-        show.err.print(f"Left out, as they are damaged: documents {', '.join(map(str, damaged))}.", soft_wrap=True)
+        show.err.print(
+            f"Left out, as they are damaged: documents {', '.join(map(str, damaged))}.",
+            soft_wrap=True,
+        )
     write_result(
-        json, {"store": str(out), "rows": len(store), "exact": compressed.dtype is not None, "damaged": damaged}
+        json,
+        {
+            "store": str(out),
+            "rows": len(store),
+            "exact": compressed.dtype is not None,
+            "damaged": damaged,
+        },
     )

@@ -12,7 +12,9 @@ from bitlens.errors import BitlensError
 
 Json = Path | None
 Device = str
-On = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]  # a flag --no-NAME; its help says what that does
+On = Annotated[
+    bool, tyro.conf.arg(help_behavior_hint="")
+]  # a flag --no-NAME; its help says what that does
 
 ModelName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Files = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE ...")]
@@ -58,9 +60,16 @@ def open_text(
 
     corpus = Corpus(tuple(text), column, split, streaming, unit, shuffle_seed)
     language_model = LanguageModel.load(
-        model, list(hooks), dtype=dtype, device=pick_device(device), device_map=device_map, revision=revision
+        model,
+        list(hooks),
+        dtype=dtype,
+        device=pick_device(device),
+        device_map=device_map,
+        revision=revision,
     )
-    return language_model, ContextReader(corpus, language_model.tokenizer, context, packed, bos, test_fraction)
+    return language_model, ContextReader(
+        corpus, language_model.tokenizer, context, packed, bos, test_fraction
+    )
 
 
 def open_pair(run: Path, store: Path, device: str, search: Search = Search()) -> Any:

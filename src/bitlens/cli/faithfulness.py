@@ -21,8 +21,21 @@ from bitlens.cli.common import (
 if TYPE_CHECKING:
     from bitlens.information.intervals import Estimate
 
-COLUMNS = ("l0", "surprisal", "fvu", "ce_spliced", "ce_loss_score", "ce_loss_score_mean", "kl_div", "top1")
-ENDS = tuple(f"{name}_{end}" for name in ("ce_loss_score", "ce_loss_score_mean", "kl_div") for end in ("low", "high"))
+COLUMNS = (
+    "l0",
+    "surprisal",
+    "fvu",
+    "ce_spliced",
+    "ce_loss_score",
+    "ce_loss_score_mean",
+    "kl_div",
+    "top1",
+)
+ENDS = tuple(
+    f"{name}_{end}"
+    for name in ("ce_loss_score", "ce_loss_score_mean", "kl_div")
+    for end in ("low", "high")
+)
 
 
 def faithfulness(
@@ -66,7 +79,10 @@ def faithfulness(
     autoencoder, rows = open_pair(run, store, device, search)
     others = {str(path): open_pair(path, store, device, search)[0] for path in against}
     if part == "test":  # of no training
-        rows = min((unseen(rows, a.metadata) for a in (autoencoder, *others.values())), key=lambda s: s.test_fraction)
+        rows = min(
+            (unseen(rows, a.metadata) for a in (autoencoder, *others.values())),
+            key=lambda s: s.test_fraction,
+        )
     model = load_spliced(autoencoder, rows, pick_device(device))
     splice = Splice.of_store(model, autoencoder, rows, contexts, part, seed)
     results = measure.faithfulness(autoencoder, rows, splice, (*keep, None), by=by)
@@ -76,7 +92,9 @@ def faithfulness(
         f"{run} on {store}, latents kept: cross-entropy {lines[0]['ce_original']:.3f}, "
         f"with zeros {lines[0]['ce_zero']:.3f}, with the mean {lines[0]['ce_mean']:.3f}",
         {
-            "all" if line["k"] is None else str(line["k"]): {name: line[name] for name in (*COLUMNS, *ENDS)}
+            "all" if line["k"] is None else str(line["k"]): {
+                name: line[name] for name in (*COLUMNS, *ENDS)
+            }
             for line in lines
         },
     )
@@ -85,15 +103,28 @@ def faithfulness(
     for index in measure.worst(tokens):
         one = measure.record(splice, tokens, index)
         sentence = show.example(one["before"], one["token"], one["after"])
-        show.marked(f"{one['ce_original']:6.2f} {one['ce_spliced']:6.2f}  {sentence}", soft_wrap=True)
+        show.marked(
+            f"{one['ce_original']:6.2f} {one['ce_spliced']:6.2f}  {sentence}", soft_wrap=True
+        )
     found = measure.differences(results[-1].sums, splice, others)
     if found:
-        show.rows(f"{run} less another, on the same contexts", [_line(name, of) for name, of in found.items()])
+        show.rows(
+            f"{run} less another, on the same contexts",
+            [_line(name, of) for name, of in found.items()],
+        )
     if out is not None:
         measure.write_tokens(out, splice, tokens)
     numbers = {name: {k: asdict(e) for k, e in of.items()} for name, of in found.items()}
     write_result(
-        json, {"run": str(run), "store": str(store), "by": by, "keep": lines, "positions": positions, "less": numbers}
+        json,
+        {
+            "run": str(run),
+            "store": str(store),
+            "by": by,
+            "keep": lines,
+            "positions": positions,
+            "less": numbers,
+        },
     )
 
 

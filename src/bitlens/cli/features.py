@@ -51,8 +51,8 @@ def features(
     from bitlens import show
     from bitlens.bits.codes import Codes
     from bitlens.causal.direct import direct_effect
-    from bitlens.features.labelled import load_tokenizer
     from bitlens.features.profiles import arranged, profiles, require_ending, write_profiles
+    from bitlens.labels.sources import load_tokenizer
 
     corpus = Codes(codes)
     if out is not None:
@@ -60,13 +60,17 @@ def features(
     if examples < 1:
         raise BitlensError(f"--examples must be at least 1, not {examples}.")
     if wrong := [latent for latent in latents if not 0 <= latent < corpus.n_latents]:
-        raise BitlensError(f"There is no latent {wrong[0]}; these codes have latents 0 to {corpus.n_latents - 1}.")
+        raise BitlensError(
+            f"There is no latent {wrong[0]}; these codes have latents 0 to {corpus.n_latents - 1}."
+        )
     if promotes and run is None:
         raise BitlensError("--promotes needs the decoder; name the autoencoder with --run.")
     W_dec, hook = _decoder(run, corpus)
     effect = direct_effect(corpus, hook) if promotes else None
     show.left_out(corpus.outliers)
-    found = profiles(corpus, tokenizer=load_tokenizer(corpus), W_dec=W_dec, effect=effect, examples=examples)
+    found = profiles(
+        corpus, tokenizer=load_tokenizer(corpus), W_dec=W_dec, effect=effect, examples=examples
+    )
     rows = len(corpus) - corpus.outliers
     shown = [found[i] for i in latents] or arranged(found, sort)[:top]
     if latents:
@@ -78,7 +82,9 @@ def features(
     if out is not None:
         write_profiles(out, found)
     numbers = {"rows": rows, "outliers": corpus.outliers}
-    write_result(json, {"codes": str(codes), **numbers, "profiles": [asdict(profile) for profile in shown]})
+    write_result(
+        json, {"codes": str(codes), **numbers, "profiles": [asdict(profile) for profile in shown]}
+    )
 
 
 def _decoder(run: Path | None, codes: Any) -> tuple[Tensor | None, str | None]:
@@ -93,7 +99,9 @@ def _decoder(run: Path | None, codes: Any) -> tuple[Tensor | None, str | None]:
             f"{run} has {model.n_latents} latents, but the codes {codes.path} have {codes.n_latents}; name their own run."
         )
     scale, hook = ("scale_out", "target_hook") if model.transcodes else ("scale", "hook")
-    return model.W_dec.detach() * model.get_buffer(scale), (model.metadata.get(hook) or {}).get("module")
+    return model.W_dec.detach() * model.get_buffer(scale), (model.metadata.get(hook) or {}).get(
+        "module"
+    )
 
 
 def _line(profile: Profile) -> dict[str, Any]:
@@ -125,9 +133,14 @@ def _page(profile: Profile) -> None:
         grid.add_row(f"  {name}", text)
 
     def preferred(tokens: list[Preference]) -> str:
-        return "  ".join(f"{show.token(t.text)} {t.share:.0%} (x{t.lift:.3g})" for t in tokens) or "none"
+        return (
+            "  ".join(f"{show.token(t.text)} {t.share:.0%} (x{t.lift:.3g})" for t in tokens)
+            or "none"
+        )
 
-    show.marked(f"[bold]Latent {profile.latent}[/bold]{', on is 0 in the codes' if profile.flipped else ''}")
+    show.marked(
+        f"[bold]Latent {profile.latent}[/bold]{', on is 0 in the codes' if profile.flipped else ''}"
+    )
     say(
         "on",
         f"{profile.rate:.3%} of rows, {profile.surprisal:.2f} bits each time; entropy {profile.bits:.4f} bits a row",

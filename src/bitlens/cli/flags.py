@@ -9,7 +9,13 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 
 QUOTES = "'\""
-RENAMED = {"length": "context", "unit": "documents", "hooks": "hook", "column": "text_column", "exact": "residual"}
+RENAMED = {
+    "length": "context",
+    "unit": "documents",
+    "hooks": "hook",
+    "column": "text_column",
+    "exact": "residual",
+}
 
 
 def flags_of(command: Callable[..., None]) -> set[str]:

@@ -14,12 +14,14 @@ from bitlens.errors import BitlensError
 
 if TYPE_CHECKING:
     from bitlens.bits.codes import Codes
-    from bitlens.features.calls import Calls
-    from bitlens.features.comsem import Config, Results
-    from bitlens.features.local_judge import LocalExplainer, LocalJudge
-    from bitlens.features.openai_judge import OpenAIExplainer, OpenAIJudge
+    from bitlens.comsem.calls import Calls
+    from bitlens.comsem.interpret import Config, Results
+    from bitlens.comsem.local_judge import LocalExplainer, LocalJudge
+    from bitlens.comsem.openai_judge import OpenAIExplainer, OpenAIJudge
 
-CodesFolders = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CODES [CODES ...]")]
+CodesFolders = Annotated[
+    tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CODES [CODES ...]")
+]
 
 RECORD = "calls.sqlite"
 BEST = 15  # latents shown
@@ -78,14 +80,18 @@ class Judging:
         if self.sample is not None and self.sample < 1:
             raise BitlensError(f"--sample must be at least 1, not {self.sample}.")
         if self.judge in ("local", "openai") and not self.model:
-            raise BitlensError(f"--judge {self.judge} needs a language model; name it with --model.")
+            raise BitlensError(
+                f"--judge {self.judge} needs a language model; name it with --model."
+            )
         if self.shuffles < 1:
-            raise BitlensError(f"--shuffles must be at least 1, not {self.shuffles}: without others nothing is tested.")
+            raise BitlensError(
+                f"--shuffles must be at least 1, not {self.shuffles}: without others nothing is tested."
+            )
         if self.estimate and self.judge != "openai":
             raise BitlensError("--estimate is for --judge openai; the others cost nothing.")
 
     def config(self) -> Config:
-        from bitlens.features.comsem import Config
+        from bitlens.comsem.interpret import Config
 
         return Config(examples=self.examples, shuffles=self.shuffles, seed=self.seed)
 
@@ -97,7 +103,9 @@ class Judging:
         chosen = list(self.latents) or list(range(corpus.n_latents))
         if self.sample is None or self.sample >= len(chosen):
             return chosen
-        drawn = torch.randperm(len(chosen), generator=generator(self.seed, "interpret"))[: self.sample]
+        drawn = torch.randperm(len(chosen), generator=generator(self.seed, "interpret"))[
+            : self.sample
+        ]
         return sorted(chosen[i] for i in drawn.tolist())
 
 
@@ -129,7 +137,9 @@ def interpret(
     if not codes:
         raise BitlensError("Name one or several folders of codes, as `bitlens encode` writes them.")
     if len({path.name for path in codes}) < len(codes):
-        raise BitlensError("Folders of codes need names that differ, since their results go to folders of these names.")
+        raise BitlensError(
+            "Folders of codes need names that differ, since their results go to folders of these names."
+        )
     out.mkdir(parents=True, exist_ok=True)
     summaries: dict[str, Any] = {}
     for path in codes:
@@ -157,14 +167,14 @@ def interpret(
 def _results(corpus: Codes, path: Path, out: Path, how: Judging) -> Results | None:
     """None: only the estimate was asked for"""
     from bitlens import show
-    from bitlens.features.comsem import comsem
-    from bitlens.features.labelled import load_tokenizer
+    from bitlens.comsem.interpret import comsem
+    from bitlens.labels.sources import load_tokenizer
 
     chosen, config = how.chosen(corpus), how.config()
     show.left_out(corpus.outliers)
     if how.judge == "labels":
         return _by_labels(corpus, chosen, how, config)
-    from bitlens.features.calls import Calls
+    from bitlens.comsem.calls import Calls
 
     limits = (math.inf if limit is None else limit for limit in (how.max_cost, how.max_calls))
     with Calls(out / RECORD, *limits) as calls:
@@ -174,25 +184,33 @@ def _results(corpus: Codes, path: Path, out: Path, how: Judging) -> Results | No
             _say_cost(corpus, chosen, tokenizer, explainer, judge, config)
         if how.estimate:
             return None
-        results = comsem(corpus, chosen, explainer, judge, tokenizer, config, calls=calls, run=str(path))
+        results = comsem(
+            corpus, chosen, explainer, judge, tokenizer, config, calls=calls, run=str(path)
+        )
         _say_spent(calls)
     return results
 
 
 def _by_labels(corpus: Codes, chosen: list[int], how: Judging, config: Config) -> Results:
-    from bitlens.features.comsem import comsem_by_labels
-    from bitlens.features.labelled import load_tokenizer, own_labels, read_labels
+    from bitlens.comsem.interpret import comsem_by_labels
+    from bitlens.labels.sources import load_tokenizer, own_labels, read_labels
 
     tokenizer = load_tokenizer(corpus)
-    found = own_labels(corpus, tokenizer) if how.labels is None else read_labels(how.labels, corpus, tokenizer)
+    found = (
+        own_labels(corpus, tokenizer)
+        if how.labels is None
+        else read_labels(how.labels, corpus, tokenizer)
+    )
     named = {of.name: of for of in found}
     if how.labelling not in named:
-        raise BitlensError(f"There is no labelling '{how.labelling}'; choose from: {', '.join(named)}.")
+        raise BitlensError(
+            f"There is no labelling '{how.labelling}'; choose from: {', '.join(named)}."
+        )
     return comsem_by_labels(corpus, chosen, named[how.labelling], config)
 
 
 def _local(how: Judging, calls: Calls) -> tuple[LocalExplainer, LocalJudge]:
-    from bitlens.features.local_judge import EXPLANATION_TOKENS, LocalExplainer, LocalJudge
+    from bitlens.comsem.local_judge import EXPLANATION_TOKENS, LocalExplainer, LocalJudge
     from bitlens.hidden import LanguageModel
 
     def load(name: str) -> LanguageModel:
@@ -205,8 +223,8 @@ def _local(how: Judging, calls: Calls) -> tuple[LocalExplainer, LocalJudge]:
 
 
 def _openai(how: Judging, calls: Calls) -> tuple[OpenAIExplainer, OpenAIJudge]:
-    from bitlens.features.openai_judge import OpenAIExplainer, OpenAIJudge
-    from bitlens.features.openai_server import OpenAIServer
+    from bitlens.comsem.openai_judge import OpenAIExplainer, OpenAIJudge
+    from bitlens.comsem.openai_server import OpenAIServer
 
     def server(model: str) -> OpenAIServer:
         return OpenAIServer(
@@ -219,17 +237,20 @@ def _openai(how: Judging, calls: Calls) -> tuple[OpenAIExplainer, OpenAIJudge]:
     )
 
 
-def _say_cost(corpus: Codes, chosen: list[int], tokenizer: Any, explainer: Any, judge: Any, config: Config) -> None:
+def _say_cost(
+    corpus: Codes, chosen: list[int], tokenizer: Any, explainer: Any, judge: Any, config: Config
+) -> None:
     """What a run will cost, from its own texts and explanations of a usual length, beside what is on record."""
     from bitlens import show
-    from bitlens.features.comsem import planned
+    from bitlens.comsem.interpret import planned
 
     texts, questions = planned(corpus, chosen, tokenizer, config)
     costs = explainer.estimate(texts), judge.estimate(questions)
     calls, read, written, cost = (sum(parts) for parts in zip(*costs, strict=True))
     price = f"cost {cost:.4f}" if judge.server.prices else "name --prices for the cost"
     show.err.print(
-        f"About {calls:,} calls, {read:,.0f} tokens to read, {written:,.0f} to write; {price}", soft_wrap=True
+        f"About {calls:,} calls, {read:,.0f} tokens to read, {written:,.0f} to write; {price}",
+        soft_wrap=True,
     )
 
 
@@ -263,7 +284,11 @@ def _best(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     judged = [r for r in records if r["explanation"]]
     return sorted(
         judged,
-        key=lambda r: (order[r["interpretable"]], -r["balanced_accuracy"], -_known(r["balanced_accuracy_hard"])),
+        key=lambda r: (
+            order[r["interpretable"]],
+            -r["balanced_accuracy"],
+            -_known(r["balanced_accuracy_hard"]),
+        ),
     )[:BEST]
 
 

@@ -10,8 +10,8 @@ from bitlens.cli.common import CodesFolder, Json, On, write_result
 from bitlens.errors import BitlensError
 
 if TYPE_CHECKING:
-    from bitlens.features.labels import LabelScore, LabelScores
-    from bitlens.features.probing import ProbeScore
+    from bitlens.labels.probing import ProbeScore
+    from bitlens.labels.scores import LabelScore, LabelScores
 
 
 def labels(
@@ -45,11 +45,11 @@ def labels(
 
     from bitlens import show, terminal
     from bitlens.bits.codes import Codes
-    from bitlens.features.labelled import load_tokenizer, own_labels, read_labels
-    from bitlens.features.labels import label_scores
-    from bitlens.features.probing import hidden_rows, probe_rows, sparse_probing
     from bitlens.hidden import ActivationStore
     from bitlens.hidden.source import held_out
+    from bitlens.labels.probing import hidden_rows, probe_rows, sparse_probing
+    from bitlens.labels.scores import label_scores
+    from bitlens.labels.sources import load_tokenizer, own_labels, read_labels
 
     corpus = Codes(codes)
     hidden = ActivationStore(store) if store else None
@@ -74,18 +74,30 @@ def labels(
         except BitlensError as error:  # one labelling with too few rows leaves the others
             show.err.print(str(error), soft_wrap=True)
     if not scored:
-        raise BitlensError(f"No labelling of {codes} could be scored; encode more text, or hold out more of it.")
-    measured = "held-out documents" if fraction else "a fifth of the documents, which the autoencoder may know"
+        raise BitlensError(
+            f"No labelling of {codes} could be scored; encode more text, or hold out more of it."
+        )
+    measured = (
+        "held-out documents"
+        if fraction
+        else "a fifth of the documents, which the autoencoder may know"
+    )
     show.rows(f"{codes}: latents against labels, on {measured}", [s.summary() for s in scored])
     for scores in scored:
         title = f"{scores.name}: the best latents, each with the class it was credited with"
         show.rows(title, [_line(score) for score in scores.by_latent()[:top]])
     if probed:
-        lines = [{"ROC-AUC": name, **{p.features: p.auc for p in found}} for name, found in probed.items()]
+        lines = [
+            {"ROC-AUC": name, **{p.features: p.auc for p in found}}
+            for name, found in probed.items()
+        ]
         show.rows("Logistic probes on k latents: mean over the most frequent classes", lines)
     if out:
         _write_csv(out, scored)
-    write_result(json, {"codes": str(codes), "labellings": [_record(s, probed.get(s.name, [])) for s in scored]})
+    write_result(
+        json,
+        {"codes": str(codes), "labellings": [_record(s, probed.get(s.name, [])) for s in scored]},
+    )
 
 
 def _line(score: LabelScore) -> dict[str, Any]:
@@ -108,8 +120,8 @@ def _record(scores: LabelScores, probes: list[ProbeScore]) -> dict[str, Any]:
 
 
 def _write_csv(path: Path, scored: list[LabelScores]) -> None:
-    from bitlens.features.labels import LabelScore
     from bitlens.files import replacing
+    from bitlens.labels.scores import LabelScore
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

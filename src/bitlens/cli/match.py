@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from bitlens.bits.packed import PackedBits
     from bitlens.features.dense import Explained
-    from bitlens.features.match import Matching
+    from bitlens.matching import Matching
 
 RunA = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_A")]
 RunB = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_B")]
@@ -68,9 +68,9 @@ def match(
     """
     from bitlens import show
     from bitlens.features.dense import explain_dense
-    from bitlens.features.match import likeness, summary
-    from bitlens.features.match import match as compare
     from bitlens.hidden.split import unseen
+    from bitlens.matching import likeness, summary
+    from bitlens.matching import match as compare
 
     opened = [open_pair(path, store, device) for path in (run, other)]
     pairs = [(model, unseen(source, model.metadata)) for model, source in opened]
@@ -84,7 +84,10 @@ def match(
     dense = explain_dense(a, b), explain_dense(b, a)
 
     show.out.print(f"A: {run}, B: {other}; {len(a):,} held-out rows of {store}", soft_wrap=True)
-    lines = [{"": k, "A in B": numbers[0][k], "B in A": numbers[1][k], " ": _MEANINGS[k]} for k in _MEANINGS]
+    lines = [
+        {"": k, "A in B": numbers[0][k], "B in A": numbers[1][k], " ": _MEANINGS[k]}
+        for k in _MEANINGS
+    ]
     show.rows("Every latent of one in the other", lines)
     show.rows("Stability", [alike])
     lines = [_dense_line("A", dense[0]), _dense_line("B", dense[1])]
@@ -93,7 +96,8 @@ def match(
         say = _speaker(tokenizer, token)
         for name, matching, ours, theirs in (("A", matchings[0], a, b), ("B", matchings[1], b, a)):
             show.rows(
-                f"Some latents of {name}, and the tokens they are on most", _examples(matching, ours, theirs, say)
+                f"Some latents of {name}, and the tokens they are on most",
+                _examples(matching, ours, theirs, say),
             )
     write_result(
         json,
@@ -127,8 +131,12 @@ def _encode(models: list[Any], store: Any, most: int | None) -> tuple[list[Packe
             if (left := left - len(x)) <= 0:
                 break
     if not tokens:
-        raise BitlensError(f"{store.path} has no held-out rows to compare on; harvest more documents.")
-    return [PackedBits(torch.cat(w), m.n_latents) for w, m in zip(words, models, strict=True)], torch.cat(tokens)
+        raise BitlensError(
+            f"{store.path} has no held-out rows to compare on; harvest more documents."
+        )
+    return [
+        PackedBits(torch.cat(w), m.n_latents) for w, m in zip(words, models, strict=True)
+    ], torch.cat(tokens)
 
 
 def _dense_line(name: str, explained: list[Explained]) -> dict[str, Any]:
@@ -185,10 +193,18 @@ def _examples(matching: Matching, a: PackedBits, b: PackedBits, say: Any) -> lis
     lines = []
     for category in ("same", "contained", "contains", "absent"):
         found = [i for i, c in enumerate(matching.category) if c == category]
-        for i in torch.randperm(len(found), generator=generator("match", category))[:EXAMPLES].tolist():
+        for i in torch.randperm(len(found), generator=generator("match", category))[
+            :EXAMPLES
+        ].tolist():
             latent = found[i]
-            best, container, parts = int(matching.best[latent]), int(matching.container[latent]), matching.parts[latent]
-            other = {"contained": container, "contains": parts[0] if parts else -1}.get(category, best)
+            best, container, parts = (
+                int(matching.best[latent]),
+                int(matching.container[latent]),
+                matching.parts[latent],
+            )
+            other = {"contained": container, "contains": parts[0] if parts else -1}.get(
+                category, best
+            )
             lines.append(
                 {
                     "": category, "latent": latent, "on %": 100 * float(matching.rate[latent]), "tokens": say(a, latent),

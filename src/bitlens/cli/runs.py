@@ -86,7 +86,9 @@ def train(
     else:
         rows = ActivationStore(source, fraction)
     last: dict[str, Any] = {}
-    autoencoder = run(rows, config, out, resume=resume, overwrite=overwrite, loggers=log, report=last.update)
+    autoencoder = run(
+        rows, config, out, resume=resume, overwrite=overwrite, loggers=log, report=last.update
+    )
     show.out.print(
         f"{out}: {autoencoder.architecture} with {autoencoder.n_latents:,} live latents of {autoencoder.metadata['n_latents_trained']:,}, d_in {autoencoder.d_in}",
         soft_wrap=True,
@@ -120,8 +122,13 @@ def encode(
     autoencoder, rows = open_pair(run, store, device, search)
     codes = encode_store(autoencoder, rows, out, name=str(run), overwrite=overwrite)
     size = sum(file.stat().st_size for file in out.iterdir())
-    show.out.print(f"{out}: {len(codes):,} rows of {codes.n_latents:,} bits, {size / 2**20:.1f} MiB", soft_wrap=True)
-    write_result(json, {"codes": str(out), "rows": len(codes), "n_latents": codes.n_latents, "bytes": size})
+    show.out.print(
+        f"{out}: {len(codes):,} rows of {codes.n_latents:,} bits, {size / 2**20:.1f} MiB",
+        soft_wrap=True,
+    )
+    write_result(
+        json, {"codes": str(out), "rows": len(codes), "n_latents": codes.n_latents, "bytes": size}
+    )
 
 
 def evaluate(
@@ -160,7 +167,9 @@ def evaluate(
     if part == "test":
         rows = unseen(rows, autoencoder.metadata)
         if not same_numbers(autoencoder.metadata, rows.manifest):
-            show.err.print("This store is other text than the training's; --part all takes every row of it.")
+            show.err.print(
+                "This store is other text than the training's; --part all takes every row of it."
+            )
     elif autoencoder.metadata.get("corpus") and same_numbers(autoencoder.metadata, rows.manifest):
         show.err.print(
             "The autoencoder was trained on this text: with --part all, most rows measured are not held out."
@@ -172,7 +181,13 @@ def evaluate(
         except BitlensError as error:
             show.err.print(f"Without cross-entropy numbers: {error}", soft_wrap=True)
     numbers = measure(
-        autoencoder, rows, language_model=model, max_contexts=contexts, part=part, outliers=outliers, joint=joint
+        autoencoder,
+        rows,
+        language_model=model,
+        max_contexts=contexts,
+        part=part,
+        outliers=outliers,
+        joint=joint,
     ).as_dict()
     show.table(f"{run} on {store}", {autoencoder.architecture: numbers})
     if numbers["bits_gaussian"] is None:

@@ -138,4 +138,7 @@ def _describe(store: Any) -> str:
 
 
 def _summary(store: Any) -> dict[str, Any]:
-    return {"store": str(store.path), **{k: v for k, v in store.manifest.items() if k not in ("mean", "shards")}}
+    return {
+        "store": str(store.path),
+        **{k: v for k, v in store.manifest.items() if k not in ("mean", "shards")},
+    }

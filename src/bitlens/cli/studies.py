@@ -35,9 +35,22 @@ class Options:
         """Keyword arguments of the functions that run studies."""
 
         def report(done: int, total: int, row: Row) -> None:
-            bar.at(done, "not measured" if "error" in row else f"fvu {row['fvu']:.4f}" if "fvu" in row else "", total)
+            bar.at(
+                done,
+                "not measured"
+                if "error" in row
+                else f"fvu {row['fvu']:.4f}"
+                if "fvu" in row
+                else "",
+                total,
+            )
 
-        return {"resume": self.resume, "overwrite": self.overwrite, "workers": self.workers, "report": report}
+        return {
+            "resume": self.resume,
+            "overwrite": self.overwrite,
+            "workers": self.workers,
+            "report": report,
+        }
 
 
 Given = Annotated[Options, tyro.conf.arg(name="")]
@@ -52,7 +65,7 @@ def synthetic(
     Writes table.parquet, table.csv and figures. A stopped study goes on with --resume; so does one with more settings.
     """
     from bitlens import show, terminal
-    from bitlens.studies.synthetic import run_synthetic, summary
+    from bitlens.studies.synthetic.study import run_synthetic, summary
 
     with terminal.bar("synthetic") as bar:
         rows = run_synthetic(config, options.out, **options.how(bar))
@@ -83,7 +96,7 @@ def icl(options: Given, config: Annotated[IclConfig, tyro.conf.arg(name="")]) ->
     Writes table.parquet, table.csv and figures. A stopped study goes on with --resume.
     """
     from bitlens import terminal
-    from bitlens.studies.icl import run_icl
+    from bitlens.studies.icl.study import run_icl
 
     with terminal.bar("icl") as bar:
         rows = run_icl(config, options.out, **options.how(bar), say=_say)
@@ -100,7 +113,7 @@ def compare(
     --resume, a training in the middle from its last checkpoint.
     """
     from bitlens import show, terminal
-    from bitlens.studies.compare import run_compare
+    from bitlens.studies.compare.study import run_compare
 
     with terminal.bar("compare") as bar:
         rows = run_compare(config, options.out, **options.how(bar))
@@ -128,6 +141,7 @@ def _done(options: Options, rows: list[Row], result: dict[str, Any]) -> None:
         show.err.print(f"{len(failed) - 5} more were not measured; the table says why.")
     figures = ", ".join(sorted(path.name for path in options.out.glob("*.png")))
     show.out.print(
-        f"{options.out}: table.parquet and table.csv with {len(rows)} rows; {figures} (and .svg)", soft_wrap=True
+        f"{options.out}: table.parquet and table.csv with {len(rows)} rows; {figures} (and .svg)",
+        soft_wrap=True,
     )
     write_result(options.json, {"study": str(options.out), **result})

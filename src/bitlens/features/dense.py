@@ -13,7 +13,13 @@ from torch import Tensor
 
 from bitlens import terminal
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import binary_entropy, co_occurrence, counted_entropy, dense, firing_rates
+from bitlens.bits.statistics import (
+    binary_entropy,
+    co_occurrence,
+    counted_entropy,
+    dense,
+    firing_rates,
+)
 from bitlens.results import brief
 
 
@@ -46,10 +52,14 @@ def explain(a: PackedBits, latent: int, b: PackedBits, most: int = 5) -> Explain
     shares: list[float] = []
     state = torch.zeros_like(on)
     for k in range(most):
-        cells = PackedBits.pack((2 * state + on)[:, None] == torch.arange(2 ** (k + 1), device=on.device))
+        cells = PackedBits.pack(
+            (2 * state + on)[:, None] == torch.arange(2 ** (k + 1), device=on.device)
+        )
         ons = co_occurrence(cells, b).cpu()
         counts = torch.stack([cells.column_counts()[:, None] - ons, ons], 1)
-        after = _conditional_entropy(counts.view(2**k, 2, 2, -1).transpose(1, 2).reshape(2 ** (k + 1), 2, -1))
+        after = _conditional_entropy(
+            counts.view(2**k, 2, 2, -1).transpose(1, 2).reshape(2 ** (k + 1), 2, -1)
+        )
         best = int(after.argmin())
         if n * (left - float(after[best])) <= math.log2(b.n_latents) + 2**k / 2 * math.log2(n):
             break

@@ -21,7 +21,9 @@ class Example(NamedTuple):
     after: str
 
 
-def examples(codes: Codes, latent: int, tokenizer: Any, n: int = 4, window: int = 8, seed: int = 0) -> list[Example]:
+def examples(
+    codes: Codes, latent: int, tokenizer: Any, n: int = 4, window: int = 8, seed: int = 0
+) -> list[Example]:
     """Up to n rows of usual norm with the latent on, drawn at random from different documents; window: tokens shown on
     each side."""
     on = (codes.bits.column(latent).bool() & codes.usual).nonzero()[:, 0]

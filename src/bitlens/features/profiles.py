@@ -15,16 +15,17 @@ from torch import Tensor
 
 from bitlens import terminal
 from bitlens.bits.codes import Codes
-from bitlens.bits.packed import WORD, PackedBits
+from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import DENSE, binary_entropy, co_occurrence, firing_rates
+from bitlens.bits.words import WORD
+from bitlens.comsem.sampling import canonical, explainers_part, on_rows
 from bitlens.errors import BitlensError
 from bitlens.features.examples import contexts
-from bitlens.features.labelled import following
-from bitlens.features.profile import MIN_ON, clearest, predicted
-from bitlens.features.sampling import canonical, explainers_part, on_rows
+from bitlens.features.token_scores import MIN_ON, clearest, predicted
 from bitlens.files import finite, replacing
 from bitlens.hidden.pieces import token_texts
 from bitlens.information.tree import chow_liu
+from bitlens.labels.sources import following
 from bitlens.results import brief
 
 NEXT = 16  # rows in which a latent may be on again
@@ -129,7 +130,9 @@ def profiles(
     bits = codes.bits[codes.usual]
     raw, rare = firing_rates(bits), canonical(bits)
     if W_dec is not None and (W_dec.ndim != 2 or len(W_dec) != bits.n_latents):
-        raise BitlensError(f"W_dec of shape {list(W_dec.shape)} does not fit codes of {bits.n_latents} latents.")
+        raise BitlensError(
+            f"W_dec of shape {list(W_dec.shape)} does not fit codes of {bits.n_latents} latents."
+        )
     counted = _Counted(codes, tokenizer, top)
     drawn = None
     if tokenizer is not None and examples:
@@ -161,8 +164,12 @@ def _rows_on(bits: PackedBits) -> Iterator[np.ndarray]:
     """The rows in which each latent is on, in order; 64 latents are turned at a time."""
     for word in range(bits.words.shape[1]):
         n = min(WORD, bits.n_latents - word * WORD)
-        for column in PackedBits(bits.words[:, word : word + 1].contiguous(), n).transpose().numpy():
-            yield np.flatnonzero(np.unpackbits(column.view(np.uint8), count=len(bits), bitorder="little"))
+        for column in (
+            PackedBits(bits.words[:, word : word + 1].contiguous(), n).transpose().numpy()
+        ):
+            yield np.flatnonzero(
+                np.unpackbits(column.view(np.uint8), count=len(bits), bitorder="little")
+            )
 
 
 class _Counted:
@@ -184,10 +191,15 @@ class _Counted:
             )
         if tokenizer is not None:
             self.size = int(codes.token.max()) + 1
-            self.token, self.next = codes.token[usual].long().numpy(), following(codes)[usual].numpy()
+            self.token, self.next = (
+                codes.token[usual].long().numpy(),
+                following(codes)[usual].numpy(),
+            )
             self.of_token = np.bincount(self.token, minlength=self.size)
             self.of_next = np.bincount(self.next[self.next >= 0], minlength=self.size)
-            self.text = token_texts(tokenizer, np.flatnonzero(self.of_token + self.of_next).tolist())
+            self.text = token_texts(
+                tokenizer, np.flatnonzero(self.of_token + self.of_next).tolist()
+            )
             self.half = explainers_part(codes.document[usual]).numpy()
             self.of_half = np.bincount(self.token[self.half], minlength=self.size)
 
@@ -199,7 +211,11 @@ class _Counted:
             for i, (k, n) in enumerate(zip(places, self.of_position, strict=True))
             if n
         }
-        found = {"dispersion": self._dispersion(rows, rate), "again": self._again(rows, rate), "positions": positions}
+        found = {
+            "dispersion": self._dispersion(rows, rate),
+            "again": self._again(rows, rate),
+            "positions": positions,
+        }
         if self.tokenizer is None:
             return found
         tokens = self._preferred(self.token[rows], self.of_token)
@@ -210,7 +226,8 @@ class _Counted:
     def _predicted(self, rows: np.ndarray) -> dict[str, Any]:
         """How well tokens tell the latent, learned in half of the documents and tried in the others."""
         fit, check = (
-            np.bincount(self.token[rows[self.half[rows] == half]], minlength=self.size) for half in (True, False)
+            np.bincount(self.token[rows[self.half[rows] == half]], minlength=self.size)
+            for half in (True, False)
         )
         if min(fit.sum(), check.sum()) < MIN_ON:
             return {}
@@ -223,7 +240,8 @@ class _Counted:
             return math.nan
         counts = np.bincount(self.document[rows], minlength=len(self.sizes))
         return float(
-            ((counts - self.sizes * rate) ** 2 / (self.sizes * rate * (1 - rate))).sum() / (len(self.sizes) - 1)
+            ((counts - self.sizes * rate) ** 2 / (self.sizes * rate * (1 - rate))).sum()
+            / (len(self.sizes) - 1)
         )
 
     def _again(self, rows: np.ndarray, rate: float) -> float:
@@ -284,13 +302,19 @@ def _similar(directions: Tensor, top: int) -> list[list[Near]]:
     return found
 
 
-def _promoted(directions: Tensor, effect: Callable[[Tensor], Tensor], tokenizer: Any, top: int) -> list[list[Promoted]]:
+def _promoted(
+    directions: Tensor, effect: Callable[[Tensor], Tensor], tokenizer: Any, top: int
+) -> list[list[Promoted]]:
     found: list[tuple[list[int], list[float]]] = []
     for block in directions.split(EFFECTS):
         logits = effect(block)
         value, token = logits.topk(min(top, logits.shape[1]), dim=1)
         found += zip(token.tolist(), (value - logits.mean(1, keepdim=True)).tolist(), strict=True)
-    text = {} if tokenizer is None else token_texts(tokenizer, {i for tokens, _ in found for i in tokens})
+    text = (
+        {}
+        if tokenizer is None
+        else token_texts(tokenizer, {i for tokens, _ in found for i in tokens})
+    )
     return [
         [Promoted(i, text.get(i, ""), logit) for i, logit in zip(tokens, logits, strict=True)]
         for tokens, logits in found
@@ -310,7 +334,9 @@ def arranged(found: Sequence[Profile], by: Order) -> list[Profile]:
         clear = [p for p in found if p.rate <= DENSE and not math.isnan(p.token_f1)]
         first = clearest(clear, lambda p: p.token_f1, lambda p: p.token_set)
         chosen = {p.latent for p in first}
-        return first + sorted((p for p in found if p.latent not in chosen), key=lambda p: (p.rate > DENSE, -p.rate))
+        return first + sorted(
+            (p for p in found if p.latent not in chosen), key=lambda p: (p.rate > DENSE, -p.rate)
+        )
     value: dict[str, Callable[[Profile], float]] = {
         "rate": lambda p: -p.rate, "rare": lambda p: p.rate or math.inf, "again": lambda p: -p.again,
         "dispersion": lambda p: -p.dispersion,

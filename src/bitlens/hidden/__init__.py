@@ -6,4 +6,12 @@ from bitlens.hidden.paired import PairedStore
 from bitlens.hidden.source import HiddenSource, TensorSource
 from bitlens.hidden.store import ActivationStore
 
-__all__ = ["ActivationStore", "Corpus", "HiddenSource", "HookPoint", "LanguageModel", "PairedStore", "TensorSource"]
+__all__ = [
+    "ActivationStore",
+    "Corpus",
+    "HiddenSource",
+    "HookPoint",
+    "LanguageModel",
+    "PairedStore",
+    "TensorSource",
+]

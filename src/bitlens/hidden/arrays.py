@@ -64,10 +64,19 @@ def import_arrays(
         width = states.shape[-1]
         if writer is None:
             prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST)
-            about = {"model": name, "revision": None, "hook": {"module": name}, "d_in": width, "context_length": None}
+            about = {
+                "model": name,
+                "revision": None,
+                "hook": {"module": name},
+                "d_in": width,
+                "context_length": None,
+            }
             about["dtype"] = str(next(_blocks(states[:1]))[1].dtype).removeprefix("torch.")
             contents = repr([sha256(f) for f in files])
-            about |= {"corpus": hashlib.sha256(contents.encode()).hexdigest(), "text": [f.name for f in files]}
+            about |= {
+                "corpus": hashlib.sha256(contents.encode()).hexdigest(),
+                "text": [f.name for f in files],
+            }
             writer = StoreWriter(out, about, outlier_multiple)
         elif writer.about["d_in"] != width:
             raise BitlensError(
@@ -75,7 +84,11 @@ def import_arrays(
             )
         for start, block in _blocks(states):
             part = slice(start, start + len(block))
-            taken = {k: torch.from_numpy(np.ascontiguousarray(v[part])) for k, v in columns.items() if v is not None}
+            taken = {
+                k: torch.from_numpy(np.ascontiguousarray(v[part]))
+                for k, v in columns.items()
+                if v is not None
+            }
             taken.setdefault("token", torch.full((len(block),), -1))
             writer.add(block, taken)
     if writer is None:
@@ -98,7 +111,9 @@ def _open(file: Path) -> dict[str, Any]:
             import h5py
 
             found: dict[str, Any] = {}
-            h5py.File(file).visititems(lambda n, x: found.update({n: x}) if isinstance(x, h5py.Dataset) else None)
+            h5py.File(file).visititems(
+                lambda n, x: found.update({n: x}) if isinstance(x, h5py.Dataset) else None
+            )
             return found
         if suffix == ".parquet":
             return _open_parquet(file)
@@ -126,7 +141,11 @@ def _open_parquet(file: Path) -> dict[str, Any]:
 def _is_list(kind: Any) -> bool:
     import pyarrow as arrow
 
-    return arrow.types.is_list(kind) or arrow.types.is_large_list(kind) or arrow.types.is_fixed_size_list(kind)
+    return (
+        arrow.types.is_list(kind)
+        or arrow.types.is_large_list(kind)
+        or arrow.types.is_fixed_size_list(kind)
+    )
 
 
 class _Irregular(NamedTuple):
@@ -143,12 +162,22 @@ def _matrix(values: Any, where: str) -> Any:
     shape = [len(values)]
     rows = np.arange(len(values))  # the row that each list is of
     while _is_list(values.type):
-        lengths = values.value_lengths().to_numpy(zero_copy_only=False).astype(np.float64)  # NaN where it is null
-        wrong = np.flatnonzero(~(lengths == lengths[0]) | (lengths == 0)) if len(lengths) else lengths[:0]
+        lengths = (
+            values.value_lengths().to_numpy(zero_copy_only=False).astype(np.float64)
+        )  # NaN where it is null
+        wrong = (
+            np.flatnonzero(~(lengths == lengths[0]) | (lengths == 0))
+            if len(lengths)
+            else lengths[:0]
+        )
         if len(wrong):
             at = int(wrong[0])
             found = "null" if np.isnan(lengths[at]) else f"{lengths[at]:.0f} long"
-            expected = "" if np.isnan(lengths[0]) or not at else f" and in row {rows[0]} {lengths[0]:.0f} long"
+            expected = (
+                ""
+                if np.isnan(lengths[0]) or not at
+                else f" and in row {rows[0]} {lengths[0]:.0f} long"
+            )
             reason = f"Row {rows[at]} of {where} is {found}{expected}; a list of one length is needed in every row."
             return _Irregular((len(rows), "?"), _dtype(values.type), reason)
         width = int(lengths[0]) if len(lengths) else 0
@@ -171,7 +200,9 @@ def _dtype(kind: Any) -> np.dtype:
 
 def _pick(arrays: dict[str, Any], name: str | None, file: Path) -> Any:
     if name is None:
-        matrices = [key for key, array in arrays.items() if array.ndim in (2, 3) and _is_float(array)]
+        matrices = [
+            key for key, array in arrays.items() if array.ndim in (2, 3) and _is_float(array)
+        ]
         name = "hidden" if "hidden" in matrices else matrices[0] if len(matrices) == 1 else None
         if name is None:
             raise BitlensError(
@@ -182,9 +213,13 @@ def _pick(arrays: dict[str, Any], name: str | None, file: Path) -> Any:
     if isinstance(arrays[name], _Irregular):
         raise BitlensError(arrays[name].reason)
     if not all(arrays[name].shape):
-        raise BitlensError(f"The array '{name}' of {file} has no rows or no width: it is {list(arrays[name].shape)}.")
+        raise BitlensError(
+            f"The array '{name}' of {file} has no rows or no width: it is {list(arrays[name].shape)}."
+        )
     if arrays[name].ndim not in (2, 3) or not _is_float(arrays[name]):
-        raise BitlensError(f"The array '{name}' of {file} is not a matrix of floats but {list(arrays[name].shape)}.")
+        raise BitlensError(
+            f"The array '{name}' of {file} is not a matrix of floats but {list(arrays[name].shape)}."
+        )
     return arrays[name]
 
 
@@ -201,7 +236,9 @@ def _column(arrays: dict[str, Any], key: str | None, states: Any, file: Path) ->
     column = column.reshape(-1)
     rows = int(np.prod(states.shape[:-1]))
     if len(column) != rows or column.dtype.kind not in "iu":
-        raise BitlensError(f"The array '{key}' of {file} must hold {rows} integers, one for each row.")
+        raise BitlensError(
+            f"The array '{key}' of {file} must hold {rows} integers, one for each row."
+        )
     return column.astype(np.int64)
 
 
@@ -219,13 +256,19 @@ def _blocks(states: Any) -> Iterator[tuple[int, Tensor]]:
     for start in range(0, len(states), step):
         block = states[start : start + step]
         if not isinstance(block, Tensor):  # a copy, in this machine's byte order
-            block = torch.from_numpy(np.array(block, dtype=np.float16 if block.dtype == np.float16 else np.float32))
+            block = torch.from_numpy(
+                np.array(block, dtype=np.float16 if block.dtype == np.float16 else np.float32)
+            )
         rows = block.float() if block.dtype == torch.float64 else block
         yield start * per_item, rows.reshape(-1, states.shape[-1]).contiguous()
 
 
 def _is_float(array: Any) -> bool:
-    return array.dtype.is_floating_point if isinstance(array, Tensor) else np.dtype(array.dtype).kind == "f"
+    return (
+        array.dtype.is_floating_point
+        if isinstance(array, Tensor)
+        else np.dtype(array.dtype).kind == "f"
+    )
 
 
 def _names(arrays: dict[str, Any]) -> str:

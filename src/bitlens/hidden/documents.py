@@ -21,7 +21,15 @@ import torch
 from bitlens.errors import BitlensError
 from bitlens.files import sha256
 from bitlens.hidden.models import BUNDLED
-from bitlens.hidden.reading import COMPRESSED, KNOWN, TextFile, column_of, ending, first_line, is_text
+from bitlens.hidden.reading import (
+    COMPRESSED,
+    KNOWN,
+    TextFile,
+    column_of,
+    ending,
+    first_line,
+    is_text,
+)
 from bitlens.options import Unit
 from bitlens.seeding import generator
 
@@ -51,7 +59,9 @@ class Corpus:
     def documents(self) -> Iterator[tuple[int, str]]:
         """(id, text) of every document with text in it; the id is its place in the unshuffled corpus."""
         if self.shuffle_seed is not None and not any(map(self._is_streamed, self.sources)):
-            order = torch.randperm(len(self._spool), generator=generator(self.shuffle_seed, "documents"))
+            order = torch.randperm(
+                len(self._spool), generator=generator(self.shuffle_seed, "documents")
+            )
             numbered = ((int(i), self._spool.read(int(i))) for i in order)
         else:
             numbered = enumerate(text for source in self.sources for text in self._read(source))
@@ -63,7 +73,12 @@ class Corpus:
         parts: list[tuple[int, Iterator[tuple[str, float]]]] = []
         for source in self.sources:
             if folder := _saved_dataset(source):
-                parts.append((sum(p.stat().st_size for p in folder.rglob("*")), self._shares_of_dataset(source)))
+                parts.append(
+                    (
+                        sum(p.stat().st_size for p in folder.rglob("*")),
+                        self._shares_of_dataset(source),
+                    )
+                )
             elif _is_dataset(source):
                 return None
             else:
@@ -92,7 +107,9 @@ class Corpus:
         found: list[Any] = []
         for source in self.sources:
             if folder := _saved_dataset(source):
-                found.append([self.split, [_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()]])
+                found.append(
+                    [self.split, [_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()]]
+                )
             elif _is_dataset(source):
                 found.append([self.split, source, self.streaming and self.shuffle_seed is not None])
             else:
@@ -101,12 +118,21 @@ class Corpus:
 
     def origin(self) -> list[str]:
         """The sources, files by their whole path."""
-        return [s if s == BUNDLED or (p := _local(s)) is None else str(p.resolve()) for s in self.sources]
+        return [
+            s if s == BUNDLED or (p := _local(s)) is None else str(p.resolve())
+            for s in self.sources
+        ]
 
     def left_out(self) -> list[str]:
         """Files in the folders that are not read: of an unknown kind, or about the folder."""
-        folders = [p for s in self.sources if not _is_dataset(s) and (p := _local(s)) is not None and p.is_dir()]
-        return [str(file.relative_to(p)) for p in folders for file in _walk(p) if not _is_read(file)]
+        folders = [
+            p
+            for s in self.sources
+            if not _is_dataset(s) and (p := _local(s)) is not None and p.is_dir()
+        ]
+        return [
+            str(file.relative_to(p)) for p in folders for file in _walk(p) if not _is_read(file)
+        ]
 
     def _is_streamed(self, source: str) -> bool:
         """Whether this is a dataset that is read as it is used, and then mixed in a buffer only."""
@@ -117,7 +143,9 @@ class Corpus:
         if path is None or path.is_file():
             return [path] if path else []
         if not path.is_dir():
-            raise BitlensError(f"{path} is neither a file nor a folder; write the text to a file first.")
+            raise BitlensError(
+                f"{path} is neither a file nor a folder; write the text to a file first."
+            )
         files = [file for file in _walk(path) if _is_read(file)]
         if not files:
             raise BitlensError(f"{path} holds no text: expected files ending in {KNOWN}.")
@@ -125,7 +153,9 @@ class Corpus:
 
     def _read(self, source: str) -> Iterator[str]:
         if _is_dataset(source):
-            yield from (part for text in self._read_dataset(source) for part in _cut(text, self.unit))
+            yield from (
+                part for text in self._read_dataset(source) for part in _cut(text, self.unit)
+            )
             return
         for file in self._files(source):
             yield from _documents(TextFile(file, self.text_column), self.unit)
@@ -151,7 +181,9 @@ class Corpus:
                 data = datasets.load_from_disk(str(folder))
                 data = data[self.split] if isinstance(data, datasets.DatasetDict) else data
             else:
-                data = datasets.load_dataset(name, config or None, split=self.split, streaming=self.streaming)
+                data = datasets.load_dataset(
+                    name, config or None, split=self.split, streaming=self.streaming
+                )
             if self._is_streamed(source) and self.shuffle_seed is not None:
                 data = data.to_iterable_dataset() if isinstance(data, datasets.Dataset) else data
                 data = data.shuffle(seed=self.shuffle_seed, buffer_size=10_000)
@@ -190,7 +222,9 @@ class _Spool:
 
 
 def _unreadable(source: str, error: Exception) -> str:
-    return f"'{source}' is neither a file here nor a dataset that could be read: {first_line(error)}"
+    return (
+        f"'{source}' is neither a file here nor a dataset that could be read: {first_line(error)}"
+    )
 
 
 # --- which files -----------------------------------------------------------------------------------------------------
@@ -205,7 +239,11 @@ def _local(source: str) -> Path | None:
             return path
     except (OSError, ValueError):  # no name that a file could have, as of a text itself
         return None
-    if source.startswith(("/", "./", "../", "~")) or is_text(path) or path.suffix.lower() in COMPRESSED:
+    if (
+        source.startswith(("/", "./", "../", "~"))
+        or is_text(path)
+        or path.suffix.lower() in COMPRESSED
+    ):
         raise BitlensError(f"There is no text at {source}.")
     return None
 
@@ -234,7 +272,9 @@ def _walk(folder: Path) -> list[Path]:
     files = []
     for file in sorted(found):
         if _is_read(file) and not file.is_file():
-            raise BitlensError(f"{file} is a broken link or no file; mend it or take it out of the folder.")
+            raise BitlensError(
+                f"{file} is a broken link or no file; mend it or take it out of the folder."
+            )
         if (real := os.path.realpath(file)) not in seen:
             seen.add(real)
             files.append(file)

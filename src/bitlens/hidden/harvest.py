@@ -45,7 +45,11 @@ class Plan:
             if self.rows is not None
             else "an unknown number of rows (cap it with `max_rows`)"
         )
-        store = f"{_size(self.store_bytes)} of stores" if self.store_bytes is not None else "stores of unknown size"
+        store = (
+            f"{_size(self.store_bytes)} of stores"
+            if self.store_bytes is not None
+            else "stores of unknown size"
+        )
         return (
             f"{rows}; memory: {_size(self.model_bytes)} model + {_size(self.batch_bytes)} batch and shard buffers; "
             f"disk: {store}, {_size(self.free_bytes)} free{_left_out(self.left_out)}"
@@ -80,11 +84,15 @@ def harvest(
     if max_rows is not None and max_rows < 1:
         raise BitlensError(f"`max_rows` must be at least 1, not {max_rows}.")
     if not model.hooks:
-        raise BitlensError("There is nothing to harvest: the language model was loaded without a hook point.")
+        raise BitlensError(
+            "There is nothing to harvest: the language model was loaded without a hook point."
+        )
     if batch_size < 1:
         raise BitlensError(f"`batch_size` must be at least 1, not {batch_size}.")
     if isinstance(reader, str):
-        reader = ContextReader(Corpus((reader,)), model.tokenizer, min(256, model.longest_context() or 256))
+        reader = ContextReader(
+            Corpus((reader,)), model.tokenizer, min(256, model.longest_context() or 256)
+        )
     widths = model.widths()
     dtype = store_dtype or model.dtype
     folders = {name: out if len(widths) == 1 else out / folder_name(name) for name in widths}
@@ -171,7 +179,9 @@ class _Shard:
     def __init__(self, dtype: torch.dtype, length: int) -> None:
         self.dtype, self.length, self.contexts = dtype, length, 0
         self.hidden: dict[str, list[Tensor]] = {}
-        self.columns: dict[str, list[Tensor]] = {k: [] for k in ("token", "document", "position", "context")}
+        self.columns: dict[str, list[Tensor]] = {
+            k: [] for k in ("token", "document", "position", "context")
+        }
         self.tokens: list[Tensor] = []
 
     def add(self, batch: Contexts, states: dict[str, Tensor], limit: int | None) -> int:
@@ -186,7 +196,9 @@ class _Shard:
         self.columns["position"].append(position)
         self.columns["context"].append(context + self.contexts)
         tokens = batch.tokens.masked_fill(~batch.mask, -1)
-        self.tokens.append(torch.nn.functional.pad(tokens, (0, self.length - tokens.shape[1]), value=-1))
+        self.tokens.append(
+            torch.nn.functional.pad(tokens, (0, self.length - tokens.shape[1]), value=-1)
+        )
         self.contexts += len(tokens)
         return len(context)
 
@@ -249,10 +261,15 @@ def _size(n: float) -> str:
     return f"{n:.1f} TiB"
 
 
-def iterate_rows(model: LanguageModel, batches: Iterator[Contexts]) -> Iterator[tuple[Tensor, Tensor]]:
+def iterate_rows(
+    model: LanguageModel, batches: Iterator[Contexts]
+) -> Iterator[tuple[Tensor, Tensor]]:
     """For a model with one hook point: (hidden states `[rows, d]`, their documents) of every batch of contexts."""
     (hook,) = model.hooks
     for batch in batches:
         context, position = batch.keep.nonzero(as_tuple=True)
         state = model.hidden_states(batch.tokens, batch.mask)[hook.name]
-        yield state[context.to(state.device), position.to(state.device)].cpu(), batch.document[context, position]
+        yield (
+            state[context.to(state.device), position.to(state.device)].cpu(),
+            batch.document[context, position],
+        )

@@ -43,7 +43,11 @@ class HookPoint:
 
     def names(self) -> dict[str, str | None]:
         """All three namings, for manifests and checkpoints; None where the place has no such name."""
-        return {"module": self.name, "transformers": self.transformers, "transformer_lens": self.transformer_lens}
+        return {
+            "module": self.name,
+            "transformers": self.transformers,
+            "transformer_lens": self.transformer_lens,
+        }
 
 
 @dataclass(frozen=True)
@@ -68,23 +72,35 @@ class Architecture:
         self.modules = dict(base.named_modules())
         self.prefix = getattr(base, "base_model_prefix", "")
         self.layers = int(text.num_hidden_layers)
-        roots = (n for n, m in self.modules.items() if type(getattr(m, "config", None)) is type(text))
-        within = "".join(f"{n}." for n in [next(roots, "")] if n)  # so that a vision tower of equal depth is not taken
+        roots = (
+            n for n, m in self.modules.items() if type(getattr(m, "config", None)) is type(text)
+        )
+        within = "".join(
+            f"{n}." for n in [next(roots, "")] if n
+        )  # so that a vision tower of equal depth is not taken
         lists = [
             name for name, module in self.modules.items()
             if isinstance(module, nn.ModuleList) and len(module) == self.layers and name.startswith(within)
         ]  # fmt: skip
         if not lists:
-            raise BitlensError(f"{type(base).__name__} keeps its layers in no list of modules; it is not supported.")
+            raise BitlensError(
+                f"{type(base).__name__} keeps its layers in no list of modules; it is not supported."
+            )
         self.blocks = lists[0]
 
     def want(self, name: str) -> Wanted:
         """What a name asks for. The model's own module paths go before the two other namings."""
         path, _, side = name.partition(":")
         common = re.sub(r"^layers\.(?=\d)", f"{self.blocks}.", path)
-        for own, kind in ((path, ""), (path.removeprefix(f"{self.prefix}."), ""), (common, "layers")):
+        for own, kind in (
+            (path, ""),
+            (path.removeprefix(f"{self.prefix}."), ""),
+            (common, "layers"),
+        ):
             if own in self.modules and own and side in ("", "input", "output"):
-                return Wanted(name, HookPoint(own, side or "output"), layer=self.layer(own), kind=kind)
+                return Wanted(
+                    name, HookPoint(own, side or "output"), layer=self.layer(own), kind=kind
+                )
         if match := re.fullmatch(r"hidden_states[\[.](\d+)\]?", name):
             index = int(match[1])
             if index <= self.layers:
@@ -96,7 +112,9 @@ class Architecture:
                 raise BitlensError(
                     f"There is no hook point '{name}'; of TransformerLens' names these are known: {', '.join(_KINDS)}."
                 )
-        choices = [f"{self.blocks}.{i}" for i in range(self.layers)] + [n for n in self.modules if n]
+        choices = [f"{self.blocks}.{i}" for i in range(self.layers)] + [
+            n for n in self.modules if n
+        ]
         near = difflib.get_close_matches(path, choices, n=4, cutoff=0.0)
         raise BitlensError(
             f"There is no hook point '{name}' in this model of {self.layers} layers; the nearest names are: "
@@ -115,7 +133,10 @@ class Architecture:
 
     def last_layer(self, layers: Iterable[int | None]) -> int:
         """The last of these layers; of all where one of them lies outside the layers."""
-        return max((self.layers - 1 if layer is None else layer for layer in layers), default=self.layers - 1)
+        return max(
+            (self.layers - 1 if layer is None else layer for layer in layers),
+            default=self.layers - 1,
+        )
 
 
 def passed_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

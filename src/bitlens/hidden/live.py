@@ -54,7 +54,9 @@ class LiveSource(HiddenSource):
                 break
         reservoir = torch.cat(rows) if rows else torch.empty(0, self.d_in)
         if len(reservoir) < 2:
-            raise BitlensError("The text gave no usable training tokens: it is empty or every document is held out.")
+            raise BitlensError(
+                "The text gave no usable training tokens: it is empty or every document is held out."
+            )
         norm = torch.linalg.vector_norm(reservoir, dim=1, dtype=torch.float64)
         self._limit = outlier_limit(norm, outlier_multiple)
         self._reservoir = reservoir[norm <= self._limit]

@@ -18,7 +18,14 @@ from torch.nn.utils.rnn import pad_sequence
 from bitlens import terminal
 from bitlens.errors import BitlensError
 from bitlens.hidden.hooks import Architecture, HookPoint, came_out, passed_in
-from bitlens.hidden.recorded import BUNDLED, bundled_folder, digest, folder_of, name_from_anywhere, recorded_model
+from bitlens.hidden.recorded import (
+    BUNDLED,
+    bundled_folder,
+    digest,
+    folder_of,
+    name_from_anywhere,
+    recorded_model,
+)
 from bitlens.hidden.trace import OnlyWhole, Trace, embeddings, traced
 
 __all__ = ["BUNDLED", "HookPoint", "LanguageModel", "bundled_folder", "is_causal"]
@@ -36,9 +43,21 @@ class LanguageModel:
     """
 
     def __init__(
-        self, model: nn.Module, base: nn.Module, tokenizer: Any, name: str, hooks: list[HookPoint], trace: Trace
+        self,
+        model: nn.Module,
+        base: nn.Module,
+        tokenizer: Any,
+        name: str,
+        hooks: list[HookPoint],
+        trace: Trace,
     ) -> None:
-        self.model, self.base, self.tokenizer, self.name, self.hooks = model, base, tokenizer, name, hooks
+        self.model, self.base, self.tokenizer, self.name, self.hooks = (
+            model,
+            base,
+            tokenizer,
+            name,
+            hooks,
+        )
         self.config: Any = model.config
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
@@ -71,23 +90,37 @@ class LanguageModel:
         transformers.logging.disable_progress_bar()
         where = folder_of(name)
         if Path(where).is_file():
-            raise BitlensError(f"{name} is a file; name the folder of a model, with its config.json and weights.")
+            raise BitlensError(
+                f"{name} is a file; name the folder of a model, with its config.json and weights."
+            )
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         with _loading_errors(name):
             config = transformers.AutoConfig.from_pretrained(where, revision=revision)
             if getattr(config, "is_encoder_decoder", False):
-                raise BitlensError(f"{name} is an encoder-decoder model; bitlens reads causal models and encoders.")
+                raise BitlensError(
+                    f"{name} is an encoder-decoder model; bitlens reads causal models and encoders."
+                )
             if causal and not is_causal(config):
-                raise BitlensError(f"{name} is not a causal language model, so it has no next-token loss.")
+                raise BitlensError(
+                    f"{name} is not a causal language model, so it has no next-token loss."
+                )
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, revision=revision)
             with torch.device("meta"):
                 skeleton = transformers.AutoModel.from_config(config)
             architecture = Architecture(skeleton, config)
             wanted = [architecture.want(hook) for hook in hooks]
-            settings = {"config": config, "revision": revision, "dtype": _dtype(dtype, config, device)}
+            settings = {
+                "config": config,
+                "revision": revision,
+                "dtype": _dtype(dtype, config, device),
+            }
             settings |= {"device_map": device_map} if device_map else {}
             # A layer more than the hook points need shows what transformers has after the last one that they do need.
-            needed = architecture.layers if causal else architecture.last_layer(w.layer for w in wanted) + 2
+            needed = (
+                architecture.layers
+                if causal
+                else architecture.last_layer(w.layer for w in wanted) + 2
+            )
             kind = _causal_class(config) if causal else type(skeleton)
 
         def opened(layers: int) -> tuple[Any, list[str], Trace, list[HookPoint]]:
@@ -115,7 +148,9 @@ class LanguageModel:
         return cls(model, base, tokenizer, name_from_anywhere(name), points, trace)
 
     @classmethod
-    def again(cls, manifest: dict[str, Any], of: Path | str, hooks: list[str], **settings: Any) -> LanguageModel:
+    def again(
+        cls, manifest: dict[str, Any], of: Path | str, hooks: list[str], **settings: Any
+    ) -> LanguageModel:
         """Load the model that the manifest of a store or of codes names; refused if another one is there now.
 
         of: the folder of the manifest. settings: as for `load`.
@@ -140,7 +175,11 @@ class LanguageModel:
     @property
     def revision(self) -> str | None:
         """The commit of a model from the hub; None for a folder."""
-        return None if Path(folder_of(self.name)).is_dir() else getattr(self.config, "_commit_hash", None)
+        return (
+            None
+            if Path(folder_of(self.name)).is_dir()
+            else getattr(self.config, "_commit_hash", None)
+        )
 
     @contextlib.contextmanager
     def reading(self, into: dict[str, Tensor], stop: bool = True) -> Iterator[None]:
@@ -164,12 +203,15 @@ class LanguageModel:
             module = self.base.get_submodule(hook.path)
             if hook.side == "output":
                 handles.append(
-                    module.register_forward_hook(lambda m, a, out, name=hook.name: keep(name, came_out(out)))
+                    module.register_forward_hook(
+                        lambda m, a, out, name=hook.name: keep(name, came_out(out))
+                    )
                 )
             else:
                 handles.append(
                     module.register_forward_pre_hook(
-                        lambda m, args, kwargs, name=hook.name: keep(name, passed_in(args, kwargs)), with_kwargs=True
+                        lambda m, args, kwargs, name=hook.name: keep(name, passed_in(args, kwargs)),
+                        with_kwargs=True,
                     )
                 )
         try:
@@ -185,9 +227,12 @@ class LanguageModel:
         """tokens, mask `[batch, context]` -> for every hook point, by name, `[batch, context, d]`"""
         if mask is not None and not bool(mask.all()) and not self._takes_mask:
             alone = [
-                self.hidden_states(row[None, :n]) for row, n in zip(tokens, mask.sum(1).int().tolist(), strict=True)
+                self.hidden_states(row[None, :n])
+                for row, n in zip(tokens, mask.sum(1).int().tolist(), strict=True)
             ]
-            return {name: pad_sequence([states[name][0] for states in alone], True) for name in alone[0]}
+            return {
+                name: pad_sequence([states[name][0] for states in alone], True) for name in alone[0]
+            }
         found: dict[str, Tensor] = {}
         with self.reading(found):
             self.base(**self.inputs(tokens, mask))
@@ -229,7 +274,9 @@ class LanguageModel:
         """Tokens that the model reads at once, as its configuration says or its learned positions allow."""
         config = self.config.get_text_config()
         said = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
-        tables: list[tuple[Any, int]] = [(self.base.get_submodule(n), first) for n, first in self._positions.items()]
+        tables: list[tuple[Any, int]] = [
+            (self.base.get_submodule(n), first) for n, first in self._positions.items()
+        ]
         learned = (len(table.weight) - first for table, first in tables)
         return min((n for n in (*said, *learned) if isinstance(n, int) and n > 0), default=None)
 
@@ -237,7 +284,9 @@ class LanguageModel:
         """Refuse contexts that are longer than the model's positions."""
         limit = self.longest_context()
         if limit is not None and length > limit:
-            raise BitlensError(f"{self.name} reads at most {limit} tokens at once, not {length}; lower `length`.")
+            raise BitlensError(
+                f"{self.name} reads at most {limit} tokens at once, not {length}; lower `length`."
+            )
 
     def memory(self) -> int:
         """Bytes of the weights that are loaded."""
@@ -249,14 +298,19 @@ def is_causal(config: Any) -> bool:
     kind = _causal_class(config)
     own = [] if kind is None else [kind.__name__]
     named = getattr(config, "architectures", None) or []
-    return kind is not None and any(a in own or "ForCausalLM" in a or "LMHeadModel" in a for a in named)
+    return kind is not None and any(
+        a in own or "ForCausalLM" in a or "LMHeadModel" in a for a in named
+    )
 
 
 def _causal_class(config: Any) -> Any:
     """The class with a next-token head; of a model that reads images too the one that also writes text."""
     import transformers
 
-    kinds = (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+    kinds = (
+        transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+        transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
     return next((kind[type(config)] for kind in kinds if type(config) in kind), None)
 
 
@@ -274,7 +328,9 @@ def _load(
 
     short = type(kind.__name__, (kind,), {"__init__": build, "__module__": kind.__module__})
     kind_here = short if layers < architecture.layers else kind
-    model, loading = kind_here.from_pretrained(where, output_loading_info=True, use_safetensors=True, **settings)
+    model, loading = kind_here.from_pretrained(
+        where, output_loading_info=True, use_safetensors=True, **settings
+    )
     tensors, missing = model.state_dict(), sorted(loading["missing_keys"])
     for key in missing:
         if key in tensors and tensors[key].is_floating_point():

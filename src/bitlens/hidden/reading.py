@@ -35,7 +35,9 @@ def ending(path: Path | str) -> str:
 def is_text(path: Path | str) -> bool:
     """Whether the name of a file says that it can be read here."""
     kind = ending(path)
-    return kind in PLAIN + TABLES and not (kind == ".parquet" and Path(path).suffix.lower() in COMPRESSED)
+    return kind in PLAIN + TABLES and not (
+        kind == ".parquet" and Path(path).suffix.lower() in COMPRESSED
+    )
 
 
 class TextFile:
@@ -59,7 +61,12 @@ class TextFile:
 
     def texts(self) -> Iterator[str | Iterator[str]]:
         """A text for every row of a table; of plain text, once, its lines with their ends."""
-        tables = {".parquet": self._parquet, ".json": self._json, ".csv": self._csv, ".tsv": self._csv}
+        tables = {
+            ".parquet": self._parquet,
+            ".json": self._json,
+            ".csv": self._csv,
+            ".tsv": self._csv,
+        }
         if self.kind in PLAIN:
             yield self._guarded(lambda raw: iter(self._open(raw, "")))
         else:
@@ -71,27 +78,45 @@ class TextFile:
                 self._raw = None if self.kind == ".parquet" else raw
                 yield from read(raw)
         except UnicodeDecodeError as error:
-            raise BitlensError(f"{self.path} is not UTF-8 text ({error}); convert it first.") from None
+            raise BitlensError(
+                f"{self.path} is not UTF-8 text ({error}); convert it first."
+            ) from None
         except (gzip.BadGzipFile, zlib.error, EOFError, lzma.LZMAError) as error:
             raise BitlensError(f"{self.path} could not be decompressed: {error}.") from None
-        except (OSError, ValueError, csv.Error, RecursionError) as error:  # also pyarrow's own kinds
+        except (
+            OSError,
+            ValueError,
+            csv.Error,
+            RecursionError,
+        ) as error:  # also pyarrow's own kinds
             raise BitlensError(f"{self.path} could not be read: {first_line(error)}") from error
 
     def _open(self, raw: IO[bytes], newline: str) -> io.TextIOWrapper:
         def of_zstandard(raw: IO[bytes]) -> io.BufferedReader:
             return io.BufferedReader(_Zstandard(raw), BLOCK)
 
-        stream: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": of_zstandard}.get(
-            self.path.suffix.lower(), lambda raw: raw
-        )(raw)
-        if 0 in stream.peek(4)[:4]:  # other bytes than text, or UTF-16, which would pass for UTF-8 if it is of English
-            raise BitlensError(f"{self.path} is not UTF-8 text (it begins with bytes of 0); convert it first.")
+        stream: Any = {
+            ".gz": gzip.open,
+            ".bz2": bz2.open,
+            ".xz": lzma.open,
+            ".zst": of_zstandard,
+        }.get(self.path.suffix.lower(), lambda raw: raw)(raw)
+        if (
+            0 in stream.peek(4)[:4]
+        ):  # other bytes than text, or UTF-16, which would pass for UTF-8 if it is of English
+            raise BitlensError(
+                f"{self.path} is not UTF-8 text (it begins with bytes of 0); convert it first."
+            )
         return io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
 
     def _lines(self, raw: IO[bytes]) -> Iterator[str]:
-        for number, line in enumerate(self._open(raw, "\n"), 1):  # a text may hold U+2028 and other ends of line
+        for number, line in enumerate(
+            self._open(raw, "\n"), 1
+        ):  # a text may hold U+2028 and other ends of line
             if line.strip():
-                yield self._column(self._parsed(json.loads, line, f"line {number}"), f"line {number}")
+                yield self._column(
+                    self._parsed(json.loads, line, f"line {number}"), f"line {number}"
+                )
 
     def _json(self, raw: IO[bytes]) -> Iterator[str]:
         """An array of objects, or one object after another."""
@@ -105,8 +130,12 @@ class TextFile:
             while at < len(rest) and rest[at] in (" \t\r\n," if array else " \t\r\n"):
                 at += 1
             if rest[at : at + 1] == "]" and array:
-                if rest[at + 1 :].strip() or any(block.strip() for block in iter(lambda: file.read(BLOCK), "")):
-                    raise BitlensError(f"{self.path} goes on after its array of documents; one array is a file.")
+                if rest[at + 1 :].strip() or any(
+                    block.strip() for block in iter(lambda: file.read(BLOCK), "")
+                ):
+                    raise BitlensError(
+                        f"{self.path} goes on after its array of documents; one array is a file."
+                    )
                 return
             try:
                 value, at = decoder.raw_decode(rest, at)
@@ -115,7 +144,9 @@ class TextFile:
                 if not more and at < len(rest):
                     self._parsed(json.loads, rest[at:], f"document {number}")  # says what is wrong
                 if not more and array:
-                    raise BitlensError(f"{self.path} ends before its array of documents does.") from None
+                    raise BitlensError(
+                        f"{self.path} ends before its array of documents does."
+                    ) from None
                 if not more:
                     return
                 rest, at = rest[at:] + more, 0
@@ -135,7 +166,9 @@ class TextFile:
 
     def _csv(self, raw: IO[bytes]) -> Iterator[str]:
         csv.field_size_limit(LONGEST_FIELD)
-        rows = csv.reader(self._open(raw, ""), delimiter="\t" if self.kind == ".tsv" else ",", strict=True)
+        rows = csv.reader(
+            self._open(raw, ""), delimiter="\t" if self.kind == ".tsv" else ",", strict=True
+        )
         names = next(rows, None)
         if names is None:  # an empty file
             return

@@ -52,7 +52,9 @@ def recorded_model(manifest: dict[str, Any], of: Path | str) -> tuple[str, str |
         raise BitlensError(f"{of} names no language model: it comes from imported hidden states.")
     way_out = f'write the path of the right one as "model" into {Path(of) / "manifest.json"}'
     if Path(name).is_absolute() and not Path(name).is_dir():
-        raise BitlensError(f"The folder {name} of the language model behind {of} is gone; put it back, or {way_out}.")
+        raise BitlensError(
+            f"The folder {name} of the language model behind {of} is gone; put it back, or {way_out}."
+        )
     if revision is not None and Path(name).is_dir():
         raise BitlensError(
             f"{of} was made with '{name}' from the Hugging Face Hub, but here that is a folder; call the command elsewhere."

@@ -72,7 +72,12 @@ class HiddenSource:
         """Up to n training rows drawn at random without replacement, float32 `[<= n, d_in]`."""
         raise NotImplementedError
 
-    def batches(self, size: int, seed: int, start: Position = Position()) -> Iterator[tuple[Tensor, Position]]:  # noqa: B008
+    def batches(
+        self,
+        size: int,
+        seed: int,
+        start: Position = Position(),  # noqa: B008
+    ) -> Iterator[tuple[Tensor, Position]]:
         """Endless batches `[size, d_in]` in the source's dtype, each with the position after it."""
         epoch, first, row = start
         rest: Tensor | None = None
@@ -123,7 +128,9 @@ class Spread(NamedTuple):
     def of(cls, rows: Tensor) -> Spread:
         """rows `[n, d]`, n at least 1"""
         blocks = ((block, block.mean(0)) for block in map(Tensor.double, rows.split(8192)))
-        return cls.joined(Spread(len(block), mean, float((block - mean).square().sum())) for block, mean in blocks)
+        return cls.joined(
+            Spread(len(block), mean, float((block - mean).square().sum())) for block, mean in blocks
+        )
 
     @classmethod
     def joined(cls, parts: Iterable[Spread]) -> Spread:
@@ -139,7 +146,9 @@ class Spread(NamedTuple):
 def _joined(one: Spread, other: Spread) -> Spread:
     rows, apart = one.rows + other.rows, other.mean - one.mean
     between = float(apart.square().sum()) * one.rows * other.rows / rows
-    return Spread(rows, one.mean + apart * (other.rows / rows), one.squares + other.squares + between)
+    return Spread(
+        rows, one.mean + apart * (other.rows / rows), one.squares + other.squares + between
+    )
 
 
 def outlier_limit(norms: Tensor, multiple: float) -> float:
@@ -168,7 +177,9 @@ class TensorSource(HiddenSource):
 
     def __init__(self, rows: Tensor, about: dict[str, Any] | None = None) -> None:
         if rows.ndim != 2 or len(rows) < 2:
-            raise BitlensError(f"Training needs a matrix of at least two rows, not shape {list(rows.shape)}.")
+            raise BitlensError(
+                f"Training needs a matrix of at least two rows, not shape {list(rows.shape)}."
+            )
         if not torch.isfinite(rows).all():
             bad = int((~torch.isfinite(rows)).any(1).nonzero()[0])
             raise BitlensError(f"Row {bad} has a NaN or infinite value; remove it before training.")

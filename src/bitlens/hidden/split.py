@@ -42,7 +42,11 @@ def held_out_share(store: ActivationStore, metadata: Mapping[str, Any]) -> float
         return None if _shared_text(metadata, store.manifest) else store.test_fraction
     fixed = store.chosen or store.packed_for is not None
     if fixed and store.test_fraction > trained:
-        way = f"open the store with test_fraction={trained}" if store.packed_for is None else "train with it"
+        way = (
+            f"open the store with test_fraction={trained}"
+            if store.packed_for is None
+            else "train with it"
+        )
         raise BitlensError(
             f"{store.path} holds out {store.test_fraction} of its documents, but only {trained} of them were held out of the "
             f"autoencoder's training, so rows that it was trained on would count as held out; {way}."
@@ -64,7 +68,9 @@ def unseen(store: ActivationStore, metadata: Mapping[str, Any]) -> ActivationSto
 
 def same_numbers(metadata: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
     """Whether a document has the same number in both, as far as the autoencoder says where it is from."""
-    trained, stored = ((about.get("documents_of") or {}).get("numbering") for about in (metadata, manifest))
+    trained, stored = (
+        (about.get("documents_of") or {}).get("numbering") for about in (metadata, manifest)
+    )
     if trained is None or stored is None:  # imported, or written by an earlier version
         trained, stored = metadata.get("corpus"), manifest.get("corpus")
     return trained is None or trained == stored
@@ -72,7 +78,9 @@ def same_numbers(metadata: Mapping[str, Any], manifest: Mapping[str, Any]) -> bo
 
 def _shared_text(metadata: Mapping[str, Any], manifest: Mapping[str, Any]) -> str | None:
     """A text of both, or one that lies in a folder of the other's."""
-    ours, theirs = ((about.get("documents_of") or {}).get("texts", ()) for about in (metadata, manifest))
+    ours, theirs = (
+        (about.get("documents_of") or {}).get("texts", ()) for about in (metadata, manifest)
+    )
     return next((a for a in ours for b in theirs if a == b or _inside(a, b) or _inside(b, a)), None)
 
 

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 
 from bitlens.errors import BitlensError
-from bitlens.files import read_manifest, read_tensors, required, verify_shard, write_json, write_tensors
+from bitlens.files import (
+    read_manifest,
+    read_tensors,
+    required,
+    verify_shard,
+    write_json,
+    write_tensors,
+)
 from bitlens.hidden.source import TEST_FRACTION, HiddenSource, Spread, held_out, outlier_limit
 from bitlens.results import brief
 from bitlens.seeding import generator
@@ -55,10 +62,14 @@ class ActivationStore(HiddenSource):
         file = self.path / MANIFEST
         if not file.exists() and self.path.is_dir() and list(self.path.glob(f"*/{MANIFEST}")):
             inside = ", ".join(str(p.parent) for p in sorted(self.path.glob(f"*/{MANIFEST}")))
-            raise BitlensError(f"{self.path} holds a store for each hook point; name one of them: {inside}.")
+            raise BitlensError(
+                f"{self.path} holds a store for each hook point; name one of them: {inside}."
+            )
         self.manifest = read_manifest(file, SCHEMA, "a store of hidden states")
         if self.manifest.get("kind") != "bitlens.store":
-            raise BitlensError(f"{file} belongs to a folder of another kind, not to a store of hidden states.")
+            raise BitlensError(
+                f"{file} belongs to a folder of another kind, not to a store of hidden states."
+            )
         if not self.manifest.get("complete"):
             raise BitlensError(f"The store {self.path} is unfinished; go on with its harvest.")
         self.shards: list[dict[str, Any]] = required(self.manifest, "shards", file)
@@ -99,7 +110,10 @@ class ActivationStore(HiddenSource):
         return self.rows
 
     def __repr__(self) -> str:
-        hook, documents = (self.manifest.get("hook") or {}).get("module"), self.manifest.get("documents", 0)
+        hook, documents = (
+            (self.manifest.get("hook") or {}).get("module"),
+            self.manifest.get("documents", 0),
+        )
         return (
             f"ActivationStore({self.path}: {self.rows:,} rows of {self.d_in} from {documents:,} documents, "
             f"{self.manifest.get('model')} at {hook})"
@@ -115,7 +129,9 @@ class ActivationStore(HiddenSource):
                 "take more text, or cut it smaller, by paragraphs."
             )
         if zeros:
-            found.append(f"{zeros:,} of {self.rows:,} rows are all zeros; if they are padding, take them out.")
+            found.append(
+                f"{zeros:,} of {self.rows:,} rows are all zeros; if they are padding, take them out."
+            )
         return found
 
     def require_width(self, d_in: int) -> None:
@@ -154,7 +170,9 @@ class ActivationStore(HiddenSource):
                 columns = self.shard(index, ["document", "norm"])
                 usual = columns["norm"] <= self.outlier_norm
                 test = self.is_test(columns["document"])
-                self._splits.append(((usual & ~test).numpy().nonzero()[0], (usual & test).numpy().nonzero()[0]))
+                self._splits.append(
+                    ((usual & ~test).numpy().nonzero()[0], (usual & test).numpy().nonzero()[0])
+                )
         return self._splits
 
     def usual(self) -> Tensor:
@@ -169,7 +187,9 @@ class ActivationStore(HiddenSource):
     # --- training rows ------------------------------------------------------------------------------------------
 
     def windows(self, seed: int, epoch: int) -> list[Any]:
-        order = torch.randperm(len(self.shards), generator=generator(seed, "shards", epoch)).tolist()
+        order = torch.randperm(
+            len(self.shards), generator=generator(seed, "shards", epoch)
+        ).tolist()
         windows: list[tuple[int, ...]] = []
         group: list[int] = []
         size = 0
@@ -185,7 +205,10 @@ class ActivationStore(HiddenSource):
     def window(self, key: Any) -> Tensor:
         if self._window is None or self._window[0] != key:
             self._window = None  # the former window is freed before the next is read
-            parts = [self.shard(i, ["hidden"])["hidden"][torch.from_numpy(self.splits()[i][0])] for i in key]
+            parts = [
+                self.shard(i, ["hidden"])["hidden"][torch.from_numpy(self.splits()[i][0])]
+                for i in key
+            ]
             self._window = (key, parts[0] if len(parts) == 1 else torch.cat(parts))
         return self._window[1]
 
@@ -213,7 +236,12 @@ class ActivationStore(HiddenSource):
         for index, (train, test) in enumerate(self.splits()):
             tensors = self.shard(index)
             usual = np.sort(np.concatenate([train, test]))
-            parts = {"train": train, "test": test, "usual": usual, "all": np.arange(self.shards[index]["rows"])}
+            parts = {
+                "train": train,
+                "test": test,
+                "usual": usual,
+                "all": np.arange(self.shards[index]["rows"]),
+            }
             chosen = torch.from_numpy(parts[part])
             for rows in chosen.split(block):
                 yield Rows(tensors["hidden"][rows], {name: tensors[name][rows] for name in COLUMNS})
@@ -233,7 +261,9 @@ class ActivationStore(HiddenSource):
 class StoreWriter:
     """Writes a store shard by shard. Killed at any moment, it goes on after the last whole shard."""
 
-    def __init__(self, path: Path, about: dict[str, Any], outlier_multiple: float = OUTLIER_MULTIPLE) -> None:
+    def __init__(
+        self, path: Path, about: dict[str, Any], outlier_multiple: float = OUTLIER_MULTIPLE
+    ) -> None:
         """about: what the manifest says of the origin; a store that is there already must say the same."""
         if not outlier_multiple >= 1:
             raise BitlensError(
@@ -249,7 +279,11 @@ class StoreWriter:
             former = read_manifest(file, SCHEMA, "a store of hidden states")
             known = about.get("model_digest")  # of a model in a folder, wherever that lies now
             moved = ("model",) if known is not None and former.get("model_digest") == known else ()
-            changed = [k for k, v in about.items() if k not in (*NOT_COMPARED, *moved) and former.get(k) != v]
+            changed = [
+                k
+                for k, v in about.items()
+                if k not in (*NOT_COMPARED, *moved) and former.get(k) != v
+            ]
             if changed:
                 raise BitlensError(
                     f"{path} was begun with other settings ({', '.join(changed)} differ); resume it with the same ones, "
@@ -273,13 +307,23 @@ class StoreWriter:
         """Forget all but the first `shards` shards, which are then written again."""
         self.shards = self.shards[:shards]
 
-    def add(self, hidden: Tensor, columns: dict[str, Tensor], contexts: Tensor | None = None, done: int = 0) -> None:
+    def add(
+        self,
+        hidden: Tensor,
+        columns: dict[str, Tensor],
+        contexts: Tensor | None = None,
+        done: int = 0,
+    ) -> None:
         """Write one shard. hidden `[rows, d_in]`; columns token, document, position and, with contexts
         `[contexts, length]`, context; done: contexts of the corpus that this shard covers."""
         file = f"shard-{len(self.shards):05d}.safetensors"
         norm = torch.linalg.vector_norm(hidden, dim=1, dtype=torch.float64)
         refuse_non_finite(norm, columns["document"], self.rows)
-        spread = Spread.of(hidden) if len(hidden) else Spread(0, hidden.new_zeros(hidden.shape[1]).double(), 0.0)
+        spread = (
+            Spread.of(hidden)
+            if len(hidden)
+            else Spread(0, hidden.new_zeros(hidden.shape[1]).double(), 0.0)
+        )
         tensors = {
             "hidden": hidden, "norm": norm.float(),
             "token": columns["token"].int(), "document": columns["document"].long(),
@@ -290,13 +334,17 @@ class StoreWriter:
             tensors |= {"context": columns["context"].int(), "context_tokens": contexts.int()}
         digest = write_tensors(self.path / file, tensors)
         size = (self.path / file).stat().st_size
-        self.shards.append({"file": file, "rows": len(hidden), "contexts": done, "bytes": size, "sha256": digest})
+        self.shards.append(
+            {"file": file, "rows": len(hidden), "contexts": done, "bytes": size, "sha256": digest}
+        )
         self._write_manifest({})
 
     def finish(self) -> ActivationStore:
         """Compute the standardisation over all rows but the outliers, and mark the store complete."""
         if not self.rows:
-            raise BitlensError("The text gave no usable tokens: it is empty or holds only special tokens.")
+            raise BitlensError(
+                "The text gave no usable tokens: it is empty or holds only special tokens."
+            )
         norms, documents = [], []
         for shard in self.shards:
             tensors = read_tensors(self.path / shard["file"], ["norm", "document"])

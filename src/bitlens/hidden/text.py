@@ -60,14 +60,22 @@ class ContextReader:
             self.before = [begin]
         elif bos is False:
             self.before = [i for i in self.before if i != begin]
-        self.after = [i for i in self.after if i != tokenizer.eos_token_id] if packed else self.after
-        end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+        self.after = (
+            [i for i in self.after if i != tokenizer.eos_token_id] if packed else self.after
+        )
+        end = (
+            tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+        )
         self.separator = [] if end is None else [end]
         self.room = length - len(self.before) - len(self.after)
         if self.room < 1:
-            raise BitlensError(f"A context of {length} tokens has no room for text; choose a longer one.")
+            raise BitlensError(
+                f"A context of {length} tokens has no room for text; choose a longer one."
+            )
         self.special = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long)
-        pad = tokenizer.pad_token_id  # masked, so any will do that the model knows; one that was added it may not
+        pad = (
+            tokenizer.pad_token_id
+        )  # masked, so any will do that the model knows; one that was added it may not
         self.pad = pad if pad is not None and pad < tokenizer.vocab_size else 0
 
     def __repr__(self) -> str:
@@ -80,19 +88,27 @@ class ContextReader:
     def tokenized(self) -> Iterator[tuple[int, list[int]]]:
         """(document, token ids) without special tokens, a long document in several parts; unpacked only its first"""
         for group in _groups(self._stretches()):
-            yield from zip((i for i, _ in group), self._ids([text for _, text in group]), strict=True)
+            yield from zip(
+                (i for i, _ in group), self._ids([text for _, text in group]), strict=True
+            )
 
     def _stretches(self) -> Iterator[tuple[int, str]]:
         for document, text in self.corpus.documents():
             parts = stretches(text, STRETCH)
-            yield from ((document, part) for part in (parts if self.packed else itertools.islice(parts, 1)))
+            yield from (
+                (document, part) for part in (parts if self.packed else itertools.islice(parts, 1))
+            )
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
     def contexts(self) -> Iterator[tuple[list[int], list[int]]]:
         """(tokens, documents) of one context after another, not padded"""
-        pieces = self._packed() if self.packed else ((ids[: self.room], [d]) for d, ids in self.tokenized() if ids)
+        pieces = (
+            self._packed()
+            if self.packed
+            else ((ids[: self.room], [d]) for d, ids in self.tokenized() if ids)
+        )
         for ids, documents in pieces:
             documents = documents * len(ids) if len(documents) == 1 else documents
             yield (
@@ -132,7 +148,9 @@ class ContextReader:
                 tokens[row, : len(ids)], documents[row, : len(ids)] = ids, owners
             real = torch.from_numpy(documents >= 0)
             ids = torch.from_numpy(tokens)
-            yield Contexts(ids, real, real & ~torch.isin(ids, self.special), torch.from_numpy(documents))
+            yield Contexts(
+                ids, real, real & ~torch.isin(ids, self.special), torch.from_numpy(documents)
+            )
 
     def estimate_rows(self) -> int | None:
         """About how many tokens the corpus has, from its beginning: exact where that is all, None where it is unknown."""
@@ -144,7 +162,10 @@ class ContextReader:
             texts = [text[:STRETCH] for text, _ in group]
             sizes = [len(ids) for ids in self._ids(texts)]
             if self.packed:
-                sizes = [n * len(text) / len(t) for n, t, (text, _) in zip(sizes, texts, group, strict=True)]
+                sizes = [
+                    n * len(text) / len(t)
+                    for n, t, (text, _) in zip(sizes, texts, group, strict=True)
+                ]
             else:
                 sizes = [min(n, self.room) for n in sizes]
             tokens, characters = tokens + sum(sizes), characters + sum(map(len, texts))

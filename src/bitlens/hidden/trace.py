@@ -28,7 +28,9 @@ class OnlyWhole(BitlensError):
 class Trace:
     """What went into and came out of every module while a model read two tokens, and what its names mean by it."""
 
-    def __init__(self, base: nn.Module, architecture: Architecture, tokens: Tensor, partial: bool) -> None:
+    def __init__(
+        self, base: nn.Module, architecture: Architecture, tokens: Tensor, partial: bool
+    ) -> None:
         """tokens `[1, 2]`, not consecutive ids. partial: layers were left out above, so that the last of transformers'
         hidden states is that of another model."""
         self.architecture = architecture
@@ -64,10 +66,16 @@ class Trace:
             self.calls[name] += 1
             self._keep(HookPoint(name, "input"), value)
             table = getattr(module, "weight", None)
-            if isinstance(value, Tensor) and isinstance(table, Tensor) and not value.is_floating_point():
+            if (
+                isinstance(value, Tensor)
+                and isinstance(table, Tensor)
+                and not value.is_floating_point()
+            ):
                 ids = value.flatten().cpu().tolist()
                 if table.dim() == 2 and len(ids) == 2 and ids[1] == ids[0] + 1:
-                    self.positions |= {name: ids[0]} if self.architecture.layer(name) is None else {}
+                    self.positions |= (
+                        {name: ids[0]} if self.architecture.layer(name) is None else {}
+                    )
 
         return hook
 
@@ -88,7 +96,9 @@ class Trace:
         places = [w.place or self._block(w.layer or 0) for w in wanted if w.state is None]
         values = [self.values.get(place) for place in places]
         values += [
-            self.hidden_states[w.state] for w in wanted if w.state is not None and w.state < len(self.hidden_states)
+            self.hidden_states[w.state]
+            for w in wanted
+            if w.state is not None and w.state < len(self.hidden_states)
         ]
         return any(value is not None and bool(value.isnan().any()) for value in values)
 
@@ -117,13 +127,18 @@ class Trace:
                 f"The module {place.path} runs {self.calls[place.path]} times in one pass, so what it gives is no one "
                 "hidden state; hook a module that runs once."
             )
-        return HookPoint(place.path, place.side, self._transformers(place), self._transformer_lens(place))
+        return HookPoint(
+            place.path, place.side, self._transformers(place), self._transformer_lens(place)
+        )
 
     @cached_property
     def stacked(self) -> bool:
         """Whether what the layers give is what the next ones get, or what transformers calls hidden states."""
         for layer in range(self.architecture.layers - 1):
-            given, got = self.values.get(self._block(layer)), self.values.get(self._block(layer + 1, "input"))
+            given, got = (
+                self.values.get(self._block(layer)),
+                self.values.get(self._block(layer + 1, "input")),
+            )
             both = given is not None and got is not None
             if both and not any(_same(given, state) for state in (got, *self.hidden_states)):
                 return False
@@ -138,7 +153,11 @@ class Trace:
         if index < len(self.hidden_states):
             usual = [self._block(index - 1), self._block(index, "input"), self._block(index)]
             blocks = f"{self.architecture.blocks}."
-            others = [place for place in self.values if place.path and not blocks.startswith(f"{place.path}.")]
+            others = [
+                place
+                for place in self.values
+                if place.path and not blocks.startswith(f"{place.path}.")
+            ]
             others.sort(key=lambda place: (place.side == "input", place.path.count(".")))
             for place in [*usual, *others]:
                 once = self.calls[place.path] == 1 and place not in self.flat
@@ -151,7 +170,10 @@ class Trace:
 
     def _transformers(self, place: HookPoint) -> str | None:
         value = self.values[place]
-        return next((f"hidden_states[{i}]" for i, s in enumerate(self.hidden_states) if _same(value, s)), None)
+        return next(
+            (f"hidden_states[{i}]" for i, s in enumerate(self.hidden_states) if _same(value, s)),
+            None,
+        )
 
     # --- TransformerLens -----------------------------------------------------------------------------------------------
 
@@ -160,10 +182,20 @@ class Trace:
         if place is not None:
             return place
         block = self._block(layer)
-        what, word = {"hook_attn_out": ("attention", "att"), "hook_mlp_out": ("MLP", "mlp")}.get(kind, ("", ""))
-        inside = [p.name for p in self._inside(layer) if word and word in p.path.removeprefix(block.path).lower()]
+        what, word = {"hook_attn_out": ("attention", "att"), "hook_mlp_out": ("MLP", "mlp")}.get(
+            kind, ("", "")
+        )
+        inside = [
+            p.name
+            for p in self._inside(layer)
+            if word and word in p.path.removeprefix(block.path).lower()
+        ]
         below = min(inside, key=lambda name: name.count("."), default=block.name)
-        reason = f"no module there gives just what the {what} adds to the residual stream" if what else "no such place"
+        reason = (
+            f"no module there gives just what the {what} adds to the residual stream"
+            if what
+            else "no such place"
+        )
         if self._norm_at_the_end(layer):
             reason = "its layers end in a norm over the residual stream, so nothing is added to it from end to end"
         raise BitlensError(
@@ -177,7 +209,10 @@ class Trace:
             return {}
         found = {"hook_resid_pre": pre}
         if norm := self._norm_at_the_end(layer):
-            found |= {"hook_resid_post": HookPoint(norm, "input"), "hook_normalized_resid_post": post}
+            found |= {
+                "hook_resid_post": HookPoint(norm, "input"),
+                "hook_normalized_resid_post": post,
+            }
         else:
             found |= {"hook_resid_post": post} | self._added(layer)
         mlps = (HookPoint(f"{post.path}.{name}", "input") for name in _MLP)
@@ -187,7 +222,9 @@ class Trace:
     def _transformer_lens(self, place: HookPoint) -> str | None:
         layer = self.architecture.layer(place.path)
         kinds = {} if layer is None else self._kinds(layer)
-        return next((f"blocks.{layer}.{kind}" for kind, other in kinds.items() if other == place), None)
+        return next(
+            (f"blocks.{layer}.{kind}" for kind, other in kinds.items() if other == place), None
+        )
 
     def _inside(self, layer: int) -> list[HookPoint]:
         """Outputs below a block that are as wide as the residual stream, in the order in which they were made; of those
@@ -196,7 +233,11 @@ class Trace:
         width = self.values[block].shape if block in self.values else None
         kept: list[HookPoint] = []
         for place, value in self.values.items():
-            if place.side == "output" and place.path.startswith(f"{block.path}.") and value.shape == width:
+            if (
+                place.side == "output"
+                and place.path.startswith(f"{block.path}.")
+                and value.shape == width
+            ):
                 twins = [p for p in kept if _same(self.values[p], value)]
                 if not twins:
                     kept.append(place)
@@ -211,7 +252,10 @@ class Trace:
         for i, first in enumerate(inside):
             for second in inside[i + 1 :]:
                 if _adds_up(post, pre, self.values[first], self.values[second]):
-                    names = [place.path.removeprefix(self._block(layer).path).lower() for place in (first, second)]
+                    names = [
+                        place.path.removeprefix(self._block(layer).path).lower()
+                        for place in (first, second)
+                    ]
                     if "att" in names[1] and "att" not in names[0]:
                         first, second, names = second, first, names[::-1]
                     added = {"hook_mlp_out": second}
@@ -249,7 +293,11 @@ def traced(
     pair = torch.stack([one, two])[None]
     try:
         trace = Trace(base, architecture, pair, partial=layers < architecture.layers)
-        logits = [model(input_ids=torch.stack([one, t])[None]).logits[0, 0].float() for t in (two, three) if causal]
+        logits = [
+            model(input_ids=torch.stack([one, t])[None]).logits[0, 0].float()
+            for t in (two, three)
+            if causal
+        ]
     except Exception as error:  # models and the libraries below raise many kinds
         text = textwrap.shorten(str(error), 160, placeholder=" …").rstrip(".:")
         raise OnlyWhole(f"The model '{name}' does not run on text alone ({text}).") from error

@@ -45,7 +45,9 @@ class Autoregression:
     weights: list[Tensor]
 
     @classmethod
-    def of_rows(cls, bits: PackedBits, documents: Tensor | None = None, seed: int = 0) -> Autoregression:
+    def of_rows(
+        cls, bits: PackedBits, documents: Tensor | None = None, seed: int = 0
+    ) -> Autoregression:
         """Fit the tree of these rows, and then the weights. documents: the document of every row `[rows]`."""
         tree = chow_liu(co_occurrence(bits), len(bits))
         counts = TreeCounts.of(bits, Blocks(np.array([0, len(bits)])), tree)
@@ -53,7 +55,14 @@ class Autoregression:
 
     @classmethod
     def fit(
-        cls, bits: PackedBits, tree: Tree, counts: TreeCounts, bounds: np.ndarray, *, epochs: int = 4, seed: int = 0
+        cls,
+        bits: PackedBits,
+        tree: Tree,
+        counts: TreeCounts,
+        bounds: np.ndarray,
+        *,
+        epochs: int = 4,
+        seed: int = 0,
     ) -> Autoregression:
         """Adam on minibatches of rows, from the tree on.
 
@@ -78,7 +87,9 @@ class Autoregression:
         steps, step = epochs * (len(rows) // batch), 0
         best, chosen = model._mean_length(check), model._copy()
         for epoch in range(epochs):
-            shuffled = rows[torch.randperm(len(rows), generator=generator(seed, "autoregression", epoch))]
+            shuffled = rows[
+                torch.randperm(len(rows), generator=generator(seed, "autoregression", epoch))
+            ]
             for some in shuffled[: len(rows) // batch * batch].split(batch):
                 optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
                 model._leave_gradients(ordered[some])
@@ -119,12 +130,16 @@ class Autoregression:
         for start in range(0, len(ordered), BATCH):
             part = ordered[start : start + BATCH]
             for _, logits, h in self._blocks(part):
-                cost = torch.nn.functional.binary_cross_entropy_with_logits(logits, h, reduction="none")
+                cost = torch.nn.functional.binary_cross_entropy_with_logits(
+                    logits, h, reduction="none"
+                )
                 lengths[start : start + len(part)] += cost.sum(1, dtype=torch.float64) / math.log(2)
         return lengths
 
     def _mean_length(self, ordered: PackedBits) -> float:
-        return float(self._lengths(ordered).mean()) if len(ordered) else 0.0  # nothing to choose by: the tree
+        return (
+            float(self._lengths(ordered).mean()) if len(ordered) else 0.0
+        )  # nothing to choose by: the tree
 
     def _blocks(self, ordered: PackedBits) -> Iterator[tuple[int, Tensor, Tensor]]:
         """For each block of latents: its first, log-odds and bits, `[rows, latents in it]`"""
@@ -132,7 +147,9 @@ class Autoregression:
         words = ordered.numpy()
         for first, weights in zip(range(0, ordered.n_latents, BLOCK), self.weights, strict=True):
             end = len(weights)
-            logits = torch.from_numpy(gather_sums(np.ascontiguousarray(words[:, : -(-end // 64)]), weights.numpy()))
+            logits = torch.from_numpy(
+                gather_sums(np.ascontiguousarray(words[:, : -(-end // 64)]), weights.numpy())
+            )
             logits += self.biases[first:end] - self.rates[:end] @ weights
             yield first, logits, h[:, first:end]
 
@@ -159,5 +176,8 @@ class Autoregression:
 
     def _copy(self) -> Autoregression:
         return Autoregression(
-            self.order, self.rates, self.biases.detach().clone(), [weights.detach().clone() for weights in self.weights]
+            self.order,
+            self.rates,
+            self.biases.detach().clone(),
+            [weights.detach().clone() for weights in self.weights],
         )

@@ -11,7 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-FEATURES = 256  # of the context that predict a latent's magnitude: those that correlate with it most
+FEATURES = (
+    256  # of the context that predict a latent's magnitude: those that correlate with it most
+)
 FEWEST = 24  # rows in which a latent must be on for a prediction
 RIDGE = 30.0  # in rows
 
@@ -81,7 +83,9 @@ def _predicted_bits(fit: Tensor, rows: Tensor, j: int) -> float:
     symbol = rows[:, j].double()
     upper, lower = (symbol + 0.5 - at) / scale, (symbol - 0.5 - at) / scale
     mass = (torch.sigmoid(upper) - torch.sigmoid(lower)).clamp_min(0)
-    hidden = torch.sigmoid((0.5 - at) / scale) - torch.sigmoid((-0.5 - at) / scale)  # 0 is impossible where it is on
+    hidden = torch.sigmoid((0.5 - at) / scale) - torch.sigmoid(
+        (-0.5 - at) / scale
+    )  # 0 is impossible where it is on
     mass = 0.999 * mass / (1 - hidden).clamp_min(1e-3) + 0.001 * _tail(symbol) / 2
     return float(-torch.log2(mass).sum())
 

@@ -25,7 +25,9 @@ def conditional_bits(bits: PackedBits, labels: Tensor) -> Tensor:
     latent is not truly constant.
     """
     if labels.ndim != 1 or len(labels) != len(bits):
-        raise BitlensError(f"There are {len(bits)} rows of bits and {list(labels.shape)} labels; each row needs one.")
+        raise BitlensError(
+            f"There are {len(bits)} rows of bits and {list(labels.shape)} labels; each row needs one."
+        )
     if len(bits) == 0:
         raise BitlensError("There are no rows, so there is no entropy.")
     total = torch.zeros(bits.n_latents, dtype=torch.float64)
@@ -45,14 +47,22 @@ class Information(NamedTuple):
 
 
 def mutual_information(
-    bits: PackedBits, labels: Tensor, documents: Tensor | None = None, permutations: int = 20, seed: int = 0
+    bits: PackedBits,
+    labels: Tensor,
+    documents: Tensor | None = None,
+    permutations: int = 20,
+    seed: int = 0,
 ) -> Tensor:
     """`information(...).bits`"""
     return information(bits, labels, documents, permutations, seed).bits
 
 
 def information(
-    bits: PackedBits, labels: Tensor, documents: Tensor | None = None, permutations: int = 20, seed: int = 0
+    bits: PackedBits,
+    labels: Tensor,
+    documents: Tensor | None = None,
+    permutations: int = 20,
+    seed: int = 0,
 ) -> Information:
     """I(latent; label) of every latent, in bits, less what chance alone would show, and whether it is more than that.
 
@@ -70,7 +80,11 @@ def information(
     random = generator(seed, "permuted labels")
     own = conditional_bits(bits, labels)
     chance, at_least = torch.zeros_like(own), torch.ones_like(own)
-    sizes = torch.ones_like(labels) if documents is None else documents.unique_consecutive(return_counts=True)[1]
+    sizes = (
+        torch.ones_like(labels)
+        if documents is None
+        else documents.unique_consecutive(return_counts=True)[1]
+    )
     for _ in range(permutations):
         permuted = labels[_permutation(sizes.cpu(), random)]
         given = conditional_bits(bits, permuted)

@@ -20,7 +20,7 @@ from bitlens.bits.statistics import co_occurrence, counted_entropy
 from bitlens.errors import BitlensError
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.intervals import Estimate, jackknife
-from bitlens.information.lower import lower_bits
+from bitlens.information.lower_bound import lower_bits
 from bitlens.information.tree import Blocks, Tree, TreeCounts, cells, chow_liu, supported
 from bitlens.results import brief
 
@@ -49,7 +49,9 @@ class Entropy:
     """code length of held-out rows with every latent given all before it: the tightest honest upper bound"""
 
 
-def _marginal_and_tree(rows: Tensor, ons: Tensor, both: Tensor, tree: Tree) -> tuple[Tensor, Tensor]:
+def _marginal_and_tree(
+    rows: Tensor, ons: Tensor, both: Tensor, tree: Tree
+) -> tuple[Tensor, Tensor]:
     """Corrected entropies from counts `[...]`, `[..., n_latents]` -> `[...]` each"""
     own = counted_entropy(torch.stack([ons, rows[..., None] - ons], -1))
     pair, parent = cells(rows, ons, both, tree)
@@ -94,7 +96,9 @@ def entropy(
     documents, test = (None if column is None else column.cpu() for column in (documents, test))
     for name, column in (("documents", documents), ("test", test)):
         if column is not None and column.shape != (len(bits),):
-            raise BitlensError(f"There are {len(bits)} rows of bits, but {name} has shape {list(column.shape)}.")
+            raise BitlensError(
+                f"There are {len(bits)} rows of bits, but {name} has shape {list(column.shape)}."
+            )
     if test is not None and test.dtype != torch.bool:
         raise BitlensError(f"test must be a bool for every row, not {test.dtype}.")
     blocks = Blocks.of(len(bits), documents)
@@ -114,7 +118,9 @@ def entropy(
     plug_in = _plug_in(bits, blocks, tree, unbiased=documents is not None)
     terminal.stage("autoregression")
     code_lengths = _held_out(bits, documents, test, fit_tree, seed)
-    return Entropy(len(bits), len(blocks), bits.n_latents, lower_bits(bits, documents), *plug_in, *code_lengths)
+    return Entropy(
+        len(bits), len(blocks), bits.n_latents, lower_bits(bits, documents), *plug_in, *code_lengths
+    )
 
 
 def _plug_in(bits: PackedBits, blocks: Blocks, tree: Tree, unbiased: bool) -> list[Estimate]:
@@ -124,14 +130,18 @@ def _plug_in(bits: PackedBits, blocks: Blocks, tree: Tree, unbiased: bool) -> li
     tree = supported(tree, counts)
 
     def of_counts(weights: Tensor) -> Tensor:
-        rows, ons, both = (weights @ count.double() for count in (counts.rows, counts.ons, counts.both))
+        rows, ons, both = (
+            weights @ count.double() for count in (counts.rows, counts.ons, counts.both)
+        )
         return torch.stack(_marginal_and_tree(rows, ons, both, tree), -1)
 
     marginal, of_tree = jackknife(of_counts, blocks.rows, unbiased=unbiased)
     return [marginal, min(of_tree, marginal, key=lambda estimate: estimate.value)]
 
 
-def _held_out(bits: PackedBits, documents: Tensor | None, test: Tensor, tree: Tree, seed: int) -> list[Estimate]:
+def _held_out(
+    bits: PackedBits, documents: Tensor | None, test: Tensor, tree: Tree, seed: int
+) -> list[Estimate]:
     """Code lengths of the rows in `test` under models of the others: marginal, tree and autoregression."""
     fit, held = bits[~test], bits[test]
     fit_blocks, blocks = (
@@ -142,7 +152,9 @@ def _held_out(bits: PackedBits, documents: Tensor | None, test: Tensor, tree: Tr
     simple = _code_lengths(fit_counts, TreeCounts.of(held, blocks, tree), tree)
     model = Autoregression.fit(fit, tree, fit_counts, fit_blocks.bounds, seed=seed)
     lengths = model.code_lengths(held)
-    total = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])[torch.from_numpy(blocks.bounds)].diff()
+    total = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])[
+        torch.from_numpy(blocks.bounds)
+    ].diff()
     per_block, rows = torch.cat([simple, total[None]]).double(), blocks.rows.double()
     return jackknife(lambda weights: weights @ per_block.T / (weights @ rows)[:, None], rows)
 
@@ -154,7 +166,9 @@ def _code_lengths(fit: TreeCounts, held: TreeCounts, tree: Tree) -> Tensor:
     """
     n, ons = fit.rows[0].double(), fit.ons[0].double()
     own = torch.log2(torch.stack([n - ons, ons], -1) + 0.5) - torch.log2(n + 1)
-    marginal = -(held.ons.double() @ own[:, 1] + (held.rows[:, None] - held.ons).double() @ own[:, 0])
+    marginal = -(
+        held.ons.double() @ own[:, 1] + (held.rows[:, None] - held.ons).double() @ own[:, 0]
+    )
     pair, parent = cells(fit.rows[:1], fit.ons, fit.both, tree)
     given = torch.log2(pair[0] + 0.5) - torch.log2(parent[0].double() + 1)[:, None]
     root = tree.parents < 0

@@ -17,7 +17,17 @@ from torch import Tensor
 from bitlens.results import brief
 
 NORMAL = 1.959964
-T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)  # 1 to 9 degrees of freedom
+T = (
+    12.7062,
+    4.3027,
+    3.1824,
+    2.7764,
+    2.5706,
+    2.4469,
+    2.3646,
+    2.3060,
+    2.2622,
+)  # 1 to 9 degrees of freedom
 AT_ONCE = 50  # evaluations of a statistic
 
 
@@ -62,7 +72,9 @@ def student_p(t: Tensor, freedom: float) -> Tensor:
 
 def normal_deviate(t: Tensor, freedom: float) -> Tensor:
     """|z| of the same p-value as Student's t"""
-    return (8 * freedom + 1) / (8 * freedom + 3) * (freedom * torch.log1p(t.square() / freedom)).sqrt()
+    return (
+        (8 * freedom + 1) / (8 * freedom + 3) * (freedom * torch.log1p(t.square() / freedom)).sqrt()
+    )
 
 
 def degrees_of_freedom(sizes: Tensor | Sequence[float]) -> float:
@@ -78,7 +90,10 @@ def jackknife_error(without: Tensor) -> Tensor:
 
 
 def jackknife(
-    statistic: Callable[[Tensor], Tensor], sizes: Tensor | Sequence[float], *, unbiased: bool = False
+    statistic: Callable[[Tensor], Tensor],
+    sizes: Tensor | Sequence[float],
+    *,
+    unbiased: bool = False,
 ) -> list[Estimate]:
     """Each number of a statistic of all units, with its interval.
 
@@ -94,7 +109,10 @@ def jackknife(
     without = torch.cat([statistic(weights) for weights in leave_out.split(AT_ONCE)])
     values = values - (units - 1) * (without.mean(0) - values) if unbiased else values
     half = quantile * jackknife_error(without)
-    return [Estimate(*map(float, triple)) for triple in zip(values, values - half, values + half, strict=True)]
+    return [
+        Estimate(*map(float, triple))
+        for triple in zip(values, values - half, values + half, strict=True)
+    ]
 
 
 def mean(values: Sequence[float]) -> Estimate:

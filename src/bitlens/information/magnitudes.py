@@ -53,7 +53,10 @@ def quantise_magnitudes(
     lengths = autoencoder.W_dec.norm(dim=1).clamp_min(1e-12) * scale
     rows = rows.to(lengths.device).float()
     on = _sparse(autoencoder, rows)
-    longest = max((float((values.abs() * lengths[where[1]]).max()) for where, values in on if len(values)), default=0.0)
+    longest = max(
+        (float((values.abs() * lengths[where[1]]).max()) for where, values in on if len(values)),
+        default=0.0,
+    )
     if longest == 0:
         raise BitlensError("No latent is on in these rows, so there are no magnitudes to quantise.")
 
@@ -88,11 +91,18 @@ def quantise_magnitudes(
     alone = bits = _symbol_bits(latents.cpu(), symbols.cpu()) / len(rows)
     if fit is not None:
         others = _sparse(autoencoder, fit.to(lengths.device).float())
-        bits = min(bits, context_bits(_whole(others, len(fit), lengths, low), _whole(on, len(rows), lengths, low)))
+        bits = min(
+            bits,
+            context_bits(
+                _whole(others, len(fit), lengths, low), _whole(on, len(rows), lengths, low)
+            ),
+        )
     return Magnitudes(low, bits, alone, variance.fvu(error(low)))
 
 
-Sparse = list[tuple[tuple[Tensor, ...], Tensor]]  # for each block of rows: (row, latent) of what is on, and its value
+Sparse = list[
+    tuple[tuple[Tensor, ...], Tensor]
+]  # for each block of rows: (row, latent) of what is on, and its value
 
 
 def _sparse(autoencoder: Autoencoder, rows: Tensor) -> Sparse:
@@ -121,5 +131,7 @@ def _symbol_bits(latents: Tensor, symbols: Tensor) -> float:
     owner, counts = pairs.unique(return_counts=True)
     owner, counts = owner // (int(symbols.max() - symbols.min()) + 1), counts.double()
     ons = torch.zeros(int(latents.max()) + 1, dtype=torch.float64).index_add_(0, owner, counts)
-    bits = (torch.special.xlogy(ons, ons).sum() - torch.special.xlogy(counts, counts).sum()) / math.log(2)
+    bits = (
+        torch.special.xlogy(ons, ons).sum() - torch.special.xlogy(counts, counts).sum()
+    ) / math.log(2)
     return float(bits) + (len(counts) - int((ons > 0).sum())) / (2 * math.log(2))

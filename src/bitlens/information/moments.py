@@ -15,7 +15,9 @@ class Variance:
 
     def __init__(self) -> None:
         self.rows = 0
-        self._origin: Tensor | None = None  # sums are taken about the first block's mean, so that nothing cancels
+        self._origin: Tensor | None = (
+            None  # sums are taken about the first block's mean, so that nothing cancels
+        )
         self._sum = torch.zeros(())
         self._squares = 0.0
 

@@ -37,10 +37,14 @@ def gaussian_bits(covariance: Tensor, fvu: float) -> float:
     """
     total = float(covariance.double().trace())
     if not math.isfinite(total) or total <= 0:
-        raise BitlensError("The rate-distortion bound needs data with variance; all rows are equal or not finite.")
+        raise BitlensError(
+            "The rate-distortion bound needs data with variance; all rows are equal or not finite."
+        )
     variances = torch.linalg.eigvalsh(covariance.double()).clamp_min(0)
     if math.isnan(fvu):
-        raise BitlensError("The rate-distortion bound needs a fraction of variance unexplained that is a number.")
+        raise BitlensError(
+            "The rate-distortion bound needs a fraction of variance unexplained that is a number."
+        )
     if fvu >= 1:
         return 0.0
     if fvu <= 0:
@@ -48,7 +52,9 @@ def gaussian_bits(covariance: Tensor, fvu: float) -> float:
     low, high = 0.0, float(variances.max())
     for _ in range(200):
         level = (low + high) / 2
-        low, high = (low, level) if float(variances.clamp_max(level).sum()) > fvu * total else (level, high)
+        low, high = (
+            (low, level) if float(variances.clamp_max(level).sum()) > fvu * total else (level, high)
+        )
     level = (low + high) / 2
     above = variances[variances > level]
     return float((0.5 * torch.log2(above / level)).sum())
@@ -64,14 +70,18 @@ def pca_bits(fit: Tensor, rows: Tensor, fvu: float) -> float:
     `log2(2 pi e / 12) / 2 = 0.254` bits a component above the Gaussian bound (Gish & Pierce 1968).
     """
     if not 0 < fvu < 1:
-        raise BitlensError(f"A fraction of variance unexplained lies between 0 and 1, not at {fvu}.")
+        raise BitlensError(
+            f"A fraction of variance unexplained lies between 0 and 1, not at {fvu}."
+        )
     if len(fit) < 2 or not (torch.isfinite(fit).all() and torch.isfinite(rows).all()):
         raise BitlensError("Principal components need at least two rows, and all of them finite.")
     axes = torch.linalg.eigh(torch.cov(fit.double().T).reshape(fit.shape[1], -1)).eigenvectors
     components = (rows.double() - fit.double().mean(0)) @ axes
     variance = float((components - components.mean(0)).square().sum())
     if not variance > 0:
-        raise BitlensError("The rate-distortion bound needs data with variance; all rows are equal or not finite.")
+        raise BitlensError(
+            "The rate-distortion bound needs data with variance; all rows are equal or not finite."
+        )
 
     def coded(step: float) -> tuple[float, float]:
         """Fraction of variance lost, and bits"""

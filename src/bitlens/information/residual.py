@@ -41,7 +41,12 @@ class Decoder:
         """Products of two float32 are exact in float64."""
         w_dec, b_dec, scale, mean = (
             tensor.detach().cpu().float().numpy().astype(np.float64)
-            for tensor in (autoencoder.W_dec, autoencoder.b_dec, autoencoder.scale, autoencoder.mean)
+            for tensor in (
+                autoencoder.W_dec,
+                autoencoder.b_dec,
+                autoencoder.scale,
+                autoencoder.mean,
+            )
         )
         rows, base = w_dec * scale, b_dec * scale + mean
         if not (np.isfinite(rows).all() and np.isfinite(base).all()):
@@ -80,7 +85,11 @@ def float_bytes(hidden: Tensor) -> bytes:
 
 
 def _integers(hidden: Tensor) -> np.ndarray:
-    return hidden.contiguous().view(torch.int32 if hidden.dtype == torch.float32 else torch.int16).numpy()
+    return (
+        hidden.contiguous()
+        .view(torch.int32 if hidden.dtype == torch.float32 else torch.int16)
+        .numpy()
+    )
 
 
 def _ordered(integers: np.ndarray) -> np.ndarray:

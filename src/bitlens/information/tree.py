@@ -45,7 +45,12 @@ def _offer(new, pairs, own, rows, best, parents, taken):
     for j in numba.prange(len(best)):
         if not taken[j]:
             both, other = pairs[new, j], pairs[j, j]
-            joint = _k_log_k(both) + _k_log_k(ons - both) + _k_log_k(other - both) + _k_log_k(rows - ons - other + both)
+            joint = (
+                _k_log_k(both)
+                + _k_log_k(ons - both)
+                + _k_log_k(other - both)
+                + _k_log_k(rows - ons - other + both)
+            )
             gain = joint - own[new] - own[j] + _k_log_k(rows)  # mutual information times rows
             if gain > best[j]:
                 best[j], parents[j] = gain, new
@@ -99,7 +104,9 @@ class Blocks:
         else:
             ids = documents.numpy()
             starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
-            starts = starts[np.linspace(0, len(starts), min(len(starts), most) + 1).astype(np.int64)[:-1]]
+            starts = starts[
+                np.linspace(0, len(starts), min(len(starts), most) + 1).astype(np.int64)[:-1]
+            ]
         return cls(np.append(starts, rows))
 
     def __len__(self) -> int:
@@ -130,7 +137,9 @@ class TreeCounts:
         for i, (start, stop) in enumerate(zip(blocks.bounds, blocks.bounds[1:], strict=False)):
             columns = bits[int(start) : int(stop)].transpose().numpy()
             ons[i] = torch.from_numpy(np.bitwise_count(columns).sum(1, dtype=np.int64))
-            both[i] = torch.from_numpy(np.bitwise_count(columns & columns[parents]).sum(1, dtype=np.int64))
+            both[i] = torch.from_numpy(
+                np.bitwise_count(columns & columns[parents]).sum(1, dtype=np.int64)
+            )
         return cls(blocks.rows, ons, both)
 
 
@@ -173,7 +182,8 @@ def _design_effect(tree: Tree, counts: TreeCounts) -> Tensor:
     # Two that are always alike, or never met, need not show it: then by how alike each is within documents.
     alike = float(rows.square().sum() / n) - 1
     excess, of_parent = (
-        (between(x) / (n * r * (1 - r)).clamp_min(1e-300) - 1).clamp_min(0) for x, r in ((ons, p), (theirs, q))
+        (between(x) / (n * r * (1 - r)).clamp_min(1e-300) - 1).clamp_min(0)
+        for x, r in ((ons, p), (theirs, q))
     )
     return found.maximum(1 + excess * of_parent.clamp_max(alike) / max(alike, 1.0))
 
@@ -187,5 +197,7 @@ def cells(rows: Tensor, ons: Tensor, both: Tensor, tree: Tree) -> tuple[Tensor, 
     """Counts of (latent, parent) in each of their states, `[..., n_latents, 2, 2]`, and of the parent, `[..., n_latents, 2]`."""
     parents = ons[..., tree.parents.clamp_min(0)]
     none = rows[..., None] - ons - parents + both
-    pair = torch.stack([torch.stack([none, parents - both], -1), torch.stack([ons - both, both], -1)], -2)
+    pair = torch.stack(
+        [torch.stack([none, parents - both], -1), torch.stack([ons - both, both], -1)], -2
+    )
     return pair, torch.stack([rows[..., None] - parents, parents], -1)

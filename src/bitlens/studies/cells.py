@@ -16,20 +16,25 @@ from typing import Any
 
 import torch
 
-from bitlens import __version__, terminal
+from bitlens import terminal
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import finite, prepare_output, read_manifest, replacing, write_json
 from bitlens.training.signals import stop_on_signals
+from bitlens.version import __version__
 
 MANIFEST = "study.json"
 SCHEMA = 1
-MEANING = 2  # of the numbers: raised when one comes to mean something else, so that no folder mixes both
+MEANING = (
+    2  # of the numbers: raised when one comes to mean something else, so that no folder mixes both
+)
 Cell = Mapping[str, Any]
 Row = dict[str, Any]
 Report = Callable[[int, int, Row], None]
 
 
-def open_study(out: Path, name: str, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+def open_study(
+    out: Path, name: str, settings: Mapping[str, Any], resume: bool, overwrite: bool
+) -> None:
     """Make the folder of a study, or go on in one of the same name.
 
     settings: what holds for all cells, for the reader of the folder. A resumed study may have other settings and more
@@ -41,8 +46,15 @@ def open_study(out: Path, name: str, settings: Mapping[str, Any], resume: bool, 
     if resume and not fresh:
         before = read_manifest(manifest, SCHEMA, "a study").get("study")
         if before != name:
-            raise BitlensError(f"{out} holds the study '{before}', not '{name}'; choose another folder.")
-    about = {"schema": SCHEMA, "study": name, "bitlens_version": __version__, "settings": dict(settings)}
+            raise BitlensError(
+                f"{out} holds the study '{before}', not '{name}'; choose another folder."
+            )
+    about = {
+        "schema": SCHEMA,
+        "study": name,
+        "bitlens_version": __version__,
+        "settings": dict(settings),
+    }
     write_json(manifest, about)
 
 
@@ -65,7 +77,8 @@ def measure_cells(
     folder = out / "cells"
     folder.mkdir(exist_ok=True)
     places = [
-        folder / f"{_key({'cell': dict(cell), 'same': dict(same or {}), 'version': [__version__, MEANING]})}.json"
+        folder
+        / f"{_key({'cell': dict(cell), 'same': dict(same or {}), 'version': [__version__, MEANING]})}.json"
         for cell in cells
     ]
     rows: dict[int, Row] = {}
@@ -75,8 +88,13 @@ def measure_cells(
             rows[i] = json.loads(place.read_text(encoding="utf-8"))
         else:
             missing.append(i)
-    with stop_on_signals() as stop, contextlib.suppress(Interrupted):  # of a cell: said below for all
-        for i, row in _measured([(i, cells[i]) for i in missing], measure, workers, lambda: bool(stop.signal)):
+    with (
+        stop_on_signals() as stop,
+        contextlib.suppress(Interrupted),
+    ):  # of a cell: said below for all
+        for i, row in _measured(
+            [(i, cells[i]) for i in missing], measure, workers, lambda: bool(stop.signal)
+        ):
             rows[i] = finite({**cells[i], **row})  # as it will be read again
             if "error" not in row:
                 write_json(places[i], rows[i])
@@ -89,7 +107,10 @@ def measure_cells(
 
 
 def _measured(
-    cells: list[tuple[int, Cell]], measure: Callable[[Cell], Row], workers: int, stopped: Callable[[], bool]
+    cells: list[tuple[int, Cell]],
+    measure: Callable[[Cell], Row],
+    workers: int,
+    stopped: Callable[[], bool],
 ) -> Iterator[tuple[int, Row]]:
     if workers < 2 or len(cells) < 2:
         for i, cell in cells:
@@ -124,7 +145,9 @@ def _measured(
 def _start_worker() -> None:
     torch.set_num_threads(1)
     terminal.hide()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; a training in hand still hears it
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C goes to all processes; a training in hand still hears it
 
 
 def _guarded(measure: Callable[[Cell], Row], cell: Cell) -> Row:

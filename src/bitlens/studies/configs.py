@@ -86,9 +86,13 @@ class SyntheticConfig:
         ):
             for value in values:
                 if value not in known:
-                    raise BitlensError(f"There is no {name} '{value}'; choose from: {', '.join(known)}.")
+                    raise BitlensError(
+                        f"There is no {name} '{value}'; choose from: {', '.join(known)}."
+                    )
         if not self.ranks or max(self.ranks) > self.d_in:
-            raise BitlensError(f"Ranks of {list(self.ranks)} do not fit hidden states of width {self.d_in}.")
+            raise BitlensError(
+                f"Ranks of {list(self.ranks)} do not fit hidden states of width {self.d_in}."
+            )
         common, broad = self.other_rates, [r for r in self.ranks if r >= 16]
         middle = [r for r in self.ranks if r == 32] or [max(self.ranks)]
         plans: list[tuple[str, str, Sequence[int], Sequence[float], Sequence[float]]] = []
@@ -98,11 +102,21 @@ class SyntheticConfig:
             elif family == "nested":
                 plans += [(family, "measure", [r for r in broad if r % NESTED == 0], [0.5], [0.0])]
             elif family in ("magnitudes", "noise"):
-                plans += [(family, "measure", middle, common, self.spreads if family == "magnitudes" else self.noises)]
+                plans += [
+                    (
+                        family,
+                        "measure",
+                        middle,
+                        common,
+                        self.spreads if family == "magnitudes" else self.noises,
+                    )
+                ]
             else:
                 plans += [(family, "measure", broad, common, [0.0])]
         spread = sorted({self.ranks[len(self.ranks) // 3], self.ranks[-1], *middle})
-        plans += [("independent", v, spread, common, [0.0]) for v in self.variants if v != "measure"]
+        plans += [
+            ("independent", v, spread, common, [0.0]) for v in self.variants if v != "measure"
+        ]
         return [
             {"family": family, "variant": variant, "rank": rank, "p": p, "strength": strength, "seed": seed}
             for family, variant, ranks, rates, strengths in plans
@@ -217,16 +231,25 @@ class IclConfig:
         """Whatever is wrong before any file is read."""
         known = get_args(Condition)
         if not self.ks or min(self.ks) < 0:
-            raise BitlensError(f"`ks` must be numbers of demonstrations from 0, not {list(self.ks)}.")
+            raise BitlensError(
+                f"`ks` must be numbers of demonstrations from 0, not {list(self.ks)}."
+            )
         if not self.seeds or not self.conditions or not set(self.conditions) <= set(known):
             raise BitlensError(f"Name at least one seed, and conditions among {', '.join(known)}.")
         if self.n_prompts < FEWEST_PROMPTS:
-            raise BitlensError(f"{self.n_prompts} prompts are too few to measure on; take at least {FEWEST_PROMPTS}.")
+            raise BitlensError(
+                f"{self.n_prompts} prompts are too few to measure on; take at least {FEWEST_PROMPTS}."
+            )
 
     def sets_of_prompts(self) -> list[tuple[str, int, int]]:
         """(condition, k, seed) of every set; without demonstrations the conditions are one."""
         named = lambda k: dict.fromkeys(self.conditions) if k else [NO_DEMONSTRATIONS]  # noqa: E731
-        return [(c, k, seed) for seed in dict.fromkeys(self.seeds) for k in sorted(set(self.ks)) for c in named(k)]
+        return [
+            (c, k, seed)
+            for seed in dict.fromkeys(self.seeds)
+            for k in sorted(set(self.ks))
+            for c in named(k)
+        ]
 
 
 @dataclass(frozen=True)
@@ -256,7 +279,11 @@ class CompareConfig:
 
     def cells(self, name: str, width: int) -> list[dict[str, Any]]:
         """What is measured of one architecture at one width."""
-        prices, seeds = (self.prices, self.seeds) if name in self.architectures else (self.prices[:1], self.seeds[:1])
+        prices, seeds = (
+            (self.prices, self.seeds)
+            if name in self.architectures
+            else (self.prices[:1], self.seeds[:1])
+        )
         if name == "PCA":  # closed form: seeds say nothing
             seeds = seeds[:1]
         return [
@@ -271,8 +298,12 @@ class CompareConfig:
         ):  # fmt: skip
             for name in names:
                 if name not in known:
-                    raise BitlensError(f"There is no {kind} '{name}'; choose from: {', '.join(known)}.")
+                    raise BitlensError(
+                        f"There is no {kind} '{name}'; choose from: {', '.join(known)}."
+                    )
         if BAE not in self.architectures:
-            raise BitlensError(f"The comparison needs '{BAE}' among its architectures: its l0 is that of all others.")
+            raise BitlensError(
+                f"The comparison needs '{BAE}' among its architectures: its l0 is that of all others."
+            )
         if not self.prices or not self.seeds:
             raise BitlensError("The comparison needs at least one price and one seed.")

@@ -20,7 +20,12 @@ ESTIMATES = ("bits_marginal", "bits_tree", "code_marginal", "code_tree", "bits_j
 
 @torch.inference_mode()
 def measure_rows(
-    autoencoder: Autoencoder, rows: Tensor, test: Tensor, *, documents: Tensor | None = None, seed: int = 0
+    autoencoder: Autoencoder,
+    rows: Tensor,
+    test: Tensor,
+    *,
+    documents: Tensor | None = None,
+    seed: int = 0,
 ) -> tuple[dict[str, Any], PackedBits]:
     """Measure an autoencoder on raw `rows [n, d]` -> numbers under the names of the field, and the rows' bits
 
@@ -45,5 +50,9 @@ def measure_rows(
     numbers["bits_lower"] = result.bits_lower
     for name in ESTIMATES:
         estimate = getattr(result, name)
-        numbers |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        numbers |= {
+            name: estimate.value,
+            f"{name}_low": estimate.low,
+            f"{name}_high": estimate.high,
+        }
     return numbers, bits

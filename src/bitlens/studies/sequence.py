@@ -29,7 +29,10 @@ from bitlens.studies.measuring import measure_rows
 from bitlens.training import train
 from bitlens.training.signals import stop_on_signals
 
-KINDS: dict[str, str] = {"cell": "an autoencoder for each position", "shared": "one autoencoder for all positions"}
+KINDS: dict[str, str] = {
+    "cell": "an autoencoder for each position",
+    "shared": "one autoencoder for all positions",
+}
 FEWEST_TRAINING, FEWEST_TEST = 64, 8
 SETTINGS = (
     "model", "revision", "model_digest", "corpus", "context_length", "packed", "prepend_bos", "dtype", "max_rows",
@@ -65,10 +68,23 @@ def run_sequence(
     if "shared" in config.autoencoders:
         say(f"Training {len(layers)} autoencoders that positions share")
         work = functools.partial(_train_shared, out, config)
-        measure_cells(out, [{"train": "shared", **layer} for layer in layers], work, same=same, workers=workers)
+        measure_cells(
+            out,
+            [{"train": "shared", **layer} for layer in layers],
+            work,
+            same=same,
+            workers=workers,
+        )
     kinds = dict.fromkeys(config.autoencoders)
-    cells = [{"autoencoder": kind, **layer, "position": p} for layer in layers for p in positions for kind in kinds]
-    say(f"Measuring {len(cells)} cells, each of {rows.training:,} rows to train on and {rows.test:,} held out")
+    cells = [
+        {"autoencoder": kind, **layer, "position": p}
+        for layer in layers
+        for p in positions
+        for kind in kinds
+    ]
+    say(
+        f"Measuring {len(cells)} cells, each of {rows.training:,} rows to train on and {rows.test:,} held out"
+    )
     measure = functools.partial(_measure, out, config, rows)
     table = measure_cells(out, cells, measure, same=same, workers=workers, report=report)
     write_table(out / "table", table)
@@ -82,19 +98,31 @@ def run_sequence(
 def _open(config: SequenceConfig) -> tuple[LanguageModel, ContextReader, list[int]]:
     """The model, the text and the positions; everything that can be wrong with them is refused before a file is written."""
     if not config.seeds or not config.autoencoders or not set(config.autoencoders) <= set(KINDS):
-        raise BitlensError("The study needs at least one seed, and autoencoders of the kinds 'cell', 'shared' or both.")
+        raise BitlensError(
+            "The study needs at least one seed, and autoencoders of the kinds 'cell', 'shared' or both."
+        )
     if config.max_rows is not None and config.max_rows < FEWEST_TRAINING + FEWEST_TEST:
-        raise BitlensError(f"`max_rows` must be at least {FEWEST_TRAINING + FEWEST_TEST}, not {config.max_rows}.")
-    corpus = Corpus(config.text, config.text_column, config.split, config.streaming, config.documents)
-    load = functools.partial(LanguageModel.load, config.model, dtype=config.dtype, device=config.device)
+        raise BitlensError(
+            f"`max_rows` must be at least {FEWEST_TRAINING + FEWEST_TEST}, not {config.max_rows}."
+        )
+    corpus = Corpus(
+        config.text, config.text_column, config.split, config.streaming, config.documents
+    )
+    load = functools.partial(
+        LanguageModel.load, config.model, dtype=config.dtype, device=config.device
+    )
     hooks = list(config.hooks)
     if not hooks:
         lowest = load(["layers.0"])
         hooks = [f"layers.{i}" for i in range(lowest.config.get_text_config().num_hidden_layers)]
     model = load(hooks)
     model.require_context(config.context)
-    config.training(0).resolved(max(model.widths().values()), "cpu")  # refuses what it cannot be trained with
-    reader = ContextReader(corpus, model.tokenizer, config.context, config.packed, config.bos, config.test_fraction)
+    config.training(0).resolved(
+        max(model.widths().values()), "cpu"
+    )  # refuses what it cannot be trained with
+    reader = ContextReader(
+        corpus, model.tokenizer, config.context, config.packed, config.bos, config.test_fraction
+    )
     if next(reader.contexts(), None) is None:
         raise BitlensError("The text gave no usable tokens: it is empty.")
     return model, reader, text_positions(config, reader)
@@ -149,7 +177,9 @@ class Sample(NamedTuple):
     test: Tensor
 
 
-def common_rows(store: ActivationStore, positions: Sequence[int], max_rows: int | None = None) -> Rows:
+def common_rows(
+    store: ActivationStore, positions: Sequence[int], max_rows: int | None = None
+) -> Rows:
     """The rows that every one of these positions has: an entropy's error depends on their number, so all get the same."""
     found = {position: torch.zeros(2, dtype=torch.long) for position in positions}
     for index in range(len(store.shards)):
@@ -201,9 +231,14 @@ def _measure(out: Path, config: SequenceConfig, rows: Rows, cell: Cell) -> Row:
     else:
         about = {**store.about, "position": cell["position"]}
         autoencoder = train(TensorSource(hidden[~test], about), config.training(cell["seed"]))
-    numbers, _ = measure_rows(autoencoder.cpu(), hidden, test, documents=document, seed=cell["seed"])
+    numbers, _ = measure_rows(
+        autoencoder.cpu(), hidden, test, documents=document, seed=cell["seed"]
+    )
     gaussian = numbers["bits_gaussian"]
-    return {**numbers, "joint_over_gaussian": numbers["bits_joint"] / gaussian if gaussian else None}
+    return {
+        **numbers,
+        "joint_over_gaussian": numbers["bits_joint"] / gaussian if gaussian else None,
+    }
 
 
 @functools.lru_cache(maxsize=1)
@@ -236,37 +271,56 @@ def draw(table: Sequence[Row], out: Path) -> None:
     layers = list(dict.fromkeys(row["layer"] for row in table))
     positions = sorted({row["position"] for row in table})
 
-    def grid(kind: str, name: str, over: Callable[[list[float]], float] = statistics.fmean) -> np.ndarray:
+    def grid(
+        kind: str, name: str, over: Callable[[list[float]], float] = statistics.fmean
+    ) -> np.ndarray:
         """One number of the table, over the seeds -> `[layers, positions]`, NaN where there is none"""
         values = np.full((len(layers), len(positions)), np.nan)
         for i, j in np.ndindex(values.shape):
             here = {"autoencoder": kind, "layer": layers[i], "position": positions[j]}
-            found = [row[name] for row in table if here.items() <= row.items() and row[name] is not None]
+            found = [
+                row[name] for row in table if here.items() <= row.items() and row[name] is not None
+            ]
             values[i, j] = over(found) if found else np.nan
         return values
 
-    for name, number, label in (("bits", "bits_joint", "bits_joint, a row"), ("fvu", "fvu", "fvu, held out")):
+    for name, number, label in (
+        ("bits", "bits_joint", "bits_joint, a row"),
+        ("fvu", "fvu", "fvu, held out"),
+    ):
         with figure(out / name, len(kinds), sharey=True) as panels:
             for axes, kind in zip(panels[0], kinds, strict=True):
-                band = (grid(kind, f"{number}_low", min), grid(kind, f"{number}_high", max)) if name == "bits" else None
+                band = (
+                    (grid(kind, f"{number}_low", min), grid(kind, f"{number}_high", max))
+                    if name == "bits"
+                    else None
+                )
                 _lines(axes, layers, positions, grid(kind, number), band)
                 axes.set(title=KINDS[kind], xlabel="position in the context")
             panels[0][0].set(ylabel=label, ylim=(0, None))
             handles, names = panels[0][-1].get_legend_handles_labels()
             step = -(-len(names) // 12)  # of many layers some are named
-            panels[0][-1].legend(handles[::-step], names[::-step], loc="center left", bbox_to_anchor=(1.01, 0.5))
+            panels[0][-1].legend(
+                handles[::-step], names[::-step], loc="center left", bbox_to_anchor=(1.01, 0.5)
+            )
     _map(layers, positions, {kind: grid(kind, "bits_joint") for kind in kinds}, out / "map")
 
 
 def _lines(
-    axes: Any, layers: list[str], x: list[int], y: np.ndarray, band: tuple[np.ndarray, np.ndarray] | None
+    axes: Any,
+    layers: list[str],
+    x: list[int],
+    y: np.ndarray,
+    band: tuple[np.ndarray, np.ndarray] | None,
 ) -> None:
     """A line a layer, dark for the first and light for the last."""
     colours = library("matplotlib").colormaps["viridis"](np.linspace(0, 0.93, len(layers)))
     for depth, layer in enumerate(layers):
         axes.plot(x, y[depth], "o-", color=colours[depth], label=layer)
         if band is not None:
-            axes.fill_between(x, band[0][depth], band[1][depth], color=colours[depth], alpha=0.18, linewidth=0)
+            axes.fill_between(
+                x, band[0][depth], band[1][depth], color=colours[depth], alpha=0.18, linewidth=0
+            )
     axes.set_xscale("symlog", base=2, linthresh=1)
     axes.set_xticks(x, x)
     axes.set_xticks([], minor=True)
@@ -285,5 +339,9 @@ def _map(layers: list[str], positions: list[int], grids: dict[str, np.ndarray], 
             for (i, j), bits in np.ndenumerate(grid):
                 if not np.isnan(bits):
                     colour = "white" if bits < 0.6 * top else "black"
-                    axes.text(j, i, f"{bits:.0f}", ha="center", va="center", color=colour, fontsize=8)
-        panels[0][0].figure.colorbar(panels[0][0].images[0], ax=list(panels[0]), label="bits_joint, a row")
+                    axes.text(
+                        j, i, f"{bits:.0f}", ha="center", va="center", color=colour, fontsize=8
+                    )
+        panels[0][0].figure.colorbar(
+            panels[0][0].images[0], ax=list(panels[0]), label="bits_joint, a row"
+        )

@@ -16,7 +16,9 @@ from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import covariance
 from bitlens.training.objective import Losses, Price, batch_price
 
-DENSE = 0.4  # share of pairs (row, latent) on or in the window beyond which whole products are faster
+DENSE = (
+    0.4  # share of pairs (row, latent) on or in the window beyond which whole products are faster
+)
 
 
 @torch.no_grad()

@@ -27,17 +27,23 @@ class Progress(NamedTuple):
     position: Position
 
 
-def save_checkpoint(folder: Path, learner: Learner, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+def save_checkpoint(
+    folder: Path, learner: Learner, optimizer: torch.optim.Optimizer, progress: Progress
+) -> None:
     """Write `state.safetensors`; a kill at any moment leaves the former or the new one, never half of one."""
     tensors = {f"model.{k}": v for k, v in learner.model.state_dict().items()}
     tensors |= {f"learner.{k}": v for k, v in learner.state.items()}
     for name, parameter in learner.model.named_parameters():
         tensors |= {f"adam.{name}.{k}": v for k, v in optimizer.state[parameter].items()}
     header = {"schema": SCHEMA, "step": progress.step, "position": list(progress.position)}
-    write_tensors(folder / STATE, {k: v.cpu() for k, v in tensors.items()}, {"bitlens": json.dumps(header)})
+    write_tensors(
+        folder / STATE, {k: v.cpu() for k, v in tensors.items()}, {"bitlens": json.dumps(header)}
+    )
 
 
-def load_checkpoint(folder: Path, learner: Learner, optimizer: torch.optim.Optimizer) -> Progress | None:
+def load_checkpoint(
+    folder: Path, learner: Learner, optimizer: torch.optim.Optimizer
+) -> Progress | None:
     """Put a saved state back into the learner and the optimiser, in place; None where there is no checkpoint yet."""
     path = folder / STATE
     if not path.exists():
@@ -46,12 +52,18 @@ def load_checkpoint(folder: Path, learner: Learner, optimizer: torch.optim.Optim
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("bitlens", "{}"))
     except SafetensorError as error:
-        raise BitlensError(f"The checkpoint {path} is damaged ({error}); start again with `overwrite=True`.") from error
+        raise BitlensError(
+            f"The checkpoint {path} is damaged ({error}); start again with `overwrite=True`."
+        ) from error
     if header.get("schema", 0) > SCHEMA:
-        raise BitlensError(f"{path} has schema {header['schema']}, newer than {SCHEMA}; upgrade bitlens to resume it.")
+        raise BitlensError(
+            f"{path} has schema {header['schema']}, newer than {SCHEMA}; upgrade bitlens to resume it."
+        )
     tensors = read_tensors(path)
     try:
-        learner.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        learner.model.load_state_dict(
+            {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
+        )
         for name, value in learner.state.items():
             value.copy_(tensors[f"learner.{name}"])
         for name, parameter in learner.model.named_parameters():

@@ -15,7 +15,11 @@ Architecture = Literal[
 Preset = Literal["features", "measure", "step", "paper"]
 Precision = Literal["auto", "fp32", "bf16"]
 
-PRUNE_AT, REGROW_AT, RESTART_AT = (0.2, 0.35, 0.5, 0.7, 0.85), (0.2, 0.35, 0.5), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+PRUNE_AT, REGROW_AT, RESTART_AT = (
+    (0.2, 0.35, 0.5, 0.7, 0.85),
+    (0.2, 0.35, 0.5),
+    (0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
+)
 _STEP = {
     "coding": "step", "scale": 0.0, "anneal": 1.0, "surrogate": "clipped", "lr": 1e-2, "lam": 0.1, "gamma": 0.0, "weighting": "scaled",
     "prune_at": PRUNE_AT, "regrow_at": REGROW_AT, "decay": 0.3,
@@ -112,7 +116,9 @@ class TrainConfig:
         """Every None filled in by the preset, for hidden states of this width; refuses what makes no sense."""
         known = PRESETS.get(self.preset)
         if known is None:
-            raise BitlensError(f"There is no preset '{self.preset}'; choose one of: {', '.join(PRESETS)}.")
+            raise BitlensError(
+                f"There is no preset '{self.preset}'; choose one of: {', '.join(PRESETS)}."
+            )
         if self.architecture in BASELINE_RATES:
             known = {**known, "lr": BASELINE_RATES[self.architecture], "decay": 0.3}
         if self.architecture != "bae":
@@ -126,7 +132,11 @@ class TrainConfig:
         return config
 
     def _refuse_nonsense(self) -> None:
-        rates, most, gamma = self.initial_rates or (0.5, 0.5), self.n_latents or 1, self.gamma or 0.0
+        rates, most, gamma = (
+            self.initial_rates or (0.5, 0.5),
+            self.n_latents or 1,
+            self.gamma or 0.0,
+        )
         conditions = {
             "coding": (self.coding == (PRESETS[self.preset]["coding"] if self.architecture == "bae" else "step"),
                        "the preset's: descent with `preset='features'`, step with step, measure or paper"),

@@ -26,7 +26,10 @@ from bitlens.training.step_learner import CANONICAL_ROWS, SMALL_SAMPLE
 FLIPS = 200  # a row in training
 WIDE = 8  # latents a row of the batch from which on G, of so many rows, costs more than to search without it
 RESTART = 0.7  # of what is left of a row: a latent that explains all of it is on in that row alone
-COMMON, MOST = 0.06, 4.0  # rate above which a latent's price rises, and the most it rises to, in times
+COMMON, MOST = (
+    0.06,
+    4.0,
+)  # rate above which a latent's price rises, and the most it rises to, in times
 MEMORY = 0.99  # of the count of rows in which a latent was on, a step
 ANNEALED = 0.5  # of the steps are done when the price is the final one
 ENCODER_FROM = 0.5  # of the steps are done when the encoder begins to learn: before, the bits still change too much
@@ -38,7 +41,9 @@ class DescentLearner(Learner[BinaryAutoencoder]):
 
     def __init__(self, model: BinaryAutoencoder, config: TrainConfig, sample: Sampler) -> None:
         super().__init__(model, config, sample)
-        on = torch.zeros(model.n_latents, device=model.W_enc.device)  # rows in which each latent was on, fading
+        on = torch.zeros(
+            model.n_latents, device=model.W_enc.device
+        )  # rows in which each latent was on, fading
         self.state = {"on": on}
         self.final_price = (config.lam or 0.0) * Price("onbit", config.p0).per_on_bit
         self.restart_steps = {int(f * config.steps) for f in config.regrow_at or ()}
@@ -56,7 +61,9 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         assert model.price is not None
         model.price.fill_(self.final_price)
         model.W_enc.copy_(model.W_dec.T)
-        model.b_enc.copy_(-(model.W_dec.square().sum(1) + model.price) / 2)  # on where switching it on would gain
+        model.b_enc.copy_(
+            -(model.W_dec.square().sum(1) + model.price) / 2
+        )  # on where switching it on would gain
         if not self._bits(rows[:SMALL_SAMPLE]).words.any():
             raise BitlensError(
                 f"No latent is worth its price in any row: lam {self.config.lam} switches everything off; lower `lam`."

@@ -62,11 +62,17 @@ def build(config: TrainConfig, d_in: int, d_out: int) -> Autoencoder:
             return PCAAutoencoder(d_in, config.k)
         case "bae":
             return BinaryAutoencoder(d_in, n, config.coding or "step")
-    raise BitlensError(f"There is no architecture '{config.architecture}'; choose one of: {', '.join(LEARNERS)}.")
+    raise BitlensError(
+        f"There is no architecture '{config.architecture}'; choose one of: {', '.join(LEARNERS)}."
+    )
 
 
 def make_learner(model: Autoencoder, config: TrainConfig, sample: Sampler) -> Learner:
     """sample: `(n, generator) -> standardised rows [n, d_in]`, drawn from the training rows."""
-    if isinstance(model, BinaryAutoencoder) and config.architecture == "bae" and config.coding == "step":
+    if (
+        isinstance(model, BinaryAutoencoder)
+        and config.architecture == "bae"
+        and config.coding == "step"
+    ):
         return StepLearner(model, config, sample)
     return LEARNERS[config.architecture](model, config, sample)

@@ -19,7 +19,13 @@ class MetricsLog:
     Opened at a step, it first drops the lines after that step, so that a resumed run has every step once.
     """
 
-    def __init__(self, folder: Path, step: int, loggers: tuple[Logger, ...] = (), about: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        loggers: tuple[Logger, ...] = (),
+        about: dict[str, Any] | None = None,
+    ):
         path = folder / METRICS
         kept = []
         if path.exists():
@@ -67,6 +73,8 @@ def _open_logger(name: Logger, folder: Path, about: dict[str, Any]) -> Any:
         import wandb  # pyright: ignore[reportMissingImports]
 
         run = wandb.init(project="bitlens", name=folder.name, dir=str(folder), config=about)
-        return lambda record: run.finish() if record is None else run.log(record, step=record["step"])
+        return lambda record: (
+            run.finish() if record is None else run.log(record, step=record["step"])
+        )
     except ImportError:
         raise BitlensError(f"Logging to {name} needs its library: pip install {name}.") from None

@@ -62,7 +62,9 @@ def batch_price(p: Tensor, n: int, price: Price) -> Tensor:
 class _Covariance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor) -> Tensor:
-        penalty, gradient = statistics.covariance(PackedBits.pack(h), with_gradient=ctx.needs_input_grad[0])
+        penalty, gradient = statistics.covariance(
+            PackedBits.pack(h), with_gradient=ctx.needs_input_grad[0]
+        )
         ctx.save_for_backward(gradient)
         return penalty
 
@@ -88,7 +90,9 @@ def dense_covariance_penalty(h: Tensor) -> Tensor:
     return (products.abs().sum() - products.diagonal().abs().sum()) / (n * (n - 1))
 
 
-def weights(d_in: int, n_latents: int, lam: float, gamma: float, weighting: Weighting) -> tuple[float, float]:
+def weights(
+    d_in: int, n_latents: int, lam: float, gamma: float, weighting: Weighting
+) -> tuple[float, float]:
     """What one latent's price and one pair's covariance are multiplied by."""
     return (lam, gamma) if weighting == "paper" else (lam / d_in, gamma / n_latents**2)
 

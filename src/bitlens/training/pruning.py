@@ -44,7 +44,9 @@ def latent_sums(bits: PackedBits, rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def prune(rows: Tensor, P: Parameters, price: Price, lam: float, ridge: float = 1e-5) -> tuple[Parameters, Tensor]:
+def prune(
+    rows: Tensor, P: Parameters, price: Price, lam: float, ridge: float = 1e-5
+) -> tuple[Parameters, Tensor]:
     """Switch off, greedily, latents whose price exceeds the least-squares rise in mse of dropping them.
 
     rows: standardised `[n, d_in]`. The rise is exact: with G the latents' covariance and W the least-squares decoder,
@@ -155,13 +157,16 @@ def regrow(
     """
     P, idle, bits = _idle(rows, P)
     blocks = [
-        b - bits[i * BLOCK : (i + 1) * BLOCK].unpack() @ P.W_dec - P.b_dec for i, b in enumerate(rows.split(BLOCK))
+        b - bits[i * BLOCK : (i + 1) * BLOCK].unpack() @ P.W_dec - P.b_dec
+        for i, b in enumerate(rows.split(BLOCK))
     ]
     residual = torch.cat(blocks)
     if len(idle) == 0 or residual.var(0).sum() < 0.01 * rows.var(0).sum():
         return P, idle[:0]
     _restart(rows, residual, torch.ones(len(rows)), P, idle, price, lam, generator)
-    P.W_dec[idle] *= 0.3 / max(1, math.sqrt(len(idle)) / 8)  # many latents start on the same residual
+    P.W_dec[idle] *= 0.3 / max(
+        1, math.sqrt(len(idle)) / 8
+    )  # many latents start on the same residual
     return P, idle
 
 
@@ -181,9 +186,15 @@ def _restart(
     generator: torch.Generator,
 ) -> None:  # fmt: skip
     """Set, in place, the latents `idle` along targets `[n, d]` drawn with these chances, each at its best threshold."""
-    seeds = targets[torch.multinomial(chances.cpu(), len(idle), replacement=True, generator=generator).to(rows.device)]
+    seeds = targets[
+        torch.multinomial(chances.cpu(), len(idle), replacement=True, generator=generator).to(
+            rows.device
+        )
+    ]
     norms = P.W_enc.norm(dim=0)
-    size = norms[norms > 0].median() if (norms > 0).any() else norms.new_tensor(rows.shape[1] ** -0.5)
+    size = (
+        norms[norms > 0].median() if (norms > 0).any() else norms.new_tensor(rows.shape[1] ** -0.5)
+    )
     directions = (seeds / seeds.norm(dim=1, keepdim=True).clamp_min(1e-12)).T * size
     for part in range(0, len(idle), 512):
         where, V = idle[part : part + 512], directions[:, part : part + 512]
@@ -191,7 +202,9 @@ def _restart(
         P.W_enc[:, where], P.b_enc[where], P.W_dec[where] = V, bias, decoder
 
 
-def _best_threshold(rows: Tensor, targets: Tensor, V: Tensor, price: Price, lam: float) -> tuple[Tensor, Tensor]:
+def _best_threshold(
+    rows: Tensor, targets: Tensor, V: Tensor, price: Price, lam: float
+) -> tuple[Tensor, Tensor]:
     """For directions V `[d, m]` the bias at which one latent gains most, after its price, and its decoder row.
 
     The gain is the variance of the targets between the on and the off rows, along V (Otsu 1979); every threshold between
@@ -203,7 +216,10 @@ def _best_threshold(rows: Tensor, targets: Tensor, V: Tensor, price: Price, lam:
     along = (targets @ V).gather(0, order).double()
     off = torch.arange(1, n, dtype=torch.double, device=rows.device)[:, None] / n
     covariance = off * along.mean(0) - along.cumsum(0)[:-1] / n
-    gain = covariance.square() / (off * (1 - off)) / V.double().square().sum(0) / d - lam * price(1 - off) / d
+    gain = (
+        covariance.square() / (off * (1 - off)) / V.double().square().sum(0) / d
+        - lam * price(1 - off) / d
+    )
     apart = z[1:] - z[:-1] > 1e-5 * (z[-1] - z[0])
     few = (off * n < FEWEST) | ((1 - off) * n < FEWEST)
     best = gain.masked_fill(~apart | few, -math.inf).argmax(0, keepdim=True)

@@ -9,7 +9,13 @@ from bitlens.autoencoders import Autoencoder
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator
 from bitlens.training.pruning import least_squares
-from bitlens.training.step_learner import CANONICAL_ROWS, SMALL_SAMPLE, StepLearner, biases, log_uniform
+from bitlens.training.step_learner import (
+    CANONICAL_ROWS,
+    SMALL_SAMPLE,
+    StepLearner,
+    biases,
+    log_uniform,
+)
 
 
 class RandomLearner(StepLearner):
@@ -31,7 +37,9 @@ class RandomLearner(StepLearner):
         """Firing rates of the run `match` on these rows, of its live latents; drawn from where the numbers differ."""
         other = Autoencoder.from_pretrained(self.config.match, str(rows.device))
         raw = rows * self.model.scale + self.model.mean
-        rates = torch.stack([other.encode_bits(block).column_counts() for block in raw.split(4096)]).sum(0) / len(rows)
+        rates = torch.stack(
+            [other.encode_bits(block).column_counts() for block in raw.split(4096)]
+        ).sum(0) / len(rows)
         rates = rates[(rates > 0) & (rates < 1)].cpu()
         if not len(rates):
             raise BitlensError(

@@ -20,7 +20,9 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Within the block SIGINT and SIGTERM only set `request.signal`; a second one acts as usual."""
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # only the main thread may handle signals
         yield request
         return
     terminal.interrupt.check()

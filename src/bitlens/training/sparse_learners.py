@@ -60,7 +60,11 @@ class SparseLearner(RealLearner[Sparse]):
 
     def __init__(self, model: Sparse, config: TrainConfig, sample: Sampler) -> None:
         super().__init__(model, config, sample)
-        self.state = {"log_sparsity": torch.tensor(math.log(config.sparsity or self.FIRST_WEIGHT), dtype=torch.float64)}
+        self.state = {
+            "log_sparsity": torch.tensor(
+                math.log(config.sparsity or self.FIRST_WEIGHT), dtype=torch.float64
+            )
+        }
 
     def penalised(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x -> (codes, reconstruction, penalty a row, auxiliary loss)"""
@@ -95,7 +99,12 @@ class GatedLearner(SparseLearner[GatedAutoencoder]):
         z = self.model.pre_activations(x)
         codes, gate = self.model.code(z), z.relu()
         x_gate = gate @ self.model.W_dec.detach() + self.model.b_dec.detach()
-        return codes, self.model.reconstruct(codes), gate.sum(1).mean(), torch.mean((x_gate - x) ** 2)
+        return (
+            codes,
+            self.model.reconstruct(codes),
+            gate.sum(1).mean(),
+            torch.mean((x_gate - x) ** 2),
+        )
 
 
 class _Jump(torch.autograd.Function):
@@ -144,7 +153,9 @@ class TopKLearner(RealLearner[TopK]):
 
     def __init__(self, model: TopK, config: TrainConfig, sample: Sampler) -> None:
         super().__init__(model, config, sample)
-        self.state = {"silent": torch.zeros(model.n_latents, device=model.W_enc.device)}  # batches since last on
+        self.state = {
+            "silent": torch.zeros(model.n_latents, device=model.W_enc.device)
+        }  # batches since last on
         self.patience = max(20, config.steps // 20)
 
     def code(self, z: Tensor) -> Tensor:
@@ -155,7 +166,9 @@ class TopKLearner(RealLearner[TopK]):
         codes = self.code(z)
         return self.with_auxiliary(x, z, codes, self.model.reconstruct(codes).float())
 
-    def with_auxiliary(self, target: Tensor, z: Tensor, codes: Tensor, x_hat: Tensor) -> tuple[Losses, Tensor]:
+    def with_auxiliary(
+        self, target: Tensor, z: Tensor, codes: Tensor, x_hat: Tensor
+    ) -> tuple[Losses, Tensor]:
         """The squared error, and that of the dead latents' own reconstruction of what is left."""
         mse = torch.mean((x_hat - target) ** 2)
         on = (codes.detach() > 0).any(0)
@@ -166,7 +179,9 @@ class TopKLearner(RealLearner[TopK]):
             k = min(self.model.d_in // 2, int(dead.sum()))
             top = z.masked_fill(~dead, -torch.inf).topk(max(k, 1), dim=-1)
             residual = (target - x_hat).detach()
-            guess = torch.zeros_like(z).scatter(-1, top.indices, top.values.relu()) @ self.model.W_dec
+            guess = (
+                torch.zeros_like(z).scatter(-1, top.indices, top.values.relu()) @ self.model.W_dec
+            )
             auxiliary = self.AUXILIARY * (guess.float() - residual).square().mean()
         zero = mse.new_zeros(())
         return Losses(mse + auxiliary, mse, zero, zero, auxiliary), codes
@@ -215,7 +230,9 @@ class PCALearner(Learner[PCAAutoencoder]):
     def start(self) -> None:
         rows = self.sample(FINAL_ROWS, generator(self.config.seed, "pca")).double()
         mean = rows.mean(0)
-        axes = torch.linalg.eigh((rows - mean).T @ (rows - mean)).eigenvectors.flip(1)[:, : self.model.n_latents]
+        axes = torch.linalg.eigh((rows - mean).T @ (rows - mean)).eigenvectors.flip(1)[
+            :, : self.model.n_latents
+        ]
         self.model.W_enc.copy_(axes)
         self.model.W_dec.copy_(axes.T)
         self.model.b_enc.copy_(-(mean @ axes))

@@ -38,7 +38,9 @@ def biases(z: Tensor, rates: Tensor) -> Tensor:
     z = z.T.contiguous().sort(1).values
     rank = ((1 - rates.to(z.device)) * (z.shape[1] - 1)).long()
     below = z.gather(1, rank[:, None])
-    same = 1e-5 * (z[:, -1:] - z[:, :1])  # the threshold lies between values, so that no row lies on it
+    same = 1e-5 * (
+        z[:, -1:] - z[:, :1]
+    )  # the threshold lies between values, so that no row lies on it
     above = z.gather(1, torch.searchsorted(z, below + same, right=True).clamp_max(z.shape[1] - 1))
     return -(below + torch.maximum(above, below + same))[:, 0] / 2
 
@@ -76,7 +78,9 @@ class StepLearner(Learner[BinaryAutoencoder]):
         h = self.bits(x)
         x_hat = self.model.reconstruct(h)
         penalty = dense_covariance_penalty if c.reference else covariance_penalty
-        return binary_losses(x, x_hat, h, self.price, c.lam or 0.0, c.gamma or 0.0, c.weighting or "scaled", penalty), h
+        return binary_losses(
+            x, x_hat, h, self.price, c.lam or 0.0, c.gamma or 0.0, c.weighting or "scaled", penalty
+        ), h
 
     def bits(self, x: Tensor) -> Tensor:
         """Codes of a batch `[n, n_latents]`, with the surrogate's gradient."""
@@ -91,7 +95,11 @@ class StepLearner(Learner[BinaryAutoencoder]):
 
         c = self.config
         weighting = weights(
-            self.model.d_in, self.model.n_latents, c.lam or 0.0, c.gamma or 0.0, c.weighting or "scaled"
+            self.model.d_in,
+            self.model.n_latents,
+            c.lam or 0.0,
+            c.gamma or 0.0,
+            c.weighting or "scaled",
         )
         return bit_step(self.model, x, self._window, self.price, *weighting, c.precision == "bf16")
 
@@ -110,21 +118,29 @@ class StepLearner(Learner[BinaryAutoencoder]):
         if step in self.regrow_steps:
             restarted.append(self.regrow(step, lam))
         for latents in restarted:
-            for parameter, axis in ((self.model.W_enc, 1), (self.model.b_enc, 0), (self.model.W_dec, 0)):
+            for parameter, axis in (
+                (self.model.W_enc, 1),
+                (self.model.b_enc, 0),
+                (self.model.W_dec, 0),
+            ):
                 optimizer.state[parameter]["exp_avg"].index_fill_(axis, latents, 0)
 
     def propose_and_prune(self, step: int, lam: float) -> Tensor:
         """Offer candidates for idle latents and switch off what is not worth its price -> the candidates"""
         seed = generator(self.config.seed, "prune", step)
         rows = self.sample(self.config.prune_rows, seed)
-        parameters, candidates = propose(rows[:SMALL_SAMPLE], self._parameters(), self.price, lam, seed)
+        parameters, candidates = propose(
+            rows[:SMALL_SAMPLE], self._parameters(), self.price, lam, seed
+        )
         self._set(prune(rows, parameters, self.price, lam)[0])
         return candidates
 
     def regrow(self, step: int, lam: float) -> Tensor:
         """Restart idle latents along the residual -> these latents"""
         seed = generator(self.config.seed, "regrow", step)
-        parameters, idle = regrow(self.sample(SMALL_SAMPLE, seed), self._parameters(), self.price, lam, seed)
+        parameters, idle = regrow(
+            self.sample(SMALL_SAMPLE, seed), self._parameters(), self.price, lam, seed
+        )
         self._set(parameters)
         return idle
 

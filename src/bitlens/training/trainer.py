@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitlens import __version__, terminal
+from bitlens import terminal
 from bitlens.autoencoders import Autoencoder, Transcoder
 from bitlens.autoencoders.base import CONFIG
 from bitlens.bits.statistics import binary_entropy
@@ -29,6 +29,7 @@ from bitlens.training.metrics import MetricsLog
 from bitlens.training.objective import Losses
 from bitlens.training.prefetch import Prefetch
 from bitlens.training.signals import stop_on_signals
+from bitlens.version import __version__
 
 RUN = "training.json"
 SCHEMA = 1
@@ -55,15 +56,23 @@ def train(
     source's is set on the source, or refused where it cannot be; which documents were held out is recorded, and
     `evaluate` keeps to it.
     """
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    device = (
+        ("cuda" if torch.cuda.is_available() else "cpu")
+        if config.device == "auto"
+        else config.device
+    )
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BitlensError(f"There is no device '{device}' here; use cpu.")
-    torch.set_num_threads(torch.get_num_threads())  # kernels do this later, and the sums of MKL may change with it
+    torch.set_num_threads(
+        torch.get_num_threads()
+    )  # kernels do this later, and the sums of MKL may change with it
     config = config.resolved(source.d_in, device)
     held_out = getattr(source, "test_fraction", None)
     if config.test_fraction is not None and config.test_fraction != held_out:
         source, held_out = source.split(config.test_fraction), config.test_fraction
-    config = dataclasses.replace(config, test_fraction=held_out)  # recorded: what is really held out
+    config = dataclasses.replace(
+        config, test_fraction=held_out
+    )  # recorded: what is really held out
     model = _build(source, config).to(device)
     folder = Path(out) if out is not None else None
     if folder is not None:
@@ -78,7 +87,11 @@ def train(
     if reached is None:
         reached = Progress(0, Position())
         learner.start()
-    log = MetricsLog(folder, reached.step, loggers, dataclasses.asdict(config)) if folder is not None else None
+    log = (
+        MetricsLog(folder, reached.step, loggers, dataclasses.asdict(config))
+        if folder is not None
+        else None
+    )
     batches = _standardised_batches(source, model, config, reached.position, device)
     if device.startswith("cuda"):  # on a CPU a second thread would only take cores from the step
         batches = Prefetch(batches)
@@ -112,7 +125,11 @@ def train(
                         log.write(record)
                     clock, rows_done = time.perf_counter(), 0
                 signal = stop.signal  # read once: what is said below was done here
-                if folder is not None and not last and (reached.step % config.checkpoint_every == 0 or signal):
+                if (
+                    folder is not None
+                    and not last
+                    and (reached.step % config.checkpoint_every == 0 or signal)
+                ):
                     save_checkpoint(folder, learner, optimizer, reached)
                 if signal and not last:
                     saved = (
@@ -120,7 +137,9 @@ def train(
                         if folder is not None
                         else "nothing was saved"
                     )
-                    raise Interrupted(f"Stopped by {signal} after step {reached.step} of {config.steps}: {saved}.")
+                    raise Interrupted(
+                        f"Stopped by {signal} after step {reached.step} of {config.steps}: {saved}."
+                    )
     finally:
         if isinstance(batches, Prefetch):
             batches.close()
@@ -138,18 +157,26 @@ def train(
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Linear warm-up over 5 % of the steps, linear decay over the last ones down to 2 %."""
     left = (1 - step / config.steps) / (config.decay or 0.3)
-    return (config.lr or 0.0) * min(1.0, (step + 1) / (0.05 * config.steps)) * max(0.02, min(1.0, left))
+    return (
+        (config.lr or 0.0)
+        * min(1.0, (step + 1) / (0.05 * config.steps))
+        * max(0.02, min(1.0, left))
+    )
 
 
 def _build(source: HiddenSource, config: TrainConfig) -> Autoencoder:
-    model = build(config, source.d_in, source.d_out if isinstance(source, PairedStore) else source.d_in)
+    model = build(
+        config, source.d_in, source.d_out if isinstance(source, PairedStore) else source.d_in
+    )
     if model.transcodes != isinstance(source, PairedStore):
         raise BitlensError(
             "A transcoder needs two stores of one harvest, what an MLP reads and what it adds: pass the second as `target`."
             if model.transcodes
             else f"The architecture {config.architecture} reconstructs its input and takes no target."
         )
-    if not source.scale > 1e-7 * float(source.mean.abs().max()):  # what rounding leaves of no spread at all
+    if not source.scale > 1e-7 * float(
+        source.mean.abs().max()
+    ):  # what rounding leaves of no spread at all
         raise BitlensError(
             "All hidden states are equal: there is nothing to encode; check the hook point and the text."
         )
@@ -169,7 +196,9 @@ def _build(source: HiddenSource, config: TrainConfig) -> Autoencoder:
     return model
 
 
-def _sampler(source: HiddenSource, model: Autoencoder, device: str) -> Callable[[int, torch.Generator], Tensor]:
+def _sampler(
+    source: HiddenSource, model: Autoencoder, device: str
+) -> Callable[[int, torch.Generator], Tensor]:
     def sample(n: int, seed: torch.Generator) -> Tensor:
         rows = source.sample(n, seed)
         if len(rows) < 2:
@@ -198,7 +227,9 @@ def _record(step: int, losses: Losses, p: Tensor, rows_per_second: float) -> dic
 
 
 def _in_words(record: dict[str, Any]) -> str:
-    return f"mse {record['mse']:.4f}  l0 {record['l0']:.1f}  {record['rows_per_second']:,.0f} rows/s"
+    return (
+        f"mse {record['mse']:.4f}  l0 {record['l0']:.1f}  {record['rows_per_second']:,.0f} rows/s"
+    )
 
 
 def _refuse_divergence(record: dict[str, Any]) -> None:
@@ -214,11 +245,20 @@ def _write_or_compare(path: Path, config: TrainConfig, source: HiddenSource) -> 
     if not path.exists():
         return write_json(path, run)
     former = read_manifest(path, SCHEMA, "a training run")
-    settings = dataclasses.asdict(TrainConfig())  # what a run said nothing of was as it is by default
+    settings = dataclasses.asdict(
+        TrainConfig()
+    )  # what a run said nothing of was as it is by default
     before, now = (
-        {**settings, **r.get("source", {}), **r.get("config", {})} for r in (former, json.loads(json.dumps(run)))
+        {**settings, **r.get("source", {}), **r.get("config", {})}
+        for r in (former, json.loads(json.dumps(run)))
     )
-    ignored = {"log_every", "checkpoint_every", "store", "target", "documents_of"}  # a store or text may have moved
+    ignored = {
+        "log_every",
+        "checkpoint_every",
+        "store",
+        "target",
+        "documents_of",
+    }  # a store or text may have moved
     if now.get("model_digest") is not None and now["model_digest"] == before.get("model_digest"):
         ignored.add("model")  # and a model, too
     changed = [

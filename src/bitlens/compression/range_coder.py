@@ -1,0 +1,258 @@
+"""A logistic autoregression in integers, and range coding of bits under it.
+
+What is decoded depends on integers only: log-odds are sums of quantised weights, and a table that is kept with them maps
+them to probabilities. See docs/codec.md for why it decodes to the same bits everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitlens.bits.kernel import kernel
+from bitlens.bits.packed import PackedBits
+from bitlens.bits.words import add_row, words_for
+from bitlens.errors import BitlensError
+from bitlens.information.autoregression import Autoregression
+
+# pyright: reportCallIssue=false, reportArgumentType=false
+
+UNIT_BITS = 8  # log-odds are integers in units of 2^-8
+WEIGHT_BITS = 4  # weights are multiples of 2^-4; finer ones cost more bytes than they save
+LEVEL_BITS = 4  # one probability for each 2^-4 of log-odds,
+LEVELS = 512  # up to 16 either way
+PROBABILITY_BITS = 24  # what the range coder resolves, and a float32 holds exactly
+FREQUENCY_BITS = 16
+LARGEST = (1 << 11) - 1  # a weight, in steps: shifted to units it fits 16 bits
+CELLS = 1 << 19  # rows times latents of a chunk: its log-odds stay in cache
+
+
+def coder() -> Any:
+    """The range coder's library, imported when something is compressed."""
+    return import_module("constriction").stream
+
+
+# --- integers ---------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def _read_bits(words, order, symbols):
+    """symbols[j, r]: bit order[j] of row r"""
+    for j in range(len(order)):
+        word, shift = order[j] // 64, np.uint64(order[j] % 64)
+        for r in range(len(words)):
+            symbols[j, r] = (words[r, word] >> shift) & np.uint64(1)
+
+
+@kernel
+def _probabilities(sums, j, shift, table, out):
+    """Of latent j being off and on in every row."""
+    levels = len(table)
+    for r in range(len(sums)):
+        level = min(max((sums[r, j] >> shift) + levels // 2, 0), levels - 1)
+        out[r, 0], out[r, 1] = table[level, 0], table[level, 1]
+
+
+@kernel
+def _learn(symbols, j, weights, sums):
+    """Add the weights of latent j where it is on."""
+    for r in range(len(symbols)):
+        if symbols[r]:
+            add_row(weights[j, j + 1 :], sums[r, j + 1 :])
+
+
+@kernel
+def _all_probabilities(symbols, weights, sums, shift, table, out):
+    for j in range(len(symbols)):
+        _probabilities(sums, j, shift, table, out[j])
+        _learn(symbols[j], j, weights, sums)
+
+
+@kernel
+def _next(symbols, j, order, weights, sums, shift, table, words, out):
+    """Take in the decoded latent j, and leave the probabilities of the latent after it in `out`."""
+    word, place = order[j] // 64, np.uint64(order[j] % 64)
+    for r in range(len(symbols)):
+        words[r, word] |= np.uint64(symbols[r]) << place
+    _learn(symbols, j, weights, sums)
+    if j + 1 < len(order):
+        _probabilities(sums, j + 1, shift, table, out)
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """An autoregression in integers.
+
+    order `[n_latents]` int64: the latents as they are predicted. biases int32 `[n_latents]`: log-odds where all latents
+    are off, in units. weights int16 `[n_latents, n_latents]`: in units, zero on and below the diagonal. table uint32
+    `[levels]`: probabilities of being on in 2^-24. level_shift: bits of a sum of units that its level leaves out.
+    weight_shift: bits of a weight in units that are always zero. chunk: rows coded side by side.
+    """
+
+    order: np.ndarray
+    biases: np.ndarray
+    weights: np.ndarray
+    table: np.ndarray
+    weight_shift: int
+    level_shift: int
+    chunk: int
+
+    @classmethod
+    def of(cls, model: Autoregression) -> Quantised:
+        """The nearest integers; what the rates subtract becomes part of the biases. Log-odds beyond 16 count as 16."""
+        n = len(model.order)
+        rates, biases = model.rates.double().numpy(), model.biases.detach().double().numpy()
+        weights, first, shift = np.zeros((n, n), np.int16), 0, UNIT_BITS - WEIGHT_BITS
+        for block in model.weights:
+            end = len(block)
+            steps = np.rint(
+                np.triu(block.detach().numpy(), 1 - first) * np.float32(1 << WEIGHT_BITS)
+            )
+            if not np.isfinite(steps).all():
+                raise BitlensError(
+                    "The autoregression has weights that are not finite; fit it again."
+                )
+            weights[:end, first:end] = np.clip(steps, -LARGEST, LARGEST).astype(np.int16) << shift
+            first = end
+        offset = np.array([rates[:j] @ weights[:j, j] for j in range(n)])
+        biases = np.rint(np.clip(biases * (1 << UNIT_BITS) - offset, -(1 << 29), 1 << 29)).astype(
+            np.int32
+        )
+        middles = (np.arange(LEVELS) - LEVELS // 2 + 0.5) / (1 << LEVEL_BITS)
+        one = 1 << PROBABILITY_BITS
+        table = np.clip(np.rint(one / (1 + np.exp(-middles))), 1, one - 1).astype(np.uint32)
+        order = model.order.numpy().astype(np.int64)
+        return cls(order, biases, weights, table, shift, UNIT_BITS - LEVEL_BITS, max(1, CELLS // n))
+
+    @cached_property
+    def pairs(self) -> np.ndarray:
+        """Probabilities of off and on, float32 `[levels, 2]`: integers over a power of two, without any rounding."""
+        one = np.int64(1) << PROBABILITY_BITS
+        on = self.table.astype(np.int64)
+        return (np.stack([one - on, on], 1) / one).astype(np.float32)
+
+    def chunks(self, words: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Bits `[latents, rows]` and probabilities `[latents, rows, 2]` of some rows at a time, as they are coded."""
+        n = len(self.order)
+        for start in range(0, len(words), self.chunk):
+            part = words[start : start + self.chunk]
+            symbols, out = (
+                np.empty((n, len(part)), np.int32),
+                np.empty((n, len(part), 2), np.float32),
+            )
+            _read_bits(part, self.order, symbols)
+            sums = np.tile(self.biases, (len(part), 1))
+            _all_probabilities(symbols, self.weights, sums, self.level_shift, self.pairs, out)
+            yield symbols, out
+
+    def code_lengths(self, bits: PackedBits) -> Tensor:
+        """Bits that each row costs -> float64 `[rows]`"""
+        parts = [
+            -np.log2(np.take_along_axis(p, s[..., None], 2)[..., 0].astype(np.float64)).sum(0)
+            for s, p in self.chunks(bits.numpy())
+        ]
+        return torch.from_numpy(np.concatenate(parts) if parts else np.empty(0))
+
+    def encode(self, words: np.ndarray) -> np.ndarray:
+        """Rows, uint64 `[rows, words]` -> a stream of 32-bit words"""
+        stream = coder()
+        encoder, family = stream.queue.RangeEncoder(), stream.model.Categorical(perfect=False)
+        for symbols, probabilities in self.chunks(words):
+            encoder.encode(symbols.reshape(-1), family, probabilities.reshape(-1, 2))
+        return encoder.get_compressed()
+
+    def decode(self, code: np.ndarray, rows: int) -> np.ndarray:
+        """A stream of 32-bit words -> its rows, uint64 `[rows, words]`"""
+        stream = coder()
+        decoder, family = stream.queue.RangeDecoder(code), stream.model.Categorical(perfect=False)
+        words = np.zeros((rows, words_for(len(self.order))), np.uint64)
+        for start in range(0, rows, self.chunk):
+            part = words[start : start + self.chunk]
+            sums = np.tile(self.biases, (len(part), 1))
+            out = np.empty((len(part), 2), np.float32)
+            _probabilities(sums, 0, self.level_shift, self.pairs, out)
+            for j in range(len(self.order)):
+                symbols = decoder.decode(family, out)
+                _next(
+                    symbols,
+                    j,
+                    self.order,
+                    self.weights,
+                    sums,
+                    self.level_shift,
+                    self.pairs,
+                    part,
+                    out,
+                )
+        return words
+
+    # Bytes: order, biases, table, the least weight and how many values there are from it to the greatest, their
+    # frequencies, and the weights above the diagonal, row by row, range coded under those frequencies.
+
+    def to_bytes(self) -> bytes:
+        n, stream = len(self.order), coder()
+        counts, rows = np.zeros(2 * LARGEST + 1, np.int64), self.weights >> self.weight_shift
+        for i in range(n):
+            counts += np.bincount(
+                rows[i, i + 1 :].astype(np.int64) + LARGEST, minlength=len(counts)
+            )
+        used = np.flatnonzero(counts) if n > 1 else np.array([LARGEST])
+        least, values = (
+            int(used[0]) - LARGEST,
+            max(2, int(used[-1] - used[0]) + 1),
+        )  # a coder needs two
+        some = np.zeros(values, np.int64)
+        some[: used[-1] - used[0] + 1] = counts[used[0] : used[-1] + 1]
+        frequencies = np.maximum((some << FREQUENCY_BITS) // max(1, some.sum()), some > 0)
+        frequencies[frequencies.argmax()] += (1 << FREQUENCY_BITS) - frequencies.sum()
+        encoder, model = stream.queue.RangeEncoder(), _frequency_model(stream, frequencies)
+        for i in range(n - 1):
+            encoder.encode(rows[i, i + 1 :].astype(np.int32) - least, model)
+        parts = [self.order.astype("<u4"), self.biases.astype("<i4"), self.table.astype("<u4")]
+        parts += [
+            np.array([least, values], "<i4"),
+            frequencies.astype("<u4"),
+            encoder.get_compressed().astype("<u4"),
+        ]
+        return b"".join(part.tobytes() for part in parts)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, n: int, about: dict[str, Any]) -> Quantised:
+        stream, numbers = coder(), np.frombuffer(data, "<u4").astype(np.uint32)
+        order, biases, rest = (
+            numbers[:n].astype(np.int64),
+            numbers[n : 2 * n].view(np.int32),
+            numbers[2 * n :],
+        )
+        table, rest = rest[: about["levels"]], rest[about["levels"] :]
+        least, values = rest[:2].view(np.int32).tolist()
+        decoder = stream.queue.RangeDecoder(rest[2 + values :])
+        model = _frequency_model(stream, rest[2 : 2 + values].astype(np.int64))
+        weights, shift = np.zeros((n, n), np.int16), about["unit_bits"] - about["weight_bits"]
+        for i in range(n - 1):
+            weights[i, i + 1 :] = (decoder.decode(model, n - 1 - i) + least) << shift
+        return cls(
+            order,
+            biases,
+            weights,
+            table,
+            shift,
+            about["unit_bits"] - about["level_bits"],
+            about["chunk"],
+        )
+
+
+def _frequency_model(stream: Any, frequencies: np.ndarray) -> Any:
+    """Frequencies add up to a power of two: the division is exact."""
+    exact = (frequencies / (1 << FREQUENCY_BITS)).astype(np.float32)
+    return stream.model.Categorical(exact, perfect=False)

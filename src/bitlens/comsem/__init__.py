@@ -1,0 +1,1 @@
+"""ComSem: a language model explains latents, and judges the explanations with yes or no."""

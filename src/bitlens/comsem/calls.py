@@ -1,0 +1,313 @@
+"""The record of calls: one SQLite file with every prompt, answer, token and price, and the judgements they led to.
+
+It is a cache (the same prompt is never paid for twice, in this run or another), the account that spending limits are
+held against, and the evidence behind every score.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bitlens.comsem.judges import Messages, Verdict
+from bitlens.errors import BitlensError, Interrupted
+
+VERSION = 2
+KINDS = ("positive", "random", "hard")
+PATIENCE = 60.0  # seconds that another process may hold the file
+
+# Answers of version 1 may be cut off without a sign of it: they stay as evidence, but no prompt finds them any more.
+_FROM_1 = (
+    "ALTER TABLE calls ADD COLUMN cut INTEGER",
+    "UPDATE calls SET key = 'version 1: ' || key",
+)
+_SCHEMA = """
+CREATE TABLE calls (
+    id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL,          -- of judge, messages and parameters
+    judge TEXT NOT NULL,
+    messages TEXT NOT NULL,
+    parameters TEXT NOT NULL,
+    sent REAL NOT NULL,         -- seconds since 1970
+    seconds REAL,
+    answer TEXT,                -- NULL: under way, lost, or cut off
+    failure TEXT,
+    input_tokens INTEGER,
+    output_tokens INTEGER,
+    cost REAL,                  -- until the answer comes, the most it can be; NULL: nothing to pay
+    cut INTEGER                 -- tokens after which the answer was cut off, and not kept
+);
+CREATE INDEX calls_by_key ON calls (key);
+CREATE TABLE judgements (
+    run TEXT NOT NULL,          -- whose latents and rows these are
+    judge TEXT NOT NULL,
+    latent INTEGER NOT NULL,
+    explanation TEXT NOT NULL,
+    text TEXT NOT NULL,
+    row INTEGER NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('positive', 'random', 'hard')),
+    yes INTEGER,                -- NULL: no answer could be read, or none was finished
+    confidence REAL,
+    call INTEGER REFERENCES calls (id),
+    PRIMARY KEY (run, judge, latent, explanation, row, kind)
+);
+"""
+
+
+class Call(NamedTuple):
+    """An answer and the number of the call that gave it."""
+
+    id: int
+    answer: str
+
+
+class Cost(NamedTuple):
+    """What calls cost, or will."""
+
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    cost: float
+    """in the currency of the prices"""
+
+
+class Judgement(NamedTuple):
+    """A verdict on a row, with all that led to it."""
+
+    latent: int
+    explanation: str
+    text: str
+    row: int
+    kind: str
+    """positive, random or hard"""
+    verdict: Verdict
+
+
+class Calls:
+    """The record in the file `path` (":memory:" for none), which several processes may share.
+
+    max_calls, max_cost: limits on all paid calls in the file, those of former runs and of other processes included. A
+    call under way counts with the most it can cost, so that no limit is ever exceeded.
+    """
+
+    def __init__(
+        self, path: str | Path, max_cost: float = math.inf, max_calls: float = math.inf
+    ) -> None:
+        self.path, self.max_cost, self.max_calls = path, max_cost, max_calls
+        try:  # judges ask from the thread of an event loop while the caller's waits
+            self._db = sqlite3.connect(
+                path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise BitlensError(f"The record of calls {path} cannot be opened: {error}.") from error
+        try:
+            self._prepare()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def __enter__(self) -> Calls:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+
+    def get(self, key: str) -> Call | None:
+        """The whole answer to this prompt, if it was ever given."""
+        query = (
+            "SELECT id, answer FROM calls WHERE key = ? AND answer IS NOT NULL ORDER BY id LIMIT 1"
+        )
+        found = self._execute(query, (key,)).fetchone()
+        return Call(*found) if found else None
+
+    def cut(self, key: str) -> int:
+        """The most tokens after which an answer to this prompt was cut off; 0 if none was."""
+        return self._execute(
+            "SELECT IFNULL(MAX(cut), 0) FROM calls WHERE key = ?", (key,)
+        ).fetchone()[0]
+
+    def put(
+        self,
+        judge: str,
+        messages: Messages,
+        parameters: Mapping[str, Any],
+        answer: str,
+        seconds: float,
+    ) -> Call:
+        """Record the answer of a model that asks no price."""
+        call = self._insert(judge, messages, parameters, None)
+        self.settle(call, answer, None, None, None, seconds)
+        return Call(call, answer)
+
+    def reserve(
+        self,
+        judge: str,
+        messages: Messages,
+        parameters: Mapping[str, Any],
+        at_most: float,
+        sent: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Enter a paid call before it is sent -> its number; Interrupted if it could exceed a limit.
+
+        parameters: those that a whole answer depends on; sent: those that are sent, if they are others.
+        """
+        call = self._insert(judge, messages, parameters, at_most, sent)
+        if call == 0:
+            spent = self.spent()
+            limit = (
+                f"max_calls {self.max_calls:,.0f}"
+                if spent.calls + 1 > self.max_calls
+                else f"max_cost {self.max_cost:,.4g}, of which {spent.cost:,.4g} is spent"
+            )
+            raise Interrupted(
+                f"The next call could exceed {limit}; raise it to go on, all answers so far are kept."
+            )
+        return call
+
+    def settle(
+        self,
+        call: int,
+        answer: str | None,
+        input_tokens: int | None,
+        output_tokens: int | None,
+        cost: float | None,
+        seconds: float,
+        cut: int | None = None,
+    ) -> None:
+        """Enter the answer of a call that was reserved, and what it really cost; None if it was cut off, after `cut`
+        tokens."""
+        columns = "answer = ?, input_tokens = ?, output_tokens = ?, cost = ?, seconds = ?, cut = ?"
+        values = (answer, input_tokens, output_tokens, cost, seconds, cut, call)
+        self._execute(f"UPDATE calls SET {columns} WHERE id = ?", values)
+
+    def lose(self, call: int, failure: str, cut: int | None = None) -> None:
+        """Note that a call brought no answer, though it may have been charged."""
+        self._execute("UPDATE calls SET failure = ?, cut = ? WHERE id = ?", (failure, cut, call))
+
+    def release(self, call: int) -> None:
+        """Strike out a call that the server refused, which costs nothing."""
+        self._execute("DELETE FROM calls WHERE id = ?", (call,))
+
+    def spent(self) -> Cost:
+        """All paid calls in the file; those without an answer count with the most they can have cost."""
+        query = "SELECT COUNT(*), SUM(input_tokens), SUM(output_tokens), SUM(cost) FROM calls WHERE cost IS NOT NULL"
+        calls, read, written, cost = self._execute(query).fetchone()
+        return Cost(calls, read or 0, written or 0, cost or 0.0)
+
+    def record(self, run: str, judge: str, judgements: Iterable[Judgement]) -> None:
+        """Enter judgements, in place of former ones of the same row; run: whose latents and rows they are."""
+        rows = [
+            (run, judge, j.latent, j.explanation, j.text, j.row, j.kind, j.verdict.yes, j.verdict.confidence, j.verdict.call)
+            for j in judgements
+        ]  # fmt: skip
+        with self._transaction():
+            self._db.executemany(
+                f"INSERT OR REPLACE INTO judgements VALUES ({', '.join('?' * 10)})", rows
+            )
+
+    def judgements(self, run: str, judge: str, latent: int | None = None) -> list[Judgement]:
+        """Judgements of a run, of one latent or of all, in order of latent and row."""
+        columns = "latent, explanation, text, row, kind, yes, confidence, call"
+        query = f"SELECT {columns} FROM judgements WHERE run = ? AND judge = ? AND latent = IFNULL(?, latent)"
+        found = self._execute(
+            f"{query} ORDER BY latent, row, kind, explanation", (run, judge, latent)
+        )
+        return [
+            Judgement(
+                latent,
+                explanation,
+                text,
+                row,
+                kind,
+                Verdict(None if yes is None else bool(yes), *rest),
+            )
+            for latent, explanation, text, row, kind, yes, *rest in found
+        ]
+
+    def _insert(
+        self,
+        judge: str,
+        messages: Messages,
+        parameters: Mapping[str, Any],
+        at_most: float | None,
+        sent: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Enter a call -> its number, or 0 if that could exceed a limit; check and entry are one atomic statement."""
+        key, fields = (
+            key_of(judge, messages, parameters),
+            _json(parameters if sent is None else sent),
+        )
+        entry = (key, judge, _json(messages), fields, time.time(), at_most)
+        columns = "INSERT INTO calls (key, judge, messages, parameters, sent, cost) SELECT ?, ?, ?, ?, ?, ?"
+        if at_most is None:
+            done = self._execute(columns, entry)
+        else:
+            spent = "SELECT COUNT(cost) + 1 <= ? AND TOTAL(cost) + ? <= ? FROM calls"
+            done = self._execute(
+                f"{columns} WHERE ({spent})", (*entry, self.max_calls, at_most, self.max_cost)
+            )
+        return int(done.lastrowid or 0) if done.rowcount else 0
+
+    def _prepare(self) -> None:
+        self._execute("PRAGMA journal_mode = WAL")
+        self._execute("PRAGMA synchronous = NORMAL")
+        with self._transaction():
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            (tables,) = self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+            if version > VERSION:
+                raise BitlensError(
+                    f"{self.path} was written by a newer bitlens (version {version} of the record of calls, not {VERSION}); update bitlens."
+                )
+            if tables and not version:
+                raise BitlensError(
+                    f"{self.path} is another program's database; choose another file."
+                )
+            if not version:
+                for statement in _SCHEMA.split(";\n"):
+                    self._db.execute(statement)
+            for statement in _FROM_1 if version == 1 else ():
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._execute("COMMIT")
+        except BaseException as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise self._trouble(error) from error
+            raise
+
+    def _execute(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(statement, values)
+        except sqlite3.Error as error:
+            raise self._trouble(error) from error
+
+    def _trouble(self, error: sqlite3.Error) -> BitlensError:
+        return BitlensError(
+            f"The record of calls {self.path} cannot be used: {error}; mend or choose another file."
+        )
+
+
+def key_of(judge: str, messages: Messages, parameters: Mapping[str, Any]) -> str:
+    """What a call is known by: the same judge, prompt and parameters have the same key."""
+    return hashlib.sha256(_json([judge, messages, parameters]).encode()).hexdigest()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,1 @@
+"""Architectures compared on the same rows, at the same l0."""

@@ -1,0 +1,1 @@
+"""Planted bits of known entropy."""
