@@ -1,5 +1,7 @@
 """The README and the docs say what is so: their code runs, their commands and links exist."""
 
+import ast
+import importlib
 import os
 import re
 import subprocess
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import bitlens
 from bitlens.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +59,17 @@ def test_commands_that_are_named_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert set(re.findall(r"^(?: {4}|.*`)bitlens ([a-z]+)", text, re.MULTILINE)) <= set(COMMANDS)
     assert all((ROOT / script).exists() for script in re.findall(r"benchmarks/\w+\.py", text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_what_python_code_imports_exists(page: Path) -> None:
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module or "")
+                assert not [a.name for a in node.names if not hasattr(module, a.name)], node.module
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "bl":
+                assert hasattr(bitlens, node.attr), node.attr
 
 
 def test_style() -> None:
