@@ -144,21 +144,53 @@ def _rich_progress() -> Any:
 
 
 class _Interrupt:
-    """Ctrl-C that cannot be lost: Python drops an exception that is raised in a callback (of a weak reference, of an
-    import's lock, of C), and libraries clear some. What was not heard is raised again where work says how far it is."""
+    """Ctrl-C that cannot be lost.
+
+    Python drops an exception that is raised in a callback (of a weak reference, of an import's lock, of C), and some
+    libraries clear any. What was not heard is raised again where work says how far it is.
+    """
 
     def __init__(self) -> None:
         self.pending = False
 
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Until `listen` is called in the block, Ctrl-C ends the process with a word: raised in the middle of an import,
+        an exception could become anything. Another handler than Python's own is left alone."""
+        former = signal.getsignal(signal.SIGINT)
+        if former is not signal.default_int_handler:
+            yield
+            return
+        signal.signal(signal.SIGINT, self._end_process)
+        try:
+            yield
+        finally:
+            self.ignore()
+            signal.signal(signal.SIGINT, former)
+
     def listen(self) -> None:
         """From here on SIGINT is a KeyboardInterrupt until the process has ended by it."""
-        self.pending = False
-        signal.signal(signal.SIGINT, self._raise)
-        sys.unraisablehook = self._dropped
+        own = (self._end_process, self._raise, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) in own:
+            self.pending = False
+            signal.signal(signal.SIGINT, self._raise)
+            sys.unraisablehook = self._dropped
 
     def ignore(self) -> None:
+        """Forget an interrupt that was not heard, and raise none again."""
         self.pending = False
         sys.unraisablehook = sys.__unraisablehook__
+
+    def check(self) -> None:
+        """Raise the interrupt that was not heard, if there is one."""
+        if self.pending and threading.current_thread() is threading.main_thread():
+            self.pending = False
+            raise KeyboardInterrupt
+
+    def _end_process(self, number: int, frame: Any) -> None:
+        cursor = b"\x1b[?25h" if os.isatty(2) else b""  # it may be hidden
+        os.write(2, cursor + b"Stopped.\n")
+        os._exit(128 + signal.SIGINT)
 
     def _raise(self, number: int, frame: Any) -> None:
         self.pending = True
@@ -168,16 +200,10 @@ class _Interrupt:
         if not issubclass(what.exc_type, KeyboardInterrupt):
             sys.__unraisablehook__(what)
             return
-        again = threading.Timer(
-            0.05, os.kill, (os.getpid(), signal.SIGINT)
-        )  # outside of the callback
+        # outside of the callback
+        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
         again.daemon = True
         again.start()
-
-    def check(self) -> None:
-        if self.pending and threading.current_thread() is threading.main_thread():
-            self.pending = False
-            raise KeyboardInterrupt
 
 
 interrupt = _Interrupt()

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from bitlens.cli.common import (
     CodesFolder,
     Device,
-    Json,
     RunFolder,
     Search,
     SearchFlags,
     StoreFolder,
     open_pair,
-    write_result,
 )
 
 CompressedFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
 
 
-def entropy(codes: CodesFolder, seed: int = 0, json: Json = None) -> None:
+def entropy(codes: CodesFolder, seed: int = 0) -> dict[str, Any]:
     """Measure the information in a corpus of codes: estimates, bounds, and their intervals.
 
     Code lengths are those of some documents, coded by models fitted on the others: the documents that were held out when
@@ -31,7 +29,6 @@ def entropy(codes: CodesFolder, seed: int = 0, json: Json = None) -> None:
     Args:
         codes: folder of codes, from `bitlens encode`.
         seed: seed of the autoregression.
-        json: also write the numbers to this file.
     """
     from dataclasses import asdict
 
@@ -50,7 +47,7 @@ def entropy(codes: CodesFolder, seed: int = 0, json: Json = None) -> None:
     test = torch.from_numpy(held_out(document.numpy(), fraction)) if fraction else None
     result = measure(bits, document, test, seed=seed)
     show.entropy(str(codes), result)
-    write_result(json, {"codes": str(codes), "outliers": corpus.outliers, **asdict(result)})
+    return {"codes": str(codes), "outliers": corpus.outliers, **asdict(result)}
 
 
 def compress(
@@ -63,8 +60,7 @@ def compress(
     search: SearchFlags = Search(),  # noqa: B008
     device: Device = "auto",
     overwrite: bool = False,
-    json: Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Write the bits of a store to a file whose size is their code length, and say what else would cost how much.
 
     The code is a model fitted on the training documents; it is in the file. `bitlens decompress` gives hidden states back.
@@ -79,7 +75,6 @@ def compress(
         search: how the codes are found.
         device: auto, cpu, cuda.
         overwrite: replace a file that is there.
-        json: also write the numbers to this file.
     """
     from dataclasses import asdict
 
@@ -91,7 +86,7 @@ def compress(
         autoencoder, rows, run, out, documents=documents, exact=residual, seed=seed, overwrite=overwrite,
     )  # fmt: skip
     show.compression(str(out), result)
-    write_result(json, {"file": str(out), **asdict(result)})
+    return {"file": str(out), **asdict(result)}
 
 
 def decompress(
@@ -100,8 +95,7 @@ def decompress(
     out: Path,
     skip_damaged: bool = False,
     overwrite: bool = False,
-    json: Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Make a store of a compressed file: the original hidden states if it has a residual, else what the bits give.
 
     Tokens and positions in the context are not in the file: tokens are -1 and positions count the rows of a document.
@@ -112,7 +106,6 @@ def decompress(
         out: the store.
         skip_damaged: leave out documents that are damaged instead of stopping.
         overwrite: replace a store that is there.
-        json: also write the result to this file.
     """
     from bitlens import show
     from bitlens.compression.file import Compressed
@@ -131,12 +124,9 @@ def decompress(
             f"Left out, as they are damaged: documents {', '.join(map(str, damaged))}.",
             soft_wrap=True,
         )
-    write_result(
-        json,
-        {
-            "store": str(out),
-            "rows": len(store),
-            "exact": compressed.dtype is not None,
-            "damaged": damaged,
-        },
-    )
+    return {
+        "store": str(out),
+        "rows": len(store),
+        "exact": compressed.dtype is not None,
+        "damaged": damaged,
+    }

@@ -103,8 +103,7 @@ def encode(
     search: SearchFlags = Search(),  # noqa: B008
     device: Device = "auto",
     overwrite: bool = False,
-    json: Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Write the packed bits of a store, with the token, document and position of every row.
 
     Args:
@@ -114,7 +113,6 @@ def encode(
         search: how the codes are found.
         device: auto, cpu, cuda.
         overwrite: replace codes that are there.
-        json: also write the result to this file.
     """
     from bitlens import show
     from bitlens.encode import encode_store
@@ -126,9 +124,7 @@ def encode(
         f"{out}: {len(codes):,} rows of {codes.n_latents:,} bits, {size / 2**20:.1f} MiB",
         soft_wrap=True,
     )
-    write_result(
-        json, {"codes": str(out), "rows": len(codes), "n_latents": codes.n_latents, "bytes": size}
-    )
+    return {"codes": str(out), "rows": len(codes), "n_latents": codes.n_latents, "bytes": size}
 
 
 def evaluate(
@@ -141,8 +137,7 @@ def evaluate(
     joint: On = True,
     search: SearchFlags = Search(),  # noqa: B008
     device: Device = "auto",
-    json: Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Print the table of numbers of an autoencoder, on held-out documents.
 
     Args:
@@ -155,7 +150,6 @@ def evaluate(
         joint: leave out bits_joint, which takes most of the time.
         search: how the codes are found.
         device: auto, cpu, cuda.
-        json: also write the numbers to this file.
     """
     from bitlens import show
     from bitlens.causal.splice import load_spliced
@@ -195,4 +189,4 @@ def evaluate(
             f"Without bits_gaussian: a covariance of {autoencoder.d_out:,} components cannot be told from fewer than "
             f"{ROWS_A_COMPONENT * autoencoder.d_out:,} usual rows."
         )
-    write_result(json, numbers)
+    return numbers
