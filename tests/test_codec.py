@@ -216,15 +216,23 @@ def test_truncated_and_foreign_files(file: Compressed, tmp_path: Path) -> None:
             Compressed(path)
 
 
-def test_a_newer_schema(file: Compressed) -> None:
+@pytest.mark.parametrize(
+    ("changed", "advice"),
+    [
+        ({"schema": 2}, "upgrade bitlens"),
+        ({"schema": 2, "residual": {"dtype": "float32", "d": 5}}, "not read any more"),
+    ],
+)
+def test_another_schema_is_refused(
+    file: Compressed, changed: dict[str, object], advice: str
+) -> None:
     data = file.path.read_bytes()
     _, length, _ = PREFIX.unpack(data[: PREFIX.size])
-    text = json.dumps(
-        {**json.loads(data[PREFIX.size : PREFIX.size + length]), "schema": 3}
-    ).encode()
+    header = json.loads(data[PREFIX.size : PREFIX.size + length])
+    text = json.dumps({**header, **changed}).encode()
     head = struct.pack("<8sII", compressed.MAGIC, len(text), zlib.crc32(text))
     file.path.write_bytes(head + text + data[PREFIX.size + length :])
-    with pytest.raises(BitlensError, match="upgrade bitlens"):
+    with pytest.raises(BitlensError, match=advice):
         Compressed(file.path)
 
 
@@ -258,7 +266,7 @@ def test_the_golden_file_still_decodes(tmp_path: Path) -> None:
     assert torch.equal(decoded(file), golden_bits().words)
 
 
-def test_files_without_residuals_are_still_written_as_the_golden_one(tmp_path: Path) -> None:
+def test_files_are_still_written_as_the_golden_one(tmp_path: Path) -> None:
     bits = golden_bits()
     file = compress(bits, GOLDEN_IDS, some_model(bits), tmp_path / "codes.bin", {"golden": 1})
     assert file.path.read_bytes() == GOLDEN.read_bytes()

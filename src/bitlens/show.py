@@ -178,16 +178,11 @@ def example(before: str, token: str, after: str) -> str:
 
 _WAYS = {
     "streams": ("streams of this file", ""),
-    "exact": ("streams and residual of this file", ""),
     "file": ("this file as a whole", "over all its rows: with its model and index"),
     "words": ("packed words", "as they are"),
     "words_zstd": ("packed words, zstd -19", ""),
     "int8_zstd": ("int8, zstd -19", "one scale a component, not counted"),
     "stored_zstd": ("stored values, zstd -19", "the hidden states themselves"),
-    "stored_planes": (
-        "stored values in byte planes",
-        "as the residual is stored, without a prediction",
-    ),
 }
 
 
@@ -207,10 +202,6 @@ def compression(title: str, result: Any) -> None:
         "streams": f"{result.ratio:.4f} of the code length",
         "stored_zstd": f"the {result.dtype} themselves",
     }
-    if result.gain is not None:
-        notes["exact"] = (
-            f"{abs(result.gain):.1%} {'fewer' if result.gain > 0 else 'more'} than stored values, zstd -19"
-        )
     for name, (way, note) in _WAYS.items():
         if line := result.lines.get(name):
             grid.add_row(

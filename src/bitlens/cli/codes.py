@@ -55,7 +55,6 @@ def compress(
     store: StoreFolder,
     out: Path,
     documents: Literal["all", "test"] = "all",
-    residual: bool = False,
     seed: int = 0,
     search: SearchFlags = Search(),  # noqa: B008
     device: Device = "auto",
@@ -70,7 +69,6 @@ def compress(
         store: hidden states of its hook point.
         out: the file.
         documents: all, or test for the held-out documents only.
-        residual: keep what the bits leave out, too: the hidden states come back to the last bit.
         seed: seed of the model's fit.
         search: how the codes are found.
         device: auto, cpu, cuda.
@@ -83,7 +81,7 @@ def compress(
 
     autoencoder, rows = open_pair(run, store, device, search)
     result = compress_store(
-        autoencoder, rows, run, out, documents=documents, exact=residual, seed=seed, overwrite=overwrite,
+        autoencoder, rows, run, out, documents=documents, seed=seed, overwrite=overwrite,
     )  # fmt: skip
     show.compression(str(out), result)
     return {"file": str(out), **asdict(result)}
@@ -96,7 +94,7 @@ def decompress(
     skip_damaged: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Make a store of a compressed file: the original hidden states if it has a residual, else what the bits give.
+    """Make a store of the hidden states that the bits of a compressed file give.
 
     Tokens and positions in the context are not in the file: tokens are -1 and positions count the rows of a document.
 
@@ -115,18 +113,13 @@ def decompress(
     store, damaged = decompress_file(
         compressed, run, out, skip_damaged=skip_damaged, overwrite=overwrite
     )
-    kind = (
-        f"the original {compressed.dtype}" if compressed.dtype else "float32, as the bits give them"
+    show.out.print(
+        f"{out}: {len(store):,} rows of {store.d_in}, float32, as the bits give them",
+        soft_wrap=True,
     )
-    show.out.print(f"{out}: {len(store):,} rows of {store.d_in}, {kind}", soft_wrap=True)
     if damaged:
         show.err.print(
             f"Left out, as they are damaged: documents {', '.join(map(str, damaged))}.",
             soft_wrap=True,
         )
-    return {
-        "store": str(out),
-        "rows": len(store),
-        "exact": compressed.dtype is not None,
-        "damaged": damaged,
-    }
+    return {"store": str(out), "rows": len(store), "damaged": damaged}

@@ -9,13 +9,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 
 QUOTES = "'\""
-RENAMED = {
-    "length": "context",
-    "unit": "documents",
-    "hooks": "hook",
-    "column": "text_column",
-    "exact": "residual",
-}
+RENAMED = {"length": "context", "unit": "documents", "hooks": "hook", "column": "text_column"}
 
 
 def flags_of(command: Callable[..., None]) -> set[str]:

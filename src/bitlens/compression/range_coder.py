@@ -1,7 +1,8 @@
 """A logistic autoregression in integers, and range coding of bits under it.
 
-What is decoded depends on integers only: log-odds are sums of quantised weights, and a table that is kept with them maps
-them to probabilities. See docs/codec.md for why it decodes to the same bits everywhere.
+What is decoded depends on integers only: log-odds are sums of quantised weights, and a table that
+is kept with them maps them to probabilities. See docs/codec.md for why it decodes to the same bits
+everywhere.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def coder() -> Any:
     return import_module("constriction").stream
 
 
-# --- integers ---------------------------------------------------------------------------------------------------------
+# --- integers -------------------------------------------------------------------------------------
 
 
 @kernel
@@ -86,17 +87,18 @@ def _next(symbols, j, order, weights, sums, shift, table, words, out):
         _probabilities(sums, j + 1, shift, table, out)
 
 
-# --- the model --------------------------------------------------------------------------------------------------------
+# --- the model ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Quantised:
     """An autoregression in integers.
 
-    order `[n_latents]` int64: the latents as they are predicted. biases int32 `[n_latents]`: log-odds where all latents
-    are off, in units. weights int16 `[n_latents, n_latents]`: in units, zero on and below the diagonal. table uint32
-    `[levels]`: probabilities of being on in 2^-24. level_shift: bits of a sum of units that its level leaves out.
-    weight_shift: bits of a weight in units that are always zero. chunk: rows coded side by side.
+    order `[n_latents]` int64: the latents as they are predicted. biases int32 `[n_latents]`:
+    log-odds where all latents are off, in units. weights int16 `[n_latents, n_latents]`: in units,
+    zero on and below the diagonal. table uint32 `[levels]`: probabilities of being on in 2^-24.
+    level_shift: bits of a sum of units that its level leaves out. weight_shift: bits of a weight in
+    units that are always zero. chunk: rows coded side by side.
     """
 
     order: np.ndarray
@@ -109,7 +111,10 @@ class Quantised:
 
     @classmethod
     def of(cls, model: Autoregression) -> Quantised:
-        """The nearest integers; what the rates subtract becomes part of the biases. Log-odds beyond 16 count as 16."""
+        """The nearest integers; what the rates subtract becomes part of the biases.
+
+        Log-odds beyond 16 count as 16.
+        """
         n = len(model.order)
         rates, biases = model.rates.double().numpy(), model.biases.detach().double().numpy()
         weights, first, shift = np.zeros((n, n), np.int16), 0, UNIT_BITS - WEIGHT_BITS
@@ -136,13 +141,15 @@ class Quantised:
 
     @cached_property
     def pairs(self) -> np.ndarray:
-        """Probabilities of off and on, float32 `[levels, 2]`: integers over a power of two, without any rounding."""
+        """Probabilities of off and on, float32 `[levels, 2]`: integers over a power of two, without
+        any rounding."""
         one = np.int64(1) << PROBABILITY_BITS
         on = self.table.astype(np.int64)
         return (np.stack([one - on, on], 1) / one).astype(np.float32)
 
     def chunks(self, words: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Bits `[latents, rows]` and probabilities `[latents, rows, 2]` of some rows at a time, as they are coded."""
+        """Bits `[latents, rows]` and probabilities `[latents, rows, 2]` of some rows at a time, as
+        they are coded."""
         n = len(self.order)
         for start in range(0, len(words), self.chunk):
             part = words[start : start + self.chunk]
@@ -196,10 +203,13 @@ class Quantised:
                 )
         return words
 
-    # Bytes: order, biases, table, the least weight and how many values there are from it to the greatest, their
-    # frequencies, and the weights above the diagonal, row by row, range coded under those frequencies.
-
     def to_bytes(self) -> bytes:
+        """The model as the file holds it.
+
+        Order, biases, table, the least weight and how many values there are from it to the
+        greatest, their frequencies, and the weights above the diagonal, row by row, range coded
+        under those frequencies.
+        """
         n, stream = len(self.order), coder()
         counts, rows = np.zeros(2 * LARGEST + 1, np.int64), self.weights >> self.weight_shift
         for i in range(n):
@@ -228,6 +238,7 @@ class Quantised:
 
     @classmethod
     def from_bytes(cls, data: bytes, n: int, about: dict[str, Any]) -> Quantised:
+        """What `to_bytes` made of a model of `n` latents; about: `model` of the file's header."""
         stream, numbers = coder(), np.frombuffer(data, "<u4").astype(np.uint32)
         order, biases, rest = (
             numbers[:n].astype(np.int64),
