@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, NamedTuple, get_type_hints
 
 from bitlens.errors import BitlensError
 
 SHOWN = 6  # entries of a list, and more are counted
 LETTERS = 60
+
+
+class Number(NamedTuple):
+    """What a number means, and how tables format it: `fvu: Annotated[float, Number(...)]`."""
+
+    meaning: str
+    format: str = ""
+
+
+def numbers_of(kind: type) -> dict[str, Number]:
+    """The annotated numbers of a dataclass or named tuple, by name, in the order of its fields."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {
+        name: note
+        for name, hint in hints.items()
+        for note in getattr(hint, "__metadata__", ())
+        if isinstance(note, Number)
+    }
 
 
 def brief(self: Any) -> str:

@@ -152,41 +152,59 @@ def evaluate(
         device: auto, cpu, cuda.
     """
     from bitlens import show
-    from bitlens.causal.splice import load_spliced
     from bitlens.evaluation import evaluate as measure
-    from bitlens.hidden.split import same_numbers, unseen
     from bitlens.information.rate_distortion import ROWS_A_COMPONENT
 
     autoencoder, rows = open_pair(run, store, device, search)
-    if part == "test":
-        rows = unseen(rows, autoencoder.metadata)
-        if not same_numbers(autoencoder.metadata, rows.manifest):
-            show.err.print(
-                "This store is other text than the training's; --part all takes every row of it."
-            )
-    elif autoencoder.metadata.get("corpus") and same_numbers(autoencoder.metadata, rows.manifest):
-        show.err.print(
-            "The autoencoder was trained on this text: with --part all, most rows measured are not held out."
-        )
-    model = None
-    if ce and rows.manifest.get("context_length"):
-        try:
-            model = load_spliced(autoencoder, rows, pick_device(device))
-        except BitlensError as error:
-            show.err.print(f"Without cross-entropy numbers: {error}", soft_wrap=True)
-    numbers = measure(
+    rows = _rows_of_part(autoencoder, rows, part)
+    evaluation = measure(
         autoencoder,
         rows,
-        language_model=model,
+        language_model=_language_model(autoencoder, rows, device) if ce else None,
         max_contexts=contexts,
         part=part,
         outliers=outliers,
         joint=joint,
-    ).as_dict()
+    )
+    numbers = evaluation.as_dict()
     show.table(f"{run} on {store}", {autoencoder.architecture: numbers})
-    if numbers["bits_gaussian"] is None:
-        show.err.print(
-            f"Without bits_gaussian: a covariance of {autoencoder.d_out:,} components cannot be told from fewer than "
-            f"{ROWS_A_COMPONENT * autoencoder.d_out:,} usual rows."
+    if evaluation.bits_gaussian is None:
+        show.warn(
+            f"Without bits_gaussian: a covariance of {autoencoder.d_out:,} components cannot be "
+            f"estimated from fewer than {ROWS_A_COMPONENT * autoencoder.d_out:,} usual rows."
         )
     return numbers
+
+
+def _rows_of_part(autoencoder: Any, store: Any, part: str) -> Any:
+    """The store, split as for the training; says what is special about the part that is measured."""
+    from bitlens import show
+    from bitlens.hidden.split import same_numbers, unseen
+
+    same_text = same_numbers(autoencoder.metadata, store.manifest)
+    if part == "test":
+        store = unseen(store, autoencoder.metadata)
+        if not same_text:
+            show.warn(
+                "This store is other text than the training's; --part all takes every row of it."
+            )
+    elif autoencoder.metadata.get("corpus") and same_text:
+        show.warn(
+            "The autoencoder was trained on this text: with --part all, most rows measured are "
+            "not held out."
+        )
+    return store
+
+
+def _language_model(autoencoder: Any, store: Any, device: str) -> Any:
+    """For the cross-entropy numbers; None, and a sentence, where there is none."""
+    from bitlens import show
+    from bitlens.causal.splice import load_spliced
+
+    if not store.manifest.get("context_length"):
+        return None
+    try:
+        return load_spliced(autoencoder, store, pick_device(device))
+    except BitlensError as error:
+        show.warn(f"Without cross-entropy numbers: {error}")
+        return None
