@@ -111,20 +111,47 @@ def test_a_topk_run_is_evaluated_by_the_same_command(store: Path) -> None:
 
 
 BAD = {
-    "no model": (["harvest", "/no/model", "--text", "bundled", "--hook", "layers.0", "--out", "{tmp}/o"], "/no/model"),
-    "no hook point": (["harvest", "bundled", "--text", "bundled", "--hook", "layers.99", "--out", "{tmp}/o"], "nearest"),
-    "no text": (["harvest", "bundled", "--text", "/no/text.txt", "--hook", "layers.0", "--out", "{tmp}/o"], "/no/text.txt"),
-    "no usable tokens": (["harvest", "bundled", "--text", "{tmp}/blank.txt", "--hook", "layers.0", "--out", "{tmp}/o"], "usable"),
+    "no model": (
+        ["harvest", "/no/model", "--text", "bundled", "--hook", "layers.0", "--out", "{tmp}/o"],
+        "/no/model",
+    ),
+    "no hook point": (
+        ["harvest", "bundled", "--text", "bundled", "--hook", "layers.99", "--out", "{tmp}/o"],
+        "nearest",
+    ),
+    "no text": (
+        ["harvest", "bundled", "--text", "/no/text.txt", "--hook", "layers.0", "--out", "{tmp}/o"],
+        "/no/text.txt",
+    ),
+    "no usable tokens": (
+        [
+            "harvest",
+            "bundled",
+            "--text",
+            "{tmp}/blank.txt",
+            "--hook",
+            "layers.0",
+            "--out",
+            "{tmp}/o",
+        ],
+        "usable",
+    ),
     "no store": (["train", "{tmp}/none", "--out", "{tmp}/o"], "not a store"),
-    "a GPU that is not there": (["encode", "{run}", "{store}", "--out", "{tmp}/o", "--device", "cuda:9"], "cuda:9"),
+    "a GPU that is not there": (
+        ["encode", "{run}", "{store}", "--out", "{tmp}/o", "--device", "cuda:9"],
+        "cuda:9",
+    ),
     "output not empty": (["train", "{store}", "--out", "{tmp}/full"], "--overwrite"),
-    "output of something else": (["train", "{store}", "--out", "{tmp}/full", "--overwrite"], "not written by this command"),
+    "output of something else": (
+        ["train", "{store}", "--out", "{tmp}/full", "--overwrite"],
+        "not written by this command",
+    ),
     "other width": (["evaluate", "{run}", "{narrow}"], "width 5"),
     "not a run": (["evaluate", "{tmp}", "{store}"], "cfg.json"),
     "--stream without text": (["train", "bundled", "--stream", "--out", "{tmp}/o"], "--text"),
     "no latents": (["train", "{store}", "--out", "{tmp}/o", "--n-latents", "-3"], "--n-latents"),
     "not numbers": (["import", "{tmp}/blank.txt", "--out", "{tmp}/o"], "blank.txt"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)

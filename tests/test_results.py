@@ -41,15 +41,30 @@ def things(harvested, tiny_llama, text_folder, tmp_path_factory) -> dict[str, An
     kept = bl.faithfulness(bae, store, splice, (1, None))
     first = next(own for own in own_labels(codes, model.tokenizer) if own.name == "spelling")
     return {
-        "store": store, "paired": bl.PairedStore(harvested, harvested), "rows": next(store.read("test")), "codes": codes,
-        "bits": codes.bits, "tensors": bl.TensorSource(torch.randn(30, 4)), "bae": bae, "model": model, "splice": splice,
-        "topk": bl.TopKAutoencoder(8, 16, k=3), "corpus": bl.Corpus(("a",)), "config": bl.TrainConfig(),
+        "store": store,
+        "paired": bl.PairedStore(harvested, harvested),
+        "rows": next(store.read("test")),
+        "codes": codes,
+        "bits": codes.bits,
+        "tensors": bl.TensorSource(torch.randn(30, 4)),
+        "bae": bae,
+        "model": model,
+        "splice": splice,
+        "topk": bl.TopKAutoencoder(8, 16, k=3),
+        "corpus": bl.Corpus(("a",)),
+        "config": bl.TrainConfig(),
         "reader": bl.ContextReader(bl.Corpus(("a",)), model.tokenizer, 32),
-        "evaluation": bl.evaluate(bae, store), "entropy": bl.entropy(codes.bits, codes.document), "kept": kept[-1],
-        "tokens": kept[-1].tokens, "positions": by_position(kept[-1].tokens)["1"], "matching": bl.match(codes.bits, codes.bits),
-        "labels": first, "scores": bl.label_scores(codes.bits, first, codes.document, test),
-        "profile": profiles(codes, tokenizer=model.tokenizer)[0], "token score": token_scores(codes.bits, codes.token, test)[0],
-    }  # fmt: skip
+        "evaluation": bl.evaluate(bae, store),
+        "entropy": bl.entropy(codes.bits, codes.document),
+        "kept": kept[-1],
+        "tokens": kept[-1].tokens,
+        "positions": by_position(kept[-1].tokens)["1"],
+        "matching": bl.match(codes.bits, codes.bits),
+        "labels": first,
+        "scores": bl.label_scores(codes.bits, first, codes.document, test),
+        "profile": profiles(codes, tokenizer=model.tokenizer)[0],
+        "token score": token_scores(codes.bits, codes.token, test)[0],
+    }
 
 
 def test_an_object_says_what_it_is_in_a_line(things):

@@ -15,7 +15,8 @@ from bitlens.hidden.text import ContextReader
 
 
 def harvest_overhead(folder: Path, rows: int) -> Iterator[tuple[str, float, float, int]]:
-    """The bundled model, and a random one of width 768 on fewer rows -> (name, forward s, harvest s, rows) of each"""
+    """The bundled model, and a random one of width 768 on fewer rows -> (name, forward s, harvest
+    s, rows) of each"""
     bundled = LanguageModel.load(BUNDLED, ["layers.2"])
     yield (
         "bundled model, 3 layers of width 256",
@@ -41,10 +42,12 @@ def harvest_overhead(folder: Path, rows: int) -> Iterator[tuple[str, float, floa
 def _compare(
     model: LanguageModel, rows: int, repeats: int, dtype: torch.dtype, folder: Path
 ) -> tuple[float, float, int]:
-    """Median seconds of the bare forward pass and of a harvest of the same tokens, in turn, and the rows they make.
+    """Median seconds of the bare forward pass and of a harvest of the same tokens, in turn, and the
+    rows they make.
 
-    The forward pass is the bare one: tokens in memory, nothing read out, nothing stored. A run writes about eight shards,
-    as many as a long one in a few minutes, so that writing behind the forward pass is measured, not a run's end alone.
+    The forward pass is the bare one: tokens in memory, nothing read out, nothing stored. A run
+    writes about eight shards, as many as a long one in a few minutes, so that writing behind the
+    forward pass is measured, not a run's end alone.
     """
     reader = ContextReader(Corpus((BUNDLED,)), model.tokenizer, 256)
     batches, kept = [], 0

@@ -60,10 +60,15 @@ def encode_store(
             yield _join(words, columns, autoencoder.n_latents)
 
     about = {
-        "autoencoder": name, "architecture": autoencoder.architecture, "store": str(store.path),
-        **{key: store.manifest.get(key) for key in ("model", "revision", "model_digest", "hook", "documents")},
+        "autoencoder": name,
+        "architecture": autoencoder.architecture,
+        "store": str(store.path),
+        **{
+            key: store.manifest.get(key)
+            for key in ("model", "revision", "model_digest", "hook", "documents")
+        },
         "test_fraction": share,
-    }  # fmt: skip
+    }
     return Codes.write(out, parts(), autoencoder.n_latents, about)
 
 

@@ -81,8 +81,8 @@ def compress(
 
     autoencoder, rows = open_pair(run, store, device, search)
     result = compress_store(
-        autoencoder, rows, run, out, documents=documents, seed=seed, overwrite=overwrite,
-    )  # fmt: skip
+        autoencoder, rows, run, out, documents=documents, seed=seed, overwrite=overwrite
+    )
     show.compression(str(out), result)
     return {"file": str(out), **asdict(result)}
 

@@ -50,10 +50,23 @@ SearchFlags = Annotated[Search, tyro.conf.arg(name="")]
 
 
 def open_text(
-    model: str, text: tuple[str, ...], hooks: tuple[str, ...], context: int, packed: bool, bos: bool | None,
-    column: str, split: str, streaming: bool, unit: Any, shuffle_seed: int | None, dtype: str, device: str,
-    device_map: str | None, revision: str | None, test_fraction: float,
-) -> Any:  # fmt: skip
+    model: str,
+    text: tuple[str, ...],
+    hooks: tuple[str, ...],
+    context: int,
+    packed: bool,
+    bos: bool | None,
+    column: str,
+    split: str,
+    streaming: bool,
+    unit: Any,
+    shuffle_seed: int | None,
+    dtype: str,
+    device: str,
+    device_map: str | None,
+    revision: str | None,
+    test_fraction: float,
+) -> Any:
     """A language model hooked at `hooks` and a reader of `text`."""
     from bitlens.hidden import Corpus, LanguageModel
     from bitlens.hidden.text import ContextReader

@@ -75,9 +75,23 @@ def train(
         if not text or not hook:
             raise BitlensError("--stream needs the text and the hook point: add --text and --hook.")
         language_model, reader = open_text(
-            source, text, (hook,), context, True, None, text_column, split, True, "auto", shuffle_seed, "auto",
-            config.device, None, None, TEST_FRACTION if fraction is None else fraction,
-        )  # fmt: skip
+            source,
+            text,
+            (hook,),
+            context,
+            True,
+            None,
+            text_column,
+            split,
+            True,
+            "auto",
+            shuffle_seed,
+            "auto",
+            config.device,
+            None,
+            None,
+            TEST_FRACTION if fraction is None else fraction,
+        )
         if left_out := reader.corpus.left_out():
             show.err.print(f"Not read as text: {', '.join(left_out)}", soft_wrap=True)
         rows: Any = LiveSource(language_model, reader)
