@@ -1,4 +1,4 @@
-"""bitlens turns the hidden states of a language model into bits; measures, explains and shows them."""
+"""Hidden states of language models as bits: measured, explained and shown."""
 
 from __future__ import annotations
 

@@ -30,8 +30,9 @@ def encode_store(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Codes:
-    """Encode every row of `store`, held-out documents and rows of outlying norm, too, and write the codes to `out`; `usual`
-    says which rows are not of outlying norm.
+    """Encode every row of `store`, held-out and outlying ones, too, and write the codes to `out`.
+
+    `usual` of the codes says which rows are not of outlying norm.
 
     name: what the codes' manifest calls the autoencoder. progress: show it on standard error.
     """

@@ -1,4 +1,4 @@
-"""Folders that are always either whole or resumable: atomic writes, checksums, manifests with a schema version."""
+"""Files that are whole or not there: atomic writes, checksums, manifests, output folders."""
 
 import contextlib
 import errno
@@ -21,10 +21,11 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; renamed onto it, after fsync, when the block ends well, and removed otherwise.
+    """A temporary path, renamed to `path` when the block ends well, and removed otherwise.
 
-    It lies in a folder of its own: libraries put temporary files of theirs beside what they write, and what a kill
-    leaves behind is removed when `path` is written again. A disk that fills up becomes a `BitlensError`; what stood at `path` before is untouched.
+    It lies in a folder of its own: libraries put temporary files of theirs beside what they write,
+    and what a kill leaves behind is removed when `path` is written again. A disk that fills up
+    becomes a `BitlensError`; what stood at `path` before is untouched.
     """
     if path.is_dir():
         raise BitlensError(f"{path} is a folder; name a file.")
@@ -45,7 +46,8 @@ def replacing(path: Path) -> Iterator[Path]:
             f"os error {code}" in str(error) for code in _NO_SPACE
         ):
             raise BitlensError(
-                f"The disk is full: {path} could not be written; free some space and repeat the command."
+                f"The disk is full: {path} could not be written; free some space and repeat the "
+                "command."
             ) from error
         raise
     finally:
@@ -53,7 +55,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Whether `replacing` could write this file, tried: its folder is made, what stands there is left as it is."""
+    """BitlensError if `replacing` could not write this file. Its folder is made."""
     if path.is_dir():
         raise BitlensError(f"{path} is a folder; name a file.")
     if path.exists() and not path.is_file():
@@ -70,7 +72,10 @@ def refuse_unwritable(path: Path) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` as JSON, atomically. NaN and infinity become null, so that every reader accepts the file."""
+    """Write `value` as JSON, atomically.
+
+    NaN and infinity become null, so that every reader accepts the file.
+    """
     with replacing(path) as temporary:
         temporary.write_text(
             json.dumps(finite(value), indent=1, allow_nan=False) + "\n", encoding="utf-8"
@@ -78,7 +83,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def finite(value: Any) -> Any:
-    """The value as a JSON file keeps it: NaN and infinity are None, keys are strings, tuples lists."""
+    """The value as JSON has it: NaN and infinity are None, keys are strings, tuples lists."""
     if isinstance(value, float):
         return value if value - value == 0 else None
     if isinstance(value, Mapping):
@@ -115,7 +120,7 @@ def _is_origin(value: Any) -> bool:
     return isinstance(value.get("numbering"), str) and isinstance(value.get("texts"), list)
 
 
-# What a key holds, in every manifest of ours that has it; None is allowed where there may be nothing to say.
+# What a key must hold in every manifest that has it: a test, and words for what passes it.
 _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("rows", "d_in", "d_sae", "n_latents"), (_is_count, "a number of them")),
     "std": (_is_number, "a number"),
@@ -139,7 +144,8 @@ def _refuse_other_forms(values: Mapping[str, Any], path: Path, what: str) -> Non
         fits, wanted = _FORMS.get(key, (lambda v: True, ""))
         if not fits(value):
             raise BitlensError(
-                f"{path} is damaged: '{key}' is {str(value)[:40]!r} and should be {wanted}; restore it or make {what} again."
+                f"{path} is damaged: '{key}' is {str(value)[:40]!r} and should be {wanted}; "
+                f"restore it or make {what} again."
             )
     if values.get("metadata"):
         _refuse_other_forms(values["metadata"], path, what)
@@ -151,12 +157,13 @@ def _refuse_other_forms(values: Mapping[str, Any], path: Path, what: str) -> Non
         rows = sum(shard["rows"] for shard in values["shards"])
         if values.get("rows", rows) != rows:
             raise BitlensError(
-                f"{path} is damaged: its shards have {rows} rows, not {values['rows']}; make {what} again."
+                f"{path} is damaged: its shards have {rows} rows, not {values['rows']}; make "
+                f"{what} again."
             )
 
 
 def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
-    """Read a JSON object with a `schema` field; refuse what is missing, damaged or from a newer bitlens."""
+    """Read a JSON object with a `schema`; BitlensError if missing, damaged or of a newer bitlens."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -169,7 +176,8 @@ def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
         raise BitlensError(f"{path} is not the manifest of {what}: the key 'schema' is missing.")
     if manifest["schema"] > schema:
         raise BitlensError(
-            f"{path} has schema {manifest['schema']}, but this bitlens reads up to {schema}; upgrade bitlens to open it."
+            f"{path} has schema {manifest['schema']}, but this bitlens reads up to {schema}; "
+            "upgrade bitlens to open it."
         )
     _refuse_other_forms(manifest, path, what)
     return manifest
@@ -185,6 +193,7 @@ def required(manifest: Mapping[str, Any], key: str, path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -229,8 +238,8 @@ def verify_shard(path: Path, expected: str) -> None:
     actual = sha256(path)
     if actual != expected:
         raise BitlensError(
-            f"Shard {path} is truncated or altered: its sha256 is {actual[:16]}…, the manifest says {expected[:16]}…; "
-            "restore it, or make its folder again."
+            f"Shard {path} is truncated or altered: its sha256 is {actual[:16]}…, the manifest "
+            f"says {expected[:16]}…; restore it, or make its folder again."
         )
 
 
@@ -246,8 +255,8 @@ def _is_ours(marker: Path) -> bool:
 def prepare_output(path: Path, resume: bool | None, overwrite: bool, marker: str) -> None:
     """Make the output folder. One that holds something is refused unless resumed or overwritten.
 
-    resume: None where the work cannot be resumed. `marker` is the file that shows the folder to be one of ours: nothing
-    else is ever deleted.
+    resume: None where the work cannot be resumed. `marker` is the file that shows the folder to be
+    one of ours: nothing else is ever deleted.
     """
     real = path.resolve()  # a link stays, what it leads to is made or replaced
     if real.exists() and not real.is_dir():
@@ -262,7 +271,8 @@ def prepare_output(path: Path, resume: bool | None, overwrite: bool, marker: str
             raise BitlensError(f"{path} is not empty; pass {way}`overwrite=True` to replace it.")
         if not _is_ours(real / marker):
             raise BitlensError(
-                f"{path} was not written by this command (it has no {marker}); choose another folder."
+                f"{path} was not written by this command (it has no {marker}); choose another "
+                "folder."
             )
         shutil.rmtree(real)
     try:

@@ -1,4 +1,4 @@
-"""Results as people see them in a notebook: a line that says what they are, and tables of pandas where that is there."""
+"""Results as people see them: numbers with meanings, a line in a notebook, tables of pandas."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def numbers_of(kind: type) -> dict[str, Number]:
 
 
 def brief(self: Any) -> str:
-    """The `repr` of a dataclass or named tuple: its numbers, and the kind and size of what is long."""
+    """The `repr` of a dataclass or named tuple: its numbers, and kind and size of what is long."""
     return (
         f"{type(self).__name__}({', '.join(f'{k}={_short(v)}' for k, v in _fields(self).items())})"
     )
@@ -61,8 +61,9 @@ def _short(value: Any) -> str:
 def to_pandas(results: Any) -> Any:
     """Results as a pandas DataFrame, which needs pandas to be installed.
 
-    results: one result, a row, or columns where all of it is as long; a list of results, a row each; or a dict of them, a
-    row each under its name. Of an estimate with its interval `x` the columns are `x`, `x_low` and `x_high`.
+    results: one result, a row, or columns where all of it is as long; a list of results, a row
+    each; or a dict of them, a row each under its name. Of an estimate with its interval `x` the
+    columns are `x`, `x_low` and `x_high`.
     """
     try:
         import pandas
@@ -99,7 +100,7 @@ def _fields(record: Any) -> dict[str, Any]:
 
 
 def _row(record: Any) -> dict[str, Any]:
-    """Its numbers; those of an inner record under the names of both, but for the `value` of an estimate."""
+    """Numbers by name; those of an inner record by both names, but for `value` of an estimate."""
     if not _is_record(record):
         raise BitlensError(f"A {type(record).__name__} is no result that a row could be made of.")
     row: dict[str, Any] = {}

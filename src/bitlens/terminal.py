@@ -1,7 +1,8 @@
 """What a person sees of work under way, on standard error.
 
-In a terminal long work shows a bar. Elsewhere it says a line once it has taken two seconds, and then ever more rarely, so
-that a log stays short. Bars nest: what a step calls shows below it, and a line names them all.
+In a terminal long work shows a bar. Elsewhere it says a line once it has taken two seconds, and
+then ever more rarely, so that a log stays short. Bars nest: what a step calls shows below it, and a
+line names them all.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ T = TypeVar("T")
 
 
 def open_console(stderr: bool) -> Console:
-    """A console that prints text as it is, and goes on, silently, when who reads it has gone: what is written to files
-    is not lost with it."""
+    """A console that prints text as it is, and goes on in silence when its reader has gone.
+
+    What is written to files is not lost then.
+    """
     from rich.console import Console
 
     class Lasting(Console):
@@ -150,8 +153,9 @@ def _rich_progress() -> Any:
 class _Interrupt:
     """Ctrl-C that cannot be lost.
 
-    Python drops an exception that is raised in a callback (of a weak reference, of an import's lock, of C), and some
-    libraries clear any. What was not heard is raised again where work says how far it is.
+    Python drops an exception that is raised in a callback (of a weak reference, of an import's
+    lock, of C), and some libraries clear any. What was not heard is raised again where work says
+    how far it is.
     """
 
     def __init__(self) -> None:
@@ -159,8 +163,11 @@ class _Interrupt:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Until `listen` is called in the block, Ctrl-C ends the process with a word: raised in the middle of an import,
-        an exception could become anything. Another handler than Python's own is left alone."""
+        """Until `listen` is called in the block, Ctrl-C ends the process with a word.
+
+        Raised in the middle of an import, an exception could become anything. Another handler than
+        Python's own is left alone.
+        """
         former = signal.getsignal(signal.SIGINT)
         if former is not signal.default_int_handler:
             yield
@@ -215,7 +222,10 @@ interrupt = _Interrupt()
 
 @contextlib.contextmanager
 def bar(title: str, total: int | None = None, shown: bool = True) -> Iterator[Bar]:
-    """Show this work while the block runs. shown False: neither this nor any work within the block."""
+    """Show this work while the block runs.
+
+    shown False: neither this nor any work within the block.
+    """
     one = Bar(title, total)
     if not shown:
         _screen.hidden += 1
@@ -276,7 +286,7 @@ def track(
     total: int | None = None,
     size: Callable[[T], int] = lambda item: 1,
 ) -> Iterator[T]:
-    """The items, in a bar of their own that counts those that are done; size: what an item counts."""
+    """The items, in a bar that counts those that are done; size: how much an item counts."""
     with bar(title, total) as counted:
         for item in items:
             yield item

@@ -1,6 +1,7 @@
 """The `bitlens` command: parses, calls one function, prints.
 
-Nothing heavy is imported before a command is called. Commands and studies are registered in `COMMANDS` and `STUDIES`.
+Nothing heavy is imported before a command is called. Commands and studies are registered in
+`COMMANDS` and `STUDIES`.
 """
 
 from __future__ import annotations
@@ -140,12 +141,13 @@ def _call(arguments: list[str]) -> None:
 
 
 def _help(name: str, commands: Mapping[str, str]) -> str:
-    """What there is to call: first lines of docstrings, from the sources, since importing them takes seconds."""
+    """First paragraphs of docstrings, from the sources: importing the modules takes longer."""
     lines = [f"usage: {name} [-h] {{{','.join(commands)}}} ...", ""]
     for command, place in commands.items():
         module, _, function = place.partition(":")
         tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
         functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
         text = ast.get_docstring(functions.get(function, tree)) or ""
-        lines.append(f"  {command:<14}{text.splitlines()[0]}")
+        summary = " ".join(text.partition("\n\n")[0].split())
+        lines.append(f"  {command:<14}{summary}")
     return "\n".join([*lines, "", f"Each explains itself: {name} {next(iter(commands))} --help"])

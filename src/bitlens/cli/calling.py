@@ -1,7 +1,7 @@
-"""How every command is called: its flags are parsed, `--json` is added, and its result is written there.
+"""How commands are called: flags are parsed, and results written where `--json` says.
 
-A command is a function of its flags that prints what a person wants to see and returns what a program wants to read: a
-dictionary, or a result with `as_dict`. It has no flag --json of its own.
+A command is a function of its flags that prints what a person wants to see and returns what a
+program wants to read: a dictionary, or a result with `as_dict`. It has no flag --json of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
 
 
 def with_json(command: Command, name: str) -> Callable[..., None]:
-    """`command` with a flag --json, under a bar of its name, once what takes seconds is imported."""
+    """`command` with a flag --json, under a bar of its name, after what takes seconds to import."""
     own_json = "json" in flags_of(command)
 
     def called(*args: Any, json: Path | None = None, **kwargs: Any) -> None:

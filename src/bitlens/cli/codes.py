@@ -23,8 +23,9 @@ CompressedFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FI
 def entropy(codes: CodesFolder, seed: int = 0) -> dict[str, Any]:
     """Measure the information in a corpus of codes: estimates, bounds, and their intervals.
 
-    Code lengths are those of some documents, coded by models fitted on the others: the documents that were held out when
-    the autoencoder was trained on this store, or the last fifth if none were. Rows of outlying norm are left out.
+    Code lengths are those of some documents, coded by models fitted on the others: the documents
+    that were held out when the autoencoder was trained on this store, or the last fifth if none
+    were. Rows of outlying norm are left out.
 
     Args:
         codes: folder of codes, from `bitlens encode`.
@@ -60,9 +61,10 @@ def compress(
     device: Device = "auto",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write the bits of a store to a file whose size is their code length, and say what else would cost how much.
+    """Write the bits of a store to a file as long as their code, and compare other ways of storing it.
 
-    The code is a model fitted on the training documents; it is in the file. `bitlens decompress` gives hidden states back.
+    The code is a model fitted on the training documents; it is in the file. `bitlens decompress`
+    gives hidden states back.
 
     Args:
         run: a binary autoencoder.
@@ -96,7 +98,8 @@ def decompress(
 ) -> dict[str, Any]:
     """Make a store of the hidden states that the bits of a compressed file give.
 
-    Tokens and positions in the context are not in the file: tokens are -1 and positions count the rows of a document.
+    Tokens and positions in the context are not in the file: tokens are -1 and positions count the
+    rows of a document.
 
     Args:
         file: written by `bitlens compress`.

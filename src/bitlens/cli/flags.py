@@ -22,7 +22,10 @@ def flags_of(command: Callable[..., None]) -> set[str]:
 
 
 def in_flags(sentence: str, command: Callable[..., None]) -> str:
-    """The sentence with every `name`, `name=value` that the command takes as a flag of it; others lose their quotes."""
+    """The sentence with every `name` and `name=value` as a flag, where the command has that flag.
+
+    Others lose their quotes.
+    """
     flags = flags_of(command)
 
     def flag(match: re.Match[str]) -> str:

@@ -171,8 +171,8 @@ class Compressed:
         header = json.loads(text)
         if header["kind"] == KIND and "residual" in header:
             raise BitlensError(
-                f"{self.path} was written with a residual, which is not read any more; compress its "
-                "store again."
+                f"{self.path} was written with a residual, which is not read any more; compress "
+                "its store again."
             )
         if header["kind"] != KIND or header["schema"] > SCHEMA:
             raise BitlensError(
