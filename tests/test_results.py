@@ -1,4 +1,5 @@
-"""What a person sees of an object in a notebook: a line that says what it is, and a DataFrame of numbers."""
+"""What a person sees of an object in a notebook: a line that says what it is, and a DataFrame of
+numbers."""
 
 import math
 import re

@@ -234,9 +234,10 @@ def encode(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
         floor = 2 * rows * d_in * n_latents / peaks["float32 operations"]
         taken = timings[OURS].seconds
         rate = rows * d_in * 2 / taken
+        disk, memory = peaks["bytes from disk"] / 1e9, peaks["bytes from memory"] / 1e9
         details = {
-            OURS: f"{rows / taken:,.0f} rows/s, {rate / 1e9:.2f} GB/s of 16-bit states (disk {peaks['bytes from disk'] / 1e9:.2f}, "
-            f"memory {peaks['bytes from memory'] / 1e9:.0f})"
+            OURS: f"{rows / taken:,.0f} rows/s, {rate / 1e9:.2f} GB/s of 16-bit states "
+            f"(disk {disk:.2f}, memory {memory:.0f})"
         }
         names = dict.fromkeys(timings, floor)
         size = f"{rows:,} rows, d_in {d_in}, {n_latents} latents"

@@ -163,7 +163,7 @@ def _refuse_other_forms(values: Mapping[str, Any], path: Path, what: str) -> Non
 
 
 def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
-    """Read a JSON object with a `schema`; BitlensError if missing, damaged or of a newer bitlens."""
+    """Read a JSON object with a `schema`; BitlensError if missing, damaged or of a later one."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

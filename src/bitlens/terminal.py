@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH = 120  # where there is no terminal to ask
-FIRST, RAREST = (
-    2.0,
-    20.0,
-)  # seconds before the first line, and at most between two, where there is no terminal
+FIRST = 2.0  # seconds before the first line, where there is no terminal
+RAREST = 20.0  # seconds between two lines, at most
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -70,10 +68,9 @@ class Bar:
         _screen.changed(self)
 
     def __str__(self) -> str:
-        of = f" of {self.total:,}" if self.total is not None else ""
-        return f"{self.title}: {f'{self.done:,}{of}  ' if self.done else ''}{self.note}".rstrip(
-            " :"
-        )
+        total = f" of {self.total:,}" if self.total is not None else ""
+        count = f"{self.done:,}{total}  " if self.done else ""
+        return f"{self.title}: {count}{self.note}".rstrip(" :")
 
 
 class _Screen:
@@ -109,9 +106,8 @@ class _Screen:
 
     def changed(self, bar: Bar) -> None:
         if bar in self._tasks:
-            self._progress.update(
-                self._tasks[bar], completed=bar.done, note=bar.note, total=bar.total
-            )
+            task = self._tasks[bar]
+            self._progress.update(task, completed=bar.done, note=bar.note, total=bar.total)
 
     def _wait(self, seconds: float) -> None:
         self._timer = threading.Timer(seconds, self._say, (seconds,))
@@ -237,10 +233,8 @@ def bar(title: str, total: int | None = None, shown: bool = True) -> Iterator[Ba
     if _screen.hidden or threading.current_thread() is not threading.main_thread():
         yield one
         return
-    if (
-        _screen.bars and _screen.bars[-1].title == title
-    ):  # a command, and the function that does its work
-        yield _screen.bars[-1]
+    if _screen.bars and _screen.bars[-1].title == title:
+        yield _screen.bars[-1]  # of a command, for the function that does its work
         return
     _screen.open(one)
     try:

@@ -61,7 +61,7 @@ def compress(
     device: Device = "auto",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write the bits of a store to a file as long as their code, and compare other ways of storing it.
+    """Write the bits of a store to a file as long as their code; compare other ways to store it.
 
     The code is a model fitted on the training documents; it is in the file. `bitlens decompress`
     gives hidden states back.
