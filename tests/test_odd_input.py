@@ -268,7 +268,8 @@ def test_an_interrupt_at_any_moment_is_a_word(delay: float, made: Path, tmp_path
 
 
 def test_no_terminal_and_no_streams_at_all(made: Path, tmp_path: Path) -> None:
-    line = f"{sys.executable} -m bitlens entropy '{made / 'codes'}' --json '{tmp_path / 'n.json'}' >&- 2>&-"
+    arguments = f"entropy '{made / 'codes'}' --json '{tmp_path / 'n.json'}'"
+    line = f"{sys.executable} -m bitlens {arguments} >&- 2>&-"
     assert subprocess.run(["bash", "-c", line]).returncode == 0
     assert (tmp_path / "n.json").exists()
 

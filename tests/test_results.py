@@ -3,7 +3,10 @@ numbers."""
 
 import math
 import re
+import runpy
 import sys
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +16,16 @@ import bitlens as bl
 from bitlens.causal.faithfulness import by_position
 from bitlens.causal.splice import load_spliced
 from bitlens.errors import BitlensError
+from bitlens.evaluation import Evaluation
 from bitlens.features.profiles import profiles
 from bitlens.features.token_scores import token_scores
 from bitlens.hidden import LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.labels.sources import own_labels
-from bitlens.results import brief, to_pandas
+from bitlens.results import brief, numbers_of, to_pandas
 
 LATENTS = 70
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +144,13 @@ def test_long_lists_are_counted():
             return {"a": list(range(1000)), "b": math.pi, "c": {"x": "y" * 100}}
 
     assert brief(Result()) == "Result(a=1,000 in a list, b=3.142, c={'x': '" + "y" * 59 + "…'})"
+
+
+def test_every_number_is_described_and_listed_in_the_docs() -> None:
+    """`python tools/list_numbers.py docs/numbers.md` makes the list."""
+    listed = runpy.run_path(str(ROOT / "tools" / "list_numbers.py"))["listed"]()
+    assert listed in (ROOT / "docs" / "numbers.md").read_text(encoding="utf-8")
+    names = {field.name for field in fields(Evaluation)} - {"architecture"}
+    ends = {name for name in names if name.endswith(("_low", "_high"))}
+    assert set(numbers_of(Evaluation)) == names - ends
+    assert {end.rpartition("_")[0] for end in ends} <= names
