@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,9 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) in _NO_SPACE or any(
-            f"os error {code}" in str(error) for code in _NO_SPACE
-        ):
+        # safetensors gives the number in its message alone
+        named = any(f"os error {code}" in str(error) for code in _NO_SPACE)
+        if named or getattr(error, "errno", None) in _NO_SPACE:
             raise BitlensError(
                 f"The disk is full: {path} could not be written; free some space and repeat the "
                 "command."
@@ -93,73 +93,61 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_hook(value: Any) -> bool:
-    return value is None or (isinstance(value, dict) and isinstance(value.get("module"), str))
-
-
-def _is_shard(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("file"), str)
-        and "sha256" in value
-        and _is_count(value.get("rows"))
-    )
-
-
-def _is_origin(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return value is None
-    return isinstance(value.get("numbering"), str) and isinstance(value.get("texts"), list)
-
-
-# What a key must hold in every manifest that has it: a test, and words for what passes it.
-_FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("rows", "d_in", "d_sae", "n_latents"), (_is_count, "a number of them")),
-    "std": (_is_number, "a number"),
-    "mean": (lambda v: isinstance(v, list) and all(map(_is_number, v)), "a list of numbers"),
-    "shards": (lambda v: isinstance(v, list) and all(map(_is_shard, v)), "a list of shards"),
-    "metadata": (lambda v: isinstance(v, dict), "an object"),
-    "training": (lambda v: isinstance(v, dict), "an object"),
-    "documents_of": (_is_origin, "the texts and a digest of their numbering"),
-    **dict.fromkeys(("hook", "target_hook"), (_is_hook, "the names of a hook point")),
-    "architecture": (lambda v: isinstance(v, str), "a text"),
-    **dict.fromkeys(("model", "revision"), (lambda v: v is None or isinstance(v, str), "a text")),
-    **dict.fromkeys(
-        ("context_length", "outlier_norm", "test_fraction", "n_latents_trained", "documents"),
-        (lambda v: v is None or _is_number(v), "a number"),
-    ),
+# What a key holds in every manifest that has it. int: not negative; float: an int, too; a list
+# holds such values, an object has these keys, and of a tuple any form will do.
+_HOOK = ({"module": str}, None)
+_FORMS: dict[str, Any] = {
+    **dict.fromkeys(("rows", "d_in", "d_sae", "n_latents"), int),
+    "std": float,
+    "mean": [float],
+    "shards": [{"file": str, "sha256": object, "rows": int}],
+    "metadata": dict,
+    "training": dict,
+    "documents_of": ({"numbering": str, "texts": list}, None),
+    "hook": _HOOK,
+    "target_hook": _HOOK,
+    "architecture": str,
+    "model": (str, None),
+    "revision": (str, None),
+    "context_length": (float, None),
+    "outlier_norm": (float, None),
+    "test_fraction": (float, None),
+    "n_latents_trained": (float, None),
+    "documents": (float, None),
 }
 
 
+def _fits(value: Any, form: Any) -> bool:
+    if isinstance(form, tuple):
+        return any(_fits(value, one) for one in form)
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_fits(item, form[0]) for item in value)
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(
+            key in value and _fits(value[key], inner) for key, inner in form.items()
+        )
+    if form is None:
+        return value is None
+    if form is int:
+        return type(value) is int and value >= 0  # a bool is none
+    return type(value) in (int, float) if form is float else isinstance(value, form)
+
+
 def _refuse_other_forms(values: Mapping[str, Any], path: Path, what: str) -> None:
-    for key, value in values.items():
-        fits, wanted = _FORMS.get(key, (lambda v: True, ""))
-        if not fits(value):
-            raise BitlensError(
-                f"{path} is damaged: '{key}' is {str(value)[:40]!r} and should be {wanted}; "
-                f"restore it or make {what} again."
-            )
+    def damaged(reason: str) -> BitlensError:
+        return BitlensError(f"{path} is damaged: {reason}; restore it or make {what} again.")
+
+    for key, form in _FORMS.items():
+        if key in values and not _fits(values[key], form):
+            raise damaged(f"'{key}' is {str(values[key])[:40]!r}, which is not of its kind")
     if values.get("metadata"):
         _refuse_other_forms(values["metadata"], path, what)
     if {"mean", "d_in"} <= set(values) and len(values["mean"]) != values["d_in"]:
-        raise BitlensError(
-            f"{path} is damaged: its mean has another width than its rows; make {what} again."
-        )
+        raise damaged("its mean has another width than its rows")
     if values.get("complete") and "shards" in values:
         rows = sum(shard["rows"] for shard in values["shards"])
         if values.get("rows", rows) != rows:
-            raise BitlensError(
-                f"{path} is damaged: its shards have {rows} rows, not {values['rows']}; make "
-                f"{what} again."
-            )
+            raise damaged(f"its shards have {rows} rows, not {values['rows']}")
 
 
 def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
