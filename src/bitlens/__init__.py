@@ -53,33 +53,11 @@ _MODULES = {
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = [
-    "ActivationStore",
-    "Autoencoder",
-    "BinaryAutoencoder",
-    "BitlensError",
-    "Codes",
-    "ContextReader",
-    "Corpus",
-    "Evaluation",
-    "HiddenSource",
-    "LanguageModel",
-    "PackedBits",
-    "PairedStore",
-    "Splice",
-    "TensorSource",
-    "TopKAutoencoder",
-    "TrainConfig",
-    "encode_store",
-    "entropy",
-    "evaluate",
-    "faithfulness",
-    "harvest",
-    "label_scores",
-    "match",
-    "to_pandas",
-    "train",
-]
+__all__ = ["ActivationStore", "Autoencoder", "BinaryAutoencoder", "BitlensError", "Codes"]
+__all__ += ["ContextReader", "Corpus", "Evaluation", "HiddenSource", "LanguageModel", "PackedBits"]
+__all__ += ["PairedStore", "Splice", "TensorSource", "TopKAutoencoder", "TrainConfig"]
+__all__ += ["encode_store", "entropy", "evaluate", "faithfulness", "harvest", "label_scores"]
+__all__ += ["match", "to_pandas", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -71,24 +71,20 @@ def to_pandas(results: Any) -> Any:
         raise BitlensError(
             "A DataFrame needs pandas, which is not installed here: pip install pandas."
         ) from None
-    found = results.records() if hasattr(results, "records") else results
-    if isinstance(found, Mapping) and found and all(map(_is_record, found.values())):
-        return pandas.DataFrame([_row(value) for value in found.values()], index=list(found))
-    if isinstance(found, Iterable) and not _is_record(found):
-        return pandas.DataFrame([_row(value) for value in found])
-    if not _is_record(found):
-        raise BitlensError(f"A {type(found).__name__} is no result that a table could be made of.")
-    columns = {name: _plain(value) for name, value in _fields(found).items()}
+    records = results.records() if hasattr(results, "records") else results
+    if isinstance(records, Mapping) and records and all(map(_is_record, records.values())):
+        return pandas.DataFrame(map(_row, records.values()), index=list(records))
+    if isinstance(records, Iterable) and not _is_record(records):
+        return pandas.DataFrame([_row(record) for record in records])
+    row = _row(records)
+    columns = {name: _plain(value) for name, value in _fields(records).items()}
     lengths = {len(value) if isinstance(value, list) else None for value in columns.values()}
-    return pandas.DataFrame(columns if len(lengths) == 1 and None not in lengths else [_row(found)])
+    return pandas.DataFrame(columns if len(lengths) == 1 and None not in lengths else [row])
 
 
 def _is_record(value: Any) -> bool:
-    return (
-        hasattr(value, "_fields")
-        or (is_dataclass(value) and not isinstance(value, type))
-        or isinstance(value, Mapping)
-    )
+    result = is_dataclass(value) and not isinstance(value, type)
+    return result or hasattr(value, "_fields") or isinstance(value, Mapping)
 
 
 def _fields(record: Any) -> dict[str, Any]:
@@ -104,16 +100,13 @@ def _row(record: Any) -> dict[str, Any]:
     if not _is_record(record):
         raise BitlensError(f"A {type(record).__name__} is no result that a row could be made of.")
     row: dict[str, Any] = {}
-    for name, value in (
-        record.as_dict() if hasattr(record, "as_dict") else _fields(record)
-    ).items():
-        if _is_record(value):
-            row |= {
-                name if inner == "value" else f"{name}_{inner}": number
-                for inner, number in _row(value).items()
-            }
-        else:
+    values = record.as_dict() if hasattr(record, "as_dict") else _fields(record)
+    for name, value in values.items():
+        if not _is_record(value):
             row[name] = _plain(value)
+            continue
+        for inner, number in _row(value).items():
+            row[name if inner == "value" else f"{name}_{inner}"] = number
     return row
 
 

@@ -14,11 +14,11 @@ RENAMED = {"length": "context", "unit": "documents", "hooks": "hook", "column": 
 
 def flags_of(command: Callable[..., None]) -> set[str]:
     """Names of a command's arguments that are flags, with underscores."""
-    found: set[str] = set()
+    flags: set[str] = set()
     for name, hint in typing.get_type_hints(command).items():
         if name in inspect.signature(command).parameters:
-            found |= {field.name for field in fields(hint)} if is_dataclass(hint) else {name}
-    return found
+            flags |= {field.name for field in fields(hint)} if is_dataclass(hint) else {name}
+    return flags
 
 
 def in_flags(sentence: str, command: Callable[..., None]) -> str:

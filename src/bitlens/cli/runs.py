@@ -157,10 +157,12 @@ def evaluate(
     Args:
         run: an autoencoder.
         store: hidden states of its hook point.
-        part: test: the held-out documents; all: every document, for text that the autoencoder was not trained on.
+        part: test: the held-out documents; all: every document, for text that the autoencoder was not
+            trained on.
         outliers: with --part all, take rows of outlying norm, too; they are never trained on.
         contexts: contexts that the language model reads for the cross-entropy numbers.
-        ce: leave out the cross-entropy numbers, for which the language model runs with reconstructions spliced in.
+        ce: leave out the cross-entropy numbers, for which the language model runs with
+            reconstructions spliced in.
         joint: leave out bits_joint, which takes most of the time.
         search: how the codes are found.
         device: auto, cpu, cuda.
@@ -191,7 +193,7 @@ def evaluate(
 
 
 def _rows_of_part(autoencoder: Any, store: Any, part: str) -> Any:
-    """The store, split as for the training; says what is special about the part that is measured."""
+    """The store, split as for the training; warns of what is special about the measured part."""
     from bitlens import show
     from bitlens.hidden.split import same_numbers, unseen
 

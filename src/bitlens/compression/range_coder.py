@@ -14,11 +14,8 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bitlens.bits.kernel import kernel
-from bitlens.bits.packed import PackedBits
 from bitlens.bits.words import add_row, words_for
 from bitlens.errors import BitlensError
 from bitlens.information.autoregression import Autoregression
@@ -163,14 +160,6 @@ class Quantised:
             _all_probabilities(symbols, self.weights, sums, self.level_shift, table, probabilities)
             yield symbols, probabilities
 
-    def code_lengths(self, bits: PackedBits) -> Tensor:
-        """Bits that each row costs -> float64 `[rows]`"""
-        parts = [
-            -np.log2(np.take_along_axis(p, s[..., None], 2)[..., 0].astype(np.float64)).sum(0)
-            for s, p in self.chunks(bits.numpy())
-        ]
-        return torch.from_numpy(np.concatenate(parts) if parts else np.empty(0))
-
     def encode(self, words: np.ndarray) -> np.ndarray:
         """Rows, uint64 `[rows, words]` -> a stream of 32-bit words"""
         stream = coder()
@@ -211,9 +200,11 @@ class Quantised:
         used = np.flatnonzero(counts) if n > 1 else np.array([LARGEST])
         first, last = int(used[0]), int(used[-1])
         least = first - LARGEST
-        some = np.zeros(max(2, last - first + 1), np.int64)  # a coder needs two values
-        some[: last - first + 1] = counts[first : last + 1]
-        frequencies = np.maximum((some << FREQUENCY_BITS) // max(1, some.sum()), some > 0)
+        values = max(2, last - first + 1)  # a coder needs two
+        used_counts = np.zeros(values, np.int64)
+        used_counts[: last - first + 1] = counts[first : last + 1]
+        shares = (used_counts << FREQUENCY_BITS) // max(1, used_counts.sum())
+        frequencies = np.maximum(shares, used_counts > 0)
         frequencies[frequencies.argmax()] += (1 << FREQUENCY_BITS) - frequencies.sum()
         encoder, model = stream.queue.RangeEncoder(), _frequency_model(stream, frequencies)
         for i in range(n - 1):
@@ -222,7 +213,7 @@ class Quantised:
             self.order.astype("<u4"),
             self.biases.astype("<i4"),
             self.table.astype("<u4"),
-            np.array([least, len(some)], "<i4"),
+            np.array([least, values], "<i4"),
             frequencies.astype("<u4"),
             encoder.get_compressed().astype("<u4"),
         ]
