@@ -116,13 +116,7 @@ def decompress(
     store, damaged = decompress_file(
         compressed, run, out, skip_damaged=skip_damaged, overwrite=overwrite
     )
-    show.out.print(
-        f"{out}: {len(store):,} rows of {store.d_in}, float32, as the bits give them",
-        soft_wrap=True,
-    )
+    show.say(f"{out}: {len(store):,} rows of {store.d_in}, float32, as the bits give them")
     if damaged:
-        show.err.print(
-            f"Left out, as they are damaged: documents {', '.join(map(str, damaged))}.",
-            soft_wrap=True,
-        )
+        show.warn(f"Left out, as they are damaged: documents {', '.join(map(str, damaged))}.")
     return {"store": str(out), "rows": len(store), "damaged": damaged}

@@ -134,10 +134,7 @@ def encode(
     autoencoder, rows = open_pair(run, store, device, search)
     codes = encode_store(autoencoder, rows, out, name=str(run), overwrite=overwrite)
     size = sum(file.stat().st_size for file in out.iterdir())
-    show.out.print(
-        f"{out}: {len(codes):,} rows of {codes.n_latents:,} bits, {size / 2**20:.1f} MiB",
-        soft_wrap=True,
-    )
+    show.say(f"{out}: {len(codes):,} rows of {codes.n_latents:,} bits, {size / 2**20:.1f} MiB")
     return {"codes": str(out), "rows": len(codes), "n_latents": codes.n_latents, "bytes": size}
 
 

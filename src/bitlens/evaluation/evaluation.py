@@ -13,7 +13,7 @@ from bitlens.causal.splice import Splice
 from bitlens.errors import BitlensError
 from bitlens.evaluation.information import Information
 from bitlens.evaluation.losses import Losses
-from bitlens.evaluation.measured import Choices, Measured
+from bitlens.evaluation.measured import Measured
 from bitlens.evaluation.reconstruction import Reconstruction
 from bitlens.evaluation.sparsity import Sparsity
 from bitlens.evaluation.speed import Speed
@@ -83,11 +83,14 @@ def evaluate(
             "A transcoder is measured on two stores of one harvest, an autoencoder on one: "
             + ("give a PairedStore." if autoencoder.transcodes else "give the first.")
         )
-    choices = Choices(part, outliers, joint, splice, covariance)
+    if part not in ("test", "all") or (outliers and part == "test"):
+        raise BitlensError(
+            f"part is test or all, and rows of outlying norm can be taken with all; not {part!r}."
+        )
     if part == "test":
         store = unseen(store, autoencoder.metadata)
-    measured = Measured.of(autoencoder, store, choices)
-    if language_model and not splice:  # last, since it takes the most memory
+    rows = "usual" if part == "all" and not outliers else part
+    measured = replace(Measured.of(autoencoder, store, rows), joint=joint, covariance=covariance)
+    if language_model and not splice:
         splice = Splice.of_store(language_model, autoencoder, store, max_contexts, part)
-        measured = replace(measured, choices=replace(choices, splice=splice))
-    return Evaluation(**Evaluation.measure(measured))
+    return Evaluation(**Evaluation.measure(replace(measured, splice=splice)))

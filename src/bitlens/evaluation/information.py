@@ -40,17 +40,16 @@ class Information:
     @staticmethod
     def measure(measured: Measured) -> dict[str, Any]:
         """-> the numbers, by name; None without `joint`, or with too few rows for a covariance"""
-        choices = measured.choices
-        covariance = choices.covariance
+        covariance = measured.covariance
         if covariance is None:
-            read = "all" if choices.outliers else "usual"
-            covariance = usual_covariance(measured.autoencoder, measured.store, read)
+            part = "all" if measured.part == "all" else "usual"
+            covariance = usual_covariance(measured.autoencoder, measured.store, part)
         gaussian = gaussian_bound(covariance, measured.fvu)
         marginal, tree = plug_in_bits(measured.bits, measured.documents)
         return {
             "bits_marginal": marginal,
             "bits_tree": tree,
-            "bits_joint": _joint(measured) if choices.joint else None,
+            "bits_joint": _joint(measured) if measured.joint else None,
             "bits_magnitudes": _magnitudes(measured),
             "bits_gaussian": gaussian,
         }
@@ -69,10 +68,10 @@ def usual_covariance(
 def _joint(measured: Measured) -> float | None:
     """Mean code length of the measured rows under a model of training documents.
 
-    Of `all` rows: of the last documents under a model of the others.
+    Without held-out rows: of the last documents under a model of the others.
     """
     bits, ids = measured.bits, measured.documents
-    if measured.choices.part == "all":
+    if measured.part != "test":
         test = Blocks.of(len(bits), ids).last_fifth()
         bits, fit, ids = bits[test], bits[~test], ids[~test]
     else:
@@ -101,7 +100,7 @@ def _magnitudes(measured: Measured) -> float:
     if measured.autoencoder.binary or not measured.bits.words.any():
         return 0.0
     rows, n = [], 0
-    for block in measured.store.read(measured.choices.read):
+    for block in measured.store.read(measured.part):
         rows.append(block.hidden[: MAGNITUDE_ROWS - n])
         n += len(rows[-1])
         if n == MAGNITUDE_ROWS:

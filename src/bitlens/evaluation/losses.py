@@ -38,7 +38,7 @@ class Losses:
     @staticmethod
     def measure(measured: Measured) -> dict[str, Any]:
         """-> the numbers, by name; none without a splice"""
-        if measured.choices.splice is None:
+        if measured.splice is None:
             return {}
-        losses = measured.choices.splice.losses(measured.autoencoder)._asdict()
+        losses = measured.splice.losses(measured.autoencoder)._asdict()
         return {name: losses[name] for name in Losses.__dataclass_fields__}

@@ -20,55 +20,34 @@ from bitlens.information.moments import Covariance, Variance, squared_error
 
 
 @dataclass(frozen=True)
-class Choices:
-    """Which rows are measured, and what is given or left out; see `evaluate`."""
-
-    part: str = "test"
-    outliers: bool = False
-    joint: bool = True
-    splice: Splice | None = None
-    covariance: Covariance | None = None
-
-    def __post_init__(self) -> None:
-        if self.part not in ("test", "all") or (self.outliers and self.part == "test"):
-            raise BitlensError(
-                "part is test or all, and rows of outlying norm can be taken with all; "
-                f"not {self.part!r}."
-            )
-
-    @property
-    def read(self) -> str:
-        """The part of the store's rows that is measured, as `ActivationStore.read` calls it."""
-        if self.part == "test":
-            return "test"
-        return "all" if self.outliers else "usual"
-
-
-@dataclass(frozen=True)
 class Measured:
     """An autoencoder and the rows it was measured on.
 
-    variance: of the rows `[n, d]` that are to be reconstructed. squared_error: summed over rows and
-    components. cosine: summed over rows. bits: which latents are not zero. documents `[n]`.
-    seconds: of encoding and decoding.
+    part: of the store's rows that was read, `test`, `usual` or `all`. variance: of the rows
+    `[n, d]` that are to be reconstructed. squared_error: summed over rows and components. cosine:
+    summed over rows. bits: which latents are not zero. documents `[n]`. seconds: of encoding and
+    decoding. joint, covariance, splice: see `evaluate`.
     """
 
     autoencoder: Autoencoder
     store: ActivationStore
-    choices: Choices
+    part: str
     variance: Variance
     squared_error: float
     cosine: float
     bits: PackedBits
     documents: Tensor
     seconds: float
+    joint: bool = True
+    covariance: Covariance | None = None
+    splice: Splice | None = None
 
     @classmethod
-    def of(cls, autoencoder: Autoencoder, store: ActivationStore, choices: Choices) -> Measured:
-        """Encode and decode the chosen rows. BitlensError if they are fewer than two."""
+    def of(cls, autoencoder: Autoencoder, store: ActivationStore, part: str) -> Measured:
+        """Encode and decode a part of the rows. BitlensError if they are fewer than two."""
         variance, error, cosine, seconds = Variance(), 0.0, 0.0, 0.0
         words, documents = [], []
-        blocks = store.read(choices.read)
+        blocks = store.read(part)
         for rows in terminal.track(blocks, "read", len(store), lambda rows: len(rows.hidden)):
             x, target = autoencoder.pair(rows.hidden.to(autoencoder.mean.device).float())
             begun = time.perf_counter()
@@ -80,7 +59,7 @@ class Measured:
             variance.add(target)
             error += squared_error(target, x_hat)
             cosine += float(cosine_similarity(target.double(), x_hat.double(), dim=1).sum())
-        if variance.rows < 2 and choices.part == "test":
+        if variance.rows < 2 and part == "test":
             raise BitlensError(
                 f"{store.path} has {variance.rows} held-out rows; harvest more documents, or pass "
                 "`part='all'`."
@@ -90,7 +69,7 @@ class Measured:
                 f"{store.path} has {variance.rows} rows of usual norm; two are needed."
             )
         bits, ids = PackedBits(torch.cat(words), autoencoder.n_latents), torch.cat(documents)
-        return cls(autoencoder, store, choices, variance, error, cosine, bits, ids, seconds)
+        return cls(autoencoder, store, part, variance, error, cosine, bits, ids, seconds)
 
     @property
     def rows(self) -> int:

@@ -37,6 +37,6 @@ def _rows_of_part(measured: Measured) -> int:
     """Rows of the documents that were measured, those of outlying norm included."""
     store = measured.store
     documents = [store.shard(i, ["document"])["document"] for i in range(len(store.shards))]
-    if measured.choices.part == "all":
-        return sum(map(len, documents))
-    return sum(int(store.is_test(ids).sum()) for ids in documents)
+    if measured.part == "test":
+        return sum(int(store.is_test(ids).sum()) for ids in documents)
+    return sum(map(len, documents))
