@@ -205,9 +205,8 @@ def training_step(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
 def harvest(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
     """Harvesting hidden states, against the bare forward pass of the same tokens."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, forward, whole, rows in harvest_overhead(
-            Path(folder), max(4000, scope.rows // 25)
-        ):
+        wanted, repeats = max(1000, scope.rows // 25), 5 if scope.budget else 1
+        for name, forward, whole, rows in harvest_overhead(Path(folder), wanted, repeats):
             detail = f"{rows / whole:,.0f} rows/s"
             yield Figure("harvest", name, OURS, whole, 1.0, forward, None, detail)
             yield Figure(

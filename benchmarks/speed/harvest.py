@@ -14,13 +14,15 @@ from bitlens.hidden.models import BUNDLED
 from bitlens.hidden.text import ContextReader
 
 
-def harvest_overhead(folder: Path, rows: int) -> Iterator[tuple[str, float, float, int]]:
+def harvest_overhead(
+    folder: Path, rows: int, repeats: int
+) -> Iterator[tuple[str, float, float, int]]:
     """The bundled model, and a random one of width 768 on fewer rows -> (name, forward s, harvest
     s, rows) of each"""
     bundled = LanguageModel.load(BUNDLED, ["layers.2"])
     yield (
         "bundled model, 3 layers of width 256",
-        *_compare(bundled, rows, 5, torch.float16, folder / "a"),
+        *_compare(bundled, rows, repeats, torch.float16, folder / "a"),
     )
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -35,7 +37,7 @@ def harvest_overhead(folder: Path, rows: int) -> Iterator[tuple[str, float, floa
     model = LanguageModel.load(str(folder / "model"), ["layers.5"])
     yield (
         "random Llama, 6 layers of width 768",
-        *_compare(model, rows * 2 // 5, 3, torch.float32, folder / "b"),
+        *_compare(model, rows * 2 // 5, max(1, repeats - 2), torch.float32, folder / "b"),
     )
 
 
