@@ -19,9 +19,10 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# What the README shows of the demo; the tests compare it with a fresh run.
+# What the README shows of the demo, and the list of numbers; tests compare both with what is so.
 docs: .venv/base
 	$(BIN)/python tools/render_demo.py docs/demo.svg docs/demo.txt
+	$(BIN)/python tools/list_numbers.py docs/numbers.md
 
 bench: .venv/bench
 	$(BIN)/python -m benchmarks.speed

@@ -27,7 +27,8 @@ def main() -> None:
     print("| flips | fvu | l0 | bits_marginal | rows / s |\n| ---: | ---: | ---: | ---: | ---: |")
     for name, n in [*numbers.items(), ("from zero, all", zero)]:
         print(
-            f"| {name} | {n.fvu:.3f} | {n.l0:.1f} | {n.bits_marginal:.0f} | {n.rows_per_second:,.0f} |"
+            f"| {name} | {n.fvu:.3f} | {n.l0:.1f} | {n.bits_marginal:.0f} | "
+            f"{n.rows_per_second:,.0f} |"
         )
     if args.figure:
         with figure(args.figure, size=(5.4, 3.6)) as axes:

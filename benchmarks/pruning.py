@@ -21,7 +21,8 @@ def main() -> None:
     args = parser.parse_args()
     seed = generator(0, "pruning benchmark")
     d, n = args.d_in, args.n_latents
-    # Rows with structure: sparse bits on random directions, heavy duplication among the latents that read them.
+    # Rows with structure: sparse bits on random directions, heavy duplication among the latents
+    # that read them.
     directions = torch.randn(d, d, generator=seed) / d**0.5
     rows = (torch.rand(args.rows, d, generator=seed) < 0.05).float() @ directions
     rows = (rows - rows.mean(0)) / rows.std()
@@ -41,12 +42,19 @@ def main() -> None:
     _, restarted = regrow(rows[:8192], pruned, price, 0.1, seed)
     ended = time.perf_counter()
     result = {
-        "d_in": d, "n_latents": n, "rows": args.rows, "survivors": len(survivors), "prune_s": middle - begun,
-        "restarted": len(restarted), "regrow_s": ended - middle, "threads": torch.get_num_threads(),
-    }  # fmt: skip
+        "d_in": d,
+        "n_latents": n,
+        "rows": args.rows,
+        "survivors": len(survivors),
+        "prune_s": middle - begun,
+        "restarted": len(restarted),
+        "regrow_s": ended - middle,
+        "threads": torch.get_num_threads(),
+    }
     print(
-        f"{n:,} latents, {args.rows:,} rows of {d}: pruning {result['prune_s']:.1f} s ({len(survivors):,} survive), "
-        f"regrowing {result['regrow_s']:.1f} s ({len(restarted):,} restart), {result['threads']} threads"
+        f"{n:,} latents, {args.rows:,} rows of {d}: pruning {result['prune_s']:.1f} s "
+        f"({len(survivors):,} survive), regrowing {result['regrow_s']:.1f} s ({len(restarted):,} "
+        f"restart), {result['threads']} threads"
     )
     if args.json:
         args.json.write_text(json.dumps(result, indent=1))

@@ -1,11 +1,13 @@
-"""Bits over distortion: binary autoencoders found by descent, their rivals, and the bound of a Gaussian.
+"""Bits over distortion: binary autoencoders found by descent, their rivals, and the bound of a
+Gaussian.
 
 python benchmarks/rate_distortion.py STORE --out FOLDER [--figure docs/bits-NAME]
 
-Binary autoencoders of several prices; sparse autoencoders of several k, with their encoder's codes and with codes searched on
-their decoder (orthogonal matching pursuit), their magnitudes quantised at several widths and coded in context. All are
-trained on the same rows and measured on the same held-out documents. Every point needs `bits_joint`, the code length of
-held-out documents; runs and points are kept in FOLDER, and a stopped benchmark goes on.
+Binary autoencoders of several prices; sparse autoencoders of several k, with their encoder's codes
+and with codes searched on their decoder (orthogonal matching pursuit), their magnitudes quantised
+at several widths and coded in context. All are trained on the same rows and measured on the same
+held-out documents. Every point needs `bits_joint`, the code length of held-out documents; runs and
+points are kept in FOLDER, and a stopped benchmark goes on.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ def trained(store: bl.ActivationStore, cell: dict[str, Any], out: Path) -> Autoe
 def points_of(
     autoencoder: Autoencoder, store: bl.ActivationStore, cell: dict[str, Any], spread: Covariance
 ) -> list[dict[str, Any]]:
-    """(fvu, bits) of an autoencoder: of a sparse one for each width of the quantiser, by its encoder and by pursuit."""
+    """(fvu, bits) of an autoencoder: of a sparse one for each width of the quantiser, by its
+    encoder and by pursuit."""
     name = str(cell.get("architecture", "BAE"))
     ways: dict[str, Autoencoder] = {name: autoencoder}
     if isinstance(autoencoder, SparseAutoencoder):
@@ -158,7 +161,8 @@ def main() -> None:
     spread, points = Covariance.of(rows.hidden for rows in store.read("usual")), []
     if gaussian_bound(spread, 0.5) is None:
         parser.error(
-            f"{args.store} has {spread.rows:,} rows, too few for the covariance of {store.d_in} components."
+            f"{args.store} has {spread.rows:,} rows, too few for the covariance of {store.d_in} "
+            "components."
         )
     for cell in cells(args):
         key = zlib.crc32(json.dumps(cell, sort_keys=True).encode())
@@ -176,22 +180,24 @@ def main() -> None:
         p["gaussian"] = gaussian_bits(spread.matrix, p["fvu"])
     write_json(args.out / "points.json", {"bitlens": "rate_distortion", "points": points})
     print(
-        "| | fvu | l0 | bits | joint / magnitudes | over Gaussian | dense | highest | dead |\n| --- |"
-        + " ---: |" * 8
+        "| | fvu | l0 | bits | joint / magnitudes | over Gaussian | dense | highest | dead |\n| "
+        "--- |" + " ---: |" * 8
     )
     for p in points:
         name = f"{p['name']} " + (
             f"k {p['k']}, rise {p['rise']}" if "k" in p else f"lam {p['lam']}, seed {p['seed']}"
         )
         print(
-            f"| {name} | {p['fvu']:.3f} | {p['l0']:.1f} | {p['bits']:.0f} | {p['bits_joint']:.0f} / {p.get('bits_magnitudes', 0):.0f} "
-            f"| {p['bits'] / max(p['gaussian'], 1e-9):.2f} | {p['dense']} | {p['highest_rate']:.2f} | {p['dead']} |"
+            f"| {name} | {p['fvu']:.3f} | {p['l0']:.1f} | {p['bits']:.0f} | {p['bits_joint']:.0f} "
+            f"/ {p.get('bits_magnitudes', 0):.0f} | {p['bits'] / max(p['gaussian'], 1e-9):.2f} | "
+            f"{p['dense']} | {p['highest_rate']:.2f} | {p['dead']} |"
         )
     if args.figure:
         manifest = store.manifest
         draw(
             args.figure,
-            f"{Path(manifest['model']).name}, {manifest['hook']['module']}, {args.n_latents:,} latents",
+            f"{Path(manifest['model']).name}, {manifest['hook']['module']}, {args.n_latents:,} "
+            "latents",
             points,
             spread,
         )

@@ -1,12 +1,16 @@
-"""The sparse baselines beside the trainers of SAELens and dictionary_learning: held-out fvu at equal l0.
+"""The sparse baselines beside the trainers of SAELens and dictionary_learning: held-out fvu at
+equal l0.
 
-Every library trains on the same standardised rows in the same order, with the same width, batch and number of steps.
-bitlens takes its default learning rate; a reference takes the best of `--lrs`, or of that, its own default and 1e-3. A reference is
-led to an l0 of about `--k` by its own knob; then bitlens is trained to have the l0 that the reference turned out to have
-on the held-out rows, and where it ends more than 2 % off, trained again, and its fvu read off the line through both in
-log l0 and log fvu (marked ~). Below some 500 steps bitlens's sparsity weight has no time to lead it to an l0.
+Every library trains on the same standardised rows in the same order, with the same width, batch and
+number of steps. bitlens takes its default learning rate; a reference takes the best of `--lrs`, or
+of that, its own default and 1e-3. A reference is led to an l0 of about `--k` by its own knob; then
+bitlens is trained to have the l0 that the reference turned out to have on the held-out rows, and
+where it ends more than 2 % off, trained again, and its fvu read off the line through both in log l0
+and log fvu (marked ~). Below some 500 steps bitlens's sparsity weight has no time to lead it to an
+l0.
 
-OMP_NUM_THREADS=1 python benchmarks/references.py [--steps 3000] [--architectures topk] [--libraries sae-lens]
+OMP_NUM_THREADS=1 python benchmarks/references.py [--steps 3000] [--architectures topk] [--libraries
+sae-lens]
 """
 
 import argparse
@@ -107,7 +111,8 @@ class Contest:
         return Point(*numbers, seconds, LEARNING_RATES[architecture], k)
 
     def own_at(self, architecture: str, l0: float) -> list[Point]:
-        """bitlens's own with this l0; two of neighbouring k where the first is more than 2 % off."""
+        """bitlens's own with this l0; two of neighbouring k where the first is more than 2 %
+        off."""
         points = [self.own(architecture, round(l0))]
         off = l0 / points[0].l0
         if abs(math.log(off)) > 0.02:
@@ -156,7 +161,8 @@ def apart(point: Point, l0: float) -> float:
 
 
 def fvu_at(points: list[Point], l0: float) -> float:
-    """fvu at this l0, on the straight line in log l0 and log fvu through the two points nearest to it"""
+    """fvu at this l0, on the straight line in log l0 and log fvu through the two points nearest to
+    it"""
     a, *others = sorted(points, key=lambda p: apart(p, l0))
     if not others or apart(others[0], a.l0) < 0.01:
         return a.fvu
@@ -183,11 +189,21 @@ def compare(
         "l0 missed" if apart(nearest, best.l0) > 0.1 else "yes" if fvu <= 1.02 * best.fvu else "no"
     )
     return {
-        "architecture": architecture, "library": f"{library} {versions()[library]}", "lr": best.lr, "l0": best.l0,
-        "own_l0": nearest.l0, "interpolated": len(own) > 1, "own_fvu": fvu, "fvu": best.fvu,
-        "ratio": fvu / best.fvu, "as_good": as_good, "own_s": own[0].seconds, "s": best.seconds,
-        "own_runs": [asdict(p) for p in own], "runs": [asdict(p) for points in found for p in points],
-    }  # fmt: skip
+        "architecture": architecture,
+        "library": f"{library} {versions()[library]}",
+        "lr": best.lr,
+        "l0": best.l0,
+        "own_l0": nearest.l0,
+        "interpolated": len(own) > 1,
+        "own_fvu": fvu,
+        "fvu": best.fvu,
+        "ratio": fvu / best.fvu,
+        "as_good": as_good,
+        "own_s": own[0].seconds,
+        "s": best.seconds,
+        "own_runs": [asdict(p) for p in own],
+        "runs": [asdict(p) for points in found for p in points],
+    }
 
 
 def main() -> None:
@@ -220,16 +236,18 @@ def main() -> None:
         store = bl.ActivationStore(args.store) if args.store else harvested(Path(scratch) / "store")
         contest = Contest(store, args.steps, args.batch_size, args.n_latents, args.seed)
         print(
-            "| architecture | reference | its lr | l0 | l0 ours | fvu ours | fvu reference | ratio | as good | s ours | s reference |"
+            "| architecture | reference | its lr | l0 | l0 ours | fvu ours | fvu reference | "
+            "ratio | as good | s ours | s reference |"
         )
         print("| --- | --- |" + " ---: |" * 9)
         for architecture, library in product(args.architectures, args.libraries):
             n = compare(contest, library, architecture, args.lrs, args.k, args.tries)
             lines.append(n)
             print(
-                f"| {architecture} | {n['library']} | {n['lr']:.2g} | {n['l0']:.1f} | {n['own_l0']:.1f}{'~' * n['interpolated']} | "
-                f"{n['own_fvu']:.4f} | {n['fvu']:.4f} | {n['ratio']:.3f} | {n['as_good']} | "
-                f"{n['own_s']:.0f} | {n['s']:.0f} |",
+                f"| {architecture} | {n['library']} | {n['lr']:.2g} | {n['l0']:.1f} | "
+                f"{n['own_l0']:.1f}{'~' * n['interpolated']} | {n['own_fvu']:.4f} | "
+                f"{n['fvu']:.4f} | {n['ratio']:.3f} | {n['as_good']} | {n['own_s']:.0f} | "
+                f"{n['s']:.0f} |",
                 flush=True,
             )
             if args.json:

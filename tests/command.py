@@ -1,7 +1,7 @@
 """The `bitlens` command in processes that can be killed.
 
-Importing torch and transformers takes seconds, so one server process imports them once and every command is a fork of
-it: a whole process with its own memory, signals and exit status.
+Importing torch and transformers takes seconds, so one server process imports them once and every
+command is a fork of it: a whole process with its own memory, signals and exit status.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ _forks.set_forkserver_preload(
 class Command:
     """A running `bitlens ARGUMENTS`; its standard output and error go to the file `log`.
 
-    constants: module constants to change in that process, for example {"bitlens.hidden.harvest.SHARD_BYTES": 4096}.
-    file_limit: the largest file that the process may write, in bytes, as on a disk that is full.
+    constants: module constants to change in that process, for example
+    {"bitlens.hidden.harvest.SHARD_BYTES": 4096}. file_limit: the largest file that the process may
+    write, in bytes, as on a disk that is full.
     """
 
     def __init__(
@@ -73,7 +74,8 @@ class Command:
         return self.wait()
 
     def peak_memory(self) -> int:
-        """Wait for the end -> the most memory that the process held, in bytes, what it was forked with included"""
+        """Wait for the end -> the most memory that the process held, in bytes, what it was forked
+        with included"""
         deadline = time.monotonic() + PATIENCE
         peak = 0
         while self._process.is_alive() and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""The benchmark command: what it measures, not how long that takes."""
+"""The benchmark of speed: what it measures, not how long that takes."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import tyro
-from benchmarks.speed.__main__ import bench
+from benchmarks.speed.__main__ import main
 from benchmarks.speed.cases import CASES
 from benchmarks.speed.machine import peaks
 from benchmarks.speed.rivals import versions
@@ -25,7 +24,7 @@ QUICK = ["--sizes", "64x128", "--rows", "4096", "--budget", "0"]
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
     path = tmp_path_factory.mktemp("bench") / "numbers.json"
     cases = [case for case in CASES if case != "harvest"]  # the slow one is in a test of its own
-    tyro.cli(bench, args=[*QUICK, "--cases", *cases, "--json", str(path)])
+    main([*QUICK, "--cases", *cases, "--json", str(path)])
     return json.loads(path.read_text())
 
 
@@ -78,7 +77,7 @@ def test_bad_input_gets_one_sentence(
     arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit:
-        tyro.cli(bench, args=[*arguments])
+        main(arguments)
     assert exit.value.code == 2
     error = capsys.readouterr().err
     assert sentence in error

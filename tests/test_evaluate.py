@@ -194,7 +194,8 @@ def test_codes_say_which_rows_are_of_outlying_norm(store, tmp_path):
 
 
 def planted(folder: Path, rows: int, d: int) -> tuple[ActivationStore, torch.Tensor]:
-    """A store of a Gaussian with known covariance of a falling spectrum, one document in a hundred held out; that covariance"""
+    """A store of a Gaussian with known covariance of a falling spectrum, one document in a hundred
+    held out; that covariance"""
     random = np.random.default_rng(3)
     axes = np.linalg.qr(random.normal(size=(d, d)))[0] * np.sqrt(np.logspace(0, -2, d))
     hidden = (random.normal(size=(rows, d)) @ axes.T).astype(np.float32)

@@ -1,6 +1,8 @@
-"""Errors name arguments: those of Python in Python, flags on the command line, and never a flag that the command lacks."""
+"""Errors name arguments: those of Python in Python, flags on the command line, and never a flag
+that the command lacks."""
 
 import ast
+import functools
 import importlib
 import re
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ FLAG = r"(?<![\w-])--([a-z][a-z-]*)"
 NAME = r"`([A-Za-z_]+)(?:=[^`]+)?`"
 
 
+@functools.cache
 def commands() -> dict[str, object]:
     places = {
         **{n: p for n, p in COMMANDS.items() if n != "study"},
@@ -49,6 +52,7 @@ def sentences(path: Path, raised: bool = False) -> Iterator[str]:
             yield texts(node)
 
 
+@functools.cache
 def arguments() -> set[str]:
     """Names of all arguments and fields in the package."""
     found: set[str] = set()
@@ -119,13 +123,15 @@ def test_names_become_flags_of_the_command_that_is_run() -> None:
 @pytest.mark.parametrize(
     "command", [*(c for c in COMMANDS if c != "study"), *(f"study {s}" for s in STUDIES)]
 )
-def test_every_flag_that_help_names_is_one(
+def test_help_explains_a_command_and_names_only_its_flags(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
         main([*command.split(), "--help"])
     shown = capsys.readouterr().out
+    assert f"usage: bitlens {command}" in shown
+    assert "--json" in shown
     flags = set(re.findall(r"^\W{1,2}(?:-h, )?(--[a-z][a-z0-9-]*)", shown, re.MULTILINE))
     assert "--help" in flags
     assert set(re.findall(r"--[a-z][a-z0-9-]*", shown)) == flags

@@ -205,7 +205,7 @@ def test_bad_files_are_refused_by_name(tmp_path, bundled, line, clue):
 
 
 def command(*arguments: object) -> None:
-    _call(["labels", *map(str, arguments)], [])
+    _call(["labels", *map(str, arguments)])
 
 
 @pytest.fixture

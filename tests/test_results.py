@@ -1,8 +1,12 @@
-"""What a person sees of an object in a notebook: a line that says what it is, and a DataFrame of numbers."""
+"""What a person sees of an object in a notebook: a line that says what it is, and a DataFrame of
+numbers."""
 
 import math
 import re
+import runpy
 import sys
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +16,16 @@ import bitlens as bl
 from bitlens.causal.faithfulness import by_position
 from bitlens.causal.splice import load_spliced
 from bitlens.errors import BitlensError
+from bitlens.evaluation import Evaluation
 from bitlens.features.profiles import profiles
 from bitlens.features.token_scores import token_scores
 from bitlens.hidden import LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.labels.sources import own_labels
-from bitlens.results import brief, to_pandas
+from bitlens.results import brief, numbers_of, to_pandas
 
 LATENTS = 70
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +47,30 @@ def things(harvested, tiny_llama, text_folder, tmp_path_factory) -> dict[str, An
     kept = bl.faithfulness(bae, store, splice, (1, None))
     first = next(own for own in own_labels(codes, model.tokenizer) if own.name == "spelling")
     return {
-        "store": store, "paired": bl.PairedStore(harvested, harvested), "rows": next(store.read("test")), "codes": codes,
-        "bits": codes.bits, "tensors": bl.TensorSource(torch.randn(30, 4)), "bae": bae, "model": model, "splice": splice,
-        "topk": bl.TopKAutoencoder(8, 16, k=3), "corpus": bl.Corpus(("a",)), "config": bl.TrainConfig(),
+        "store": store,
+        "paired": bl.PairedStore(harvested, harvested),
+        "rows": next(store.read("test")),
+        "codes": codes,
+        "bits": codes.bits,
+        "tensors": bl.TensorSource(torch.randn(30, 4)),
+        "bae": bae,
+        "model": model,
+        "splice": splice,
+        "topk": bl.TopKAutoencoder(8, 16, k=3),
+        "corpus": bl.Corpus(("a",)),
+        "config": bl.TrainConfig(),
         "reader": bl.ContextReader(bl.Corpus(("a",)), model.tokenizer, 32),
-        "evaluation": bl.evaluate(bae, store), "entropy": bl.entropy(codes.bits, codes.document), "kept": kept[-1],
-        "tokens": kept[-1].tokens, "positions": by_position(kept[-1].tokens)["1"], "matching": bl.match(codes.bits, codes.bits),
-        "labels": first, "scores": bl.label_scores(codes.bits, first, codes.document, test),
-        "profile": profiles(codes, tokenizer=model.tokenizer)[0], "token score": token_scores(codes.bits, codes.token, test)[0],
-    }  # fmt: skip
+        "evaluation": bl.evaluate(bae, store),
+        "entropy": bl.entropy(codes.bits, codes.document),
+        "kept": kept[-1],
+        "tokens": kept[-1].tokens,
+        "positions": by_position(kept[-1].tokens)["1"],
+        "matching": bl.match(codes.bits, codes.bits),
+        "labels": first,
+        "scores": bl.label_scores(codes.bits, first, codes.document, test),
+        "profile": profiles(codes, tokenizer=model.tokenizer)[0],
+        "token score": token_scores(codes.bits, codes.token, test)[0],
+    }
 
 
 def test_an_object_says_what_it_is_in_a_line(things):
@@ -123,3 +144,13 @@ def test_long_lists_are_counted():
             return {"a": list(range(1000)), "b": math.pi, "c": {"x": "y" * 100}}
 
     assert brief(Result()) == "Result(a=1,000 in a list, b=3.142, c={'x': '" + "y" * 59 + "…'})"
+
+
+def test_every_number_is_described_and_listed_in_the_docs() -> None:
+    """`python tools/list_numbers.py docs/numbers.md` makes the list."""
+    listed = runpy.run_path(str(ROOT / "tools" / "list_numbers.py"))["listed"]()
+    assert listed in (ROOT / "docs" / "numbers.md").read_text(encoding="utf-8")
+    names = {field.name for field in fields(Evaluation)} - {"architecture"}
+    ends = {name for name in names if name.endswith(("_low", "_high"))}
+    assert set(numbers_of(Evaluation)) == names - ends
+    assert {end.rpartition("_")[0] for end in ends} <= names

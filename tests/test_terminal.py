@@ -107,7 +107,8 @@ def test_a_terminal_sees_a_bar_and_results_go_to_standard_output() -> None:
 
 
 class Dropping:
-    """What is raised while it is deleted, Python drops, as in every callback of a weak reference or of C."""
+    """What is raised while it is deleted, Python drops, as in every callback of a weak reference or
+    of C."""
 
     def __del__(self) -> None:
         signal.raise_signal(signal.SIGINT)

@@ -1,4 +1,5 @@
-"""Write the bundled corpus: text that the bundled language model makes up itself, a document a line.
+"""Write the bundled corpus: text that the bundled language model makes up itself, a document a
+line.
 
     python tools/generate_corpus.py MODEL OUT.jsonl.gz [--documents 1500]
 
@@ -34,9 +35,15 @@ def main() -> None:
     while len(texts) < args.documents:
         begin = torch.full((args.batch_size, 1), tokenizer.bos_token_id)
         ids = model.generate(
-            begin, attention_mask=torch.ones_like(begin), do_sample=True, temperature=0.9, top_p=0.97, top_k=0,
-            max_length=length, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+            begin,
+            attention_mask=torch.ones_like(begin),
+            do_sample=True,
+            temperature=0.9,
+            top_p=0.97,
+            top_k=0,
+            max_length=length,
+            pad_token_id=tokenizer.pad_token_id,
+        )
         for text in tokenizer.batch_decode(ids, skip_special_tokens=True):
             whole = re.match(r".*[.!?][\"')]*(?=\s|$)", text, re.DOTALL)
             if whole and len(whole[0]) >= MIN_CHARACTERS and "\ufffd" not in whole[0]:
@@ -49,7 +56,8 @@ def main() -> None:
         for ids in tokenizer(texts[: args.documents], add_special_tokens=False)["input_ids"]
     )
     print(
-        f"{args.out}: {tokens:,} tokens, {len(lines):,} bytes, {args.out.stat().st_size:,} compressed"
+        f"{args.out}: {tokens:,} tokens, {len(lines):,} bytes, {args.out.stat().st_size:,} "
+        "compressed"
     )
 
 

@@ -1,9 +1,11 @@
-"""Turn tagged sentences like the Brown corpus' into a file for `bitlens labels`: text, parts of speech, genre.
+"""Turn tagged sentences like the Brown corpus' into a file for `bitlens labels`: text, parts of
+speech, genre.
 
     python tools/label_brown.py BROWN.jsonl.gz OUT.jsonl.gz [--documents 1500] [--sentences 10]
 
-BROWN has a sentence a line: {"genre": "news", "tokens": ["The", ...], "tags": ["at", ...]}. A document is some consecutive
-sentences of one genre. Tags become the twelve universal parts of speech (Petrov et al. 2012).
+BROWN has a sentence a line: {"genre": "news", "tokens": ["The", ...], "tags": ["at", ...]}. A
+document is some consecutive sentences of one genre. Tags become the twelve universal parts of
+speech (Petrov et al. 2012).
 """
 
 import argparse
@@ -20,10 +22,20 @@ QUOTES = {"``": '"', "''": '"'}
 OPENING, CLOSING = {"``", "(", "["}, {"''", ")", "]", ",", ".", ";", ":", "?", "!", "%"}
 # The first pattern that matches the beginning of a tag decides.
 UNIVERSAL = [
-    (r"\*|rb|rn|wrb|q|wq", "ADV"), (r"nil|uh", "X"), (r"[^a-z]", "."), (r"v|be|do|hv|md", "VERB"), (r"n", "NOUN"),
-    (r"wp|p", "PRON"), (r"j|od", "ADJ"), (r"in|cs", "ADP"), (r"a|dt|wdt|ex", "DET"), (r"cd", "NUM"), (r"cc", "CONJ"),
-    (r"to|rp", "PRT"), (r"", "X"),
-]  # fmt: skip
+    (r"\*|rb|rn|wrb|q|wq", "ADV"),
+    (r"nil|uh", "X"),
+    (r"[^a-z]", "."),
+    (r"v|be|do|hv|md", "VERB"),
+    (r"n", "NOUN"),
+    (r"wp|p", "PRON"),
+    (r"j|od", "ADJ"),
+    (r"in|cs", "ADP"),
+    (r"a|dt|wdt|ex", "DET"),
+    (r"cd", "NUM"),
+    (r"cc", "CONJ"),
+    (r"to|rp", "PRT"),
+    (r"", "X"),
+]
 
 
 def universal(tag: str) -> str:
@@ -32,7 +44,8 @@ def universal(tag: str) -> str:
 
 
 def document(sentences: list[dict[str, Any]]) -> dict[str, Any]:
-    """Sentences of one genre -> text with single spaces where a printer puts them, and a span for every token."""
+    """Sentences of one genre -> text with single spaces where a printer puts them, and a span for
+    every token."""
     text: str = ""
     spans: list[list[Any]] = []
     glue = True

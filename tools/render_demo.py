@@ -15,8 +15,8 @@ from bitlens.demo import run_demo
 
 
 def shape(text: str) -> list[str]:
-    """What a run prints on every machine: sentences, and a table's names and meanings. Numbers, and the latents that
-    training found, differ with the processor."""
+    """What a run prints on every machine: sentences, and a table's names and meanings. Numbers, and
+    the latents that training found, differ with the processor."""
     lines = []
     for line in text.splitlines():
         if line.startswith("latent "):

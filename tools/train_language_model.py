@@ -1,9 +1,11 @@
-"""Train the bundled language model: a byte-level BPE tokenizer and a small Llama, from a folder of plain text.
+"""Train the bundled language model: a byte-level BPE tokenizer and a small Llama, from a folder of
+plain text.
 
     python tools/train_language_model.py BOOKS --work WORK [--minutes 60]
 
-BOOKS holds one text file per book, a paragraph a line. The books named in HELD_OUT are never trained on; the
-perplexity in the model card is theirs. WORK receives the tokenizer and the finished model in fp16. `tools/generate_corpus.py` writes the bundled corpus with it.
+BOOKS holds one text file per book, a paragraph a line. The books named in HELD_OUT are never
+trained on; the perplexity in the model card is theirs. WORK receives the tokenizer and the finished
+model in fp16. `tools/generate_corpus.py` writes the bundled corpus with it.
 """
 
 import argparse
@@ -26,7 +28,8 @@ PUNCTUATION = str.maketrans(
 
 
 def read_books(folder: Path) -> tuple[list[list[str]], list[list[str]]]:
-    """The paragraphs of every book, typography normalised to ASCII quotes and dashes -> (training, held out)."""
+    """The paragraphs of every book, typography normalised to ASCII quotes and dashes -> (training,
+    held out)."""
     train, held_out = [], []
     for path in sorted(folder.glob("*.txt")):
         text = path.read_text(encoding="utf-8").translate(PUNCTUATION)
@@ -62,7 +65,8 @@ def train_tokenizer(books: list[list[str]]) -> PreTrainedTokenizerFast:
 def tokenize(
     books: list[list[str]], tokenizer: PreTrainedTokenizerFast
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All books as one row of token ids, each ending in EOS -> (ids [T], offsets at which a paragraph starts)."""
+    """All books as one row of token ids, each ending in EOS -> (ids [T], offsets at which a
+    paragraph starts)."""
     ids, starts = [], []
     for book in books:
         for encoding in tokenizer.backend_tokenizer.encode_batch(
@@ -84,7 +88,8 @@ def windows(ids: np.ndarray, starts: np.ndarray, bos: int) -> torch.Tensor:
 def perplexity(
     model: LlamaForCausalLM, books: list[list[str]], tokenizer: PreTrainedTokenizerFast
 ) -> dict:
-    """Held-out cross-entropy over consecutive windows of CONTEXT tokens, per token and per UTF-8 byte."""
+    """Held-out cross-entropy over consecutive windows of CONTEXT tokens, per token and per UTF-8
+    byte."""
     ids, _ = tokenize(books, tokenizer)
     rows = windows(ids, np.arange(0, len(ids) - CONTEXT, CONTEXT - 1), tokenizer.bos_token_id)
     model.eval()
@@ -120,10 +125,17 @@ def main() -> None:
     print(f"{len(ids):,} training tokens, {len(starts):,} paragraphs", flush=True)
 
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=512, num_hidden_layers=6, num_attention_heads=8,
-        max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     model = LlamaForCausalLM(config)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
@@ -142,8 +154,11 @@ def main() -> None:
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate
-        batch = windows(ids, starts[torch.randint(len(starts), (args.batch_size,), generator=generator)],
-                        tokenizer.bos_token_id)  # fmt: skip
+        batch = windows(
+            ids,
+            starts[torch.randint(len(starts), (args.batch_size,), generator=generator)],
+            tokenizer.bos_token_id,
+        )
         with torch.autocast("cpu", torch.bfloat16):
             loss = compiled(batch, labels=batch).loss
         loss.backward()

@@ -1,4 +1,5 @@
-"""What is timed: each case runs bitlens and what it is compared with in turn, in one process, on the same numbers.
+"""What is timed: each case runs bitlens and what it is compared with in turn, in one process, on
+the same numbers.
 
 Every case is a generator of `Figure`s, so that they can be shown as they come.
 """
@@ -34,7 +35,10 @@ OURS = "bitlens"
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the benchmark. times: this thing's seconds over those of the case's first line, bitlens's own."""
+    """One line of the benchmark.
+
+    times: this thing's seconds over those of the case's first line, bitlens's own.
+    """
 
     case: str
     size: str
@@ -49,7 +53,8 @@ class Figure:
 
 @dataclass(frozen=True)
 class Scope:
-    """How large and how long: widths `(d_in, n_latents)`, and a divisor of the rows of the cases that go by rows."""
+    """How large and how long: widths `(d_in, n_latents)`, and a divisor of the rows of the cases
+    that go by rows."""
 
     sizes: tuple[tuple[int, int], ...]
     rows: int = 1_000_000
@@ -67,9 +72,15 @@ def _figures(
     own = next(iter(timings.values())).seconds
     for name, timing in timings.items():
         yield Figure(
-            case, size, name, timing.seconds, timing.seconds / own, floors.get(name), timing.peak_bytes,
+            case,
+            size,
+            name,
+            timing.seconds,
+            timing.seconds / own,
+            floors.get(name),
+            timing.peak_bytes,
             (details or {}).get(name, ""),
-        )  # fmt: skip
+        )
 
 
 def _hidden_states(rows: int, d_in: int, seed: int = 0) -> Tensor:
@@ -114,7 +125,8 @@ def covariance_penalty(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
 def _bae_step(
     x: Tensor, n_latents: int, **settings: float | bool | str
 ) -> tuple[Callable[[], None], float]:
-    """A training step of the preset `step` with the weights it starts from -> (step, share of bits on; about as many in the window)"""
+    """A training step of the preset `step` with the weights it starts from -> (step, share of bits
+    on; about as many in the window)"""
     chosen: dict[str, Any] = {"preset": "step", "prune_at": (), "regrow_at": (), **settings}
     config = TrainConfig(n_latents=n_latents, **chosen).resolved(x.shape[1], "cpu")
     model = BinaryAutoencoder(x.shape[1], n_latents, config.coding or "step")
@@ -193,9 +205,8 @@ def training_step(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
 def harvest(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
     """Harvesting hidden states, against the bare forward pass of the same tokens."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, forward, whole, rows in harvest_overhead(
-            Path(folder), max(4000, scope.rows // 25)
-        ):
+        wanted, repeats = max(1000, scope.rows // 25), 5 if scope.budget else 1
+        for name, forward, whole, rows in harvest_overhead(Path(folder), wanted, repeats):
             detail = f"{rows / whole:,.0f} rows/s"
             yield Figure("harvest", name, OURS, whole, 1.0, forward, None, detail)
             yield Figure(
@@ -204,7 +215,8 @@ def harvest(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
 
 
 def encode(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
-    """Hidden states to packed bits, against float codes and against what memory and disk deliver."""
+    """Hidden states to packed bits, against float codes and against what memory and disk
+    deliver."""
     for d_in, n_latents in scope.sizes:
         rows = max(BATCH, scope.rows // 16 * 256 // d_in // 4)
         x = _hidden_states(rows, d_in)
@@ -221,9 +233,10 @@ def encode(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
         floor = 2 * rows * d_in * n_latents / peaks["float32 operations"]
         taken = timings[OURS].seconds
         rate = rows * d_in * 2 / taken
+        disk, memory = peaks["bytes from disk"] / 1e9, peaks["bytes from memory"] / 1e9
         details = {
-            OURS: f"{rows / taken:,.0f} rows/s, {rate / 1e9:.2f} GB/s of 16-bit states (disk {peaks['bytes from disk'] / 1e9:.2f}, "
-            f"memory {peaks['bytes from memory'] / 1e9:.0f})"
+            OURS: f"{rows / taken:,.0f} rows/s, {rate / 1e9:.2f} GB/s of 16-bit states "
+            f"(disk {disk:.2f}, memory {memory:.0f})"
         }
         names = dict.fromkeys(timings, floor)
         size = f"{rows:,} rows, d_in {d_in}, {n_latents} latents"
@@ -231,7 +244,8 @@ def encode(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
 
 
 def codes_by_descent(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
-    """Bits found by descent from zero, about 17 on in a row, against all gains computed anew at each flip, in torch."""
+    """Bits found by descent from zero, about 17 on in a row, against all gains computed anew at
+    each flip, in torch."""
     for d_in, n_latents in scope.sizes:
         n, g = 4 * BATCH, torch.Generator().manual_seed(0)
         W = torch.randn(n_latents, d_in, generator=g) * 0.3
@@ -353,6 +367,12 @@ def growth(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
 
 
 CASES: dict[str, Callable[[Scope, Peaks], Iterator[Figure]]] = {
-    "covariance": covariance_penalty, "step": training_step, "harvest": harvest, "encode": encode, "descent": codes_by_descent,
-    "pairs": pairs, "search": search, "growth": growth,
-}  # fmt: skip
+    "covariance": covariance_penalty,
+    "step": training_step,
+    "harvest": harvest,
+    "encode": encode,
+    "descent": codes_by_descent,
+    "pairs": pairs,
+    "search": search,
+    "growth": growth,
+}

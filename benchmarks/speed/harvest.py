@@ -14,12 +14,15 @@ from bitlens.hidden.models import BUNDLED
 from bitlens.hidden.text import ContextReader
 
 
-def harvest_overhead(folder: Path, rows: int) -> Iterator[tuple[str, float, float, int]]:
-    """The bundled model, and a random one of width 768 on fewer rows -> (name, forward s, harvest s, rows) of each"""
+def harvest_overhead(
+    folder: Path, rows: int, repeats: int
+) -> Iterator[tuple[str, float, float, int]]:
+    """The bundled model, and a random one of width 768 on fewer rows -> (name, forward s, harvest
+    s, rows) of each"""
     bundled = LanguageModel.load(BUNDLED, ["layers.2"])
     yield (
         "bundled model, 3 layers of width 256",
-        *_compare(bundled, rows, 5, torch.float16, folder / "a"),
+        *_compare(bundled, rows, repeats, torch.float16, folder / "a"),
     )
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -34,17 +37,19 @@ def harvest_overhead(folder: Path, rows: int) -> Iterator[tuple[str, float, floa
     model = LanguageModel.load(str(folder / "model"), ["layers.5"])
     yield (
         "random Llama, 6 layers of width 768",
-        *_compare(model, rows * 2 // 5, 3, torch.float32, folder / "b"),
+        *_compare(model, rows * 2 // 5, max(1, repeats - 2), torch.float32, folder / "b"),
     )
 
 
 def _compare(
     model: LanguageModel, rows: int, repeats: int, dtype: torch.dtype, folder: Path
 ) -> tuple[float, float, int]:
-    """Median seconds of the bare forward pass and of a harvest of the same tokens, in turn, and the rows they make.
+    """Median seconds of the bare forward pass and of a harvest of the same tokens, in turn, and the
+    rows they make.
 
-    The forward pass is the bare one: tokens in memory, nothing read out, nothing stored. A run writes about eight shards,
-    as many as a long one in a few minutes, so that writing behind the forward pass is measured, not a run's end alone.
+    The forward pass is the bare one: tokens in memory, nothing read out, nothing stored. A run
+    writes about eight shards, as many as a long one in a few minutes, so that writing behind the
+    forward pass is measured, not a run's end alone.
     """
     reader = ContextReader(Corpus((BUNDLED,)), model.tokenizer, 256)
     batches, kept = [], 0

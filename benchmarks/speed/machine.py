@@ -31,7 +31,8 @@ def _popcounts(words, sums, rounds):
 
 
 def peaks(folder: Path | None = None) -> Peaks:
-    """Measured peaks: float32 operations, pairs of words and-ed, counted and added, bytes read from memory and from disk, a second.
+    """Measured peaks: float32 operations, pairs of words and-ed, counted and added, bytes read from
+    memory and from disk, a second.
 
     folder: where the file for the disk's share is written; by default the temporary folder.
     """
@@ -77,7 +78,8 @@ def _best(function: Callable[[], object], calls: int = 7) -> float:
 
 
 def _disk(folder: Path | None, size: int = 1 << 28) -> float:
-    """Bytes a second of reading a file that the system does not hold in memory (as far as it can be told to drop it)."""
+    """Bytes a second of reading a file that the system does not hold in memory (as far as it can be
+    told to drop it)."""
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         file.write(os.urandom(size))
         file.flush()

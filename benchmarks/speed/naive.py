@@ -22,7 +22,10 @@ def covariance_step(h: Tensor) -> Step:
 
 
 def paper_step(x: Tensor, n_latents: int) -> Step:
-    """A training step of a BAE with the objective of arXiv 2509.20997, eq. 4-6, every term dense, and torch's Adam."""
+    """A training step of a BAE with the objective of arXiv 2509.20997, eq.
+
+    4-6, every term dense, and torch's Adam.
+    """
     W_enc, b_enc, W_dec, b_dec = parameters = _parameters(x.shape[1], n_latents)
     optimizer = torch.optim.Adam(parameters, lr=1e-3)
 
@@ -42,7 +45,8 @@ def paper_step(x: Tensor, n_latents: int) -> Step:
 
 
 def relu_step(x: Tensor, n_latents: int) -> Step:
-    """A training step of a plain ReLU autoencoder with L1: five float32 products and torch's fused Adam."""
+    """A training step of a plain ReLU autoencoder with L1: five float32 products and torch's fused
+    Adam."""
     W_enc, b_enc, W_dec, b_dec = parameters = _parameters(x.shape[1], n_latents)
     optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
 
@@ -57,7 +61,8 @@ def relu_step(x: Tensor, n_latents: int) -> Step:
 
 
 def descend(x: Tensor, W: Tensor, b: Tensor, price: Tensor) -> Tensor:
-    """Codes by descent with nothing kept: before each flip of all rows, all gains from the residual, by a whole product."""
+    """Codes by descent with nothing kept: before each flip of all rows, all gains from the
+    residual, by a whole product."""
     h, length = x.new_zeros(len(x), len(W)), W.square().sum(1)
     rows = torch.arange(len(x))
     while True:
@@ -79,6 +84,9 @@ def _parameters(d_in: int, n_latents: int) -> list[Tensor]:
     return [
         (torch.randn(shape, generator=generator) * scale).requires_grad_()
         for shape, scale in (
-            ((d_in, n_latents), d_in**-0.5), ((n_latents,), 0.1), ((n_latents, d_in), n_latents**-0.5), ((d_in,), 0.0),
+            ((d_in, n_latents), d_in**-0.5),
+            ((n_latents,), 0.1),
+            ((n_latents, d_in), n_latents**-0.5),
+            ((d_in,), 0.0),
         )
-    ]  # fmt: skip
+    ]

@@ -1,4 +1,4 @@
-"""`bitlens bench`: all cases, one table, one object of numbers."""
+"""All cases, one after the other, and one object of numbers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from benchmarks.speed.machine import Peaks, about, peaks
 from bitlens.errors import BitlensError
 
 SIZES = ("256x1024", "512x2048", "2048x8192")
+DEFAULT_CASES = ("covariance", "step", "harvest", "encode", "pairs", "search", "growth")
 
 
 def run_bench(
@@ -25,7 +26,8 @@ def run_bench(
 ) -> dict[str, Any]:
     """Time the cases on this machine, interleaved with what they are compared with.
 
-    started: called with the machine and its measured peaks before the first case. report: called with every figure.
+    started: called with the machine and its measured peaks before the first case. report: called
+    with every figure.
 
     -> machine, measured peaks, versions of the rivals that are installed, and the figures
     """
@@ -33,11 +35,13 @@ def run_bench(
     unknown = [case for case in cases if case not in CASES]
     if unknown or not sizes:
         raise BitlensError(
-            f"There is no case {', '.join(unknown) or 'without a size'}; choose from: {', '.join(CASES)}."
+            f"There is no case {', '.join(unknown) or 'without a size'}; choose from: "
+            f"{', '.join(CASES)}."
         )
     if rows < 4096 or budget < 0:
         raise BitlensError(
-            f"A benchmark needs at least 4,096 rows and a budget of at least 0 seconds, not {rows} and {budget}."
+            "A benchmark needs at least 4,096 rows and a budget of at least 0 seconds, not "
+            f"{rows} and {budget}."
         )
     machine, measured = about(), peaks()
     started(machine, measured)
@@ -61,6 +65,7 @@ def _size(text: str) -> tuple[int, int]:
         d_in = n_latents = 0
     if d_in < 1 or n_latents < 64 or n_latents % 64:
         raise BitlensError(
-            f"A size is written as 512x2048, width by latents, the latents a multiple of 64; not '{text}'."
+            "A size is written as 512x2048, width by latents, the latents a multiple of 64; not "
+            f"'{text}'."
         )
     return d_in, n_latents

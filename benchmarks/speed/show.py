@@ -21,10 +21,12 @@ class Screen:
 
     def started(self, machine: Mapping[str, Any], peaks: Peaks) -> None:
         show.out.print(
-            f"{machine['processor']}, {machine['threads']} threads of torch {machine['torch']}. Measured peaks: "
-            + ", ".join(f"{value / 1e9:,.1f} G {name}/s" for name, value in peaks.items()) + ".",
+            f"{machine['processor']}, {machine['threads']} threads of torch {machine['torch']}. "
+            "Measured peaks: "
+            + ", ".join(f"{value / 1e9:,.1f} G {name}/s" for name, value in peaks.items())
+            + ".",
             markup=False,
-        )  # fmt: skip
+        )
 
     def figure(self, figure: Figure) -> None:
         if self._figures and self._figures[0].case != figure.case:
@@ -36,7 +38,8 @@ class Screen:
         absent = [name for name in RIVALS if name not in installed]
         if absent:
             show.out.print(
-                f"Not installed, so not compared: {', '.join(absent)} (docs/speed.md says how to install them)."
+                f"Not installed, so not compared: {', '.join(absent)} (docs/speed.md says how to "
+                "install them)."
             )
 
     def _flush(self) -> None:
@@ -67,9 +70,12 @@ class Screen:
                 ("", "") if floor is None else (duration(floor), f"{figure.seconds / floor:.1f}")
             )
             grid.add_row(
-                size if growth else f"  {figure.name}", duration(figure.seconds), f"{figure.times:.2f}",
-                *limits[: len(floors)], "" if figure.peak_bytes is None else f"{figure.peak_bytes / 2**20:,.0f} MiB",
-            )  # fmt: skip
+                size if growth else f"  {figure.name}",
+                duration(figure.seconds),
+                f"{figure.times:.2f}",
+                *limits[: len(floors)],
+                "" if figure.peak_bytes is None else f"{figure.peak_bytes / 2**20:,.0f} MiB",
+            )
             if figure.detail:
                 grid.add_row(f"    {figure.detail}", style="dim")
         show.out.print(grid)

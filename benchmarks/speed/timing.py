@@ -14,17 +14,19 @@ LEAST = 3
 
 @dataclass(frozen=True)
 class Timing:
-    """Median seconds of a call, and the bytes by which the process grew in it at most (None where that is not known)."""
+    """Median seconds of a call, and the bytes by which the process grew in it at most (None where
+    that is not known)."""
 
     seconds: float
     peak_bytes: int | None
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], budget: float) -> dict[str, Timing]:
-    """Call the functions in turn, round after round, so that a slow moment of the machine meets them all.
+    """Call the functions in turn, round after round, so that a slow moment of the machine meets
+    them all.
 
-    Each is first called once to warm up and once more to measure its memory. budget: seconds after which no further
-    round begins, once there are three.
+    Each is first called once to warm up and once more to measure its memory. budget: seconds after
+    which no further round begins, once there are three.
     """
     peaks: dict[str, int | None] = {}
     for name, function in functions.items():
@@ -43,7 +45,8 @@ def interleaved(functions: Mapping[str, Callable[[], object]], budget: float) ->
 
 
 def peak_growth(function: Callable[[], object]) -> int | None:
-    """Bytes of memory that a call takes at its peak beyond what the process held before; Linux alone can tell."""
+    """Bytes of memory that a call takes at its peak beyond what the process held before; Linux
+    alone can tell."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(

@@ -1,8 +1,6 @@
-"""bitlens turns the hidden states of a language model into bits, and measures, explains and shows them."""
+"""Hidden states of language models as bits: measured, explained and shown."""
 
 from __future__ import annotations
-
-from bitlens.version import __version__ as __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,24 +28,40 @@ if TYPE_CHECKING:
     from bitlens.matching import match
     from bitlens.results import to_pandas
     from bitlens.training import TrainConfig, train
+    from bitlens.version import __version__ as __version__
 
-_HOME = {
-    "Autoencoder": "autoencoders", "BinaryAutoencoder": "autoencoders", "TopKAutoencoder": "autoencoders",
-    "Codes": "bits", "PackedBits": "bits", "encode_store": "encode", "BitlensError": "errors",
-    "Evaluation": "evaluation", "evaluate": "evaluation", "ActivationStore": "hidden", "Corpus": "hidden",
-    "HiddenSource": "hidden", "LanguageModel": "hidden", "PairedStore": "hidden", "TensorSource": "hidden", "harvest": "hidden.harvest",
-    "Splice": "causal.splice", "faithfulness": "causal.faithfulness", "label_scores": "labels.scores",
-    "match": "matching", "ContextReader": "hidden.text", "entropy": "information.entropy", "to_pandas": "results", "TrainConfig": "training", "train": "training",
-}  # fmt: skip
+_MODULES = {
+    "autoencoders": ("Autoencoder", "BinaryAutoencoder", "TopKAutoencoder"),
+    "bits": ("Codes", "PackedBits"),
+    "causal.faithfulness": ("faithfulness",),
+    "causal.splice": ("Splice",),
+    "encode": ("encode_store",),
+    "errors": ("BitlensError",),
+    "evaluation": ("Evaluation", "evaluate"),
+    "hidden": (
+        *("ActivationStore", "Corpus", "HiddenSource"),
+        *("LanguageModel", "PairedStore", "TensorSource"),
+    ),
+    "hidden.harvest": ("harvest",),
+    "hidden.text": ("ContextReader",),
+    "information.entropy": ("entropy",),
+    "labels.scores": ("label_scores",),
+    "matching": ("match",),
+    "results": ("to_pandas",),
+    "training": ("TrainConfig", "train"),
+    "version": ("__version__",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = ["ActivationStore", "Autoencoder", "BinaryAutoencoder", "BitlensError", "Codes", "ContextReader", "Corpus",
-           "Evaluation", "HiddenSource", "LanguageModel", "PackedBits", "PairedStore", "Splice", "TensorSource",
-           "TopKAutoencoder", "TrainConfig", "encode_store", "entropy", "evaluate", "faithfulness", "harvest",
-           "label_scores", "match", "to_pandas", "train"]  # fmt: skip
+__all__ = ["ActivationStore", "Autoencoder", "BinaryAutoencoder", "BitlensError", "Codes"]
+__all__ += ["ContextReader", "Corpus", "Evaluation", "HiddenSource", "LanguageModel", "PackedBits"]
+__all__ += ["PairedStore", "Splice", "TensorSource", "TopKAutoencoder", "TrainConfig"]
+__all__ += ["encode_store", "entropy", "evaluate", "faithfulness", "harvest", "label_scores"]
+__all__ += ["match", "to_pandas", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported when first used, so that `import bitlens` is quick."""
+    """Public names are imported when they are first used, so that `import bitlens` is quick."""
     if name not in _HOME:
         raise AttributeError(f"module 'bitlens' has no attribute '{name}'")
     import importlib

@@ -30,46 +30,49 @@ def encode_store(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Codes:
-    """Encode every row of `store`, held-out documents and rows of outlying norm, too, and write the codes to `out`; `usual`
-    says which rows are not of outlying norm.
+    """Encode every row of `store`, held-out and outlying ones, too, and write the codes to `out`.
 
-    name: what the codes' manifest calls the autoencoder. progress: show it on standard error.
+    `usual` of the codes says which rows are not of outlying norm. name: what the codes' manifest
+    calls the autoencoder. progress: show it on standard error.
     """
     store.require_width(autoencoder.d_in)
     share = held_out_share(store, autoencoder.metadata)
     out = Path(out)
     prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST)
-    device, usual = autoencoder.W_enc.device, store.usual()
-
-    def parts() -> Iterator[tuple[PackedBits, dict[str, Tensor]]]:
-        words: list[Tensor] = []
-        columns: list[dict[str, Tensor]] = []
-        done = held = 0
-        for rows in store.read("all"):
-            words.append(
-                autoencoder.encode_bits(autoencoder.pair(rows.hidden.to(device))[0]).words.cpu()
-            )
-            first = done + held
-            columns.append({**rows.columns, "usual": usual[first : first + len(rows.hidden)]})
-            held += len(rows.hidden)
-            terminal.at(done + held, total=len(store))
-            if held >= PART_ROWS:
-                yield _join(words, columns, autoencoder.n_latents)
-                words, columns, done, held = [], [], done + held, 0
-        if held:
-            yield _join(words, columns, autoencoder.n_latents)
-
+    kept = ("model", "revision", "model_digest", "hook", "documents")
     about = {
-        "autoencoder": name, "architecture": autoencoder.architecture, "store": str(store.path),
-        **{key: store.manifest.get(key) for key in ("model", "revision", "model_digest", "hook", "documents")},
+        "autoencoder": name,
+        "architecture": autoencoder.architecture,
+        "store": str(store.path),
+        **{key: store.manifest.get(key) for key in kept},
         "test_fraction": share,
-    }  # fmt: skip
-    return Codes.write(out, parts(), autoencoder.n_latents, about)
+    }
+    return Codes.write(out, _parts(autoencoder, store), autoencoder.n_latents, about)
+
+
+def _parts(
+    autoencoder: Autoencoder, store: ActivationStore
+) -> Iterator[tuple[PackedBits, dict[str, Tensor]]]:
+    """Bits and columns of `PART_ROWS` rows or a little more at a time."""
+    device, usual = autoencoder.W_enc.device, store.usual()
+    words: list[Tensor] = []
+    columns: list[dict[str, Tensor]] = []
+    done = first = 0  # rows encoded, and the first of the part
+    for rows in store.read("all"):
+        x, _ = autoencoder.pair(rows.hidden.to(device))
+        words.append(autoencoder.encode_bits(x).words.cpu())
+        columns.append({**rows.columns, "usual": usual[done : done + len(x)]})
+        done += len(x)
+        terminal.at(done, total=len(store))
+        if done - first >= PART_ROWS:
+            yield _join(words, columns, autoencoder.n_latents)
+            words, columns, first = [], [], done
+    if words:
+        yield _join(words, columns, autoencoder.n_latents)
 
 
 def _join(
     words: list[Tensor], columns: list[dict[str, Tensor]], n_latents: int
 ) -> tuple[PackedBits, dict[str, Tensor]]:
-    return PackedBits(torch.cat(words), n_latents), {
-        k: torch.cat([c[k] for c in columns]) for k in columns[0]
-    }
+    joined = {name: torch.cat([block[name] for block in columns]) for name in columns[0]}
+    return PackedBits(torch.cat(words), n_latents), joined

@@ -1,8 +1,11 @@
-"""The one exception that is meant for a person: the command line prints it as a sentence and exits with status 2."""
+"""Exceptions that are meant for a person: the command line prints them as a sentence."""
 
 
 class BitlensError(Exception):
-    """Bad input or a condition the user can mend. The message is one sentence that names the thing and the way out."""
+    """Bad input or a condition that the user can mend; exit status 2.
+
+    The message is one sentence that names the thing and the way out.
+    """
 
 
 class Interrupted(BitlensError):

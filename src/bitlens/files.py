@@ -1,4 +1,4 @@
-"""Folders that are always either whole or resumable: atomic writes, checksums, manifests with a schema version."""
+"""Files that are whole or not there: atomic writes, checksums, manifests, output folders."""
 
 import contextlib
 import errno
@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; renamed onto it, after fsync, when the block ends well, and removed otherwise.
+    """A temporary path, renamed to `path` when the block ends well, and removed otherwise.
 
-    It lies in a folder of its own: libraries put temporary files of theirs beside what they write, and what a kill
-    leaves behind is removed when `path` is written again. A disk that fills up becomes a `BitlensError`; what stood at `path` before is untouched.
+    It lies in a folder of its own: libraries put temporary files of theirs beside what they write,
+    and what a kill leaves behind is removed when `path` is written again. A disk that fills up
+    becomes a `BitlensError`; what stood at `path` before is untouched.
     """
     if path.is_dir():
         raise BitlensError(f"{path} is a folder; name a file.")
@@ -41,11 +42,12 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) in _NO_SPACE or any(
-            f"os error {code}" in str(error) for code in _NO_SPACE
-        ):
+        # safetensors gives the number in its message alone
+        named = any(f"os error {code}" in str(error) for code in _NO_SPACE)
+        if named or getattr(error, "errno", None) in _NO_SPACE:
             raise BitlensError(
-                f"The disk is full: {path} could not be written; free some space and repeat the command."
+                f"The disk is full: {path} could not be written; free some space and repeat the "
+                "command."
             ) from error
         raise
     finally:
@@ -53,7 +55,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Whether `replacing` could write this file, tried: its folder is made, what stands there is left as it is."""
+    """BitlensError if `replacing` could not write this file. Its folder is made."""
     if path.is_dir():
         raise BitlensError(f"{path} is a folder; name a file.")
     if path.exists() and not path.is_file():
@@ -70,7 +72,10 @@ def refuse_unwritable(path: Path) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` as JSON, atomically. NaN and infinity become null, so that every reader accepts the file."""
+    """Write `value` as JSON, atomically.
+
+    NaN and infinity become null, so that every reader accepts the file.
+    """
     with replacing(path) as temporary:
         temporary.write_text(
             json.dumps(finite(value), indent=1, allow_nan=False) + "\n", encoding="utf-8"
@@ -78,7 +83,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def finite(value: Any) -> Any:
-    """The value as a JSON file keeps it: NaN and infinity are None, keys are strings, tuples lists."""
+    """The value as JSON has it: NaN and infinity are None, keys are strings, tuples lists."""
     if isinstance(value, float):
         return value if value - value == 0 else None
     if isinstance(value, Mapping):
@@ -88,75 +93,65 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_hook(value: Any) -> bool:
-    return value is None or (isinstance(value, dict) and isinstance(value.get("module"), str))
-
-
-def _is_shard(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("file"), str)
-        and "sha256" in value
-        and _is_count(value.get("rows"))
-    )
-
-
-def _is_origin(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return value is None
-    return isinstance(value.get("numbering"), str) and isinstance(value.get("texts"), list)
-
-
-# What a key holds, in every manifest of ours that has it; None is allowed where there may be nothing to say.
-_FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("rows", "d_in", "d_sae", "n_latents"), (_is_count, "a number of them")),
-    "std": (_is_number, "a number"),
-    "mean": (lambda v: isinstance(v, list) and all(map(_is_number, v)), "a list of numbers"),
-    "shards": (lambda v: isinstance(v, list) and all(map(_is_shard, v)), "a list of shards"),
-    "metadata": (lambda v: isinstance(v, dict), "an object"),
-    "training": (lambda v: isinstance(v, dict), "an object"),
-    "documents_of": (_is_origin, "the texts and a digest of their numbering"),
-    **dict.fromkeys(("hook", "target_hook"), (_is_hook, "the names of a hook point")),
-    "architecture": (lambda v: isinstance(v, str), "a text"),
-    **dict.fromkeys(("model", "revision"), (lambda v: v is None or isinstance(v, str), "a text")),
-    **dict.fromkeys(
-        ("context_length", "outlier_norm", "test_fraction", "n_latents_trained", "documents"),
-        (lambda v: v is None or _is_number(v), "a number"),
-    ),
+# What a key holds in every manifest that has it. int: not negative; float: an int, too; a list
+# holds such values, an object has these keys, and of a tuple any form will do.
+_HOOK = ({"module": str}, None)
+_FORMS: dict[str, Any] = {
+    **dict.fromkeys(("rows", "d_in", "d_sae", "n_latents"), int),
+    "std": float,
+    "mean": [float],
+    "shards": [{"file": str, "sha256": object, "rows": int}],
+    "metadata": dict,
+    "training": dict,
+    "documents_of": ({"numbering": str, "texts": list}, None),
+    "hook": _HOOK,
+    "target_hook": _HOOK,
+    "architecture": str,
+    "model": (str, None),
+    "revision": (str, None),
+    "context_length": (float, None),
+    "outlier_norm": (float, None),
+    "test_fraction": (float, None),
+    "n_latents_trained": (float, None),
+    "documents": (float, None),
 }
 
 
+def _fits(value: Any, form: Any) -> bool:
+    if isinstance(form, tuple):
+        return any(_fits(value, one) for one in form)
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_fits(item, form[0]) for item in value)
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(
+            key in value and _fits(value[key], inner) for key, inner in form.items()
+        )
+    if form is None:
+        return value is None
+    if form is int:
+        return type(value) is int and value >= 0  # a bool is none
+    return type(value) in (int, float) if form is float else isinstance(value, form)
+
+
 def _refuse_other_forms(values: Mapping[str, Any], path: Path, what: str) -> None:
-    for key, value in values.items():
-        fits, wanted = _FORMS.get(key, (lambda v: True, ""))
-        if not fits(value):
-            raise BitlensError(
-                f"{path} is damaged: '{key}' is {str(value)[:40]!r} and should be {wanted}; restore it or make {what} again."
-            )
+    def damaged(reason: str) -> BitlensError:
+        return BitlensError(f"{path} is damaged: {reason}; restore it or make {what} again.")
+
+    for key, form in _FORMS.items():
+        if key in values and not _fits(values[key], form):
+            raise damaged(f"'{key}' is {str(values[key])[:40]!r}, which is not of its kind")
     if values.get("metadata"):
         _refuse_other_forms(values["metadata"], path, what)
     if {"mean", "d_in"} <= set(values) and len(values["mean"]) != values["d_in"]:
-        raise BitlensError(
-            f"{path} is damaged: its mean has another width than its rows; make {what} again."
-        )
+        raise damaged("its mean has another width than its rows")
     if values.get("complete") and "shards" in values:
         rows = sum(shard["rows"] for shard in values["shards"])
         if values.get("rows", rows) != rows:
-            raise BitlensError(
-                f"{path} is damaged: its shards have {rows} rows, not {values['rows']}; make {what} again."
-            )
+            raise damaged(f"its shards have {rows} rows, not {values['rows']}")
 
 
 def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
-    """Read a JSON object with a `schema` field; refuse what is missing, damaged or from a newer bitlens."""
+    """Read a JSON object with a `schema`; BitlensError if missing, damaged or of a later one."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -169,7 +164,8 @@ def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
         raise BitlensError(f"{path} is not the manifest of {what}: the key 'schema' is missing.")
     if manifest["schema"] > schema:
         raise BitlensError(
-            f"{path} has schema {manifest['schema']}, but this bitlens reads up to {schema}; upgrade bitlens to open it."
+            f"{path} has schema {manifest['schema']}, but this bitlens reads up to {schema}; "
+            "upgrade bitlens to open it."
         )
     _refuse_other_forms(manifest, path, what)
     return manifest
@@ -185,6 +181,7 @@ def required(manifest: Mapping[str, Any], key: str, path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -229,8 +226,8 @@ def verify_shard(path: Path, expected: str) -> None:
     actual = sha256(path)
     if actual != expected:
         raise BitlensError(
-            f"Shard {path} is truncated or altered: its sha256 is {actual[:16]}…, the manifest says {expected[:16]}…; "
-            "restore it, or make its folder again."
+            f"Shard {path} is truncated or altered: its sha256 is {actual[:16]}…, the manifest "
+            f"says {expected[:16]}…; restore it, or make its folder again."
         )
 
 
@@ -246,8 +243,8 @@ def _is_ours(marker: Path) -> bool:
 def prepare_output(path: Path, resume: bool | None, overwrite: bool, marker: str) -> None:
     """Make the output folder. One that holds something is refused unless resumed or overwritten.
 
-    resume: None where the work cannot be resumed. `marker` is the file that shows the folder to be one of ours: nothing
-    else is ever deleted.
+    resume: None where the work cannot be resumed. `marker` is the file that shows the folder to be
+    one of ours: nothing else is ever deleted.
     """
     real = path.resolve()  # a link stays, what it leads to is made or replaced
     if real.exists() and not real.is_dir():
@@ -262,7 +259,8 @@ def prepare_output(path: Path, resume: bool | None, overwrite: bool, marker: str
             raise BitlensError(f"{path} is not empty; pass {way}`overwrite=True` to replace it.")
         if not _is_ours(real / marker):
             raise BitlensError(
-                f"{path} was not written by this command (it has no {marker}); choose another folder."
+                f"{path} was not written by this command (it has no {marker}); choose another "
+                "folder."
             )
         shutil.rmtree(real)
     try:

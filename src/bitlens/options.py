@@ -1,4 +1,4 @@
-"""Choices that settings are made of, in a module that imports nothing heavy: the command line reads them for its help."""
+"""Choices that settings are made of. Imports nothing heavy: the command line's help needs them."""
 
 from typing import Literal
 

@@ -1,10 +1,10 @@
-"""Results as people see them in a notebook: a line that says what they are, and tables of pandas where that is there."""
+"""Results as people see them: numbers with meanings, a line in a notebook, tables of pandas."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, NamedTuple, get_type_hints
 
 from bitlens.errors import BitlensError
 
@@ -12,8 +12,26 @@ SHOWN = 6  # entries of a list, and more are counted
 LETTERS = 60
 
 
+class Number(NamedTuple):
+    """What a number means, and how tables format it: `fvu: Annotated[float, Number(...)]`."""
+
+    meaning: str
+    format: str = ""
+
+
+def numbers_of(kind: type) -> dict[str, Number]:
+    """The annotated numbers of a dataclass or named tuple, by name, in the order of its fields."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {
+        name: note
+        for name, hint in hints.items()
+        for note in getattr(hint, "__metadata__", ())
+        if isinstance(note, Number)
+    }
+
+
 def brief(self: Any) -> str:
-    """The `repr` of a dataclass or named tuple: its numbers, and the kind and size of what is long."""
+    """The `repr` of a dataclass or named tuple: its numbers, and kind and size of what is long."""
     return (
         f"{type(self).__name__}({', '.join(f'{k}={_short(v)}' for k, v in _fields(self).items())})"
     )
@@ -43,8 +61,9 @@ def _short(value: Any) -> str:
 def to_pandas(results: Any) -> Any:
     """Results as a pandas DataFrame, which needs pandas to be installed.
 
-    results: one result, a row, or columns where all of it is as long; a list of results, a row each; or a dict of them, a
-    row each under its name. Of an estimate with its interval `x` the columns are `x`, `x_low` and `x_high`.
+    results: one result, a row, or columns where all of it is as long; a list of results, a row
+    each; or a dict of them, a row each under its name. Of an estimate with its interval `x` the
+    columns are `x`, `x_low` and `x_high`.
     """
     try:
         import pandas
@@ -52,24 +71,20 @@ def to_pandas(results: Any) -> Any:
         raise BitlensError(
             "A DataFrame needs pandas, which is not installed here: pip install pandas."
         ) from None
-    found = results.records() if hasattr(results, "records") else results
-    if isinstance(found, Mapping) and found and all(map(_is_record, found.values())):
-        return pandas.DataFrame([_row(value) for value in found.values()], index=list(found))
-    if isinstance(found, Iterable) and not _is_record(found):
-        return pandas.DataFrame([_row(value) for value in found])
-    if not _is_record(found):
-        raise BitlensError(f"A {type(found).__name__} is no result that a table could be made of.")
-    columns = {name: _plain(value) for name, value in _fields(found).items()}
+    records = results.records() if hasattr(results, "records") else results
+    if isinstance(records, Mapping) and records and all(map(_is_record, records.values())):
+        return pandas.DataFrame(map(_row, records.values()), index=list(records))
+    if isinstance(records, Iterable) and not _is_record(records):
+        return pandas.DataFrame([_row(record) for record in records])
+    row = _row(records)
+    columns = {name: _plain(value) for name, value in _fields(records).items()}
     lengths = {len(value) if isinstance(value, list) else None for value in columns.values()}
-    return pandas.DataFrame(columns if len(lengths) == 1 and None not in lengths else [_row(found)])
+    return pandas.DataFrame(columns if len(lengths) == 1 and None not in lengths else [row])
 
 
 def _is_record(value: Any) -> bool:
-    return (
-        hasattr(value, "_fields")
-        or (is_dataclass(value) and not isinstance(value, type))
-        or isinstance(value, Mapping)
-    )
+    result = is_dataclass(value) and not isinstance(value, type)
+    return result or hasattr(value, "_fields") or isinstance(value, Mapping)
 
 
 def _fields(record: Any) -> dict[str, Any]:
@@ -81,20 +96,17 @@ def _fields(record: Any) -> dict[str, Any]:
 
 
 def _row(record: Any) -> dict[str, Any]:
-    """Its numbers; those of an inner record under the names of both, but for the `value` of an estimate."""
+    """Numbers by name; those of an inner record by both names, but for `value` of an estimate."""
     if not _is_record(record):
         raise BitlensError(f"A {type(record).__name__} is no result that a row could be made of.")
     row: dict[str, Any] = {}
-    for name, value in (
-        record.as_dict() if hasattr(record, "as_dict") else _fields(record)
-    ).items():
-        if _is_record(value):
-            row |= {
-                name if inner == "value" else f"{name}_{inner}": number
-                for inner, number in _row(value).items()
-            }
-        else:
+    values = record.as_dict() if hasattr(record, "as_dict") else _fields(record)
+    for name, value in values.items():
+        if not _is_record(value):
             row[name] = _plain(value)
+            continue
+        for inner, number in _row(value).items():
+            row[name if inner == "value" else f"{name}_{inner}"] = number
     return row
 
 

@@ -1,7 +1,8 @@
 """What a person sees of work under way, on standard error.
 
-In a terminal long work shows a bar. Elsewhere it says a line once it has taken two seconds, and then ever more rarely, so
-that a log stays short. Bars nest: what a step calls shows below it, and a line names them all.
+In a terminal long work shows a bar. Elsewhere it says a line once it has taken two seconds, and
+then ever more rarely, so that a log stays short. Bars nest: what a step calls shows below it, and a
+line names them all.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH = 120  # where there is no terminal to ask
-FIRST, RAREST = (
-    2.0,
-    20.0,
-)  # seconds before the first line, and at most between two, where there is no terminal
+FIRST = 2.0  # seconds before the first line, where there is no terminal
+RAREST = 20.0  # seconds between two lines, at most
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
 def open_console(stderr: bool) -> Console:
-    """A console that prints text as it is, and goes on, silently, when who reads it has gone: what is written to files
-    is not lost with it."""
+    """A console that prints text as it is, and goes on in silence when its reader has gone.
+
+    What is written to files is not lost then.
+    """
     from rich.console import Console
 
     class Lasting(Console):
@@ -67,10 +68,9 @@ class Bar:
         _screen.changed(self)
 
     def __str__(self) -> str:
-        of = f" of {self.total:,}" if self.total is not None else ""
-        return f"{self.title}: {f'{self.done:,}{of}  ' if self.done else ''}{self.note}".rstrip(
-            " :"
-        )
+        total = f" of {self.total:,}" if self.total is not None else ""
+        count = f"{self.done:,}{total}  " if self.done else ""
+        return f"{self.title}: {count}{self.note}".rstrip(" :")
 
 
 class _Screen:
@@ -106,9 +106,8 @@ class _Screen:
 
     def changed(self, bar: Bar) -> None:
         if bar in self._tasks:
-            self._progress.update(
-                self._tasks[bar], completed=bar.done, note=bar.note, total=bar.total
-            )
+            task = self._tasks[bar]
+            self._progress.update(task, completed=bar.done, note=bar.note, total=bar.total)
 
     def _wait(self, seconds: float) -> None:
         self._timer = threading.Timer(seconds, self._say, (seconds,))
@@ -135,30 +134,70 @@ def _rich_progress() -> Any:
     )
 
     columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
-    )  # fmt: skip
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
     return Progress(
         *columns, console=console(), transient=True, redirect_stdout=sys.stdout.isatty()
     )
 
 
 class _Interrupt:
-    """Ctrl-C that cannot be lost: Python drops an exception that is raised in a callback (of a weak reference, of an
-    import's lock, of C), and libraries clear some. What was not heard is raised again where work says how far it is."""
+    """Ctrl-C that cannot be lost.
+
+    Python drops an exception that is raised in a callback (of a weak reference, of an import's
+    lock, of C), and some libraries clear any. What was not heard is raised again where work says
+    how far it is.
+    """
 
     def __init__(self) -> None:
         self.pending = False
 
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Until `listen` is called in the block, Ctrl-C ends the process with a word.
+
+        Raised in the middle of an import, an exception could become anything. Another handler than
+        Python's own is left alone.
+        """
+        former = signal.getsignal(signal.SIGINT)
+        if former is not signal.default_int_handler:
+            yield
+            return
+        signal.signal(signal.SIGINT, self._end_process)
+        try:
+            yield
+        finally:
+            self.ignore()
+            signal.signal(signal.SIGINT, former)
+
     def listen(self) -> None:
         """From here on SIGINT is a KeyboardInterrupt until the process has ended by it."""
-        self.pending = False
-        signal.signal(signal.SIGINT, self._raise)
-        sys.unraisablehook = self._dropped
+        own = (self._end_process, self._raise, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) in own:
+            self.pending = False
+            signal.signal(signal.SIGINT, self._raise)
+            sys.unraisablehook = self._dropped
 
     def ignore(self) -> None:
+        """Forget an interrupt that was not heard, and raise none again."""
         self.pending = False
         sys.unraisablehook = sys.__unraisablehook__
+
+    def check(self) -> None:
+        """Raise the interrupt that was not heard, if there is one."""
+        if self.pending and threading.current_thread() is threading.main_thread():
+            self.pending = False
+            raise KeyboardInterrupt
+
+    def _end_process(self, number: int, frame: Any) -> None:
+        cursor = b"\x1b[?25h" if os.isatty(2) else b""  # it may be hidden
+        os.write(2, cursor + b"Stopped.\n")
+        os._exit(128 + signal.SIGINT)
 
     def _raise(self, number: int, frame: Any) -> None:
         self.pending = True
@@ -168,16 +207,10 @@ class _Interrupt:
         if not issubclass(what.exc_type, KeyboardInterrupt):
             sys.__unraisablehook__(what)
             return
-        again = threading.Timer(
-            0.05, os.kill, (os.getpid(), signal.SIGINT)
-        )  # outside of the callback
+        # outside of the callback
+        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
         again.daemon = True
         again.start()
-
-    def check(self) -> None:
-        if self.pending and threading.current_thread() is threading.main_thread():
-            self.pending = False
-            raise KeyboardInterrupt
 
 
 interrupt = _Interrupt()
@@ -185,7 +218,10 @@ interrupt = _Interrupt()
 
 @contextlib.contextmanager
 def bar(title: str, total: int | None = None, shown: bool = True) -> Iterator[Bar]:
-    """Show this work while the block runs. shown False: neither this nor any work within the block."""
+    """Show this work while the block runs.
+
+    shown False: neither this nor any work within the block.
+    """
     one = Bar(title, total)
     if not shown:
         _screen.hidden += 1
@@ -197,10 +233,8 @@ def bar(title: str, total: int | None = None, shown: bool = True) -> Iterator[Ba
     if _screen.hidden or threading.current_thread() is not threading.main_thread():
         yield one
         return
-    if (
-        _screen.bars and _screen.bars[-1].title == title
-    ):  # a command, and the function that does its work
-        yield _screen.bars[-1]
+    if _screen.bars and _screen.bars[-1].title == title:
+        yield _screen.bars[-1]  # of a command, for the function that does its work
         return
     _screen.open(one)
     try:
@@ -246,7 +280,7 @@ def track(
     total: int | None = None,
     size: Callable[[T], int] = lambda item: 1,
 ) -> Iterator[T]:
-    """The items, in a bar of their own that counts those that are done; size: what an item counts."""
+    """The items, in a bar that counts those that are done; size: how much an item counts."""
     with bar(title, total) as counted:
         for item in items:
             yield item

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import ActivationStore
 from bitlens.information.intervals import Estimate
 from bitlens.information.moments import Variance, squared_error
-from bitlens.results import brief
+from bitlens.results import Number, brief
 from bitlens.seeding import generator
 
 KEEP = (1, 2, 4, 8, 16, 32, 64, None)
@@ -40,7 +40,7 @@ class Kept(NamedTuple):
     """None: the whole code"""
     l0: float
     """mean number of latents on"""
-    surprisal: float
+    surprisal: Annotated[float, Number("bits: -log2 p of the latents on", ".1f")]
     """mean sum of `-log2 p_j` over the latents on, bits"""
     fvu: float
     """of the hidden states that are replaced, about their own mean"""
@@ -162,7 +162,7 @@ class PositionLosses(NamedTuple):
 
     __repr__ = brief
 
-    tokens: int
+    tokens: Annotated[int, Number("scored", ",d")]
     ce_original: float
     ce_spliced: float
     kl_div: float

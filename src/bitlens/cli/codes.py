@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from bitlens.cli.common import (
     CodesFolder,
     Device,
-    Json,
     RunFolder,
     Search,
     SearchFlags,
     StoreFolder,
     open_pair,
-    write_result,
 )
 
 CompressedFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
 
 
-def entropy(codes: CodesFolder, seed: int = 0, json: Json = None) -> None:
+def entropy(codes: CodesFolder, seed: int = 0) -> dict[str, Any]:
     """Measure the information in a corpus of codes: estimates, bounds, and their intervals.
 
-    Code lengths are those of some documents, coded by models fitted on the others: the documents that were held out when
-    the autoencoder was trained on this store, or the last fifth if none were. Rows of outlying norm are left out.
+    Code lengths are those of some documents, coded by models fitted on the others: the documents
+    that were held out when the autoencoder was trained on this store, or the last fifth if none
+    were. Rows of outlying norm are left out.
 
     Args:
         codes: folder of codes, from `bitlens encode`.
         seed: seed of the autoregression.
-        json: also write the numbers to this file.
     """
     from dataclasses import asdict
 
@@ -50,7 +48,7 @@ def entropy(codes: CodesFolder, seed: int = 0, json: Json = None) -> None:
     test = torch.from_numpy(held_out(document.numpy(), fraction)) if fraction else None
     result = measure(bits, document, test, seed=seed)
     show.entropy(str(codes), result)
-    write_result(json, {"codes": str(codes), "outliers": corpus.outliers, **asdict(result)})
+    return {"codes": str(codes), "outliers": corpus.outliers, **asdict(result)}
 
 
 def compress(
@@ -58,28 +56,25 @@ def compress(
     store: StoreFolder,
     out: Path,
     documents: Literal["all", "test"] = "all",
-    residual: bool = False,
     seed: int = 0,
     search: SearchFlags = Search(),  # noqa: B008
     device: Device = "auto",
     overwrite: bool = False,
-    json: Json = None,
-) -> None:
-    """Write the bits of a store to a file whose size is their code length, and say what else would cost how much.
+) -> dict[str, Any]:
+    """Write the bits of a store to a file as long as their code; compare other ways to store it.
 
-    The code is a model fitted on the training documents; it is in the file. `bitlens decompress` gives hidden states back.
+    The code is a model fitted on the training documents; it is in the file. `bitlens decompress`
+    gives hidden states back.
 
     Args:
         run: a binary autoencoder.
         store: hidden states of its hook point.
         out: the file.
         documents: all, or test for the held-out documents only.
-        residual: keep what the bits leave out, too: the hidden states come back to the last bit.
         seed: seed of the model's fit.
         search: how the codes are found.
         device: auto, cpu, cuda.
         overwrite: replace a file that is there.
-        json: also write the numbers to this file.
     """
     from dataclasses import asdict
 
@@ -88,10 +83,10 @@ def compress(
 
     autoencoder, rows = open_pair(run, store, device, search)
     result = compress_store(
-        autoencoder, rows, run, out, documents=documents, exact=residual, seed=seed, overwrite=overwrite,
-    )  # fmt: skip
+        autoencoder, rows, run, out, documents=documents, seed=seed, overwrite=overwrite
+    )
     show.compression(str(out), result)
-    write_result(json, {"file": str(out), **asdict(result)})
+    return {"file": str(out), **asdict(result)}
 
 
 def decompress(
@@ -100,11 +95,11 @@ def decompress(
     out: Path,
     skip_damaged: bool = False,
     overwrite: bool = False,
-    json: Json = None,
-) -> None:
-    """Make a store of a compressed file: the original hidden states if it has a residual, else what the bits give.
+) -> dict[str, Any]:
+    """Make a store of the hidden states that the bits of a compressed file give.
 
-    Tokens and positions in the context are not in the file: tokens are -1 and positions count the rows of a document.
+    Tokens and positions in the context are not in the file: tokens are -1 and positions count the
+    rows of a document.
 
     Args:
         file: written by `bitlens compress`.
@@ -112,7 +107,6 @@ def decompress(
         out: the store.
         skip_damaged: leave out documents that are damaged instead of stopping.
         overwrite: replace a store that is there.
-        json: also write the result to this file.
     """
     from bitlens import show
     from bitlens.compression.file import Compressed
@@ -122,21 +116,7 @@ def decompress(
     store, damaged = decompress_file(
         compressed, run, out, skip_damaged=skip_damaged, overwrite=overwrite
     )
-    kind = (
-        f"the original {compressed.dtype}" if compressed.dtype else "float32, as the bits give them"
-    )
-    show.out.print(f"{out}: {len(store):,} rows of {store.d_in}, {kind}", soft_wrap=True)
+    show.say(f"{out}: {len(store):,} rows of {store.d_in}, float32, as the bits give them")
     if damaged:
-        show.err.print(
-            f"Left out, as they are damaged: documents {', '.join(map(str, damaged))}.",
-            soft_wrap=True,
-        )
-    write_result(
-        json,
-        {
-            "store": str(out),
-            "rows": len(store),
-            "exact": compressed.dtype is not None,
-            "damaged": damaged,
-        },
-    )
+        show.warn(f"Left out, as they are damaged: documents {', '.join(map(str, damaged))}.")
+    return {"store": str(out), "rows": len(store), "damaged": damaged}

@@ -29,9 +29,11 @@ class Search:
     """How the codes of an autoencoder are found, where that is not to be its own way."""
 
     coding: Literal["descent", "step"] | None = None
-    """of a binary autoencoder: descent searches the bits, step takes those of its encoder; by default its own way"""
+    """of a binary autoencoder: descent searches the bits, step takes those of its encoder; by
+    default its own way"""
     flips: int | None = None
-    """of a descent: at most so many flips a row, from the encoder's bits on; fewer are faster, 0 is the encoder alone"""
+    """of a descent: at most so many flips a row, from the encoder's bits on; fewer are faster, 0 is
+    the encoder alone"""
 
     def of(self, autoencoder: Any) -> Any:
         """The autoencoder, coded in this way."""
@@ -41,7 +43,8 @@ class Search:
             return autoencoder
         if not isinstance(autoencoder, BinaryAutoencoder):
             raise BitlensError(
-                f"--coding and --flips are for binary autoencoders, and this is a {autoencoder.architecture}."
+                "--coding and --flips are for binary autoencoders, and this is a "
+                f"{autoencoder.architecture}."
             )
         return autoencoder.coded(self.coding, self.flips)
 
@@ -50,10 +53,23 @@ SearchFlags = Annotated[Search, tyro.conf.arg(name="")]
 
 
 def open_text(
-    model: str, text: tuple[str, ...], hooks: tuple[str, ...], context: int, packed: bool, bos: bool | None,
-    column: str, split: str, streaming: bool, unit: Any, shuffle_seed: int | None, dtype: str, device: str,
-    device_map: str | None, revision: str | None, test_fraction: float,
-) -> Any:  # fmt: skip
+    model: str,
+    text: tuple[str, ...],
+    hooks: tuple[str, ...],
+    context: int,
+    packed: bool,
+    bos: bool | None,
+    column: str,
+    split: str,
+    streaming: bool,
+    unit: Any,
+    shuffle_seed: int | None,
+    dtype: str,
+    device: str,
+    device_map: str | None,
+    revision: str | None,
+    test_fraction: float,
+) -> Any:
     """A language model hooked at `hooks` and a reader of `text`."""
     from bitlens.hidden import Corpus, LanguageModel
     from bitlens.hidden.text import ContextReader
@@ -85,6 +101,7 @@ def open_pair(run: Path, store: Path, device: str, search: Search = Search()) ->
 
 
 def pick_device(device: str) -> str:
+    """`auto`: a GPU if there is one. BitlensError for a GPU that is not there."""
     import torch
 
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -93,6 +110,7 @@ def pick_device(device: str) -> str:
 
 
 def write_result(path: Json, value: dict[str, Any]) -> None:
+    """For commands that still have a --json of their own; see `bitlens.cli.calling`."""
     if path is not None:
         from bitlens.files import write_json
 

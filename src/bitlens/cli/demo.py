@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from bitlens.cli.common import Json, write_result
+from typing import Any
 
 
 def demo(
@@ -12,8 +11,7 @@ def demo(
     n_latents: int = 1024,
     steps: int = 2000,
     overwrite: bool = False,
-    json: Json = None,
-) -> None:
+) -> dict[str, Any]:
     """The whole job on the bundled model and text, offline, in minutes.
 
     Args:
@@ -21,8 +19,7 @@ def demo(
         n_latents: width of both autoencoders.
         steps: training steps of both.
         overwrite: replace a former demo.
-        json: also write the numbers to this file.
     """
     from bitlens.demo import run_demo
 
-    write_result(json, run_demo(out, n_latents, steps, overwrite))
+    return run_demo(out, n_latents, steps, overwrite)

@@ -9,26 +9,23 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 
 QUOTES = "'\""
-RENAMED = {
-    "length": "context",
-    "unit": "documents",
-    "hooks": "hook",
-    "column": "text_column",
-    "exact": "residual",
-}
+RENAMED = {"length": "context", "unit": "documents", "hooks": "hook", "column": "text_column"}
 
 
 def flags_of(command: Callable[..., None]) -> set[str]:
     """Names of a command's arguments that are flags, with underscores."""
-    found: set[str] = set()
+    flags: set[str] = set()
     for name, hint in typing.get_type_hints(command).items():
         if name in inspect.signature(command).parameters:
-            found |= {field.name for field in fields(hint)} if is_dataclass(hint) else {name}
-    return found
+            flags |= {field.name for field in fields(hint)} if is_dataclass(hint) else {name}
+    return flags
 
 
 def in_flags(sentence: str, command: Callable[..., None]) -> str:
-    """The sentence with every `name`, `name=value` that the command takes as a flag of it; others lose their quotes."""
+    """The sentence with every `name` and `name=value` as a flag, where the command has that flag.
+
+    Others lose their quotes.
+    """
     flags = flags_of(command)
 
     def flag(match: re.Match[str]) -> str:

@@ -75,9 +75,23 @@ def train(
         if not text or not hook:
             raise BitlensError("--stream needs the text and the hook point: add --text and --hook.")
         language_model, reader = open_text(
-            source, text, (hook,), context, True, None, text_column, split, True, "auto", shuffle_seed, "auto",
-            config.device, None, None, TEST_FRACTION if fraction is None else fraction,
-        )  # fmt: skip
+            source,
+            text,
+            (hook,),
+            context,
+            True,
+            None,
+            text_column,
+            split,
+            True,
+            "auto",
+            shuffle_seed,
+            "auto",
+            config.device,
+            None,
+            None,
+            TEST_FRACTION if fraction is None else fraction,
+        )
         if left_out := reader.corpus.left_out():
             show.err.print(f"Not read as text: {', '.join(left_out)}", soft_wrap=True)
         rows: Any = LiveSource(language_model, reader)
@@ -103,8 +117,7 @@ def encode(
     search: SearchFlags = Search(),  # noqa: B008
     device: Device = "auto",
     overwrite: bool = False,
-    json: Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Write the packed bits of a store, with the token, document and position of every row.
 
     Args:
@@ -114,7 +127,6 @@ def encode(
         search: how the codes are found.
         device: auto, cpu, cuda.
         overwrite: replace codes that are there.
-        json: also write the result to this file.
     """
     from bitlens import show
     from bitlens.encode import encode_store
@@ -122,13 +134,8 @@ def encode(
     autoencoder, rows = open_pair(run, store, device, search)
     codes = encode_store(autoencoder, rows, out, name=str(run), overwrite=overwrite)
     size = sum(file.stat().st_size for file in out.iterdir())
-    show.out.print(
-        f"{out}: {len(codes):,} rows of {codes.n_latents:,} bits, {size / 2**20:.1f} MiB",
-        soft_wrap=True,
-    )
-    write_result(
-        json, {"codes": str(out), "rows": len(codes), "n_latents": codes.n_latents, "bytes": size}
-    )
+    show.say(f"{out}: {len(codes):,} rows of {codes.n_latents:,} bits, {size / 2**20:.1f} MiB")
+    return {"codes": str(out), "rows": len(codes), "n_latents": codes.n_latents, "bytes": size}
 
 
 def evaluate(
@@ -141,58 +148,76 @@ def evaluate(
     joint: On = True,
     search: SearchFlags = Search(),  # noqa: B008
     device: Device = "auto",
-    json: Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Print the table of numbers of an autoencoder, on held-out documents.
 
     Args:
         run: an autoencoder.
         store: hidden states of its hook point.
-        part: test: the held-out documents; all: every document, for text that the autoencoder was not trained on.
+        part: test: the held-out documents; all: every document, for text that the autoencoder was not
+            trained on.
         outliers: with --part all, take rows of outlying norm, too; they are never trained on.
         contexts: contexts that the language model reads for the cross-entropy numbers.
-        ce: leave out the cross-entropy numbers, for which the language model runs with reconstructions spliced in.
+        ce: leave out the cross-entropy numbers, for which the language model runs with
+            reconstructions spliced in.
         joint: leave out bits_joint, which takes most of the time.
         search: how the codes are found.
         device: auto, cpu, cuda.
-        json: also write the numbers to this file.
     """
     from bitlens import show
-    from bitlens.causal.splice import load_spliced
     from bitlens.evaluation import evaluate as measure
-    from bitlens.hidden.split import same_numbers, unseen
     from bitlens.information.rate_distortion import ROWS_A_COMPONENT
 
     autoencoder, rows = open_pair(run, store, device, search)
-    if part == "test":
-        rows = unseen(rows, autoencoder.metadata)
-        if not same_numbers(autoencoder.metadata, rows.manifest):
-            show.err.print(
-                "This store is other text than the training's; --part all takes every row of it."
-            )
-    elif autoencoder.metadata.get("corpus") and same_numbers(autoencoder.metadata, rows.manifest):
-        show.err.print(
-            "The autoencoder was trained on this text: with --part all, most rows measured are not held out."
-        )
-    model = None
-    if ce and rows.manifest.get("context_length"):
-        try:
-            model = load_spliced(autoencoder, rows, pick_device(device))
-        except BitlensError as error:
-            show.err.print(f"Without cross-entropy numbers: {error}", soft_wrap=True)
-    numbers = measure(
+    rows = _rows_of_part(autoencoder, rows, part)
+    evaluation = measure(
         autoencoder,
         rows,
-        language_model=model,
+        language_model=_language_model(autoencoder, rows, device) if ce else None,
         max_contexts=contexts,
         part=part,
         outliers=outliers,
         joint=joint,
-    ).as_dict()
+    )
+    numbers = evaluation.as_dict()
     show.table(f"{run} on {store}", {autoencoder.architecture: numbers})
-    if numbers["bits_gaussian"] is None:
-        show.err.print(
-            f"Without bits_gaussian: a covariance of {autoencoder.d_out:,} components cannot be told from fewer than "
-            f"{ROWS_A_COMPONENT * autoencoder.d_out:,} usual rows."
+    if evaluation.bits_gaussian is None:
+        show.warn(
+            f"Without bits_gaussian: a covariance of {autoencoder.d_out:,} components cannot be "
+            f"estimated from fewer than {ROWS_A_COMPONENT * autoencoder.d_out:,} usual rows."
         )
-    write_result(json, numbers)
+    return numbers
+
+
+def _rows_of_part(autoencoder: Any, store: Any, part: str) -> Any:
+    """The store, split as for the training; warns of what is special about the measured part."""
+    from bitlens import show
+    from bitlens.hidden.split import same_numbers, unseen
+
+    same_text = same_numbers(autoencoder.metadata, store.manifest)
+    if part == "test":
+        store = unseen(store, autoencoder.metadata)
+        if not same_text:
+            show.warn(
+                "This store is other text than the training's; --part all takes every row of it."
+            )
+    elif autoencoder.metadata.get("corpus") and same_text:
+        show.warn(
+            "The autoencoder was trained on this text: with --part all, most rows measured are "
+            "not held out."
+        )
+    return store
+
+
+def _language_model(autoencoder: Any, store: Any, device: str) -> Any:
+    """For the cross-entropy numbers; None, and a sentence, where there is none."""
+    from bitlens import show
+    from bitlens.causal.splice import load_spliced
+
+    if not store.manifest.get("context_length"):
+        return None
+    try:
+        return load_spliced(autoencoder, store, pick_device(device))
+    except BitlensError as error:
+        show.warn(f"Without cross-entropy numbers: {error}")
+        return None

@@ -1,7 +1,8 @@
 """A logistic autoregression in integers, and range coding of bits under it.
 
-What is decoded depends on integers only: log-odds are sums of quantised weights, and a table that is kept with them maps
-them to probabilities. See docs/codec.md for why it decodes to the same bits everywhere.
+What is decoded depends on integers only: log-odds are sums of quantised weights, and a table that
+is kept with them maps them to probabilities. See docs/codec.md for why it decodes to the same bits
+everywhere.
 """
 
 from __future__ import annotations
@@ -13,11 +14,8 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bitlens.bits.kernel import kernel
-from bitlens.bits.packed import PackedBits
 from bitlens.bits.words import add_row, words_for
 from bitlens.errors import BitlensError
 from bitlens.information.autoregression import Autoregression
@@ -39,7 +37,7 @@ def coder() -> Any:
     return import_module("constriction").stream
 
 
-# --- integers ---------------------------------------------------------------------------------------------------------
+# --- integers -------------------------------------------------------------------------------------
 
 
 @kernel
@@ -76,27 +74,25 @@ def _all_probabilities(symbols, weights, sums, shift, table, out):
 
 
 @kernel
-def _next(symbols, j, order, weights, sums, shift, table, words, out):
-    """Take in the decoded latent j, and leave the probabilities of the latent after it in `out`."""
-    word, place = order[j] // 64, np.uint64(order[j] % 64)
+def _write_bits(words, latent, symbols):
+    """The inverse of `_read_bits`, for one latent."""
+    word, shift = latent // 64, np.uint64(latent % 64)
     for r in range(len(symbols)):
-        words[r, word] |= np.uint64(symbols[r]) << place
-    _learn(symbols, j, weights, sums)
-    if j + 1 < len(order):
-        _probabilities(sums, j + 1, shift, table, out)
+        words[r, word] |= np.uint64(symbols[r]) << shift
 
 
-# --- the model --------------------------------------------------------------------------------------------------------
+# --- the model ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Quantised:
     """An autoregression in integers.
 
-    order `[n_latents]` int64: the latents as they are predicted. biases int32 `[n_latents]`: log-odds where all latents
-    are off, in units. weights int16 `[n_latents, n_latents]`: in units, zero on and below the diagonal. table uint32
-    `[levels]`: probabilities of being on in 2^-24. level_shift: bits of a sum of units that its level leaves out.
-    weight_shift: bits of a weight in units that are always zero. chunk: rows coded side by side.
+    order `[n_latents]` int64: the latents as they are predicted. biases int32 `[n_latents]`:
+    log-odds where all latents are off, in units. weights int16 `[n_latents, n_latents]`: in units,
+    zero on and below the diagonal. table uint32 `[levels]`: probabilities of being on in 2^-24.
+    level_shift: bits of a sum of units that its level leaves out. weight_shift: bits of a weight in
+    units that are always zero. chunk: rows coded side by side.
     """
 
     order: np.ndarray
@@ -109,10 +105,12 @@ class Quantised:
 
     @classmethod
     def of(cls, model: Autoregression) -> Quantised:
-        """The nearest integers; what the rates subtract becomes part of the biases. Log-odds beyond 16 count as 16."""
-        n = len(model.order)
-        rates, biases = model.rates.double().numpy(), model.biases.detach().double().numpy()
-        weights, first, shift = np.zeros((n, n), np.int16), 0, UNIT_BITS - WEIGHT_BITS
+        """The nearest integers; what the rates subtract becomes part of the biases.
+
+        Log-odds beyond 16 count as 16.
+        """
+        n, shift = len(model.order), UNIT_BITS - WEIGHT_BITS
+        weights, first = np.zeros((n, n), np.int16), 0
         for block in model.weights:
             end = len(block)
             steps = np.rint(
@@ -124,44 +122,43 @@ class Quantised:
                 )
             weights[:end, first:end] = np.clip(steps, -LARGEST, LARGEST).astype(np.int16) << shift
             first = end
+        rates, biases = model.rates.double().numpy(), model.biases.detach().double().numpy()
         offset = np.array([rates[:j] @ weights[:j, j] for j in range(n)])
-        biases = np.rint(np.clip(biases * (1 << UNIT_BITS) - offset, -(1 << 29), 1 << 29)).astype(
-            np.int32
-        )
+        biases = np.rint(np.clip(biases * (1 << UNIT_BITS) - offset, -(1 << 29), 1 << 29))
         middles = (np.arange(LEVELS) - LEVELS // 2 + 0.5) / (1 << LEVEL_BITS)
         one = 1 << PROBABILITY_BITS
-        table = np.clip(np.rint(one / (1 + np.exp(-middles))), 1, one - 1).astype(np.uint32)
-        order = model.order.numpy().astype(np.int64)
-        return cls(order, biases, weights, table, shift, UNIT_BITS - LEVEL_BITS, max(1, CELLS // n))
+        table = np.clip(np.rint(one / (1 + np.exp(-middles))), 1, one - 1)
+        return cls(
+            model.order.numpy().astype(np.int64),
+            biases.astype(np.int32),
+            weights,
+            table.astype(np.uint32),
+            weight_shift=shift,
+            level_shift=UNIT_BITS - LEVEL_BITS,
+            chunk=max(1, CELLS // n),
+        )
 
     @cached_property
     def pairs(self) -> np.ndarray:
-        """Probabilities of off and on, float32 `[levels, 2]`: integers over a power of two, without any rounding."""
+        """Probabilities of off and on, float32 `[levels, 2]`: integers over a power of two, without
+        any rounding."""
         one = np.int64(1) << PROBABILITY_BITS
         on = self.table.astype(np.int64)
         return (np.stack([one - on, on], 1) / one).astype(np.float32)
 
     def chunks(self, words: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Bits `[latents, rows]` and probabilities `[latents, rows, 2]` of some rows at a time, as they are coded."""
+        """Bits `[latents, rows]` and probabilities `[latents, rows, 2]` of some rows at a time, as
+        they are coded."""
         n = len(self.order)
         for start in range(0, len(words), self.chunk):
             part = words[start : start + self.chunk]
-            symbols, out = (
-                np.empty((n, len(part)), np.int32),
-                np.empty((n, len(part), 2), np.float32),
-            )
+            symbols = np.empty((n, len(part)), np.int32)
+            probabilities = np.empty((n, len(part), 2), np.float32)
             _read_bits(part, self.order, symbols)
             sums = np.tile(self.biases, (len(part), 1))
-            _all_probabilities(symbols, self.weights, sums, self.level_shift, self.pairs, out)
-            yield symbols, out
-
-    def code_lengths(self, bits: PackedBits) -> Tensor:
-        """Bits that each row costs -> float64 `[rows]`"""
-        parts = [
-            -np.log2(np.take_along_axis(p, s[..., None], 2)[..., 0].astype(np.float64)).sum(0)
-            for s, p in self.chunks(bits.numpy())
-        ]
-        return torch.from_numpy(np.concatenate(parts) if parts else np.empty(0))
+            table = self.pairs
+            _all_probabilities(symbols, self.weights, sums, self.level_shift, table, probabilities)
+            yield symbols, probabilities
 
     def encode(self, words: np.ndarray) -> np.ndarray:
         """Rows, uint64 `[rows, words]` -> a stream of 32-bit words"""
@@ -179,47 +176,43 @@ class Quantised:
         for start in range(0, rows, self.chunk):
             part = words[start : start + self.chunk]
             sums = np.tile(self.biases, (len(part), 1))
-            out = np.empty((len(part), 2), np.float32)
-            _probabilities(sums, 0, self.level_shift, self.pairs, out)
-            for j in range(len(self.order)):
-                symbols = decoder.decode(family, out)
-                _next(
-                    symbols,
-                    j,
-                    self.order,
-                    self.weights,
-                    sums,
-                    self.level_shift,
-                    self.pairs,
-                    part,
-                    out,
-                )
+            probabilities = np.empty((len(part), 2), np.float32)
+            for j, latent in enumerate(self.order):
+                _probabilities(sums, j, self.level_shift, self.pairs, probabilities)
+                symbols = decoder.decode(family, probabilities)
+                _write_bits(part, latent, symbols)
+                _learn(symbols, j, self.weights, sums)
         return words
 
-    # Bytes: order, biases, table, the least weight and how many values there are from it to the greatest, their
-    # frequencies, and the weights above the diagonal, row by row, range coded under those frequencies.
-
     def to_bytes(self) -> bytes:
+        """The model as the file holds it.
+
+        Order, biases, table, the least weight and how many values there are from it to the
+        greatest, their frequencies, and the weights above the diagonal, row by row, range coded
+        under those frequencies.
+        """
         n, stream = len(self.order), coder()
-        counts, rows = np.zeros(2 * LARGEST + 1, np.int64), self.weights >> self.weight_shift
+        steps = self.weights >> self.weight_shift
+        counts = np.zeros(2 * LARGEST + 1, np.int64)
         for i in range(n):
-            counts += np.bincount(
-                rows[i, i + 1 :].astype(np.int64) + LARGEST, minlength=len(counts)
-            )
+            weights = steps[i, i + 1 :].astype(np.int64)
+            counts += np.bincount(weights + LARGEST, minlength=len(counts))
         used = np.flatnonzero(counts) if n > 1 else np.array([LARGEST])
-        least, values = (
-            int(used[0]) - LARGEST,
-            max(2, int(used[-1] - used[0]) + 1),
-        )  # a coder needs two
-        some = np.zeros(values, np.int64)
-        some[: used[-1] - used[0] + 1] = counts[used[0] : used[-1] + 1]
-        frequencies = np.maximum((some << FREQUENCY_BITS) // max(1, some.sum()), some > 0)
+        first, last = int(used[0]), int(used[-1])
+        least = first - LARGEST
+        values = max(2, last - first + 1)  # a coder needs two
+        used_counts = np.zeros(values, np.int64)
+        used_counts[: last - first + 1] = counts[first : last + 1]
+        shares = (used_counts << FREQUENCY_BITS) // max(1, used_counts.sum())
+        frequencies = np.maximum(shares, used_counts > 0)
         frequencies[frequencies.argmax()] += (1 << FREQUENCY_BITS) - frequencies.sum()
         encoder, model = stream.queue.RangeEncoder(), _frequency_model(stream, frequencies)
         for i in range(n - 1):
-            encoder.encode(rows[i, i + 1 :].astype(np.int32) - least, model)
-        parts = [self.order.astype("<u4"), self.biases.astype("<i4"), self.table.astype("<u4")]
-        parts += [
+            encoder.encode(steps[i, i + 1 :].astype(np.int32) - least, model)
+        parts = [
+            self.order.astype("<u4"),
+            self.biases.astype("<i4"),
+            self.table.astype("<u4"),
             np.array([least, values], "<i4"),
             frequencies.astype("<u4"),
             encoder.get_compressed().astype("<u4"),
@@ -228,27 +221,26 @@ class Quantised:
 
     @classmethod
     def from_bytes(cls, data: bytes, n: int, about: dict[str, Any]) -> Quantised:
+        """What `to_bytes` made of a model of `n` latents; about: `model` of the file's header."""
         stream, numbers = coder(), np.frombuffer(data, "<u4").astype(np.uint32)
-        order, biases, rest = (
-            numbers[:n].astype(np.int64),
-            numbers[n : 2 * n].view(np.int32),
-            numbers[2 * n :],
+        order, biases, table, (least, values), rest = np.split(
+            numbers, np.cumsum([n, n, about["levels"], 2])
         )
-        table, rest = rest[: about["levels"]], rest[about["levels"] :]
-        least, values = rest[:2].view(np.int32).tolist()
-        decoder = stream.queue.RangeDecoder(rest[2 + values :])
-        model = _frequency_model(stream, rest[2 : 2 + values].astype(np.int64))
-        weights, shift = np.zeros((n, n), np.int16), about["unit_bits"] - about["weight_bits"]
+        least, values = int(least.astype(np.int32)), int(values)
+        decoder = stream.queue.RangeDecoder(rest[values:])
+        model = _frequency_model(stream, rest[:values].astype(np.int64))
+        shift = about["unit_bits"] - about["weight_bits"]
+        weights = np.zeros((n, n), np.int16)
         for i in range(n - 1):
             weights[i, i + 1 :] = (decoder.decode(model, n - 1 - i) + least) << shift
         return cls(
-            order,
-            biases,
+            order.astype(np.int64),
+            biases.view(np.int32),
             weights,
             table,
-            shift,
-            about["unit_bits"] - about["level_bits"],
-            about["chunk"],
+            weight_shift=shift,
+            level_shift=about["unit_bits"] - about["level_bits"],
+            chunk=about["chunk"],
         )
 
 

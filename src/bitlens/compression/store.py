@@ -1,10 +1,10 @@
-"""A store in a file of bits, at the price of its code length, and back; and what other ways of storing it cost."""
+"""A store in a file of bits, at the price of its code length, and back; and what other ways of
+storing it cost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +15,20 @@ from bitlens import terminal
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
 from bitlens.autoencoders.base import WEIGHTS
 from bitlens.bits.packed import PackedBits
-from bitlens.compression.file import MAGIC, Compressed, Damaged, Exact, compress
+from bitlens.compression.file import MAGIC, Compressed, Damaged, compress
 from bitlens.errors import BitlensError
 from bitlens.files import prepare_output, required, sha256
 from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import MANIFEST, ActivationStore, StoreWriter
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.moments import fvu
-from bitlens.information.residual import Decoder, difference, float_bytes, zstandard
 from bitlens.information.tree import Blocks
 from bitlens.results import brief
 
 COMPARED_BYTES = 1 << 23  # of hidden states: zstd -19 is slow
 SHARD_BYTES = 1 << 26
-OF_TEXT = (
-    "model",
-    "revision",
-    "model_digest",
-    "hook",
-    "corpus",
-    "documents_of",
-    "text",
-)  # kept of a store's manifest
+DECODED_ROWS = 4096  # at a time, in float64
+KEPT_OF_MANIFEST = ("model", "revision", "model_digest", "hook", "corpus", "documents_of", "text")
 
 
 @dataclass(frozen=True)
@@ -50,7 +42,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Compression:
-    """A compressed store beside what else could be done with its held-out rows."""
+    """A compressed store beside what else could be done with its held-out rows.
+
+    lines: by their names in `bitlens.show`; all but `file` are about the held-out rows.
+    """
 
     __repr__ = brief
 
@@ -63,9 +58,20 @@ class Compression:
     """code length of these rows under the float model, in bits a row"""
     ratio: float
     """bytes of the streams over the code length"""
-    gain: float | None
-    """share of zstd's bytes of the stored values that an exact file saves on these rows"""
     lines: dict[str, Line]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Every row of a store: its bits, document, and whether that is held out.
+
+    largest: of each component, absolute.
+    """
+
+    bits: PackedBits
+    documents: Tensor
+    held_out: Tensor
+    largest: Tensor
 
 
 @terminal.shown("compress")
@@ -76,49 +82,45 @@ def compress_store(
     out: Path | str,
     *,
     documents: str = "all",
-    exact: bool = False,
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Compression:
-    """Write the rows of `store` to the file `out`, coded by a model fitted on the training documents.
+    """Write the rows of `store` to the file `out`, coded by a model fitted on the training
+    documents.
 
-    run: folder of the autoencoder. documents: `all`, or `test` for the held-out ones (of a split without any, the last
-    fifth). exact: keep what the bits leave out, too. progress: show it on standard error.
+    run: folder of the autoencoder. documents: `all`, or `test` for the held-out ones (of a split
+    without any, the last fifth). progress: show it on standard error.
     """
     run, out = Path(run), Path(out)
     store.require_width(autoencoder.d_in)
     if not isinstance(autoencoder, BinaryAutoencoder):
         raise BitlensError(
-            f"{run} is a {autoencoder.architecture} autoencoder, whose bits alone give no hidden states back; compress "
-            "with a bae."
+            f"{run} is a {autoencoder.architecture} autoencoder, whose bits alone give no hidden "
+            "states back; compress with a bae."
         )
     store = store.split(held_out_share(store, autoencoder.metadata) or 0.0)
+    dtype = required(store.manifest, "dtype", store.path / MANIFEST)
     _refuse_occupied(out, overwrite)
     terminal.stage("bits")
-    bits, ids, largest = _encode(autoencoder, store)
-    test = _test_rows(ids, store)
+    rows = _encode(autoencoder, store)
     terminal.stage("autoregression")
-    model = Autoregression.of_rows(bits[~test], ids[~test], seed)
+    training = ~rows.held_out
+    model = Autoregression.of_rows(rows.bits[training], rows.documents[training], seed)
     terminal.stage("streams")
-    chosen = torch.ones_like(test) if documents == "all" else test
-    decoder, dtype = (
-        Decoder.of(autoencoder),
-        required(store.manifest, "dtype", store.path / MANIFEST),
-    )
+    chosen = torch.ones_like(training) if documents == "all" else rows.held_out
     about = {
-        "autoencoder": str(run), "weights_sha256": sha256(run / WEIGHTS), "store": str(store.path), "part": documents,
-        **{key: store.manifest.get(key) for key in OF_TEXT}, "dtype": dtype,
-    }  # fmt: skip
-    rows = (
-        Exact(decoder, dtype, (hidden for _, hidden in _documents(store, chosen)))
-        if exact
-        else None
-    )
+        "autoencoder": str(run),
+        "weights_sha256": sha256(run / WEIGHTS),
+        "store": str(store.path),
+        "part": documents,
+        **{key: store.manifest.get(key) for key in KEPT_OF_MANIFEST},
+        "dtype": dtype,
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
-    file = compress(bits[chosen], ids[chosen], model, out, about, rows)
+    file = compress(rows.bits[chosen], rows.documents[chosen], model, out, about)
     terminal.stage("comparison")
-    return _compare(file, decoder, store, bits, test, model, largest)
+    return _compare(file, autoencoder, store, rows, model)
 
 
 def _refuse_occupied(out: Path, overwrite: bool) -> None:
@@ -133,102 +135,107 @@ def _refuse_occupied(out: Path, overwrite: bool) -> None:
 
 
 @torch.inference_mode()
-def _encode(autoencoder: Autoencoder, store: ActivationStore) -> tuple[PackedBits, Tensor, Tensor]:
-    """-> bits and document of every row, and the largest absolute value of every component"""
-    words, ids, largest = [], [], torch.zeros(store.d_in)
+def _encode(autoencoder: Autoencoder, store: ActivationStore) -> _Rows:
+    words, documents, largest = [], [], torch.zeros(store.d_in)
     for rows in store.read("all"):
         words.append(autoencoder.encode_bits(rows.hidden.to(autoencoder.W_enc.device)).words.cpu())
-        ids.append(rows.columns["document"])
+        documents.append(rows.columns["document"])
         largest = torch.maximum(largest, rows.hidden.float().abs().amax(0))
-    return PackedBits(torch.cat(words), autoencoder.n_latents), torch.cat(ids), largest
-
-
-def _test_rows(ids: Tensor, store: ActivationStore) -> Tensor:
+    ids = torch.cat(documents)
     test = store.is_test(ids) if store.test_fraction else Blocks.of(len(ids), ids).last_fifth()
     if not test.any() or test.all():
         raise BitlensError(
-            f"The code is fitted on some documents and measured on others, and all rows of {store.path} are on one side; "
-            "take a store of more documents."
+            "The code is fitted on some documents and measured on others, and all rows of "
+            f"{store.path} are on one side; take a store of more documents."
         )
-    return test
+    return _Rows(PackedBits(torch.cat(words), autoencoder.n_latents), ids, test, largest)
 
 
-def _documents(store: ActivationStore, chosen: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The hidden states of each document in turn; chosen: bool `[rows]`, the same for all rows of a document."""
-    parts, current, at = [], None, 0
-    for rows in store.read("all"):
-        ids = rows.columns["document"]
-        edges = [0, *((ids[1:] != ids[:-1]).nonzero()[:, 0] + 1).tolist(), len(ids)]
-        for start, stop in pairwise(edges):
-            if parts and int(ids[start]) != current:
-                yield current or 0, torch.cat(parts)
-                parts = []
-            current = int(ids[start])
-            if chosen[at + start]:
-                parts.append(rows.hidden[start:stop])
-        at += len(ids)
-    if parts:
-        yield current or 0, torch.cat(parts)
-
-
-# --- what else could be done --------------------------------------------------------------------------------------------
+# --- what else could be done ----------------------------------------------------------------------
 
 
 def _compare(
-    file: Compressed, decoder: Decoder, store: ActivationStore, bits: PackedBits, test: Tensor, model: Autoregression,
-    largest: Tensor,
-) -> Compression:  # fmt: skip
-    """Every line is about the same held-out rows, the first documents up to 8 MiB, but the file's own."""
-    some: dict[int, Tensor] = {}
-    for document, hidden in _documents(store, test):
-        some[document] = hidden
-        if (
-            sum(len(rows) for rows in some.values()) * store.d_in * hidden.itemsize
-            >= COMPARED_BYTES
-        ):
-            break
-    hidden = torch.cat(list(some.values()))
-    n, held = len(hidden), bits[test][: len(hidden)]
-    places = [i for i, document in enumerate(file.documents.tolist()) if document in some]
-    streams = int(file.stream_bytes[places].sum())
-    residual = int(file.residual_bytes[places].sum())
-    scale = torch.where(largest > 0, largest / 127, 1.0)
-    steps = (hidden.float() / scale).round().to(torch.int8)
+    file: Compressed,
+    autoencoder: BinaryAutoencoder,
+    store: ActivationStore,
+    rows: _Rows,
+    model: Autoregression,
+) -> Compression:
+    """Every line is about the same held-out rows, the first documents up to 8 MiB, but the file's
+    own."""
+    hidden, documents = _some_held_out(store, rows)
+    bits = rows.bits[rows.held_out][: len(hidden)]
+    streams = int(file.stream_bytes[torch.isin(file.documents, torch.unique(documents))].sum())
+    scale = torch.where(rows.largest > 0, rows.largest / 127, 1.0)
+    int8 = (hidden.float() / scale).round().to(torch.int8)
     usual = torch.linalg.vector_norm(hidden, dim=1, dtype=torch.float64) <= store.outlier_norm
-    from_bits = fvu(hidden[usual], decoder.decode(held)[usual])
-    whole = file.path.stat().st_size
-    words, fvu_of_int8 = (
-        held.numpy().astype("<u8").tobytes(),
-        fvu(hidden[usual], (steps * scale)[usual]),
-    )
-    stored = _zstd(float_bytes(hidden))
-    sizes = {
-        "streams": (streams, from_bits), "words": (len(words), from_bits), "words_zstd": (_zstd(words), from_bits),
-        "int8_zstd": (_zstd(steps.numpy().tobytes()), fvu_of_int8), "stored_zstd": (stored, 0.0),
-        "stored_planes": (sum(len(difference(x, torch.zeros_like(x))) for x in some.values()), 0.0),
-    }  # fmt: skip
-    if file.dtype:
-        sizes["exact"] = (streams + residual, 0.0)
-    lines = {name: Line(size, 8 * size / n, lost) for name, (size, lost) in sizes.items()}
-    lines["file"] = Line(whole, 8 * whole / file.rows, 0.0 if file.dtype else from_bits)
-    length = float(model.code_lengths(held).mean())
-    gain = 1 - (streams + residual) / stored if file.dtype else None
+    fvu_of_bits = fvu(hidden[usual], reconstruct(autoencoder, bits)[usual])
+    words, whole = bits.numpy().astype("<u8").tobytes(), file.path.stat().st_size
+
+    def line(size: int, lost: float, count: int = len(hidden)) -> Line:
+        return Line(size, 8 * size / count, lost)
+
+    length = float(model.code_lengths(bits).mean())
     return Compression(
-        file.rows,
-        n,
-        store.manifest["dtype"],
-        length,
-        8 * streams / n / length if length else 1.0,
-        gain,
-        lines,
+        rows=file.rows,
+        held_out_rows=len(hidden),
+        dtype=store.manifest["dtype"],
+        bits_joint=length,
+        ratio=8 * streams / len(hidden) / length if length else 1.0,
+        lines={
+            "streams": line(streams, fvu_of_bits),
+            "words": line(len(words), fvu_of_bits),
+            "words_zstd": line(_zstd(words), fvu_of_bits),
+            "int8_zstd": line(
+                _zstd(int8.numpy().tobytes()), fvu(hidden[usual], (int8 * scale)[usual])
+            ),
+            "stored_zstd": line(_zstd(hidden.view(torch.uint8).numpy().tobytes()), 0.0),
+            "file": line(whole, fvu_of_bits, file.rows),
+        },
     )
+
+
+def _some_held_out(store: ActivationStore, rows: _Rows) -> tuple[Tensor, Tensor]:
+    """Hidden states of the first held-out documents, whole ones up to `COMPARED_BYTES`, and the
+    document of each row."""
+    ids = rows.documents[rows.held_out]
+    ends = torch.unique_consecutive(ids, return_counts=True)[1].cumsum(0)
+    row_bytes = store.d_in * getattr(torch, store.manifest["dtype"]).itemsize
+    enough = ends[ends * row_bytes >= COMPARED_BYTES]
+    n = int(enough[0]) if len(enough) else len(ids)
+    hidden, place = [], 0
+    for block in store.read("all"):
+        hidden.append(block.hidden[rows.held_out[place : place + len(block.hidden)]])
+        place += len(block.hidden)
+        if sum(map(len, hidden)) >= n:
+            break
+    return torch.cat(hidden)[:n], ids[:n]
 
 
 def _zstd(data: bytes) -> int:
-    return len(zstandard().ZstdCompressor(level=19).compress(data))
+    """Bytes of `data` under zstd -19."""
+    zstandard: Any = import_module("zstandard")
+    return len(zstandard.ZstdCompressor(level=19).compress(data))
 
 
-# --- back ---------------------------------------------------------------------------------------------------------------
+# --- back -----------------------------------------------------------------------------------------
+
+
+def reconstruct(autoencoder: BinaryAutoencoder, bits: PackedBits) -> Tensor:
+    """The hidden states that these bits stand for, float32 `[rows, d_in]`, summed in float64 and
+    rounded once."""
+    w_dec, b_dec, scale, mean = (
+        tensor.detach().cpu().double()
+        for tensor in (autoencoder.W_dec, autoencoder.b_dec, autoencoder.scale, autoencoder.mean)
+    )
+    rows, base = w_dec * scale, b_dec * scale + mean
+    if not (rows.isfinite().all() and base.isfinite().all()):
+        raise BitlensError("The autoencoder has weights that are not finite; train it again.")
+    out = torch.empty(len(bits), len(base))
+    for start in range(0, len(bits), DECODED_ROWS):
+        block = slice(start, start + DECODED_ROWS)
+        out[block] = (bits[block].unpack(torch.float64) @ rows + base).float()
+    return out
 
 
 @terminal.shown("decompress")
@@ -241,44 +248,47 @@ def decompress_file(
     overwrite: bool = False,
     progress: bool = True,
 ) -> tuple[ActivationStore, list[int]]:
-    """Write the hidden states of `file` to the store `out` -> the store, and the documents that were left out.
+    """Write the reconstructions of `file`, in float32, to the store `out` -> the store, and the
+    documents left out.
 
-    They are the original ones in a file with residuals, otherwise float32 reconstructions. run: the autoencoder that
-    compressed them. skip_damaged: leave out damaged documents; without it nothing is written if there is one.
-    progress: show it on standard error.
+    run: the autoencoder that compressed the file. skip_damaged: leave out damaged documents;
+    without it nothing is written if there is one. progress: show it on standard error.
     """
     autoencoder = _same_autoencoder(file, run)
     damaged = file.verify(decode=False)
     if damaged and not skip_damaged:
         raise BitlensError(
-            f"{file.path} has damaged documents ({', '.join(map(str, damaged))}); restore it, or pass `skip_damaged=True` to "
-            "write the others."
+            f"{file.path} has damaged documents ({', '.join(map(str, damaged))}); restore it, or "
+            "pass `skip_damaged=True` to write the others."
         )
     if len(damaged) == len(file):
         raise BitlensError(f"{file.path} has no document that can be read; restore it.")
     prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST)
-    about = {key: file.about.get(key) for key in OF_TEXT}
-    about |= {"d_in": autoencoder.d_in, "dtype": file.dtype or "float32", "context_length": None}
+    about = {key: file.about.get(key) for key in KEPT_OF_MANIFEST}
+    about |= {"d_in": autoencoder.d_in, "dtype": "float32", "context_length": None}
     writer = StoreWriter(out, {**about, "decompressed": str(file.path)})
-    decoder, parts, done = Decoder.of(autoencoder), [], 0
+    waiting: list[
+        tuple[int, Tensor]
+    ] = []  # documents and their hidden states, until a shard is full
+    done = 0
     for document in file.documents.tolist():
         if document in damaged:
             continue
         try:
-            hidden = file.hidden(document, decoder)
+            hidden = reconstruct(autoencoder, file.read(document))
         except Damaged:
             if not skip_damaged:
                 raise
             damaged.append(document)
             continue
-        parts.append((document, hidden))
+        waiting.append((document, hidden))
         done += len(hidden)
         terminal.at(done, total=file.rows)
-        if sum(x.nbytes for _, x in parts) >= SHARD_BYTES:
-            _add(writer, parts)
-            parts = []
-    if parts:
-        _add(writer, parts)
+        if sum(rows.nbytes for _, rows in waiting) >= SHARD_BYTES:
+            _write_shard(writer, waiting)
+            waiting = []
+    if waiting:
+        _write_shard(writer, waiting)
     return writer.finish(), damaged
 
 
@@ -286,8 +296,8 @@ def _same_autoencoder(file: Compressed, run: Path) -> BinaryAutoencoder:
     expected: Any = file.about.get("weights_sha256")
     if expected is None:
         raise BitlensError(
-            f"{file.path} does not name the weights that give hidden states back; read its bits with "
-            "bitlens.compression.file.Compressed."
+            f"{file.path} does not name the weights that give hidden states back; read its bits "
+            "with bitlens.compression.file.Compressed."
         )
     autoencoder = Autoencoder.from_pretrained(run)
     if sha256(run / WEIGHTS) != expected or not isinstance(autoencoder, BinaryAutoencoder):
@@ -298,11 +308,12 @@ def _same_autoencoder(file: Compressed, run: Path) -> BinaryAutoencoder:
     return autoencoder
 
 
-def _add(writer: StoreWriter, parts: list[tuple[int, Tensor]]) -> None:
-    counts = torch.tensor([len(hidden) for _, hidden in parts])
+def _write_shard(writer: StoreWriter, documents: list[tuple[int, Tensor]]) -> None:
+    counts = torch.tensor([len(hidden) for _, hidden in documents])
     position = torch.cat([torch.arange(n) for n in counts.tolist()])
     columns = {
-        "token": torch.full_like(position, -1), "position": position,
-        "document": torch.tensor([document for document, _ in parts]).repeat_interleave(counts),
-    }  # fmt: skip
-    writer.add(torch.cat([hidden for _, hidden in parts]), columns)
+        "token": torch.full_like(position, -1),
+        "position": position,
+        "document": torch.tensor([document for document, _ in documents]).repeat_interleave(counts),
+    }
+    writer.add(torch.cat([hidden for _, hidden in documents]), columns)

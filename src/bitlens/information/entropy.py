@@ -9,6 +9,7 @@ the code has not seen cost to write down. See docs/entropy.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from bitlens.information.autoregression import Autoregression
 from bitlens.information.intervals import Estimate, jackknife
 from bitlens.information.lower_bound import lower_bits
 from bitlens.information.tree import Blocks, Tree, TreeCounts, cells, chow_liu, supported
-from bitlens.results import brief
+from bitlens.results import Number, brief
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,20 @@ class Entropy:
     blocks: int
     """independent blocks of rows, whole documents, that the intervals rest on"""
     n_latents: int
-    bits_lower: float
-    """what the rows carry at least, at 95 % confidence and whatever their distribution; never above log2(rows)"""
-    bits_marginal: Estimate
-    """sum of the latents' own entropies, corrected for the numbers of rows and of documents"""
-    bits_tree: Estimate
-    """entropy under the Chow-Liu tree, corrected likewise: never more than the marginal sum"""
-    code_marginal: Estimate
-    """code length of held-out rows with every latent on its own"""
-    code_tree: Estimate
-    """code length of held-out rows with every latent given its parent in the tree"""
-    bits_joint: Estimate
-    """code length of held-out rows with every latent given all before it: the tightest honest upper bound"""
+    bits_lower: Annotated[float, Number("at least this, whatever the distribution (95 % sure)")]
+    """at 95 % confidence; never above log2(rows)"""
+    bits_marginal: Annotated[Estimate, Number("sum of the latents' own entropies")]
+    """corrected for the numbers of rows and of documents"""
+    bits_tree: Annotated[Estimate, Number("every latent given one other (Chow-Liu)")]
+    """corrected likewise: never more than the marginal sum"""
+    code_marginal: Annotated[
+        Estimate, Number("code length of unseen documents, latents on their own")
+    ]
+    code_tree: Annotated[Estimate, Number("the same, every latent given one other")]
+    bits_joint: Annotated[
+        Estimate,
+        Number("the same, every latent given all before it: an upper bound on the joint entropy"),
+    ]
 
 
 def _marginal_and_tree(

@@ -1,0 +1,82 @@
+"""What is measured of an autoencoder in one pass over rows, from which all numbers are made."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from bitlens import terminal
+from bitlens.autoencoders import Autoencoder
+from bitlens.bits.packed import PackedBits
+from bitlens.causal.splice import Splice
+from bitlens.errors import BitlensError
+from bitlens.hidden.store import ActivationStore
+from bitlens.information.moments import Covariance, Variance, squared_error
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An autoencoder and the rows it was measured on.
+
+    part: of the store's rows that was read, `test`, `usual` or `all`. variance: of the rows
+    `[n, d]` that are to be reconstructed. squared_error: summed over rows and components. cosine:
+    summed over rows. bits: which latents are not zero. documents `[n]`. seconds: of encoding and
+    decoding. joint, covariance, splice: see `evaluate`.
+    """
+
+    autoencoder: Autoencoder
+    store: ActivationStore
+    part: str
+    variance: Variance
+    squared_error: float
+    cosine: float
+    bits: PackedBits
+    documents: Tensor
+    seconds: float
+    joint: bool = True
+    covariance: Covariance | None = None
+    splice: Splice | None = None
+
+    @classmethod
+    def of(cls, autoencoder: Autoencoder, store: ActivationStore, part: str) -> Measured:
+        """Encode and decode a part of the rows. BitlensError if they are fewer than two."""
+        variance, error, cosine, seconds = Variance(), 0.0, 0.0, 0.0
+        words, documents = [], []
+        blocks = store.read(part)
+        for rows in terminal.track(blocks, "read", len(store), lambda rows: len(rows.hidden)):
+            x, target = autoencoder.pair(rows.hidden.to(autoencoder.mean.device).float())
+            begun = time.perf_counter()
+            codes = autoencoder.encode(x)
+            x_hat = autoencoder.decode(codes, x)
+            seconds += time.perf_counter() - begun
+            words.append(PackedBits.pack(codes).words.cpu())
+            documents.append(rows.columns["document"])
+            variance.add(target)
+            error += squared_error(target, x_hat)
+            cosine += float(cosine_similarity(target.double(), x_hat.double(), dim=1).sum())
+        if variance.rows < 2 and part == "test":
+            raise BitlensError(
+                f"{store.path} has {variance.rows} held-out rows; harvest more documents, or pass "
+                "`part='all'`."
+            )
+        if variance.rows < 2:
+            raise BitlensError(
+                f"{store.path} has {variance.rows} rows of usual norm; two are needed."
+            )
+        bits, ids = PackedBits(torch.cat(words), autoencoder.n_latents), torch.cat(documents)
+        return cls(autoencoder, store, part, variance, error, cosine, bits, ids, seconds)
+
+    @property
+    def rows(self) -> int:
+        """Rows measured."""
+        return self.variance.rows
+
+    @cached_property
+    def fvu(self) -> float:
+        """Fraction of variance unexplained."""
+        return self.variance.fvu(self.squared_error)
