@@ -27,7 +27,7 @@ def test_an_answer_is_kept_with_all_that_led_to_it(path):
         number = calls.reserve("judge", PROMPT, {"seed": 1}, 0.5)
         assert calls.get(key_of("judge", PROMPT, {"seed": 1})) is None, "it is under way"
         assert calls.spent() == (1, 0, 0, 0.5)
-        calls.settle(number, "yes", 30, 2, 0.1, 1.5)
+        calls.note(number, answer="yes", input_tokens=30, output_tokens=2, cost=0.1, seconds=1.5)
         assert calls.spent() == (1, 30, 2, 0.1)
     with Calls(path) as calls:
         assert calls.get(key_of("judge", PROMPT, {"seed": 1})) == (number, "yes")
@@ -50,7 +50,7 @@ def test_what_calls_without_an_answer_cost(path):
         lost, refused, _under_way = (calls.reserve("judge", PROMPT, {}, 0.25) for _ in range(3))
         with pytest.raises(Interrupted, match="max_calls 3; raise it"):
             calls.reserve("judge", PROMPT, {}, 0.0)
-        calls.lose(lost, "status 500")
+        calls.note(lost, failure="status 500")
         calls.release(refused)
         assert calls.spent() == (2, 0, 0, 0.5)
         with pytest.raises(Interrupted, match=r"max_cost 1, of which 0.5 is spent"):
@@ -75,14 +75,15 @@ def test_judgements_lead_back_to_the_sentences(path):
             ]
             calls.record("run", judge.name, made)
             calls.record("run", judge.name, made)
-            calls.record(
-                "run", judge.name, [Judgement(3, "verbs", "«a»", 5, "random", Verdict(None, -0.5))]
-            )
+            other = Judgement(3, "verbs", "«a»", 5, "random", Verdict(None, -0.5))
+            calls.record("run", judge.name, [other])
             calls.record("other", judge.name, made[:2])
-            assert calls.judgements("run", judge.name, 7) == made
-            assert [j.latent for j in calls.judgements("run", judge.name)] == [3] + [7] * len(made)
-            assert calls.judgements("run", "another judge") == []
         with sqlite3.connect(path) as db:
+            rows = db.execute("SELECT * FROM judgements WHERE run = 'run' ORDER BY latent, row")
+            assert rows.fetchall() == [
+                ("run", judge.name, *judgement[:5], *judgement.verdict[:3])
+                for judgement in [other, *made]
+            ]
             query = "SELECT text, messages, answer FROM judgements JOIN calls ON call = calls.id WHERE run = 'run'"
             joined = db.execute(query).fetchall()
         assert len(joined) == len(QUESTIONS)
@@ -97,7 +98,8 @@ def test_a_kind_that_is_none_is_refused(path):
         good = Judgement(0, "x", "«x»", 0, "positive", Verdict(True))
         with pytest.raises(BitlensError, match="CHECK"):
             calls.record("run", "judge", [good, good._replace(row=1, kind="soft")])
-        assert calls.judgements("run", "judge") == [], "all or nothing"
+        rows = calls._execute("SELECT * FROM judgements").fetchall()
+        assert rows == [], "all or nothing"
 
 
 VERSION_1 = """
@@ -161,7 +163,8 @@ def spend_all(path, barrier, spent):
     with Calls(path, max_calls=100, max_cost=60) as calls:
         try:
             while True:
-                calls.settle(calls.reserve("judge", PROMPT, {}, 1.0), "yes", 1, 1, 0.5, 0.0)
+                number = calls.reserve("judge", PROMPT, {}, 1.0)
+                calls.note(number, answer="yes", input_tokens=1, output_tokens=1, cost=0.5)
                 spent.value += 1
         except Interrupted:
             pass

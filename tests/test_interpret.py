@@ -137,17 +137,14 @@ def test_every_score_can_be_traced_to_its_sentences(codes, tmp_path):
     with LanguageModelServer(by_first_letter) as server:
         assert asked(codes, out, server, "--latents", "0", "1") == 0
     (score, _) = scores(out)
+    query = "SELECT explanation, kind, yes, text, call, judge FROM judgements WHERE latent = 0"
     with Calls(out / "calls.sqlite") as calls:
-        name = "rule at "
-        judges = {
-            row[0] for row in calls._execute("SELECT DISTINCT judge FROM judgements").fetchall()
-        }
-        assert all(judge.startswith(name) for judge in judges)
-        evidence = [j for judge in judges for j in calls.judgements(str(codes), judge, 0)]
-    own = [j for j in evidence if j.explanation == score["explanation"] and j.kind == "positive"]
-    assert sum(bool(j.verdict.yes) for j in own) / len(own) == pytest.approx(score["sensitivity"])
-    assert all("«" in j.text and j.verdict.call is not None for j in own)
-    assert {j.kind for j in evidence} == {"positive", "random", "hard"}
+        evidence = calls._execute(f"{query} AND run = ?", (str(codes),)).fetchall()
+    own = [e for e in evidence if e[:2] == (score["explanation"], "positive")]
+    assert sum(yes for _, _, yes, *_ in own) / len(own) == pytest.approx(score["sensitivity"])
+    assert all("«" in text and call is not None for _, _, _, text, call, _ in own)
+    assert {kind for _, kind, *_ in evidence} == {"positive", "random", "hard"}
+    assert all(judge.startswith("rule at ") for *_, judge in evidence)
 
 
 def test_an_explanation_that_fits_everything_is_rejected_though_the_papers_score_is_full(

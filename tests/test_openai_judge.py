@@ -1,5 +1,6 @@
 """Judges behind a server: one that misbehaves, refuses, dies; limits, costs and keys."""
 
+import asyncio
 import json
 import logging
 import math
@@ -27,6 +28,12 @@ QUESTIONS = [
 TRUTH = [question.text[5] == question.explanation for question in QUESTIONS]
 
 
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """The client waits half a second before it tries again."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+
+
 @pytest.fixture
 def calls(tmp_path):
     with Calls(tmp_path / "calls.sqlite") as record:
@@ -34,7 +41,7 @@ def calls(tmp_path):
 
 
 def judge_of(server, calls, batch=4, **settings):
-    settings = {"backoff": 0.01, "timeout": 5.0, "prices": (1.0, 2.0)} | settings
+    settings = {"timeout": 5.0, "prices": (1.0, 2.0)} | settings
     return OpenAIJudge(OpenAIServer("rule", server.url, **settings), calls, batch)
 
 
@@ -128,7 +135,7 @@ def test_a_server_that_says_when_is_obeyed(calls):
     tomorrow = Reply(status=429, headers={"Retry-After": "86400"})
     with (
         LanguageModelServer(lambda prompt: tomorrow) as server,
-        pytest.raises(BitlensError, match=r"in 1 attempts \(status 429"),
+        pytest.raises(BitlensError, match=r"no answer \(status 429"),
     ):
         judge_of(server, calls).answer([Question("a", "«new»")])
 
@@ -298,7 +305,8 @@ def test_a_server_that_dies_leaves_what_it_said(calls):
         url, judge = server.url, judge_of(server, calls, attempts=2)
     before = calls.spent()
     with pytest.raises(
-        BitlensError, match=r"rule at .* gave no answer in 2 attempts \(no connection\)"
+        BitlensError,
+        match=r"rule at .* gave no answer \(no connection\), though it was asked up to 2",
     ) as caught:
         judge.answer([Question("a", "«gone»")])
     assert url in str(caught.value)
@@ -486,6 +494,35 @@ def test_a_run_that_is_killed_goes_on_without_paying_twice(tmp_path, stop):
         before = len(server.requests)
         subprocess.run(arguments, check=True)
         assert len(server.requests) == before
+
+
+def test_ctrl_c_does_not_wait_for_answers_and_keeps_those_that_came(tmp_path):
+    answered = iter(["yes"] * 4)
+    with LanguageModelServer(
+        lambda prompt: Reply("yes", delay=0 if next(answered, "") else 30)
+    ) as server:
+        path = tmp_path / "calls.sqlite"
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(path), server.url], stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 60
+        while len(server.requests) < 8 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) != 0
+        with Calls(path) as calls:
+            assert answers(calls) == ["yes"] * 4
+            assert calls.spent().calls == 8
+
+
+def test_a_notebook_can_ask(calls):
+    """Its thread has an event loop that runs already."""
+
+    async def cell():
+        return verdicts(judge_of(server, calls))
+
+    with LanguageModelServer(by_letter) as server:
+        assert asyncio.run(cell()) == TRUTH
 
 
 def completion(message, **more):

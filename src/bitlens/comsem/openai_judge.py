@@ -24,8 +24,8 @@ VERDICT_TOKENS, EXPLANATION_TOKENS = 16, 60
 class OpenAIJudge:
     """Asks for several verdicts at once, and again one by one for those that could not be read.
 
-    Texts of one explanation and group are asked together, in an order that has nothing to do with which of them are
-    positives: the same texts are in the same batches, whatever the explanation.
+    Texts of one explanation and group are asked together, in an order that has nothing to do with
+    which of them are positives: the same texts are in the same batches, whatever the explanation.
     """
 
     def __init__(self, server: OpenAIServer, calls: Calls, batch: int = 10) -> None:
@@ -36,39 +36,37 @@ class OpenAIJudge:
 
     def answer(self, questions: Sequence[Question]) -> list[Verdict]:
         """A verdict for each question, from the record of calls where it has been asked before."""
-        found: dict[Question, Verdict] = {}
-        self._ask(self._batches(questions), found)
-        again = [question for question, verdict in found.items() if verdict.yes is None]
-        self._ask([[question] for question in again], found)
-        return [found[question] for question in questions]
+        verdicts = self._ask(self._batches(questions))
+        unread = [question for question, verdict in verdicts.items() if verdict.yes is None]
+        verdicts |= self._ask([[question] for question in unread])
+        return [verdicts[question] for question in questions]
 
     def estimate(self, questions: Sequence[Question]) -> Cost:
         """What `answer` will cost, beside what is on record and if every answer can be read at once."""
-        return estimate(
-            self.server, self.calls, [_judge(batch) for batch in self._batches(questions)]
-        )
+        prompts = [_judge_prompt(batch) for batch in self._batches(questions)]
+        return estimate(self.server, self.calls, prompts)
 
     def _batches(self, questions: Sequence[Question]) -> list[list[Question]]:
         groups: dict[tuple[str, int], set[Question]] = {}
         for question in questions:
             groups.setdefault((question.explanation, question.group), set()).add(question)
-        mixed = (
-            sorted(group, key=lambda question: _hash(question.text)) for group in groups.values()
-        )
-        return [
-            group[start : start + self.batch]
-            for group in mixed
-            for start in range(0, len(group), self.batch)
-        ]
+        batches = []
+        for group in groups.values():
+            shuffled = sorted(group, key=lambda question: _hash(question.text))
+            starts = range(0, len(shuffled), self.batch)
+            batches += [shuffled[start : start + self.batch] for start in starts]
+        return batches
 
-    def _ask(self, batches: list[list[Question]], found: dict[Question, Verdict]) -> None:
-        answers = ask(self.server, self.calls, [_judge(batch) for batch in batches])
+    def _ask(self, batches: list[list[Question]]) -> dict[Question, Verdict]:
+        verdicts: dict[Question, Verdict] = {}
+        answers = ask(self.server, self.calls, [_judge_prompt(batch) for batch in batches])
         for batch, call in zip(batches, answers, strict=True):
             if call is None:
-                found |= dict.fromkeys(batch, Verdict(None, finished=False))
+                verdicts |= dict.fromkeys(batch, Verdict(None, finished=False))
                 continue
             for question, yes in zip(batch, parse_verdicts(call.answer, len(batch)), strict=True):
-                found[question] = Verdict(yes, None, call.id)
+                verdicts[question] = Verdict(yes, None, call.id)
+        return verdicts
 
 
 class OpenAIExplainer:
@@ -79,21 +77,21 @@ class OpenAIExplainer:
         self.name = f"{server.name}, {json.dumps(server.settings, sort_keys=True)}"
 
     def explain(self, examples: Sequence[Sequence[str]]) -> list[str]:
-        """One short explanation for each latent's marked texts; empty where none could be read, or none was finished."""
-        answers = ask(self.server, self.calls, [_explain(texts) for texts in examples])
+        """One short explanation for each latent's marked texts; empty where none was read or finished."""
+        answers = ask(self.server, self.calls, [_explain_prompt(texts) for texts in examples])
         return [parse_explanation(call.answer) if call else "" for call in answers]
 
     def estimate(self, examples: Sequence[Sequence[str]]) -> Cost:
         """What `explain` will cost, beside what is on record."""
-        return estimate(self.server, self.calls, [_explain(texts) for texts in examples])
+        return estimate(self.server, self.calls, [_explain_prompt(texts) for texts in examples])
 
 
-def _judge(batch: Sequence[Question]) -> Prompt:
+def _judge_prompt(batch: Sequence[Question]) -> Prompt:
     messages = judge_prompt(batch[0].explanation, [question.text for question in batch])
     return Prompt(messages, max(VERDICT_TOKENS, 8 * len(batch)), 4 * len(batch))
 
 
-def _explain(texts: Sequence[str]) -> Prompt:
+def _explain_prompt(texts: Sequence[str]) -> Prompt:
     return Prompt(explain_prompt(texts), EXPLANATION_TOKENS, EXPLANATION_TOKENS // 3)
 
 
