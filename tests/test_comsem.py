@@ -17,7 +17,7 @@ from bitlens.comsem.judges import Question, Verdict
 from bitlens.comsem.openai_judge import OpenAIExplainer, OpenAIJudge
 from bitlens.comsem.openai_server import OpenAIServer
 from bitlens.comsem.sampling import Trial
-from bitlens.comsem.scoring import Asked, Config, judged
+from bitlens.comsem.scoring import Config, Explained, RowQuestion, judged
 from bitlens.errors import BitlensError
 from bitlens.information.intervals import NORMAL
 from bitlens.information.proportions import Rate, fisher, mean_of_two, sign_flip, wilson
@@ -362,23 +362,26 @@ def trial(latent: int, first: int) -> Trial:
     return Trial(latent, [], *([next(rows) for _ in range(n)] for n in (10, 10, 5, 5)))
 
 
+def numbered(drawn: Sequence[Trial]) -> list[Explained]:
+    """Each with an explanation of its own."""
+    return [Explained(trial, str(i)) for i, trial in enumerate(drawn)]
+
+
 def verdicts(yes: Sequence[bool]) -> list[Verdict]:
     return [Verdict(bool(y)) for y in yes]
 
 
-def coins(chances: Callable[[Asked], float], n: int = 600, shuffles: int = 5) -> Results:
+def coins(chances: Callable[[RowQuestion], float], n: int = 600, shuffles: int = 5) -> Results:
     """Latents judged by coins that come up yes with these chances."""
     g = generator("coins", shuffles)
 
-    def ask(asked: list[Asked]) -> list[Verdict]:
+    def ask(asked: list[RowQuestion]) -> list[Verdict]:
         weights = torch.tensor([chances(a) for a in asked])
         return verdicts((torch.rand(len(asked), generator=g) < weights).tolist())
 
     drawn = [twenty(i) for i in range(n)]
     config = Config(shuffles=shuffles)
-    return Results(
-        judged(drawn, [str(i) for i in range(n)], ask, torch.zeros(n), config), [], config
-    )
+    return Results(judged(numbered(drawn), ask, torch.zeros(n), config), [], config)
 
 
 def twenty(latent: int) -> Trial:
@@ -414,7 +417,7 @@ def test_rows_that_any_explanation_seems_to_fit_make_no_latent_interpretable(rig
 def test_interpretable_is_a_statement_at_five_percent(yes, no):
     """Of latents whose explanation is right in .7 of cases, just not above it, few are said to be; others' are at chance."""
 
-    def chances(a: Asked) -> float:
+    def chances(a: RowQuestion) -> float:
         own = a.explanation == str(a.latent)
         return (yes if own else 0.3) if a.kind == "positive" else ((1 - no) if own else 0.3)
 
@@ -437,7 +440,7 @@ def test_an_explanation_of_like_meaning_is_no_null(alike):
     meaning = [0 if i < alike else i for i in range(100)]
     asked: Counter[int] = Counter()
 
-    def ask(questions: list[Asked]) -> list[Verdict]:
+    def ask(questions: list[RowQuestion]) -> list[Verdict]:
         asked.update(a.latent for a in questions)
         return [
             Verdict(a.kind == "positive" and meaning[int(a.explanation)] == meaning[a.latent])
@@ -445,9 +448,7 @@ def test_an_explanation_of_like_meaning_is_no_null(alike):
         ]
 
     config = Config()
-    scores = judged(
-        [twenty(i) for i in range(100)], [str(i) for i in range(100)], ask, torch.zeros(100), config
-    )
+    scores = judged(numbered([twenty(i) for i in range(100)]), ask, torch.zeros(100), config)
     results = Results(scores, [], config)
     assert results.interpretable == [True] * 100
     assert {s.nulls for s in scores[alike:]} == {5}
@@ -464,29 +465,29 @@ def test_a_latent_with_too_few_rows_to_say_so_is_untested():
     rows = [list(range(5 * i, 5 * i + 5)) for i in range(18)]
     few = [Trial(i, [], rows[2 * i], rows[2 * i + 1], [], []) for i in range(9)]
 
-    def ask(asked: list[Asked]) -> list[Verdict]:
+    def ask(asked: list[RowQuestion]) -> list[Verdict]:
         return [Verdict(a.kind == "positive" and a.explanation == str(a.latent)) for a in asked]
 
-    results = Results(judged(few, [str(i) for i in range(9)], ask, torch.zeros(9)), [], Config())
+    results = Results(judged(numbered(few), ask, torch.zeros(9)), [], Config())
     assert [s.untested for s in results.scores] == ["too few rows"] * 9
     assert results.interpretable == [None] * 9
     more = [Trial(i, [], twenty(i).positives, twenty(i).random, [], []) for i in range(9)]
-    results = Results(judged(more, [str(i) for i in range(9)], ask, torch.zeros(9)), [], Config())
+    results = Results(judged(numbered(more), ask, torch.zeros(9)), [], Config())
     assert results.interpretable == [True] * 9
     assert results.interpretable_hard == [None] * 9, "there was no hard negative"
 
 
 def test_every_latent_is_judged_with_explanations_that_read_differently():
-    asked: list[Asked] = []
+    asked: list[RowQuestion] = []
 
-    def ask(questions: list[Asked]) -> list[Verdict]:
+    def ask(questions: list[RowQuestion]) -> list[Verdict]:
         asked.extend(questions)
         return [Verdict(True)] * len(questions)
 
     drawn = [trial(i, 30 * i) for i in range(5)]
-    scores = judged(drawn, ["a", "a", "a", "b", "c"], ask, torch.zeros(5), Config(shuffles=2))
+    scores = judged(list(map(Explained, drawn, "aaabc")), ask, torch.zeros(5), Config(shuffles=2))
     for i, own in enumerate("aaabc"):
-        for row in drawn[i].judged:
+        for row, _ in drawn[i].judged:
             others = [a.explanation for a in asked if a.row == row]
             assert others[0] == own
             assert sorted(others) == ["a", "b", "c"], (
@@ -495,20 +496,19 @@ def test_every_latent_is_judged_with_explanations_that_read_differently():
     assert all(score.p_value == 1 for score in scores), "all are as right"
 
 
-def test_the_wrong_number_of_explanations_or_answers_is_named():
+def test_the_wrong_number_of_explanations_or_answers_is_named(corpus):
+    class Short(RuleExplainer):
+        def explain(self, examples: Sequence[Sequence[str]]) -> list[str]:
+            return ["vowel"]
+
     with pytest.raises(BitlensError, match="1 explanations for 2 latents"):
+        comsem(corpus, [0, 1], Short(), RuleJudge(), letters)
+    with pytest.raises(BitlensError, match="3 answers to 60 questions"):
         judged(
-            [trial(0, 0), trial(1, 30)],
-            ["a"],
-            lambda asked: [Verdict(True)] * len(asked),
-            torch.zeros(2),
-        )
-    with pytest.raises(BitlensError, match="3 answers to 120 questions"):
-        judged(
-            [trial(0, 0), trial(1, 30)],
-            ["a", "b"],
+            numbered([trial(0, 0), trial(1, 30)]),
             lambda asked: [Verdict(True)] * 3,
             torch.zeros(2),
+            Config(shuffles=0),
         )
 
 
