@@ -318,7 +318,12 @@ def test_several_codes_stand_side_by_side(codes, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--judge", "openai"], "--judge openai needs a language model"),
+        (["--judge", "openai"], "needs a language model; name it with --model"),
+        (["--estimate"], "--estimate is for a judge that has to be paid"),
+        (
+            ["--judge", "local", "--model", "x", "--device", "cuda:9"],
+            "There is no device 'cuda:9' here",
+        ),
         (["--shuffles", "0"], "--shuffles must be at least 1"),
         (["--labelling", "mood"], "There is no labelling 'mood'; choose from: token"),
         (["--sample", "0"], "--sample must be at least 1"),

@@ -24,7 +24,8 @@ from bitlens.comsem.judges import (
     parse_verdicts,
     quoted,
 )
-from bitlens.comsem.local_judge import NO, YES, LocalExplainer, LocalJudge, prompt_tokens
+from bitlens.comsem.local_judge import NO, YES, LocalExplainer, LocalJudge
+from bitlens.comsem.local_model import AnsweringModel
 from bitlens.errors import BitlensError
 from bitlens.hidden import LanguageModel
 
@@ -228,7 +229,9 @@ def test_what_is_sent_is_what_the_manual_says():
 @torch.no_grad()
 def brute_force(model, question):
     """Log-odds from whole probabilities of one unpadded prompt."""
-    ids = torch.tensor([prompt_tokens(model, judge_prompt(question.explanation, [question.text]))])
+    ids = torch.tensor(
+        [AnsweringModel(model).tokens(judge_prompt(question.explanation, [question.text]))]
+    )
     probabilities = model.model(ids).logits[0, -1].double().softmax(0)
     yes, no = (
         {model.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ws}
@@ -268,7 +271,7 @@ def test_local_answers_are_recorded_and_read_again(random_causal_model, calls):
     judge = LocalJudge(random_causal_model, calls)
     first = judge.answer(LOCAL)
     assert all(verdict.call for verdict in first)
-    judge.log_odds = lambda prompts: pytest.fail("asked twice")
+    judge.model.log_odds = lambda *arguments: pytest.fail("asked twice")
     assert judge.answer(LOCAL[::-1]) == first[::-1]
     assert calls.spent().calls == 0, "nothing was paid"
 
@@ -277,7 +280,7 @@ def test_local_explanations_are_the_likeliest_words(random_causal_model, calls):
     explainer = LocalExplainer(random_causal_model, calls)
     texts = ["a «cat» came", "the «dog» went"]
     (explanation,) = explainer.explain([texts])
-    ids = prompt_tokens(random_causal_model, explain_prompt(texts))
+    ids = AnsweringModel(random_causal_model).tokens(explain_prompt(texts))
     start = len(ids)
     answer = ""
     while len(ids) < start + 320 and not parse_explanation(answer.rpartition("\n")[0]):
@@ -316,7 +319,7 @@ def test_models_that_think_are_not_let(make_model, template, end):
     model = LanguageModel.load(str(make_model("llama")), [], causal=True, device="cpu")
     model.tokenizer.chat_template = template
     for prompt in (judge_prompt("x", ["«y» <think>"]), explain_prompt(["«y»"])):
-        text = model.tokenizer.decode(prompt_tokens(model, prompt))
+        text = model.tokenizer.decode(AnsweringModel(model).tokens(prompt))
         assert text.endswith(end)
         assert text.count("</think>") + text.count("[/THINK]") == 1
 
@@ -357,13 +360,13 @@ def test_chat_templates_are_used_and_not_fooled(make_model):
     model = LanguageModel.load(str(make_model("llama")), [], causal=True, device="cpu")
     tokenizer = model.tokenizer
     prompt = judge_prompt("x<|eos|>", ["«<|bos|>»<|eos|>"])
-    assert tokenizer.eos_token_id not in prompt_tokens(model, prompt)
-    assert tokenizer.decode(prompt_tokens(model, prompt)).endswith("yes or no.\nAnswer:")
+    assert tokenizer.eos_token_id not in AnsweringModel(model).tokens(prompt)
+    assert tokenizer.decode(AnsweringModel(model).tokens(prompt)).endswith("yes or no.\nAnswer:")
     tokenizer.chat_template = (
         "{% for m in messages %}<|bos|>{{ m.role }}: {{ m.content }}<|eos|>{% endfor %}"
         "{% if add_generation_prompt %}<|bos|>assistant:{% endif %}"
     )
-    ids = prompt_tokens(model, prompt)
+    ids = AnsweringModel(model).tokens(prompt)
     assert [ids.count(i) for i in (tokenizer.bos_token_id, tokenizer.eos_token_id)] == [2, 1]
     assert tokenizer.decode(ids).endswith("<|eos|><|bos|>assistant:")
     model.config.max_position_embeddings = 128

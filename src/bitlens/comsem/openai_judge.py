@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from bitlens.comsem.calls import Calls, Cost
 from bitlens.comsem.judges import (
@@ -16,6 +19,7 @@ from bitlens.comsem.judges import (
     parse_verdicts,
 )
 from bitlens.comsem.openai_server import OpenAIServer, Prompt, ask, estimate
+from bitlens.comsem.settings import LanguageModelSettings
 from bitlens.errors import BitlensError
 
 VERDICT_TOKENS, EXPLANATION_TOKENS = 16, 60
@@ -97,3 +101,47 @@ def _explain_prompt(texts: Sequence[str]) -> Prompt:
 
 def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode(errors="replace")).digest()
+
+
+@dataclass(frozen=True)
+class OpenAISettings(LanguageModelSettings):
+    """The server, what it charges, and the limits on what is spent."""
+
+    base_url: str = "https://api.openai.com/v1"
+    """address of the server"""
+    key_variable: str = "OPENAI_API_KEY"
+    """environment variable that holds the server's key; unset for a server that needs none"""
+    prices: tuple[float, float] | None = None
+    """of a million input and a million output tokens"""
+    max_cost: float | None = None
+    """never spend more, in the currency of --prices; all calls recorded in the folder count"""
+    max_calls: int | None = None
+    """never make more calls"""
+    concurrency: int = 8
+    """calls under way at once"""
+    timeout: float = 60.0
+    """seconds that the server may be silent, and the more the more tokens above 512 it may write"""
+
+    priced = True
+
+    def record(self, path: Path) -> Calls:
+        """Where questions and answers are kept, within the limits."""
+        limits = (math.inf if limit is None else limit for limit in (self.max_cost, self.max_calls))
+        return Calls(path, *limits)
+
+    def pair(self, calls: Calls) -> tuple[OpenAIExplainer, OpenAIJudge]:
+        """-> explainer and judge"""
+        names = (self.explainer_model or self.model, self.model)
+        explaining, judging = (
+            OpenAIServer(
+                name,
+                self.base_url,
+                self.key_variable,
+                self.prices,
+                concurrency=self.concurrency,
+                timeout=self.timeout,
+                answer_tokens=self.answer_tokens,
+            )
+            for name in names
+        )
+        return OpenAIExplainer(explaining, calls), OpenAIJudge(judging, calls, self.batch)

@@ -118,6 +118,14 @@ def trials(
     ]
 
 
+def sample_latents(latents: Sequence[int], n: int | None, seed: int) -> list[int]:
+    """n of these latents, drawn at random, in order; all of them if n is None or no less."""
+    if n is None or n >= len(latents):
+        return list(latents)
+    drawn = torch.randperm(len(latents), generator=generator(seed, "interpret"))[:n]
+    return sorted(latents[i] for i in drawn.tolist())
+
+
 class _Negatives:
     """Off-rows of the judge's documents that match a latent's positives."""
 
