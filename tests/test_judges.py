@@ -19,13 +19,11 @@ from bitlens.comsem.judges import (
     Question,
     explain_prompt,
     judge_prompt,
-    parse_explanation,
-    parse_verdict,
-    parse_verdicts,
     quoted,
 )
 from bitlens.comsem.local_judge import NO, YES, LocalExplainer, LocalJudge
 from bitlens.comsem.local_model import AnsweringModel
+from bitlens.comsem.verdicts import parse_explanation, parse_verdict, parse_verdicts
 from bitlens.errors import BitlensError
 from bitlens.hidden import LanguageModel
 

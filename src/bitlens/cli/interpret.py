@@ -66,17 +66,19 @@ def interpret(
     judging: Annotated[Judging, tyro.conf.arg(name="")] = Judging(),
     json: Json = None,
 ) -> None:
-    """Explain what latents mean, and judge the explanations on unseen tokens: yes or no, never a number (ComSem).
+    """Explain what latents mean, and judge the explanations on unseen tokens (ComSem).
 
-    Judged are tokens with the latent on and matched ones with it off, of documents that the explainer has not seen;
-    other latents' explanations are the null. Prompts, answers and judgements are kept in the folder: a run that was
-    stopped goes on by being repeated, and nothing is paid for twice. "On" is a latent's rare state. Rows of outlying norm
-    are left out.
+    The judge says yes or no, never a number. It reads tokens with the latent on and matched ones
+    with it off, of documents that the explainer has not seen; other latents' explanations are the
+    null. Prompts, answers and judgements are kept in the folder: a run that was stopped goes on by
+    being repeated, and nothing is paid for twice. "On" is a latent's rare state. Rows of outlying
+    norm are left out.
 
     Args:
-        codes: folders of codes, from `bitlens encode`; several are judged one after the other, and shown side by side.
-        out: folder of the results: scores.jsonl, scores.parquet (of several codes in folders of their names), and
-            calls.sqlite with all that was asked and answered.
+        codes: folders of codes, from `bitlens encode`; several are judged one after the other, and
+            shown side by side.
+        out: folder of the results: scores.jsonl, scores.parquet (of several codes in folders of
+            their names), and calls.sqlite with all that was asked and answered.
         judging: who explains and judges, and what.
         json: also write the summaries to this file.
     """
@@ -92,7 +94,8 @@ def interpret(
         raise BitlensError("Name one or several folders of codes, as `bitlens encode` writes them.")
     if len({path.name for path in codes}) < len(codes):
         raise BitlensError(
-            "Folders of codes need names that differ, since their results go to folders of these names."
+            "Folders of codes need names that differ, since their results go to folders "
+            "of these names."
         )
     out.mkdir(parents=True, exist_ok=True)
     config, summaries = judging.config(), {}
@@ -108,7 +111,8 @@ def interpret(
             _say_spent(calls)
         if not results.scores and not results.unexplained:
             raise BitlensError(
-                f"No latent of {path} is on in enough documents to be explained and judged; encode more text."
+                f"No latent of {path} is on in enough documents to be explained and judged; "
+                "encode more text."
             )
         folder = out if len(codes) == 1 else out / path.name
         records = results.records()

@@ -1,7 +1,7 @@
-"""The record of calls: one SQLite file with every prompt, answer, token and price, and the verdicts that came of them.
+"""The record of calls: one SQLite file with every prompt, answer, token, price and verdict.
 
-It is a cache (no prompt is paid for twice, in this run or another), the account that spending limits are held against,
-and the evidence behind every score.
+It is a cache (no prompt is paid for twice, in this run or another), the account that spending
+limits are held against, and the evidence behind every score.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from bitlens.errors import BitlensError, Interrupted
 VERSION = 2
 PATIENCE = 60.0  # seconds that another process may hold the file
 
-# Answers of version 1 may be cut off without a sign of it: they stay as evidence, but no prompt finds them any more.
+# Answers of version 1 may be cut off without a sign of it: they stay as evidence, but no prompt
+# finds them any more.
 _FROM_1 = (
     "ALTER TABLE calls ADD COLUMN cut INTEGER",
     "UPDATE calls SET key = 'version 1: ' || key",
@@ -93,8 +94,9 @@ class Judgement(NamedTuple):
 class Calls:
     """The record in the file `path` (":memory:" for none), which threads and processes may share.
 
-    max_calls, max_cost: limits on all paid calls in the file, those of former runs and of other processes included. A
-    call under way counts with the most it can cost, so that no limit is ever exceeded.
+    max_calls, max_cost: limits on all paid calls in the file, those of former runs and of other
+    processes included. A call under way counts with the most it can cost, so that no limit is ever
+    exceeded.
     """
 
     def __init__(
@@ -146,8 +148,8 @@ class Calls:
     ) -> int:
         """Enter a call before it is sent -> its number; Interrupted if it could exceed a limit.
 
-        parameters: those that a whole answer depends on; at_most: what the call can cost, None for nothing, which no
-        limit counts; sent: the parameters that are sent, if they are others.
+        parameters: those that a whole answer depends on; at_most: what the call can cost, None for
+        nothing, which no limit counts; sent: the parameters that are sent, if they are others.
         """
         entry = (
             key_of(judge, messages, parameters),
@@ -200,13 +202,13 @@ class Calls:
         self._execute("DELETE FROM calls WHERE id = ?", (call,))
 
     def spent(self) -> Cost:
-        """All paid calls in the file; those without an answer count with the most they can have cost."""
+        """All paid calls; those without an answer count with the most they can have cost."""
         query = "SELECT COUNT(*), SUM(input_tokens), SUM(output_tokens), SUM(cost) FROM calls"
         row = self._execute(f"{query} WHERE cost IS NOT NULL").fetchone()
-        return Cost(*(value or 0 for value in row[:3]), row[3] or 0.0)
+        return Cost(row[0], row[1] or 0, row[2] or 0, row[3] or 0.0)
 
     def record(self, run: str, judge: str, judgements: Iterable[Judgement]) -> None:
-        """Enter judgements, in place of former ones of the same row; run: whose latents and rows they are."""
+        """Enter judgements of a run (its latents and rows), in place of former ones of a row."""
         rows = [(run, judge, *judgement[:5], *judgement.verdict[:3]) for judgement in judgements]
         with self._transaction():
             marks = ", ".join("?" * 10)

@@ -71,7 +71,7 @@ class Results:
 
     @property
     def interpretable(self) -> list[bool | None]:
-        """Significant, and the lower end of the balanced accuracy's interval above the threshold."""
+        """Significant, and the balanced accuracy's interval is above the threshold."""
         return [
             significant and score.balanced_accuracy.low > self.config.accuracy
             for score, significant in zip(self.scores, self.significant, strict=True)
@@ -139,9 +139,10 @@ def comsem(
     calls: Calls | None = None,
     run: str = "",
 ) -> Results:
-    """Explain and judge these latents on rows of usual norm; "on" is the rare state of each (`canonical`).
+    """Explain and judge these latents on rows of usual norm.
 
-    calls: where every judgement is entered under the name `run`, with its text and its call.
+    "On" is the rare state of each latent (`canonical`). calls: where every judgement is entered
+    under the name `run`, with its text and its call.
     """
     drawn = _draw(codes, latents, codes.usual, config)
     text = _texts(codes, drawn, tokenizer, config)
@@ -163,7 +164,7 @@ def comsem(
 def planned(
     codes: Codes, latents: Sequence[int], tokenizer: Any, config: Config = DEFAULT
 ) -> tuple[list[list[str]], list[Question]]:
-    """What `comsem` will show the explainer, and ask the judge with explanations of a usual length."""
+    """What `comsem` will show the explainer and ask the judge, for estimates."""
     drawn = _draw(codes, latents, codes.usual, config)
     text = _texts(codes, drawn, tokenizer, config)
     questions = [
@@ -179,8 +180,11 @@ def planned(
 def comsem_by_labels(
     codes: Codes, latents: Sequence[int], labels: Labels, config: Config = DEFAULT
 ) -> Results:
-    """The same without a language model: an explanation is the class of highest F1 on the explainer's
-    rows, and the judgement whether a row has it. Rows without a label have no part in it."""
+    """The same without a language model.
+
+    An explanation is the class of highest F1 on the explainer's rows, and the judgement whether a
+    row has it. Rows without a label have no part in it.
+    """
     labels = labels.only(codes.usual)
     labelled = labels.ids >= 0
     drawn = _draw(codes, latents, labelled, config)

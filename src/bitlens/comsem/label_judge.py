@@ -1,4 +1,4 @@
-"""The judge that needs no language model: known labels explain a latent, and say whether a row has the class."""
+"""The judge that needs no language model: known labels explain a latent, and judge its rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A judge and an explainer on this machine: any causal language model that `LanguageModel.load` reads.
+"""A judge and an explainer on this machine, made of a causal language model.
 
 The judge writes nothing: it compares the probabilities of yes and no as the next token, so that
 every question has an answer. Load the model with `LanguageModel.load(name, [], causal=True)`.
@@ -13,15 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bitlens.comsem.calls import Calls, key_of
-from bitlens.comsem.judges import (
-    Messages,
-    Question,
-    Verdict,
-    explain_prompt,
-    judge_prompt,
-    parse_explanation,
-)
+from bitlens.comsem.judges import Messages, Question, Verdict, explain_prompt, judge_prompt
 from bitlens.comsem.settings import LanguageModelSettings
+from bitlens.comsem.verdicts import parse_explanation
 from bitlens.errors import BitlensError
 
 if TYPE_CHECKING:
@@ -98,7 +92,7 @@ class LocalExplainer:
         self.name = f"greedy {self.model.name}"
 
     def explain(self, examples: Sequence[Sequence[str]]) -> list[str]:
-        """One short explanation for each latent's marked texts; empty where there is none, or no end."""
+        """One short explanation for each latent's marked texts; empty where it came to no end."""
         return [parse_explanation(self._answer(explain_prompt(texts))) for texts in examples]
 
     def _answer(self, prompt: Messages) -> str:

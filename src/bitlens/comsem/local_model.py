@@ -1,4 +1,4 @@
-"""A causal language model that answers prompts: what it thinks of the next token, and what it writes."""
+"""A causal language model that answers prompts: odds of the next token, and what it writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
-from bitlens.comsem.judges import Messages, is_tag, parse_explanation, unfinished, without_thought
+from bitlens.comsem.judges import Messages
+from bitlens.comsem.verdicts import is_tag, parse_explanation, unfinished, without_thought
 from bitlens.hidden.models import LanguageModel
 
 
@@ -32,9 +33,9 @@ class AnsweringModel:
         return {ids[0] for ids in encoded if ids}
 
     def tokens(self, prompt: Messages) -> list[int]:
-        """Token ids up to where the answer begins: in the chat template, or plain where there is none.
+        """Token ids up to where the answer begins, in the chat template if there is one.
 
-        Models that think before they answer are told not to, by the names that templates have for it.
+        Models that think before they answer are told not to, by the names that templates have.
         """
         if getattr(self.tokenizer, "chat_template", None):
             text = self.tokenizer.apply_chat_template(
@@ -52,7 +53,7 @@ class AnsweringModel:
     def log_odds(
         self, prompts: Sequence[list[int]], yes: Sequence[int], no: Sequence[int]
     ) -> list[float]:
-        """Of prompts as token ids: the log-odds that a token of `yes` comes next and none of `no`."""
+        """Of prompts as token ids: the log-odds that a token of `yes` comes next, not of `no`."""
         ids, mask = self._padded(prompts)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         options: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}

@@ -1,4 +1,4 @@
-"""The OpenAI client with an account: what it sends is on record before, and what came of it after."""
+"""The OpenAI client with an account: each sending is on record, and what came of it."""
 
 from __future__ import annotations
 

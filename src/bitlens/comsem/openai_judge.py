@@ -10,16 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitlens.comsem.calls import Calls, Cost
-from bitlens.comsem.judges import (
-    Question,
-    Verdict,
-    explain_prompt,
-    judge_prompt,
-    parse_explanation,
-    parse_verdicts,
-)
+from bitlens.comsem.judges import Question, Verdict, explain_prompt, judge_prompt
 from bitlens.comsem.openai_server import OpenAIServer, Prompt, ask, estimate
 from bitlens.comsem.settings import LanguageModelSettings
+from bitlens.comsem.verdicts import parse_explanation, parse_verdicts
 from bitlens.errors import BitlensError
 
 VERDICT_TOKENS, EXPLANATION_TOKENS = 16, 60
@@ -46,7 +40,7 @@ class OpenAIJudge:
         return [verdicts[question] for question in questions]
 
     def estimate(self, questions: Sequence[Question]) -> Cost:
-        """What `answer` will cost, beside what is on record and if every answer can be read at once."""
+        """What `answer` will cost, beside what is on record."""
         prompts = [_judge_prompt(batch) for batch in self._batches(questions)]
         return estimate(self.server, self.calls, prompts)
 
@@ -81,7 +75,7 @@ class OpenAIExplainer:
         self.name = f"{server.name}, {json.dumps(server.settings, sort_keys=True)}"
 
     def explain(self, examples: Sequence[Sequence[str]]) -> list[str]:
-        """One short explanation for each latent's marked texts; empty where none was read or finished."""
+        """One short explanation for each latent's marked texts; empty where none was finished."""
         answers = ask(self.server, self.calls, [_explain_prompt(texts) for texts in examples])
         return [parse_explanation(call.answer) if call else "" for call in answers]
 

@@ -1,4 +1,4 @@
-"""What a server that speaks OpenAI's chat completions says: answers, whether they are whole, and refusals."""
+"""What a server answers: whether it is a chat completion, whether it is whole, refusals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Set
 from typing import Any, NamedTuple
 
-from bitlens.comsem.judges import unfinished
+from bitlens.comsem.verdicts import unfinished
 
 REFUSED = re.compile(
     r"unsupported|not support|no longer support|deprecated|instead|not permitted"
@@ -96,7 +96,7 @@ def refused_fields(error: Any, fields: Set[str]) -> set[str]:
 
 
 def exhausted(response: Any) -> bool:
-    """Whether a model's thoughts used up the limit of tokens, which is a status of 400 at OpenAI."""
+    """Whether a model's thoughts used up the limit of tokens: a status of 400 at OpenAI."""
     return response.status_code == 400 and bool(EXHAUSTED.search(response.text))
 
 

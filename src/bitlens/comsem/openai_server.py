@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's chat completions: its settings, its prices, and prompts put to it."""
+"""A server that speaks OpenAI's chat completions: settings, prices, prompts put to it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class OpenAIServer:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Fields of a request that a whole answer depends on: neither messages nor limit of tokens."""
+        """Fields of a request that a whole answer depends on, beside the messages."""
         fields = {"temperature": 0} | dict(self.parameters)
         return {k: v for k, v in fields.items() if v is not None and k not in LIMITS}
 
@@ -155,7 +155,7 @@ def size(messages: Messages) -> int:
 
 
 def _missing(server: OpenAIServer, calls: Calls, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Those without an answer on record, but for those that the largest limit has cut off before."""
+    """Those without an answer on record, unless the largest limit cut it off before."""
     distinct = {server.key_of(prompt): prompt for prompt in prompts}
     return [
         prompt

@@ -57,7 +57,7 @@ class JudgedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """The rows that one latent is explained and judged by; each kind has at most one of a document."""
+    """The rows that one latent is explained and judged by; of a kind, one a document at most."""
 
     __repr__ = brief
 

@@ -1,4 +1,4 @@
-"""How well an explanation tells the rows of a latent from others, and whether that can be said at all.
+"""How well an explanation tells the rows of a latent from others, or why that cannot be said.
 
 Whoever answers, a language model or known labels, is a function from questions to verdicts.
 """
@@ -25,7 +25,7 @@ MOST = 3  # times as many nulls as are wanted: those that turn out to fit are ma
 
 
 class RowQuestion(NamedTuple):
-    """Does the explanation hold for that row of the latent? With its own, or with another's as a null."""
+    """Does the explanation, the latent's own or another's as a null, hold for that row?"""
 
     latent: int
     explanation: str
@@ -49,7 +49,7 @@ class Config(Plan):
     """How latents are judged, and what makes one interpretable."""
 
     shuffles: int = 5
-    """explanations of other latents that the rows of each are judged with, too: each costs as much"""
+    """explanations of other latents to judge the rows with, too: each costs as much"""
     paper: float = 0.5
     """the paper's score must be above it"""
     accuracy: float = 0.7
@@ -124,7 +124,7 @@ def judged(
     """Ask about every latent's rows with its own explanation and with `config.shuffles` of others.
 
     rates: firing rates of all latents. Other explanations that fit these rows themselves (Fisher's
-    test at `config.level`) are no nulls: others are asked about instead, up to `MOST` times as many.
+    test at `config.level`) are no nulls: more are asked about instead, up to `MOST` times as many.
     """
     others = _others([explanation for _, explanation in explained], config)
     cases = [
