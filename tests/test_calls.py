@@ -1,4 +1,5 @@
-"""The record of calls: a cache and an account that processes share, and the evidence behind scores."""
+"""The record of calls: a cache and an account that processes share, and the evidence behind
+scores."""
 
 import multiprocessing
 import sqlite3
@@ -84,8 +85,8 @@ def test_judgements_lead_back_to_the_sentences(path):
                 ("run", judge.name, *judgement[:5], *judgement.verdict[:3])
                 for judgement in [other, *made]
             ]
-            query = "SELECT text, messages, answer FROM judgements JOIN calls ON call = calls.id WHERE run = 'run'"
-            joined = db.execute(query).fetchall()
+            query = "SELECT text, messages, answer FROM judgements JOIN calls ON call = calls.id"
+            joined = db.execute(f"{query} WHERE run = 'run'").fetchall()
         assert len(joined) == len(QUESTIONS)
         assert all(
             text.split()[1] in messages and answer == "1. yes\n2. no"
@@ -104,8 +105,10 @@ def test_a_kind_that_is_none_is_refused(path):
 
 VERSION_1 = """
 CREATE TABLE calls (
-    id INTEGER PRIMARY KEY, key TEXT NOT NULL, judge TEXT NOT NULL, messages TEXT NOT NULL, parameters TEXT NOT NULL,
-    sent REAL NOT NULL, seconds REAL, answer TEXT, failure TEXT, input_tokens INTEGER, output_tokens INTEGER,
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, judge TEXT NOT NULL, messages TEXT NOT NULL,
+    parameters TEXT NOT NULL,
+    sent REAL NOT NULL, seconds REAL, answer TEXT, failure TEXT, input_tokens INTEGER, output_tokens
+    INTEGER,
     cost REAL                   -- until the answer comes, the most it can be; NULL: nothing to pay
 );
 CREATE INDEX calls_by_key ON calls (key);
@@ -120,7 +123,8 @@ def test_answers_of_a_record_that_kept_cut_ones_are_not_believed(path):
         db.executescript(VERSION_1)
         values = (key_of("judge", PROMPT, {}), "judge", "[]", "{}", 0.0, 1.0, "<think>no", 0.25)
         db.execute(
-            "INSERT INTO calls (key, judge, messages, parameters, sent, seconds, answer, cost) VALUES (?,?,?,?,?,?,?,?)",
+            "INSERT INTO calls (key, judge, messages, parameters, sent, seconds, answer, cost) "
+            "VALUES (?,?,?,?,?,?,?,?)",
             values,
         )
     for _ in range(2):

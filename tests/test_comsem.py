@@ -1,4 +1,5 @@
-"""ComSem: planted meanings are found, and explanations that fit everything are not; statistics against brute force."""
+"""ComSem: planted meanings are found, and explanations that fit everything are not; statistics
+against brute force."""
 
 import math
 import re
@@ -39,8 +40,8 @@ NOISE = range(8, 12)
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Codes:
-    """600 documents of 30 letters. Latents 0-7: `PLANTED` classes with 1 % of all rows turned over, 4-7 flipped; 8-11:
-    independent of the text."""
+    """600 documents of 30 letters. Latents 0-7: `PLANTED` classes with 1 % of all rows turned over,
+    4-7 flipped; 8-11: independent of the text."""
     g = generator("comsem corpus")
     token = torch.randint(0, 26, (18_000,), generator=g)
     planted = [
@@ -98,7 +99,7 @@ class SilentJudge:
         return [Verdict(None, None)] * len(questions)
 
 
-# --- planted meanings -----------------------------------------------------------------------------------------------
+# --- planted meanings ---
 
 
 def test_planted_meanings_are_found_in_either_state_and_noise_is_not(corpus):
@@ -138,7 +139,8 @@ def test_rows_of_outlying_norm_explain_and_judge_nothing(corpus, tmp_path):
 
 
 def test_an_explanation_that_is_too_wide_is_told_by_hard_negatives(corpus, tmp_path):
-    """Vowels in the first half of a document: those of the second are negatives with the same token."""
+    """Vowels in the first half of a document: those of the second are negatives with the same
+    token."""
     early = corpus.position < 15
     bits = corpus.bits.unpack()
     bits[:, 0] *= early
@@ -354,7 +356,7 @@ def test_codes_without_tokens_are_refused(tmp_path, corpus):
         comsem(codes, [0], RuleExplainer(), RuleJudge(), letters)
 
 
-# --- statistics -----------------------------------------------------------------------------------------------------
+# --- statistics ---
 
 
 def trial(latent: int, first: int) -> Trial:
@@ -391,7 +393,8 @@ def twenty(latent: int) -> Trial:
 
 @pytest.mark.parametrize("shuffles", [1, 3, 5])
 def test_chance_explanations_are_significant_no_more_often_than_the_level_says(shuffles):
-    """A judge who tosses coins of several weights; that nulls which fit are left out changes nothing."""
+    """A judge who tosses coins of several weights; that nulls which fit are left out changes
+    nothing."""
     weight = torch.rand(50 * 600, generator=generator("weights"))
     scores = coins(lambda a: float(weight[a.row]), shuffles=shuffles).scores
     assert any(score.fitting for score in scores)
@@ -402,7 +405,8 @@ def test_chance_explanations_are_significant_no_more_often_than_the_level_says(s
 
 @pytest.mark.parametrize("right", [0.6, 0.75, 0.8, 0.85])
 def test_rows_that_any_explanation_seems_to_fit_make_no_latent_interpretable(right):
-    """A judge who tells positives from random rows whatever the explanation: nobody can say which explanation is right."""
+    """A judge who tells positives from random rows whatever the explanation: nobody can say which
+    explanation is right."""
     results = coins(lambda a: right if a.kind == "positive" else 1 - right)
     assert results.interpretable.count(True) <= 0.005 * 600
     if right >= 0.8:
@@ -415,7 +419,8 @@ def test_rows_that_any_explanation_seems_to_fit_make_no_latent_interpretable(rig
 
 @pytest.mark.parametrize(("yes", "no"), [(0.7, 0.7), (0.5, 0.9), (0.95, 0.45)])
 def test_interpretable_is_a_statement_at_five_percent(yes, no):
-    """Of latents whose explanation is right in .7 of cases, just not above it, few are said to be; others' are at chance."""
+    """Of latents whose explanation is right in .7 of cases, just not above it, few are said to be;
+    others' are at chance."""
 
     def chances(a: RowQuestion) -> float:
         own = a.explanation == str(a.latent)
@@ -436,7 +441,8 @@ def test_interpretable_is_a_statement_at_five_percent(yes, no):
 
 @pytest.mark.parametrize("alike", [20, 40])
 def test_an_explanation_of_like_meaning_is_no_null(alike):
-    """100 latents, all perfectly explained, many of the same meaning in other words: none is lost."""
+    """100 latents, all perfectly explained, many of the same meaning in other words: none is
+    lost."""
     meaning = [0 if i < alike else i for i in range(100)]
     asked: Counter[int] = Counter()
 

@@ -1,4 +1,5 @@
-"""`bitlens interpret`: planted meanings are found, empty ones are not, and nothing is asked or paid for twice."""
+"""`bitlens interpret`: planted meanings are found, empty ones are not, and nothing is asked or paid
+for twice."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ KEY = "sk-a-key-that-must-stay-secret"
 
 @pytest.fixture(scope="module")
 def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """300 bundled documents; a latent for each letter, on at tokens that begin with it, with 1 % of all bits turned over."""
+    """300 bundled documents; a latent for each letter, on at tokens that begin with it, with 1 % of
+    all bits turned over."""
     tokenizer = AutoTokenizer.from_pretrained(bundled_folder())
     texts = [text for _, text in list(Corpus((BUNDLED,)).documents())[:300]]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"][:60] for text in texts]
@@ -208,7 +210,8 @@ def test_the_estimate_asks_nothing(codes, tmp_path, capsys):
 
 
 def test_a_model_that_thinks_and_wants_other_fields_can_be_asked(codes, tmp_path, capsys):
-    """As OpenAI's do: no temperature, max_completion_tokens, and thoughts that are longer than any answer."""
+    """As OpenAI's do: no temperature, max_completion_tokens, and thoughts that are longer than any
+    answer."""
 
     def thinking(prompt: str) -> str:
         return "<think>" + "No, 1. yes 2. no. " * 100 + "</think>" + by_first_letter(prompt)

@@ -104,9 +104,15 @@ def test_an_answer_that_is_none_stays_none(calls):
 
 def test_a_server_in_trouble_is_asked_again(calls):
     trouble = [
-        Reply(status=500), Reply(status=503, body="<html>"), Reply(status=0), Reply(body="{not json"), Reply(body='{"choices": []}'),
-        Reply(body="[]"), Reply(status=408), Reply(delay=1.5),
-    ]  # fmt: skip
+        Reply(status=500),
+        Reply(status=503, body="<html>"),
+        Reply(status=0),
+        Reply(body="{not json"),
+        Reply(body='{"choices": []}'),
+        Reply(body="[]"),
+        Reply(status=408),
+        Reply(delay=1.5),
+    ]
     with LanguageModelServer(by_letter, trouble) as server:
         judge = judge_of(server, calls, concurrency=2, attempts=9, timeout=1.0)
         assert verdicts(judge) == TRUTH
@@ -175,9 +181,14 @@ def test_answers_that_are_cut_off_are_not_kept_but_asked_for_with_more_tokens(ca
 
 @pytest.mark.parametrize(
     "rule",
-    [thinking(99_000), thinking(3, end=""), lambda prompt: Reply("word " * 99_000), lambda prompt: Reply("no " * 99_000, finish=None)],
+    [
+        thinking(99_000),
+        thinking(3, end=""),
+        lambda prompt: Reply("word " * 99_000),
+        lambda prompt: Reply("no " * 99_000, finish=None),
+    ],
     ids=["long", "open", "rambling", "no reason"],
-)  # fmt: skip
+)
 def test_what_comes_to_no_end_is_unfinished_and_not_paid_for_again(calls, rule):
     with LanguageModelServer(rule) as server:
         judge = judge_of(server, calls)
@@ -271,7 +282,7 @@ def test_more_tokens_than_a_model_can_write_leave_answers_unfinished(calls):
 
 
 def test_thoughts_that_use_up_the_limit_are_a_status_of_400_at_openai(calls):
-    message = "Could not finish the message because max_tokens or model output limit was reached. Please try again with higher max_tokens."
+    message = "Could not finish the message because max_tokens or model output limit was reached."
     exhausted = Reply(status=400, body=json.dumps({"error": {"message": message}}))
     with LanguageModelServer(by_letter, [exhausted]) as server:
         assert verdicts(judge_of(server, calls), QUESTIONS[:2]) == TRUTH[:2]
@@ -454,7 +465,8 @@ SCRIPT = """
 import signal
 import sys
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
+# a shell may have it ignored in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from bitlens.comsem.calls import Calls
 from bitlens.comsem.judges import Question
 from bitlens.comsem.openai_judge import OpenAIJudge
@@ -531,9 +543,15 @@ def completion(message, **more):
 
 @pytest.mark.parametrize(
     "usage",
-    ["?", [3, 4], 7, {"prompt_tokens": -(10**6), "completion_tokens": -9}, {"prompt_tokens": 10**30, "completion_tokens": 1},
-     {"prompt_tokens": True, "completion_tokens": 2.5}],
-)  # fmt: skip
+    [
+        "?",
+        [3, 4],
+        7,
+        {"prompt_tokens": -(10**6), "completion_tokens": -9},
+        {"prompt_tokens": 10**30, "completion_tokens": 1},
+        {"prompt_tokens": True, "completion_tokens": 2.5},
+    ],
+)
 def test_counts_of_tokens_that_make_no_sense_are_guessed(calls, usage):
     body = completion({"content": "yes"}, usage=usage)
     with LanguageModelServer(lambda prompt: Reply(body=body)) as server:

@@ -1,4 +1,5 @@
-"""Which rows are drawn for explainer and judge: against brute force, and the chances counted by hand."""
+"""Which rows are drawn for explainer and judge: against brute force, and the chances counted by
+hand."""
 
 from types import SimpleNamespace
 
@@ -31,7 +32,8 @@ def drawn() -> tuple[PackedBits, torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Codes:
-    """400 documents of 25 letters; the first latent is two letters in part, others are random, the last is never on."""
+    """400 documents of 25 letters; the first latent is two letters in part, others are random, the
+    last is never on."""
     g = generator("corpus")
     token = torch.randint(0, 20, (10_000,), generator=g)
     bits = torch.rand(10_000, LATENTS, generator=g) < 0.1
@@ -47,7 +49,7 @@ def corpus(tmp_path_factory) -> Codes:
     )
 
 
-# --- on-rows --------------------------------------------------------------------------------------------------------
+# --- on-rows ---
 
 
 def test_the_rows_are_those_of_the_smallest_keys_one_of_each_document(drawn):
@@ -79,7 +81,8 @@ def test_neither_the_choice_of_latents_nor_how_many_rows_are_sorted_changes_a_sa
 
 
 def test_one_row_is_uniform_over_the_on_rows():
-    """Latents that are on in the same 12 rows are independent draws; documents have 1, 2, 3 and 6 of them."""
+    """Latents that are on in the same 12 rows are independent draws; documents have 1, 2, 3 and 6
+    of them."""
     n = 60_000
     on = torch.arange(20) % 5 < 3
     bits = PackedBits.pack(on[:, None].expand(20, n))
@@ -91,7 +94,8 @@ def test_one_row_is_uniform_over_the_on_rows():
 
 
 def test_several_rows_are_drawn_one_by_one_each_from_a_new_document():
-    """Documents with 1, 1 and 2 on-rows, two drawn: the third is left out if the others are, 2 * 1/4 * 1/3 of the time."""
+    """Documents with 1, 1 and 2 on-rows, two drawn: the third is left out if the others are, 2 *
+    1/4 * 1/3 of the time."""
     n = 60_000
     found = on_rows(PackedBits.pack(torch.ones(4, n)), torch.tensor([0, 1, 2, 2]), 2)
     assert float((found < 2).all(1).double().mean()) == pytest.approx(1 / 6, abs=0.006)
@@ -114,7 +118,7 @@ def test_the_rare_state_is_on(drawn):
     assert torch.equal(rare, torch.cat([bits.unpack(), bits.unpack()[:, 1:]], 1))
 
 
-# --- trials ---------------------------------------------------------------------------------------------------------
+# --- trials ---
 
 
 def test_documents_are_split_by_a_hash_of_their_own(corpus):
@@ -183,8 +187,10 @@ def test_contexts_mark_the_token_and_show_line_ends(corpus):
     text = letters.decode(corpus.token[:25].tolist()).replace("\n", "⏎")
     found = contexts(corpus, [0, 12, 24], letters, window=3)
     assert found == {
-        0: f"«{text[0]}»{text[1:4]}", 12: f"{text[9:12]}«{text[12]}»{text[13:16]}", 24: f"{text[21:24]}«{text[24]}»"
-    }  # fmt: skip
+        0: f"«{text[0]}»{text[1:4]}",
+        12: f"{text[9:12]}«{text[12]}»{text[13:16]}",
+        24: f"{text[21:24]}«{text[24]}»",
+    }
 
 
 def test_a_space_before_the_token_stays_outside(corpus):
