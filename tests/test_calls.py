@@ -14,6 +14,8 @@ from bitlens.errors import BitlensError, Interrupted
 from language_model_server import LanguageModelServer
 
 PROMPT = judge_prompt("animals", ["a «cat» came"])
+KEY = key_of("judge", PROMPT, {})
+SEEDED = key_of("judge", PROMPT, {"seed": 1})
 QUESTIONS = [Question("animals", f"«cat» {i}") for i in range(12)]
 
 
@@ -24,14 +26,14 @@ def path(tmp_path):
 
 def test_an_answer_is_kept_with_all_that_led_to_it(path):
     with Calls(path) as calls:
-        assert calls.get(key_of("judge", PROMPT, {"seed": 1})) is None
-        number = calls.reserve("judge", PROMPT, {"seed": 1}, 0.5)
-        assert calls.get(key_of("judge", PROMPT, {"seed": 1})) is None, "it is under way"
+        assert calls.get(SEEDED) is None
+        number = calls.reserve(SEEDED, "judge", PROMPT, {"seed": 1}, 0.5)
+        assert calls.get(SEEDED) is None, "it is under way"
         assert calls.spent() == (1, 0, 0, 0.5)
         calls.note(number, answer="yes", input_tokens=30, output_tokens=2, cost=0.1, seconds=1.5)
         assert calls.spent() == (1, 30, 2, 0.1)
     with Calls(path) as calls:
-        assert calls.get(key_of("judge", PROMPT, {"seed": 1})) == (number, "yes")
+        assert calls.get(SEEDED) == (number, "yes")
         others = [
             ("other", PROMPT, {"seed": 1}),
             ("judge", PROMPT[:0], {"seed": 1}),
@@ -48,19 +50,21 @@ def test_an_answer_is_kept_with_all_that_led_to_it(path):
 
 def test_what_calls_without_an_answer_cost(path):
     with Calls(path, max_cost=1.0, max_calls=3) as calls:
-        lost, refused, _under_way = (calls.reserve("judge", PROMPT, {}, 0.25) for _ in range(3))
+        lost, refused, _under_way = (
+            calls.reserve(KEY, "judge", PROMPT, {}, 0.25) for _ in range(3)
+        )
         with pytest.raises(Interrupted, match="max_calls 3; raise it"):
-            calls.reserve("judge", PROMPT, {}, 0.0)
+            calls.reserve(KEY, "judge", PROMPT, {}, 0.0)
         calls.note(lost, failure="status 500")
         calls.release(refused)
         assert calls.spent() == (2, 0, 0, 0.5)
         with pytest.raises(Interrupted, match=r"max_cost 1, of which 0.5 is spent"):
-            calls.reserve("judge", PROMPT, {}, 0.51)
-        calls.put("local", PROMPT, {}, "yes 0.5", 0.1)
+            calls.reserve(KEY, "judge", PROMPT, {}, 0.51)
+        calls.put(KEY, "local", PROMPT, "yes 0.5", 0.1)
         assert calls.spent() == (2, 0, 0, 0.5), "nothing to pay"
-        calls.reserve("judge", PROMPT, {}, 0.5)
+        calls.reserve(KEY, "judge", PROMPT, {}, 0.5)
     with Calls(path, max_calls=3) as calls, pytest.raises(Interrupted):
-        calls.reserve("judge", PROMPT, {}, 0.0)
+        calls.reserve(KEY, "judge", PROMPT, {}, 0.0)
 
 
 def test_judgements_lead_back_to_the_sentences(path):
@@ -121,7 +125,7 @@ def test_answers_of_a_record_that_kept_cut_ones_are_not_believed(path):
     """Version 1 had no sign of it."""
     with sqlite3.connect(path) as db:
         db.executescript(VERSION_1)
-        values = (key_of("judge", PROMPT, {}), "judge", "[]", "{}", 0.0, 1.0, "<think>no", 0.25)
+        values = (KEY, "judge", "[]", "{}", 0.0, 1.0, "<think>no", 0.25)
         db.execute(
             "INSERT INTO calls (key, judge, messages, parameters, sent, seconds, answer, cost) "
             "VALUES (?,?,?,?,?,?,?,?)",
@@ -129,7 +133,7 @@ def test_answers_of_a_record_that_kept_cut_ones_are_not_believed(path):
         )
     for _ in range(2):
         with Calls(path) as calls:
-            assert calls.get(key_of("judge", PROMPT, {})) is None
+            assert calls.get(KEY) is None
             assert calls.spent().cost == 0.25, "it was paid nevertheless"
             assert calls._execute("SELECT answer FROM calls").fetchall() == [("<think>no",)], (
                 "and is evidence"
@@ -167,7 +171,7 @@ def spend_all(path, barrier, spent):
     with Calls(path, max_calls=100, max_cost=60) as calls:
         try:
             while True:
-                number = calls.reserve("judge", PROMPT, {}, 1.0)
+                number = calls.reserve(KEY, "judge", PROMPT, {}, 1.0)
                 calls.note(number, answer="yes", input_tokens=1, output_tokens=1, cost=0.5)
                 spent.value += 1
         except Interrupted:

@@ -140,25 +140,18 @@ class Calls:
 
     def reserve(
         self,
+        key: str,
         judge: str,
         messages: Messages,
         parameters: Mapping[str, Any],
         at_most: float | None,
-        sent: Mapping[str, Any] | None = None,
     ) -> int:
         """Enter a call before it is sent -> its number; Interrupted if it could exceed a limit.
 
-        parameters: those that a whole answer depends on; at_most: what the call can cost, None for
-        nothing, which no limit counts; sent: the parameters that are sent, if they are others.
+        key: as from `key_of`; parameters: all that are sent; at_most: what the call can cost, None
+        for nothing, which no limit counts.
         """
-        entry = (
-            key_of(judge, messages, parameters),
-            judge,
-            _json(messages),
-            _json(parameters if sent is None else sent),
-            time.time(),
-            at_most,
-        )
+        entry = (key, judge, _json(messages), _json(parameters), time.time(), at_most)
         # Check and entry are one atomic statement: other processes may reserve at the same moment.
         done = self._execute(
             "INSERT INTO calls (key, judge, messages, parameters, sent, cost) "
@@ -184,16 +177,9 @@ class Calls:
         values = ", ".join(f"{name} = ?" for name in columns)
         self._execute(f"UPDATE calls SET {values} WHERE id = ?", (*columns.values(), call))
 
-    def put(
-        self,
-        judge: str,
-        messages: Messages,
-        parameters: Mapping[str, Any],
-        answer: str,
-        seconds: float,
-    ) -> Call:
+    def put(self, key: str, judge: str, messages: Messages, answer: str, seconds: float) -> Call:
         """Record the answer of a model that asks no price."""
-        call = self.reserve(judge, messages, parameters, None)
+        call = self.reserve(key, judge, messages, {}, None)
         self.note(call, answer=answer, seconds=seconds)
         return Call(call, answer)
 

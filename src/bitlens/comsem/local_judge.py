@@ -53,7 +53,7 @@ class LocalJudge:
         verdicts: dict[Question, Verdict] = {}
         tokens: dict[Question, list[int]] = {}
         for question, prompt in prompts.items():
-            call = self.calls.get(key_of(self.name, prompt, {})) if self.calls else None
+            call = self.calls.get(self._key(prompt)) if self.calls else None
             if call:
                 verdicts[question] = _verdict(float(call.answer.split()[1]), call.id)
             else:
@@ -73,7 +73,11 @@ class LocalJudge:
         if self.calls is None or math.isnan(log_odds):
             return _verdict(log_odds, None)
         answer = f"{'yes' if log_odds > 0 else 'no'} {log_odds!r}"
-        return _verdict(log_odds, self.calls.put(self.name, prompt, {}, answer, seconds).id)
+        call = self.calls.put(self._key(prompt), self.name, prompt, answer, seconds)
+        return _verdict(log_odds, call.id)
+
+    def _key(self, prompt: Messages) -> str:
+        return key_of(self.name, prompt, {})
 
 
 class LocalExplainer:
@@ -96,7 +100,8 @@ class LocalExplainer:
         return [parse_explanation(self._answer(explain_prompt(texts))) for texts in examples]
 
     def _answer(self, prompt: Messages) -> str:
-        if self.calls and (call := self.calls.get(key_of(self.name, prompt, {}))):
+        key = key_of(self.name, prompt, {})
+        if self.calls and (call := self.calls.get(key)):
             return call.answer
         ids, model = self.model.tokens(prompt), self.model.model
         model.require_context(len(ids) + self.tokens)
@@ -106,7 +111,7 @@ class LocalExplainer:
             answer = self.model.write(ids, limit)
             if answer is not None:
                 if self.calls:
-                    self.calls.put(self.name, prompt, {}, answer, time.monotonic() - began)
+                    self.calls.put(key, self.name, prompt, answer, time.monotonic() - began)
                 return answer
         return ""
 

@@ -101,14 +101,12 @@ class _Account(openai.DefaultHttpxClient):
     def _reserve(self, body: dict[str, Any], limit: int) -> int:
         """The number of the next call. Near a limit, calls under way show first what they cost."""
         server, messages = self.server, body["messages"]
-        at_most = server.at_most(messages, limit)
-        sent = {k: v for k, v in body.items() if k not in ("model", "messages")}
+        key, at_most = server.key_of(messages), server.at_most(messages, limit)
+        fields = {k: v for k, v in body.items() if k not in ("model", "messages")}
         with self.changed:
             while not self.stopped:
                 try:
-                    number = self.calls.reserve(
-                        server.name, messages, server.settings, at_most, sent
-                    )
+                    number = self.calls.reserve(key, server.name, messages, fields, at_most)
                     self.under_way += 1
                     return number
                 except Interrupted:
@@ -163,7 +161,7 @@ class _Sender:
 
     def send(self, prompt: Prompt) -> None:
         """Send one prompt with more and more tokens until its answer is whole."""
-        limits, key = self.server.limits(prompt.max_tokens), self.server.key_of(prompt)
+        limits, key = self.server.limits(prompt.max_tokens), self.server.key_of(prompt.messages)
         cut = self.calls.cut(key)
         try:
             for limit in limits:
@@ -201,17 +199,14 @@ class _Sender:
             reason = explained(error, server.key_variable, server.key())
             if status < 500 and status not in AGAIN:
                 raise BitlensError(f"{server.name} refused the request: {reason}.") from None
-            raise self._failure(reason) from None
+        except openai.APITimeoutError:
+            reason = f"no answer in {seconds:g} s"
         except openai.APIConnectionError as error:
-            reason = "the connection was lost"
-            if isinstance(error, openai.APITimeoutError):
-                reason = f"no answer in {seconds:g} s"
-            elif type(error.__cause__).__name__ == "ConnectError":
-                reason = "no connection"
-            raise self._failure(reason) from None
-
-    def _failure(self, reason: str) -> BitlensError:
-        return BitlensError(
-            f"{self.server.name} gave no answer ({reason}), though it was asked up to "
-            f"{self.server.attempts} times; all answers so far are kept, so run it again later."
+            reached = type(error.__cause__).__name__ != "ConnectError"
+            reason = "the connection was lost" if reached else "no connection"
+        else:
+            return None
+        raise BitlensError(
+            f"{server.name} gave no answer ({reason}), though it was asked up to "
+            f"{server.attempts} times; all answers so far are kept, so run it again later."
         )

@@ -118,9 +118,9 @@ class OpenAIServer:
             )
         return key or "none"
 
-    def key_of(self, prompt: Prompt) -> str:
+    def key_of(self, messages: Messages) -> str:
         """By which the record of calls knows this prompt."""
-        return key_of(self.name, prompt.messages, self.settings)
+        return key_of(self.name, messages, self.settings)
 
 
 def estimate(server: OpenAIServer, calls: Calls, prompts: Sequence[Prompt]) -> Cost:
@@ -146,7 +146,7 @@ def ask(server: OpenAIServer, calls: Calls, prompts: Sequence[Prompt]) -> list[C
         from bitlens.comsem.openai_client import send_all  # imports the client, which takes a while
 
         send_all(server, calls, missing)
-    return [calls.get(server.key_of(prompt)) for prompt in prompts]
+    return [calls.get(server.key_of(prompt.messages)) for prompt in prompts]
 
 
 def size(messages: Messages) -> int:
@@ -156,7 +156,7 @@ def size(messages: Messages) -> int:
 
 def _missing(server: OpenAIServer, calls: Calls, prompts: Sequence[Prompt]) -> list[Prompt]:
     """Those without an answer on record, unless the largest limit cut it off before."""
-    distinct = {server.key_of(prompt): prompt for prompt in prompts}
+    distinct = {server.key_of(prompt.messages): prompt for prompt in prompts}
     return [
         prompt
         for key, prompt in distinct.items()
