@@ -3,20 +3,25 @@ for twice."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shutil
+import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow.parquet
 import pytest
 import torch
 from transformers import AutoTokenizer
 
+import bitlens.cli.interpret
 from bitlens.bits import Codes, PackedBits
 from bitlens.cli import main
+from bitlens.comsem import registry
 from bitlens.comsem.calls import Calls
 from bitlens.hidden import Corpus
 from bitlens.hidden.models import BUNDLED, bundled_folder
@@ -339,6 +344,50 @@ def test_what_cannot_be_done_is_one_sentence(codes, tmp_path, capsys, arguments,
         main(["interpret", str(codes), "--out", str(tmp_path / "out"), *arguments])
     assert stop.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+TOY = """
+from dataclasses import dataclass
+
+from bitlens.comsem.judges import Verdict
+from bitlens.comsem.settings import LanguageModelSettings
+
+
+@dataclass(frozen=True)
+class ToySettings(LanguageModelSettings):
+    letter: str = "x"
+
+    name = "toy"
+
+    def check(self):
+        pass
+
+    def pair(self, calls):
+        return self, self
+
+    def explain(self, examples):
+        return [f"{self.letter} or {i}" for i in range(len(examples))]
+
+    def answer(self, questions):
+        return [Verdict(self.letter in q.text.partition("«")[2][:1].lower()) for q in questions]
+"""
+
+
+def test_a_judge_is_one_file_and_one_line_in_the_registry(codes, tmp_path, monkeypatch):
+    module = ModuleType("bitlens.comsem.toy_judge")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(TOY, vars(module))
+    monkeypatch.setitem(registry.JUDGES, "toy", "toy_judge:ToySettings")
+    command = ["interpret", str(codes), "--out", str(tmp_path / "out")]
+    try:
+        importlib.reload(bitlens.cli.interpret)
+        main([*command, "--judge", "toy", "--letter", "t", "--latents", "0", "1"])
+    finally:
+        monkeypatch.undo()
+        importlib.reload(bitlens.cli.interpret)
+    first, second = scores(tmp_path / "out")
+    assert first["balanced_accuracy"] > 0.9 > second["balanced_accuracy"]
+    assert first["explanation"] == "t or 0"
 
 
 def test_codes_must_be_named(tmp_path, capsys):

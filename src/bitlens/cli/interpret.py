@@ -15,7 +15,7 @@ from bitlens.errors import BitlensError
 
 if TYPE_CHECKING:
     from bitlens.comsem.calls import Calls
-    from bitlens.comsem.interpret import Config
+    from bitlens.comsem.interpret import Config, Results
 
 CodesFolders = Annotated[
     tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CODES [CODES ...]")
@@ -45,6 +45,7 @@ class Judging(*map(settings_class, JUDGES)):  # pyright: ignore[reportGeneralTyp
 
     def check(self) -> None:
         """Refuse what cannot be, before anything is loaded."""
+        settings_of(self.judge, self).check()
         if self.sample is not None and self.sample < 1:
             raise BitlensError(f"--sample must be at least 1, not {self.sample}.")
         if self.shuffles < 1:
@@ -83,13 +84,9 @@ def interpret(
         json: also write the summaries to this file.
     """
     from bitlens import show
-    from bitlens.bits.codes import Codes
-    from bitlens.comsem.sampling import sample_latents
     from bitlens.features.profiles import write_records
 
-    judge = settings_of(judging.judge, judging)
     judging.check()
-    judge.check()
     if not codes:
         raise BitlensError("Name one or several folders of codes, as `bitlens encode` writes them.")
     if len({path.name for path in codes}) < len(codes):
@@ -98,22 +95,11 @@ def interpret(
             "of these names."
         )
     out.mkdir(parents=True, exist_ok=True)
-    config, summaries = judging.config(), {}
+    summaries: dict[str, Any] = {}
     for path in codes:
-        corpus = Codes(path)
-        show.left_out(corpus.outliers)
-        latents = judging.latents or range(corpus.n_latents)
-        latents = sample_latents(latents, judging.sample, judging.seed)
-        with judge.record(out / RECORD) as calls:
-            results = judge.interpret(corpus, latents, config, calls)
-            if results is None:
-                continue
-            _say_spent(calls)
-        if not results.scores and not results.unexplained:
-            raise BitlensError(
-                f"No latent of {path} is on in enough documents to be explained and judged; "
-                "encode more text."
-            )
+        results = _judged(path, out / RECORD, judging)
+        if results is None:
+            continue
         folder = out if len(codes) == 1 else out / path.name
         records = results.records()
         write_records(folder / "scores.jsonl", records)
@@ -124,7 +110,31 @@ def interpret(
     if summaries:
         show.table(f"Latents judged by {judging.judge}", summaries)
         _say_unanswered(summaries)
-    write_result(json, {"judge": judging.judge, "config": asdict(config), "codes": summaries})
+    config = asdict(judging.config())
+    write_result(json, {"judge": judging.judge, "config": config, "codes": summaries})
+
+
+def _judged(path: Path, record: Path, judging: Judging) -> Results | None:
+    """None: only an estimate was asked for"""
+    from bitlens import show
+    from bitlens.bits.codes import Codes
+    from bitlens.comsem.sampling import sample_latents
+
+    codes = Codes(path)
+    show.left_out(codes.outliers)
+    latents = judging.latents or range(codes.n_latents)
+    latents = sample_latents(latents, judging.sample, judging.seed)
+    judge = settings_of(judging.judge, judging)
+    with judge.record(record) as calls:
+        results = judge.interpret(codes, latents, judging.config(), calls)
+        if results is not None:
+            _say_spent(calls)
+    if results is not None and not results.scores and not results.unexplained:
+        raise BitlensError(
+            f"No latent of {path} is on in enough documents to be explained and judged; "
+            "encode more text."
+        )
+    return results
 
 
 def _say_spent(calls: Calls) -> None:

@@ -72,19 +72,20 @@ class Results:
     @property
     def interpretable(self) -> list[bool | None]:
         """Significant, and the balanced accuracy's interval is above the threshold."""
-        return [
-            significant and score.balanced_accuracy.low > self.config.accuracy
-            for score, significant in zip(self.scores, self.significant, strict=True)
-        ]
+        return self._above(self.significant, "")
 
     @property
     def interpretable_hard(self) -> list[bool | None]:
         """Interpretable, and the same of the balanced accuracy with hard negatives."""
-        flags: list[bool | None] = []
-        for score, interpretable in zip(self.scores, self.interpretable, strict=True):
-            above = score.balanced_accuracy_hard.low > self.config.accuracy
-            flags.append(interpretable and (None if score.untested_hard else above))
-        return flags
+        return self._above(self.interpretable, "_hard")
+
+    def _above(self, flags: list[bool | None], hard: str) -> list[bool | None]:
+        """Where the flag is True: whether this balanced accuracy is above the threshold."""
+        result: list[bool | None] = []
+        for score, flag in zip(self.scores, flags, strict=True):
+            above = getattr(score, f"balanced_accuracy{hard}").low > self.config.accuracy
+            result.append(flag and (None if getattr(score, f"untested{hard}") else above))
+        return result
 
     @property
     def interpretable_paper(self) -> list[bool]:
@@ -94,13 +95,8 @@ class Results:
     def summary(self) -> dict[str, float | None]:
         """Counts of latents, and means over those judged; None if there are none."""
         interpretable = self.interpretable
-        rates = (
-            "balanced_accuracy",
-            "balanced_accuracy_hard",
-            "sensitivity",
-            "specificity",
-            "specificity_hard",
-        )
+        rates = ("sensitivity", "specificity", "specificity_hard")
+        rates = ("balanced_accuracy", "balanced_accuracy_hard", *rates)
         return {
             "judged": len(self.scores),
             "skipped": len(self.skipped),

@@ -105,7 +105,7 @@ def _thoughtless(answer: str) -> str:
 
 
 def _plain(answer: str) -> str:
-    """Without thoughts, emphasis, and texts repeated in quotes, which may say yes or no themselves."""
+    """Without thoughts, emphasis, and texts repeated in quotes, which may say yes or no."""
 
     def unquoted(match: re.Match[str]) -> str:
         return match["inside"] if _SHORT.fullmatch(match["inside"]) else ""
