@@ -23,16 +23,7 @@ from bitlens.bits.statistics import firing_rates
 from bitlens.comsem.calls import Calls, Judgement
 from bitlens.comsem.judges import Question, Verdict
 from bitlens.comsem.sampling import Trial, trials
-from bitlens.comsem.scoring import (
-    DEFAULT,
-    Config,
-    Explained,
-    RowQuestion,
-    Score,
-    judged,
-    mean,
-    unjudged,
-)
+from bitlens.comsem.scoring import DEFAULT, Config, Explained, RowQuestion, Score, judged, mean
 from bitlens.errors import BitlensError
 from bitlens.features.examples import contexts
 from bitlens.features.on_rows import canonical, explainers_part
@@ -116,8 +107,10 @@ class Results:
         flags = zip(self.significant, self.interpretable, self.interpretable_hard, strict=True)
         unknown = (None, None, None)
         scores = list(zip(self.scores, flags, strict=True))
-        scores += [(unjudged(latent, "too few rows"), unknown) for latent in self.skipped]
-        scores += [(unjudged(latent, "no explanation"), unknown) for latent in self.unexplained]
+        reasons = dict.fromkeys(self.skipped, "too few rows")
+        reasons |= dict.fromkeys(self.unexplained, "no explanation")
+        for latent, reason in reasons.items():
+            scores.append((Score(latent, untested=reason, untested_hard=reason), unknown))
         names = ("significant", "interpretable", "interpretable_hard")
         records = [_flat(score) | dict(zip(names, three, strict=True)) for score, three in scores]
         return sorted(records, key=lambda record: record["latent"])

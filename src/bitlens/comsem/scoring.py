@@ -59,63 +59,47 @@ class Config(Plan):
 
 
 DEFAULT = Config()
+UNKNOWN = Rate(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well an explanation tells the rows of a latent from others. Unclear answers are wrong."""
+    """How well an explanation tells the rows of a latent from others. Unclear answers are wrong.
+
+    Of a latent that nobody was asked about only the reason is known.
+    """
 
     __repr__ = brief
 
     latent: int
-    rate: float
-    explanation: str
-    sensitivity: Rate
+    rate: float = math.nan
+    explanation: str = ""
+    sensitivity: Rate = UNKNOWN
     """share of yes among positives: the paper's score"""
-    specificity: Rate
+    specificity: Rate = UNKNOWN
     """share of no among random negatives"""
-    specificity_hard: Rate
+    specificity_hard: Rate = UNKNOWN
     """among negatives with the token of a positive, or a code near to that of one"""
-    balanced_accuracy: Rate
+    balanced_accuracy: Rate = UNKNOWN
     """mean of sensitivity and specificity: .5 is chance, and what fits everything or nothing"""
-    balanced_accuracy_hard: Rate
+    balanced_accuracy_hard: Rate = UNKNOWN
     """the same with hard negatives"""
-    shuffled: float
+    shuffled: float = math.nan
     """mean balanced accuracy of other latents' explanations on these rows, of fitting ones, too"""
-    nulls: int
+    nulls: int = 0
     """other explanations compared with"""
-    fitting: int
+    fitting: int = 0
     """other explanations left out, since they fit these rows themselves"""
-    p_value: float
+    p_value: float = math.nan
     """that the explanation is no better than chance, or than the nulls; NaN if these are too few"""
-    unparsed: int
+    unparsed: int = 0
     """answers that say neither yes nor no"""
-    unfinished: int
+    unfinished: int = 0
     """answers that came to no end"""
-    untested: str
+    untested: str = ""
     """why it cannot be said whether the latent is interpretable; empty if it can"""
-    untested_hard: str
+    untested_hard: str = ""
     """the same for hard negatives"""
-
-
-def unjudged(latent: int, reason: str) -> Score:
-    """Of a latent that nobody was asked about."""
-    nan, rate = math.nan, Rate(math.nan, math.nan, math.nan)
-    rates = _Rates(*[rate] * 5)._asdict()
-    return Score(
-        latent,
-        nan,
-        "",
-        **rates,
-        shuffled=nan,
-        nulls=0,
-        fitting=0,
-        p_value=nan,
-        unparsed=0,
-        unfinished=0,
-        untested=reason,
-        untested_hard=reason,
-    )
 
 
 def judged(
@@ -127,10 +111,8 @@ def judged(
     test at `config.level`) are no nulls: more are asked about instead, up to `MOST` times as many.
     """
     others = _others([explanation for _, explanation in explained], config)
-    cases = [
-        _Case(trial, [own, *other], [])
-        for (trial, own), other in zip(explained, others, strict=True)
-    ]
+    pairs = zip(explained, others, strict=True)
+    cases = [_Case(trial, [own, *other], []) for (trial, own), other in pairs]
     while wanted := [(case, text) for case in cases for text in case.wanted(config)]:
         questions = [
             RowQuestion(case.trial.latent, explanation, *row)
@@ -229,12 +211,9 @@ class _Case:
             middle = p_values[len(p_values) // 2]  # the upper median: never too small
             combined = min(1.0, 2 * middle) if len(p_values) > 1 else middle
             p_value = max(combined, own.fit())
-        shuffled = mean(
-            [
-                o.rates(o.right(unclear=True)).balanced_accuracy.value
-                for o in others[: config.shuffles]
-            ]
-        )
+        asked = others[: config.shuffles]
+        rates = [other.rates(other.right(unclear=True)) for other in asked]
+        shuffled = mean([rate.balanced_accuracy.value for rate in rates])
         lacking = ""
         if not enough:
             lacking = "other explanations fit as well" if others else "no other explanation"
