@@ -29,8 +29,7 @@ class Judging(*map(settings_class, JUDGES)):  # pyright: ignore[reportGeneralTyp
     """Who explains and judges, and what; the settings of all judges are its own, too."""
 
     judge: Literal[tuple(JUDGES)] = "labels"  # pyright: ignore[reportInvalidTypeForm]
-    """labels: known labels, offline; local: a Hugging Face model; openai: any server that speaks
-    OpenAI's chat completions"""
+    """known labels, offline; a Hugging Face model; or a server with OpenAI's chat completions"""
     latents: tuple[int, ...] = ()
     """judge these; by default all, or those of --sample"""
     sample: int | None = None
@@ -38,8 +37,7 @@ class Judging(*map(settings_class, JUDGES)):  # pyright: ignore[reportGeneralTyp
     examples: int = 10
     """tokens that an explanation is made from"""
     shuffles: int = 5
-    """explanations of other latents that each latent is judged with, too; each costs as much as its
-    own"""
+    """explanations of other latents to judge each latent with; each costs as much as its own"""
     seed: int = 0
     """seed of all that is drawn"""
 

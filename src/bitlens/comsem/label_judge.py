@@ -21,8 +21,7 @@ class LabelSettings(JudgeSettings):
     """Where the labels come from."""
 
     labels: Path | None = None
-    """for --judge labels: a file of labelled text, as for `bitlens labels`; by default the codes'
-    own labels"""
+    """for --judge labels: a file as for `bitlens labels`; by default the codes' own labels"""
     labelling: str = "token"
     """for --judge labels: which of the labellings"""
 

@@ -43,7 +43,7 @@ class OpenAIServer:
     concurrency: int = 8
     """calls under way at once"""
     timeout: float = 60.0
-    """seconds that the server may be silent, and the more the more tokens above 512 it may write"""
+    """seconds of silence after which a call is given up; more for answers above 512 tokens"""
     attempts: int = 6
     """sendings of one prompt before giving up"""
     answer_tokens: int = 0

@@ -55,10 +55,9 @@ class LanguageModelSettings(JudgeSettings):
     explainer_model: str = ""
     """the explainer, on the same server or machine; by default the judge"""
     batch: int = 10
-    """questions in one call (openai), or prompts at once (local)"""
+    """questions that the judge is asked at once"""
     answer_tokens: int = 0
-    """that every answer may have at least, for models that think; one that is cut off is asked for
-    again with more in any case"""
+    """room for thoughts: tokens that every answer may have from the start, not only if cut off"""
 
     def check(self) -> None:
         """Refuse what cannot be, before anything is loaded."""
@@ -86,15 +85,13 @@ class LanguageModelSettings(JudgeSettings):
         if self.priced:
             texts, questions = planned(codes, latents, tokenizer, config)
             costs = explainer.estimate(texts), judge.estimate(questions)
-            self.announce(Cost(*map(sum, zip(*costs, strict=True))))
+            total = Cost(*(sum(parts) for parts in zip(*costs, strict=True)))
+            hint = "" if total.cost else " (name --prices for the cost)"
+            terminal.say(
+                f"About {total.calls:,} calls, {total.input_tokens:,} tokens to read, "
+                f"{total.output_tokens:,} to write; cost {total.cost:.4f}{hint}"
+            )
         if self.estimate:
             return None
         run = str(codes.path)
         return comsem(codes, latents, explainer, judge, tokenizer, config, calls=calls, run=run)
-
-    def announce(self, cost: Cost) -> None:
-        """Say what a run will cost, from its own texts and explanations of a usual length."""
-        terminal.say(
-            f"About {cost.calls:,} calls, {cost.input_tokens:,} tokens to read, "
-            f"{cost.output_tokens:,} to write; cost {cost.cost:.4f}"
-        )
