@@ -31,6 +31,7 @@ from language_model_server import LanguageModelServer
 LETTERS = "taws"
 LATENTS = len(LETTERS) + 2  # and two that are independent of the text
 KEY = "sk-a-key-that-must-stay-secret"
+OPENAI = ("--judge", "openai", "--model", "rule")
 
 
 @pytest.fixture(scope="module")
@@ -87,24 +88,14 @@ def anything(prompt: str) -> str:
     return "\n".join(f"{i}. yes" for i in range(1, len(letters(prompt)) + 1))
 
 
+def interpret(codes: Path, out: Path, *more: str) -> None:
+    main(["interpret", str(codes), "--out", str(out), *more])
+
+
 def asked(codes: Path, out: Path, server: LanguageModelServer, *more: str) -> int:
     """-> exit status"""
     try:
-        main(
-            [
-                "interpret",
-                str(codes),
-                "--out",
-                str(out),
-                "--judge",
-                "openai",
-                "--model",
-                "rule",
-                "--base-url",
-                server.url,
-                *more,
-            ]
-        )
+        interpret(codes, out, *OPENAI, "--base-url", server.url, *more)
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
@@ -185,16 +176,7 @@ def test_a_killed_command_goes_on_and_pays_for_nothing_twice(codes, tmp_path, bi
     out = tmp_path / "out"
     with LanguageModelServer(slow) as server:
         command = bitlens_command(
-            "interpret",
-            str(codes),
-            "--out",
-            str(out),
-            "--judge",
-            "openai",
-            "--model",
-            "rule",
-            "--base-url",
-            server.url,
+            "interpret", str(codes), "--out", str(out), *OPENAI, "--base-url", server.url
         )
         command.wait_until(lambda: len(server.requests) >= 20)
         command.kill()
@@ -243,19 +225,9 @@ def test_a_model_that_thinks_and_wants_other_fields_can_be_asked(codes, tmp_path
 
 
 def test_an_untested_latent_is_not_a_no(codes, tmp_path, capsys):
+    more = ("--latents", "0", "--json", str(tmp_path / "s.json"))
     with LanguageModelServer(by_first_letter) as server:
-        assert (
-            asked(
-                codes,
-                tmp_path / "out",
-                server,
-                "--latents",
-                "0",
-                "--json",
-                str(tmp_path / "s.json"),
-            )
-            == 0
-        )
+        assert asked(codes, tmp_path / "out", server, *more) == 0
     (score,) = scores(tmp_path / "out")
     assert (score["interpretable"], score["untested"]) == (None, "no other explanation")
     (row,) = pyarrow.parquet.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
@@ -266,18 +238,8 @@ def test_an_untested_latent_is_not_a_no(codes, tmp_path, capsys):
 
 
 def test_labels_judge_without_any_model(codes, tmp_path):
-    main(
-        [
-            "interpret",
-            str(codes),
-            "--out",
-            str(tmp_path / "out"),
-            "--labelling",
-            "spelling",
-            "--json",
-            str(tmp_path / "s.json"),
-        ]
-    )
+    more = ("--labelling", "spelling", "--json", str(tmp_path / "s.json"))
+    interpret(codes, tmp_path / "out", *more)
     told = json.loads((tmp_path / "s.json").read_text())
     assert told["judge"] == "labels"
     assert told["codes"]["codes"]["judged"] == LATENTS
@@ -303,19 +265,9 @@ def test_several_codes_stand_side_by_side(codes, tmp_path):
     other = tmp_path / "others"
     shutil.copytree(codes, other)
     out = tmp_path / "out"
+    json_file = ("--json", str(tmp_path / "s.json"))
     main(
-        [
-            "interpret",
-            str(codes),
-            str(other),
-            "--out",
-            str(out),
-            "--latents",
-            "0",
-            "1",
-            "--json",
-            str(tmp_path / "s.json"),
-        ]
+        ["interpret", str(codes), str(other), "--out", str(out), "--latents", "0", "1", *json_file]
     )
     summaries = json.loads((tmp_path / "s.json").read_text())["codes"]
     assert list(summaries) == ["codes", "others"]
@@ -341,7 +293,7 @@ def test_several_codes_stand_side_by_side(codes, tmp_path):
 )
 def test_what_cannot_be_done_is_one_sentence(codes, tmp_path, capsys, arguments, sentence):
     with pytest.raises(SystemExit) as stop:
-        main(["interpret", str(codes), "--out", str(tmp_path / "out"), *arguments])
+        interpret(codes, tmp_path / "out", *arguments)
     assert stop.value.code == 2
     assert sentence in capsys.readouterr().err
 
@@ -378,10 +330,10 @@ def test_a_judge_is_one_file_and_one_line_in_the_registry(codes, tmp_path, monke
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(TOY, vars(module))
     monkeypatch.setitem(registry.JUDGES, "toy", "toy_judge:ToySettings")
-    command = ["interpret", str(codes), "--out", str(tmp_path / "out")]
     try:
         importlib.reload(bitlens.cli.interpret)
-        main([*command, "--judge", "toy", "--letter", "t", "--latents", "0", "1"])
+        more = ("--judge", "toy", "--letter", "t", "--latents", "0", "1")
+        interpret(codes, tmp_path / "out", *more)
     finally:
         monkeypatch.undo()
         importlib.reload(bitlens.cli.interpret)
