@@ -1,4 +1,5 @@
-"""A real HTTP server that speaks OpenAI's chat completions, and answers by a rule instead of a model."""
+"""A real HTTP server that speaks OpenAI's chat completions, and answers by a rule instead of a
+model."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from typing import Any, NamedTuple
 
 
 class Reply(NamedTuple):
-    """What the server sends. body: None for a chat completion with `text`; status 0: hang up without a word."""
+    """What the server sends. body: None for a chat completion with `text`; status 0: hang up
+    without a word."""
 
     text: str = ""
     status: int = 200
@@ -22,14 +24,17 @@ class Reply(NamedTuple):
     delay: float = 0.0
     usage: bool = True
     finish: str | None = "stop"
-    """why it ends, unless its words are more than the request allows: the rest is cut off, and the reason "length" """
+    """why it ends, unless its words are more than the request allows: the rest is cut off, and the
+    reason "length" """
 
 
 class LanguageModelServer(ThreadingHTTPServer):
     """Listens on a free port of this machine, within a `with` block.
 
-    rule: from the text of a prompt to the reply. first: replies to the first requests, instead of the rule's. refuses:
-    fields of a request that are refused as OpenAI does it. longest: the largest limit of tokens that it takes.
+    rule: from the text of a prompt to the reply. first: replies to the first requests, instead of
+    the rule's. refuses:
+    fields of a request that are refused as OpenAI does it. longest: the largest limit of tokens
+    that it takes.
     """
 
     daemon_threads = True
@@ -97,7 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
             reply = _refusal(REFUSALS[name])
         if _limit(request) > server.longest:
             reply = _refusal(
-                f"max_tokens is too large: {_limit(request)}. This model supports at most {server.longest}."
+                f"max_tokens is too large: {_limit(request)}. "
+                f"This model supports at most {server.longest}."
             )
         if reply is None:
             found = server.rule(prompt)
@@ -124,9 +130,12 @@ class _Handler(BaseHTTPRequestHandler):
         finish = "length" if reply.finish and len(words) > limit else reply.finish
         message = {"role": "assistant", "content": "".join(words[:limit])}
         completion = {
-            "id": "1", "object": "chat.completion", "created": 0, "model": "rule",
+            "id": "1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": "rule",
             "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-        }  # fmt: skip
+        }
         if reply.usage and reply.status == 200:
             read, written = len(prompt.split()), len(words[:limit])
             with self.server.lock:
@@ -144,8 +153,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 REFUSALS = {
-    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
-    "temperature": "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is supported.",
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. "
+    "Use 'max_completion_tokens' instead.",
+    "temperature": "Unsupported value: 'temperature' does not support 0 with this model. "
+    "Only the default (1) value is supported.",
 }
 
 
@@ -161,7 +172,8 @@ def _limit(request: dict[str, Any]) -> int:
 
 
 def by_letter(prompt: str) -> str:
-    """The explanation is a letter; it fits where the marked token begins with it. Any other prompt is explained as "a"."""
+    """The explanation is a letter; it fits where the marked token begins with it. Any other prompt
+    is explained as "a"."""
     explanation = re.search(r"^Explanation: (.*)$", prompt, re.M)
     if not explanation:
         return "a"

@@ -1,4 +1,5 @@
-"""The record of calls: a cache and an account that processes share, and the evidence behind scores."""
+"""The record of calls: a cache and an account that processes share, and the evidence behind
+scores."""
 
 import multiprocessing
 import sqlite3
@@ -13,6 +14,8 @@ from bitlens.errors import BitlensError, Interrupted
 from language_model_server import LanguageModelServer
 
 PROMPT = judge_prompt("animals", ["a «cat» came"])
+KEY = key_of("judge", PROMPT, {})
+SEEDED = key_of("judge", PROMPT, {"seed": 1})
 QUESTIONS = [Question("animals", f"«cat» {i}") for i in range(12)]
 
 
@@ -23,14 +26,14 @@ def path(tmp_path):
 
 def test_an_answer_is_kept_with_all_that_led_to_it(path):
     with Calls(path) as calls:
-        assert calls.get(key_of("judge", PROMPT, {"seed": 1})) is None
-        number = calls.reserve("judge", PROMPT, {"seed": 1}, 0.5)
-        assert calls.get(key_of("judge", PROMPT, {"seed": 1})) is None, "it is under way"
+        assert calls.get(SEEDED) is None
+        number = calls.reserve(SEEDED, "judge", PROMPT, {"seed": 1}, 0.5)
+        assert calls.get(SEEDED) is None, "it is under way"
         assert calls.spent() == (1, 0, 0, 0.5)
-        calls.settle(number, "yes", 30, 2, 0.1, 1.5)
+        calls.note(number, answer="yes", input_tokens=30, output_tokens=2, cost=0.1, seconds=1.5)
         assert calls.spent() == (1, 30, 2, 0.1)
     with Calls(path) as calls:
-        assert calls.get(key_of("judge", PROMPT, {"seed": 1})) == (number, "yes")
+        assert calls.get(SEEDED) == (number, "yes")
         others = [
             ("other", PROMPT, {"seed": 1}),
             ("judge", PROMPT[:0], {"seed": 1}),
@@ -47,19 +50,21 @@ def test_an_answer_is_kept_with_all_that_led_to_it(path):
 
 def test_what_calls_without_an_answer_cost(path):
     with Calls(path, max_cost=1.0, max_calls=3) as calls:
-        lost, refused, _under_way = (calls.reserve("judge", PROMPT, {}, 0.25) for _ in range(3))
+        lost, refused, _under_way = (
+            calls.reserve(KEY, "judge", PROMPT, {}, 0.25) for _ in range(3)
+        )
         with pytest.raises(Interrupted, match="max_calls 3; raise it"):
-            calls.reserve("judge", PROMPT, {}, 0.0)
-        calls.lose(lost, "status 500")
+            calls.reserve(KEY, "judge", PROMPT, {}, 0.0)
+        calls.note(lost, failure="status 500")
         calls.release(refused)
         assert calls.spent() == (2, 0, 0, 0.5)
         with pytest.raises(Interrupted, match=r"max_cost 1, of which 0.5 is spent"):
-            calls.reserve("judge", PROMPT, {}, 0.51)
-        calls.put("local", PROMPT, {}, "yes 0.5", 0.1)
+            calls.reserve(KEY, "judge", PROMPT, {}, 0.51)
+        calls.put(KEY, "local", PROMPT, "yes 0.5", 0.1)
         assert calls.spent() == (2, 0, 0, 0.5), "nothing to pay"
-        calls.reserve("judge", PROMPT, {}, 0.5)
+        calls.reserve(KEY, "judge", PROMPT, {}, 0.5)
     with Calls(path, max_calls=3) as calls, pytest.raises(Interrupted):
-        calls.reserve("judge", PROMPT, {}, 0.0)
+        calls.reserve(KEY, "judge", PROMPT, {}, 0.0)
 
 
 def test_judgements_lead_back_to_the_sentences(path):
@@ -75,16 +80,17 @@ def test_judgements_lead_back_to_the_sentences(path):
             ]
             calls.record("run", judge.name, made)
             calls.record("run", judge.name, made)
-            calls.record(
-                "run", judge.name, [Judgement(3, "verbs", "«a»", 5, "random", Verdict(None, -0.5))]
-            )
+            other = Judgement(3, "verbs", "«a»", 5, "random", Verdict(None, -0.5))
+            calls.record("run", judge.name, [other])
             calls.record("other", judge.name, made[:2])
-            assert calls.judgements("run", judge.name, 7) == made
-            assert [j.latent for j in calls.judgements("run", judge.name)] == [3] + [7] * len(made)
-            assert calls.judgements("run", "another judge") == []
         with sqlite3.connect(path) as db:
-            query = "SELECT text, messages, answer FROM judgements JOIN calls ON call = calls.id WHERE run = 'run'"
-            joined = db.execute(query).fetchall()
+            rows = db.execute("SELECT * FROM judgements WHERE run = 'run' ORDER BY latent, row")
+            assert rows.fetchall() == [
+                ("run", judge.name, *judgement[:5], *judgement.verdict[:3])
+                for judgement in [other, *made]
+            ]
+            query = "SELECT text, messages, answer FROM judgements JOIN calls ON call = calls.id"
+            joined = db.execute(f"{query} WHERE run = 'run'").fetchall()
         assert len(joined) == len(QUESTIONS)
         assert all(
             text.split()[1] in messages and answer == "1. yes\n2. no"
@@ -97,13 +103,16 @@ def test_a_kind_that_is_none_is_refused(path):
         good = Judgement(0, "x", "«x»", 0, "positive", Verdict(True))
         with pytest.raises(BitlensError, match="CHECK"):
             calls.record("run", "judge", [good, good._replace(row=1, kind="soft")])
-        assert calls.judgements("run", "judge") == [], "all or nothing"
+        rows = calls._execute("SELECT * FROM judgements").fetchall()
+        assert rows == [], "all or nothing"
 
 
 VERSION_1 = """
 CREATE TABLE calls (
-    id INTEGER PRIMARY KEY, key TEXT NOT NULL, judge TEXT NOT NULL, messages TEXT NOT NULL, parameters TEXT NOT NULL,
-    sent REAL NOT NULL, seconds REAL, answer TEXT, failure TEXT, input_tokens INTEGER, output_tokens INTEGER,
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, judge TEXT NOT NULL, messages TEXT NOT NULL,
+    parameters TEXT NOT NULL,
+    sent REAL NOT NULL, seconds REAL, answer TEXT, failure TEXT, input_tokens INTEGER, output_tokens
+    INTEGER,
     cost REAL                   -- until the answer comes, the most it can be; NULL: nothing to pay
 );
 CREATE INDEX calls_by_key ON calls (key);
@@ -116,14 +125,15 @@ def test_answers_of_a_record_that_kept_cut_ones_are_not_believed(path):
     """Version 1 had no sign of it."""
     with sqlite3.connect(path) as db:
         db.executescript(VERSION_1)
-        values = (key_of("judge", PROMPT, {}), "judge", "[]", "{}", 0.0, 1.0, "<think>no", 0.25)
+        values = (KEY, "judge", "[]", "{}", 0.0, 1.0, "<think>no", 0.25)
         db.execute(
-            "INSERT INTO calls (key, judge, messages, parameters, sent, seconds, answer, cost) VALUES (?,?,?,?,?,?,?,?)",
+            "INSERT INTO calls (key, judge, messages, parameters, sent, seconds, answer, cost) "
+            "VALUES (?,?,?,?,?,?,?,?)",
             values,
         )
     for _ in range(2):
         with Calls(path) as calls:
-            assert calls.get(key_of("judge", PROMPT, {})) is None
+            assert calls.get(KEY) is None
             assert calls.spent().cost == 0.25, "it was paid nevertheless"
             assert calls._execute("SELECT answer FROM calls").fetchall() == [("<think>no",)], (
                 "and is evidence"
@@ -161,7 +171,8 @@ def spend_all(path, barrier, spent):
     with Calls(path, max_calls=100, max_cost=60) as calls:
         try:
             while True:
-                calls.settle(calls.reserve("judge", PROMPT, {}, 1.0), "yes", 1, 1, 0.5, 0.0)
+                number = calls.reserve(KEY, "judge", PROMPT, {}, 1.0)
+                calls.note(number, answer="yes", input_tokens=1, output_tokens=1, cost=0.5)
                 spent.value += 1
         except Interrupted:
             pass

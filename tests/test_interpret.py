@@ -1,21 +1,27 @@
-"""`bitlens interpret`: planted meanings are found, empty ones are not, and nothing is asked or paid for twice."""
+"""`bitlens interpret`: planted meanings are found, empty ones are not, and nothing is asked or paid
+for twice."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shutil
+import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow.parquet
 import pytest
 import torch
 from transformers import AutoTokenizer
 
+import bitlens.cli.interpret
 from bitlens.bits import Codes, PackedBits
 from bitlens.cli import main
+from bitlens.comsem import registry
 from bitlens.comsem.calls import Calls
 from bitlens.hidden import Corpus
 from bitlens.hidden.models import BUNDLED, bundled_folder
@@ -25,11 +31,13 @@ from language_model_server import LanguageModelServer
 LETTERS = "taws"
 LATENTS = len(LETTERS) + 2  # and two that are independent of the text
 KEY = "sk-a-key-that-must-stay-secret"
+OPENAI = ("--judge", "openai", "--model", "rule")
 
 
 @pytest.fixture(scope="module")
 def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """300 bundled documents; a latent for each letter, on at tokens that begin with it, with 1 % of all bits turned over."""
+    """300 bundled documents; a latent for each letter, on at tokens that begin with it, with 1 % of
+    all bits turned over."""
     tokenizer = AutoTokenizer.from_pretrained(bundled_folder())
     texts = [text for _, text in list(Corpus((BUNDLED,)).documents())[:300]]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"][:60] for text in texts]
@@ -80,24 +88,14 @@ def anything(prompt: str) -> str:
     return "\n".join(f"{i}. yes" for i in range(1, len(letters(prompt)) + 1))
 
 
+def interpret(codes: Path, out: Path, *more: str) -> None:
+    main(["interpret", str(codes), "--out", str(out), *more])
+
+
 def asked(codes: Path, out: Path, server: LanguageModelServer, *more: str) -> int:
     """-> exit status"""
     try:
-        main(
-            [
-                "interpret",
-                str(codes),
-                "--out",
-                str(out),
-                "--judge",
-                "openai",
-                "--model",
-                "rule",
-                "--base-url",
-                server.url,
-                *more,
-            ]
-        )
+        interpret(codes, out, *OPENAI, "--base-url", server.url, *more)
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
@@ -137,17 +135,14 @@ def test_every_score_can_be_traced_to_its_sentences(codes, tmp_path):
     with LanguageModelServer(by_first_letter) as server:
         assert asked(codes, out, server, "--latents", "0", "1") == 0
     (score, _) = scores(out)
+    query = "SELECT explanation, kind, yes, text, call, judge FROM judgements WHERE latent = 0"
     with Calls(out / "calls.sqlite") as calls:
-        name = "rule at "
-        judges = {
-            row[0] for row in calls._execute("SELECT DISTINCT judge FROM judgements").fetchall()
-        }
-        assert all(judge.startswith(name) for judge in judges)
-        evidence = [j for judge in judges for j in calls.judgements(str(codes), judge, 0)]
-    own = [j for j in evidence if j.explanation == score["explanation"] and j.kind == "positive"]
-    assert sum(bool(j.verdict.yes) for j in own) / len(own) == pytest.approx(score["sensitivity"])
-    assert all("«" in j.text and j.verdict.call is not None for j in own)
-    assert {j.kind for j in evidence} == {"positive", "random", "hard"}
+        evidence = calls._execute(f"{query} AND run = ?", (str(codes),)).fetchall()
+    own = [e for e in evidence if e[:2] == (score["explanation"], "positive")]
+    assert sum(yes for _, _, yes, *_ in own) / len(own) == pytest.approx(score["sensitivity"])
+    assert all("«" in text and call is not None for _, _, _, text, call, _ in own)
+    assert {kind for _, kind, *_ in evidence} == {"positive", "random", "hard"}
+    assert all(judge.startswith("rule at ") for *_, judge in evidence)
 
 
 def test_an_explanation_that_fits_everything_is_rejected_though_the_papers_score_is_full(
@@ -181,16 +176,7 @@ def test_a_killed_command_goes_on_and_pays_for_nothing_twice(codes, tmp_path, bi
     out = tmp_path / "out"
     with LanguageModelServer(slow) as server:
         command = bitlens_command(
-            "interpret",
-            str(codes),
-            "--out",
-            str(out),
-            "--judge",
-            "openai",
-            "--model",
-            "rule",
-            "--base-url",
-            server.url,
+            "interpret", str(codes), "--out", str(out), *OPENAI, "--base-url", server.url
         )
         command.wait_until(lambda: len(server.requests) >= 20)
         command.kill()
@@ -211,7 +197,8 @@ def test_the_estimate_asks_nothing(codes, tmp_path, capsys):
 
 
 def test_a_model_that_thinks_and_wants_other_fields_can_be_asked(codes, tmp_path, capsys):
-    """As OpenAI's do: no temperature, max_completion_tokens, and thoughts that are longer than any answer."""
+    """As OpenAI's do: no temperature, max_completion_tokens, and thoughts that are longer than any
+    answer."""
 
     def thinking(prompt: str) -> str:
         return "<think>" + "No, 1. yes 2. no. " * 100 + "</think>" + by_first_letter(prompt)
@@ -238,19 +225,9 @@ def test_a_model_that_thinks_and_wants_other_fields_can_be_asked(codes, tmp_path
 
 
 def test_an_untested_latent_is_not_a_no(codes, tmp_path, capsys):
+    more = ("--latents", "0", "--json", str(tmp_path / "s.json"))
     with LanguageModelServer(by_first_letter) as server:
-        assert (
-            asked(
-                codes,
-                tmp_path / "out",
-                server,
-                "--latents",
-                "0",
-                "--json",
-                str(tmp_path / "s.json"),
-            )
-            == 0
-        )
+        assert asked(codes, tmp_path / "out", server, *more) == 0
     (score,) = scores(tmp_path / "out")
     assert (score["interpretable"], score["untested"]) == (None, "no other explanation")
     (row,) = pyarrow.parquet.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
@@ -261,18 +238,8 @@ def test_an_untested_latent_is_not_a_no(codes, tmp_path, capsys):
 
 
 def test_labels_judge_without_any_model(codes, tmp_path):
-    main(
-        [
-            "interpret",
-            str(codes),
-            "--out",
-            str(tmp_path / "out"),
-            "--labelling",
-            "spelling",
-            "--json",
-            str(tmp_path / "s.json"),
-        ]
-    )
+    more = ("--labelling", "spelling", "--json", str(tmp_path / "s.json"))
+    interpret(codes, tmp_path / "out", *more)
     told = json.loads((tmp_path / "s.json").read_text())
     assert told["judge"] == "labels"
     assert told["codes"]["codes"]["judged"] == LATENTS
@@ -298,19 +265,9 @@ def test_several_codes_stand_side_by_side(codes, tmp_path):
     other = tmp_path / "others"
     shutil.copytree(codes, other)
     out = tmp_path / "out"
+    json_file = ("--json", str(tmp_path / "s.json"))
     main(
-        [
-            "interpret",
-            str(codes),
-            str(other),
-            "--out",
-            str(out),
-            "--latents",
-            "0",
-            "1",
-            "--json",
-            str(tmp_path / "s.json"),
-        ]
+        ["interpret", str(codes), str(other), "--out", str(out), "--latents", "0", "1", *json_file]
     )
     summaries = json.loads((tmp_path / "s.json").read_text())["codes"]
     assert list(summaries) == ["codes", "others"]
@@ -321,7 +278,12 @@ def test_several_codes_stand_side_by_side(codes, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--judge", "openai"], "--judge openai needs a language model"),
+        (["--judge", "openai"], "needs a language model; name it with --model"),
+        (["--estimate"], "--estimate is for a judge that has to be paid"),
+        (
+            ["--judge", "local", "--model", "x", "--device", "cuda:9"],
+            "There is no device 'cuda:9' here",
+        ),
         (["--shuffles", "0"], "--shuffles must be at least 1"),
         (["--labelling", "mood"], "There is no labelling 'mood'; choose from: token"),
         (["--sample", "0"], "--sample must be at least 1"),
@@ -331,9 +293,53 @@ def test_several_codes_stand_side_by_side(codes, tmp_path):
 )
 def test_what_cannot_be_done_is_one_sentence(codes, tmp_path, capsys, arguments, sentence):
     with pytest.raises(SystemExit) as stop:
-        main(["interpret", str(codes), "--out", str(tmp_path / "out"), *arguments])
+        interpret(codes, tmp_path / "out", *arguments)
     assert stop.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+TOY = """
+from dataclasses import dataclass
+
+from bitlens.comsem.judges import Verdict
+from bitlens.comsem.settings import LanguageModelSettings
+
+
+@dataclass(frozen=True)
+class ToySettings(LanguageModelSettings):
+    letter: str = "x"
+
+    name = "toy"
+
+    def check(self):
+        pass
+
+    def pair(self, calls):
+        return self, self
+
+    def explain(self, examples):
+        return [f"{self.letter} or {i}" for i in range(len(examples))]
+
+    def answer(self, questions):
+        return [Verdict(self.letter in q.text.partition("«")[2][:1].lower()) for q in questions]
+"""
+
+
+def test_a_judge_is_one_file_and_one_line_in_the_registry(codes, tmp_path, monkeypatch):
+    module = ModuleType("bitlens.comsem.toy_judge")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(TOY, vars(module))
+    monkeypatch.setitem(registry.JUDGES, "toy", "toy_judge:ToySettings")
+    try:
+        importlib.reload(bitlens.cli.interpret)
+        more = ("--judge", "toy", "--letter", "t", "--latents", "0", "1")
+        interpret(codes, tmp_path / "out", *more)
+    finally:
+        monkeypatch.undo()
+        importlib.reload(bitlens.cli.interpret)
+    first, second = scores(tmp_path / "out")
+    assert first["balanced_accuracy"] > 0.9 > second["balanced_accuracy"]
+    assert first["explanation"] == "t or 0"
 
 
 def test_codes_must_be_named(tmp_path, capsys):

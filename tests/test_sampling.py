@@ -1,16 +1,18 @@
-"""Which rows are drawn for explainer and judge: against brute force, and the chances counted by hand."""
+"""Which rows are drawn for explainer and judge: against brute force, and the chances counted by
+hand."""
 
-import tracemalloc
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from bitlens.bits import Codes, PackedBits
-from bitlens.comsem import sampling
-from bitlens.comsem.sampling import Plan, Reservoir, canonical, explainers_part, on_rows, trials
+from bitlens.comsem.sampling import Plan, trials
 from bitlens.errors import BitlensError
+from bitlens.features import on_rows as drawing
 from bitlens.features.examples import contexts
+from bitlens.features.on_rows import canonical, explainers_part, on_rows
 from bitlens.seeding import generator, mixed
 
 ROWS, LATENTS = 3000, 70
@@ -30,7 +32,8 @@ def drawn() -> tuple[PackedBits, torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Codes:
-    """400 documents of 25 letters; the first latent is two letters in part, others are random, the last is never on."""
+    """400 documents of 25 letters; the first latent is two letters in part, others are random, the
+    last is never on."""
     g = generator("corpus")
     token = torch.randint(0, 20, (10_000,), generator=g)
     bits = torch.rand(10_000, LATENTS, generator=g) < 0.1
@@ -46,13 +49,14 @@ def corpus(tmp_path_factory) -> Codes:
     )
 
 
-# --- on-rows --------------------------------------------------------------------------------------------------------
+# --- on-rows ---
 
 
 def test_the_rows_are_those_of_the_smallest_keys_one_of_each_document(drawn):
     bits, document, chosen = drawn
     found = on_rows(bits, document, 6, chosen, seed=3)
-    salts = Reservoir(LATENTS, 6, 3)._salts
+    start = torch.randint(2**62, (1,), generator=generator(3, "reservoir")).numpy()
+    salts = mixed(mixed(np.arange(LATENTS, dtype=np.uint64)) ^ start.astype(np.uint64))
     for latent in range(LATENTS):
         rows = ((bits.unpack()[:, latent] > 0) & chosen).nonzero()[:, 0]
         order = rows[
@@ -64,23 +68,21 @@ def test_the_rows_are_those_of_the_smallest_keys_one_of_each_document(drawn):
         assert found[latent].tolist() == expected + [-1] * (6 - len(expected))
 
 
-def test_neither_blocks_nor_the_order_of_rows_nor_merging_change_a_sample(drawn, monkeypatch):
+def test_neither_the_choice_of_latents_nor_how_many_rows_are_sorted_changes_a_sample(
+    drawn, monkeypatch
+):
     bits, document, chosen = drawn
     whole = on_rows(bits, document, 6, chosen)
-    for block in (1, 64, 999):
-        monkeypatch.setattr(sampling, "BLOCK", block)
-        assert torch.equal(on_rows(bits, document, 6, chosen), whole)
-    order = torch.randperm(ROWS, generator=generator("order"))
-    parts = [Reservoir(LATENTS, 6), Reservoir(LATENTS, 6)]
-    for part, rows in zip(parts, order.split(1800), strict=True):
-        part.add(bits[rows], rows, document[rows], chosen[rows])
-    parts[0].merge(parts[1])
-    assert torch.equal(parts[0].rows, whole)
+    some = [69, 3, 64, 3]
+    assert torch.equal(on_rows(bits, document, 6, chosen, latents=some), whole[some])
+    monkeypatch.setattr(drawing, "CANDIDATES", 1)
+    assert torch.equal(on_rows(bits, document, 6, chosen), whole)
     assert not torch.equal(on_rows(bits, document, 6, chosen, seed=1), whole)
 
 
 def test_one_row_is_uniform_over_the_on_rows():
-    """Latents that are on in the same 12 rows are independent draws; documents have 1, 2, 3 and 6 of them."""
+    """Latents that are on in the same 12 rows are independent draws; documents have 1, 2, 3 and 6
+    of them."""
     n = 60_000
     on = torch.arange(20) % 5 < 3
     bits = PackedBits.pack(on[:, None].expand(20, n))
@@ -92,7 +94,8 @@ def test_one_row_is_uniform_over_the_on_rows():
 
 
 def test_several_rows_are_drawn_one_by_one_each_from_a_new_document():
-    """Documents with 1, 1 and 2 on-rows, two drawn: the third is left out if the others are, 2 * 1/4 * 1/3 of the time."""
+    """Documents with 1, 1 and 2 on-rows, two drawn: the third is left out if the others are, 2 *
+    1/4 * 1/3 of the time."""
     n = 60_000
     found = on_rows(PackedBits.pack(torch.ones(4, n)), torch.tensor([0, 1, 2, 2]), 2)
     assert float((found < 2).all(1).double().mean()) == pytest.approx(1 / 6, abs=0.006)
@@ -102,24 +105,9 @@ def test_several_rows_are_drawn_one_by_one_each_from_a_new_document():
     assert float(found[:, 0].double().mean()) == pytest.approx(1.5, abs=0.02)
 
 
-def test_the_memory_of_a_sample_does_not_grow_with_the_rows():
-    words = torch.randint(-(2**62), 2**62, (1 << 19, 4), generator=generator("words"))
-    words &= torch.randint(-(2**62), 2**62, words.shape, generator=generator("sparser"))
-    document = torch.arange(len(words)) // 100
-    on_rows(PackedBits(words[:64], 256), document[:64], 5)  # compiles
-    peaks = []
-    for rows in (1 << 17, 1 << 19):
-        tracemalloc.start()
-        on_rows(PackedBits(words[:rows], 256), document[:rows], 5)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < 1.1 * peaks[0]
-    assert peaks[1] < 1 << 20
-
-
-def test_a_sample_of_none_is_refused():
+def test_a_sample_of_none_is_refused(drawn):
     with pytest.raises(BitlensError, match="at least one row"):
-        Reservoir(4, 0)
+        on_rows(*drawn[:2], 0)
 
 
 def test_the_rare_state_is_on(drawn):
@@ -130,7 +118,7 @@ def test_the_rare_state_is_on(drawn):
     assert torch.equal(rare, torch.cat([bits.unpack(), bits.unpack()[:, 1:]], 1))
 
 
-# --- trials ---------------------------------------------------------------------------------------------------------
+# --- trials ---
 
 
 def test_documents_are_split_by_a_hash_of_their_own(corpus):
@@ -149,11 +137,18 @@ def test_a_trial_keeps_explainer_and_judge_apart_and_negatives_are_off(corpus):
     for trial in trials(corpus.bits, corpus, range(LATENTS - 1), Plan()):
         kinds = [trial.examples, trial.positives, trial.random, trial.same_token, trial.neighbours]
         assert [len(kind) for kind in kinds] == [10, 20, 20, 5, 5]
-        assert len(set(trial.examples + trial.judged)) == 60
+        judged = [row for row, _ in trial.judged]
+        assert len(set(trial.examples + judged)) == 60
+        assert [kind for _, kind in trial.judged[19:41:7]] == [
+            "positive",
+            "random",
+            "random",
+            "hard",
+        ]
         for kind in kinds:
             assert len(corpus.document[kind].unique()) == len(kind), "one of each document"
         assert explainers[trial.examples].all()
-        assert not explainers[trial.judged].any()
+        assert not explainers[judged].any()
         assert on[trial.examples + trial.positives, trial.latent].all()
         assert not on[trial.random + trial.hard, trial.latent].any()
         assert {tokens[r] for r in trial.same_token} <= {tokens[r] for r in trial.positives}
@@ -192,8 +187,10 @@ def test_contexts_mark_the_token_and_show_line_ends(corpus):
     text = letters.decode(corpus.token[:25].tolist()).replace("\n", "⏎")
     found = contexts(corpus, [0, 12, 24], letters, window=3)
     assert found == {
-        0: f"«{text[0]}»{text[1:4]}", 12: f"{text[9:12]}«{text[12]}»{text[13:16]}", 24: f"{text[21:24]}«{text[24]}»"
-    }  # fmt: skip
+        0: f"«{text[0]}»{text[1:4]}",
+        12: f"{text[9:12]}«{text[12]}»{text[13:16]}",
+        24: f"{text[21:24]}«{text[24]}»",
+    }
 
 
 def test_a_space_before_the_token_stays_outside(corpus):

@@ -1,7 +1,7 @@
-"""The record of calls: one SQLite file with every prompt, answer, token and price, and the judgements they led to.
+"""The record of calls: one SQLite file with every prompt, answer, token, price and verdict.
 
-It is a cache (the same prompt is never paid for twice, in this run or another), the account that spending limits are
-held against, and the evidence behind every score.
+It is a cache (no prompt is paid for twice, in this run or another), the account that spending
+limits are held against, and the evidence behind every score.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,10 +21,10 @@ from bitlens.comsem.judges import Messages, Verdict
 from bitlens.errors import BitlensError, Interrupted
 
 VERSION = 2
-KINDS = ("positive", "random", "hard")
 PATIENCE = 60.0  # seconds that another process may hold the file
 
-# Answers of version 1 may be cut off without a sign of it: they stay as evidence, but no prompt finds them any more.
+# Answers of version 1 may be cut off without a sign of it: they stay as evidence, but no prompt
+# finds them any more.
 _FROM_1 = (
     "ALTER TABLE calls ADD COLUMN cut INTEGER",
     "UPDATE calls SET key = 'version 1: ' || key",
@@ -91,17 +92,19 @@ class Judgement(NamedTuple):
 
 
 class Calls:
-    """The record in the file `path` (":memory:" for none), which several processes may share.
+    """The record in the file `path` (":memory:" for none), which threads and processes may share.
 
-    max_calls, max_cost: limits on all paid calls in the file, those of former runs and of other processes included. A
-    call under way counts with the most it can cost, so that no limit is ever exceeded.
+    max_calls, max_cost: limits on all paid calls in the file, those of former runs and of other
+    processes included. A call under way counts with the most it can cost, so that no limit is ever
+    exceeded.
     """
 
     def __init__(
         self, path: str | Path, max_cost: float = math.inf, max_calls: float = math.inf
     ) -> None:
         self.path, self.max_cost, self.max_calls = path, max_cost, max_calls
-        try:  # judges ask from the thread of an event loop while the caller's waits
+        self._lock = threading.RLock()
+        try:
             self._db = sqlite3.connect(
                 path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
             )
@@ -120,143 +123,82 @@ class Calls:
         self.close()
 
     def close(self) -> None:
-        self._db.close()
+        """Close the file; what is recorded stays."""
+        with self._lock:
+            self._db.close()
 
     def get(self, key: str) -> Call | None:
         """The whole answer to this prompt, if it was ever given."""
-        query = (
-            "SELECT id, answer FROM calls WHERE key = ? AND answer IS NOT NULL ORDER BY id LIMIT 1"
-        )
-        found = self._execute(query, (key,)).fetchone()
-        return Call(*found) if found else None
+        query = "SELECT id, answer FROM calls WHERE key = ? AND answer IS NOT NULL ORDER BY id"
+        row = self._execute(f"{query} LIMIT 1", (key,)).fetchone()
+        return Call(*row) if row else None
 
     def cut(self, key: str) -> int:
         """The most tokens after which an answer to this prompt was cut off; 0 if none was."""
-        return self._execute(
-            "SELECT IFNULL(MAX(cut), 0) FROM calls WHERE key = ?", (key,)
-        ).fetchone()[0]
-
-    def put(
-        self,
-        judge: str,
-        messages: Messages,
-        parameters: Mapping[str, Any],
-        answer: str,
-        seconds: float,
-    ) -> Call:
-        """Record the answer of a model that asks no price."""
-        call = self._insert(judge, messages, parameters, None)
-        self.settle(call, answer, None, None, None, seconds)
-        return Call(call, answer)
+        query = "SELECT IFNULL(MAX(cut), 0) FROM calls WHERE key = ?"
+        return self._execute(query, (key,)).fetchone()[0]
 
     def reserve(
         self,
+        key: str,
         judge: str,
         messages: Messages,
         parameters: Mapping[str, Any],
-        at_most: float,
-        sent: Mapping[str, Any] | None = None,
+        at_most: float | None,
     ) -> int:
-        """Enter a paid call before it is sent -> its number; Interrupted if it could exceed a limit.
+        """Enter a call before it is sent -> its number; Interrupted if it could exceed a limit.
 
-        parameters: those that a whole answer depends on; sent: those that are sent, if they are others.
+        key: as from `key_of`; parameters: all that are sent; at_most: what the call can cost, None
+        for nothing, which no limit counts.
         """
-        call = self._insert(judge, messages, parameters, at_most, sent)
-        if call == 0:
-            spent = self.spent()
-            limit = (
-                f"max_calls {self.max_calls:,.0f}"
-                if spent.calls + 1 > self.max_calls
-                else f"max_cost {self.max_cost:,.4g}, of which {spent.cost:,.4g} is spent"
-            )
-            raise Interrupted(
-                f"The next call could exceed {limit}; raise it to go on, all answers so far are kept."
-            )
-        return call
+        entry = (key, judge, _json(messages), _json(parameters), time.time(), at_most)
+        # Check and entry are one atomic statement: other processes may reserve at the same moment.
+        done = self._execute(
+            "INSERT INTO calls (key, judge, messages, parameters, sent, cost) "
+            "SELECT ?, ?, ?, ?, ?, ? WHERE ? IS NULL "
+            "OR (SELECT COUNT(cost) + 1 <= ? AND TOTAL(cost) + ? <= ? FROM calls)",
+            (*entry, at_most, self.max_calls, at_most, self.max_cost),
+        )
+        if done.rowcount:
+            return int(done.lastrowid or 0)
+        spent = self.spent()
+        limit = f"max_cost {self.max_cost:,.4g}, of which {spent.cost:,.4g} is spent"
+        if spent.calls + 1 > self.max_calls:
+            limit = f"max_calls {self.max_calls:,.0f}"
+        raise Interrupted(
+            f"The next call could exceed {limit}; raise it to go on, all answers so far are kept."
+        )
 
-    def settle(
-        self,
-        call: int,
-        answer: str | None,
-        input_tokens: int | None,
-        output_tokens: int | None,
-        cost: float | None,
-        seconds: float,
-        cut: int | None = None,
-    ) -> None:
-        """Enter the answer of a call that was reserved, and what it really cost; None if it was cut off, after `cut`
-        tokens."""
-        columns = "answer = ?, input_tokens = ?, output_tokens = ?, cost = ?, seconds = ?, cut = ?"
-        values = (answer, input_tokens, output_tokens, cost, seconds, cut, call)
-        self._execute(f"UPDATE calls SET {columns} WHERE id = ?", values)
+    def note(self, call: int, **columns: Any) -> None:
+        """Enter what became of a call that was reserved, by the names of the table's columns.
 
-    def lose(self, call: int, failure: str, cut: int | None = None) -> None:
-        """Note that a call brought no answer, though it may have been charged."""
-        self._execute("UPDATE calls SET failure = ?, cut = ? WHERE id = ?", (failure, cut, call))
+        One that brought no answer, but may have been charged, keeps the cost that was reserved.
+        """
+        values = ", ".join(f"{name} = ?" for name in columns)
+        self._execute(f"UPDATE calls SET {values} WHERE id = ?", (*columns.values(), call))
+
+    def put(self, key: str, judge: str, messages: Messages, answer: str, seconds: float) -> Call:
+        """Record the answer of a model that asks no price."""
+        call = self.reserve(key, judge, messages, {}, None)
+        self.note(call, answer=answer, seconds=seconds)
+        return Call(call, answer)
 
     def release(self, call: int) -> None:
         """Strike out a call that the server refused, which costs nothing."""
         self._execute("DELETE FROM calls WHERE id = ?", (call,))
 
     def spent(self) -> Cost:
-        """All paid calls in the file; those without an answer count with the most they can have cost."""
-        query = "SELECT COUNT(*), SUM(input_tokens), SUM(output_tokens), SUM(cost) FROM calls WHERE cost IS NOT NULL"
-        calls, read, written, cost = self._execute(query).fetchone()
-        return Cost(calls, read or 0, written or 0, cost or 0.0)
+        """All paid calls; those without an answer count with the most they can have cost."""
+        query = "SELECT COUNT(*), SUM(input_tokens), SUM(output_tokens), SUM(cost) FROM calls"
+        row = self._execute(f"{query} WHERE cost IS NOT NULL").fetchone()
+        return Cost(row[0], row[1] or 0, row[2] or 0, row[3] or 0.0)
 
     def record(self, run: str, judge: str, judgements: Iterable[Judgement]) -> None:
-        """Enter judgements, in place of former ones of the same row; run: whose latents and rows they are."""
-        rows = [
-            (run, judge, j.latent, j.explanation, j.text, j.row, j.kind, j.verdict.yes, j.verdict.confidence, j.verdict.call)
-            for j in judgements
-        ]  # fmt: skip
+        """Enter judgements of a run (its latents and rows), in place of former ones of a row."""
+        rows = [(run, judge, *judgement[:5], *judgement.verdict[:3]) for judgement in judgements]
         with self._transaction():
-            self._db.executemany(
-                f"INSERT OR REPLACE INTO judgements VALUES ({', '.join('?' * 10)})", rows
-            )
-
-    def judgements(self, run: str, judge: str, latent: int | None = None) -> list[Judgement]:
-        """Judgements of a run, of one latent or of all, in order of latent and row."""
-        columns = "latent, explanation, text, row, kind, yes, confidence, call"
-        query = f"SELECT {columns} FROM judgements WHERE run = ? AND judge = ? AND latent = IFNULL(?, latent)"
-        found = self._execute(
-            f"{query} ORDER BY latent, row, kind, explanation", (run, judge, latent)
-        )
-        return [
-            Judgement(
-                latent,
-                explanation,
-                text,
-                row,
-                kind,
-                Verdict(None if yes is None else bool(yes), *rest),
-            )
-            for latent, explanation, text, row, kind, yes, *rest in found
-        ]
-
-    def _insert(
-        self,
-        judge: str,
-        messages: Messages,
-        parameters: Mapping[str, Any],
-        at_most: float | None,
-        sent: Mapping[str, Any] | None = None,
-    ) -> int:
-        """Enter a call -> its number, or 0 if that could exceed a limit; check and entry are one atomic statement."""
-        key, fields = (
-            key_of(judge, messages, parameters),
-            _json(parameters if sent is None else sent),
-        )
-        entry = (key, judge, _json(messages), fields, time.time(), at_most)
-        columns = "INSERT INTO calls (key, judge, messages, parameters, sent, cost) SELECT ?, ?, ?, ?, ?, ?"
-        if at_most is None:
-            done = self._execute(columns, entry)
-        else:
-            spent = "SELECT COUNT(cost) + 1 <= ? AND TOTAL(cost) + ? <= ? FROM calls"
-            done = self._execute(
-                f"{columns} WHERE ({spent})", (*entry, self.max_calls, at_most, self.max_cost)
-            )
-        return int(done.lastrowid or 0) if done.rowcount else 0
+            marks = ", ".join("?" * 10)
+            self._db.executemany(f"INSERT OR REPLACE INTO judgements VALUES ({marks})", rows)
 
     def _prepare(self) -> None:
         self._execute("PRAGMA journal_mode = WAL")
@@ -266,37 +208,34 @@ class Calls:
             (tables,) = self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
             if version > VERSION:
                 raise BitlensError(
-                    f"{self.path} was written by a newer bitlens (version {version} of the record of calls, not {VERSION}); update bitlens."
+                    f"{self.path} was written by a newer bitlens (version {version} of the record "
+                    f"of calls, not {VERSION}); update bitlens."
                 )
             if tables and not version:
                 raise BitlensError(
                     f"{self.path} is another program's database; choose another file."
                 )
-            if not version:
-                for statement in _SCHEMA.split(";\n"):
-                    self._db.execute(statement)
-            for statement in _FROM_1 if version == 1 else ():
+            statements = {0: _SCHEMA.split(";\n"), 1: _FROM_1}.get(version, ())
+            for statement in (*statements, f"PRAGMA user_version = {VERSION}"):
                 self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._execute("COMMIT")
-        except BaseException as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error):
+        """All or nothing of what is done within the block."""
+        with self._lock:
+            self._execute("BEGIN IMMEDIATE")
+            try:
+                with self._db:  # commits, or rolls back
+                    yield
+            except sqlite3.Error as error:
                 raise self._trouble(error) from error
-            raise
 
     def _execute(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
-        try:
-            return self._db.execute(statement, values)
-        except sqlite3.Error as error:
-            raise self._trouble(error) from error
+        with self._lock:
+            try:
+                return self._db.execute(statement, values)
+            except sqlite3.Error as error:
+                raise self._trouble(error) from error
 
     def _trouble(self, error: sqlite3.Error) -> BitlensError:
         return BitlensError(

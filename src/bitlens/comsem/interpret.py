@@ -1,9 +1,10 @@
-"""ComSem: what do the tokens that a latent is on for have in common? (arXiv 2509.20997, section on common semantics)
+"""ComSem: what do the tokens that a latent is on for have in common? (arXiv 2509.20997)
 
-An explainer names it from some of them, and a judge, who answers yes or no, checks the name on tokens of other documents.
-The paper asks about tokens with the latent on only, so "any token" has its full score; here the judge sees tokens with
-the latent off as well, and must tell them apart, and better than with explanations of other latents. What cannot be
-tested so is neither interpretable nor not.
+An explainer names it from some of them, and a judge, who answers yes or no, checks the name on
+tokens of other documents. The paper asks about tokens with the latent on only, so "any token" has
+its full score; here the judge sees tokens with the latent off as well, and must tell them apart,
+and better than with explanations of other latents. What cannot be tested so is neither
+interpretable nor not.
 """
 
 from __future__ import annotations
@@ -13,22 +14,25 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from bitlens import terminal
 from bitlens.bits.codes import Codes
+from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import firing_rates
+from bitlens.comsem.calls import Calls, Judgement
 from bitlens.comsem.judges import Question, Verdict
-from bitlens.comsem.sampling import Trial, canonical, explainers_part, trials
-from bitlens.comsem.scoring import DEFAULT, Asked, Config, Score, judged, mean, unjudged
+from bitlens.comsem.sampling import Trial, trials
+from bitlens.comsem.scoring import DEFAULT, Config, Explained, RowQuestion, Score, judged, mean
 from bitlens.errors import BitlensError
 from bitlens.features.examples import contexts
+from bitlens.features.on_rows import canonical, explainers_part
 from bitlens.information.proportions import Rate
 from bitlens.labels.scores import benjamini_hochberg, f1_scores
 from bitlens.labels.sources import Labels
 from bitlens.results import brief
 
 if TYPE_CHECKING:
-    from bitlens.comsem.calls import Calls
     from bitlens.comsem.judges import Explainer, Judge
 
 MIN_ROWS = 5
@@ -50,30 +54,29 @@ class Results:
 
     @property
     def significant(self) -> list[bool | None]:
-        """Better than chance and than other explanations, at the false discovery rate (Benjamini & Hochberg 1995)."""
-        tested = [s.p_value for s in self.scores if not s.untested]
-        rejected = iter(
-            benjamini_hochberg(
-                torch.tensor(tested, dtype=torch.float64), self.config.level
-            ).tolist()
-        )
-        return [None if s.untested else next(rejected) for s in self.scores]
+        """Better than chance and than other explanations, at the false discovery rate."""
+        tested = [score.p_value for score in self.scores if not score.untested]
+        p_values = torch.tensor(tested, dtype=torch.float64)
+        rejected = iter(benjamini_hochberg(p_values, self.config.level).tolist())
+        return [None if score.untested else next(rejected) for score in self.scores]
 
     @property
     def interpretable(self) -> list[bool | None]:
-        """Significant, and the lower end of the balanced accuracy's interval is above the threshold."""
-        pairs = zip(self.significant, self.scores, strict=True)
-        return [known and s.balanced_accuracy.low > self.config.accuracy for known, s in pairs]
+        """Significant, and the balanced accuracy's interval is above the threshold."""
+        return self._above(self.significant, "")
 
     @property
     def interpretable_hard(self) -> list[bool | None]:
-        """Interpretable, and the lower end of the interval is above the threshold with hard negatives, too."""
-        pairs = zip(self.interpretable, self.scores, strict=True)
-        return [
-            good
-            and (None if s.untested_hard else s.balanced_accuracy_hard.low > self.config.accuracy)
-            for good, s in pairs
-        ]
+        """Interpretable, and the same of the balanced accuracy with hard negatives."""
+        return self._above(self.interpretable, "_hard")
+
+    def _above(self, flags: list[bool | None], hard: str) -> list[bool | None]:
+        """Where the flag is True: whether this balanced accuracy is above the threshold."""
+        result: list[bool | None] = []
+        for score, flag in zip(self.scores, flags, strict=True):
+            above = getattr(score, f"balanced_accuracy{hard}").low > self.config.accuracy
+            result.append(flag and (None if getattr(score, f"untested{hard}") else above))
+        return result
 
     @property
     def interpretable_paper(self) -> list[bool]:
@@ -82,40 +85,34 @@ class Results:
 
     def summary(self) -> dict[str, float | None]:
         """Counts of latents, and means over those judged; None if there are none."""
-        good = self.interpretable
-        counts = {
-            "judged": len(self.scores), "skipped": len(self.skipped), "unexplained": len(self.unexplained),
-            "interpretable": good.count(True), "untested": good.count(None),
+        interpretable = self.interpretable
+        rates = ("sensitivity", "specificity", "specificity_hard")
+        rates = ("balanced_accuracy", "balanced_accuracy_hard", *rates)
+        return {
+            "judged": len(self.scores),
+            "skipped": len(self.skipped),
+            "unexplained": len(self.unexplained),
+            "interpretable": interpretable.count(True),
+            "untested": interpretable.count(None),
             "interpretable_hard": self.interpretable_hard.count(True),
-            "interpretable_paper": sum(self.interpretable_paper), "unparsed": sum(s.unparsed for s in self.scores),
-            "unfinished": sum(s.unfinished for s in self.scores),
-        }  # fmt: skip
-        names = (
-            "balanced_accuracy",
-            "balanced_accuracy_hard",
-            "sensitivity",
-            "specificity",
-            "specificity_hard",
-        )
-        means = {name: mean([getattr(s, name).value for s in self.scores]) for name in names}
-        return {**counts, **means, "shuffled": mean([s.shuffled for s in self.scores])}
+            "interpretable_paper": sum(self.interpretable_paper),
+            "unparsed": sum(score.unparsed for score in self.scores),
+            "unfinished": sum(score.unfinished for score in self.scores),
+            **{name: mean([getattr(s, name).value for s in self.scores]) for name in rates},
+            "shuffled": mean([score.shuffled for score in self.scores]),
+        }
 
     def records(self) -> list[dict[str, Any]]:
-        """A flat record for each latent, for JSON lines or a table; of those that were not judged, too, with the reason."""
-        flags = zip(
-            self.scores, self.significant, self.interpretable, self.interpretable_hard, strict=True
-        )
-        records = [
-            {**_flat(s), "significant": sig, "interpretable": good, "interpretable_hard": hard}
-            for s, sig, good, hard in flags
-        ]
-        reasons = dict.fromkeys(self.skipped, "too few rows") | dict.fromkeys(
-            self.unexplained, "no explanation"
-        )
-        unknown = dict.fromkeys(("significant", "interpretable", "interpretable_hard"))
-        records += [
-            {**_flat(unjudged(latent, reason)), **unknown} for latent, reason in reasons.items()
-        ]
+        """A flat record for each latent, of those that were not judged with the reason."""
+        flags = zip(self.significant, self.interpretable, self.interpretable_hard, strict=True)
+        unknown = (None, None, None)
+        scores = list(zip(self.scores, flags, strict=True))
+        reasons = dict.fromkeys(self.skipped, "too few rows")
+        reasons |= dict.fromkeys(self.unexplained, "no explanation")
+        for latent, reason in reasons.items():
+            scores.append((Score(latent, untested=reason, untested_hard=reason), unknown))
+        names = ("significant", "interpretable", "interpretable_hard")
+        records = [_flat(score) | dict(zip(names, three, strict=True)) for score, three in scores]
         return sorted(records, key=lambda record: record["latent"])
 
 
@@ -131,112 +128,119 @@ def comsem(
     calls: Calls | None = None,
     run: str = "",
 ) -> Results:
-    """Explain and judge these latents on rows of usual norm; "on" is the rare state of each (`canonical`).
+    """Explain and judge these latents on rows of usual norm.
 
-    calls: where every judgement is entered under the name `run`, with its text and the call that it is from.
+    "On" is the rare state of each latent (`canonical`). calls: where every judgement is entered
+    under the name `run`, with its text and its call.
     """
-    from bitlens.comsem.calls import Judgement
+    drawn = _draw(codes, latents, codes.usual, config)
+    text = _texts(codes, drawn, tokenizer, config)
+    examples = [[text[row] for row in trial.examples] for trial in drawn.trials]
 
-    if len(codes) and int(codes.token.min()) < 0:
-        raise BitlensError(
-            f"The codes {codes.path} have no tokens to show to a judge: they come from imported states."
-        )
-    bits = canonical(codes.bits, codes.usual)
-    drawn, skipped = _enough(trials(bits, codes, latents, config, codes.usual))
-    text = contexts(
-        codes, [r for t in drawn for r in t.examples + t.judged], tokenizer, config.window
-    )
-    explanations = explainer.explain([[text[row] for row in trial.examples] for trial in drawn])
-    drawn, explanations, unexplained = _explained(drawn, explanations)
-
-    def ask(asked: list[Asked]) -> list[Verdict]:
+    def ask(asked: list[RowQuestion]) -> list[Verdict]:
         verdicts = judge.answer([Question(a.explanation, text[a.row], a.latent) for a in asked])
         if calls is not None:
-            evidence = zip(asked, verdicts, strict=True)
-            calls.record(
-                run,
-                judge.name,
-                (
-                    Judgement(a.latent, a.explanation, text[a.row], a.row, a.kind, v)
-                    for a, v in evidence
-                ),
-            )
+            judgements = [
+                Judgement(a.latent, a.explanation, text[a.row], a.row, a.kind, verdict)
+                for a, verdict in zip(asked, verdicts, strict=True)
+            ]
+            calls.record(run, judge.name, judgements)
         return verdicts
 
-    rates = firing_rates(bits[codes.usual])
-    return Results(judged(drawn, explanations, ask, rates, config), skipped, config, unexplained)
+    return _results(codes, drawn, explainer.explain(examples), ask, config)
 
 
 def planned(
     codes: Codes, latents: Sequence[int], tokenizer: Any, config: Config = DEFAULT
 ) -> tuple[list[list[str]], list[Question]]:
-    """What `comsem` will show the explainer, and ask the judge with explanations of a usual length: for estimates."""
-    drawn, _ = _enough(
-        trials(canonical(codes.bits, codes.usual), codes, latents, config, codes.usual)
-    )
-    text = contexts(
-        codes, [r for t in drawn for r in t.examples + t.judged], tokenizer, config.window
-    )
+    """What `comsem` will show the explainer and ask the judge, for estimates."""
+    drawn = _draw(codes, latents, codes.usual, config)
+    text = _texts(codes, drawn, tokenizer, config)
     questions = [
-        Question(f"{t.latent}-{i}".ljust(USUAL), text[row], t.latent)
-        for t in drawn for i in range(config.shuffles + 1) for row in t.judged
-    ]  # fmt: skip
-    return [[text[row] for row in t.examples] for t in drawn], questions
+        Question(f"{trial.latent}-{i}".ljust(USUAL), text[judged.row], trial.latent)
+        for trial in drawn.trials
+        for i in range(config.shuffles + 1)
+        for judged in trial.judged
+    ]
+    return [[text[row] for row in trial.examples] for trial in drawn.trials], questions
 
 
 @terminal.shown("judge")
 def comsem_by_labels(
     codes: Codes, latents: Sequence[int], labels: Labels, config: Config = DEFAULT
 ) -> Results:
-    """The same without a language model: an explanation is the class of highest F1 on the explainer's rows, and the
-    judgement whether a row has it. Rows without a label have no part in it."""
+    """The same without a language model.
+
+    An explanation is the class of highest F1 on the explainer's rows, and the judgement whether a
+    row has it. Rows without a label have no part in it.
+    """
     labels = labels.only(codes.usual)
-    bits, labelled = canonical(codes.bits, codes.usual), labels.ids >= 0
-    drawn, skipped = _enough(trials(bits, codes, latents, config, labelled))
+    labelled = labels.ids >= 0
+    drawn = _draw(codes, latents, labelled, config)
     rows = explainers_part(codes.document)
-    f1 = f1_scores(bits, labels, rows)
+    f1 = f1_scores(drawn.bits, labels, rows)
     if not f1.shape[1]:
         raise BitlensError(
             f"No class of '{labels.name}' is frequent enough to explain a latent; label more rows."
         )
+    # `f1_scores` has a column for each class, the most frequent first.
+    frequency = labels.ids[rows & labelled].bincount(minlength=len(labels.names))
+    classes = [labels.names[i] for i in frequency.argsort(descending=True, stable=True).tolist()]
+    best = [f1[trial.latent].max(0) for trial in drawn.trials]
+    explanations = [classes[int(column)] if score > 0 else "" for score, column in best]
     number = {name: i for i, name in enumerate(labels.names)}
-    common = labels.ids[rows & labelled].bincount(minlength=len(labels.names))
-    ranked = common.argsort(descending=True, stable=True)
-    best = [f1[trial.latent].max(0) for trial in drawn]
-    explanations = [labels.names[int(ranked[at])] if score > 0 else "" for score, at in best]
-    drawn, explanations, unexplained = _explained(drawn, explanations)
 
-    def ask(asked: list[Asked]) -> list[Verdict]:
+    def ask(asked: list[RowQuestion]) -> list[Verdict]:
         return [Verdict(int(labels.ids[a.row]) == number[a.explanation]) for a in asked]
 
-    rates = firing_rates(bits[codes.usual])
-    return Results(judged(drawn, explanations, ask, rates, config), skipped, config, unexplained)
+    return _results(codes, drawn, explanations, ask, config)
 
 
-def _explained(
-    drawn: list[Trial], explanations: Sequence[str]
-) -> tuple[list[Trial], list[str], list[int]]:
-    """Trials and explanations without those that are empty, and the latents of these."""
-    if len(explanations) != len(drawn):
+@dataclass(frozen=True)
+class _Drawn:
+    """Latents with rows enough to be judged, and those without."""
+
+    bits: PackedBits
+    """with the rare state of every latent as 1"""
+    trials: list[Trial]
+    skipped: list[int]
+
+
+def _draw(codes: Codes, latents: Sequence[int], among: Tensor, config: Config) -> _Drawn:
+    bits = canonical(codes.bits, codes.usual)
+    enough, skipped = [], []
+    for trial in trials(bits, codes, latents, config, among):
+        if min(len(trial.examples), len(trial.positives), len(trial.random)) < MIN_ROWS:
+            skipped.append(trial.latent)
+        else:
+            enough.append(trial)
+    return _Drawn(bits, enough, skipped)
+
+
+def _texts(codes: Codes, drawn: _Drawn, tokenizer: Any, config: Config) -> dict[int, str]:
+    """All rows that are shown to someone, as text."""
+    if len(codes) and int(codes.token.min()) < 0:
         raise BitlensError(
-            f"The explainer gave {len(explanations)} explanations for {len(drawn)} latents."
+            f"The codes {codes.path} have no tokens to show to a judge: "
+            "they come from imported states."
         )
-    pairs = list(zip(drawn, explanations, strict=True))
-    found = [(t, e) for t, e in pairs if e.strip()]
-    return (
-        [t for t, _ in found],
-        [e for _, e in found],
-        [t.latent for t, e in pairs if not e.strip()],
-    )
+    rows = [row for trial in drawn.trials for row in trial.rows]
+    return contexts(codes, rows, tokenizer, config.window)
 
 
-def _enough(drawn: list[Trial]) -> tuple[list[Trial], list[int]]:
-    """The trials with rows enough to score, and the latents of the others."""
-
-    def enough(t: Trial) -> bool:
-        return min(len(t.examples), len(t.positives), len(t.random)) >= MIN_ROWS
-
-    return [t for t in drawn if enough(t)], [t.latent for t in drawn if not enough(t)]
+def _results(
+    codes: Codes, drawn: _Drawn, explanations: Sequence[str], ask: Any, config: Config
+) -> Results:
+    """Judge those that have an explanation."""
+    if len(explanations) != len(drawn.trials):
+        raise BitlensError(
+            f"The explainer gave {len(explanations)} explanations for {len(drawn.trials)} latents."
+        )
+    pairs = list(map(Explained, drawn.trials, explanations))
+    explained = [pair for pair in pairs if pair.explanation.strip()]
+    unexplained = [pair.trial.latent for pair in pairs if not pair.explanation.strip()]
+    scores = judged(explained, ask, firing_rates(drawn.bits[codes.usual]), config)
+    return Results(scores, drawn.skipped, config, unexplained)
 
 
 def _flat(score: Score) -> dict[str, Any]:

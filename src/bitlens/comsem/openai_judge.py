@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from bitlens.comsem.calls import Calls, Cost
-from bitlens.comsem.judges import (
-    Question,
-    Verdict,
-    explain_prompt,
-    judge_prompt,
-    parse_explanation,
-    parse_verdicts,
-)
+from bitlens.comsem.judges import Question, Verdict, explain_prompt, judge_prompt
 from bitlens.comsem.openai_server import OpenAIServer, Prompt, ask, estimate
+from bitlens.comsem.settings import LanguageModelSettings
+from bitlens.comsem.verdicts import parse_explanation, parse_verdicts
 from bitlens.errors import BitlensError
 
 VERDICT_TOKENS, EXPLANATION_TOKENS = 16, 60
@@ -24,8 +22,8 @@ VERDICT_TOKENS, EXPLANATION_TOKENS = 16, 60
 class OpenAIJudge:
     """Asks for several verdicts at once, and again one by one for those that could not be read.
 
-    Texts of one explanation and group are asked together, in an order that has nothing to do with which of them are
-    positives: the same texts are in the same batches, whatever the explanation.
+    Texts of one explanation and group are asked together, in an order that has nothing to do with
+    which of them are positives: the same texts are in the same batches, whatever the explanation.
     """
 
     def __init__(self, server: OpenAIServer, calls: Calls, batch: int = 10) -> None:
@@ -36,39 +34,37 @@ class OpenAIJudge:
 
     def answer(self, questions: Sequence[Question]) -> list[Verdict]:
         """A verdict for each question, from the record of calls where it has been asked before."""
-        found: dict[Question, Verdict] = {}
-        self._ask(self._batches(questions), found)
-        again = [question for question, verdict in found.items() if verdict.yes is None]
-        self._ask([[question] for question in again], found)
-        return [found[question] for question in questions]
+        verdicts = self._ask(self._batches(questions))
+        unread = [question for question, verdict in verdicts.items() if verdict.yes is None]
+        verdicts |= self._ask([[question] for question in unread])
+        return [verdicts[question] for question in questions]
 
     def estimate(self, questions: Sequence[Question]) -> Cost:
-        """What `answer` will cost, beside what is on record and if every answer can be read at once."""
-        return estimate(
-            self.server, self.calls, [_judge(batch) for batch in self._batches(questions)]
-        )
+        """What `answer` will cost, beside what is on record."""
+        prompts = [_judge_prompt(batch) for batch in self._batches(questions)]
+        return estimate(self.server, self.calls, prompts)
 
     def _batches(self, questions: Sequence[Question]) -> list[list[Question]]:
         groups: dict[tuple[str, int], set[Question]] = {}
         for question in questions:
             groups.setdefault((question.explanation, question.group), set()).add(question)
-        mixed = (
-            sorted(group, key=lambda question: _hash(question.text)) for group in groups.values()
-        )
-        return [
-            group[start : start + self.batch]
-            for group in mixed
-            for start in range(0, len(group), self.batch)
-        ]
+        batches = []
+        for group in groups.values():
+            shuffled = sorted(group, key=lambda question: _hash(question.text))
+            starts = range(0, len(shuffled), self.batch)
+            batches += [shuffled[start : start + self.batch] for start in starts]
+        return batches
 
-    def _ask(self, batches: list[list[Question]], found: dict[Question, Verdict]) -> None:
-        answers = ask(self.server, self.calls, [_judge(batch) for batch in batches])
+    def _ask(self, batches: list[list[Question]]) -> dict[Question, Verdict]:
+        verdicts: dict[Question, Verdict] = {}
+        answers = ask(self.server, self.calls, [_judge_prompt(batch) for batch in batches])
         for batch, call in zip(batches, answers, strict=True):
             if call is None:
-                found |= dict.fromkeys(batch, Verdict(None, finished=False))
+                verdicts |= dict.fromkeys(batch, Verdict(None, finished=False))
                 continue
             for question, yes in zip(batch, parse_verdicts(call.answer, len(batch)), strict=True):
-                found[question] = Verdict(yes, None, call.id)
+                verdicts[question] = Verdict(yes, None, call.id)
+        return verdicts
 
 
 class OpenAIExplainer:
@@ -79,23 +75,67 @@ class OpenAIExplainer:
         self.name = f"{server.name}, {json.dumps(server.settings, sort_keys=True)}"
 
     def explain(self, examples: Sequence[Sequence[str]]) -> list[str]:
-        """One short explanation for each latent's marked texts; empty where none could be read, or none was finished."""
-        answers = ask(self.server, self.calls, [_explain(texts) for texts in examples])
+        """One short explanation for each latent's marked texts; empty where none was finished."""
+        answers = ask(self.server, self.calls, [_explain_prompt(texts) for texts in examples])
         return [parse_explanation(call.answer) if call else "" for call in answers]
 
     def estimate(self, examples: Sequence[Sequence[str]]) -> Cost:
         """What `explain` will cost, beside what is on record."""
-        return estimate(self.server, self.calls, [_explain(texts) for texts in examples])
+        return estimate(self.server, self.calls, [_explain_prompt(texts) for texts in examples])
 
 
-def _judge(batch: Sequence[Question]) -> Prompt:
+def _judge_prompt(batch: Sequence[Question]) -> Prompt:
     messages = judge_prompt(batch[0].explanation, [question.text for question in batch])
     return Prompt(messages, max(VERDICT_TOKENS, 8 * len(batch)), 4 * len(batch))
 
 
-def _explain(texts: Sequence[str]) -> Prompt:
+def _explain_prompt(texts: Sequence[str]) -> Prompt:
     return Prompt(explain_prompt(texts), EXPLANATION_TOKENS, EXPLANATION_TOKENS // 3)
 
 
 def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode(errors="replace")).digest()
+
+
+@dataclass(frozen=True)
+class OpenAISettings(LanguageModelSettings):
+    """The server, what it charges, and the limits on what is spent."""
+
+    base_url: str = "https://api.openai.com/v1"
+    """address of the server"""
+    key_variable: str = "OPENAI_API_KEY"
+    """environment variable that holds the server's key; unset for a server that needs none"""
+    prices: tuple[float, float] | None = None
+    """of a million input and a million output tokens"""
+    max_cost: float | None = None
+    """never spend more, in the currency of --prices; all calls recorded in the folder count"""
+    max_calls: int | None = None
+    """never make more calls"""
+    concurrency: int = 8
+    """calls under way at once"""
+    timeout: float = 60.0
+    """seconds of silence after which a call is given up; more for answers above 512 tokens"""
+
+    priced = True
+
+    def record(self, path: Path) -> Calls:
+        """Where questions and answers are kept, within the limits."""
+        limits = (math.inf if limit is None else limit for limit in (self.max_cost, self.max_calls))
+        return Calls(path, *limits)
+
+    def pair(self, calls: Calls) -> tuple[OpenAIExplainer, OpenAIJudge]:
+        """-> explainer and judge"""
+        names = (self.explainer_model or self.model, self.model)
+        explaining, judging = (
+            OpenAIServer(
+                name,
+                self.base_url,
+                self.key_variable,
+                self.prices,
+                concurrency=self.concurrency,
+                timeout=self.timeout,
+                answer_tokens=self.answer_tokens,
+            )
+            for name in names
+        )
+        return OpenAIExplainer(explaining, calls), OpenAIJudge(judging, calls, self.batch)

@@ -1,4 +1,4 @@
-"""How well an explanation tells the rows of a latent from others, and whether that can be said at all.
+"""How well an explanation tells the rows of a latent from others, or why that cannot be said.
 
 Whoever answers, a language model or known labels, is a function from questions to verdicts.
 """
@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bitlens.comsem.judges import Verdict
-from bitlens.comsem.sampling import Plan, Trial
+from bitlens.comsem.sampling import JudgedRow, Plan, Trial
 from bitlens.errors import BitlensError
 from bitlens.information.proportions import Rate, fisher, mean_of_two, sign_flip, wilson
 from bitlens.labels.scores import LEVEL
@@ -25,8 +24,8 @@ from bitlens.seeding import generator
 MOST = 3  # times as many nulls as are wanted: those that turn out to fit are made up for by others
 
 
-class Asked(NamedTuple):
-    """Does the explanation hold for that row of the latent? With its own, or with another's as a null."""
+class RowQuestion(NamedTuple):
+    """Does the explanation, the latent's own or another's as a null, hold for that row?"""
 
     latent: int
     explanation: str
@@ -35,7 +34,14 @@ class Asked(NamedTuple):
     """positive, random or hard"""
 
 
-Ask = Callable[[list[Asked]], list[Verdict]]
+class Explained(NamedTuple):
+    """The rows of a latent, and what they are said to have in common."""
+
+    trial: Trial
+    explanation: str
+
+
+Ask = Callable[[list[RowQuestion]], list[Verdict]]
 
 
 @dataclass(frozen=True)
@@ -43,230 +49,217 @@ class Config(Plan):
     """How latents are judged, and what makes one interpretable."""
 
     shuffles: int = 5
-    """explanations of other latents that the rows of each are judged with, too: each costs as much as the judgement"""
+    """explanations of other latents to judge the rows with, too: each costs as much"""
     paper: float = 0.5
     """the paper's score must be above it"""
     accuracy: float = 0.7
-    """the lower end of the balanced accuracy's 95 % interval must be above it, in the corrected count"""
+    """the lower end of the balanced accuracy's 95 % interval must be above it"""
     level: float = LEVEL
     """false discovery rate; other explanations that fit at this level are no nulls"""
 
 
 DEFAULT = Config()
+UNKNOWN = Rate(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well an explanation tells the rows of a latent from others. Answers that are neither yes nor no are wrong."""
+    """How well an explanation tells the rows of a latent from others. Unclear answers are wrong.
+
+    Of a latent that nobody was asked about only the reason is known.
+    """
 
     __repr__ = brief
 
     latent: int
-    rate: float
-    explanation: str
-    sensitivity: Rate
+    rate: float = math.nan
+    explanation: str = ""
+    sensitivity: Rate = UNKNOWN
     """share of yes among positives: the paper's score"""
-    specificity: Rate
+    specificity: Rate = UNKNOWN
     """share of no among random negatives"""
-    specificity_hard: Rate
+    specificity_hard: Rate = UNKNOWN
     """among negatives with the token of a positive, or a code near to that of one"""
-    balanced_accuracy: Rate
-    """mean of sensitivity and specificity: chance is .5, also for an explanation that fits everything or nothing"""
-    balanced_accuracy_hard: Rate
+    balanced_accuracy: Rate = UNKNOWN
+    """mean of sensitivity and specificity: .5 is chance, and what fits everything or nothing"""
+    balanced_accuracy_hard: Rate = UNKNOWN
     """the same with hard negatives"""
-    shuffled: float
-    """mean balanced accuracy of other latents' explanations on the same rows, of those that fit as well"""
-    nulls: int
+    shuffled: float = math.nan
+    """mean balanced accuracy of other latents' explanations on these rows, of fitting ones, too"""
+    nulls: int = 0
     """other explanations compared with"""
-    fitting: int
+    fitting: int = 0
     """other explanations left out, since they fit these rows themselves"""
-    p_value: float
-    """that the explanation is no better than chance, or than the others; NaN if there are not enough of these"""
-    unparsed: int
+    p_value: float = math.nan
+    """that the explanation is no better than chance, or than the nulls; NaN if these are too few"""
+    unparsed: int = 0
     """answers that say neither yes nor no"""
-    unfinished: int
+    unfinished: int = 0
     """answers that came to no end"""
-    untested: str
+    untested: str = ""
     """why it cannot be said whether the latent is interpretable; empty if it can"""
-    untested_hard: str
+    untested_hard: str = ""
     """the same for hard negatives"""
 
 
-def unjudged(latent: int, reason: str) -> Score:
-    """Of a latent that nobody was asked about."""
-    nan, rate = math.nan, Rate(math.nan, math.nan, math.nan)
-    return Score(
-        latent, nan, "", rate, rate, rate, rate, rate, nan, 0, 0, nan, 0, 0, reason, reason
-    )
-
-
 def judged(
-    drawn: Sequence[Trial],
-    explanations: Sequence[str],
-    ask: Ask,
-    rates: Tensor,
-    config: Config = DEFAULT,
+    explained: Sequence[Explained], ask: Ask, rates: Tensor, config: Config = DEFAULT
 ) -> list[Score]:
-    """Ask about every latent's rows with its own explanation and with `config.shuffles` of other latents.
+    """Ask about every latent's rows with its own explanation and with `config.shuffles` of others.
 
-    rates: of all latents. Other explanations that fit these rows themselves (Fisher's test at `config.level`) are no
-    nulls: others are asked about instead, up to `MOST` times as many.
+    rates: firing rates of all latents. Other explanations that fit these rows themselves (Fisher's
+    test at `config.level`) are no nulls: more are asked about instead, up to `MOST` times as many.
     """
-    if len(explanations) != len(drawn):
-        raise BitlensError(
-            f"The explainer gave {len(explanations)} explanations for {len(drawn)} latents."
-        )
-    candidates = [
-        [own, *others]
-        for own, others in zip(explanations, _others(explanations, config), strict=True)
-    ]
-    answers: list[list[list[Verdict]]] = [[] for _ in drawn]
-
-    def wanted() -> list[tuple[int, str]]:
-        """The next explanations to ask about, as many as each latent lacks."""
-        return [
-            (i, explanation)
-            for i, (t, of, given) in enumerate(zip(drawn, candidates, answers, strict=True))
-            for explanation in of[len(given) :][
-                : config.shuffles + (not given) - len(_nulls(t, given, config))
-            ]
+    others = _others([explanation for _, explanation in explained], config)
+    pairs = zip(explained, others, strict=True)
+    cases = [_Case(trial, [own, *other], []) for (trial, own), other in pairs]
+    while wanted := [(case, text) for case in cases for text in case.wanted(config)]:
+        questions = [
+            RowQuestion(case.trial.latent, explanation, *row)
+            for case, explanation in wanted
+            for row in case.trial.judged
         ]
-
-    while pairs := wanted():
-        said = _answered([(drawn[i], explanation) for i, explanation in pairs], ask)
-        for (i, _), given in zip(pairs, said, strict=True):
-            answers[i].append(given)
-    return [
-        _score(t, of, given, float(rates[t.latent]), config)
-        for t, of, given in zip(drawn, candidates, answers, strict=True)
-    ]
-
-
-def _answered(pairs: Sequence[tuple[Trial, str]], ask: Ask) -> list[list[Verdict]]:
-    """For each trial and explanation the answers about the trial's rows."""
-    questions = [
-        Asked(t.latent, e, row, t.kind(i)) for t, e in pairs for i, row in enumerate(t.judged)
-    ]
-    answers = ask(questions) if questions else []
-    if len(answers) != len(questions):
-        raise BitlensError(
-            f"The judge gave {len(answers):,} answers to {len(questions):,} questions."
-        )
-    rest = iter(answers)
-    return [list(islice(rest, len(t.judged))) for t, _ in pairs]
-
-
-def _fit(trial: Trial, answers: Sequence[Verdict]) -> float:
-    """P-value that these answers have nothing to do with the latent; unclear ones are wrong."""
-    n, easy = len(trial.positives), len(trial.easy)
-    yes, wrong = (
-        sum(v.yes is True for v in answers[:n]),
-        sum(v.yes is not False for v in answers[n:easy]),
-    )
-    return fisher(yes, n, wrong, easy - n)
-
-
-def _nulls(trial: Trial, answers: Sequence[list[Verdict]], config: Config) -> list[list[Verdict]]:
-    """Of the answers with the own explanation and with others, those with others that do not fit themselves."""
-    return [given for given in answers[1:] if _fit(trial, given) > config.level]
+        verdicts = ask(questions)
+        if len(verdicts) != len(questions):
+            raise BitlensError(
+                f"The judge gave {len(verdicts):,} answers to {len(questions):,} questions."
+            )
+        rest = iter(verdicts)
+        for case, _ in wanted:
+            rows = case.trial.judged
+            case.answers.append(_Answers(rows, [next(rest) for _ in rows]))
+    return [case.score(float(rates[case.trial.latent]), config) for case in cases]
 
 
 class _Rates(NamedTuple):
-    yes: Rate
-    no: Rate
-    hard: Rate
-    balanced: Rate
-    balanced_hard: Rate
+    """Shares of right answers, named as in `Score`."""
+
+    sensitivity: Rate
+    specificity: Rate
+    specificity_hard: Rate
+    balanced_accuracy: Rate
+    balanced_accuracy_hard: Rate
 
 
-def _rates(trial: Trial, right: Sequence[bool]) -> _Rates:
-    """right: for each row of `trial.judged`"""
-    n, easy = len(trial.positives), len(trial.easy)
-    yes, no, hard = (
-        wilson(sum(part), len(part)) for part in (right[:n], right[n:easy], right[easy:])
-    )
-    return _Rates(yes, no, hard, mean_of_two(yes, no), mean_of_two(yes, hard))
+class _Answers(NamedTuple):
+    """Verdicts on all rows of a trial with one explanation."""
+
+    rows: list[JudgedRow]
+    verdicts: list[Verdict]
+
+    def right(self, unclear: bool = False, unfinished: bool = False) -> list[bool]:
+        """Whether each is right; unclear, unfinished: what answers that are neither yes nor no,
+        or came to no end, count as."""
+        neither = [unclear if v.finished else unclear or unfinished for v in self.verdicts]
+        return [
+            default if v.yes is None else v.yes == (row.kind == "positive")
+            for row, v, default in zip(self.rows, self.verdicts, neither, strict=True)
+        ]
+
+    def part(self, right: list[bool], *kinds: str) -> list[bool]:
+        """Those of rows of these kinds."""
+        return [r for r, row in zip(right, self.rows, strict=True) if row.kind in kinds]
+
+    def rates(self, right: list[bool]) -> _Rates:
+        """Shares of rows that are right."""
+        parts = (self.part(right, kind) for kind in ("positive", "random", "hard"))
+        yes, no, hard = (wilson(sum(part), len(part)) for part in parts)
+        return _Rates(yes, no, hard, mean_of_two(yes, no), mean_of_two(yes, hard))
+
+    def fit(self) -> float:
+        """P-value that these answers have nothing to do with the latent (Fisher's exact test)."""
+        right = self.right()
+        yes, no = self.part(right, "positive"), self.part(right, "random")
+        return fisher(sum(yes), len(yes), len(no) - sum(no), len(no))
+
+    def better(self, null: _Answers) -> float:
+        """P-value that these are no more often right than those with another explanation, of which
+        unclear ones count as right."""
+        easy = ("positive", "random")
+        own, other = self.part(self.right(), *easy), null.part(null.right(unclear=True), *easy)
+        return sign_flip(own, other, sum(row.kind == "positive" for row in self.rows))
 
 
-def _score(
-    trial: Trial,
-    candidates: Sequence[str],
-    answers: Sequence[list[Verdict]],
-    rate: float,
-    config: Config,
-) -> Score:
-    """candidates, answers: the own explanation, and those of other latents.
+@dataclass(frozen=True)
+class _Case:
+    """A latent under judgement."""
 
-    The p-value is the larger one of Fisher's test, which holds whatever nulls were left out, and of `sign_flip` on the
-    rows where own and other explanation differ in being right; that of several nulls is twice their median (Rüschendorf
-    1982). Unclear answers count as wrong with the own explanation and as right with another.
-    """
-    n, easy, own = len(trial.positives), len(trial.easy), answers[0]
-    truth = [row < n for row in range(len(trial.judged))]
-    right = [v.yes is yes for v, yes in zip(own, truth, strict=True)]
-    others, nulls = (
-        [[v.yes is not (not yes) for v, yes in zip(given, truth, strict=True)] for given in of]
-        for of in (answers[1 : config.shuffles + 1], _nulls(trial, answers, config))
-    )
-    p_values = sorted(sign_flip(right[:easy], null[:easy], n) for null in nulls)
-    enough = nulls and 2 * len(nulls) >= min(config.shuffles, len(candidates) - 1)
-    middle = (
-        p_values[len(p_values) // 2] if enough else math.nan
-    )  # the upper median: never too small
-    p_value = max(min(1.0, 2 * middle) if len(p_values) > 1 else middle, _fit(trial, own))
-    shuffled = mean([_rates(trial, other).balanced.value for other in others])
-    rates = _rates(trial, right)
-    untested = _untested(trial, own, right, config)
-    lacking = (
-        ""
-        if enough
-        else "other explanations fit as well"
-        if len(answers) > 1
-        else "no other explanation"
-    )
-    return Score(
-        trial.latent, rate, candidates[0], rates.yes, rates.no, rates.hard, rates.balanced, rates.balanced_hard,
-        math.nan if shuffled is None else shuffled, len(nulls), len(answers) - 1 - len(nulls), p_value if enough else math.nan,
-        sum(v.yes is None and v.finished for v in own), sum(not v.finished for v in own),
-        lacking or untested[0], untested[1],
-    )  # fmt: skip
+    trial: Trial
+    explanations: list[str]
+    """its own, and then those of other latents that may be asked about"""
+    answers: list[_Answers]
+    """with the first of these explanations"""
 
+    def nulls(self, config: Config) -> list[_Answers]:
+        """Answers with explanations of others that do not fit themselves."""
+        return [answers for answers in self.answers[1:] if answers.fit() > config.level]
 
-def _untested(
-    trial: Trial, own: Sequence[Verdict], right: Sequence[bool], config: Config
-) -> list[str]:
-    """Why the answers cannot say whether the balanced accuracy is above the threshold, with random negatives and hard
-    ones."""
-    reasons = []
-    for kind in ("balanced", "balanced_hard"):
-        found, at_best, most = (
-            getattr(_rates(trial, rights), kind).low > config.accuracy
-            for rights in (
-                right,
-                [r or not v.finished for r, v in zip(right, own, strict=True)],
-                [True] * len(right),
-            )
+    def wanted(self, config: Config) -> list[str]:
+        """The next explanations to ask about, as many as are lacking."""
+        lacking = config.shuffles + (not self.answers) - len(self.nulls(config))
+        return self.explanations[len(self.answers) :][:lacking]
+
+    def score(self, rate: float, config: Config) -> Score:
+        """The p-value is the larger one of Fisher's test, which holds whatever nulls were left out,
+        and of `sign_flip` on rows where own and other explanation differ in being right; that of
+        several nulls is twice their median (Rüschendorf 1982)."""
+        own, others, nulls = self.answers[0], self.answers[1:], self.nulls(config)
+        enough = nulls and 2 * len(nulls) >= min(config.shuffles, len(self.explanations) - 1)
+        p_value = math.nan
+        if enough:
+            p_values = sorted(own.better(null) for null in nulls)
+            middle = p_values[len(p_values) // 2]  # the upper median: never too small
+            combined = min(1.0, 2 * middle) if len(p_values) > 1 else middle
+            p_value = max(combined, own.fit())
+        asked = others[: config.shuffles]
+        rates = [other.rates(other.right(unclear=True)) for other in asked]
+        shuffled = mean([rate.balanced_accuracy.value for rate in rates])
+        lacking = ""
+        if not enough:
+            lacking = "other explanations fit as well" if others else "no other explanation"
+        return Score(
+            self.trial.latent,
+            rate,
+            self.explanations[0],
+            **own.rates(own.right())._asdict(),
+            shuffled=math.nan if shuffled is None else shuffled,
+            nulls=len(nulls),
+            fitting=len(others) - len(nulls),
+            p_value=p_value,
+            unparsed=sum(v.yes is None and v.finished for v in own.verdicts),
+            unfinished=sum(not v.finished for v in own.verdicts),
+            untested=lacking or _untested(own, "balanced_accuracy", config),
+            untested_hard=_untested(own, "balanced_accuracy_hard", config),
         )
-        reasons.append(
-            "too few rows" if not most else "unfinished answers" if at_best and not found else ""
-        )
-    return reasons
+
+
+def _untested(own: _Answers, name: str, config: Config) -> str:
+    """Why the answers cannot say whether this balanced accuracy is above the threshold."""
+
+    def above(right: list[bool]) -> bool:
+        return getattr(own.rates(right), name).low > config.accuracy
+
+    if not above([True] * len(own.rows)):
+        return "too few rows"
+    if above(own.right(unfinished=True)) and not above(own.right()):
+        return "unfinished answers"
+    return ""
 
 
 def _others(explanations: Sequence[str], config: Config) -> list[list[str]]:
-    """For each explanation enough of other latents that read differently: the next ones in one random order."""
-    n = len(explanations)
-    order = torch.randperm(n, generator=generator(config.seed, "shuffled explanations")).tolist()
+    """For each explanation those that read differently, the next ones in one random order."""
+    draw = generator(config.seed, "shuffled explanations")
+    order = torch.randperm(len(explanations), generator=draw).tolist()
     place = {latent: i for i, latent in enumerate(order)}
-    found = []
-    for i, own in enumerate(explanations):
-        following = (explanations[order[(place[i] + shift) % n]] for shift in range(1, n))
-        found.append(
-            list(islice(dict.fromkeys(e for e in following if e != own), MOST * config.shuffles))
-        )
-    return found
+    others = []
+    for latent, own in enumerate(explanations):
+        following = order[place[latent] + 1 :] + order[: place[latent]]
+        different = dict.fromkeys(explanations[i] for i in following if explanations[i] != own)
+        others.append(list(different)[: MOST * config.shuffles])
+    return others
 
 
-def mean(values: list[float]) -> float | None:
-    known = [v for v in values if not math.isnan(v)]
-    return sum(known) / len(known) if known else None
+def mean(values: Sequence[float]) -> float | None:
+    """Of the values that are not NaN; None if there are none."""
+    numbers = [value for value in values if not math.isnan(value)]
+    return sum(numbers) / len(numbers) if numbers else None

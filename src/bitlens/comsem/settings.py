@@ -1,0 +1,97 @@
+"""What a judge brings to `bitlens interpret`: its settings, each a flag, and how it is run.
+
+A new judge is a file with a class of settings, as in `openai_judge.py`, and a line in
+`registry.py`. Nothing heavy is imported before a judge is run, so that `--help` comes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bitlens import terminal
+from bitlens.comsem.calls import Calls, Cost
+from bitlens.errors import BitlensError
+
+if TYPE_CHECKING:
+    from bitlens.bits.codes import Codes
+    from bitlens.comsem.interpret import Config, Results
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """Fields are flags of the command line; judges that need the same setting share its name."""
+
+    estimate: bool = False
+    """say what the run would cost, and stop"""
+
+    priced: ClassVar[bool] = False
+    """whether the judge has to be paid: it can estimate what questions will cost"""
+
+    def check(self) -> None:
+        """Refuse what cannot be, before anything is loaded."""
+        if self.estimate and not self.priced:
+            raise BitlensError("`estimate` is for a judge that has to be paid; this costs nothing.")
+
+    def record(self, path: Path) -> Calls:
+        """Where questions and answers are kept; nowhere by default."""
+        return Calls(":memory:")
+
+    def interpret(
+        self, codes: Codes, latents: Sequence[int], config: Config, calls: Calls
+    ) -> Results | None:
+        """Explain and judge these latents; None where only an estimate was asked for."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LanguageModelSettings(JudgeSettings):
+    """Of explainers and judges that read and write words."""
+
+    model: str = ""
+    """the judge: a model's name on the server, on the Hub, or a folder"""
+    explainer_model: str = ""
+    """the explainer, on the same server or machine; by default the judge"""
+    batch: int = 10
+    """questions that the judge is asked at once"""
+    answer_tokens: int = 0
+    """room for thoughts: tokens that every answer may have from the start, not only if cut off"""
+
+    def check(self) -> None:
+        """Refuse what cannot be, before anything is loaded."""
+        super().check()
+        if not self.model:
+            raise BitlensError("This judge needs a language model; name it with `model`.")
+
+    def record(self, path: Path) -> Calls:
+        """Where questions and answers are kept."""
+        return Calls(path)
+
+    def pair(self, calls: Calls) -> tuple[Any, Any]:
+        """-> explainer and judge, as in `judges.py`"""
+        raise NotImplementedError
+
+    def interpret(
+        self, codes: Codes, latents: Sequence[int], config: Config, calls: Calls
+    ) -> Results | None:
+        """Explain and judge these latents; None where only an estimate was asked for."""
+        from bitlens.comsem.interpret import comsem, planned
+        from bitlens.labels.sources import load_tokenizer
+
+        explainer, judge = self.pair(calls)
+        tokenizer = load_tokenizer(codes)
+        if self.priced:
+            texts, questions = planned(codes, latents, tokenizer, config)
+            costs = explainer.estimate(texts), judge.estimate(questions)
+            total = Cost(*(sum(parts) for parts in zip(*costs, strict=True)))
+            hint = "" if total.cost else " (name --prices for the cost)"
+            terminal.say(
+                f"About {total.calls:,} calls, {total.input_tokens:,} tokens to read, "
+                f"{total.output_tokens:,} to write; cost {total.cost:.4f}{hint}"
+            )
+        if self.estimate:
+            return None
+        run = str(codes.path)
+        return comsem(codes, latents, explainer, judge, tokenizer, config, calls=calls, run=run)
