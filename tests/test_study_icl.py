@@ -17,18 +17,12 @@ from bitlens.errors import BitlensError
 from bitlens.hidden import LanguageModel
 from bitlens.information.dependence import label_entropy
 from bitlens.labels.probe import label_information
-from bitlens.studies.icl.prompts import (
-    Template,
-    draw_prompts,
-    longest_example,
-    make_prompts,
-    permuted_labels,
-    read_examples,
-    read_prompts,
-    sentences,
-    word_salad,
-)
-from bitlens.studies.icl.study import IclConfig, run_icl
+from bitlens.studies.cells import Study
+from bitlens.studies.icl.config import IclConfig
+from bitlens.studies.icl.examples import read_examples, sentences, word_salad
+from bitlens.studies.icl.prompts import Template, draw_prompts, make_prompts, permuted_labels
+from bitlens.studies.icl.reading import longest_example, read_prompts
+from bitlens.studies.icl.study import run
 
 PATTERN = "{text}\nAnswer: {label}\n\n"
 THINGS = [
@@ -235,7 +229,7 @@ def test_a_whole_study_and_what_is_left_of_it_when_resumed(labelled, tmp_path):
         n_latents=32,
         steps=20,
     )
-    rows = run_icl(config, tmp_path / "out")
+    rows = run(config, Study(tmp_path / "out"))
     cells = [(row["condition"], row["k"], row["layer"]) for row in rows]
     sets = [("none", 0), ("correct", 2), ("shuffled", 2), ("unrelated", 2)]
     assert cells == [(*one, layer) for one in sets for layer in ("layers.0", "layers.3")]
@@ -257,9 +251,10 @@ def test_a_whole_study_and_what_is_left_of_it_when_resumed(labelled, tmp_path):
     lost = next(iter((tmp_path / "out" / "cells").iterdir()))
     lost.unlink()
     measured: list[int] = []
-    again = run_icl(
-        config, tmp_path / "out", resume=True, report=lambda done, total, row: measured.append(done)
+    resumed = Study(
+        tmp_path / "out", resume=True, report=lambda done, total, row: measured.append(done)
     )
+    again = run(config, resumed)
     assert again == rows
     assert measured == [8]
     assert {
@@ -290,7 +285,7 @@ def test_what_cannot_be_done_is_said_in_a_sentence_and_nothing_is_written(
         IclConfig(str(labelled), ks=(0, 2), hooks=("layers.0",), n_prompts=100), **change
     )
     with pytest.raises(BitlensError) as error:
-        run_icl(config, tmp_path / "out")
+        run(config, Study(tmp_path / "out"))
     assert sentence in str(error.value)
     assert not (tmp_path / "out").exists()
 

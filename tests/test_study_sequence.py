@@ -14,15 +14,10 @@ from bitlens.errors import BitlensError
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
-from bitlens.studies.sequence import (
-    Rows,
-    SequenceConfig,
-    common_rows,
-    draw,
-    rows_at,
-    run_sequence,
-    text_positions,
-)
+from bitlens.studies.cells import Study
+from bitlens.studies.sequence.config import SequenceConfig
+from bitlens.studies.sequence.rows import Rows, common_rows, rows_at
+from bitlens.studies.sequence.study import run, text_positions
 
 TINY = SequenceConfig(
     hooks=("layers.0", "hidden_states[3]"), context=16, positions=(1, 8), max_tokens=3000, test_fraction=0.3,
@@ -33,7 +28,7 @@ TINY = SequenceConfig(
 def refusal(out, **changes):
     """The one sentence with which the tiny study, changed so, is refused."""
     with pytest.raises(BitlensError) as error:
-        run_sequence(dataclasses.replace(TINY, **changes), out)
+        run(dataclasses.replace(TINY, **changes), Study(out))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -42,7 +37,7 @@ def refusal(out, **changes):
 def study(tmp_path_factory):
     """(folder, rows) of the tiny study; not to be changed."""
     out = tmp_path_factory.mktemp("sequence") / "study"
-    return out, run_sequence(TINY, out)
+    return out, run(TINY, Study(out))
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +136,9 @@ def test_the_whole_study_has_a_row_a_cell_all_of_as_many_rows_and_its_figures(st
         if row["bits_gaussian"]:
             assert row["joint_over_gaussian"] == row["bits_joint"] / row["bits_gaussian"]
     assert pyarrow.parquet.read_table(out / "table.parquet").to_pylist() == table
-    for name in ("bits", "fvu", "map"):
+    for name in ("bits", "fvu", "layers"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert "position in the context" in (out / f"{name}.svg").read_text()
+        assert "one autoencoder for all positions" in (out / f"{name}.svg").read_text()
     assert json.loads((out / "study.json").read_text())["settings"]["positions"] == [1, 8]
 
 
@@ -155,13 +150,11 @@ def test_cells_that_were_lost_are_measured_again_and_are_the_same(study):
     for path in lost:
         path.unlink()
     told = []
-    again = run_sequence(
-        TINY, out, resume=True, report=lambda done, total, row: told.append((done, total))
-    )
+    again = run(TINY, Study(out, resume=True, report=lambda *now: told.append(now[:2])))
     assert again == table
     assert {path: path.read_bytes() for path in (out / "cells").iterdir()} == kept
     assert 0 < len(told) <= len(lost)
-    assert told[-1] == (len(table), len(table))
+    assert told[-1] == (len(table) + 2, len(table) + 2)  # with two shared trainings
 
 
 @pytest.mark.slow
@@ -169,41 +162,12 @@ def test_a_resumed_study_may_have_more_steps_and_keeps_its_stores(study):
     out, table = study
     stores = {path: path.stat().st_mtime_ns for path in (out / "stores").rglob("*.safetensors")}
     changed = dataclasses.replace(TINY, steps=9, positions=(8,), autoencoders=("shared",))
-    rows = run_sequence(changed, out, resume=True)
+    rows = run(changed, Study(out, resume=True))
     assert [(row["layer"], row["position"]) for row in rows] == [("layers.0", 8), ("layers.2", 8)]
     assert rows[0]["fvu"] not in [row["fvu"] for row in table]
     assert {
         path: path.stat().st_mtime_ns for path in (out / "stores").rglob("*.safetensors")
     } == stores
-
-
-def test_figures_leave_out_cells_that_failed(tmp_path):
-    row = {
-        "layer": "layers.0",
-        "seed": 0,
-        "bits_joint": 5.0,
-        "bits_joint_low": None,
-        "bits_joint_high": None,
-        "fvu": 0.5,
-    }
-    cells = [
-        {**row, "autoencoder": kind, "position": p} for kind in ("cell", "shared") for p in (0, 4)
-    ]
-    draw(
-        [
-            *cells,
-            {
-                "autoencoder": "cell",
-                "layer": "layers.7",
-                "position": 0,
-                "seed": 0,
-                "error": "All equal.",
-            },
-        ],
-        tmp_path,
-    )
-    assert "layers.0" in (tmp_path / "map.svg").read_text()
-    assert "layers.7" not in (tmp_path / "map.svg").read_text()
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

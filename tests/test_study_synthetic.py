@@ -14,8 +14,10 @@ from bitlens.bits.statistics import binary_entropy
 from bitlens.cli import main
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator
-from bitlens.studies.synthetic.sources import FAMILIES, PlantedBits, hidden_states, shannon_bits
-from bitlens.studies.synthetic.study import SyntheticConfig, measure_cell, run_synthetic, summary
+from bitlens.studies.cells import Study
+from bitlens.studies.synthetic.config import FAMILIES, SyntheticConfig
+from bitlens.studies.synthetic.sources import PlantedBits, hidden_states, shannon_bits
+from bitlens.studies.synthetic.study import measure_cell, run, summary
 
 RANK = 8
 TINY = SyntheticConfig(
@@ -138,7 +140,7 @@ def test_planted_entropy_is_recovered(family: str, rank: int, p: float) -> None:
 
 @pytest.mark.slow
 def test_a_study_resumes_and_ends_in_a_table_and_figures(tmp_path: Path) -> None:
-    rows = run_synthetic(TINY, tmp_path / "study")
+    rows = run(TINY, Study(tmp_path / "study"))
     assert len(rows) == len(TINY.cells()) == 6
     for name in ("calibration", "variants", "noise"):
         assert (tmp_path / "study" / f"{name}.png").stat().st_size > 5000
@@ -149,9 +151,8 @@ def test_a_study_resumes_and_ends_in_a_table_and_figures(tmp_path: Path) -> None
     kept[0].unlink()
     stamps = [path.stat().st_mtime_ns for path in kept[1:]]
     done = []
-    again = run_synthetic(
-        TINY, tmp_path / "study", resume=True, report=lambda d, n, row: done.append(row)
-    )
+    resumed = Study(tmp_path / "study", resume=True, report=lambda d, n, row: done.append(row))
+    again = run(TINY, resumed)
     assert len(done) == 1
     assert [path.stat().st_mtime_ns for path in kept[1:]] == stamps
     assert again == rows

@@ -7,6 +7,7 @@ import signal
 import sys
 
 from bitlens.errors import BitlensError, Interrupted
+from bitlens.studies import registry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,9 +22,7 @@ COMMANDS = {
     "features": "features:features", "interpret": "interpret:interpret", "labels": "labels:labels", "match": "match:match",
     "compress": "codes:compress", "decompress": "codes:decompress", "study": "studies:",
 }  # fmt: skip
-STUDIES = {
-    "synthetic": "studies:synthetic", "sequence": "studies:sequence", "icl": "studies:icl", "compare": "studies:compare",
-}  # fmt: skip
+STUDIES = {name: f"studies:{name}" for name in registry.STUDIES}
 
 OUT_IS_A_FILE = {"faithfulness", "features", "labels", "compress"}
 
@@ -189,5 +188,6 @@ def _help(name: str, commands: Mapping[str, str]) -> str:
         text = next(
             (ast.get_docstring(node) or "" for node in found), ast.get_docstring(tree) or ""
         )
+        text = registry.STUDIES.get(command, text)
         lines.append(f"  {command:<14}{text.splitlines()[0]}")
     return "\n".join([*lines, "", f"Each explains itself: {name} {next(iter(commands))} --help"])

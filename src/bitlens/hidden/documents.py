@@ -97,7 +97,7 @@ class Corpus:
         yield from ((text, file.share()) for text in _documents(file, self.unit))
 
     def _shares_of_dataset(self, source: str) -> Iterator[tuple[str, float]]:
-        rows = len(self._dataset(source))
+        rows = len(self.dataset(source))
         for number, text in enumerate(self._read_dataset(source), 1):
             yield from ((part, number / rows) for part in _cut(text, self.unit))
 
@@ -161,7 +161,7 @@ class Corpus:
             yield from _documents(TextFile(file, self.text_column), self.unit)
 
     def _read_dataset(self, source: str) -> Iterator[str]:
-        data = self._dataset(source)
+        data = self.dataset(source)
         try:
             for number, row in enumerate(data, 1):
                 yield column_of(row, self.text_column, f"{source}, row {number}")
@@ -170,7 +170,8 @@ class Corpus:
         except Exception as error:  # the library raises many kinds
             raise BitlensError(_unreadable(source, error)) from error
 
-    def _dataset(self, source: str) -> Any:
+    def dataset(self, source: str) -> Any:
+        """The Hugging Face dataset that a source names, or the one saved in its folder."""
         try:
             import datasets
         except ImportError:

@@ -12,7 +12,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from bitlens.errors import BitlensError
 
@@ -24,6 +24,7 @@ KNOWN = f"{', '.join(PLAIN + TABLES)}; all but .parquet also with {', '.join(COM
 BLOCK = 1 << 18
 LONGEST_FIELD = 2**31 - 1
 SURROGATE = re.compile("[\ud800-\udfff]")
+T = TypeVar("T")
 
 
 def ending(path: Path | str) -> str:
@@ -72,7 +73,11 @@ class TextFile:
         else:
             yield from self._guarded(tables.get(self.kind, self._lines))
 
-    def _guarded(self, read: Callable[[IO[bytes]], Iterator[str]]) -> Iterator[str]:
+    def rows(self) -> Iterator[tuple[str, Any]]:
+        """(where it is, what it holds) of every line of JSON lines."""
+        yield from self._guarded(self._json_lines)
+
+    def _guarded(self, read: Callable[[IO[bytes]], Iterator[T]]) -> Iterator[T]:
         try:
             with self.path.open("rb") as raw:
                 self._raw = None if self.kind == ".parquet" else raw
@@ -110,13 +115,15 @@ class TextFile:
         return io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
 
     def _lines(self, raw: IO[bytes]) -> Iterator[str]:
-        for number, line in enumerate(
-            self._open(raw, "\n"), 1
-        ):  # a text may hold U+2028 and other ends of line
+        for where, row in self._json_lines(raw):
+            yield column_of(row, self.column, where)
+
+    def _json_lines(self, raw: IO[bytes]) -> Iterator[tuple[str, Any]]:
+        # a text may hold U+2028 and other ends of line
+        for number, line in enumerate(self._open(raw, "\n"), 1):
             if line.strip():
-                yield self._column(
-                    self._parsed(json.loads, line, f"line {number}"), f"line {number}"
-                )
+                row = self._parsed(json.loads, line, f"line {number}")
+                yield f"{self.path}, line {number}", row
 
     def _json(self, raw: IO[bytes]) -> Iterator[str]:
         """An array of objects, or one object after another."""

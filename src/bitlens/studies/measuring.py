@@ -43,16 +43,17 @@ def measure_rows(
     bits = PackedBits(torch.cat(words), autoencoder.n_latents)
     latents, fvu = latent_numbers(autoencoder, bits[test]), variance.fvu(error)
     numbers: dict[str, Any] = {
-        "rows": len(rows), "n_latents": autoencoder.n_latents, "fvu": fvu, "l0": latents["l0"],
-        "dense": latents["dense"], "bits_gaussian": gaussian_bound(Covariance.of(rows.split(BLOCK)), fvu),
-    }  # fmt: skip
+        "rows": len(rows),
+        "n_latents": autoencoder.n_latents,
+        "fvu": fvu,
+        "l0": latents["l0"],
+        "dense": latents["dense"],
+        "bits_gaussian": gaussian_bound(Covariance.of(rows.split(BLOCK)), fvu),
+    }
     result = entropy(bits, documents, test, seed=seed)
     numbers["bits_lower"] = result.bits_lower
     for name in ESTIMATES:
         estimate = getattr(result, name)
-        numbers |= {
-            name: estimate.value,
-            f"{name}_low": estimate.low,
-            f"{name}_high": estimate.high,
-        }
+        numbers[name] = estimate.value
+        numbers[f"{name}_low"], numbers[f"{name}_high"] = estimate.low, estimate.high
     return numbers, bits
