@@ -16,8 +16,7 @@ from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
 from bitlens.studies.cells import Study
 from bitlens.studies.sequence.config import SequenceConfig
-from bitlens.studies.sequence.rows import Rows, common_rows, rows_at
-from bitlens.studies.sequence.study import run, text_positions
+from bitlens.studies.sequence.study import Rows, common_rows, rows_at, run, text_positions
 
 TINY = SequenceConfig(
     hooks=("layers.0", "hidden_states[3]"), context=16, positions=(1, 8), max_tokens=3000, test_fraction=0.3,

@@ -48,8 +48,8 @@ def _command(name: str) -> Callable[..., None]:
 
     command.__name__ = name
     command.__doc__ = (
-        f"{STUDIES[name]}\n\nWrites table.parquet, table.csv and figures, and keeps what was trained "
-        "and measured: a stopped study goes on with --resume."
+        f"{STUDIES[name]}\n\nWrites table.parquet, table.csv and figures, and keeps what was "
+        "trained and measured: a stopped study goes on with --resume."
     )
     command.__annotations__ = {
         "options": Annotated[Options, tyro.conf.arg(name="")],

@@ -1,4 +1,4 @@
-"""A study is a list of cells: settings measured one by one, each kept on disk, and a table of all."""
+"""A study is a list of cells: settings measured one by one, kept on disk, and put in a table."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ SCHEMA = 1
 MEANING = 2  # raised when a number comes to mean something else, so that no folder mixes both
 Cell = Mapping[str, Any]
 Row = dict[str, Any]
+Measure = Callable[[Cell], Row]
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Study:
 
     out: Path
     resume: bool = False
-    """go on in the folder of a study of the same name"""
+    """go on in the folder of a study of the same name, maybe with other settings and more cells"""
     overwrite: bool = False
     """replace a study that is there"""
     workers: int = 1
@@ -51,14 +52,10 @@ class Study:
     planned: int = 0
     """cells of all calls of `measure`, where they are several"""
     done: int = 0
-    """cells of all calls of `measure` that are over"""
+    """cells of the calls of `measure` that are over"""
 
     def open(self, name: str, settings: Mapping[str, Any]) -> None:
-        """Make the folder, or go on in it.
-
-        settings: for the reader of the folder. A resumed study may have others and more cells: what was measured under
-        the same settings is not measured again.
-        """
+        """Make the folder, or go on in it; `settings` are written down for its reader."""
         fresh = not self.out.is_dir() or not any(self.out.iterdir())
         prepare_output(self.out, self.resume, self.overwrite, marker=MANIFEST)
         manifest = self.out / MANIFEST
@@ -73,16 +70,13 @@ class Study:
         write_json(manifest, {**about, "settings": settings})
 
     def measure(
-        self,
-        cells: Sequence[Cell],
-        measure: Callable[[Cell], Row],
-        same: Mapping[str, Any] | None = None,
+        self, cells: Sequence[Cell], measure: Measure, same: Mapping[str, Any] | None = None
     ) -> list[Row]:
-        """Measure every cell that is not measured yet -> the rows of all in their order, each with its cell's settings.
+        """Measure every cell that is not measured yet -> the rows of all, each with its settings.
 
-        measure: a function of a module (workers import it), cell -> numbers. same: what else the numbers depend on; a
-        cell is only taken as measured if it was under the same. A cell that cannot be measured gives a row with the
-        sentence under `error`, is not kept, and does not stop the others.
+        measure: a function of a module (workers import it). same: what else the numbers depend on;
+        a cell is only taken as measured if it was under the same. A cell that cannot be measured
+        gives a row with the sentence under `error`, is not kept, and does not stop the others.
         """
         folder = self.out / "cells"
         folder.mkdir(exist_ok=True)
@@ -109,7 +103,7 @@ class Study:
         return [rows[i] for i in range(len(cells))]
 
     def finish(self, rows: list[Row], draw: Callable[[list[Row], Path], None]) -> list[Row]:
-        """Write table.parquet and table.csv, let `draw` make the figures of the rows that were measured -> all rows."""
+        """Write the table, and let `draw` make figures of what was measured -> all rows."""
         write_table(self.out / "table", rows)
         if measured := [row for row in rows if "error" not in row]:
             draw(measured, self.out)
@@ -117,10 +111,7 @@ class Study:
 
 
 def _measured(
-    cells: list[tuple[int, Cell]],
-    measure: Callable[[Cell], Row],
-    workers: int,
-    stopped: Callable[[], bool],
+    cells: list[tuple[int, Cell]], measure: Measure, workers: int, stopped: Callable[[], bool]
 ) -> Iterator[tuple[int, Row]]:
     if workers < 2 or len(cells) < 2:
         for i, cell in cells:
@@ -158,7 +149,7 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _guarded(measure: Callable[[Cell], Row], cell: Cell) -> Row:
+def _guarded(measure: Measure, cell: Cell) -> Row:
     try:
         return measure(cell)
     except Interrupted:
@@ -173,7 +164,7 @@ def _key(cell: Cell, same: Mapping[str, Any]) -> str:
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows as `path`.parquet and `path`.csv, with every name that occurs as a column, but for lists."""
+    """Write `path`.parquet and .csv, with every name that occurs as a column, but for lists."""
     names = dict.fromkeys(n for row in rows for n, v in row.items() if not isinstance(v, list))
     table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
     with replacing(path.with_suffix(".parquet")) as temporary:

@@ -1,4 +1,4 @@
-"""Figures of tables: panels with one column of the rows over another, and a series for each value of a third."""
+"""Figures of tables: panels with one column over another, a series for each value of a third."""
 
 from __future__ import annotations
 
@@ -38,20 +38,18 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
-    "svg.hashsalt": "bitlens",
+    "svg.hashsalt": "bitlens",  # the same file each time
     "svg.fonttype": "none",
 }
+Size = tuple[float, float]
+Styles = Mapping[Any, dict[str, Any]]
 
 
 @contextlib.contextmanager
 def figure(
-    path: Path,
-    columns: int = 1,
-    rows: int = 1,
-    size: tuple[float, float] = (4.6, 3.4),
-    **shared: Any,
+    path: Path, columns: int = 1, rows: int = 1, size: Size = (4.6, 3.4), **shared: Any
 ) -> Iterator[Any]:
-    """Panels to draw on, `[rows, columns]` of matplotlib's axes; saved as `path`.png and .svg when the block ends.
+    """Matplotlib's axes, `[rows, columns]`; saved as `path`.png and .svg when the block ends.
 
     size: inches of one panel. shared: for `Figure.subplots`, such as sharey.
     """
@@ -73,8 +71,8 @@ class Panel:
     series: str
     """column of whose values each is drawn on its own"""
     kind: Literal["line", "points"] = "line"
-    """line: means over rows of the same x, in a band from the lowest `y_low` to the highest `y_high`;
-    points: every row"""
+    """line: means over rows of the same x, in a band from the lowest `y_low` to the highest
+    `y_high`; points: every row"""
     references: Mapping[str, str] = field(default_factory=dict)
     """columns whose means are broken lines beside all series, and their names"""
     ordered: bool = False
@@ -98,12 +96,9 @@ def groups(rows: Sequence[Row], column: str) -> dict[Any, list[Row]]:
 
 
 def draw_panels(
-    path: Path,
-    grid: Sequence[Sequence[Panel]],
-    size: tuple[float, float] = (4.6, 3.4),
-    **shared: Any,
+    path: Path, grid: Sequence[Sequence[Panel]], size: Size = (4.6, 3.4), **shared: Any
 ) -> None:
-    """Draw rows of panels, with one legend, as `path`.png and .svg. shared: for `Figure.subplots`, such as sharey."""
+    """Draw rows of panels, with one legend, as `path`.png and .svg; see `figure`."""
     panels = list(itertools.chain(*grid))
     styles = _styles(panels)
     with figure(path, len(grid[0]), len(grid), size, **shared) as sheet:
@@ -118,17 +113,16 @@ def draw_panels(
                 for axes in drawn:  # when all have their upper limit
                     axes.set_ylim(bottom=0)
         named = (axes.get_legend_handles_labels() for axes in sheet.flat)
-        handles = {n: handle for pair in named for handle, n in zip(*pair, strict=True)}
+        handles = {name: handle for pair in named for handle, name in zip(*pair, strict=True)}
         step = len(handles) // MOST_NAMES + 1 if panels[0].ordered else 1
-        names = list(handles)[::step]
-        if names:
+        if names := list(handles)[::step]:
             legend = ([handles[name] for name in names], names)
             sheet[0, 0].figure.legend(*legend, loc="outside right center")
 
 
 def _styles(panels: Sequence[Panel]) -> dict[Any, dict[str, Any]]:
     """Colour and mark of every series and reference, the same in all panels."""
-    names = list(dict.fromkeys(n for p in panels for n in groups(p.rows, p.series)))
+    names = list(dict.fromkeys(name for p in panels for name in groups(p.rows, p.series)))
     colours = itertools.cycle(COLOURS)
     if panels[0].ordered:
         colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(names)))
@@ -150,13 +144,13 @@ def _with(column: str, rows: Sequence[Row]) -> list[Row]:
 def _places(axes: Any, panel: Panel) -> dict[Any, float]:
     """Where each value of x is on the axis, whose scale and ticks are set."""
     values = list(groups(panel.rows, panel.x))
+    for name in panel.log:
+        axis = getattr(axes, f"{name}axis")
+        axes.set(**{f"{name}scale": "log"})
+        axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
     words = isinstance(values[0], str)
-    for axis in panel.log:
-        of_axis = getattr(axes, f"{axis}axis")
-        axes.set(**{f"{axis}scale": "log"})
-        of_axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-        of_axis.set_major_formatter("{x:g}")
-        of_axis.set_minor_locator(NullLocator())
     if not (words or panel.even):
         return {value: value for value in values}
     axes.set_xticks(range(len(values)), values)
@@ -165,16 +159,16 @@ def _places(axes: Any, panel: Panel) -> dict[Any, float]:
     return {value: place for place, value in enumerate(values)}
 
 
-def _draw(axes: Any, panel: Panel, styles: Mapping[Any, dict[str, Any]]) -> None:
+def _draw(axes: Any, panel: Panel, styles: Styles) -> None:
     places = _places(axes, panel)
 
-    def drawn(rows: list[Row], column: str, over: Any = fmean) -> tuple[list[float], list[float]]:
-        means = groups(_with(column, rows), panel.x)
-        values = [over(row[column] for row in same) for same in means.values()]
-        return [places[x] for x in means], values
+    def line(rows: list[Row], column: str, over: Any = fmean) -> tuple[list[float], list[float]]:
+        by_x = groups(_with(column, rows), panel.x)
+        values = [over(row[column] for row in same) for same in by_x.values()]
+        return [places[x] for x in by_x], values
 
     for column, label in panel.references.items():
-        axes.plot(*drawn(list(panel.rows), column), **styles[label])
+        axes.plot(*line(list(panel.rows), column), **styles[label])
     series = groups(panel.rows, panel.series)
     for i, (name, rows) in enumerate(series.items()):
         if panel.kind == "points":
@@ -182,11 +176,12 @@ def _draw(axes: Any, panel: Panel, styles: Mapping[Any, dict[str, Any]]) -> None
             beside = panel.even and panel.x != panel.series
             shift = 0.12 * (i - (len(series) - 1) / 2) if beside else 0.0
             x = [places[row[panel.x]] + shift for row in rows]
-            style = {"linestyle": "", "alpha": 0.7, "markeredgewidth": 0}
-            axes.plot(x, [row[panel.y] for row in rows], **style, **styles[name])
-            continue
-        axes.plot(*drawn(rows, panel.y), **{**styles[name], "marker": "o"})
-        ends = [f"{panel.y}_low", f"{panel.y}_high"]
-        banded = _with(ends[0], _with(ends[1], rows))
-        (x, low), (_, high) = drawn(banded, ends[0], min), drawn(banded, ends[1], max)
-        axes.fill_between(x, low, high, color=styles[name]["color"], alpha=0.18, linewidth=0)
+            style = {"linestyle": "", "alpha": 0.7, "markeredgewidth": 0, **styles[name]}
+            axes.plot(x, [row[panel.y] for row in rows], **style)
+        else:
+            axes.plot(*line(rows, panel.y), **{**styles[name], "marker": "o"})
+            low, high = f"{panel.y}_low", f"{panel.y}_high"
+            banded = _with(low, _with(high, rows))
+            (x, lowest), (_, highest) = line(banded, low, min), line(banded, high, max)
+            band = {"color": styles[name]["color"], "alpha": 0.18, "linewidth": 0}
+            axes.fill_between(x, lowest, highest, **band)

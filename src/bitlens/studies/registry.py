@@ -1,8 +1,9 @@
-"""Which studies there are, in a module that imports nothing heavy: the command line reads it for its help.
+"""Which studies there are; imports nothing heavy, since the command line makes its help of it.
 
-A study is a folder of its name. `config.py`, which imports nothing heavy either, holds its settings as a dataclass
-`<Name>Config`; `study.py` holds `run(config, study) -> rows`, which opens the `Study`, lets it measure cells, and
-finishes it with a function that draws figures of the rows; a `summary(rows)`, if there is one, is shown as a table.
+A study is a folder of its name. `config.py`, which imports nothing heavy either, holds its settings
+as a dataclass `<Name>Config`; `study.py` holds `run(config, study) -> rows`, which opens the
+`Study`, lets it measure cells, and finishes it with a function that draws figures of the rows; a
+`summary(rows)`, if there is one, is shown as a table.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import importlib
 
 STUDIES = {
-    "synthetic": "Is the entropy that is measured the true one? Planted bits of many kinds, recovered or not.",
+    "synthetic": "Is the measured entropy the true one? Planted bits, recovered or not.",
     "sequence": "Entropy of hidden states along a text and through the layers of a model.",
-    "icl": "In-context learning in bits: entropy, accuracy and label information as demonstrations are added.",
-    "compare": "Binary and sparse autoencoders at the same l0: bits, faithfulness, labels, stability, time.",
+    "icl": "In-context learning in bits: entropy, accuracy, labels by demonstrations.",
+    "compare": "Binary and sparse autoencoders at one l0: bits, faithfulness, labels, stability.",
 }
 """What each study asks, by its name."""
 

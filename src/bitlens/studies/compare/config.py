@@ -28,10 +28,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Settings of the study `compare`. Every baseline has the l0 of the BAE of the same width and price."""
+    """Settings of the study `compare`. Every baseline has the l0 of the BAE of the same width and
+    price."""
 
     store: str = ""
-    """a store of hidden states; by default layers.2 of the bundled model, harvested into the study's folder"""
+    """a store of hidden states; by default layers.2 of the bundled model, harvested into the
+    study's folder"""
     architectures: tuple[str, ...] = tuple(ARCHITECTURES)
     """what is compared, with every seed"""
     variants: tuple[str, ...] = tuple(VARIANTS)
@@ -45,7 +47,8 @@ class CompareConfig:
     steps: int = 3000
     """training steps"""
     labels: Path | None = None
-    """labels of the store's text, as `bitlens labels` reads them; by default those that any text has"""
+    """labels of the store's text, as `bitlens labels` reads them; by default those that any text
+    has"""
     contexts: int = 64
     """contexts that the language model reads for the cross-entropy numbers"""
     test_fraction: float = 0.1
@@ -69,7 +72,8 @@ class CompareConfig:
         refuse_unknown("variant", self.variants, VARIANTS)
         if BAE not in self.architectures:
             raise BitlensError(
-                f"The comparison needs '{BAE}' among its architectures: its l0 is that of all others."
+                f"The comparison needs '{BAE}' among its architectures: its l0 is that of "
+                "all others."
             )
         if not self.prices or not self.seeds:
             raise BitlensError("The comparison needs at least one price and one seed.")

@@ -1,10 +1,10 @@
-"""How many latents and labels meet, with every latent on wherever it is not zero and with each cut at its best."""
+"""How many latents and labels meet, with every latent on wherever it is not zero and with each cut
+at its best."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ CUT_EVERY = 32  # training rows from which the quantiles are taken
 GROUPS = 2 * MIN_GROUPS
 
 
-@dataclass(frozen=True)
-class StoreColumns:
+class StoreColumns(NamedTuple):
     """What labels need to know of a store's rows."""
 
     path: Path
@@ -48,12 +47,14 @@ class StoreColumns:
 def label_numbers(
     trained: Autoencoder, store: ActivationStore, columns: StoreColumns, labels: list[Labels]
 ) -> Row:
-    """How many latents and labels meet, in all and by labelling; nothing without labels or enough documents.
+    """How many latents and labels meet, in all and by labelling; nothing without labels or enough
+    documents.
 
-    `latents_f1`: latents with a label; `labels_covered`: labels with a latent; `token_latents`: latents, on in at most a
-    tenth of the rows, that a set of tokens predicts with an F1 above .5. All of them twice: with every latent on wherever
-    it is not zero, and, as `..._cut`, on only above that quantile of its values, of `CUTS`, with which it meets some label
-    best on the fitting rows.
+    `latents_f1`: latents with a label; `labels_covered`: labels with a latent; `token_latents`:
+    latents, on in at most a tenth of the rows, that a set of tokens predicts with an F1 above .5.
+    All of them twice: with every latent on wherever it is not zero, and, as `..._cut`, on only
+    above that quantile of its values, of `CUTS`, with which it meets some label best on the fitting
+    rows.
     """
     test, usual = store.is_test(columns.document), columns.usual
     if not labels or len(columns.document[test & usual].unique()) < GROUPS:
@@ -61,14 +62,10 @@ def label_numbers(
     codes = codes_above(trained, store, CUTS)
     row: Row = {}
     for suffix, bits in (("", codes[0]), ("_cut", _best_cuts(codes, labels, ~test))):
-        scores = [
-            label_scores(bits, labelling, columns.document, test, groups=GROUPS)
-            for labelling in labels
-        ]
+        scores = [label_scores(bits, one, columns.document, test, groups=GROUPS) for one in labels]
         tokens = token_scores(bits[usual], columns.token[usual], test[usual])
-        covered = sum(score.good for s in scores for score in s.by_class())
         row[f"latents_f1{suffix}"] = sum(score.good for score in best_labels(scores))
-        row[f"labels_covered{suffix}"] = covered
+        row[f"labels_covered{suffix}"] = sum(score.good for s in scores for score in s.by_class())
         row[f"token_latents{suffix}"] = sum(score.good for score in tokens)
         for labelling in scores:
             summary = labelling.summary()
@@ -78,8 +75,8 @@ def label_numbers(
 
 
 def graded(trained: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Raw rows -> which latents are on, bool, and how far, both `[n, n_latents]`: a float latent by its value, a bit,
-    whose value is always 1, by its pre-activation."""
+    """Raw rows -> which latents are on, bool, and how far, both `[n, n_latents]`: a float latent by
+    its value, a bit, whose value is always 1, by its pre-activation."""
     codes = trained.encode(x)
     values = trained.pre_activations(trained.standardise(x)) if trained.binary else codes
     return codes != 0, values
@@ -88,8 +85,8 @@ def graded(trained: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
 def codes_above(
     trained: Autoencoder, store: ActivationStore, cuts: tuple[float, ...]
 ) -> list[PackedBits]:
-    """Which latents of every row are on, and above these quantiles of the values that they have where they are on: a code
-    for each quantile. At 0 it is every latent that is on."""
+    """Which latents of every row are on, and above these quantiles of the values that they have
+    where they are on: a code for each quantile. At 0 it is every latent that is on."""
     device, samples = trained.mean.device, []
     for rows in store.read("train"):
         on, values = graded(trained, rows.hidden[::CUT_EVERY].to(device))
@@ -106,8 +103,8 @@ def codes_above(
 
 
 def _best_cuts(codes: list[PackedBits], labels: list[Labels], fit: Tensor) -> PackedBits:
-    """Of every latent the code in which it meets some label with the highest F1 on the fitting rows; the first, if
-    several."""
+    """Of every latent the code in which it meets some label with the highest F1 on the fitting
+    rows; the first, if several."""
     met = [torch.cat([f1_scores(code, one, fit) for one in labels], 1).max(1) for code in codes]
     best = torch.stack([highest.values for highest in met]).argmax(0)
     words = torch.zeros_like(codes[0].words)

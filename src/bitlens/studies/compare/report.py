@@ -60,7 +60,8 @@ def total_bits(row: Row) -> float | None:
 
 
 def draw(rows: Sequence[Row], out: Path) -> None:
-    """`compare`: bits, l0, cross-entropy and labels of the architectures; `variants`: bits over fvu of all binary ones."""
+    """`compare`: bits, l0, cross-entropy and labels of the architectures; `variants`: bits over fvu
+    of all binary ones."""
     rows = [{**row, "bits": total_bits(row)} for row in rows]
     main = [row for row in rows if row["name"] not in VARIANTS]
     # the others lie far off and would shrink the rest
@@ -125,8 +126,8 @@ def write_report(
 
 
 def _table(rows: list[Row]) -> list[str]:
-    """Numbers down, architectures across: means over the column's seeds, with half of their interval where there are
-    several. A mean over fewer says over how many."""
+    """Numbers down, architectures across: means over the column's seeds, with half of their
+    interval where there are several. A mean over fewer says over how many."""
     columns = groups(rows, "name")
     heads = [f"{n} ({len(rows)})" if len(rows) > 1 else n for n, rows in columns.items()]
     lines = ["| | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(columns)]
@@ -171,8 +172,8 @@ def _best(key: str, rivals: dict[str, list[Row]]) -> str | None:
 
 
 def _differs(key: str, ours: list[Row], theirs: list[Row]) -> bool:
-    """Whether two architectures differ in a number, between seeds and, where they were spliced, between contexts; one that
-    lacks the number is no rival."""
+    """Whether two architectures differ in a number, between seeds and, where they were spliced,
+    between contexts; one that lacks the number is no rival."""
     values = _values(key, ours), _values(key, theirs)
     if not all(values):
         return True

@@ -1,4 +1,5 @@
-"""Which architecture is better at what? All of them on the same rows, at the same l0, with several seeds."""
+"""Which architecture is better at what? All of them on the same rows, at the same l0, with several
+seeds."""
 
 from __future__ import annotations
 
@@ -39,8 +40,8 @@ BINARY = {BAE, "random", *VARIANTS}
 def run(config: CompareConfig, study: Study) -> list[Row]:
     """Train and measure everything; `compare.md` and the trained runs stay in the folder, too.
 
-    A training that was stopped goes on from its last checkpoint. What diverges is a row with its error and does not stop
-    the others.
+    A training that was stopped goes on from its last checkpoint. What diverges is a row with its
+    error and does not stop the others.
     """
     config.refuse_unknown()
     study.open("compare", asdict(config))
@@ -73,9 +74,15 @@ def run(config: CompareConfig, study: Study) -> list[Row]:
     for cell in theirs:
         cell["k"] = _matched_l0(rows, cell)
     rows += measure(theirs, measure_cell)
-    if stable:
-        found = measure(stable, measure_stability, seeds=config.seeds, price=config.prices[0])
-        _add_stability(rows, found, config.prices[0])
+    first = config.prices[0]
+    for alike in measure(stable, measure_stability, seeds=config.seeds, price=first):
+        numbers = {key: value for key, value in alike.items() if key.startswith("stability")}
+        for row in rows:
+            if (
+                all(row[key] == alike[key] for key in ("name", "n_latents"))
+                and row["price"] == first
+            ):
+                row |= numbers
     write_report(study.out, rows, config, store)
     return study.finish(rows, draw)
 
@@ -105,16 +112,6 @@ def _matched_l0(rows: list[Row], cell: Cell) -> int:
     return max(1, round(mean(l0)))
 
 
-def _add_stability(rows: list[Row], found: list[Row], price: float) -> None:
-    """To the rows of all seeds of an architecture and width."""
-    for stable in found:
-        numbers = {key: value for key, value in stable.items() if key.startswith("stability")}
-        of = (stable["name"], stable["n_latents"], price)
-        for row in rows:
-            if (row["name"], row["n_latents"], row["price"]) == of:
-                row |= numbers
-
-
 def run_folder(out: Path, cell: Cell) -> Path:
     """Where the trained run of a cell is."""
     name = re.sub(r"[^a-z0-9]+", "-", cell["name"].lower())
@@ -123,8 +120,8 @@ def run_folder(out: Path, cell: Cell) -> Path:
 
 @dataclass(frozen=True)
 class Shared:
-    """What all cells measure with: the store, the covariance of its rows, and of text the labels of the rows and its
-    language model on some contexts; neither for imported hidden states."""
+    """What all cells measure with: the store, the covariance of its rows, and of text the labels of
+    the rows and its language model on some contexts; neither for imported hidden states."""
 
     store: ActivationStore
     covariance: Covariance
@@ -189,7 +186,8 @@ def _training_seconds(folder: Path, trained: Autoencoder) -> float:
 
 @torch.inference_mode()
 def measure_stability(cell: Cell, config: CompareConfig, out: Path, store: str) -> Row:
-    """How alike the runs of all seeds are, by the rows in which their latents are on and by decoder directions."""
+    """How alike the runs of all seeds are, by the rows in which their latents are on and by decoder
+    directions."""
     rows = ActivationStore(store, config.test_fraction)
     cells = ({**cell, "price": config.prices[0], "seed": seed} for seed in config.seeds)
     folders = [folder for c in cells if ((folder := run_folder(out, c)) / "cfg.json").exists()]

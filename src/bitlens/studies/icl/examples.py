@@ -38,10 +38,11 @@ class Examples:
 def read_examples(
     source: str, text_column: str = "text", label_column: str = "label", split: str = "train"
 ) -> Examples:
-    """Labelled texts of a file (.jsonl, .jsonl.gz) or of a Hugging Face dataset (NAME, NAME:CONFIG or a saved folder).
+    """Labelled texts of a file (.jsonl, .jsonl.gz) or of a Hugging Face dataset (NAME, NAME:CONFIG
+    or a saved folder).
 
-    A class that a dataset keeps as an integer gets its name. Rows without text or label are left out, and so is a text
-    that came before.
+    A class that a dataset keeps as an integer gets its name. Rows without text or label are left
+    out, and so is a text that came before.
     """
     labels: dict[str, str] = {}
     for where, row in _rows(source, split):
@@ -84,7 +85,8 @@ def _rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
 
 
 def word_salad(texts: Sequence[str], seed: int) -> list[str]:
-    """As many texts, as long in words, with all words of all texts dealt over them at random: no grammar, no meaning."""
+    """As many texts, as long in words, with all words of all texts dealt over them at random: no
+    grammar, no meaning."""
     words = [word for text in texts for word in text.split()]
     dealt = iter(torch.randperm(len(words), generator=generator(seed, "word salad")).tolist())
     return [" ".join(words[next(dealt)] for _ in text.split()) for text in texts]

@@ -17,7 +17,7 @@ HELD_OUT = 0.2
 
 
 class Template:
-    """How an example is written, with {text} and then {label}; a query ends where its label would begin."""
+    """How an example is written, with {text} and then {label}; a query ends before its label."""
 
     def __init__(self, pattern: str) -> None:
         parts = re.fullmatch(r"(.*)\{text\}(.*)\{label\}(.*)", pattern, re.DOTALL)
@@ -42,8 +42,8 @@ class Template:
         for name, ids in zip(names, answered, strict=True):
             if ids[: len(asked)] != asked or len(ids) == len(asked):
                 raise BitlensError(
-                    f"The label '{name}' melts into the tokens before it; let a space or a new line "
-                    "precede {label}."
+                    f"The label '{name}' melts into the tokens before it; let a space or a new "
+                    "line precede {label}."
                 )
         return [ids[len(asked) :] for ids in answered]
 
@@ -58,7 +58,7 @@ def token_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
 def short_enough(
     texts: Sequence[str], names: Sequence[str], template: Template, tokenizer: Any, limit: int
 ) -> Tensor:
-    """Which texts make, with the longest label, demonstrations of up to `limit` tokens -> bool `[texts]`"""
+    """Which texts make demonstrations of up to `limit` tokens with any label -> bool `[texts]`"""
     lengths = [len(ids) for ids in template.continuations(names, tokenizer)]
     longest = names[lengths.index(max(lengths))]
     ids = token_ids([template.demonstration(text, longest) for text in texts], tokenizer)
@@ -73,13 +73,14 @@ class Draw(NamedTuple):
     held_out: Tensor
     """bool `[prompts]`: the prompts to measure on; their queries are in no other prompt"""
     demonstrations: Tensor
-    """`[prompts, k]`, within a prompt all different and none the query; fewer are the first of these"""
+    """`[prompts, k]`, within a prompt all different and none the query"""
 
 
 def draw_prompts(labels: Tensor, n_prompts: int, k: int, balanced: bool, seed: int) -> Draw:
     """Draw queries and, anew for every prompt, k demonstrations.
 
-    labels: of all texts. balanced: every label equally often among the demonstrations of a prompt, to within one.
+    labels: of all texts. balanced: every label equally often among the demonstrations of a prompt,
+    to within one.
     """
     queries = torch.randperm(len(labels), generator=generator(seed, "queries"))[:n_prompts]
     held_out = torch.arange(n_prompts) >= n_prompts - int(HELD_OUT * n_prompts)
@@ -115,7 +116,7 @@ def _demonstrations(
 
 
 def permuted_labels(labels: Tensor, seed: int) -> Tensor:
-    """The labels `[prompts, k]` of demonstrations dealt anew over the prompts: as frequent as before, right by chance only."""
+    """Labels `[prompts, k]` dealt anew over the prompts: as frequent, right by chance only."""
     permuted = labels.clone()
     for place in range(labels.shape[1]):
         random = generator(seed, "permuted labels", place)
@@ -144,8 +145,9 @@ def make_prompts(
 ) -> Prompts:
     """Write prompts of the first k demonstrations drawn.
 
-    condition: shuffled gives the demonstrations permuted labels, unrelated the texts of `others` under their own labels.
-    The queries are the same under every condition and for every k, and a larger k only adds demonstrations.
+    condition: shuffled gives the demonstrations permuted labels, unrelated the texts of `others`
+    under their own labels. The queries are the same under every condition and for every k, and a
+    larger k only adds demonstrations.
     """
     labels, texts = examples.labels[drawn.demonstrations], examples.texts
     places = drawn.demonstrations

@@ -1,4 +1,4 @@
-"""What a causal language model makes of prompts: the hidden states of their last token, and how likely each label is."""
+"""What a causal language model makes of prompts: states of the last token, chances of the labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tokens_before(tokenizer: Any) -> list[int]:
 
 
 def longest_example(model: LanguageModel, k: int) -> int | None:
-    """Tokens that an example may have for k of them and a query to fit into the model's context, where it has one."""
+    """Tokens an example may have for k of them and a query to fit into a model that has a limit."""
     limit = model.longest_context()
     # one less each: tokens at the seam of two examples can differ from those of an example alone
     return None if limit is None else (limit - len(tokens_before(model.tokenizer))) // (k + 1) - 1
@@ -34,7 +34,7 @@ class Reading(NamedTuple):
     states: dict[str, Tensor]
     """hidden states of the last token `[prompts, d]` of every hook point, in the model's dtype"""
     scores: Tensor
-    """log-probability of every label as continuation, in nats, summed over its tokens: float32 `[prompts, labels]`"""
+    """log-probability of every label, summed over its tokens, in nats: float32 `[prompts, labels]`"""
 
 
 @torch.inference_mode()
@@ -46,7 +46,8 @@ def read_prompts(
 ) -> Reading:
     """Run a causal model over prompts. labels: token ids of the continuations.
 
-    Padding is on the right, where no token before it can see it, so all states are those of the prompt alone.
+    Padding is on the right, where no token before it can see it, so all states are those of the
+    prompt alone.
     """
     before = tokens_before(model.tokenizer)
     ids = [[*before, *i] for i in token_ids(prompts, model.tokenizer)]
@@ -80,7 +81,7 @@ def read_prompts(
 def _log_probabilities(
     model: LanguageModel, batch: list[list[int]], last: Tensor, label: Sequence[int]
 ) -> Tensor:
-    """Of the tokens that follow the prompts and each token of the label but its last -> `[prompts, len(label), vocabulary]`"""
+    """Of what follows the prompts and each token of the label -> `[prompts, len(label), vocabulary]`"""
     tokens = torch.zeros(len(batch), int(last.max()) + len(label), dtype=torch.long)
     for row, ids in enumerate(batch):
         tokens[row, : len(ids) + len(label) - 1] = torch.tensor([*ids, *label[:-1]])
@@ -99,7 +100,7 @@ def _log_probabilities(
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """How often the label of the highest score `[prompts, labels]` is right, with its 95 % interval.
+    """How often the label of the highest score `[prompts, labels]` is right, with its interval.
 
     chance: of a guess among all labels; majority: of always naming the commonest.
     """

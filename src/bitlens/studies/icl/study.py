@@ -1,8 +1,8 @@
-"""In-context learning in bits: the entropy of a prompt's last hidden state as demonstrations are added, and what it still
-tells of the query's label.
+"""In-context learning in bits: the entropy of a prompt's last hidden state as demonstrations are
+added, and what it still tells of the query's label.
 
-After the section on in-context learning of arXiv 2509.20997, with different demonstrations in every prompt and with
-controls whose demonstrations teach nothing. See docs/study-icl.md.
+After the section on in-context learning of arXiv 2509.20997, with different demonstrations in every
+prompt and with controls whose demonstrations teach nothing. See docs/study-icl.md.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import read_tensors, write_tensors
 from bitlens.hidden import LanguageModel, TensorSource
 from bitlens.labels.probe import label_information
 from bitlens.studies.cells import Cell, Row, Study
-from bitlens.studies.figures import Panel, draw_panels
+from bitlens.studies.figures import Panel, draw_panels, groups
 from bitlens.studies.icl.config import NO_DEMONSTRATIONS, IclConfig
 from bitlens.studies.icl.examples import Examples, read_examples, sentences, word_salad
 from bitlens.studies.icl.prompts import Prompts, Template, draw_prompts, make_prompts, short_enough
@@ -37,6 +36,13 @@ TITLES = {
     "unrelated": "unrelated texts",
 }
 HIDDEN = "hidden."
+XLABEL = "demonstrations in the prompt"
+ENTROPIES = {"bits_joint": "joint entropy", "bits_marginal": "sum of marginals"}
+INFORMATION = {"label_bits": "probe", "label_bits_latent": "best latent"}
+FIGURES = (  # name, what is drawn, and beside what
+    ("entropy", ENTROPIES, {}),
+    ("label", INFORMATION, {"label_entropy": "H(label)"}),
+)
 
 
 def run(config: IclConfig, study: Study) -> list[Row]:
@@ -59,7 +65,8 @@ def run(config: IclConfig, study: Study) -> list[Row]:
     with stop_on_signals() as stop:
         for condition, k, seed in config.sets_of_prompts():
             study.say(
-                f"Reading {config.n_prompts:,} prompts of {k} demonstrations ({condition}), seed {seed}"
+                f"Reading {config.n_prompts:,} prompts of {k} demonstrations ({condition}), "
+                f"seed {seed}"
             )
             prompts = make_prompts(examples, drawn[seed], template, condition, k, others, seed)
             path = study.out / "states" / f"{condition}-{k}-{seed}"
@@ -70,8 +77,8 @@ def run(config: IclConfig, study: Study) -> list[Row]:
             ]
             if stop.signal:
                 raise Interrupted(
-                    f"Stopped by {stop.signal}: what was read is kept in {study.out}; continue with "
-                    "`resume=True`."
+                    f"Stopped by {stop.signal}: what was read is kept in {study.out}; continue "
+                    "with `resume=True`."
                 )
     study.say(f"Training and measuring {len(cells)} autoencoders")
     same = {"n_latents": config.n_latents, "steps": config.steps}
@@ -82,7 +89,7 @@ def run(config: IclConfig, study: Study) -> list[Row]:
 def _texts(
     config: IclConfig, model: LanguageModel, template: Template, say: Callable[[str], None]
 ) -> tuple[Examples, list[str]]:
-    """Labelled texts that are short enough, and the unrelated ones (none if no condition asks for them)."""
+    """Labelled texts that are short enough, and unrelated ones where a condition asks for them."""
     examples = read_examples(config.data, config.text_column, config.label_column, config.split)
     most = max(config.ks)
     limit = config.max_tokens or longest_example(model, most) or sys.maxsize
@@ -96,8 +103,8 @@ def _texts(
     labels = len(examples.labels.unique())
     if len(examples.texts) <= config.n_prompts or labels < 2:
         raise BitlensError(
-            f"{config.n_prompts} prompts need more: {len(examples.texts)} of the {len(fits)} texts, "
-            f"of {labels} labels, are short enough for k = {most}; lower `ks` or `n_prompts`."
+            f"{config.n_prompts} prompts need more: {len(examples.texts)} of the {len(fits)} "
+            f"texts, of {labels} labels, are short enough for k = {most}; lower `ks` or `n_prompts`."
         )
     if "unrelated" not in config.conditions or not most:
         return examples, []
@@ -109,7 +116,8 @@ def _texts(
     others = list(itertools.compress(others, fits.tolist()))
     if len(others) < most:
         raise BitlensError(
-            f"Only {len(others)} unrelated sentences fit into prompts of k = {most}; name other text."
+            f"Only {len(others)} unrelated sentences fit into prompts of k = {most}; name other "
+            "text."
         )
     return examples, others
 
@@ -122,7 +130,7 @@ def _keep_states(
     prompts: Prompts,
     path: Path,
 ) -> str:
-    """Read the prompts and keep what the model makes of them, unless this was done -> name of the file, without ending."""
+    """Read the prompts, unless this was done -> name of the file of what the model makes of them."""
     hooks = [hook.name for hook in model.hooks]
     about = [config.model, model.revision, str(model.dtype), hooks, config.template, names]
     content = json.dumps([*about, prompts.texts, prompts.labels.tolist()])
@@ -151,54 +159,30 @@ def measure_cell(cell: Cell, out: Path, config: IclConfig) -> Row:
 
 def draw(rows: Sequence[Row], out: Path) -> None:
     """`entropy`, `label` and `accuracy`, all over the number of demonstrations."""
-    conditions = [c for c in TITLES if any(row["condition"] == c for row in rows)]
     # what was measured without demonstrations begins the line of every condition
     rows = [
-        {**row, "condition": condition}
-        for condition in conditions
+        {**row, "condition": title}
+        for condition, title in TITLES.items()
+        if any(row["condition"] == condition for row in rows)
         for row in rows
         if row["condition"] in (condition, NO_DEMONSTRATIONS)
     ]
     if not rows:
         return
-    xlabel = "demonstrations in the prompt"
-
-    def draw_layers(name: str, numbers: dict[str, str], **references: str) -> None:
-        style: dict[str, Any] = {"ordered": True, "even": True, "references": references}
+    first = [row for row in rows if row["layer"] == rows[0]["layer"]]
+    references = {"majority": "majority", "chance": "chance"}
+    panel = Panel(first, "k", "accuracy", "condition", references=references, even=True)
+    labels = (XLABEL, "share of queries answered right")
+    draw_panels(out / "accuracy", [[replace(panel, labels=labels)]], (6.0, 3.4))
+    for name, numbers, references in FIGURES:
+        layers = Panel(rows, "k", "", "layer", references=references, ordered=True, even=True)
         grid = [
             [
-                Panel(
-                    [row for row in rows if row["condition"] == condition],
-                    "k",
-                    number,
-                    "layer",
-                    title=TITLES[condition] if number == next(iter(numbers)) else "",
-                    labels=(xlabel, label),
-                    **style,
+                replace(
+                    layers, rows=part, y=number, title=title, labels=(XLABEL, f"{label} (bits)")
                 )
-                for condition in conditions
+                for title, part in groups(rows, "condition").items()
             ]
             for number, label in numbers.items()
         ]
         draw_panels(out / name, grid, (3.4, 2.9), sharey="row", sharex=True)
-
-    draw_layers(
-        "entropy",
-        {"bits_joint": "joint entropy (bits)", "bits_marginal": "sum of marginals (bits)"},
-    )
-    draw_layers(
-        "label",
-        {"label_bits": "probe (bits)", "label_bits_latent": "best latent (bits)"},
-        label_entropy="H(label)",
-    )
-    first = [row for row in rows if row["layer"] == rows[0]["layer"]]
-    panel = Panel(
-        [{**row, "condition": TITLES[row["condition"]]} for row in first],
-        "k",
-        "accuracy",
-        "condition",
-        even=True,
-        references={"majority": "majority", "chance": "chance"},
-        labels=(xlabel, "share of queries answered right"),
-    )
-    draw_panels(out / "accuracy", [[panel]], (6.0, 3.4))

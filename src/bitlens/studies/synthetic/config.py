@@ -23,7 +23,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "covariance, no pruning": {"gamma": 10.0, "prune_at": (), "regrow_at": ()},
     "paper": {"preset": "paper"},
 }
-"""What is changed of the preset `measure`; `paper` is all of the paper's own settings but the number of steps."""
+"""What is changed of the preset `measure`; `paper` is all of the paper's own settings but the
+number of steps."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Is the entropy that an autoencoder measures the true one? Planted bits of known entropy, recovered or not."""
+"""Is the entropy that an autoencoder measures the true one? Planted bits of known entropy,
+recovered or not."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def run(config: SyntheticConfig, study: Study) -> list[Row]:
 def planted(
     cell: Cell, config: SyntheticConfig
 ) -> tuple[PlantedBits, Callable[[str, int], tuple[Tensor, Tensor]]]:
-    """The source of a cell, and a function that draws from it: name of the draw, n -> rows `[n, d]`, bits `[n, rank]`"""
+    """The source of a cell, and a function that draws from it: name of the draw, n -> rows `[n,
+    d]`, bits `[n, rank]`"""
     source = PlantedBits.of(cell["family"], cell["rank"], cell["p"], cell["seed"])
     names = tuple(cell[name] for name in ("family", "rank", "p", "strength", "seed"))
     square = torch.randn(config.d_in, config.d_in, generator=generator("directions", *names))
@@ -59,7 +61,8 @@ def planted(
 
 
 def measure_cell(cell: Cell, config: SyntheticConfig) -> Row:
-    """Train on rows of a cell's source and measure on others -> truth, estimates and how they compare"""
+    """Train on rows of a cell's source and measure on others -> truth, estimates and how they
+    compare"""
     source, draw = planted(cell, config)
     training = TrainConfig(
         n_latents=config.n_latents,
@@ -85,7 +88,8 @@ def measure_cell(cell: Cell, config: SyntheticConfig) -> Row:
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One line for each family and variant: how many cells, and in how many of them the truth was found."""
+    """One line for each family and variant: how many cells, and in how many of them the truth was
+    found."""
     lines = []
     for family, variant in dict.fromkeys((row["family"], row["variant"]) for row in rows):
         cells = [row for row in rows if (row["family"], row["variant"]) == (family, variant)]
@@ -171,7 +175,8 @@ def _draw_variants(rows: list[Row], path: Path) -> None:
 
 
 def _draw_failure(rows: list[Row], label: str, path: Path) -> None:
-    """What is measured where more than bits is planted, beside the planted entropy and the bounds; below it the fvu."""
+    """What is measured where more than bits is planted, beside the planted entropy and the bounds;
+    below it the fvu."""
     estimates, errors = (
         [{**row, "number": name, "value": row[name]} for name in names for row in rows]
         for names in (("bits_marginal", "bits_joint"), ("fvu",))
