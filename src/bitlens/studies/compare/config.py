@@ -66,7 +66,7 @@ class CompareConfig:
             for seed in seeds.get(price, self.seeds[:1])
         ]
 
-    def refuse_unknown(self) -> None:
+    def refuse_nonsense(self) -> None:
         """Raise BitlensError for what cannot be compared."""
         refuse_unknown("architecture", self.architectures, ARCHITECTURES)
         refuse_unknown("variant", self.variants, VARIANTS)

@@ -43,7 +43,7 @@ def run(config: CompareConfig, study: Study) -> list[Row]:
     A training that was stopped goes on from its last checkpoint. What diverges is a row with its
     error and does not stop the others.
     """
-    config.refuse_unknown()
+    config.refuse_nonsense()
     study.open("compare", asdict(config))
     store = _store(config, study.out)
     widths = config.n_latents or (4 * store.d_in,)

@@ -1,4 +1,4 @@
-"""What a causal language model makes of prompts: states of the last token, chances of the labels."""
+"""What a causal language model makes of prompts: states of the last token, scores of labels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Reading(NamedTuple):
     states: dict[str, Tensor]
     """hidden states of the last token `[prompts, d]` of every hook point, in the model's dtype"""
     scores: Tensor
-    """log-probability of every label, summed over its tokens, in nats: float32 `[prompts, labels]`"""
+    """log-probability of every label in nats, over all its tokens: float32 `[prompts, labels]`"""
 
 
 @torch.inference_mode()
@@ -81,7 +81,7 @@ def read_prompts(
 def _log_probabilities(
     model: LanguageModel, batch: list[list[int]], last: Tensor, label: Sequence[int]
 ) -> Tensor:
-    """Of what follows the prompts and each token of the label -> `[prompts, len(label), vocabulary]`"""
+    """Of what follows prompts and the label's tokens -> `[prompts, len(label), vocabulary]`"""
     tokens = torch.zeros(len(batch), int(last.max()) + len(label), dtype=torch.long)
     for row, ids in enumerate(batch):
         tokens[row, : len(ids) + len(label) - 1] = torch.tensor([*ids, *label[:-1]])

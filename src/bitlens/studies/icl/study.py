@@ -104,7 +104,8 @@ def _texts(
     if len(examples.texts) <= config.n_prompts or labels < 2:
         raise BitlensError(
             f"{config.n_prompts} prompts need more: {len(examples.texts)} of the {len(fits)} "
-            f"texts, of {labels} labels, are short enough for k = {most}; lower `ks` or `n_prompts`."
+            f"texts, of {labels} labels, are short enough for k = {most}; lower `ks` or "
+            "`n_prompts`."
         )
     if "unrelated" not in config.conditions or not most:
         return examples, []
@@ -130,7 +131,7 @@ def _keep_states(
     prompts: Prompts,
     path: Path,
 ) -> str:
-    """Read the prompts, unless this was done -> name of the file of what the model makes of them."""
+    """Read the prompts, unless this was done -> name of the file that holds what was read."""
     hooks = [hook.name for hook in model.hooks]
     about = [config.model, model.revision, str(model.dtype), hooks, config.template, names]
     content = json.dumps([*about, prompts.texts, prompts.labels.tolist()])
