@@ -20,7 +20,7 @@ from bitlens.labels.probe import label_information
 from bitlens.studies.cells import Study
 from bitlens.studies.icl.config import IclConfig
 from bitlens.studies.icl.examples import read_examples, sentences, word_salad
-from bitlens.studies.icl.prompts import Template, draw_prompts, make_prompts, permuted_labels
+from bitlens.studies.icl.prompts import Template, draw_prompts, permuted_labels, write_prompts
 from bitlens.studies.icl.reading import longest_example, read_prompts
 from bitlens.studies.icl.study import run
 
@@ -107,7 +107,7 @@ def test_prompts_are_written_as_the_template_says(labelled):
     drawn = draw_prompts(examples.labels, 60, 2, False, 0)
     others = word_salad(examples.texts, seed=0)
     made = {
-        c: make_prompts(examples, drawn, template, c, 2, others, 0)
+        c: write_prompts(examples, drawn, template, c, 2, others, 0)
         for c in ("correct", "shuffled", "unrelated")
     }
     query, first, second = (int(i) for i in (drawn.queries[0], *drawn.demonstrations[0]))
@@ -115,21 +115,17 @@ def test_prompts_are_written_as_the_template_says(labelled):
     expected = "".join(
         f"{examples.texts[i]}\nAnswer: {n}\n\n" for i, n in zip((first, second), named, strict=True)
     )
-    assert made["correct"].texts[0] == expected + f"{examples.texts[query]}\nAnswer:"
-    assert all(
-        torch.equal(prompts.labels, examples.labels[drawn.queries]) for prompts in made.values()
-    )
+    assert made["correct"][0] == expected + f"{examples.texts[query]}\nAnswer:"
     answers = {
-        c: [line for line in p.texts[0].split("\n") if line.startswith("Answer")]
-        for c, p in made.items()
+        c: [line for line in p[0].split("\n") if line.startswith("Answer")] for c, p in made.items()
     }
     assert answers["unrelated"] == answers["correct"]
-    assert not set(made["unrelated"].texts[0].split("\n\n")[:2]) & set(
-        made["correct"].texts[0].split("\n\n")[:2]
+    assert not set(made["unrelated"][0].split("\n\n")[:2]) & set(
+        made["correct"][0].split("\n\n")[:2]
     )
-    texts_of = lambda p: [t.replace("good", "").replace("bad", "") for t in p.texts]  # noqa: E731
+    texts_of = lambda p: [t.replace("good", "").replace("bad", "") for t in p]  # noqa: E731
     assert texts_of(made["shuffled"]) == texts_of(made["correct"])
-    assert made["shuffled"].texts != made["correct"].texts
+    assert made["shuffled"] != made["correct"]
 
 
 def test_a_word_salad_has_the_same_words_and_lengths(labelled):

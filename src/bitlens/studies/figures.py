@@ -109,7 +109,8 @@ def draw_panels(
                 axes.label_outer()
         for line, drawn in zip(grid, sheet, strict=True):
             values = [row[panel.y] for panel in line for row in _with(panel.y, panel.rows)]
-            if line[0].kind == "line" and min(values, default=0) >= 0:
+            linear = not any(panel.log for panel in line)
+            if line[0].kind == "line" and linear and min(values, default=0) >= 0:
                 for axes in drawn:  # when all have their upper limit
                     axes.set_ylim(bottom=0)
         named = (axes.get_legend_handles_labels() for axes in sheet.flat)

@@ -124,17 +124,7 @@ def permuted_labels(labels: Tensor, seed: int) -> Tensor:
     return permuted
 
 
-class Prompts(NamedTuple):
-    """Prompts of one condition and number of demonstrations."""
-
-    texts: list[str]
-    labels: Tensor
-    """of the queries, int64 `[prompts]`"""
-    held_out: Tensor
-    """bool `[prompts]`"""
-
-
-def make_prompts(
+def write_prompts(
     examples: Examples,
     drawn: Draw,
     template: Template,
@@ -142,32 +132,27 @@ def make_prompts(
     k: int,
     others: Sequence[str],
     seed: int,
-) -> Prompts:
-    """Write prompts of the first k demonstrations drawn.
+) -> list[str]:
+    """Prompts of the first k demonstrations drawn.
 
     condition: shuffled gives the demonstrations permuted labels, unrelated the texts of `others`
     under their own labels. The queries are the same under every condition and for every k, and a
     larger k only adds demonstrations.
     """
-    labels, texts = examples.labels[drawn.demonstrations], examples.texts
-    places = drawn.demonstrations
+    texts: Sequence[str] = examples.texts
+    labels = examples.labels[drawn.demonstrations]
+    places = drawn.demonstrations.tolist()
     if condition == "shuffled":
         labels = permuted_labels(labels, seed)
     if condition == "unrelated":
-        texts = tuple(others)
-        places = torch.stack(
-            [
-                torch.randperm(len(others), generator=generator(seed, "unrelated", i))[:k]
-                for i in range(len(labels))
-            ]
-        )
-    written = []
-    for query, own, named in zip(
-        drawn.queries.tolist(), places[:, :k].tolist(), labels[:, :k].tolist(), strict=True
-    ):
+        texts = others
+        orders = (generator(seed, "unrelated", i) for i in range(len(labels)))
+        places = [torch.randperm(len(others), generator=order).tolist() for order in orders]
+    prompts = []
+    for query, own, named in zip(drawn.queries.tolist(), places, labels.tolist(), strict=True):
         demonstrations = (
             template.demonstration(texts[place], examples.names[label])
-            for place, label in zip(own, named, strict=True)
+            for place, label in zip(own[:k], named[:k], strict=True)
         )
-        written.append("".join([*demonstrations, template.query(examples.texts[query])]))
-    return Prompts(written, examples.labels[drawn.queries], drawn.held_out)
+        prompts.append("".join([*demonstrations, template.query(examples.texts[query])]))
+    return prompts

@@ -24,7 +24,7 @@ from bitlens.studies.cells import Cell, Row, Study
 from bitlens.studies.figures import Panel, draw_panels, groups
 from bitlens.studies.icl.config import NO_DEMONSTRATIONS, IclConfig
 from bitlens.studies.icl.examples import Examples, read_examples, sentences, word_salad
-from bitlens.studies.icl.prompts import Prompts, Template, draw_prompts, make_prompts, short_enough
+from bitlens.studies.icl.prompts import Draw, Template, draw_prompts, short_enough, write_prompts
 from bitlens.studies.icl.reading import accuracy, longest_example, read_prompts
 from bitlens.studies.measuring import measure_rows
 from bitlens.training import train
@@ -68,9 +68,9 @@ def run(config: IclConfig, study: Study) -> list[Row]:
                 f"Reading {config.n_prompts:,} prompts of {k} demonstrations ({condition}), "
                 f"seed {seed}"
             )
-            prompts = make_prompts(examples, drawn[seed], template, condition, k, others, seed)
-            path = study.out / "states" / f"{condition}-{k}-{seed}"
-            states = _keep_states(config, model, template, examples.names, prompts, path)
+            of_seed, path = drawn[seed], study.out / "states" / f"{condition}-{k}-{seed}"
+            prompts = write_prompts(examples, of_seed, template, condition, k, others, seed)
+            states = _keep_states(config, model, examples, of_seed, prompts, path)
             cells += [
                 {"condition": condition, "k": k, "layer": hook, "seed": seed, "states": states}
                 for hook in hooks
@@ -126,23 +126,23 @@ def _texts(
 def _keep_states(
     config: IclConfig,
     model: LanguageModel,
-    template: Template,
-    names: tuple[str, ...],
-    prompts: Prompts,
+    examples: Examples,
+    drawn: Draw,
+    prompts: list[str],
     path: Path,
 ) -> str:
     """Read the prompts, unless this was done -> name of the file that holds what was read."""
-    hooks = [hook.name for hook in model.hooks]
-    about = [config.model, model.revision, str(model.dtype), hooks, config.template, names]
-    content = json.dumps([*about, prompts.texts, prompts.labels.tolist()])
+    hooks, labels = [hook.name for hook in model.hooks], examples.labels[drawn.queries]
+    about = [config.model, model.revision, str(model.dtype), hooks, config.template, examples.names]
+    content = json.dumps([*about, prompts, labels.tolist()])
     path = path.with_name(f"{path.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}")
     file = path.with_suffix(".safetensors")
     if not file.exists():
-        continuations = template.continuations(names, model.tokenizer)
-        reading = read_prompts(model, prompts.texts, continuations, config.batch_size)
+        answers = Template(config.template).continuations(examples.names, model.tokenizer)
+        reading = read_prompts(model, prompts, answers, config.batch_size)
         tensors = {HIDDEN + name: state for name, state in reading.states.items()}
-        tensors |= {"scores": reading.scores, "label": prompts.labels, "held_out": prompts.held_out}
-        write_tensors(file, tensors, {"labels": json.dumps(names)})
+        tensors |= {"scores": reading.scores, "label": labels, "held_out": drawn.held_out}
+        write_tensors(file, tensors, {"labels": json.dumps(examples.names)})
     return path.name
 
 
@@ -151,8 +151,7 @@ def measure_cell(cell: Cell, out: Path, config: IclConfig) -> Row:
     state, file = HIDDEN + cell["layer"], out / "states" / f"{cell['states']}.safetensors"
     kept = read_tensors(file, [state, "scores", "label", "held_out"])
     rows, labels, held_out = kept[state].float(), kept["label"], kept["held_out"]
-    training = config.training(cell["seed"])
-    autoencoder = train(TensorSource(rows[~held_out]), training).cpu()
+    autoencoder = train(TensorSource(rows[~held_out]), config.training(cell["seed"])).cpu()
     numbers, bits = measure_rows(autoencoder, rows, held_out, seed=cell["seed"])
     told = label_information(bits, labels, held_out, cell["seed"])
     return {**numbers, **accuracy(kept["scores"], labels), **told}

@@ -88,32 +88,31 @@ def measure_cell(cell: Cell, config: SyntheticConfig) -> Row:
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One line for each family and variant: how many cells, and in how many of them the truth was
-    found."""
+    """One line for each family and variant: how many cells, and how many found the truth."""
     lines = []
     for family, variant in dict.fromkeys((row["family"], row["variant"]) for row in rows):
         cells = [row for row in rows if (row["family"], row["variant"]) == (family, variant)]
         measured = [row for row in cells if "error" not in row]
 
-        def share(holds: Callable[[Row], bool], rows: list[Row] = measured) -> str:
-            return f"{sum(map(holds, rows))} of {len(rows)}"
+        def share(good: list[bool]) -> str:
+            return f"{sum(good)} of {len(good)}"
 
-        def middle(name: str, rows: list[Row] = measured) -> float | None:
-            return median(row[name] for row in rows) if rows else None
+        def middle(numbers: list[float]) -> float | None:
+            return median(numbers) if numbers else None
 
+        right = [abs(row["bits_tree_error"]) <= 0.02 and row["fvu"] <= 0.01 for row in measured]
+        near = [abs(row["bits_joint_error"]) <= 0.03 for row in measured]
         lines.append(
             {
                 "family": family,
                 "variant": variant,
                 "cells": len(cells),
-                "within 2 %, fvu <= .01": share(
-                    lambda row: abs(row["bits_tree_error"]) <= 0.02 and row["fvu"] <= 0.01
-                ),
-                "bits_joint within 3 %": share(lambda row: abs(row["bits_joint_error"]) <= 0.03),
-                "marginal excess": middle("bits_marginal_error"),
-                "fvu": middle("fvu"),
-                "truth in interval, tree": share(lambda row: row["bits_tree_covers"]),
-                "joint": share(lambda row: row["bits_joint_covers"]),
+                "within 2 %, fvu <= .01": share(right),
+                "bits_joint within 3 %": share(near),
+                "marginal excess": middle([row["bits_marginal_error"] for row in measured]),
+                "fvu": middle([row["fvu"] for row in measured]),
+                "truth in interval, tree": share([row["bits_tree_covers"] for row in measured]),
+                "joint": share([row["bits_joint_covers"] for row in measured]),
             }
         )
     return lines
