@@ -1,4 +1,4 @@
-"""The cells of a study: none is measured twice or lost, whatever stops it, and they end in one table."""
+"""The cells of a study: none is measured twice or lost, whatever stops it; one table of all."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def log(tmp_path):
 
 @pytest.fixture
 def stopped(tmp_path, log):
-    """`stopped(number)` sends a signal to a process that runs the study when it has kept two cells -> its folder."""
+    """`stopped(number)` sends a signal to a study that has kept two cells -> its folder."""
 
     def run(number):
         folder = tmp_path / "stopped"
@@ -87,7 +87,7 @@ def stopped(tmp_path, log):
     return run
 
 
-# --- cells -----------------------------------------------------------------------------------------------------------
+# --- cells
 
 
 def test_rows_are_the_cells_with_their_numbers_in_order_and_each_is_reported(out, log):
@@ -160,7 +160,7 @@ def test_a_signal_ends_the_cell_in_hand_and_says_how_to_go_on(stopped, log, numb
     assert [p for p in calls(log)[done:] if p != 3] == [p for p in range(done, 6) if p != 3]
 
 
-# --- the folder and the table ----------------------------------------------------------------------------------------
+# --- the folder and the table
 
 
 def test_the_folder_of_another_study_is_refused_and_left_alone(out):

@@ -1,4 +1,4 @@
-"""The study of in-context learning: its prompts, the states it reads, the information it finds, and a whole small run."""
+"""The study of in-context learning: prompts, the states that are read, and a whole small run."""
 
 from __future__ import annotations
 
@@ -25,18 +25,7 @@ from bitlens.studies.icl.reading import longest_example, read_prompts
 from bitlens.studies.icl.study import run
 
 PATTERN = "{text}\nAnswer: {label}\n\n"
-THINGS = [
-    "river",
-    "lamp",
-    "garden",
-    "letter",
-    "horse",
-    "winter",
-    "doctor",
-    "window",
-    "song",
-    "child",
-]
+THINGS = ("river", "lamp", "garden", "letter", "horse", "winter", "fox", "window", "song", "child")
 KINDS = {"good": ["fine", "merry", "sweet", "bright"], "bad": ["sad", "bitter", "cruel", "dull"]}
 
 
@@ -217,14 +206,8 @@ def test_a_planted_label_is_found_and_a_random_one_is_not():
 
 @pytest.mark.slow
 def test_a_whole_study_and_what_is_left_of_it_when_resumed(labelled, tmp_path):
-    config = IclConfig(
-        str(labelled),
-        ks=(0, 2),
-        hooks=("layers.0", "layers.3"),
-        n_prompts=100,
-        n_latents=32,
-        steps=20,
-    )
+    small = {"n_prompts": 100, "n_latents": 32, "steps": 20}
+    config = IclConfig(str(labelled), ks=(0, 2), hooks=("layers.0", "layers.3"), **small)
     rows = run(config, Study(tmp_path / "out"))
     cells = [(row["condition"], row["k"], row["layer"]) for row in rows]
     sets = [("none", 0), ("correct", 2), ("shuffled", 2), ("unrelated", 2)]
@@ -233,14 +216,10 @@ def test_a_whole_study_and_what_is_left_of_it_when_resumed(labelled, tmp_path):
         row["bits_joint"] > 0 and 0 <= row["accuracy"] <= 1 and row["chance"] == 0.5 for row in rows
     )
     assert len({row["label_entropy"] for row in rows}) == 1
-    files = [
-        "entropy.png",
-        "entropy.svg",
-        "label.png",
-        "accuracy.png",
-        "table.csv",
-        "table.parquet",
+    figures = [
+        f"{name}.{kind}" for name in ("entropy", "label", "accuracy") for kind in ("png", "svg")
     ]
+    files = [*figures, "table.csv", "table.parquet"]
     assert all((tmp_path / "out" / name).stat().st_size > 500 for name in files)
     states = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "states").iterdir()}
     assert len(states) == 4

@@ -1,4 +1,4 @@
-"""The study `sequence`: each cell is of its own position, all have as many rows, and it goes on where it stopped."""
+"""The study `sequence`: a cell is of one position, all have as many rows, and it can go on."""
 
 from __future__ import annotations
 
@@ -19,9 +19,15 @@ from bitlens.studies.sequence.config import SequenceConfig
 from bitlens.studies.sequence.study import Rows, common_rows, rows_at, run, text_positions
 
 TINY = SequenceConfig(
-    hooks=("layers.0", "hidden_states[3]"), context=16, positions=(1, 8), max_tokens=3000, test_fraction=0.3,
-    n_latents=32, steps=12, device="cpu",
-)  # fmt: skip
+    hooks=("layers.0", "hidden_states[3]"),
+    context=16,
+    positions=(1, 8),
+    max_tokens=3000,
+    test_fraction=0.3,
+    n_latents=32,
+    steps=12,
+    device="cpu",
+)
 
 
 def refusal(out, **changes):
@@ -52,7 +58,7 @@ def store(tmp_path_factory, tiny_llama, text_folder):
     return ActivationStore(out, test_fraction=0.5)
 
 
-# --- the rows of a cell ----------------------------------------------------------------------------------------------
+# --- the rows of a cell
 
 
 def test_the_rows_of_a_cell_are_the_models_own_hidden_states_at_its_position(
@@ -116,7 +122,7 @@ def test_rows_of_outlying_norm_belong_to_their_position(tiny_llama, text_folder,
     assert sum(sum(common_rows(store, [p])) for p in range(8)) == len(store) > 1.5 * usual
 
 
-# --- the whole study -------------------------------------------------------------------------------------------------
+# --- the whole study
 
 
 @pytest.mark.slow
@@ -169,24 +175,24 @@ def test_a_resumed_study_may_have_more_steps_and_keeps_its_stores(study):
     } == stores
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- what is refused
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"hooks": ("layers.9",)}, "There is no hook point 'layers.9' in this model of 6 layers"),
-        ({"positions": (1, 16)}, "no rows at position 16: in a context of 16 tokens of this tokenizer the text's own are at 1 to 15"),
+        ({"positions": (1, 16)}, "the text's own are at 1 to 15"),
         ({"positions": (0,)}, "no rows at position 0: "),
         ({"context": 1000}, "reads at most 256 tokens at once, not 1000"),
-        ({"autoencoders": ()}, "at least one seed, and autoencoders of the kinds 'cell', 'shared' or both"),
+        ({"autoencoders": ()}, "autoencoders of the kinds 'cell', 'shared' or both"),
         ({"seeds": ()}, "at least one seed"),
         ({"max_rows": 10}, "`max_rows` must be at least 72, not 10"),
         ({"steps": 0}, "`steps` must be at least 1"),
         ({"preset": "best"}, "There is no preset 'best'"),
         ({"text": ("/nowhere/text.txt",)}, "There is no text at /nowhere/text.txt"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused_in_a_sentence_before_anything_is_written(
     tmp_path, changes, sentence
 ):

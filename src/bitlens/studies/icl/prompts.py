@@ -141,7 +141,7 @@ def write_prompts(
     """
     texts: Sequence[str] = examples.texts
     labels = examples.labels[drawn.demonstrations]
-    places = drawn.demonstrations.tolist()
+    places: list[list[int]] = drawn.demonstrations.tolist()
     if condition == "shuffled":
         labels = permuted_labels(labels, seed)
     if condition == "unrelated":
