@@ -28,12 +28,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Settings of the study `compare`. Every baseline has the l0 of the BAE of the same width and
-    price."""
+    """Settings of the study `compare`. Baselines have the l0 of the BAE of their width and price."""
 
     store: str = ""
-    """a store of hidden states; by default layers.2 of the bundled model, harvested into the
-    study's folder"""
+    """a store of hidden states; by default one of layers.2 of the bundled model is harvested"""
     architectures: tuple[str, ...] = tuple(ARCHITECTURES)
     """what is compared, with every seed"""
     variants: tuple[str, ...] = tuple(VARIANTS)
@@ -47,8 +45,7 @@ class CompareConfig:
     steps: int = 3000
     """training steps"""
     labels: Path | None = None
-    """labels of the store's text, as `bitlens labels` reads them; by default those that any text
-    has"""
+    """labels of the text, as `bitlens labels` reads them; by default those that any text has"""
     contexts: int = 64
     """contexts that the language model reads for the cross-entropy numbers"""
     test_fraction: float = 0.1

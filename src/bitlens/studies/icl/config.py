@@ -18,8 +18,7 @@ class IclConfig(ModelConfig):
     """Settings of the study `icl`."""
 
     data: str
-    """labelled texts: a file (.jsonl, also .gz) or a dataset (NAME, NAME:CONFIG or a saved folder)
-    """
+    """labelled texts: JSON lines, also .gz, or a dataset (NAME, NAME:CONFIG or a saved folder)"""
     text_column: str = "text"
     """column of the text"""
     label_column: str = "label"
@@ -31,18 +30,15 @@ class IclConfig(ModelConfig):
     ks: tuple[int, ...] = (0, 1, 2, 4, 8, 16)
     """numbers of demonstrations"""
     conditions: tuple[Condition, ...] = ("correct", "shuffled", "unrelated")
-    """correct: as labelled; shuffled: labels dealt anew, right by chance only; unrelated: other
-    texts under the labels"""
+    """labels of demonstrations as given, or dealt anew; or other texts under the labels"""
     balanced: bool = False
     """every label equally often in a prompt, to within one; otherwise as often as they come"""
     unrelated: str | None = None
-    """text whose sentences are the unrelated ones, of any kind that a corpus may be; None: the
-    words of all texts of the data, dealt at random into texts of the same lengths"""
+    """text or dataset of whose sentences unrelated ones are taken; None: a salad of all words"""
     n_prompts: int = 4000
     """prompts of each condition and k, with the same queries; the last fifth is held out"""
     max_tokens: int | None = None
-    """leave out texts that with their label have more tokens; None: as many as let the largest k
-    fit into the context"""
+    """leave out texts with more tokens, label included; None: as many as the largest k allows"""
     steps: int = field(default=2000, kw_only=True)
 
     def refuse_nonsense(self) -> None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from bitlens.errors import BitlensError
-from bitlens.hidden import Corpus
-from bitlens.hidden.reading import TextFile
+from bitlens.hidden import Corpus, hub
+from bitlens.hidden.reading import json_lines
 from bitlens.seeding import generator
 
 MOST_LABELS = 100
@@ -71,16 +71,16 @@ def _rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
     """(where it is, row) of every row"""
     path = Path(source)
     if path.is_file():
-        yield from TextFile(path, "").rows()
+        yield from json_lines(path)
         return
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         raise BitlensError(f"There is no file {path}.")
-    data = Corpus((source,), split=split).dataset(source)
+    data = hub.load_dataset(source, split)
     classes = {n: f.int2str for n, f in data.features.items() if hasattr(f, "int2str")}
-    for row in data:
-        for name, name_of in classes.items():
-            known = row[name] is not None and row[name] >= 0
-            row[name] = name_of(row[name]) if known else None
+    for row in hub.rows_of(data, source):
+        for name, label_of in classes.items():
+            labelled = row[name] is not None and row[name] >= 0
+            row[name] = label_of(row[name]) if labelled else None
         yield source, row
 
 

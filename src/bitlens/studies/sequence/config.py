@@ -22,8 +22,7 @@ class SequenceConfig(ModelConfig, TextConfig):
     text: tuple[str, ...] = (BUNDLED,)
     context: int = 64
     positions: tuple[int, ...] = ()
-    """positions in the context, from 0; empty: the first and the last that hold text, and the
-    powers of two between"""
+    """positions in the context, from 0; empty: first, last and the powers of two between"""
     max_tokens: int | None = None
     """read so many tokens of text; None: all"""
     max_rows: int | None = None
@@ -31,8 +30,7 @@ class SequenceConfig(ModelConfig, TextConfig):
     test_fraction: float = 0.1
     """share of the documents that is held out of training"""
     autoencoders: tuple[Literal["cell", "shared"], ...] = ("cell", "shared")
-    """cell: one for every layer and position; shared: one for every layer, measured at each
-    position"""
+    """cell: one for each layer and position; shared: one for a layer, measured at each position"""
     preset: Preset = "measure"
     """of the training"""
     store_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
