@@ -7,14 +7,19 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import time
+import types
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from bitlens import cli
 from bitlens.errors import BitlensError, Interrupted
+from bitlens.studies import registry
 from bitlens.studies.cells import Study, write_table
 from bitlens.studies.figures import COLOURS, Panel, draw_panels
 
@@ -234,3 +239,40 @@ def test_a_figure_of_a_table_is_a_png_and_an_svg_that_is_the_same_each_time(tmp_
     assert drawn == (tmp_path / "b.svg").read_text()
     for text in (COLOURS[0], "beside it", "the truth", "red", "steps"):
         assert text in drawn
+
+
+# --- another study
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    """Settings of the toy."""
+
+    positions: tuple[int, ...] = (1, 2)
+    """what is measured"""
+
+
+def run_toy(config, study):
+    study.open("toy", asdict(config))
+    rows = study.measure([{"position": p} for p in config.positions], double)
+    return study.finish(rows, lambda rows, out: (out / "toy.png").touch())
+
+
+def double(cell):
+    return {"bits": 2 * cell["position"]}
+
+
+def test_a_study_is_a_folder_and_a_line_in_the_registry(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(registry.STUDIES, "toy", "Twice a number.")
+    monkeypatch.setitem(cli.STUDIES, "toy", "studies:toy")
+    for name, content in (("config", {"ToyConfig": ToyConfig}), ("study", {"run": run_toy})):
+        module = types.SimpleNamespace(**content)
+        monkeypatch.setitem(sys.modules, f"bitlens.studies.toy.{name}", module)
+    monkeypatch.setitem(sys.modules, "bitlens.studies.toy", types.ModuleType("toy"))
+    with pytest.raises(SystemExit):
+        cli.main(["study", "--help"])
+    assert "toy           Twice a number." in capsys.readouterr().out
+    cli.main(["study", "toy", "--out", str(tmp_path / "toy"), "--positions", "3", "4"])
+    assert "table.csv with 2 rows; toy.png" in capsys.readouterr().out
+    table = pyarrow.parquet.read_table(tmp_path / "toy" / "table.parquet").to_pylist()
+    assert table == [{"position": 3, "bits": 6}, {"position": 4, "bits": 8}]

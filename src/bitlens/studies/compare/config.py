@@ -28,7 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Settings of the study `compare`. Baselines have the l0 of the BAE of their width and price."""
+    """Settings of the study `compare`. Baselines get the l0 of the BAE of that width and price."""
 
     store: str = ""
     """a store of hidden states; by default one of layers.2 of the bundled model is harvested"""
