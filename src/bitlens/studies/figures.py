@@ -151,7 +151,7 @@ def _places(axes: Any, panel: Panel) -> dict[Any, float]:
         axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(NullLocator())
-    words = isinstance(values[0], str)
+    words = any(isinstance(value, str) for value in values)
     if not (words or panel.even):
         return {value: value for value in values}
     axes.set_xticks(range(len(values)), values)

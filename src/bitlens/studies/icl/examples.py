@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,6 @@ class Examples:
     labels: Tensor
     """place in `names` of each text's label, int64 `[texts]`"""
     names: tuple[str, ...]
-
-    def among(self, chosen: Tensor) -> Examples:
-        """Those for which bool `chosen [texts]` holds; all names stay."""
-        texts = tuple(compress(self.texts, chosen.tolist()))
-        return Examples(texts, self.labels[chosen], self.names)
 
 
 def read_examples(

@@ -95,7 +95,8 @@ def _texts(
     limit = config.max_tokens or longest_example(model, most) or sys.maxsize
     fits = short_enough(examples.texts, examples.names, template, model.tokenizer, limit)
     if not fits.all():
-        examples = examples.among(fits)
+        texts = tuple(itertools.compress(examples.texts, fits.tolist()))
+        examples = Examples(texts, examples.labels[fits], examples.names)
         say(
             f"{int((~fits).sum()):,} of {len(fits):,} texts are left out: with a label they have "
             f"more than the {limit} tokens that prompts of k = {most} leave for each."
