@@ -5,36 +5,19 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from bitlens import terminal
-from bitlens.cli.common import Json, write_result
+from bitlens.studies.options import RunOptions
 from bitlens.studies.registry import STUDIES, config_type
 
 MOST_FAILURES = 5
+Command = Callable[..., dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Options:
-    """What all studies take."""
-
-    out: Path
-    """folder of the study"""
-    workers: int = 1
-    """processes that train, each with one thread where they are several"""
-    resume: bool = False
-    """continue a study, and keep what was measured under the same settings"""
-    overwrite: bool = False
-    """replace a study that is there"""
-    json: Json = None
-    """also write the rows of the table, or their summary, to this file"""
-
-
-def __getattr__(name: str) -> Callable[..., None]:
+def __getattr__(name: str) -> Command:
     """The command of a study of the registry."""
     if name not in STUDIES:
         raise AttributeError(f"There is no study '{name}'.")
@@ -42,9 +25,9 @@ def __getattr__(name: str) -> Callable[..., None]:
 
 
 @functools.cache
-def _command(name: str) -> Callable[..., None]:
-    def command(options: Any, config: Any) -> None:
-        _run(name, options, config)
+def _command(name: str) -> Command:
+    def command(options: Any, config: Any) -> dict[str, Any]:
+        return _run(name, options, config)
 
     command.__name__ = name
     command.__doc__ = (
@@ -52,14 +35,14 @@ def _command(name: str) -> Callable[..., None]:
         "trained and measured: a stopped study goes on with --resume."
     )
     command.__annotations__ = {
-        "options": Annotated[Options, tyro.conf.arg(name="")],
+        "options": Annotated[RunOptions, tyro.conf.arg(name="")],
         "config": Annotated[config_type(name), tyro.conf.arg(name="")],
-        "return": None,
+        "return": dict[str, Any],
     }
     return command
 
 
-def _run(name: str, options: Options, config: Any) -> None:
+def _run(name: str, options: RunOptions, config: Any) -> dict[str, Any]:
     from bitlens import show
     from bitlens.studies.cells import Row, Study
 
@@ -70,15 +53,10 @@ def _run(name: str, options: Options, config: Any) -> None:
             fvu = f"fvu {row['fvu']:.4f}" if "fvu" in row else ""
             bar.at(done, "not measured" if "error" in row else fvu, total)
 
-        study = Study(
-            options.out,
-            options.resume,
-            options.overwrite,
-            options.workers,
-            report,
-            say=lambda stage: show.err.print(stage, soft_wrap=True),
-        )
-        rows = module.run(config, study)
+        def say(stage: str) -> None:
+            show.err.print(stage, soft_wrap=True)
+
+        rows = module.run(config, Study(**vars(options), report=report, say=say))
     result: dict[str, Any] = {"rows": rows}
     if hasattr(module, "summary"):
         result = {"summary": module.summary(rows)}
@@ -98,4 +76,4 @@ def _run(name: str, options: Options, config: Any) -> None:
         "(figures also as .svg)",
         soft_wrap=True,
     )
-    write_result(options.json, {"study": str(options.out), **result})
+    return {"study": str(options.out), **result}

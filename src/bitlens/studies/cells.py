@@ -23,6 +23,7 @@ import torch
 from bitlens import terminal
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import finite, prepare_output, read_manifest, replacing, write_json
+from bitlens.studies.options import RunOptions
 from bitlens.training.signals import stop_on_signals
 from bitlens.version import __version__
 
@@ -35,16 +36,9 @@ Measure = Callable[[Cell], Row]
 
 
 @dataclass
-class Study:
-    """A study that is run: its folder, and how it is run."""
+class Study(RunOptions):
+    """A study that is run: its folder, and what was measured in it."""
 
-    out: Path
-    resume: bool = False
-    """go on in the folder of a study of the same name, maybe with other settings and more cells"""
-    overwrite: bool = False
-    """replace a study that is there"""
-    workers: int = 1
-    """processes that train and measure, each of one thread where they are several"""
     report: Callable[[int, int, Row], None] = lambda done, total, row: None
     """called after every cell with the cells that are done, the number of all, and the row"""
     say: Callable[[str], None] = lambda stage: None

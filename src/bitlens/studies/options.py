@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitlens.errors import BitlensError
@@ -12,6 +13,20 @@ from bitlens.training.config import Preset, TrainConfig
 
 if TYPE_CHECKING:
     from bitlens.hidden import LanguageModel
+
+
+@dataclass
+class RunOptions:
+    """How a study is run, whatever it measures."""
+
+    out: Path
+    """folder of the study"""
+    workers: int = 1
+    """processes that train and measure, each with one thread where they are several"""
+    resume: bool = False
+    """continue a study, and keep what was measured under the same settings"""
+    overwrite: bool = False
+    """replace a study that is there"""
 
 
 @dataclass(frozen=True, kw_only=True)
