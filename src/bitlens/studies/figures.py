@@ -169,7 +169,9 @@ def _draw(axes: Any, panel: Panel, styles: Styles) -> None:
         return [places[x] for x in by_x], values
 
     for column, label in panel.references.items():
-        axes.plot(*line(list(panel.rows), column), **styles[label])
+        x, y = line(list(panel.rows), column)
+        if y:
+            axes.plot(x, y, **styles[label])
     series = groups(panel.rows, panel.series)
     for i, (name, rows) in enumerate(series.items()):
         if panel.kind == "points":
