@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from bitlens.bits.statistics import binary_entropy
+from bitlens.bits.entropies import binary_entropy
 from bitlens.cli import main
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator

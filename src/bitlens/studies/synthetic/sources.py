@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitlens.bits.statistics import binary_entropy
+from bitlens.bits.entropies import binary_entropy
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator
 from bitlens.studies.options import refuse_unknown
