@@ -28,8 +28,15 @@ from bitlens.training import train
 from bitlens.training.signals import stop_on_signals
 
 OF_THE_STORE = (
-    *("model", "revision", "model_digest", "corpus", "context_length", "packed"),
-    *("prepend_bos", "dtype", "max_rows"),
+    "model",
+    "revision",
+    "model_digest",
+    "corpus",
+    "context_length",
+    "packed",
+    "prepend_bos",
+    "dtype",
+    "max_rows",
 )
 SETTINGS = ("test_fraction", "preset", "n_latents", "steps")
 
