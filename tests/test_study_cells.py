@@ -1,4 +1,4 @@
-"""The cells of a study: none is measured twice or lost, whatever stops it, and they end in one table."""
+"""The cells of a study: none is measured twice or lost, whatever stops it; one table of all."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import time
+import types
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from bitlens import cli
 from bitlens.errors import BitlensError, Interrupted
-from bitlens.studies.cells import measure_cells, open_study, write_table
-from bitlens.studies.figures import COLOURS, figure
+from bitlens.studies import registry
+from bitlens.studies.cells import Study, write_table
+from bitlens.studies.figures import COLOURS, Panel, draw_panels
 
 CELLS = [{"layer": f"layers.{i}", "position": i} for i in range(6)]
 PATIENCE = 60.0
@@ -39,9 +44,10 @@ def measure_slowly(log, cell):
 
 def study(out, log):
     """A whole study in a process of its own, as a command would run it."""
-    open_study(out, "test", {}, resume=True, overwrite=False)
+    study = Study(out, resume=True)
+    study.open("test", {})
     try:
-        measure_cells(out, CELLS, functools.partial(measure_slowly, log))
+        study.measure(CELLS, functools.partial(measure_slowly, log))
     except Interrupted as sentence:
         Path(f"{log}.sentence").write_text(str(sentence))
 
@@ -57,7 +63,7 @@ def calls(log):
 @pytest.fixture
 def out(tmp_path):
     folder = tmp_path / "study"
-    open_study(folder, "test", {"steps": 3}, resume=False, overwrite=False)
+    Study(folder).open("test", {"steps": 3})
     return folder
 
 
@@ -68,7 +74,7 @@ def log(tmp_path):
 
 @pytest.fixture
 def stopped(tmp_path, log):
-    """`stopped(number)` sends a signal to a process that runs the study when it has kept two cells -> its folder."""
+    """`stopped(number)` sends a signal to a study that has kept two cells -> its folder."""
 
     def run(number):
         folder = tmp_path / "stopped"
@@ -86,14 +92,13 @@ def stopped(tmp_path, log):
     return run
 
 
-# --- cells -----------------------------------------------------------------------------------------------------------
+# --- cells
 
 
 def test_rows_are_the_cells_with_their_numbers_in_order_and_each_is_reported(out, log):
     told = []
-    rows = measure_cells(
-        out, CELLS, functools.partial(measure, log), report=lambda *told_now: told.append(told_now)
-    )
+    study = Study(out, report=lambda *told_now: told.append(told_now))
+    rows = study.measure(CELLS, functools.partial(measure, log))
     assert [{k: row[k] for k in ("layer", "position")} for row in rows] == CELLS
     assert [row["bits"] for row in rows if "error" not in row] == [p / 3 for p in (0, 1, 2, 4, 5)]
     assert told == [(i + 1, 6, row) for i, row in enumerate(rows)]
@@ -101,35 +106,30 @@ def test_rows_are_the_cells_with_their_numbers_in_order_and_each_is_reported(out
 
 def test_a_cell_that_fails_is_a_sentence_in_its_row_and_is_tried_again(out, log):
     work = functools.partial(measure, log)
-    rows = measure_cells(out, CELLS, work)
+    rows = Study(out).measure(CELLS, work)
     assert rows[3] == {**CELLS[3], "error": "Position 3 has no rows; leave it out."}
     assert kept(out) == 5
-    assert measure_cells(out, CELLS, work) == rows
+    assert Study(out).measure(CELLS, work) == rows
     assert calls(log) == [0, 1, 2, 3, 4, 5, 3]
 
 
 def test_only_cells_measured_under_the_same_settings_are_taken_as_measured(out, log):
     work = functools.partial(measure, log)
-    measure_cells(out, CELLS[:2], work, same={"steps": 3})
-    measure_cells(out, CELLS[:3], work, same={"steps": 3})
+    Study(out).measure(CELLS[:2], work, same={"steps": 3})
+    Study(out).measure(CELLS[:3], work, same={"steps": 3})
     assert calls(log) == [0, 1, 2]
-    measure_cells(out, CELLS[:2], work, same={"steps": 4})
+    Study(out).measure(CELLS[:2], work, same={"steps": 4})
     assert calls(log) == [0, 1, 2, 0, 1]
 
 
 @pytest.mark.slow
 def test_two_workers_give_the_rows_of_one(out, log, tmp_path):
     work = functools.partial(measure, log)
-    alone = measure_cells(out, CELLS, work)
-    open_study(tmp_path / "two", "test", {}, resume=False, overwrite=False)
+    alone = Study(out).measure(CELLS, work)
     told = []
-    rows = measure_cells(
-        tmp_path / "two",
-        CELLS,
-        work,
-        workers=2,
-        report=lambda done, total, row: told.append((done, total)),
-    )
+    study = Study(tmp_path / "two", workers=2, report=lambda *now: told.append(now[:2]))
+    study.open("test", {})
+    rows = study.measure(CELLS, work)
     assert rows == alone
     assert told == [(i, 6) for i in range(1, 7)]
     assert sorted(calls(log)) == sorted(2 * [0, 1, 2, 3, 4, 5])
@@ -146,9 +146,9 @@ def test_a_study_that_was_killed_goes_on_where_it_was(stopped, out, log):
     before = kept(folder)
     assert 2 <= before < 5
     first = calls(log)
-    rows = measure_cells(folder, CELLS, functools.partial(measure, log))
+    rows = Study(folder).measure(CELLS, functools.partial(measure, log))
     assert set(calls(log)[len(first) :]) == set(range(before, 6)) | {3}
-    assert rows == measure_cells(out, CELLS, functools.partial(measure, log))
+    assert rows == Study(out).measure(CELLS, functools.partial(measure, log))
 
 
 @pytest.mark.slow
@@ -161,11 +161,11 @@ def test_a_signal_ends_the_cell_in_hand_and_says_how_to_go_on(stopped, log, numb
         f"Stopped after {done} of 6 cells: they are kept in {folder}; continue with `resume=True`."
     )
     assert Path(f"{log}.sentence").read_text() == sentence
-    measure_cells(folder, CELLS, functools.partial(measure, log))
+    Study(folder).measure(CELLS, functools.partial(measure, log))
     assert [p for p in calls(log)[done:] if p != 3] == [p for p in range(done, 6) if p != 3]
 
 
-# --- the folder and the table ----------------------------------------------------------------------------------------
+# --- the folder and the table
 
 
 def test_the_folder_of_another_study_is_refused_and_left_alone(out):
@@ -173,17 +173,17 @@ def test_the_folder_of_another_study_is_refused_and_left_alone(out):
     with pytest.raises(
         BitlensError, match="holds the study 'test', not 'sequence'; choose another folder"
     ):
-        open_study(out, "sequence", {}, resume=True, overwrite=False)
+        Study(out, resume=True).open("sequence", {})
     with pytest.raises(
         BitlensError, match="is not empty; pass `resume=True` to continue it or `overwrite=True`"
     ):
-        open_study(out, "test", {}, resume=False, overwrite=False)
+        Study(out).open("test", {})
     assert (out / "study.json").read_bytes() == before
 
 
 def test_overwrite_begins_a_study_anew(out, log):
-    measure_cells(out, CELLS, functools.partial(measure, log))
-    open_study(out, "sequence", {"steps": 9}, resume=False, overwrite=True)
+    Study(out).measure(CELLS, functools.partial(measure, log))
+    Study(out, overwrite=True).open("sequence", {"steps": 9})
     assert [path.name for path in out.iterdir()] == ["study.json"]
     about = json.loads((out / "study.json").read_text())
     assert (about["study"], about["settings"]) == ("sequence", {"steps": 9})
@@ -208,13 +208,71 @@ def test_a_table_holds_every_name_and_is_the_same_in_both_formats(tmp_path):
         ] == rows
 
 
-def test_a_figure_is_written_as_png_and_as_an_svg_that_is_the_same_each_time(tmp_path):
-    for name in ("one", "two"):
-        with figure(tmp_path / name, columns=2, sharey=True) as panels:
-            panels[0][0].plot([0, 1], [0, 1])
-            panels[0][1].set_title("beside it")
-    assert panels.shape == (1, 2)
-    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
-    assert COLOURS[0] in (tmp_path / "one.svg").read_text()
-    assert "beside it" in (tmp_path / "one.svg").read_text()
+def test_a_study_ends_in_its_table_and_figures_of_what_was_measured(out):
+    drawn = []
+    rows = [{"x": 1}, {"x": 2, "error": "It diverged."}, {"x": 3, "sums": [1, 2]}]
+    assert Study(out).finish(rows, lambda *given: drawn.append(given)) is rows
+    assert drawn == [([rows[0], rows[2]], out)]
+    assert pyarrow.parquet.read_table(out / "table.parquet").column_names == ["x", "error"]
+    Study(out).finish(rows[1:2], lambda *given: drawn.append(given))
+    assert len(drawn) == 1
+
+
+def test_a_figure_of_a_table_is_a_png_and_an_svg_that_is_the_same_each_time(tmp_path):
+    rows = [
+        {"x": x, "y": x + i, "y_low": x, "y_high": None if i else x + 2, "name": name, "one": 1}
+        for i, name in enumerate(("red", "blue"))
+        for x in (1, 2, 4)
+    ]
+    style = {"references": {"one": "the truth"}, "title": "beside it", "labels": ("steps", "")}
+    grid = [
+        [Panel(rows, "x", "y", "name", **style), Panel(rows, "x", "y", "name", "points", log="xy")],
+        [
+            Panel(rows, "name", "y", "x", "points", even=True),
+            Panel(rows, "x", "y", "x", ordered=True),
+        ],
+    ]
+    for name in ("a", "b"):
+        draw_panels(tmp_path / name, grid)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    drawn = (tmp_path / "a.svg").read_text()
+    assert drawn == (tmp_path / "b.svg").read_text()
+    for text in (COLOURS[0], "beside it", "the truth", "red", "steps"):
+        assert text in drawn
+
+
+# --- another study
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    """Settings of the toy."""
+
+    positions: tuple[int, ...] = (1, 2)
+    """what is measured"""
+
+
+def run_toy(config, study):
+    study.open("toy", asdict(config))
+    rows = study.measure([{"position": p} for p in config.positions], double)
+    return study.finish(rows, lambda rows, out: (out / "toy.png").touch())
+
+
+def double(cell):
+    return {"bits": 2 * cell["position"]}
+
+
+def test_a_study_is_a_folder_and_a_line_in_the_registry(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(registry.STUDIES, "toy", "Twice a number.")
+    monkeypatch.setitem(cli.STUDIES, "toy", "studies:toy")
+    for name, content in (("config", {"ToyConfig": ToyConfig}), ("study", {"run": run_toy})):
+        module = types.SimpleNamespace(**content)
+        monkeypatch.setitem(sys.modules, f"bitlens.studies.toy.{name}", module)
+    monkeypatch.setitem(sys.modules, "bitlens.studies.toy", types.ModuleType("toy"))
+    with pytest.raises(SystemExit):
+        cli.main(["study", "--help"])
+    assert "toy           Twice a number." in capsys.readouterr().out
+    cli.main(["study", "toy", "--out", str(tmp_path / "toy"), "--positions", "3", "4"])
+    assert "table.csv with 2 rows; toy.png" in capsys.readouterr().out
+    table = pyarrow.parquet.read_table(tmp_path / "toy" / "table.parquet").to_pylist()
+    assert table == [{"position": 3, "bits": 6}, {"position": 4, "bits": 8}]

@@ -1,4 +1,4 @@
-"""The study `compare`: everything at the BAE's l0, resumed where it was killed, not stopped by what diverges."""
+"""The study `compare`: all at the BAE's l0, resumed where it was killed, stopped by nothing."""
 
 from __future__ import annotations
 
@@ -20,17 +20,26 @@ from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
 from bitlens.labels.sources import Labels
 from bitlens.matching import stability
+from bitlens.studies.cells import Study
+from bitlens.studies.compare import labels as compare_labels
 from bitlens.studies.compare import report as compare_report
 from bitlens.studies.compare import study as compare
+from bitlens.studies.compare.config import CompareConfig
 from bitlens.studies.compare.report import CONTEXTS
-from bitlens.studies.compare.study import CompareConfig, run_compare, run_folder
+from bitlens.studies.compare.study import run_folder
 from conftest import english
 from elsewhere import elsewhere
 
 TINY = CompareConfig(
-    architectures=("BAE", "TopK", "random", "PCA"), variants=("BAE, step",), n_latents=(64,), prices=(0.1,),
-    seeds=(0, 1), steps=30, contexts=8, test_fraction=0.3,
-)  # fmt: skip
+    architectures=("BAE", "TopK", "random", "PCA"),
+    variants=("BAE, step",),
+    n_latents=(64,),
+    prices=(0.1,),
+    seeds=(0, 1),
+    steps=30,
+    contexts=8,
+    test_fraction=0.3,
+)
 TIMES = ("train_seconds", "rows_per_second")
 
 
@@ -52,7 +61,7 @@ def config(tmp_path_factory, tiny_llama):
 def study(tmp_path_factory, config):
     """(folder, rows) of the tiny study; not to be changed."""
     out = tmp_path_factory.mktemp("compare") / "study"
-    return out, run_compare(config, out)
+    return out, compare.run(config, Study(out))
 
 
 def rows_of(study, name):
@@ -79,7 +88,7 @@ def test_everything_is_measured_with_every_seed(study):
     )
 
 
-def test_baselines_are_led_to_the_l0_of_the_bae(study):
+def test_baselines_have_the_l0_of_the_bae(study):
     k = round(sum(row["l0"] for row in rows_of(study, "BAE")) / 2)
     assert {row["k"] for name in ("TopK", "PCA") for row in rows_of(study, name)} == {k}
     assert all(
@@ -110,15 +119,8 @@ def test_the_table_the_page_and_the_figures_are_there(study):
     page = (out / "compare.md").read_text()
     assert "## 64 latents, price 0.1\n" in page
     assert "binary autoencoders of other kinds" in page
-    for heading in (
-        "`fvu`",
-        "`ce_loss_score`",
-        "dense",
-        "stability",
-        "latents of one label",
-        "the same, each at its best cut",
-    ):
-        assert f"| {heading} |" in page
+    for key in ("fvu", "ce_loss_score", "dense", "stability", "latents_f1", "latents_f1_cut"):
+        assert f"| {compare_report.NUMBERS[key].heading} |" in page
     assert {path.name for path in out.glob("*.svg")} == {"compare.svg", "variants.svg"}
 
 
@@ -126,17 +128,9 @@ def test_the_table_the_page_and_the_figures_are_there(study):
 def test_a_killed_comparison_goes_on_where_it_was(study, config, tmp_path, bitlens_command):
     out = tmp_path / "study"
     arguments = ["study", "compare", "--out", str(out), "--store", config.store, "--resume"]
-    for name in (
-        "architectures",
-        "variants",
-        "n_latents",
-        "prices",
-        "seeds",
-        "steps",
-        "contexts",
-        "test_fraction",
-    ):
-        value = getattr(config, name)
+    for name, value in dataclasses.asdict(config).items():
+        if name in ("store", "labels"):
+            continue
         values = value if isinstance(value, tuple) else (value,)
         arguments += [f"--{name.replace('_', '-')}", *map(str, values)]
     command = bitlens_command(*arguments)
@@ -144,7 +138,7 @@ def test_a_killed_comparison_goes_on_where_it_was(study, config, tmp_path, bitle
     command.kill()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("cells/*.json")}
     assert 3 <= len(kept) < 8
-    rows = run_compare(config, out, resume=True)
+    rows = compare.run(config, Study(out, resume=True))
     assert untimed(rows) == untimed(study[1])
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
 
@@ -154,7 +148,7 @@ def test_what_diverges_is_reported_and_stops_nothing(config, tmp_path, monkeypat
     small = dataclasses.replace(
         config, architectures=("BAE", "ReLU", "TopK"), variants=(), seeds=(0,)
     )
-    rows = run_compare(small, tmp_path / "study")
+    rows = compare.run(small, Study(tmp_path / "study"))
     assert [("error" in row, row["name"]) for row in rows] == [
         (False, "BAE"),
         (True, "ReLU"),
@@ -182,7 +176,7 @@ def test_what_diverges_is_reported_and_stops_nothing(config, tmp_path, monkeypat
 )
 def test_what_cannot_be_compared_is_refused(config, tmp_path, changes, message):
     with pytest.raises(BitlensError, match=message):
-        run_compare(dataclasses.replace(config, **changes), tmp_path / "study")
+        compare.run(dataclasses.replace(config, **changes), Study(tmp_path / "study"))
     assert not (tmp_path / "study").exists()
 
 
@@ -192,7 +186,7 @@ def test_a_latent_counts_as_on_above_the_threshold_that_suits_a_label():
     loose, tight = torch.rand(4000) < 0.5, label ^ (torch.rand(4000) < 0.02)
     codes = [PackedBits.pack(torch.stack(pair, 1)) for pair in ((loose, label), (tight, loose))]
     labels = [Labels("planted", ["no", "yes"], label.long())]
-    best = compare._best_cuts(codes, labels, torch.arange(4000) < 2000)
+    best = compare_labels._best_cuts(codes, labels, torch.arange(4000) < 2000)
     assert torch.equal(best.unpack().bool(), torch.stack([tight, label], 1))
 
 
@@ -218,7 +212,7 @@ class OneValue(BinaryAutoencoder):
 
 
 def twin_of(study, kind):
-    """(the BAE with coding `step` of the tiny study, the same weights as an autoencoder of this kind)"""
+    """(the BAE with coding `step` of the tiny study, its weights as an autoencoder of this kind)"""
     cell = {"name": "BAE, step", "n_latents": 64, "price": 0.1, "seed": 0}
     bae = Autoencoder.from_pretrained(run_folder(study[0], cell))
     twin = kind(bae.d_in, bae.n_latents)
@@ -245,7 +239,7 @@ def test_every_number_of_floats_of_one_value_is_that_of_the_bits_of_their_suppor
     assert numbers[0]["l0"] > 1
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-4)
     mine, theirs = (
-        compare.label_numbers(model, opened.store, opened.columns, opened.labels)
+        compare_labels.label_numbers(model, opened.store, opened.columns, opened.labels)
         for model in (bae, floats)
     )
     uncut = [name for name in mine if "_cut" not in name]
@@ -262,13 +256,17 @@ def test_bits_are_cut_as_floats_are(study, opened):
     bae, relu = twin_of(study, ReLUAutoencoder)
     with torch.no_grad():
         relu.b_dec.zero_()
-    codes = [compare.codes_above(model, opened.store, compare.CUTS) for model in (bae, relu)]
+    codes = [
+        compare_labels.codes_above(model, opened.store, compare_labels.CUTS)
+        for model in (bae, relu)
+    ]
     for mine, theirs in zip(*codes, strict=True):
         assert torch.equal(mine.words, theirs.words)
     shares = [float(code.row_counts().double().mean()) for code in codes[0]]
-    assert shares == pytest.approx([shares[0] * (1 - cut) for cut in compare.CUTS], rel=0.25)
+    assert shares == pytest.approx([shares[0] * (1 - cut) for cut in compare_labels.CUTS], rel=0.25)
     numbers = [
-        compare.label_numbers(m, opened.store, opened.columns, opened.labels) for m in (bae, relu)
+        compare_labels.label_numbers(m, opened.store, opened.columns, opened.labels)
+        for m in (bae, relu)
     ]
     assert numbers[0] == numbers[1]
 
@@ -277,7 +275,7 @@ def test_a_latent_that_is_not_zero_is_on_whatever_its_sign(study, opened):
     cell = {"name": "PCA", "n_latents": 64, "price": 0.1, "seed": 0}
     pca = Autoencoder.from_pretrained(run_folder(study[0], cell))
     assert evaluate(pca, opened.store).dense == pca.n_latents
-    (everywhere,) = compare.codes_above(pca, opened.store, (0.0,))
+    (everywhere,) = compare_labels.codes_above(pca, opened.store, (0.0,))
     assert everywhere.row_counts().eq(pca.n_latents).all()
 
 
@@ -304,11 +302,13 @@ def test_an_autoencoder_on_another_device_has_the_same_numbers(study, opened, na
         there = Autoencoder.from_pretrained(folder, device)
         assert there.mean.device == torch.device(device)
         numbers = numbers_of(evaluate(there, opened.store, joint=name == "TopK"))
-        labelled = compare.label_numbers(there, opened.store, opened.columns, opened.labels)
+        labelled = compare_labels.label_numbers(there, opened.store, opened.columns, opened.labels)
     assert numbers == pytest.approx(
         numbers_of(evaluate(here, opened.store, joint=name == "TopK")), rel=1e-3
     )
-    assert labelled == compare.label_numbers(here, opened.store, opened.columns, opened.labels)
+    assert labelled == compare_labels.label_numbers(
+        here, opened.store, opened.columns, opened.labels
+    )
 
 
 def spliced(name: str, seed: int, score: float, noise: float, units: int = 20) -> dict:

@@ -1,4 +1,4 @@
-"""The study of in-context learning: its prompts, the states it reads, the information it finds, and a whole small run."""
+"""The study of in-context learning: prompts, the states that are read, and a whole small run."""
 
 from __future__ import annotations
 
@@ -17,32 +17,15 @@ from bitlens.errors import BitlensError
 from bitlens.hidden import LanguageModel
 from bitlens.information.dependence import label_entropy
 from bitlens.labels.probe import label_information
-from bitlens.studies.icl.prompts import (
-    Template,
-    draw_prompts,
-    longest_example,
-    make_prompts,
-    permuted_labels,
-    read_examples,
-    read_prompts,
-    sentences,
-    word_salad,
-)
-from bitlens.studies.icl.study import IclConfig, run_icl
+from bitlens.studies.cells import Study
+from bitlens.studies.icl.config import IclConfig
+from bitlens.studies.icl.examples import read_examples, sentences, word_salad
+from bitlens.studies.icl.prompts import Template, draw_prompts, permuted_labels, write_prompts
+from bitlens.studies.icl.reading import longest_example, read_prompts
+from bitlens.studies.icl.study import run
 
 PATTERN = "{text}\nAnswer: {label}\n\n"
-THINGS = [
-    "river",
-    "lamp",
-    "garden",
-    "letter",
-    "horse",
-    "winter",
-    "doctor",
-    "window",
-    "song",
-    "child",
-]
+THINGS = ("river", "lamp", "garden", "letter", "horse", "winter", "fox", "window", "song", "child")
 KINDS = {"good": ["fine", "merry", "sweet", "bright"], "bad": ["sad", "bitter", "cruel", "dull"]}
 
 
@@ -113,7 +96,7 @@ def test_prompts_are_written_as_the_template_says(labelled):
     drawn = draw_prompts(examples.labels, 60, 2, False, 0)
     others = word_salad(examples.texts, seed=0)
     made = {
-        c: make_prompts(examples, drawn, template, c, 2, others, 0)
+        c: write_prompts(examples, drawn, template, c, 2, others, 0)
         for c in ("correct", "shuffled", "unrelated")
     }
     query, first, second = (int(i) for i in (drawn.queries[0], *drawn.demonstrations[0]))
@@ -121,21 +104,17 @@ def test_prompts_are_written_as_the_template_says(labelled):
     expected = "".join(
         f"{examples.texts[i]}\nAnswer: {n}\n\n" for i, n in zip((first, second), named, strict=True)
     )
-    assert made["correct"].texts[0] == expected + f"{examples.texts[query]}\nAnswer:"
-    assert all(
-        torch.equal(prompts.labels, examples.labels[drawn.queries]) for prompts in made.values()
-    )
+    assert made["correct"][0] == expected + f"{examples.texts[query]}\nAnswer:"
     answers = {
-        c: [line for line in p.texts[0].split("\n") if line.startswith("Answer")]
-        for c, p in made.items()
+        c: [line for line in p[0].split("\n") if line.startswith("Answer")] for c, p in made.items()
     }
     assert answers["unrelated"] == answers["correct"]
-    assert not set(made["unrelated"].texts[0].split("\n\n")[:2]) & set(
-        made["correct"].texts[0].split("\n\n")[:2]
+    assert not set(made["unrelated"][0].split("\n\n")[:2]) & set(
+        made["correct"][0].split("\n\n")[:2]
     )
-    texts_of = lambda p: [t.replace("good", "").replace("bad", "") for t in p.texts]  # noqa: E731
+    texts_of = lambda p: [t.replace("good", "").replace("bad", "") for t in p]  # noqa: E731
     assert texts_of(made["shuffled"]) == texts_of(made["correct"])
-    assert made["shuffled"].texts != made["correct"].texts
+    assert made["shuffled"] != made["correct"]
 
 
 def test_a_word_salad_has_the_same_words_and_lengths(labelled):
@@ -227,15 +206,9 @@ def test_a_planted_label_is_found_and_a_random_one_is_not():
 
 @pytest.mark.slow
 def test_a_whole_study_and_what_is_left_of_it_when_resumed(labelled, tmp_path):
-    config = IclConfig(
-        str(labelled),
-        ks=(0, 2),
-        hooks=("layers.0", "layers.3"),
-        n_prompts=100,
-        n_latents=32,
-        steps=20,
-    )
-    rows = run_icl(config, tmp_path / "out")
+    small = {"n_prompts": 100, "n_latents": 32, "steps": 20}
+    config = IclConfig(str(labelled), ks=(0, 2), hooks=("layers.0", "layers.3"), **small)
+    rows = run(config, Study(tmp_path / "out"))
     cells = [(row["condition"], row["k"], row["layer"]) for row in rows]
     sets = [("none", 0), ("correct", 2), ("shuffled", 2), ("unrelated", 2)]
     assert cells == [(*one, layer) for one in sets for layer in ("layers.0", "layers.3")]
@@ -243,23 +216,20 @@ def test_a_whole_study_and_what_is_left_of_it_when_resumed(labelled, tmp_path):
         row["bits_joint"] > 0 and 0 <= row["accuracy"] <= 1 and row["chance"] == 0.5 for row in rows
     )
     assert len({row["label_entropy"] for row in rows}) == 1
-    files = [
-        "entropy.png",
-        "entropy.svg",
-        "label.png",
-        "accuracy.png",
-        "table.csv",
-        "table.parquet",
+    figures = [
+        f"{name}.{kind}" for name in ("entropy", "label", "accuracy") for kind in ("png", "svg")
     ]
+    files = [*figures, "table.csv", "table.parquet"]
     assert all((tmp_path / "out" / name).stat().st_size > 500 for name in files)
     states = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "states").iterdir()}
     assert len(states) == 4
     lost = next(iter((tmp_path / "out" / "cells").iterdir()))
     lost.unlink()
     measured: list[int] = []
-    again = run_icl(
-        config, tmp_path / "out", resume=True, report=lambda done, total, row: measured.append(done)
+    resumed = Study(
+        tmp_path / "out", resume=True, report=lambda done, total, row: measured.append(done)
     )
+    again = run(config, resumed)
     assert again == rows
     assert measured == [8]
     assert {
@@ -290,7 +260,7 @@ def test_what_cannot_be_done_is_said_in_a_sentence_and_nothing_is_written(
         IclConfig(str(labelled), ks=(0, 2), hooks=("layers.0",), n_prompts=100), **change
     )
     with pytest.raises(BitlensError) as error:
-        run_icl(config, tmp_path / "out")
+        run(config, Study(tmp_path / "out"))
     assert sentence in str(error.value)
     assert not (tmp_path / "out").exists()
 

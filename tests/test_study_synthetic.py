@@ -10,18 +10,30 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from bitlens.bits.statistics import binary_entropy
+from bitlens.bits.entropies import binary_entropy
 from bitlens.cli import main
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator
-from bitlens.studies.synthetic.sources import FAMILIES, PlantedBits, hidden_states, shannon_bits
-from bitlens.studies.synthetic.study import SyntheticConfig, measure_cell, run_synthetic, summary
+from bitlens.studies.cells import Study
+from bitlens.studies.synthetic.config import FAMILIES, SyntheticConfig
+from bitlens.studies.synthetic.sources import PlantedBits, hidden_states, shannon_bits
+from bitlens.studies.synthetic.study import measure_cell, run, summary
 
 RANK = 8
 TINY = SyntheticConfig(
-    families=("independent", "nested", "noise"), variants=("measure", "paper"), ranks=(4, 16), rates=(0.2,),
-    other_rates=(0.2,), noises=(0.1,), seeds=(0,), d_in=16, n_latents=32, rows=1024, measured_rows=2048, steps=60,
-)  # fmt: skip
+    families=("independent", "nested", "noise"),
+    variants=("measure", "paper"),
+    ranks=(4, 16),
+    rates=(0.2,),
+    other_rates=(0.2,),
+    noises=(0.1,),
+    seeds=(0,),
+    d_in=16,
+    n_latents=32,
+    rows=1024,
+    measured_rows=2048,
+    steps=60,
+)
 
 
 def chances(source: PlantedBits) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,7 +100,7 @@ def test_noise_has_its_share_of_the_variance() -> None:
 
 @pytest.mark.parametrize("share", [0.05, 0.4])
 def test_shannons_bound_is_what_noise_leaves_of_the_bits(share: float) -> None:
-    """At an error as large as the noise the bound is `sum I(bit; bit + noise)`, here by a sample."""
+    """At an error as large as the noise it is `sum I(bit; bit + noise)`, here by a sample."""
     p, d, rank = 0.2, 24, 6
     sigma = math.sqrt(rank * p * (1 - p) * share / (1 - share) / d)
     random = generator(0)
@@ -138,7 +150,7 @@ def test_planted_entropy_is_recovered(family: str, rank: int, p: float) -> None:
 
 @pytest.mark.slow
 def test_a_study_resumes_and_ends_in_a_table_and_figures(tmp_path: Path) -> None:
-    rows = run_synthetic(TINY, tmp_path / "study")
+    rows = run(TINY, Study(tmp_path / "study"))
     assert len(rows) == len(TINY.cells()) == 6
     for name in ("calibration", "variants", "noise"):
         assert (tmp_path / "study" / f"{name}.png").stat().st_size > 5000
@@ -149,9 +161,8 @@ def test_a_study_resumes_and_ends_in_a_table_and_figures(tmp_path: Path) -> None
     kept[0].unlink()
     stamps = [path.stat().st_mtime_ns for path in kept[1:]]
     done = []
-    again = run_synthetic(
-        TINY, tmp_path / "study", resume=True, report=lambda d, n, row: done.append(row)
-    )
+    resumed = Study(tmp_path / "study", resume=True, report=lambda d, n, row: done.append(row))
+    again = run(TINY, resumed)
     assert len(done) == 1
     assert [path.stat().st_mtime_ns for path in kept[1:]] == stamps
     assert again == rows
@@ -159,18 +170,10 @@ def test_a_study_resumes_and_ends_in_a_table_and_figures(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = "--families nested --variants measure --ranks 16 --seeds 0 --d-in 16 --n-latents 32 --rows 512 --measured-rows 1024 --steps 40"
-    main(
-        [
-            "study",
-            "synthetic",
-            "--out",
-            str(tmp_path / "s"),
-            "--json",
-            str(tmp_path / "s.json"),
-            *arguments.split(),
-        ]
-    )
+    arguments = f"study synthetic --out {tmp_path / 's'} --json {tmp_path / 's.json'}"
+    arguments += " --families nested --variants measure --ranks 16 --seeds 0 --d-in 16"
+    arguments += " --n-latents 32 --rows 512 --measured-rows 1024 --steps 40"
+    main(arguments.split())
     shown = capsys.readouterr().out
     assert "nested" in shown
     assert "calibration.png" in shown
@@ -179,11 +182,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_summary_counts_what_failed() -> None:
-    good = {
-        "family": "pairs", "variant": "measure", "fvu": 0.001, "bits_tree_error": 0.01, "bits_joint_error": 0.04,
-        "bits_marginal_error": 0.13, "bits_tree_covers": True, "bits_joint_covers": False,
-    }  # fmt: skip
-    (line,) = summary([good, {"family": "pairs", "variant": "measure", "error": "It diverged."}])
+    kind = {"family": "pairs", "variant": "measure"}
+    errors = {"bits_tree_error": 0.01, "bits_joint_error": 0.04, "bits_marginal_error": 0.13}
+    covers = {"bits_tree_covers": True, "bits_joint_covers": False}
+    good = {**kind, **errors, **covers, "fvu": 0.001}
+    (line,) = summary([good, {**kind, "error": "It diverged."}])
     assert line["cells"] == 2
     assert line["within 2 %, fvu <= .01"] == "1 of 1"
     assert line["bits_joint within 3 %"] == "0 of 1"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bitlens import terminal
 from bitlens.errors import BitlensError, Interrupted
+from bitlens.studies import registry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,12 +40,7 @@ COMMANDS = {  # name: module of this package and its function
     "decompress": "codes:decompress",
     "study": "studies:",
 }
-STUDIES = {
-    "synthetic": "studies:synthetic",
-    "sequence": "studies:sequence",
-    "icl": "studies:icl",
-    "compare": "studies:compare",
-}
+STUDIES = {name: f"studies:{name}" for name in registry.STUDIES}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -148,6 +144,7 @@ def _help(name: str, commands: Mapping[str, str]) -> str:
         tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
         functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
         text = ast.get_docstring(functions.get(function, tree)) or ""
+        text = registry.STUDIES.get(command, text)
         summary = " ".join(text.partition("\n\n")[0].split())
         lines.append(f"  {command:<14}{summary}")
     return "\n".join([*lines, "", f"Each explains itself: {name} {next(iter(commands))} --help"])

@@ -2,146 +2,78 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import tyro
 
-from bitlens.cli.common import Json, write_result
-from bitlens.studies.configs import CompareConfig, IclConfig, SequenceConfig, SyntheticConfig
+from bitlens import terminal
+from bitlens.studies.options import RunOptions
+from bitlens.studies.registry import STUDIES, config_type
 
-if TYPE_CHECKING:
-    from bitlens import terminal
-    from bitlens.studies.cells import Row
+MOST_FAILURES = 5
+Command = Callable[..., dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Options:
-    """What all studies take."""
+def __getattr__(name: str) -> Command:
+    """The command of a study of the registry."""
+    if name not in STUDIES:
+        raise AttributeError(f"There is no study '{name}'.")
+    return _command(name)
 
-    out: Path
-    """folder of the study"""
-    workers: int = 1
-    """processes that train, each with one thread where they are several"""
-    resume: bool = False
-    """continue a study, and keep what was measured under the same settings"""
-    overwrite: bool = False
-    """replace a study that is there"""
-    json: Json = None
-    """also write the rows of the table, or their summary, to this file"""
 
-    def how(self, bar: terminal.Bar) -> dict[str, Any]:
-        """Keyword arguments of the functions that run studies."""
+@functools.cache
+def _command(name: str) -> Command:
+    def command(options: Any, config: Any) -> dict[str, Any]:
+        return _run(name, options, config)
+
+    command.__name__ = name
+    command.__doc__ = (
+        f"{STUDIES[name]}\n\nWrites table.parquet, table.csv and figures, and keeps what was "
+        "trained and measured: a stopped study goes on with --resume."
+    )
+    command.__annotations__ = {
+        "options": Annotated[RunOptions, tyro.conf.arg(name="")],
+        "config": Annotated[config_type(name), tyro.conf.arg(name="")],
+        "return": dict[str, Any],
+    }
+    return command
+
+
+def _run(name: str, options: RunOptions, config: Any) -> dict[str, Any]:
+    from bitlens import show
+    from bitlens.studies.cells import Row, Study
+
+    module = importlib.import_module(f"bitlens.studies.{name}.study")
+    with terminal.bar(name) as bar:
 
         def report(done: int, total: int, row: Row) -> None:
-            bar.at(
-                done,
-                "not measured"
-                if "error" in row
-                else f"fvu {row['fvu']:.4f}"
-                if "fvu" in row
-                else "",
-                total,
-            )
+            fvu = f"fvu {row['fvu']:.4f}" if "fvu" in row else ""
+            bar.at(done, "not measured" if "error" in row else fvu, total)
 
-        return {
-            "resume": self.resume,
-            "overwrite": self.overwrite,
-            "workers": self.workers,
-            "report": report,
-        }
+        def say(stage: str) -> None:
+            show.err.print(stage, soft_wrap=True)
 
-
-Given = Annotated[Options, tyro.conf.arg(name="")]
-
-
-def synthetic(
-    options: Given,
-    config: Annotated[SyntheticConfig, tyro.conf.arg(name="")] = SyntheticConfig(),  # noqa: B008
-) -> None:
-    """Is the entropy that is found the entropy that is there? Planted bits of many kinds, recovered or not.
-
-    Writes table.parquet, table.csv and figures. A stopped study goes on with --resume; so does one with more settings.
-    """
-    from bitlens import show, terminal
-    from bitlens.studies.synthetic.study import run_synthetic, summary
-
-    with terminal.bar("synthetic") as bar:
-        rows = run_synthetic(config, options.out, **options.how(bar))
-    lines = summary(rows)
-    show.rows("Measured against the entropy of the planted bits", lines)
-    _done(options, rows, {"summary": lines})
-
-
-def sequence(
-    options: Given,
-    config: Annotated[SequenceConfig, tyro.conf.arg(name="")] = SequenceConfig(),  # noqa: B008
-) -> None:
-    """Entropy of hidden states along a text and through the layers of a model.
-
-    Writes table.parquet, table.csv and figures. A stopped study goes on with --resume.
-    """
-    from bitlens import terminal
-    from bitlens.studies.sequence import run_sequence
-
-    with terminal.bar("sequence") as bar:
-        rows = run_sequence(config, options.out, **options.how(bar), say=_say)
-    _done(options, rows, {"rows": rows})
-
-
-def icl(options: Given, config: Annotated[IclConfig, tyro.conf.arg(name="")]) -> None:
-    """In-context learning in bits: entropy, accuracy and what is told about the label, as demonstrations are added.
-
-    Writes table.parquet, table.csv and figures. A stopped study goes on with --resume.
-    """
-    from bitlens import terminal
-    from bitlens.studies.icl.study import run_icl
-
-    with terminal.bar("icl") as bar:
-        rows = run_icl(config, options.out, **options.how(bar), say=_say)
-    _done(options, rows, {"rows": rows})
-
-
-def compare(
-    options: Given,
-    config: Annotated[CompareConfig, tyro.conf.arg(name="")] = CompareConfig(),  # noqa: B008
-) -> None:
-    """Binary and sparse autoencoders on the same rows at the same l0: bits, faithfulness, labels, stability, time.
-
-    Writes compare.md, table.parquet, table.csv and figures, and keeps the trained runs. A stopped study goes on with
-    --resume, a training in the middle from its last checkpoint.
-    """
-    from bitlens import show, terminal
-    from bitlens.studies.compare.study import run_compare
-
-    with terminal.bar("compare") as bar:
-        rows = run_compare(config, options.out, **options.how(bar))
-    show.out.print(f"{options.out / 'compare.md'}: the tables", soft_wrap=True)
-    _done(options, rows, {"rows": rows})
-
-
-STUDIES = {"synthetic": synthetic, "sequence": sequence, "icl": icl, "compare": compare}
-
-
-def _say(stage: str) -> None:
-    from bitlens import show
-
-    show.err.print(stage, soft_wrap=True)
-
-
-def _done(options: Options, rows: list[Row], result: dict[str, Any]) -> None:
-    from bitlens import show
-
+        rows = module.run(config, Study(**vars(options), report=report, say=say))
+    result: dict[str, Any] = {"rows": rows}
+    if hasattr(module, "summary"):
+        result = {"summary": module.summary(rows)}
+        show.rows(STUDIES[name], result["summary"])
     failed = [row for row in rows if "error" in row]
-    for row in failed[:5]:
+    for row in failed[:MOST_FAILURES]:
         settings = ", ".join(f"{name} {value}" for name, value in row.items() if name != "error")
         show.err.print(f"Not measured: {settings}: {row['error']}", soft_wrap=True)
-    if len(failed) > 5:
-        show.err.print(f"{len(failed) - 5} more were not measured; the table says why.")
-    figures = ", ".join(sorted(path.name for path in options.out.glob("*.png")))
+    if len(failed) > MOST_FAILURES:
+        left = len(failed) - MOST_FAILURES
+        show.err.print(f"{left} more were not measured; the table says why.")
+    files = sorted(
+        path.name for ending in ("md", "png") for path in options.out.glob(f"*.{ending}")
+    )
     show.out.print(
-        f"{options.out}: table.parquet and table.csv with {len(rows)} rows; {figures} (and .svg)",
+        f"{options.out}: table.parquet and table.csv with {len(rows)} rows; {', '.join(files)} "
+        "(figures also as .svg)",
         soft_wrap=True,
     )
-    write_result(options.json, {"study": str(options.out), **result})
+    return {"study": str(options.out), **result}

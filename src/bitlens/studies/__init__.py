@@ -1,1 +1,1 @@
-"""Whole experiments: each trains what it needs, keeps it, resumes, and ends in a table and figures."""
+"""Whole experiments: each trains what it needs, keeps it, and ends in a table and figures."""

@@ -1,116 +1,111 @@
-"""A study is a list of cells: settings that are measured one by one, kept on disk as they are done, and end in a table."""
+"""A study is a list of cells: settings measured one by one, kept on disk, and put in a table."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
+import itertools
 import json
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
 import torch
 
 from bitlens import terminal
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import finite, prepare_output, read_manifest, replacing, write_json
+from bitlens.studies.options import RunOptions
 from bitlens.training.signals import stop_on_signals
 from bitlens.version import __version__
 
 MANIFEST = "study.json"
 SCHEMA = 1
-MEANING = (
-    2  # of the numbers: raised when one comes to mean something else, so that no folder mixes both
-)
+MEANING = 2  # raised when a number comes to mean something else, so that no folder mixes both
 Cell = Mapping[str, Any]
 Row = dict[str, Any]
-Report = Callable[[int, int, Row], None]
+Measure = Callable[[Cell], Row]
 
 
-def open_study(
-    out: Path, name: str, settings: Mapping[str, Any], resume: bool, overwrite: bool
-) -> None:
-    """Make the folder of a study, or go on in one of the same name.
+@dataclass
+class Study(RunOptions):
+    """A study that is run: its folder, and what was measured in it."""
 
-    settings: what holds for all cells, for the reader of the folder. A resumed study may have other settings and more
-    cells: what was measured under the same settings is not measured again.
-    """
-    fresh = not out.is_dir() or not any(out.iterdir())
-    prepare_output(out, resume, overwrite, marker=MANIFEST)
-    manifest = out / MANIFEST
-    if resume and not fresh:
-        before = read_manifest(manifest, SCHEMA, "a study").get("study")
-        if before != name:
-            raise BitlensError(
-                f"{out} holds the study '{before}', not '{name}'; choose another folder."
+    report: Callable[[int, int, Row], None] = lambda done, total, row: None
+    """called after every cell with the cells that are done, the number of all, and the row"""
+    say: Callable[[str], None] = lambda stage: None
+    """told what the study does next"""
+    planned: int = 0
+    """cells of all calls of `measure`, where they are several"""
+    done: int = 0
+    """cells of the calls of `measure` that are over"""
+
+    def open(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Make the folder, or go on in it; `settings` are written down for its reader."""
+        fresh = not self.out.is_dir() or not any(self.out.iterdir())
+        prepare_output(self.out, self.resume, self.overwrite, marker=MANIFEST)
+        manifest = self.out / MANIFEST
+        if self.resume and not fresh:
+            before = read_manifest(manifest, SCHEMA, "a study").get("study")
+            if before != name:
+                raise BitlensError(
+                    f"{self.out} holds the study '{before}', not '{name}'; choose another folder."
+                )
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
+        about = {"schema": SCHEMA, "study": name, "bitlens_version": __version__}
+        write_json(manifest, {**about, "settings": settings})
+
+    def measure(
+        self, cells: Sequence[Cell], measure: Measure, same: Mapping[str, Any] | None = None
+    ) -> list[Row]:
+        """Measure every cell that is not measured yet -> the rows of all, each with its settings.
+
+        measure: a function of a module (workers import it). same: what else the numbers depend on;
+        a cell is only taken as measured if it was under the same. A cell that cannot be measured
+        gives a row with the sentence under `error`, is not kept, and does not stop the others.
+        """
+        folder = self.out / "cells"
+        folder.mkdir(exist_ok=True)
+        files = [folder / f"{_key(cell, same or {})}.json" for cell in cells]
+        rows: dict[int, Row] = {
+            i: json.loads(file.read_text(encoding="utf-8"))
+            for i, file in enumerate(files)
+            if file.exists()
+        }
+        missing = [(i, cell) for i, cell in enumerate(cells) if i not in rows]
+        # a cell's own Interrupted is suppressed: the sentence below is that of them all
+        with stop_on_signals() as stop, contextlib.suppress(Interrupted):
+            for i, row in _measured(missing, measure, self.workers, lambda: bool(stop.signal)):
+                rows[i] = finite({**cells[i], **row})  # as it will be read again
+                if "error" not in row:
+                    write_json(files[i], rows[i])
+                self.report(self.done + len(rows), max(self.planned, len(cells)), rows[i])
+        if len(rows) < len(cells):
+            raise Interrupted(
+                f"Stopped after {len(rows)} of {len(cells)} cells: they are kept in {self.out}; "
+                "continue with `resume=True`."
             )
-    about = {
-        "schema": SCHEMA,
-        "study": name,
-        "bitlens_version": __version__,
-        "settings": dict(settings),
-    }
-    write_json(manifest, about)
+        self.done += len(cells)
+        return [rows[i] for i in range(len(cells))]
 
-
-def measure_cells(
-    out: Path,
-    cells: Sequence[Cell],
-    measure: Callable[[Cell], Row],
-    *,
-    same: Mapping[str, Any] | None = None,
-    workers: int = 1,
-    report: Report = lambda done, total, row: None,
-) -> list[Row]:
-    """Measure every cell that is not measured yet, and return the rows of all in their order, each with its cell's settings.
-
-    measure: a function of a module (workers import it), cell -> numbers. same: what else the numbers depend on; a cell is
-    only taken as measured if it was under the same. workers: processes, each of one thread where they are several. A cell
-    that cannot be measured gives a row with the sentence under `error`, is not kept, and does not stop the others.
-    report: called with the cells done, the number of all, and the row.
-    """
-    folder = out / "cells"
-    folder.mkdir(exist_ok=True)
-    places = [
-        folder
-        / f"{_key({'cell': dict(cell), 'same': dict(same or {}), 'version': [__version__, MEANING]})}.json"
-        for cell in cells
-    ]
-    rows: dict[int, Row] = {}
-    missing = []
-    for i, place in enumerate(places):
-        if place.exists():
-            rows[i] = json.loads(place.read_text(encoding="utf-8"))
-        else:
-            missing.append(i)
-    with (
-        stop_on_signals() as stop,
-        contextlib.suppress(Interrupted),
-    ):  # of a cell: said below for all
-        for i, row in _measured(
-            [(i, cells[i]) for i in missing], measure, workers, lambda: bool(stop.signal)
-        ):
-            rows[i] = finite({**cells[i], **row})  # as it will be read again
-            if "error" not in row:
-                write_json(places[i], rows[i])
-            report(len(rows), len(cells), rows[i])
-    if len(rows) < len(cells):
-        raise Interrupted(
-            f"Stopped after {len(rows)} of {len(cells)} cells: they are kept in {out}; continue with `resume=True`."
-        )
-    return [rows[i] for i in range(len(cells))]
+    def finish(self, rows: list[Row], draw: Callable[[list[Row], Path], None]) -> list[Row]:
+        """Write the table, and let `draw` make figures of what was measured -> all rows."""
+        write_table(self.out / "table", rows)
+        if measured := [row for row in rows if "error" not in row]:
+            draw(measured, self.out)
+        return rows
 
 
 def _measured(
-    cells: list[tuple[int, Cell]],
-    measure: Callable[[Cell], Row],
-    workers: int,
-    stopped: Callable[[], bool],
+    cells: list[tuple[int, Cell]], measure: Measure, workers: int, stopped: Callable[[], bool]
 ) -> Iterator[tuple[int, Row]]:
     if workers < 2 or len(cells) < 2:
         for i, cell in cells:
@@ -122,35 +117,33 @@ def _measured(
     context = multiprocessing.get_context("spawn")  # a fork of a process that has run OpenMP hangs
     with ProcessPoolExecutor(min(workers, len(cells)), context, _start_worker) as pool:
         while True:
-            while (
-                len(running) < workers
-                and not (interrupted or stopped())
-                and (following := next(waiting, None)) is not None
-            ):
-                running[pool.submit(_guarded, measure, following[1])] = following[0]
+            # no more than the workers have in hand: what the pool has taken cannot be cancelled
+            if not (interrupted or stopped()):
+                for i, cell in itertools.islice(waiting, workers - len(running)):
+                    running[pool.submit(_guarded, measure, cell)] = i
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                cell = running.pop(future)
+                i = running.pop(future)
                 try:
-                    yield cell, future.result()
+                    yield i, future.result()
                 except Interrupted:
                     interrupted = True
                 except BrokenProcessPool as broken:
                     raise BitlensError(
-                        "A worker was killed, perhaps for want of memory: go on with `resume=True` and fewer `workers`."
+                        "A worker was killed, perhaps for want of memory: go on with `resume=True` "
+                        "and fewer `workers`."
                     ) from broken
 
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
     terminal.hide()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C goes to all processes; a training in hand still hears it
+    # Ctrl-C goes to all processes; a training in hand still hears it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _guarded(measure: Callable[[Cell], Row], cell: Cell) -> Row:
+def _guarded(measure: Measure, cell: Cell) -> Row:
     try:
         return measure(cell)
     except Interrupted:
@@ -159,21 +152,16 @@ def _guarded(measure: Callable[[Cell], Row], cell: Cell) -> Row:
         return {"error": str(error)}
 
 
-def _key(settings: Mapping[str, Any]) -> str:
+def _key(cell: Cell, same: Mapping[str, Any]) -> str:
+    settings = {"cell": dict(cell), "same": dict(same), "version": [__version__, MEANING]}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows as `path`.parquet and `path`.csv, with every name that occurs as a column."""
-    arrow, parquet, csv = (library(name) for name in ("pyarrow", "pyarrow.parquet", "pyarrow.csv"))
-    names = dict.fromkeys(name for row in rows for name in row)
-    table = arrow.table({name: [row.get(name) for row in rows] for name in names})
+    """Write `path`.parquet and .csv, with every name that occurs as a column, but for lists."""
+    names = dict.fromkeys(n for row in rows for n, v in row.items() if not isinstance(v, list))
+    table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
     with replacing(path.with_suffix(".parquet")) as temporary:
-        parquet.write_table(table, temporary)
+        pyarrow.parquet.write_table(table, temporary)
     with replacing(path.with_suffix(".csv")) as temporary:
-        csv.write_csv(table, temporary)
-
-
-def library(name: str) -> Any:
-    """A module for tables or figures, imported when a study first needs it."""
-    return importlib.import_module(name)
+        pyarrow.csv.write_csv(table, temporary)

@@ -27,11 +27,13 @@ def measure_rows(
     documents: Tensor | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, Any], PackedBits]:
-    """Measure an autoencoder on raw `rows [n, d]` -> numbers under the names of the field, and the rows' bits
+    """Measure an autoencoder on raw `rows [n, d]` -> numbers under the names of the field, and the
+    rows' bits
 
-    test: bool `[n]`: fvu, l0 and dense are those of these rows, and so are the code lengths, under models fitted on the
-    other rows. The Gaussian bound has the covariance of all rows, and is None below 4 rows a component. Of every
-    estimate `x` of the entropy the interval is given as `x_low` and `x_high`.
+    test: bool `[n]`: fvu, l0 and dense are those of these rows, and so are the code lengths, under
+    models fitted on the other rows. The Gaussian bound has the covariance of all rows, and is None
+    below 4 rows a component. Of every estimate `x` of the entropy the interval is given as `x_low`
+    and `x_high`.
     """
     variance, error, words = Variance(), 0.0, []
     for block, held in zip(rows.split(BLOCK), test.split(BLOCK), strict=True):
@@ -43,16 +45,17 @@ def measure_rows(
     bits = PackedBits(torch.cat(words), autoencoder.n_latents)
     latents, fvu = latent_numbers(autoencoder, bits[test]), variance.fvu(error)
     numbers: dict[str, Any] = {
-        "rows": len(rows), "n_latents": autoencoder.n_latents, "fvu": fvu, "l0": latents["l0"],
-        "dense": latents["dense"], "bits_gaussian": gaussian_bound(Covariance.of(rows.split(BLOCK)), fvu),
-    }  # fmt: skip
+        "rows": len(rows),
+        "n_latents": autoencoder.n_latents,
+        "fvu": fvu,
+        "l0": latents["l0"],
+        "dense": latents["dense"],
+        "bits_gaussian": gaussian_bound(Covariance.of(rows.split(BLOCK)), fvu),
+    }
     result = entropy(bits, documents, test, seed=seed)
     numbers["bits_lower"] = result.bits_lower
     for name in ESTIMATES:
         estimate = getattr(result, name)
-        numbers |= {
-            name: estimate.value,
-            f"{name}_low": estimate.low,
-            f"{name}_high": estimate.high,
-        }
+        numbers[name] = estimate.value
+        numbers[f"{name}_low"], numbers[f"{name}_high"] = estimate.low, estimate.high
     return numbers, bits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,24 +14,44 @@ from bitlens.files import replacing
 from bitlens.hidden import ActivationStore
 from bitlens.information.intervals import difference, mean
 from bitlens.studies.cells import Row
-from bitlens.studies.figures import COLOURS, figure
+from bitlens.studies.compare.config import BAE, VARIANTS, CompareConfig
+from bitlens.studies.figures import Panel, draw_panels, groups
 
-if TYPE_CHECKING:
-    from bitlens.studies.compare.study import CompareConfig
-
-MARKS = "osD^vPX*<>hpd8"
-# name: (heading, digits, which is better: +1 high, -1 low, 0 neither)
-NUMBERS: dict[str, tuple[str, int, int]] = {
-    "fvu": ("`fvu`", 4, -1), "l0": ("`l0`", 1, 0), "bits": ("bits", 0, -1), "bits_gaussian": ("Gaussian", 0, 0),
-    "ce_loss_score": ("`ce_loss_score`", 4, 1), "kl_div": ("`kl_div`", 4, -1), "top1": ("`top1`", 3, 1),
-    "dead": ("dead", 0, -1), "stuck": ("stuck", 0, -1), "dense": ("dense", 0, -1), "highest_rate": ("highest rate", 3, 0),
-    "latents_f1": ("latents of one label", 0, 1), "latents_f1_cut": ("the same, each at its best cut", 0, 1),
-    "labels_covered": ("labels covered", 0, 1), "labels_covered_cut": ("the same, each latent at its best cut", 0, 1),
-    "token_latents": ("latents that tokens predict", 0, 1), "token_latents_cut": ("the same, each at its best cut", 0, 1),
-    "stability": ("stability", 3, 1), "train_seconds": ("training, s", 0, -1),
-}  # fmt: skip
 NOT_RIVALS = ("random", "PCA")
 CONTEXTS = "contexts_spliced"  # a row's sums over contexts, for paired differences
+HIGH, LOW, NEITHER = 1, -1, 0
+
+
+class Number(NamedTuple):
+    """A line of the tables."""
+
+    heading: str
+    digits: int
+    better: int
+    """HIGH, LOW or NEITHER"""
+
+
+NUMBERS = {
+    "fvu": Number("`fvu`", 4, LOW),
+    "l0": Number("`l0`", 1, NEITHER),
+    "bits": Number("bits", 0, LOW),
+    "bits_gaussian": Number("Gaussian", 0, NEITHER),
+    "ce_loss_score": Number("`ce_loss_score`", 4, HIGH),
+    "kl_div": Number("`kl_div`", 4, LOW),
+    "top1": Number("`top1`", 3, HIGH),
+    "dead": Number("dead", 0, LOW),
+    "stuck": Number("stuck", 0, LOW),
+    "dense": Number("dense", 0, LOW),
+    "highest_rate": Number("highest rate", 3, NEITHER),
+    "latents_f1": Number("latents of one label", 0, HIGH),
+    "latents_f1_cut": Number("the same, each at its best cut", 0, HIGH),
+    "labels_covered": Number("labels covered", 0, HIGH),
+    "labels_covered_cut": Number("the same, each latent at its best cut", 0, HIGH),
+    "token_latents": Number("latents that tokens predict", 0, HIGH),
+    "token_latents_cut": Number("the same, each at its best cut", 0, HIGH),
+    "stability": Number("stability", 3, HIGH),
+    "train_seconds": Number("training, s", 0, LOW),
+}
 
 
 def total_bits(row: Row) -> float | None:
@@ -39,170 +59,92 @@ def total_bits(row: Row) -> float | None:
     return None if row.get("bits_joint") is None else row["bits_joint"] + row["bits_magnitudes"]
 
 
-def _done(rows: Sequence[Row]) -> list[Row]:
-    return [{**row, "bits": total_bits(row)} for row in rows if "error" not in row]
-
-
-def draw(out: Path, rows: Sequence[Row]) -> None:
-    """`compare`: bits, l0, cross-entropy and labels of the architectures; `variants`: bits over fvu of all binary ones."""
-    from bitlens.studies.compare.study import BAE, VARIANTS
-
-    done = _done(rows)
-    if not done:
-        return
-    main = [row for row in done if row["name"] not in VARIANTS]
-    trained = [
-        row for row in main if row["name"] not in NOT_RIVALS
-    ]  # the others lie far off and would shrink the rest
-    with figure(out / "compare", columns=2, rows=2, size=(5.4, 3.7)) as axes:
-        _bits(axes[0][0], trained)
-        _points(axes[0][1], trained, "l0", "fvu")
-        axes[0][1].set(
-            xlabel="latents on a row",
-            ylabel="fraction of variance unexplained",
-            xlim=(0, 2.2 * _l0(done)),
-        )
-        _points(axes[1][0], trained, "l0", "ce_loss_score")
-        axes[1][0].set(
-            xlabel="latents on a row", ylabel="loss kept (ce_loss_score)", xlim=(0, 2.2 * _l0(done))
-        )
-        _bars(axes[1][1], main)
-        axes[0][0].legend(fontsize=8)
-    with figure(out / "variants", size=(6.4, 4.4)) as axes:
-        _bits(axes[0][0], [row for row in done if row["name"] in (BAE, *VARIANTS)])
-        axes[0][0].legend(fontsize=8)
-
-
-def _l0(rows: list[Row]) -> float:
-    from bitlens.studies.compare.study import BAE
-
-    return max(row["l0"] for row in rows if row["name"] == BAE)
-
-
-def _names(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(row["name"] for row in rows))
-
-
-def _points(panel: Any, rows: list[Row], x: str, y: str) -> None:
-    for i, name in enumerate(_names(rows)):
-        here = sorted(
-            (row[x], row[y]) for row in rows if row["name"] == name and row.get(y) is not None
-        )
-        if here:
-            mark, colour = MARKS[i % len(MARKS)], COLOURS[i % len(COLOURS)]
-            panel.plot(*zip(*here, strict=True), mark, color=colour, label=name, alpha=0.85)
-
-
-def _bits(panel: Any, rows: list[Row]) -> None:
-    bound = sorted(
-        (row["fvu"], row["bits_gaussian"]) for row in rows if row["bits_gaussian"] is not None
+def draw(rows: Sequence[Row], out: Path) -> None:
+    """`compare`: bits, l0, cross-entropy and labels of the architectures; `variants`: bits over fvu
+    of all binary ones."""
+    rows = [{**row, "bits": total_bits(row)} for row in rows]
+    main = [row for row in rows if row["name"] not in VARIANTS]
+    # the others lie far off and would shrink the rest
+    trained = [row for row in main if row["name"] not in NOT_RIVALS]
+    priced = [row for row in main if row["price"] == main[0]["price"]]
+    binary = [row for row in rows if row["name"] in (BAE, *VARIANTS)]
+    unexplained, on = "fraction of variance unexplained", "latents on in a row"
+    style: dict[str, Any] = {"series": "name", "kind": "points"}
+    bound: dict[str, Any] = {"references": {"bits_gaussian": "Gaussian bound"}, **style}
+    labels = (unexplained, "bits a row, magnitudes included")
+    bits = Panel(trained, "fvu", "bits", labels=labels, **bound)
+    fvu = Panel(trained, "l0", "fvu", labels=(on, unexplained), **style)
+    labels_of_loss = (on, "loss kept (ce_loss_score)")
+    loss = Panel(trained, "l0", "ce_loss_score", labels=labels_of_loss, **style)
+    named = Panel(priced, "name", "latents_f1", labels=("", "latents of one label"), **style)
+    draw_panels(out / "compare", [[bits, fvu], [loss, named]], (5.0, 3.7))
+    draw_panels(
+        out / "variants", [[Panel(binary, "fvu", "bits", labels=labels, **bound)]], (6.4, 4.4)
     )
-    if bound:
-        panel.plot(*zip(*bound, strict=True), "--", color="#404040", label="Gaussian bound")
-    _points(panel, rows, "fvu", "bits")
-    panel.set(
-        xlabel="fraction of variance unexplained",
-        ylabel="bits a row, magnitudes included",
-        ylim=(0, None),
-    )
-
-
-def _bars(panel: Any, rows: list[Row]) -> None:
-    names = [
-        name
-        for name in _names(rows)
-        if any(row.get("latents_f1") is not None for row in rows if row["name"] == name)
-    ]
-    price = rows[0]["price"]
-    for i, name in enumerate(names):
-        found = [row["latents_f1"] for row in rows if row["name"] == name and row["price"] == price]
-        panel.bar(i, statistics.mean(found), color=COLOURS[i % len(COLOURS)], width=0.7)
-        panel.plot([i] * len(found), found, "_", color="#404040")
-    panel.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    panel.set(ylabel="latents of one label")
 
 
 def write_report(
     out: Path, rows: Sequence[Row], config: CompareConfig, store: ActivationStore
 ) -> None:
     """`compare.md`: the tables, and what is best at what."""
-    from bitlens.studies.compare.study import VARIANTS
-
     hook = (store.manifest.get("hook") or {}).get("module")
-    done = _done(rows)
+    measured = [{**row, "bits": total_bits(row)} for row in rows if "error" not in row]
     lines = [
         f"# Architectures compared: {hook} of {store.manifest.get('model')}",
         "",
-        f"Made by `bitlens study compare`: {config.steps:,} steps on {len(store):,} rows of {store.d_in}, less {config.test_fraction:.0%} of the "
-        f"documents, on which everything is measured; {len(config.seeds)} seeds. Every baseline is led to the `l0` of the BAE of "
-        "the same width and price of a bit. A latent is on wherever it is not zero, in every row but those that say otherwise. In "
-        "brackets: seeds that a column's means are over; after ±: half of the 95 % interval over them; stability is one number of "
-        "them all. Bold: better than every other trained architecture by more than chance between seeds (Welch's t at 5 %; of one "
+        f"Made by `bitlens study compare`: {config.steps:,} steps on {len(store):,} rows of "
+        f"{store.d_in}, less {config.test_fraction:.0%} of the documents, on which everything is "
+        f"measured; {len(config.seeds)} seeds. Every baseline has the `l0` of the BAE of the same "
+        "width and price of a bit. A latent is on wherever it is not zero, in every row but those "
+        "that say otherwise. In brackets: seeds that a column's means are over; after ±: half of "
+        "the 95 % interval over them; stability is one number of them all. Bold: better than every "
+        "other trained architecture by more than chance between seeds (Welch's t at 5 %; of one "
         "seed nothing is) and, of `ce_loss_score` and `kl_div`, between contexts (paired).",
     ]
     for price in config.prices:
         for width in dict.fromkeys(row["n_latents"] for row in rows):
-            here = [row for row in done if (row["price"], row["n_latents"]) == (price, width)]
-            for title, part in (
-                ("", [row for row in here if row["name"] not in VARIANTS]),
-                (
-                    ", binary autoencoders of other kinds",
-                    [row for row in here if row["name"] in VARIANTS],
-                ),
-            ):
-                if part:
-                    lines += ["", f"## {width:,} latents, price {price}{title}", "", *_table(part)]
-    lines += [
-        "",
-        "![Bits, l0, loss and labels](compare.svg)",
-        "",
-        "![Binary autoencoders of all kinds](variants.svg)",
-        "",
-    ]
+            part = [row for row in measured if (row["price"], row["n_latents"]) == (price, width)]
+            main = [row for row in part if row["name"] not in VARIANTS]
+            others = [row for row in part if row["name"] in VARIANTS]
+            heading = f"## {width:,} latents, price {price}"
+            if main:
+                lines += ["", heading, "", *_table(main)]
+            if others:
+                lines += ["", f"{heading}, binary autoencoders of other kinds", "", *_table(others)]
+    lines += ["", "![Bits, l0, loss and labels](compare.svg)", ""]
+    lines += ["![Binary autoencoders of all kinds](variants.svg)", ""]
     failed = [row for row in rows if "error" in row]
     if failed:
         lines += ["## Not measured", ""]
         lines += [
             f"* {row['name']}, price {row['price']}, seed {row['seed']}: {row['error']}"
             for row in failed
-        ] + [""]
+        ]
+        lines += [""]
     with replacing(out / "compare.md") as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
 
 
 def _table(rows: list[Row]) -> list[str]:
-    """Numbers down, architectures across: means over the column's seeds, with half of their interval where there are several.
-    A mean over fewer says over how many."""
-    names = _names(rows)
-    seeds = {name: sum(row["name"] == name for row in rows) for name in names}
-    heads = [f"{name} ({seeds[name]})" if seeds[name] > 1 else name for name in names]
-    lines = ["| | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(names)]
-    for key, (heading, digits, better) in NUMBERS.items():
-        found = {
-            name: [row[key] for row in rows if row["name"] == name and row.get(key) is not None]
-            for name in names
-        }
-        if any(found.values()):
-            rivals = {
-                name: [row for row in rows if row["name"] == name]
-                for name in names
-                if name not in NOT_RIVALS
-            }
-            best = _best({name: v for name, v in found.items() if name in rivals}, better)
-            if best and not all(
-                _differs(key, rivals[best], rivals[other]) for other in rivals if other != best
-            ):
-                best = None
-            cells = (_cell(found[name], digits, name == best, seeds[name]) for name in names)
-            lines.append(f"| {heading} | " + " | ".join(cells) + " |")
+    """Numbers down, architectures across: means over the column's seeds, with half of their
+    interval where there are several. A mean over fewer says over how many."""
+    columns = groups(rows, "name")
+    heads = [f"{n} ({len(rows)})" if len(rows) > 1 else n for n, rows in columns.items()]
+    lines = ["| | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(columns)]
+    for key, number in NUMBERS.items():
+        values = {name: _values(key, rows) for name, rows in columns.items()}
+        if any(values.values()):
+            best = _best(key, {n: rows for n, rows in columns.items() if n not in NOT_RIVALS})
+            cells = [
+                _cell(values[name], number.digits, name == best, len(columns[name]))
+                for name in columns
+            ]
+            lines.append(f"| {number.heading} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _best(found: dict[str, list[float]], better: int) -> str | None:
-    means = {name: better * statistics.mean(values) for name, values in found.items() if values}
-    highest = max(means.values(), default=0)
-    best = [name for name, mean in means.items() if mean == highest]
-    return best[0] if better and len(means) > 1 and len(best) == 1 else None
+def _values(key: str, rows: list[Row]) -> list[float]:
+    return [row[key] for row in rows if row.get(key) is not None]
 
 
 def _cell(values: list[float], digits: int, best: bool, seeds: int) -> str:
@@ -211,16 +153,28 @@ def _cell(values: list[float], digits: int, best: bool, seeds: int) -> str:
     text = f"{statistics.mean(values):,.{digits}f}"
     text = f"**{text}**" if best else text
     over_seeds = mean(values)
-    text = (
-        f"{text} ± {over_seeds.half:,.{digits}f}" if over_seeds.known and over_seeds.half else text
-    )
+    if over_seeds.known and over_seeds.half:
+        text += f" ± {over_seeds.half:,.{digits}f}"
     return text if len(values) == seeds else f"{text} ({len(values)})"
 
 
+def _best(key: str, rivals: dict[str, list[Row]]) -> str | None:
+    """The one that is better than all others by more than chance, if there is one."""
+    better = NUMBERS[key].better
+    means = {
+        n: better * statistics.mean(v) for n, rows in rivals.items() if (v := _values(key, rows))
+    }
+    best = max(means, key=lambda name: means[name], default=None)
+    if not better or best is None or len(means) < 2:
+        return None
+    others = [rows for name, rows in rivals.items() if name != best]
+    return best if all(_differs(key, rivals[best], rows) for rows in others) else None
+
+
 def _differs(key: str, ours: list[Row], theirs: list[Row]) -> bool:
-    """Whether two architectures differ in a number, between seeds and, where they were spliced, between contexts; one that
-    lacks the number is no rival."""
-    values = [[row[key] for row in rows if row.get(key) is not None] for rows in (ours, theirs)]
+    """Whether two architectures differ in a number, between seeds and, where they were spliced,
+    between contexts; one that lacks the number is no rival."""
+    values = _values(key, ours), _values(key, theirs)
     if not all(values):
         return True
     if key == "stability":  # one number of all seeds

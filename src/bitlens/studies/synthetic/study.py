@@ -1,116 +1,196 @@
-"""Is the entropy that an autoencoder finds the entropy that is there? Planted bits of known entropy, recovered or not."""
+"""Is the entropy that an autoencoder measures the true one? Planted bits of known entropy,
+recovered or not."""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bitlens.hidden import TensorSource
 from bitlens.seeding import generator
-from bitlens.studies.cells import Cell, Report, Row, measure_cells, open_study, write_table
-from bitlens.studies.configs import SYNTHETIC_VARIANTS as VARIANTS
-from bitlens.studies.configs import SyntheticConfig
+from bitlens.studies.cells import Cell, Row, Study
+from bitlens.studies.figures import Panel, draw_panels, groups
 from bitlens.studies.measuring import measure_rows
+from bitlens.studies.synthetic.config import VARIANTS, SyntheticConfig
 from bitlens.studies.synthetic.sources import PlantedBits, hidden_states, shannon_bits
 from bitlens.training import TrainConfig, train
 
 TEST = 0.2  # of the measured rows: their code length is what the others' models give
+SAME = ("d_in", "n_latents", "rows", "measured_rows", "steps")
+EXACT = ("independent", "pairs", "chain", "tree", "nested")
+"""Families whose entropy an autoencoder could find: nothing but bits is planted."""
+STRENGTHS = {
+    "noise": "share of noise in the variance",
+    "magnitudes": "spread of the magnitudes' logarithm",
+}
 
 
-def run_synthetic(
-    config: SyntheticConfig,
-    out: Path,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    workers: int = 1,
-    report: Report = lambda done, total, row: None,
-) -> list[Row]:
-    """Train on every cell and compare what is measured with what was planted; table and figures go to the folder `out`."""
-    from bitlens.studies.synthetic.figures import draw
-
+def run(config: SyntheticConfig, study: Study) -> list[Row]:
+    """Train on every cell and compare what is measured with what was planted."""
     cells = config.cells()
-    open_study(out, "synthetic", asdict(config), resume, overwrite)
-    same = {
-        name: getattr(config, name)
-        for name in ("d_in", "n_latents", "rows", "measured_rows", "steps")
-    }
-    rows = measure_cells(
-        out, cells, partial(measure_cell, config=config), same=same, workers=workers, report=report
-    )
-    write_table(out / "table", rows)
-    draw(out, rows)
-    return rows
+    study.open("synthetic", asdict(config))
+    same = {name: getattr(config, name) for name in SAME}
+    rows = study.measure(cells, partial(measure_cell, config=config), same)
+    return study.finish(rows, draw)
 
 
 def planted(
     cell: Cell, config: SyntheticConfig
-) -> tuple[PlantedBits, Callable[[str, int], tuple[torch.Tensor, torch.Tensor]]]:
-    """The source of a cell, and a function that draws from it: name of the draw, n -> rows `[n, d]`, bits `[n, rank]`"""
+) -> tuple[PlantedBits, Callable[[str, int], tuple[Tensor, Tensor]]]:
+    """The source of a cell, and a function that draws from it: name of the draw, n -> rows `[n,
+    d]`, bits `[n, rank]`"""
     source = PlantedBits.of(cell["family"], cell["rank"], cell["p"], cell["seed"])
     names = tuple(cell[name] for name in ("family", "rank", "p", "strength", "seed"))
-    basis = torch.linalg.qr(
-        torch.randn(config.d_in, config.d_in, generator=generator("directions", *names))
-    )[0]
+    square = torch.randn(config.d_in, config.d_in, generator=generator("directions", *names))
+    directions = torch.linalg.qr(square)[0][: cell["rank"]]
 
-    def draw(purpose: str, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw(purpose: str, n: int) -> tuple[Tensor, Tensor]:
         random = generator(purpose, *names)
         bits = source.sample(n, random)
-        return hidden_states(
-            bits, basis[: cell["rank"]], cell["family"], cell["strength"], random
-        ), bits
+        return hidden_states(bits, directions, cell["family"], cell["strength"], random), bits
 
     return source, draw
 
 
 def measure_cell(cell: Cell, config: SyntheticConfig) -> Row:
-    """Train on rows of a cell's source and measure on others -> truth, estimates and how they compare"""
+    """Train on rows of a cell's source and measure on others -> truth, estimates and how they
+    compare"""
     source, draw = planted(cell, config)
-    settings = {"preset": "measure", **VARIANTS[cell["variant"]]}
     training = TrainConfig(
-        n_latents=config.n_latents, steps=config.steps, seed=cell["seed"], **settings
+        n_latents=config.n_latents,
+        steps=config.steps,
+        seed=cell["seed"],
+        **{"preset": "measure", **VARIANTS[cell["variant"]]},
     )
     autoencoder = train(TensorSource(draw("train", config.rows)[0]), training)
     rows, bits = draw("measure", config.measured_rows)
     test = torch.arange(len(rows)) >= int((1 - TEST) * len(rows))
     numbers, _ = measure_rows(autoencoder, rows, test, seed=cell["seed"])
-    entropy, drawn = source.entropy(), source.empirical_entropy(bits)
-    return {
-        "truth": entropy, "truth_of_rows": drawn,
-        **numbers,
-        **{f"{name}_error": numbers[name] / drawn - 1 for name in ("bits_marginal", "bits_tree", "bits_joint")},
-        **{f"{name}_covers": numbers[f"{name}_low"] <= entropy <= numbers[f"{name}_high"] for name in ("bits_tree", "bits_joint")},
-        "bits_shannon": shannon_bits(source.rates(), config.d_in, cell["strength"], numbers["fvu"])
-        if cell["family"] == "noise" else math.nan,
-    }  # fmt: skip
+    truth, drawn = source.entropy(), source.empirical_entropy(bits)
+    row: Row = {"truth": truth, "truth_of_rows": drawn, **numbers}
+    for name in ("bits_marginal", "bits_tree", "bits_joint"):
+        row[f"{name}_error"] = numbers[name] / drawn - 1
+    for name in ("bits_tree", "bits_joint"):
+        row[f"{name}_covers"] = numbers[f"{name}_low"] <= truth <= numbers[f"{name}_high"]
+    row["bits_shannon"] = math.nan
+    if cell["family"] == "noise":
+        share = cell["strength"]
+        row["bits_shannon"] = shannon_bits(source.rates(), config.d_in, share, numbers["fvu"])
+    return row
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One line for each family and variant: how many cells, and in how many of them the truth was found."""
+    """One line for each family and variant: how many cells, and how many found the truth."""
     lines = []
     for family, variant in dict.fromkeys((row["family"], row["variant"]) for row in rows):
-        here = [row for row in rows if (row["family"], row["variant"]) == (family, variant)]
-        good = [row for row in here if "error" not in row]
+        cells = [row for row in rows if (row["family"], row["variant"]) == (family, variant)]
+        measured = [row for row in cells if "error" not in row]
 
-        def share(condition: Callable[[Row], bool], good: list[Row] = good) -> str:
-            return f"{sum(map(condition, good))} of {len(good)}"
+        def share(good: list[bool]) -> str:
+            return f"{sum(good)} of {len(good)}"
 
+        def middle(numbers: list[float]) -> float | None:
+            return median(numbers) if numbers else None
+
+        right = [abs(row["bits_tree_error"]) <= 0.02 and row["fvu"] <= 0.01 for row in measured]
+        near = [abs(row["bits_joint_error"]) <= 0.03 for row in measured]
         lines.append(
             {
-                "family": family, "variant": variant, "cells": len(here),
-                "within 2 %, fvu <= .01": share(lambda row: abs(row["bits_tree_error"]) <= 0.02 and row["fvu"] <= 0.01),
-                "bits_joint within 3 %": share(lambda row: abs(row["bits_joint_error"]) <= 0.03),
-                "marginal excess": statistics.median(row["bits_marginal_error"] for row in good) if good else None,
-                "fvu": statistics.median(row["fvu"] for row in good) if good else None,
-                "truth in interval, tree": share(lambda row: row["bits_tree_covers"]),
-                "joint": share(lambda row: row["bits_joint_covers"]),
+                "family": family,
+                "variant": variant,
+                "cells": len(cells),
+                "within 2 %, fvu <= .01": share(right),
+                "bits_joint within 3 %": share(near),
+                "marginal excess": middle([row["bits_marginal_error"] for row in measured]),
+                "fvu": middle([row["fvu"] for row in measured]),
+                "truth in interval, tree": share([row["bits_tree_covers"] for row in measured]),
+                "joint": share([row["bits_joint_covers"] for row in measured]),
             }
-        )  # fmt: skip
+        )
     return lines
+
+
+def draw(rows: Sequence[Row], out: Path) -> None:
+    """`calibration`, `variants`, `noise` and `magnitudes`, of what was measured."""
+    rows = [{**row, "rate": f"p = {row['p']:g}"} for row in rows]
+    measured = [row for row in rows if row["variant"] == "measure"]
+    if exact := [row for row in measured if row["family"] in EXACT]:
+        _draw_calibration(exact, out / "calibration")
+    independent = [row for row in rows if row["family"] == "independent"]
+    if len(groups(independent, "variant")) > 1:
+        _draw_variants(independent, out / "variants")
+    for family, label in STRENGTHS.items():
+        if chosen := [row for row in measured if row["family"] == family]:
+            _draw_failure(chosen, label, out / family)
+
+
+def _draw_calibration(rows: list[Row], path: Path) -> None:
+    """Three estimates over the truth, each family in its colour."""
+    labels = ("true entropy, bits a row", "measured, bits a row")
+    style: dict[str, Any] = {"kind": "points", "log": "xy", "labels": labels}
+    style["references"] = {"truth_of_rows": "the truth"}
+    names = {
+        "bits_marginal": "sum of marginals",
+        "bits_tree": "Chow-Liu tree",
+        "bits_joint": "held-out code length",
+    }
+    panels = [
+        Panel(rows, "truth_of_rows", name, "family", title=f"{title} ({name})", **style)
+        for name, title in names.items()
+    ]
+    draw_panels(path, [panels], (3.6, 3.5), sharey=True)
+
+
+def _draw_variants(rows: list[Row], path: Path) -> None:
+    """Measured over true entropy and fvu of every way of training, on the same independent bits."""
+    case = lambda row: (row["rank"], row["p"], row["seed"])  # noqa: E731
+    last = rows[-1]["variant"]
+    shared = {case(row) for row in rows if row["variant"] == last}
+    rows = [
+        {
+            **row,
+            "ratio": row["bits_marginal"] / row["truth_of_rows"],
+            "fvu": max(row["fvu"], 1e-6),
+            "one": 1.0,
+            "target": 0.01,
+        }
+        for row in rows
+        if case(row) in shared
+    ]
+    style: dict[str, Any] = {"series": "rate", "kind": "points", "log": "y", "even": True}
+    ratio = Panel(rows, "variant", "ratio", references={"one": "the truth"}, **style)
+    ratio = replace(ratio, labels=("", "bits_marginal / true entropy"))
+    error = Panel(rows, "variant", "fvu", references={"target": "fvu of .01"}, **style)
+    error = replace(error, labels=("", "fvu, at least 1e-6"))
+    draw_panels(path, [[ratio, error]], (4.8, 4.2))
+
+
+def _draw_failure(rows: list[Row], label: str, path: Path) -> None:
+    """What is measured where more than bits is planted, beside the planted entropy and the bounds;
+    below it the fvu."""
+    estimates, errors = (
+        [{**row, "number": name, "value": row[name]} for name in names for row in rows]
+        for names in (("bits_marginal", "bits_joint"), ("fvu",))
+    )
+    bounds = {
+        "truth": "planted bits",
+        "bits_gaussian": "Gaussian bound",
+        "bits_shannon": "Shannon's lower bound",
+    }
+    noise = {"strength": "share of noise"} if rows[0]["family"] == "noise" else {}
+    grid: list[list[Panel]] = [[], []]
+    for rate, of_rate in groups(estimates, "rate").items():
+        own = [row for row in errors if row["rate"] == rate]
+        bits = Panel(of_rate, "strength", "value", "number", references=bounds, even=True)
+        title = f"{of_rate[0]['rank']} bits, {rate}"
+        grid[0].append(replace(bits, title=title, labels=(label, "bits a row")))
+        grid[1].append(replace(bits, rows=own, references=noise, labels=(label, "fvu")))
+    draw_panels(path, grid, (3.8, 2.9), sharex=True, sharey="row")

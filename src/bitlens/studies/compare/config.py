@@ -1,0 +1,76 @@
+"""Settings of the study `compare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitlens.errors import BitlensError
+from bitlens.studies.options import refuse_unknown
+
+BAE = "BAE"
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    BAE: {},
+    "ReLU": {"architecture": "relu"},
+    "Gated": {"architecture": "gated"},
+    "TopK": {"architecture": "topk"},
+    "BatchTopK": {"architecture": "batch_topk"},
+    "JumpReLU": {"architecture": "jumprelu"},
+    "random": {"architecture": "random"},
+    "PCA": {"architecture": "pca"},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "BAE, step": {"preset": "step"},
+    "BAE, measure": {"preset": "measure"},
+}
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Settings of the study `compare`. Baselines get the l0 of the BAE of that width and price."""
+
+    store: str = ""
+    """a store of hidden states; by default one of layers.2 of the bundled model is harvested"""
+    architectures: tuple[str, ...] = tuple(ARCHITECTURES)
+    """what is compared, with every seed"""
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    """binary autoencoders of other kinds, with the first seed"""
+    n_latents: tuple[int, ...] = ()
+    """widths; by default four times that of the hidden states"""
+    prices: tuple[float, ...] = (0.1, 0.2)
+    """prices of a bit, hence sparsities; those after the first with the first seed"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """of the training"""
+    steps: int = 3000
+    """training steps"""
+    labels: Path | None = None
+    """labels of the text, as `bitlens labels` reads them; by default those that any text has"""
+    contexts: int = 64
+    """contexts that the language model reads for the cross-entropy numbers"""
+    test_fraction: float = 0.1
+    """share of the documents that is held out"""
+
+    def cells(self, name: str, width: int) -> list[dict[str, Any]]:
+        """What is measured of one architecture at one width."""
+        compared = name in self.architectures
+        prices = self.prices if compared else self.prices[:1]
+        # only the first price with every seed; those of PCA, a closed form, say nothing
+        seeds = {self.prices[0]: self.seeds} if compared and name != "PCA" else {}
+        return [
+            {"name": name, "n_latents": width, "price": price, "seed": seed}
+            for price in prices
+            for seed in seeds.get(price, self.seeds[:1])
+        ]
+
+    def refuse_nonsense(self) -> None:
+        """Raise BitlensError for what cannot be compared."""
+        refuse_unknown("architecture", self.architectures, ARCHITECTURES)
+        refuse_unknown("variant", self.variants, VARIANTS)
+        if BAE not in self.architectures:
+            raise BitlensError(
+                f"The comparison needs '{BAE}' among its architectures: its l0 is that of "
+                "all others."
+            )
+        if not self.prices or not self.seeds:
+            raise BitlensError("The comparison needs at least one price and one seed.")

@@ -1,0 +1,1 @@
+"""Entropy along a text and through the layers."""

@@ -1,0 +1,245 @@
+"""Entropy along a text and through the layers: bits of a hidden state at each position and depth.
+
+After the section on normal text of arXiv 2509.20997, with two kinds of autoencoders: one for every
+layer and position, and one for a layer that all its positions share. See docs/study-sequence.md.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bitlens.autoencoders import Autoencoder
+from bitlens.errors import BitlensError
+from bitlens.hidden import ActivationStore, LanguageModel, TensorSource
+from bitlens.hidden.harvest import folder_name, harvest
+from bitlens.hidden.text import ContextReader
+from bitlens.studies.cells import Cell, Row, Study
+from bitlens.studies.figures import Panel, draw_panels, groups
+from bitlens.studies.measuring import measure_rows
+from bitlens.studies.sequence.config import FEWEST_TEST, FEWEST_TRAINING, KINDS, SequenceConfig
+from bitlens.training import train
+from bitlens.training.signals import stop_on_signals
+
+OF_THE_STORE = (
+    "model",
+    "revision",
+    "model_digest",
+    "corpus",
+    "context_length",
+    "packed",
+    "prepend_bos",
+    "dtype",
+    "max_rows",
+)
+SETTINGS = ("test_fraction", "preset", "n_latents", "steps")
+
+
+def run(config: SequenceConfig, study: Study) -> list[Row]:
+    """Harvest, train and measure every cell; stores and shared autoencoders stay in the folder."""
+    model, reader, positions = _open(config)
+    study.open("sequence", asdict(config))
+    hooks = list(dict.fromkeys(hook.name for hook in model.hooks))
+    study.say(f"Harvesting hidden states at {len(hooks)} hook points")
+    store = _harvest(config, model, reader, study, hooks)
+    rows = common_rows(store, positions, config.max_rows)
+    same = {name: store.manifest.get(name) for name in OF_THE_STORE} | {"rows": rows._asdict()}
+    same |= {name: getattr(config, name) for name in SETTINGS}
+    layers = [{"layer": hook, "seed": seed} for hook in hooks for seed in config.seeds]
+    cells = [
+        {"autoencoder": kind, **layer, "position": position}
+        for layer in layers
+        for position in positions
+        for kind in dict.fromkeys(config.autoencoders)
+    ]
+    if "shared" in config.autoencoders:
+        study.planned = len(layers) + len(cells)
+        study.say(f"Training {len(layers)} autoencoders that positions share")
+        work = functools.partial(_train_shared, study.out, config)
+        study.measure([{"train": "shared", **layer} for layer in layers], work, same)
+    study.say(
+        f"Measuring {len(cells)} cells, each of {rows.training:,} rows to train on and "
+        f"{rows.test:,} held out"
+    )
+    measured = study.measure(cells, functools.partial(_measure, study.out, config, rows), same)
+    return study.finish(measured, draw)
+
+
+def _open(config: SequenceConfig) -> tuple[LanguageModel, ContextReader, list[int]]:
+    """Model, text and positions; what is wrong with them is refused before a file is written."""
+    config.refuse_nonsense()
+    model = config.load()
+    model.require_context(config.context)
+    # refuses what it cannot be trained with
+    config.training(0, config.preset).resolved(max(model.widths().values()), "cpu")
+    reader = config.reader(model.tokenizer, config.test_fraction)
+    if next(reader.contexts(), None) is None:
+        raise BitlensError("The text gave no usable tokens: it is empty.")
+    return model, reader, text_positions(config, reader)
+
+
+def text_positions(config: SequenceConfig, reader: ContextReader) -> list[int]:
+    """The positions of the study in order; one that only special tokens have is refused."""
+    first, last = len(reader.before), len(reader.before) + reader.room - 1
+    if not config.positions:
+        between = (1 << i for i in range(last.bit_length()))
+        return sorted({first, *(p for p in between if first < p < last), last})
+    for position in config.positions:
+        if not first <= position <= last:
+            raise BitlensError(
+                f"There are no rows at position {position}: in a context of {config.context} "
+                f"tokens of this tokenizer the text's own are at {first} to {last}."
+            )
+    return sorted(set(config.positions))
+
+
+def _harvest(
+    config: SequenceConfig,
+    model: LanguageModel,
+    reader: ContextReader,
+    study: Study,
+    hooks: list[str],
+) -> ActivationStore:
+    """Harvest every hook point -> the store of the first; all have the same rows."""
+    folder = study.out / "stores" if len(hooks) > 1 else _store_folder(study.out, hooks[0])
+    folder.parent.mkdir(exist_ok=True)
+    with stop_on_signals() as stop:
+        harvest(
+            model,
+            reader,
+            folder,
+            batch_size=config.batch_size,
+            max_rows=config.max_tokens,
+            store_dtype=getattr(torch, config.store_dtype, None),  # None for auto
+            resume=folder.exists(),
+            announce=lambda plan: study.say(f"Plan: {plan}"),
+            stop=lambda: stop.signal,
+        )
+    return ActivationStore(_store_folder(study.out, hooks[0]))
+
+
+def _store_folder(out: Path, hook: str) -> Path:
+    return out / "stores" / folder_name(hook)
+
+
+class Rows(NamedTuple):
+    """How many rows of a position a cell has: of training documents and of held-out ones."""
+
+    training: int
+    test: int
+
+
+def common_rows(
+    store: ActivationStore, positions: Sequence[int], max_rows: int | None = None
+) -> Rows:
+    """The rows that all these positions have: an entropy's error depends on their number."""
+    parts = [store.shard(i, ["document", "position"]) for i in range(len(store.shards))]
+    position = torch.cat([part["position"] for part in parts])
+    test = store.is_test(torch.cat([part["document"] for part in parts]))
+    counts = []
+    for p in positions:
+        at = position == p
+        count = Rows(int((at & ~test).sum()), int((at & test).sum()))
+        counts.append(count)
+        if count.training < FEWEST_TRAINING or count.test < FEWEST_TEST:
+            raise BitlensError(
+                f"Position {p} has {count.training} rows to train on and {count.test} of held-out "
+                f"documents, fewer than {FEWEST_TRAINING} and {FEWEST_TEST}; give more text, or "
+                "leave the position out."
+            )
+    training, held_out = (min(numbers) for numbers in zip(*counts, strict=True))
+    if max_rows is not None and training + held_out > max_rows:
+        held_out = max(FEWEST_TEST, round(max_rows * held_out / (training + held_out)))
+        training = min(training, max_rows - held_out)
+    return Rows(training, held_out)
+
+
+class Sample(NamedTuple):
+    """Rows of one position in the order of the text."""
+
+    hidden: Tensor
+    """float32 `[n, d]`"""
+    document: Tensor
+    test: Tensor
+    """bool"""
+
+
+def rows_at(store: ActivationStore, position: int, rows: Rows) -> Sample:
+    """So many rows of this position, evenly spread over the text.
+
+    Rows of outlying norm are among them: a position where all have it, as the first often does, is
+    measured like any other.
+    """
+    hidden, documents = [], []
+    for index in range(len(store.shards)):
+        tensors = store.shard(index, ["hidden", "document", "position"])
+        at = tensors["position"] == position
+        hidden.append(tensors["hidden"][at])
+        documents.append(tensors["document"][at])
+    document = torch.cat(documents)
+    test = store.is_test(document)
+    chosen = torch.cat([_spread(~test, rows.training), _spread(test, rows.test)]).sort().values
+    return Sample(torch.cat(hidden)[chosen].float(), document[chosen], test[chosen])
+
+
+def _spread(which: Tensor, n: int) -> Tensor:
+    """n of the indices where `which` holds, at even distances."""
+    indices = which.nonzero()[:, 0]
+    return indices[torch.arange(n) * len(indices) // n]
+
+
+def _measure(out: Path, config: SequenceConfig, rows: Rows, cell: Cell) -> Row:
+    manifest = _store_folder(out, cell["layer"]) / "manifest.json"
+    store = _opened(manifest.parent, manifest.stat().st_mtime_ns)
+    hidden, document, test = rows_at(store, cell["position"], rows)
+    if cell["autoencoder"] == "shared":
+        autoencoder = _shared(out, config, store, cell)
+    else:
+        source = TensorSource(hidden[~test], {**store.about, "position": cell["position"]})
+        autoencoder = train(source, config.training(cell["seed"], config.preset))
+    numbers, _ = measure_rows(
+        autoencoder.cpu(), hidden, test, documents=document, seed=cell["seed"]
+    )
+    gaussian = numbers["bits_gaussian"]
+    ratio = numbers["bits_joint"] / gaussian if gaussian else None
+    return {**numbers, "joint_over_gaussian": ratio}
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(path: Path, written: int) -> ActivationStore:
+    """The store of the cells in hand: one that is opened anew checks all its shards again."""
+    return ActivationStore(path)
+
+
+def _train_shared(out: Path, config: SequenceConfig, cell: Cell) -> Row:
+    store = ActivationStore(_store_folder(out, cell["layer"]))
+    return {"live": _shared(out, config, store, cell).n_latents}
+
+
+def _shared(out: Path, config: SequenceConfig, store: ActivationStore, cell: Cell) -> Autoencoder:
+    """The autoencoder that all positions of a layer share; trained where it is not there yet."""
+    settings = f"{config.preset}-{config.n_latents or 4 * store.d_in}-{config.steps}"
+    folder = out / "shared" / settings / f"{folder_name(cell['layer'])}-{cell['seed']}"
+    return train(store, config.training(cell["seed"], config.preset), folder, resume=True)
+
+
+def draw(rows: Sequence[Row], out: Path) -> None:
+    """`bits` and `fvu` over the position, a line a layer; `layers`: bits over the depth."""
+    position = "position in the context"
+    for name, x, series, number, labels in (
+        ("bits", "position", "layer", "bits_joint", (position, "bits_joint, a row")),
+        ("fvu", "position", "layer", "fvu", (position, "fvu, held out")),
+        ("layers", "layer", "position", "bits_joint", ("", "bits_joint, a row")),
+    ):
+        panel = Panel(rows, x, number, series, ordered=True, even=True, labels=labels)
+        panels = [
+            replace(panel, rows=part, title=KINDS[kind])
+            for kind, part in groups(rows, "autoencoder").items()
+        ]
+        draw_panels(out / name, [panels], sharey=True)
