@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
+from bitlens.autoencoders.descent import FLIPS
 from bitlens.bits.descent import descend
 from bitlens.cli import main
 from bitlens.encode import encode_store
@@ -15,7 +16,6 @@ from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, TensorSource
 from bitlens.hidden.arrays import import_arrays
 from bitlens.training import TrainConfig, train
-from bitlens.training.descent_learner import FLIPS
 from bitlens.training.learners import make_learner
 
 D = 12

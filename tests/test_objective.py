@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitlens.training.objective import (
+from bitlens.autoencoders.objective import (
     Price,
     batch_price,
     binary_losses,

@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from bitlens.autoencoders.objective import Price
+from bitlens.autoencoders.pruning import (
+    OFF,
+    Parameters,
+    code_rows,
+    latent_sums,
+    propose,
+    prune,
+    regrow,
+)
 from bitlens.seeding import generator
-from bitlens.training.objective import Price
-from bitlens.training.pruning import OFF, Parameters, code_rows, latent_sums, propose, prune, regrow
 
 ENTROPY, ONBIT = Price("entropy", 0.02), Price("onbit", 0.02)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from bitlens.autoencoders import Autoencoder
+from bitlens.autoencoders.objective import Price
 from bitlens.bits.statistics import binary_entropy
 from bitlens.hidden import TensorSource
 from bitlens.training import PRESETS, TrainConfig, train
-from bitlens.training.objective import Price
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "recipe.py"
 REFERENCE_PRESETS = {"step": "features"}  # what the reference calls a preset of ours

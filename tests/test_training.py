@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
+from bitlens.autoencoders.topk import TopKLearner
 from bitlens.errors import BitlensError
 from bitlens.hidden import TensorSource
 from bitlens.hidden.arrays import import_arrays
 from bitlens.hidden.source import HiddenSource
 from bitlens.training import PRESETS, TrainConfig, train
 from bitlens.training.learners import build, make_learner
-from bitlens.training.prefetch import Prefetch
-from bitlens.training.sparse_learners import TopKLearner
+from bitlens.training.prefetch import prefetched
 from bitlens.training.trainer import learning_rate
 
 LOGGED = {
@@ -173,7 +173,7 @@ def test_a_store_and_a_tensor_of_the_same_rows_agree(tmp_path):
 
 
 def test_the_learning_rate_warms_up_and_decays():
-    config = TrainConfig(steps=1000, lr=0.01, decay=0.3)
+    config = TrainConfig(steps=1000, lr=0.01, decay=0.3).resolved(12, "cpu").settings()
     rates = [learning_rate(config, step) for step in range(1000)]
     assert rates[0] == pytest.approx(0.01 / 50)
     assert rates[49] == rates[500] == rates[699] == pytest.approx(0.01)
@@ -350,7 +350,7 @@ def test_an_error_while_reading_ahead_reaches_the_caller():
 
 
 def test_prefetching_keeps_the_order_and_can_be_left_early():
-    ahead = Prefetch(iter(range(1000)))
+    ahead = prefetched(iter(range(1000)))
     assert [next(ahead) for _ in range(10)] == list(range(10))
     ahead.close()
-    assert list(Prefetch(iter(range(5)))) == list(range(5))
+    assert list(prefetched(iter(range(5)))) == list(range(5))

@@ -12,17 +12,17 @@ from bitlens import terminal
 
 
 class StopRequest:
-    def __init__(self) -> None:
-        self.signal: str | None = None
+    """`signal` is the name of the signal that asked for an end, or None."""
+
+    signal: str | None = None
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
     """Within the block SIGINT and SIGTERM only set `request.signal`; a second one acts as usual."""
     request = StopRequest()
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # only the main thread may handle signals
+    # Only the main thread may handle signals.
+    if threading.current_thread() is not threading.main_thread():
         yield request
         return
     terminal.interrupt.check()

@@ -1,0 +1,76 @@
+"""TopK autoencoders (Gao et al. 2024, arXiv 2406.04093)."""
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from bitlens.autoencoders.learner import Sampler
+from bitlens.autoencoders.objective import Losses
+from bitlens.autoencoders.settings import TopKSettings
+from bitlens.autoencoders.sparse import SparseAutoencoder, SparseLearner
+from bitlens.errors import BitlensError
+
+
+class TopKAutoencoder(SparseAutoencoder):
+    """The k largest pre-activations, rectified; the rest are zero."""
+
+    architecture = "topk"
+    setting_names = ("k",)
+
+    def __init__(self, d_in: int, n_latents: int, k: int, **settings: Any) -> None:
+        if not 1 <= k <= n_latents:
+            raise BitlensError(
+                f"{self.architecture} needs 1 <= k <= {n_latents} latents, not k = {k}."
+            )
+        super().__init__(d_in, n_latents, k=k, **settings)
+        self.k = k
+
+    def code(self, z: Tensor) -> Tensor:
+        """The k largest of each row, rectified."""
+        top = z.topk(self.k, dim=-1)
+        return torch.zeros_like(z).scatter(-1, top.indices, top.values.relu())
+
+
+TopK = TypeVar("TopK", bound=TopKAutoencoder)
+
+
+class TopKLearner(SparseLearner[TopK, TopKSettings]):
+    """The squared error, and an auxiliary loss for dead latents (appendix A.2)."""
+
+    AUXILIARY = 1 / 32
+
+    def __init__(self, model: TopK, settings: TopKSettings, sample: Sampler) -> None:
+        super().__init__(model, settings, sample)
+        batches_since_on = torch.zeros(model.n_latents, device=model.W_enc.device)
+        self.state = {"silent": batches_since_on}
+        self.patience = max(20, settings.steps // 20)
+
+    def code(self, z: Tensor) -> Tensor:
+        """Codes of a training batch, by its pre-activations `[n, n_latents]`."""
+        return self.model.code(z)
+
+    def losses(self, x: Tensor) -> tuple[Losses, Tensor]:
+        """x: standardised `[n, d_in]` -> (terms of the loss, codes `[n, n_latents]`)."""
+        z = self.model.pre_activations(x)
+        codes = self.code(z)
+        return self.with_auxiliary(x, z, codes, self.model.reconstruct(codes).float())
+
+    def with_auxiliary(
+        self, target: Tensor, z: Tensor, codes: Tensor, x_hat: Tensor
+    ) -> tuple[Losses, Tensor]:
+        """The squared error, and that of the dead latents' own reconstruction of the residual."""
+        mse = torch.mean((x_hat - target) ** 2)
+        on = (codes.detach() > 0).any(0)
+        self.state["silent"] = torch.where(on, 0.0, self.state["silent"] + 1)
+        auxiliary = mse.new_zeros(())
+        dead = self.state["silent"] > self.patience
+        if dead.any():
+            k = min(self.model.d_in // 2, int(dead.sum()))
+            top = z.masked_fill(~dead, -torch.inf).topk(max(k, 1), dim=-1)
+            residual = (target - x_hat).detach()
+            dead_codes = torch.zeros_like(z).scatter(-1, top.indices, top.values.relu())
+            guess = dead_codes @ self.model.W_dec
+            auxiliary = self.AUXILIARY * (guess.float() - residual).square().mean()
+        zero = mse.new_zeros(())
+        return Losses(mse + auxiliary, mse, zero, zero, auxiliary), codes
