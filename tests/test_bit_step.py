@@ -1,4 +1,4 @@
-"""The training step from packed bits against autograd on plain products, and against float64 formulas."""
+"""The training step from packed bits against autograd and against float64 formulas."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def learner(d: int, n_latents: int, reference: bool, **changes) -> StepLearner:
 
 
 def clear_rows(of: StepLearner, n: int, seed: int = 0) -> torch.Tensor:
-    """Rows whose pre-activations all keep clear of the edges of their windows, where rounding decides."""
+    """Rows whose pre-activations keep clear of window edges, where rounding decides."""
     spread = of.state["spread"].clone()
     for attempt in range(100):
         x = rows(n, of.model.d_in, seed + 1000 * attempt)
@@ -64,7 +64,7 @@ def assert_same_step(one: StepLearner, other: StepLearner, x: torch.Tensor) -> N
         assert (gradient - exact).norm() <= 1e-5 * exact.norm(), name
 
 
-# --- the same numbers as autograd -------------------------------------------------------------------------------------
+# --- the same numbers as autograd -----------------------------------------------------------------
 
 
 @branches
@@ -96,7 +96,7 @@ def test_any_width_and_any_number_of_rows(monkeypatch, d, n_latents, gamma, bran
 
 
 def with_constants(of: StepLearner) -> StepLearner:
-    """Latents 0 to 3: always on, always off, and both inside their windows, where the price has a slope."""
+    """Latents 0 to 3: always on, always off, and both inside their windows."""
     with torch.no_grad():
         of.model.W_enc[:, :4] *= 1e-3
         of.model.b_enc[:4] = torch.tensor([9.0, -9.0, 0.02, -0.02])
@@ -152,7 +152,7 @@ def test_codes_with_many_bits_on_take_whole_products_and_others_do_not(monkeypat
     assert len(calls) == 1
 
 
-# --- the same numbers as float64 formulas -----------------------------------------------------------------------------
+# --- the same numbers as float64 formulas ---------------------------------------------------------
 
 
 @branches
@@ -179,7 +179,7 @@ def test_gradients_are_those_of_float64_on_the_same_bits(monkeypatch, preset, ga
         assert (gradient - exact).norm() <= 1e-5 * exact.norm(), name
 
 
-# --- precision, buffers, surrogates -----------------------------------------------------------------------------------
+# --- precision, buffers, surrogates ---------------------------------------------------------------
 
 
 def rounded(a: torch.Tensor, b: torch.Tensor, bf16: bool) -> torch.Tensor:
@@ -264,7 +264,7 @@ def test_the_last_bits_do_not_depend_on_the_number_of_threads():
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-# --- a whole run ------------------------------------------------------------------------------------------------------
+# --- a whole run ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
@@ -272,8 +272,9 @@ def test_the_last_bits_do_not_depend_on_the_number_of_threads():
 def test_a_run_is_that_of_the_reference(preset, gamma):
     """Thirty steps, pruning and regrowing included.
 
-    Where no pre-activation is within rounding of an edge, the runs agree to rounding: about 1e-7. One bit that differs
-    can change what is pruned or restarted, hence the loss at the end by several percent (weights changed by 1e-5 do so).
+    Where no pre-activation is within rounding of an edge, the runs agree to rounding: about 1e-7.
+    One bit that differs can change what is pruned or restarted, hence the loss at the end by
+    several percent (weights changed by 1e-5 do so).
     """
     g = torch.Generator().manual_seed(0)
     x = (torch.rand(900, 10, generator=g) < 0.3).float() @ torch.randn(10, 13, generator=g)
@@ -281,9 +282,16 @@ def test_a_run_is_that_of_the_reference(preset, gamma):
     runs = []
     for reference in (False, True):
         config = TrainConfig(
-            preset=preset, gamma=gamma, n_latents=70, steps=30, batch_size=64, log_every=1, prune_rows=900, device="cpu",
+            preset=preset,
+            gamma=gamma,
+            n_latents=70,
+            steps=30,
+            batch_size=64,
+            log_every=1,
+            prune_rows=900,
+            device="cpu",
             reference=reference,
-        )  # fmt: skip
+        )
         records = []
         train(TensorSource(x), config, report=records.append)
         runs.append([record["total"] for record in records])

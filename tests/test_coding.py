@@ -1,4 +1,4 @@
-"""Coding as a property of a binary autoencoder: descent or step, kept in its files, the same for everything that encodes."""
+"""Coding as a property of a binary autoencoder, kept in its files, the same for all that encode."""
 
 import json
 
@@ -99,7 +99,7 @@ def test_codes_are_the_same_however_they_are_asked_for(bae, store, tmp_path):
 
 
 def test_a_row_has_the_same_code_alone_and_among_others(bae):
-    """All that a row's code depends on is the row, but for the rounding of products of other shapes."""
+    """A row's code depends on the row alone, but for rounding in products of other shapes."""
     x = rows(64, seed=2)
     together, alone = bae.encode(x), torch.cat([bae.encode(row[None]) for row in x])
     assert (together == alone).all(1).float().mean() > 0.98
@@ -269,7 +269,7 @@ def test_pursuit_explains_more_than_the_encoder_with_as_many_latents():
 
 
 def test_the_commands_take_another_coding(bae, store, tmp_path):
-    """evaluate with --coding and --flips: between the encoder alone and descent; a sparse autoencoder refuses them."""
+    """--coding and --flips: between the encoder alone and descent; refused by a sparse one."""
     bae.save(tmp_path / "run")
     fvu = []
     for name, more in (("step", ["--coding", "step"]), ("few", ["--flips", "1"]), ("all", [])):
@@ -305,7 +305,7 @@ def test_the_commands_take_another_coding(bae, store, tmp_path):
 
 
 def test_a_step_leaves_the_gradients_of_the_objective_at_its_bits():
-    """Those of autograd with the bits held fixed: the dictionary's of the squared error, the encoder's of its cross-entropy."""
+    """Those of autograd at fixed bits: squared error, and the encoder's cross-entropy."""
     config = settings(steps=10).resolved(D, "cpu")
     x = rows(64)
     model = BinaryAutoencoder(D, 40, "descent")

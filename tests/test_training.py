@@ -58,10 +58,14 @@ def weights(model: Autoencoder) -> list[torch.Tensor]:
     return list(model.state_dict().values())
 
 
-# --- what it learns -------------------------------------------------------------------------------------------------
+# --- what it learns -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{"lam": 0.005}, {"preset": "step"}, {"preset": "measure"}, {"architecture": "topk", "k": 5}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [{"lam": 0.005}, {"preset": "step"}, {"preset": "measure"}, {"architecture": "topk", "k": 5}],
+    ids=str,
+)
 def test_training_explains_the_rows_and_the_loss_falls(changes):
     records = []
     model = train(TensorSource(rows()), settings(steps=300, **changes), report=records.append)
@@ -134,7 +138,7 @@ def test_first_firing_rates_are_log_uniform_in_their_range():
 
 
 def test_raw_space_is_the_callers():
-    """Shifted and scaled rows give the same bits and correspondingly shifted and scaled reconstructions."""
+    """Shifted and scaled rows give the same bits, and their reconstructions shift and scale."""
     x = rows().double()
     plain, moved = (train(TensorSource(y), settings()) for y in (x, 64 * x + 3))
     assert torch.allclose(moved(64 * x + 3), 64 * plain(x) + 3, atol=0.5)
@@ -181,15 +185,23 @@ def test_the_learning_rate_warms_up_and_decays():
     assert rates[-1] == pytest.approx(0.0002)
 
 
-# --- what it writes -------------------------------------------------------------------------------------------------
+# --- what it writes -------------------------------------------------------------------------------
 
 
 def test_a_run_leaves_its_weights_its_settings_and_every_metric(tmp_path):
     records = []
-    model = train(TensorSource(rows(), {"hook": {"module": "layers.3"}}), settings(steps=95), tmp_path / "run", report=records.append)  # fmt: skip
+    model = train(
+        TensorSource(rows(), {"hook": {"module": "layers.3"}}),
+        settings(steps=95),
+        tmp_path / "run",
+        report=records.append,
+    )
     assert {file.name for file in (tmp_path / "run").iterdir()} == {
-        "cfg.json", "sae_weights.safetensors", "metrics.jsonl", "training.json",
-    }  # fmt: skip
+        "cfg.json",
+        "sae_weights.safetensors",
+        "metrics.jsonl",
+        "training.json",
+    }
     lines = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
@@ -240,19 +252,36 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert b"bits_batch" in events.read_bytes()
 
 
-# --- what it refuses ------------------------------------------------------------------------------------------------
+# --- what it refuses ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"preset": "nothing"}, {"n_latents": 0}, {"steps": 0}, {"batch_size": 1}, {"log_every": 0},
-        {"checkpoint_every": 0}, {"prune_rows": 0}, {"lr": 0.0}, {"lr": -1.0}, {"lr": math.nan}, {"lam": -0.1},
-        {"gamma": math.inf}, {"width": 0.0}, {"p0": 0.5}, {"p0": 0.0}, {"test_fraction": 1.0}, {"prune_at": (1.5,)},
-        {"regrow_at": (-0.1,)}, {"initial_rates": (0.1,)}, {"initial_rates": (0.0, 0.2)}, {"initial_rates": (0.2, 0.1)},
+        {"preset": "nothing"},
+        {"n_latents": 0},
+        {"steps": 0},
+        {"batch_size": 1},
+        {"log_every": 0},
+        {"checkpoint_every": 0},
+        {"prune_rows": 0},
+        {"lr": 0.0},
+        {"lr": -1.0},
+        {"lr": math.nan},
+        {"lam": -0.1},
+        {"gamma": math.inf},
+        {"width": 0.0},
+        {"p0": 0.5},
+        {"p0": 0.0},
+        {"test_fraction": 1.0},
+        {"prune_at": (1.5,)},
+        {"regrow_at": (-0.1,)},
+        {"initial_rates": (0.1,)},
+        {"initial_rates": (0.0, 0.2)},
+        {"initial_rates": (0.2, 0.1)},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_senseless_settings_are_refused_by_name(tmp_path, changes):
     ((name, value),) = changes.items()
     with pytest.raises(BitlensError, match=name) as refusal:
@@ -322,7 +351,7 @@ def test_a_matrix_without_rows_is_refused():
             TensorSource(x)
 
 
-# --- batches --------------------------------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------
 
 
 class Broken(HiddenSource):
