@@ -138,33 +138,20 @@ class BinaryAutoencoder(Autoencoder):
             )
         sign = torch.where(flip, -1.0, 1.0)
         constant = (self.W_dec.double() * flip[:, None]).sum(0)
-        W_enc, b_enc, W_dec = self.W_enc * sign, self.b_enc * sign, self.W_dec * sign[:, None]
-        price = self.prices[keep] if searched else None
-        return self.like(
-            self, W_enc[:, keep], b_enc[keep], W_dec[keep], self.b_dec + constant, price
-        )
-
-    @classmethod
-    @torch.no_grad()
-    def like(
-        cls,
-        other: Autoencoder,
-        W_enc: Tensor,
-        b_enc: Tensor,
-        W_dec: Tensor,
-        b_dec: Tensor,
-        price: Tensor | None = None,
-    ) -> Self:
-        """With these parameters, and the standardisation and metadata of another autoencoder; with
-        prices, for descent."""
-        coding: Coding = "step" if price is None else "descent"
-        out = cls(other.d_in, W_enc.shape[1], coding).to(other.mean.device)
-        values = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "price": price}
-        values |= {"mean": other.mean, "scale": other.scale}
+        values = {
+            "W_enc": (self.W_enc * sign)[:, keep],
+            "b_enc": (self.b_enc * sign)[keep],
+            "W_dec": (self.W_dec * sign[:, None])[keep],
+            "b_dec": self.b_dec + constant,
+            "mean": self.mean,
+            "scale": self.scale,
+        }
+        if searched:
+            values["price"] = self.prices[keep]
+        out = type(self)(self.d_in, len(values["b_enc"]), self.coding).to(self.mean.device)
         for name, value in values.items():
-            if value is not None:
-                getattr(out, name).copy_(value)
-        out.metadata = dict(other.metadata)
+            getattr(out, name).copy_(value)
+        out.metadata = dict(self.metadata)
         return out
 
 

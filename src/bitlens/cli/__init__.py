@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Command = Callable[..., None]
 
 COMMANDS = {
-    "demo": "demo:demo", "harvest": "stores:harvest", "import": "stores:import_", "train": "train:train", "encode": "runs:encode",
+    "demo": "demo:demo", "harvest": "stores:harvest", "import": "stores:import_", "train": "runs:train", "encode": "runs:encode",
     "evaluate": "runs:evaluate", "faithfulness": "faithfulness:faithfulness", "entropy": "codes:entropy",
     "features": "features:features", "interpret": "interpret:interpret", "labels": "labels:labels", "match": "match:match",
     "compress": "codes:compress", "decompress": "codes:decompress", "study": "studies:",
@@ -128,11 +128,12 @@ def _call(arguments: list[str], called: list[Command]) -> None:
     import importlib
 
     module, _, function = commands[arguments[0]].partition(":")
-    place = importlib.import_module(f"bitlens.cli.{module}")
-    command = getattr(place, function)
+    command = getattr(importlib.import_module(f"bitlens.cli.{module}"), function)
     called.append(command)
-    if hasattr(place, "for_help") and {"-h", "--help"} & set(arguments):
-        command = place.for_help(arguments[1:])
+    if arguments[0] == "train" and {"-h", "--help"} & set(arguments):
+        from bitlens.cli.train_help import for_help
+
+        command = for_help(command, arguments)
 
     import tyro
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from bitlens.cli.common import (
     Device,
@@ -12,12 +14,89 @@ from bitlens.cli.common import (
     RunFolder,
     Search,
     SearchFlags,
+    Source,
     StoreFolder,
     open_pair,
+    open_text,
     pick_device,
     write_result,
 )
+from bitlens.cli.train_help import without_effect
 from bitlens.errors import BitlensError
+from bitlens.options import Logger
+from bitlens.training.config import TrainConfig
+
+
+def train(
+    source: Source,
+    out: Path,
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),  # noqa: B008
+    target: Path | None = None,
+    stream: bool = False,
+    text: tuple[str, ...] = (),
+    hook: str = "",
+    context: int = 256,
+    text_column: str = "text",
+    split: str = "train",
+    shuffle_seed: int | None = 0,
+    log: tuple[Logger, ...] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    json: Json = None,
+) -> None:
+    """Train an autoencoder on a store, or with --stream straight from a model.
+
+    The result is a folder with cfg.json and sae_weights.safetensors. A killed run goes on, bit-exactly, with --resume.
+
+    Args:
+        source: a store; with --stream a language model.
+        out: folder of the run.
+        config: settings of the training.
+        target: for transcoders: the store of what is to be predicted, from the same harvest.
+        stream: make hidden states as they are needed, without a store (takes --text and --hook).
+        text: with --stream: the text, as for harvest.
+        hook: with --stream: the hook point.
+        context: with --stream: tokens the model sees at once.
+        text_column: with --stream: column of the text in tables and datasets.
+        split: with --stream: split of a dataset.
+        shuffle_seed: with --stream: mix the documents with this seed.
+        log: further loggers beside metrics.jsonl: tensorboard, wandb.
+        resume: continue a run that was stopped.
+        overwrite: replace a run that is there.
+        json: also write the last numbers of the training to this file.
+    """
+    from bitlens import show
+    from bitlens.hidden import ActivationStore, PairedStore
+    from bitlens.hidden.live import LiveSource
+    from bitlens.hidden.source import TEST_FRACTION
+    from bitlens.training import train as run
+
+    if idle := without_effect(config):
+        show.err.print(f"Without effect on this run: {', '.join(idle)}.", soft_wrap=True)
+    fraction = config.test_fraction
+    if stream:
+        if not text or not hook:
+            raise BitlensError("--stream needs the text and the hook point: add --text and --hook.")
+        language_model, reader = open_text(
+            source, text, (hook,), context, True, None, text_column, split, True, "auto", shuffle_seed, "auto",
+            config.device, None, None, TEST_FRACTION if fraction is None else fraction,
+        )  # fmt: skip
+        if left_out := reader.corpus.left_out():
+            show.err.print(f"Not read as text: {', '.join(left_out)}", soft_wrap=True)
+        rows: Any = LiveSource(language_model, reader)
+    elif target is not None:
+        rows = PairedStore(source, target, fraction)
+    else:
+        rows = ActivationStore(source, fraction)
+    last: dict[str, Any] = {}
+    autoencoder = run(
+        rows, config, out, resume=resume, overwrite=overwrite, loggers=log, report=last.update
+    )
+    show.out.print(
+        f"{out}: {autoencoder.architecture} with {autoencoder.n_latents:,} live latents of {autoencoder.metadata['n_latents_trained']:,}, d_in {autoencoder.d_in}",
+        soft_wrap=True,
+    )
+    write_result(json, {"run": str(out), "n_latents": autoencoder.n_latents, **last})
 
 
 def encode(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from bitlens.autoencoders.registry import ARCHITECTURES, BAE_BY_STEP, find
+from bitlens.autoencoders.registry import ARCHITECTURES, find
 from bitlens.autoencoders.settings import Precision, Preset, Settings, TopKSettings
 from bitlens.errors import BitlensError
 from bitlens.options import Coding, PriceKind, Surrogate, Weighting
@@ -169,11 +169,10 @@ class TrainConfig:
 OF_EVERY_RUN = ("architecture", "test_fraction", "device", "log_every", "checkpoint_every")
 
 
-def settings_that_apply(architecture: str, preset: str | None = None) -> set[str]:
-    """Fields of `TrainConfig` that this architecture reads; of a bae under one preset or any."""
-    kinds = [find(architecture, PRESETS[preset]["coding"] if preset else "descent").settings]
-    if architecture == "bae" and preset is None:
-        kinds.append(BAE_BY_STEP.settings)
+def settings_that_apply(architecture: str, coding: str | None = None) -> set[str]:
+    """Fields of `TrainConfig` that this architecture reads; of a bae, with this coding or any."""
+    codings = (coding,) if coding else get_args(Coding)
+    kinds = [find(architecture, coding).settings for coding in codings]
     return {*OF_EVERY_RUN, *(field.name for kind in kinds for field in fields(kind))}
 
 

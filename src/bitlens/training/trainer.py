@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,11 @@ def train(
             return Autoencoder.from_pretrained(folder, device)
 
     run = _Run(source, model, config, folder, loggers, report)
-    if not run.learner.closed_form:
-        run.loop()
-    run.close()
+    try:
+        if not run.learner.closed_form:
+            run.loop()
+    finally:
+        run.close()
     with torch.no_grad():
         model = run.learner.finish()
     if folder is not None:
@@ -125,22 +128,23 @@ class _Run:
     def loop(self) -> None:
         """All steps that are left."""
         steps = self.config.steps
-        try:
-            with stop_on_signals() as stop:
-                while self.reached.step < steps:
-                    losses, rates = self._step()
-                    step, last = self.reached.step, self.reached.step == steps
-                    if step % self.config.log_every == 0 or last:
-                        self._log(losses, rates)
-                    signal = stop.signal  # read once, so that what is said was done
-                    if last:
-                        break
-                    if signal or step % self.config.checkpoint_every == 0:
-                        self._save()
-                    if signal:
-                        raise Interrupted(self._stopped_by(signal))
-        finally:
-            self.close()
+        with stop_on_signals() as stop:
+            while self.reached.step < steps:
+                losses, rates = self._step()
+                step, last = self.reached.step, self.reached.step == steps
+                if step % self.config.log_every == 0 or last:
+                    self._log(losses, rates)
+                signal = stop.signal  # read once, so that what is said was done
+                if last:
+                    break
+                if self.folder and (signal or step % self.config.checkpoint_every == 0):
+                    save_checkpoint(self.folder, self.learner, self.optimizer, self.reached)
+                if signal:
+                    where = f"saved in {self.folder}; continue it with `resume=True`"
+                    outcome = where if self.folder else "nothing was saved"
+                    raise Interrupted(
+                        f"Stopped by {signal} after step {step} of {steps}: {outcome}."
+                    )
 
     def _step(self) -> tuple[Losses, Tensor]:
         step, learner = self.reached.step, self.learner
@@ -155,11 +159,16 @@ class _Run:
         self.rows_since += len(x)
         return losses, rates
 
+    @torch.no_grad()
     def _log(self, losses: Losses, rates: Tensor) -> None:
-        step = self.reached.step
+        """One record; the only place where the loop waits for the device."""
+        step, rates = self.reached.step, self.model.on_rates(rates)
+        record: Record = {"step": step}
+        record |= {name: float(value) for name, value in losses._asdict().items()}
+        record |= {"l0": float(rates.sum()), "bits_batch": float(binary_entropy(rates).sum())}
         speed = self.rows_since / (time.perf_counter() - self.clock)
-        record = _record(step, losses, self.model.on_rates(rates), speed)
-        if not record["total"] - record["total"] == 0:
+        record["rows_per_second"] = round(speed, 1)
+        if not math.isfinite(record["total"]):
             raise BitlensError(
                 f"The loss is not finite at step {step}: training diverged; lower `lr`, "
                 "or check the hidden states."
@@ -171,26 +180,12 @@ class _Run:
             self.log.write(record)
         self.clock, self.rows_since = time.perf_counter(), 0
 
-    def _save(self) -> None:
-        if self.folder is not None:
-            save_checkpoint(self.folder, self.learner, self.optimizer, self.reached)
-
-    def _stopped_by(self, signal: str) -> str:
-        outcome = "nothing was saved"
-        if self.folder is not None:
-            outcome = f"saved in {self.folder}; continue it with `resume=True`"
-        return (
-            f"Stopped by {signal} after step {self.reached.step} of {self.config.steps}: {outcome}."
-        )
-
     def close(self) -> None:
         """End the reading ahead and the log."""
-        close_batches = getattr(self.batches, "close", None)
-        if close_batches is not None:
-            close_batches()
+        if isinstance(self.batches, Generator):
+            self.batches.close()
         if self.log is not None:
             self.log.close()
-            self.log = None
 
 
 def learning_rate(settings: Settings, step: int) -> float:
@@ -259,14 +254,3 @@ def _standardised_batches(
     device = model.W_enc.device
     for rows, position in source.batches(config.batch_size, config.seed, start):
         yield model.standardise_rows(rows.to(device, non_blocking=True)), position
-
-
-@torch.no_grad()
-def _record(step: int, losses: Losses, rates: Tensor, speed: float) -> Record:
-    """The numbers of one logged step; the only place where the loop waits for the device."""
-    record: Record = {"step": step}
-    record |= {name: float(value) for name, value in losses._asdict().items()}
-    record["l0"] = float(rates.sum())
-    record["bits_batch"] = float(binary_entropy(rates).sum())
-    record["rows_per_second"] = round(speed, 1)
-    return record
