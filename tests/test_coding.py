@@ -219,25 +219,12 @@ def test_what_is_not_finite_is_refused(bae):
         bae.encode(x)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"lam": 1e6}, "switches everything off; lower `lam`"),
-        ({"gamma": 1.0}, "`gamma` must be .* 0 with coding descent"),
-        ({"price": "entropy"}, "`price` must be onbit with coding descent"),
-        ({"scale": 0.0}, "`scale` must be above 0"),
-        ({"anneal": 0.5}, "`anneal` must be at least 1"),
-        ({"coding": "step"}, "`coding` must be the preset's"),
-        ({"preset": "measure", "coding": "descent"}, "descent with `preset='features'`"),
-    ],
-    ids=str,
-)
-def test_settings_that_make_no_sense_are_refused(changes, message):
-    with pytest.raises(BitlensError, match=message):
-        train(TensorSource(rows()), settings(**changes))
+def test_a_price_that_switches_everything_off_is_refused():
+    with pytest.raises(BitlensError, match="switches everything off; lower `lam`"):
+        train(TensorSource(rows()), settings(lam=1e6))
 
 
-def test_idle_latents_start_again():
+def test_dead_latents_start_again():
     """Of far too many latents some are never on at first; restarts bring most of them back."""
     counts = [
         train(TensorSource(rows()), settings(n_latents=200, steps=150, regrow_at=at)).n_latents

@@ -60,7 +60,7 @@ SLOW_GRID = [
     ("preset", "r", "p", "steps"),
     [
         *((*case, 600) for case in GRID),
-        *(pytest.param(*case, 1200, marks=pytest.mark.slow) for case in SLOW_GRID),
+        *(pytest.param(*case, 600, marks=pytest.mark.slow) for case in SLOW_GRID),
     ],
 )
 def test_the_entropy_of_planted_bits_is_recovered(preset, r, p, steps):

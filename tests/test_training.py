@@ -16,7 +16,6 @@ from bitlens.hidden.source import HiddenSource
 from bitlens.training import PRESETS, TrainConfig, train
 from bitlens.training.learners import build, make_learner
 from bitlens.training.prefetch import prefetched
-from bitlens.training.trainer import learning_rate
 
 LOGGED = {
     "step",
@@ -176,15 +175,6 @@ def test_a_store_and_a_tensor_of_the_same_rows_agree(tmp_path):
     assert fvu(from_store, rows()) == pytest.approx(fvu(from_tensor, rows()), rel=0.2)
 
 
-def test_the_learning_rate_warms_up_and_decays():
-    config = TrainConfig(steps=1000, lr=0.01, decay=0.3).resolved(12, "cpu").settings()
-    rates = [learning_rate(config, step) for step in range(1000)]
-    assert rates[0] == pytest.approx(0.01 / 50)
-    assert rates[49] == rates[500] == rates[699] == pytest.approx(0.01)
-    assert rates[850] == pytest.approx(0.005)
-    assert rates[-1] == pytest.approx(0.0002)
-
-
 # --- what it writes -------------------------------------------------------------------------------
 
 
@@ -255,65 +245,10 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
 # --- what it refuses ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"preset": "nothing"},
-        {"n_latents": 0},
-        {"steps": 0},
-        {"batch_size": 1},
-        {"log_every": 0},
-        {"checkpoint_every": 0},
-        {"prune_rows": 0},
-        {"lr": 0.0},
-        {"lr": -1.0},
-        {"lr": math.nan},
-        {"lam": -0.1},
-        {"gamma": math.inf},
-        {"width": 0.0},
-        {"p0": 0.5},
-        {"p0": 0.0},
-        {"test_fraction": 1.0},
-        {"prune_at": (1.5,)},
-        {"regrow_at": (-0.1,)},
-        {"initial_rates": (0.1,)},
-        {"initial_rates": (0.0, 0.2)},
-        {"initial_rates": (0.2, 0.1)},
-    ],
-    ids=str,
-)
-def test_senseless_settings_are_refused_by_name(tmp_path, changes):
-    ((name, value),) = changes.items()
-    with pytest.raises(BitlensError, match=name) as refusal:
-        train(TensorSource(rows()), settings(**changes), tmp_path / "run")
-    assert str(value) in str(refusal.value)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_k_beyond_the_latents_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(
-        BitlensError, match="`k` must be between 1 and 40, the number of latents, not 41"
-    ):
-        train(TensorSource(rows()), settings(architecture="topk", k=41), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(BitlensError, match="no device 'cuda'"):
         train(TensorSource(rows()), settings(device="cuda"))
-
-
-def test_an_unset_field_takes_the_presets_value():
-    config = TrainConfig(preset="measure", lam=0.2).resolved(16, "cpu")
-    assert (config.lam, config.width, config.price, config.initial_rates) == (
-        0.2,
-        1.0,
-        "entropy",
-        (0.01, 0.5),
-    )
-    assert (config.n_latents, config.lr, config.precision) == (64, 1e-2, "fp32")
-    assert TrainConfig(architecture="topk").resolved(16, "cuda:0").precision == "bf16"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -143,12 +143,10 @@ class TrainConfig:
             raise BitlensError(
                 f"There is no preset '{self.preset}'; choose one of: {', '.join(PRESETS)}."
             )
-        own = {f.name: f.default for f in fields(find(self.architecture).settings)}
-        defaults: dict[str, Any] = {
-            **PRESETS[self.preset],
-            **{name: value for name, value in own.items() if value is not MISSING},
-            "n_latents": 4 * d_in,
-        }
+        defaults = {**PRESETS[self.preset], "n_latents": 4 * d_in}
+        for field in fields(find(self.architecture).settings):
+            if field.default is not MISSING:
+                defaults[field.name] = field.default
         if self.architecture != "bae":
             defaults["coding"] = "step"
         filled = {name: v for name, v in defaults.items() if getattr(self, name) is None}
@@ -156,8 +154,7 @@ class TrainConfig:
         if precision == "auto":
             precision = "bf16" if device.startswith("cuda") else "fp32"
         config = replace(self, **filled, device=device, precision=precision)
-        for rule in RULES:
-            rule.check(config)
+        _refuse_nonsense(config, defaults["coding"])
         return config
 
     def settings(self) -> Settings:
@@ -176,84 +173,71 @@ def settings_that_apply(architecture: str, coding: str | None = None) -> set[str
     return {*OF_EVERY_RUN, *(field.name for kind in kinds for field in fields(kind))}
 
 
-class Rule(NamedTuple):
-    """What the values of some fields must be: a condition on a value and its config, and words."""
+class Allowed(NamedTuple):
+    """A condition on a value, and the words for it."""
 
-    names: str
-    holds: Callable[[Any, Any], bool]
-    wanted: str
-
-    def check(self, config: TrainConfig) -> None:
-        """Refuse a resolved configuration that breaks the rule, by the field's name."""
-        for name in self.names.split():
-            value = getattr(config, name)
-            if not self.holds(value, config):
-                wanted = self.wanted.format(n_latents=config.n_latents)
-                raise BitlensError(f"`{name}` must be {wanted}, not {value}.")
+    holds: Callable[[Any], bool]
+    words: str
 
 
-def _is_range(rates: tuple[float, ...]) -> bool:
-    return len(rates) == 2 and 0 < rates[0] <= rates[1] < 1
-
-
-def _own_coding(config: TrainConfig) -> str:
-    return PRESETS[config.preset]["coding"] if config.architecture == "bae" else "step"
-
-
-def _most_k(config: TrainConfig) -> float:
-    sparse = issubclass(find(config.architecture).settings, TopKSettings)
-    return (config.n_latents or 1) if sparse else math.inf
-
-
-RULES = (
-    Rule(
-        "coding",
-        lambda value, config: value == _own_coding(config),
-        "the preset's: descent with `preset='features'`, step with step, measure or paper",
-    ),
-    Rule(
-        "n_latents steps log_every checkpoint_every", lambda value, config: value >= 1, "at least 1"
-    ),
-    Rule("batch_size prune_rows", lambda value, config: value >= 2, "at least 2"),
-    Rule("lr width decay", lambda value, config: 0 < value < math.inf, "above 0 and finite"),
-    Rule("lam", lambda value, config: 0 <= value < math.inf, "at least 0 and finite"),
-    Rule(
-        "prune_at regrow_at",
-        lambda value, config: all(0 <= share < 1 for share in value),
-        "fractions in [0, 1)",
-    ),
-    Rule(
-        "gamma",
-        lambda value, config: 0 <= value < math.inf and (value == 0 or config.coding == "step"),
-        "at least 0 and finite, and 0 with coding descent",
-    ),
-    Rule(
-        "price",
-        lambda value, config: value == "onbit" or config.coding == "step",
-        "onbit with coding descent",
-    ),
-    Rule(
-        "scale",
-        lambda value, config: 0 < value < math.inf or config.coding == "step",
-        "above 0 and finite with coding descent",
-    ),
-    Rule(
-        "k",
-        lambda value, config: 1 <= value <= _most_k(config),
-        "between 1 and {n_latents}, the number of latents",
-    ),
-    Rule(
-        "sparsity",
-        lambda value, config: value is None or 0 < value < math.inf,
-        "above 0 and finite",
-    ),
-    Rule("anneal", lambda value, config: 1 <= value < math.inf, "at least 1 and finite"),
-    Rule("p0", lambda value, config: 0 < value < 0.5, "between 0 and 0.5"),
-    Rule("initial_share", lambda value, config: 0 <= value <= 1, "in [0, 1]"),
-    Rule("test_fraction", lambda value, config: value is None or 0 <= value < 1, "in [0, 1)"),
-    Rule(
-        "initial_rates",
-        lambda value, config: not value or _is_range(value),
-        "two rates, the lower first, between 0 and 1",
-    ),
+AT_LEAST_1 = Allowed(lambda value: value >= 1, "at least 1")
+AT_LEAST_2 = Allowed(lambda value: value >= 2, "at least 2")
+ABOVE_0 = Allowed(lambda value: 0 < value < math.inf, "above 0 and finite")
+FROM_0 = Allowed(lambda value: 0 <= value < math.inf, "at least 0 and finite")
+FROM_1 = Allowed(lambda value: 1 <= value < math.inf, "at least 1 and finite")
+BELOW_HALF = Allowed(lambda value: 0 < value < 0.5, "between 0 and 0.5")
+SHARE = Allowed(lambda value: 0 <= value <= 1, "in [0, 1]")
+SHARE_BELOW_1 = Allowed(lambda value: 0 <= value < 1, "in [0, 1)")
+SHARES = Allowed(lambda value: all(0 <= share < 1 for share in value), "fractions in [0, 1)")
+RATES = Allowed(
+    lambda value: not value or (len(value) == 2 and 0 < value[0] <= value[1] < 1),
+    "two rates, the lower first, between 0 and 1",
 )
+ALLOWED = {
+    "n_latents": AT_LEAST_1,
+    "steps": AT_LEAST_1,
+    "log_every": AT_LEAST_1,
+    "checkpoint_every": AT_LEAST_1,
+    "k": AT_LEAST_1,
+    "batch_size": AT_LEAST_2,
+    "prune_rows": AT_LEAST_2,
+    "lr": ABOVE_0,
+    "decay": ABOVE_0,
+    "width": ABOVE_0,
+    "sparsity": ABOVE_0,
+    "lam": FROM_0,
+    "gamma": FROM_0,
+    "anneal": FROM_1,
+    "p0": BELOW_HALF,
+    "initial_share": SHARE,
+    "test_fraction": SHARE_BELOW_1,
+    "prune_at": SHARES,
+    "regrow_at": SHARES,
+    "initial_rates": RATES,
+}
+WITH_DESCENT = {
+    "gamma": Allowed(lambda value: value == 0, "at least 0 and finite, and 0 with coding descent"),
+    "price": Allowed(lambda value: value == "onbit", "onbit with coding descent"),
+    "scale": Allowed(ABOVE_0.holds, "above 0 and finite with coding descent"),
+}
+
+
+def _refuse_nonsense(config: TrainConfig, coding: str) -> None:
+    """By the name of the field. coding: the one that goes with the preset."""
+    most = config.n_latents
+    allowed = {
+        "coding": Allowed(
+            lambda value: value == coding,
+            "the preset's: descent with `preset='features'`, step with step, measure or paper",
+        ),
+        **ALLOWED,
+    }
+    if coding == "descent":
+        allowed |= WITH_DESCENT
+    if most is not None and issubclass(find(config.architecture).settings, TopKSettings):
+        words = f"between 1 and {most}, the number of latents"
+        allowed["k"] = Allowed(lambda value: 1 <= value <= most, words)
+    for name, (holds, words) in allowed.items():
+        value = getattr(config, name)
+        if value is not None and not holds(value):
+            raise BitlensError(f"`{name}` must be {words}, not {value}.")
