@@ -25,9 +25,7 @@ def learner(d: int, n_latents: int, reference: bool, **changes) -> StepLearner:
         **{"preset": "step", "n_latents": n_latents, "reference": reference, **changes}
     ).resolved(d, "cpu")
     made = StepLearner(
-        BinaryAutoencoder(d, n_latents),
-        config.settings(),
-        lambda n, seed: torch.randn(n, d, generator=seed),
+        BinaryAutoencoder(d, n_latents), config, lambda n, seed: torch.randn(n, d, generator=seed)
     )
     made.start()
     return made

@@ -10,6 +10,7 @@ import pytest
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.learner import Learner
 from bitlens.autoencoders.registry import ARCHITECTURES, find
+from bitlens.autoencoders.settings import Settings
 from bitlens.cli import main
 from bitlens.errors import BitlensError
 from bitlens.hidden import TensorSource
@@ -86,7 +87,7 @@ def test_a_sparse_autoencoder_has_a_learning_rate_of_its_own():
 
 
 def test_the_learning_rate_warms_up_and_decays():
-    config = TrainConfig(steps=1000, lr=0.01, decay=0.3).resolved(12, "cpu").settings()
+    config = TrainConfig(steps=1000, lr=0.01, decay=0.3).resolved(12, "cpu")
     rates = [learning_rate(config, step) for step in range(1000)]
     assert rates[0] == pytest.approx(0.01 / 50)
     assert rates[49] == rates[500] == rates[699] == pytest.approx(0.01)
@@ -105,7 +106,7 @@ def test_a_name_in_the_registry_is_a_model_and_how_it_learns(name):
     assert model.architecture == name
     learner = make_learner(model, config, lambda n, seed: rows(n, d=6))
     assert isinstance(learner, Learner)
-    assert asdict(learner.settings).items() <= asdict(config).items()
+    assert learner.settings is config
 
 
 def test_every_setting_applies_to_some_architecture():
@@ -114,6 +115,11 @@ def test_every_setting_applies_to_some_architecture():
     assert {"scale", "surrogate"} <= settings_that_apply("bae")
     assert "surrogate" not in settings_that_apply("bae", "descent")
     assert not {"lam", "preset", "sparsity", "match"} & settings_that_apply("topk")
+
+
+def test_what_is_recorded_has_the_fields_of_what_can_be_told():
+    names = [field.name for field in fields(TrainConfig)]
+    assert [field.name for field in fields(Settings)] == names
 
 
 def test_every_preset_fills_whatever_is_open():

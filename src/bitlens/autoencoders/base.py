@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bitlens.autoencoders.registry import ARCHITECTURES
+from bitlens.autoencoders.settings import Settings
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, write_json, write_tensors
@@ -57,11 +59,10 @@ class Autoencoder(nn.Module):
         self.initialise(torch.Generator().manual_seed(0))
 
     @classmethod
-    def build(cls, d_in: int, d_out: int, settings: dict[str, Any]) -> Self:
-        """A new one with the settings of a training run (as a dict), not yet initialised."""
-        own = {"d_out": d_out, **settings}
-        names = cls.setting_names
-        return cls(d_in, settings["n_latents"], **{name: own[name] for name in names})
+    def build(cls, d_in: int, d_out: int, settings: Settings) -> Self:
+        """A new one for a training run, not yet initialised."""
+        own = {"d_out": d_out, **asdict(settings)}
+        return cls(d_in, settings.n_latents, **{name: own[name] for name in cls.setting_names})
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
@@ -196,13 +197,13 @@ class Autoencoder(nn.Module):
     @classmethod
     def _class_of(cls, architecture: str, path: Path) -> type[Self]:
         """The class of this name, which is `cls` or a subclass of it."""
-        if architecture in ARCHITECTURES:
-            kind = ARCHITECTURES[architecture].load_model()
-            if issubclass(kind, cls):
-                return kind
-        fitting = [
-            name for name, a in sorted(ARCHITECTURES.items()) if issubclass(a.load_model(), cls)
-        ]
-        raise BitlensError(
-            f"{path} has architecture '{architecture}'; expected one of: {', '.join(fitting)}."
-        )
+
+        def fits(name: str) -> bool:
+            return issubclass(ARCHITECTURES[name].load_model(), cls)
+
+        if architecture not in ARCHITECTURES or not fits(architecture):
+            fitting = ", ".join(filter(fits, sorted(ARCHITECTURES)))
+            raise BitlensError(
+                f"{path} has architecture '{architecture}'; expected one of: {fitting}."
+            )
+        return ARCHITECTURES[architecture].load_model()

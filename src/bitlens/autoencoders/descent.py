@@ -6,8 +6,6 @@ gradient passes a step function. What is minimised is the same as ever, the squa
 price of the bits that are on.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -17,7 +15,7 @@ from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.binary import BinaryAutoencoder
 from bitlens.autoencoders.learner import LARGE_SAMPLE, SMALL_SAMPLE, Learner, Sampler
 from bitlens.autoencoders.objective import Losses, Price
-from bitlens.autoencoders.settings import DescentSettings
+from bitlens.autoencoders.settings import Settings
 from bitlens.bits.descent import descend, gram
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import firing_rates
@@ -34,13 +32,11 @@ ANNEALED = 0.5  # of the steps are done when the price is the final one
 ENCODER_FROM = 0.5  # of the steps are done when the encoder begins: before, bits change too much
 
 
-class DescentLearner(Learner[BinaryAutoencoder, DescentSettings]):
+class DescentLearner(Learner[BinaryAutoencoder]):
     """Descent for the bits, Adam for the dictionary, and an encoder that learns to predict the bits
     (predictive sparse decomposition, Kavukcuoglu, Ranzato and LeCun 2010)."""
 
-    def __init__(
-        self, model: BinaryAutoencoder, settings: DescentSettings, sample: Sampler
-    ) -> None:
+    def __init__(self, model: BinaryAutoencoder, settings: Settings, sample: Sampler) -> None:
         super().__init__(model, settings, sample)
         # Rows in which each latent was on, fading.
         self.state = {"on": torch.zeros(model.n_latents, device=model.W_enc.device)}

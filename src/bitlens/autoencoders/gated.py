@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from bitlens.autoencoders.settings import PenaltySettings
 from bitlens.autoencoders.sparse import Penalty, PenaltyLearner, SparseAutoencoder
 
 
@@ -23,7 +22,7 @@ class GatedAutoencoder(SparseAutoencoder):
         return (z > 0) * ((z - self.b_enc) * self.r_mag.exp() + self.b_mag).relu()
 
 
-class GatedLearner(PenaltyLearner[GatedAutoencoder, PenaltySettings]):
+class GatedLearner(PenaltyLearner[GatedAutoencoder]):
     """Pays the L1 norm of the rectified gate, which must also reconstruct by itself through a
     decoder that this loss does not move (eq. 8).
 

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitlens.autoencoders.settings import PenaltySettings
 from bitlens.autoencoders.sparse import Penalty, PenaltyLearner, SparseAutoencoder
 
 
@@ -43,7 +42,7 @@ class _Jump(torch.autograd.Function):
         return None if ctx.counts else g * (z > threshold), -(near * jump).sum(0), None, None
 
 
-class JumpReLULearner(PenaltyLearner[JumpReLUAutoencoder, PenaltySettings]):
+class JumpReLULearner(PenaltyLearner[JumpReLUAutoencoder]):
     """Pays the number of latents that are on, whose gradient in the thresholds is estimated with a
     rectangular kernel (eq. 11 and 12). Adam keeps its momentum, as for gated autoencoders.
 

@@ -1,7 +1,5 @@
 """How an architecture learns: its loss on a batch, and what happens to it between steps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import ClassVar, Generic, TypeVar
 
@@ -13,13 +11,12 @@ from bitlens.autoencoders.objective import Losses
 from bitlens.autoencoders.settings import Settings
 
 Model = TypeVar("Model", bound=Autoencoder)
-Own = TypeVar("Own", bound=Settings)
 Sampler = Callable[[int, torch.Generator], Tensor]
 SMALL_SAMPLE = 8192  # rows that first firing rates and restarts look at
 LARGE_SAMPLE = 65536  # rows that the final form is fitted on
 
 
-class Learner(Generic[Model, Own]):
+class Learner(Generic[Model]):
     """The moving parts of training one architecture.
 
     `state` is saved in checkpoints with the weights. Randomness must be drawn by name, from
@@ -28,7 +25,7 @@ class Learner(Generic[Model, Own]):
 
     closed_form: ClassVar[bool] = False  # True: `start` finds the result, there are no steps
 
-    def __init__(self, model: Model, settings: Own, sample: Sampler) -> None:
+    def __init__(self, model: Model, settings: Settings, sample: Sampler) -> None:
         """sample: `(n, generator) -> standardised rows [n, d_in]`, drawn from the training rows."""
         self.model, self.settings, self.sample = model, settings, sample
         self.state: dict[str, Tensor] = {}

@@ -1,13 +1,13 @@
 """Principal components: what a linear code of k floats can do."""
 
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.learner import LARGE_SAMPLE, Learner
-from bitlens.autoencoders.settings import PCASettings
+from bitlens.autoencoders.settings import Settings
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator
 
@@ -25,16 +25,16 @@ class PCAAutoencoder(Autoencoder):
         super().__init__(d_in, n_latents)
 
     @classmethod
-    def build(cls, d_in: int, d_out: int, settings: dict[str, Any]) -> Self:
+    def build(cls, d_in: int, d_out: int, settings: Settings) -> Self:
         """With k components; the number of latents is theirs."""
-        return cls(d_in, settings["k"])
+        return cls(d_in, settings.k)
 
     def code(self, z: Tensor) -> Tensor:
         """As it is."""
         return z
 
 
-class PCALearner(Learner[PCAAutoencoder, PCASettings]):
+class PCALearner(Learner[PCAAutoencoder]):
     """Principal components of a large sample."""
 
     closed_form = True

@@ -7,7 +7,6 @@ from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.binary import BinaryAutoencoder
 from bitlens.autoencoders.learner import LARGE_SAMPLE, SMALL_SAMPLE, Learner
 from bitlens.autoencoders.pruning import Parameters, least_squares
-from bitlens.autoencoders.settings import RandomSettings
 from bitlens.autoencoders.step import biases, canonical_by_step, log_uniform
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator
@@ -21,7 +20,7 @@ class RandomAutoencoder(BinaryAutoencoder):
     architecture = "random"
 
 
-class RandomLearner(Learner[RandomAutoencoder, RandomSettings]):
+class RandomLearner(Learner[RandomAutoencoder]):
     """Firing rates of another autoencoder, or log-uniform ones; the decoder by least squares."""
 
     closed_form = True

@@ -6,55 +6,51 @@ Nothing heavy is imported before one is used, and only modules of this package e
 import importlib
 from typing import Any, NamedTuple
 
-from bitlens.autoencoders.settings import (
-    DescentSettings,
-    PCASettings,
-    PenaltySettings,
-    RandomSettings,
-    Settings,
-    StepSettings,
-    TopKSettings,
-)
 from bitlens.errors import BitlensError
+
+SPARSE = {"lr": 6e-3, "decay": 0.3}
+PENALTY = ("k", "sparsity")
+BINARY = ("preset", "coding", "lam", "price", "p0", "regrow_at")
+DESCENT = (*BINARY, "scale", "anneal")
+STEP = (*BINARY, "gamma", "surrogate", "width", "weighting", "initial_rates", "initial_share")
+STEP = (*STEP, "prune_at", "prune_rows", "reference")
 
 
 class Architecture(NamedTuple):
-    """A module of this package, the names of two classes in it, and the settings of the second."""
+    """A module of this package, two classes in it, the fields of `TrainConfig` that not all
+    architectures read and this one does, and its defaults where they are not the preset's."""
 
     module: str
     model: str
     learner: str
-    settings: type[Settings]
+    settings: tuple[str, ...]
+    defaults: dict[str, float] = {}  # noqa: RUF012
 
     def load_model(self) -> Any:
         """The subclass of `Autoencoder`."""
-        return self._load(self.model)
+        return getattr(importlib.import_module(f"bitlens.autoencoders.{self.module}"), self.model)
 
     def load_learner(self) -> Any:
         """The subclass of `Learner`."""
-        return self._load(self.learner)
-
-    def _load(self, name: str) -> Any:
-        return getattr(importlib.import_module(f"bitlens.autoencoders.{self.module}"), name)
+        return getattr(importlib.import_module(f"bitlens.autoencoders.{self.module}"), self.learner)
 
 
+A = Architecture
 ARCHITECTURES = {
-    "bae": Architecture("descent", "BinaryAutoencoder", "DescentLearner", DescentSettings),
-    "random": Architecture("random", "RandomAutoencoder", "RandomLearner", RandomSettings),
-    "relu": Architecture("relu", "ReLUAutoencoder", "ReLULearner", PenaltySettings),
-    "gated": Architecture("gated", "GatedAutoencoder", "GatedLearner", PenaltySettings),
-    "topk": Architecture("topk", "TopKAutoencoder", "TopKLearner", TopKSettings),
-    "batch_topk": Architecture(
-        "batch_topk", "BatchTopKAutoencoder", "BatchTopKLearner", TopKSettings
+    "bae": A("descent", "BinaryAutoencoder", "DescentLearner", DESCENT),
+    "random": A(
+        "random", "RandomAutoencoder", "RandomLearner", ("preset", "initial_rates", "match")
     ),
-    "jumprelu": Architecture("jumprelu", "JumpReLUAutoencoder", "JumpReLULearner", PenaltySettings),
-    "transcoder": Architecture("transcoder", "Transcoder", "TranscoderLearner", TopKSettings),
-    "skip_transcoder": Architecture(
-        "transcoder", "SkipTranscoder", "SkipTranscoderLearner", TopKSettings
-    ),
-    "pca": Architecture("pca", "PCAAutoencoder", "PCALearner", PCASettings),
+    "relu": A("relu", "ReLUAutoencoder", "ReLULearner", PENALTY, SPARSE),
+    "gated": A("gated", "GatedAutoencoder", "GatedLearner", PENALTY, SPARSE),
+    "topk": A("topk", "TopKAutoencoder", "TopKLearner", ("k",), SPARSE),
+    "batch_topk": A("batch_topk", "BatchTopKAutoencoder", "BatchTopKLearner", ("k",), SPARSE),
+    "jumprelu": A("jumprelu", "JumpReLUAutoencoder", "JumpReLULearner", PENALTY, SPARSE),
+    "transcoder": A("transcoder", "Transcoder", "TranscoderLearner", ("k",), SPARSE),
+    "skip_transcoder": A("transcoder", "SkipTranscoder", "SkipTranscoderLearner", ("k",), SPARSE),
+    "pca": A("pca", "PCAAutoencoder", "PCALearner", ("k",)),
 }
-BAE_BY_STEP = Architecture("step", "BinaryAutoencoder", "StepLearner", StepSettings)
+BAE_BY_STEP = A("step", "BinaryAutoencoder", "StepLearner", STEP)
 
 
 def find(name: str, coding: str = "descent") -> Architecture:

@@ -2,7 +2,6 @@
 
 from torch import Tensor
 
-from bitlens.autoencoders.settings import PenaltySettings
 from bitlens.autoencoders.sparse import Penalty, PenaltyLearner, SparseAutoencoder
 
 
@@ -16,7 +15,7 @@ class ReLUAutoencoder(SparseAutoencoder):
         return z.relu()
 
 
-class ReLULearner(PenaltyLearner[ReLUAutoencoder, PenaltySettings]):
+class ReLULearner(PenaltyLearner[ReLUAutoencoder]):
     """Pays the L1 norm of the codes."""
 
     def penalised(self, x: Tensor) -> Penalty:

@@ -1,7 +1,4 @@
-"""What a training run is told once nothing is left open: one frozen type for each way of learning.
-
-Nothing heavy is imported here: the command line reads these types for its help.
-"""
+"""The settings of a training run with nothing left open."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,47 +9,25 @@ Preset = Literal["features", "measure", "step", "paper"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Settings:
-    """What every learner is told. A default, here or in a subclass, goes before the preset's.
+    """What a `TrainConfig`, which explains each of them, resolves to: what learners read and runs
+    record, in this order."""
 
-    Each field is also one of `TrainConfig`, which says what it means.
-    """
-
+    architecture: str
+    preset: Preset
     n_latents: int
     steps: int
     batch_size: int
     lr: float
     decay: float
-    precision: Precision
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class BinarySettings(Settings):
-    """Of a binary autoencoder, however its bits are found."""
-
-    preset: Preset
     coding: Coding
+    scale: float
     lam: float
+    gamma: float
     price: PriceKind
     p0: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class DescentSettings(BinarySettings):
-    """Of a binary autoencoder whose bits are searched."""
-
-    scale: float
     anneal: float
-    regrow_at: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepSettings(BinarySettings):
-    """Of a binary autoencoder whose bits are one linear map and a threshold."""
-
-    gamma: float
     surrogate: Surrogate
     width: float
     weighting: Weighting
@@ -61,36 +36,13 @@ class StepSettings(BinarySettings):
     prune_at: tuple[float, ...]
     regrow_at: tuple[float, ...]
     prune_rows: int
-    reference: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class RandomSettings(Settings):
-    """Of random directions."""
-
-    preset: Preset
-    initial_rates: tuple[float, ...]
+    k: int
+    sparsity: float | None  # None: a controller sets it
     match: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class PCASettings(Settings):
-    """Of principal components."""
-
-    k: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class TopKSettings(Settings):
-    """Of sparse autoencoders with k latents on by construction."""
-
-    lr: float = 6e-3
-    decay: float = 0.3
-    k: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class PenaltySettings(TopKSettings):
-    """Of sparse autoencoders with a penalty, whose weight a controller sets if it is None."""
-
-    sparsity: float | None
+    test_fraction: float | None  # None: unknown to the source
+    precision: Precision
+    reference: bool
+    device: str
+    seed: int
+    log_every: int
+    checkpoint_every: int

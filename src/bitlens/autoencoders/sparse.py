@@ -1,8 +1,6 @@
 """What sparse autoencoders with real-valued latents share: the model, its unit decoder rows, and
 the controller that brings those with a penalty to a given l0."""
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import ClassVar, NamedTuple, Self, TypeVar
@@ -14,7 +12,7 @@ from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.learner import Learner, Sampler
 from bitlens.autoencoders.objective import Losses
 from bitlens.autoencoders.pursuit import pursue
-from bitlens.autoencoders.settings import PenaltySettings, TopKSettings
+from bitlens.autoencoders.settings import Settings
 from bitlens.errors import BitlensError
 
 FIRST_WEIGHT = 0.3  # of the penalty, unless it is given
@@ -70,11 +68,9 @@ class SparseAutoencoder(Autoencoder):
 
 
 Sparse = TypeVar("Sparse", bound=SparseAutoencoder)
-Own = TypeVar("Own", bound=TopKSettings)
-Penalised = TypeVar("Penalised", bound=PenaltySettings)
 
 
-class SparseLearner(Learner[Sparse, Own]):
+class SparseLearner(Learner[Sparse]):
     """Decoder rows stay at unit norm, and gradients along them are removed before Adam sees them
     (Bricken et al. 2023; Gao et al. 2024, appendix A.4)."""
 
@@ -98,7 +94,7 @@ class SparsityController:
     """Moves the logarithm of the penalty's weight until k latents are on in the mean, so that all
     architectures can be compared at one l0. A weight that is given stays."""
 
-    def __init__(self, settings: PenaltySettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         first = math.log(settings.sparsity or FIRST_WEIGHT)
         self.log_weight = torch.tensor(first, dtype=torch.float64)
         self.fixed = settings.sparsity is not None
@@ -126,10 +122,10 @@ class Penalty(NamedTuple):
     auxiliary: Tensor
 
 
-class PenaltyLearner(SparseLearner[Sparse, Penalised]):
+class PenaltyLearner(SparseLearner[Sparse]):
     """Squared error plus a weighted penalty, in units of squared error per row over d_in."""
 
-    def __init__(self, model: Sparse, settings: Penalised, sample: Sampler) -> None:
+    def __init__(self, model: Sparse, settings: Settings, sample: Sampler) -> None:
         super().__init__(model, settings, sample)
         self.controller = SparsityController(settings)
         self.state = {"log_sparsity": self.controller.log_weight}

@@ -1,7 +1,5 @@
 """How a binary autoencoder learns whose bits are those of one linear map and a step."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -18,7 +16,7 @@ from bitlens.autoencoders.objective import (
     weights,
 )
 from bitlens.autoencoders.pruning import Parameters, code_rows, propose, prune, regrow
-from bitlens.autoencoders.settings import StepSettings
+from bitlens.autoencoders.settings import Settings
 from bitlens.bits.statistics import firing_rates
 from bitlens.seeding import generator
 
@@ -52,10 +50,10 @@ def canonical_by_step(learner: Learner) -> Autoencoder:
     return learner.model.canonical(rates.to(rows.device))
 
 
-class StepLearner(Learner[BinaryAutoencoder, StepSettings]):
+class StepLearner(Learner[BinaryAutoencoder]):
     """A surrogate gradient through the step, pruning, regrowing."""
 
-    def __init__(self, model: BinaryAutoencoder, settings: StepSettings, sample: Sampler) -> None:
+    def __init__(self, model: BinaryAutoencoder, settings: Settings, sample: Sampler) -> None:
         super().__init__(model, settings, sample)
         self.price = Price(settings.price, settings.p0)
         self.state = {"spread": torch.zeros(model.n_latents, device=model.W_enc.device)}

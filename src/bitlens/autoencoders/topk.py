@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bitlens.autoencoders.learner import Sampler
 from bitlens.autoencoders.objective import Losses
-from bitlens.autoencoders.settings import TopKSettings
+from bitlens.autoencoders.settings import Settings
 from bitlens.autoencoders.sparse import SparseAutoencoder, SparseLearner
 from bitlens.errors import BitlensError
 
@@ -35,12 +35,12 @@ class TopKAutoencoder(SparseAutoencoder):
 TopK = TypeVar("TopK", bound=TopKAutoencoder)
 
 
-class TopKLearner(SparseLearner[TopK, TopKSettings]):
+class TopKLearner(SparseLearner[TopK]):
     """The squared error, and an auxiliary loss for dead latents (appendix A.2)."""
 
     AUXILIARY = 1 / 32
 
-    def __init__(self, model: TopK, settings: TopKSettings, sample: Sampler) -> None:
+    def __init__(self, model: TopK, settings: Settings, sample: Sampler) -> None:
         super().__init__(model, settings, sample)
         batches_since_on = torch.zeros(model.n_latents, device=model.W_enc.device)
         self.state = {"silent": batches_since_on}

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bitlens.autoencoders.learner import Learner
+from bitlens.autoencoders.settings import Settings
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, write_json, write_tensors
 from bitlens.hidden.source import Position
@@ -88,13 +89,13 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def write_or_compare(folder: Path, config: TrainConfig, about: dict[str, Any]) -> None:
+def write_or_compare(folder: Path, settings: Settings, about: dict[str, Any]) -> None:
     """Record what the run is in `training.json`; a resumed run must be the same one.
 
-    config: resolved. about: what the source says of its rows.
+    about: what the source says of its rows.
     """
     path = folder / RUN
-    run = {"schema": SCHEMA, "config": asdict(config), "source": about}
+    run = {"schema": SCHEMA, "config": asdict(settings), "source": about}
     if not path.exists():
         write_json(path, run)
         return

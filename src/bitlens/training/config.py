@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from bitlens.autoencoders.registry import ARCHITECTURES, find
-from bitlens.autoencoders.settings import Precision, Preset, Settings, TopKSettings
+from bitlens.autoencoders.registry import ARCHITECTURES, BAE_BY_STEP, find
+from bitlens.autoencoders.settings import Precision, Preset, Settings
 from bitlens.errors import BitlensError
 from bitlens.options import Coding, PriceKind, Surrogate, Weighting
 
@@ -134,43 +134,31 @@ class TrainConfig:
     checkpoint_every: int = 500
     """steps between checkpoints, from which --resume continues bit-exactly"""
 
-    def resolved(self, d_in: int, device: str) -> TrainConfig:
-        """Every default filled in, for hidden states of this width: what a run records.
-
-        Refuses what makes no sense. `settings` then gives what the architecture itself is told.
-        """
+    def resolved(self, d_in: int, device: str) -> Settings:
+        """Nothing left open, for hidden states of this width; refuses what makes no sense."""
         if self.preset not in PRESETS:
             raise BitlensError(
                 f"There is no preset '{self.preset}'; choose one of: {', '.join(PRESETS)}."
             )
-        defaults = {**PRESETS[self.preset], "n_latents": 4 * d_in}
-        for field in fields(find(self.architecture).settings):
-            if field.default is not MISSING:
-                defaults[field.name] = field.default
+        defaults = {**PRESETS[self.preset], **find(self.architecture).defaults}
+        defaults["n_latents"] = 4 * d_in
         if self.architecture != "bae":
             defaults["coding"] = "step"
-        filled = {name: v for name, v in defaults.items() if getattr(self, name) is None}
-        precision = self.precision
-        if precision == "auto":
-            precision = "bf16" if device.startswith("cuda") else "fp32"
-        config = replace(self, **filled, device=device, precision=precision)
-        _refuse_nonsense(config, defaults["coding"])
-        return config
-
-    def settings(self) -> Settings:
-        """What the learner is told, of a resolved configuration."""
-        kind = find(self.architecture, self.coding or "descent").settings
-        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
-
-
-OF_EVERY_RUN = ("architecture", "test_fraction", "device", "log_every", "checkpoint_every")
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        values = {**asdict(self), **defaults, **given, "device": device}
+        if self.precision == "auto":
+            values["precision"] = "bf16" if device.startswith("cuda") else "fp32"
+        settings = Settings(**values)
+        _refuse_nonsense(settings, defaults["coding"])
+        return settings
 
 
 def settings_that_apply(architecture: str, coding: str | None = None) -> set[str]:
     """Fields of `TrainConfig` that this architecture reads; of a bae, with this coding or any."""
     codings = (coding,) if coding else get_args(Coding)
-    kinds = [find(architecture, coding).settings for coding in codings]
-    return {*OF_EVERY_RUN, *(field.name for kind in kinds for field in fields(kind))}
+    special = {name for a in (*ARCHITECTURES.values(), BAE_BY_STEP) for name in a.settings}
+    own = {name for coding in codings for name in find(architecture, coding).settings}
+    return {field.name for field in fields(TrainConfig)} - special | own
 
 
 class Allowed(NamedTuple):
@@ -222,22 +210,20 @@ WITH_DESCENT = {
 }
 
 
-def _refuse_nonsense(config: TrainConfig, coding: str) -> None:
+def _refuse_nonsense(settings: Settings, coding: str) -> None:
     """By the name of the field. coding: the one that goes with the preset."""
-    most = config.n_latents
-    allowed = {
-        "coding": Allowed(
-            lambda value: value == coding,
-            "the preset's: descent with `preset='features'`, step with step, measure or paper",
-        ),
-        **ALLOWED,
-    }
+    goes_with_preset = Allowed(
+        lambda value: value == coding,
+        "the preset's: descent with `preset='features'`, step with step, measure or paper",
+    )
+    allowed = {"coding": goes_with_preset, **ALLOWED}
     if coding == "descent":
         allowed |= WITH_DESCENT
-    if most is not None and issubclass(find(config.architecture).settings, TopKSettings):
+    if "k" in find(settings.architecture).settings and settings.architecture != "pca":
+        most = settings.n_latents
         words = f"between 1 and {most}, the number of latents"
         allowed["k"] = Allowed(lambda value: 1 <= value <= most, words)
     for name, (holds, words) in allowed.items():
-        value = getattr(config, name)
+        value = getattr(settings, name)
         if value is not None and not holds(value):
             raise BitlensError(f"`{name}` must be {words}, not {value}.")

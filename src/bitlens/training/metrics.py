@@ -1,7 +1,5 @@
 """Where a run's numbers go: always `metrics.jsonl`; tensorboard and wandb if asked for."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Stop politely: Ctrl-C and SIGTERM finish the step in hand, save and exit with a sentence."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading

@@ -1,7 +1,5 @@
 """The training loop."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -70,20 +68,20 @@ def train(
     # Compiled kernels set the number of threads when they are loaded, later, and the sums of MKL
     # may change with that: it is settled before the first product.
     torch.set_num_threads(torch.get_num_threads())
-    config = config.resolved(source.d_in, device)
+    settings = config.resolved(source.d_in, device)
     held_out = getattr(source, "test_fraction", None)
     if config.test_fraction is not None and config.test_fraction != held_out:
         source, held_out = source.split(config.test_fraction), config.test_fraction
-    config = replace(config, test_fraction=held_out)  # recorded is what is really held out
-    model = _initial_model(source, config).to(device)
+    settings = replace(settings, test_fraction=held_out)  # recorded is what is really held out
+    model = _initial_model(source, settings).to(device)
     folder = Path(out) if out is not None else None
     if folder is not None:
         prepare_output(folder, resume, overwrite, marker=RUN)
-        write_or_compare(folder, config, source.about)
+        write_or_compare(folder, settings, source.about)
         if (folder / CONFIG).exists():
             return Autoencoder.from_pretrained(folder, device)
 
-    run = _Run(source, model, config, folder, loggers, report)
+    run = _Run(source, model, settings, folder, loggers, report)
     try:
         if not run.learner.closed_form:
             run.loop()
@@ -104,14 +102,13 @@ class _Run:
         self,
         source: HiddenSource,
         model: Autoencoder,
-        config: TrainConfig,
+        settings: Settings,
         folder: Path | None,
         loggers: tuple[Logger, ...],
         report: Report,
     ) -> None:
-        self.model, self.config, self.folder, self.report = model, config, folder, report
-        self.learner = make_learner(model, config, _sampler(source, model))
-        self.settings = self.learner.settings
+        self.model, self.settings, self.folder, self.report = model, settings, folder, report
+        self.learner = make_learner(model, settings, _sampler(source, model))
         self.optimizer = torch.optim.Adam(model.parameters(), lr=self.settings.lr, fused=True)
         reached = load_checkpoint(folder, self.learner, self.optimizer) if folder else None
         if reached is None:
@@ -119,25 +116,25 @@ class _Run:
         self.reached = reached or Progress(0, Position())
         self.log = None
         if folder is not None:
-            self.log = MetricsLog(folder, self.reached.step, loggers, asdict(config))
-        self.batches = _standardised_batches(source, model, config, self.reached.position)
+            self.log = MetricsLog(folder, self.reached.step, loggers, asdict(settings))
+        self.batches = _standardised_batches(source, model, settings, self.reached.position)
         if model.W_enc.is_cuda:  # on a CPU a second thread would only take cores from the step
             self.batches = prefetched(self.batches)
         self.clock, self.rows_since = time.perf_counter(), 0
 
     def loop(self) -> None:
         """All steps that are left."""
-        steps = self.config.steps
+        steps = self.settings.steps
         with stop_on_signals() as stop:
             while self.reached.step < steps:
                 losses, rates = self._step()
                 step, last = self.reached.step, self.reached.step == steps
-                if step % self.config.log_every == 0 or last:
+                if step % self.settings.log_every == 0 or last:
                     self._log(losses, rates)
                 signal = stop.signal  # read once, so that what is said was done
                 if last:
                     break
-                if self.folder and (signal or step % self.config.checkpoint_every == 0):
+                if self.folder and (signal or step % self.settings.checkpoint_every == 0):
                     save_checkpoint(self.folder, self.learner, self.optimizer, self.reached)
                 if signal:
                     where = f"saved in {self.folder}; continue it with `resume=True`"
@@ -175,7 +172,7 @@ class _Run:
             )
         self.report(record)
         words = "mse {mse:.4f}  l0 {l0:.1f}  {rows_per_second:,.0f} rows/s".format(**record)
-        terminal.at(step, words, self.config.steps)
+        terminal.at(step, words, self.settings.steps)
         if self.log is not None:
             self.log.write(record)
         self.clock, self.rows_since = time.perf_counter(), 0
@@ -204,10 +201,10 @@ def _device(name: str) -> str:
     return name
 
 
-def _initial_model(source: HiddenSource, config: TrainConfig) -> Autoencoder:
+def _initial_model(source: HiddenSource, settings: Settings) -> Autoencoder:
     """Initialised, with the standardisation of the source and all metadata."""
     paired = isinstance(source, PairedStore)
-    model: Any = build(config, source.d_in, source.d_out if paired else source.d_in)
+    model: Any = build(settings, source.d_in, source.d_out if paired else source.d_in)
     if model.transcodes and not paired:
         raise BitlensError(
             "A transcoder needs two stores of one harvest, what an MLP reads and what it adds: "
@@ -215,14 +212,14 @@ def _initial_model(source: HiddenSource, config: TrainConfig) -> Autoencoder:
         )
     if paired and not model.transcodes:
         raise BitlensError(
-            f"The architecture {config.architecture} reconstructs its input and takes no target."
+            f"The architecture {settings.architecture} reconstructs its input and takes no target."
         )
     if not source.scale > NO_SPREAD * float(source.mean.abs().max()):
         raise BitlensError(
             "All hidden states are equal: there is nothing to encode; "
             "check the hook point and the text."
         )
-    model.initialise(generator(config.seed, "weights"))
+    model.initialise(generator(settings.seed, "weights"))
     model.mean.copy_(source.mean)
     model.scale.fill_(source.scale)
     if paired:
@@ -231,7 +228,7 @@ def _initial_model(source: HiddenSource, config: TrainConfig) -> Autoencoder:
     model.metadata = {
         **source.about,
         "n_latents_trained": model.n_latents,
-        "training": asdict(config),
+        "training": asdict(settings),
         "bitlens_version": __version__,
         "sae_lens_version": "6.18.0",  # the version of SAELens' folder layout that this one follows
     }
@@ -249,8 +246,8 @@ def _sampler(source: HiddenSource, model: Autoencoder) -> Sampler:
 
 
 def _standardised_batches(
-    source: HiddenSource, model: Autoencoder, config: TrainConfig, start: Position
+    source: HiddenSource, model: Autoencoder, settings: Settings, start: Position
 ) -> Iterator[tuple[Tensor, Position]]:
     device = model.W_enc.device
-    for rows, position in source.batches(config.batch_size, config.seed, start):
+    for rows, position in source.batches(settings.batch_size, settings.seed, start):
         yield model.standardise_rows(rows.to(device, non_blocking=True)), position
