@@ -13,15 +13,19 @@ import tyro
 from bitlens.training.config import PRESETS, TrainConfig, settings_that_apply
 
 
-def without_effect(config: TrainConfig) -> list[str]:
-    """Flags that were given and that the architecture does not read."""
+def name_without_effect(config: TrainConfig) -> None:
+    """Print the flags that were given and that the architecture does not read."""
+    from bitlens import show
+
     coding = PRESETS.get(config.preset, {}).get("coding")
     applying = settings_that_apply(config.architecture, coding)
-    return [
+    idle = [
         f"--{field.name.replace('_', '-')}"
         for field in fields(config)
         if field.name not in applying and getattr(config, field.name) != field.default
     ]
+    if idle:
+        show.err.print(f"Without effect on this run: {', '.join(idle)}.", soft_wrap=True)
 
 
 def for_help(train: Callable[..., Any], arguments: list[str]) -> Callable[..., Any]:

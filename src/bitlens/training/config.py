@@ -162,68 +162,48 @@ def settings_that_apply(architecture: str, coding: str | None = None) -> set[str
 
 
 class Allowed(NamedTuple):
-    """A condition on a value, and the words for it."""
+    """What the values of some fields must be: names, words, and a condition on a value."""
 
-    holds: Callable[[Any], bool]
+    names: str
     words: str
+    holds: Callable[[Any], bool]
 
 
-AT_LEAST_1 = Allowed(lambda value: value >= 1, "at least 1")
-AT_LEAST_2 = Allowed(lambda value: value >= 2, "at least 2")
-ABOVE_0 = Allowed(lambda value: 0 < value < math.inf, "above 0 and finite")
-FROM_0 = Allowed(lambda value: 0 <= value < math.inf, "at least 0 and finite")
-FROM_1 = Allowed(lambda value: 1 <= value < math.inf, "at least 1 and finite")
-BELOW_HALF = Allowed(lambda value: 0 < value < 0.5, "between 0 and 0.5")
-SHARE = Allowed(lambda value: 0 <= value <= 1, "in [0, 1]")
-SHARE_BELOW_1 = Allowed(lambda value: 0 <= value < 1, "in [0, 1)")
-SHARES = Allowed(lambda value: all(0 <= share < 1 for share in value), "fractions in [0, 1)")
-RATES = Allowed(
-    lambda value: not value or (len(value) == 2 and 0 < value[0] <= value[1] < 1),
-    "two rates, the lower first, between 0 and 1",
+ALLOWED = (
+    Allowed("n_latents steps log_every checkpoint_every k", "at least 1", lambda x: x >= 1),
+    Allowed("batch_size prune_rows", "at least 2", lambda x: x >= 2),
+    Allowed("lr decay width sparsity", "above 0 and finite", lambda x: 0 < x < math.inf),
+    Allowed("lam gamma", "at least 0 and finite", lambda x: 0 <= x < math.inf),
+    Allowed("anneal", "at least 1 and finite", lambda x: 1 <= x < math.inf),
+    Allowed("p0", "between 0 and 0.5", lambda x: 0 < x < 0.5),
+    Allowed("initial_share", "in [0, 1]", lambda x: 0 <= x <= 1),
+    Allowed("test_fraction", "in [0, 1)", lambda x: 0 <= x < 1),
+    Allowed("prune_at regrow_at", "fractions in [0, 1)", lambda x: all(0 <= f < 1 for f in x)),
+    Allowed(
+        "initial_rates",
+        "two rates, the lower first, between 0 and 1",
+        lambda x: not x or (len(x) == 2 and 0 < x[0] <= x[1] < 1),
+    ),
 )
-ALLOWED = {
-    "n_latents": AT_LEAST_1,
-    "steps": AT_LEAST_1,
-    "log_every": AT_LEAST_1,
-    "checkpoint_every": AT_LEAST_1,
-    "k": AT_LEAST_1,
-    "batch_size": AT_LEAST_2,
-    "prune_rows": AT_LEAST_2,
-    "lr": ABOVE_0,
-    "decay": ABOVE_0,
-    "width": ABOVE_0,
-    "sparsity": ABOVE_0,
-    "lam": FROM_0,
-    "gamma": FROM_0,
-    "anneal": FROM_1,
-    "p0": BELOW_HALF,
-    "initial_share": SHARE,
-    "test_fraction": SHARE_BELOW_1,
-    "prune_at": SHARES,
-    "regrow_at": SHARES,
-    "initial_rates": RATES,
-}
-WITH_DESCENT = {
-    "gamma": Allowed(lambda value: value == 0, "at least 0 and finite, and 0 with coding descent"),
-    "price": Allowed(lambda value: value == "onbit", "onbit with coding descent"),
-    "scale": Allowed(ABOVE_0.holds, "above 0 and finite with coding descent"),
-}
+WITH_DESCENT = (
+    Allowed("gamma", "at least 0 and finite, and 0 with coding descent", lambda x: x == 0),
+    Allowed("price", "onbit with coding descent", lambda x: x == "onbit"),
+    Allowed("scale", "above 0 and finite with coding descent", lambda x: 0 < x < math.inf),
+)
 
 
 def _refuse_nonsense(settings: Settings, coding: str) -> None:
     """By the name of the field. coding: the one that goes with the preset."""
-    goes_with_preset = Allowed(
-        lambda value: value == coding,
-        "the preset's: descent with `preset='features'`, step with step, measure or paper",
-    )
-    allowed = {"coding": goes_with_preset, **ALLOWED}
+    most = settings.n_latents
+    words = "the preset's: descent with `preset='features'`, step with step, measure or paper"
+    rules = [Allowed("coding", words, lambda x: x == coding), *ALLOWED]
     if coding == "descent":
-        allowed |= WITH_DESCENT
+        rules += WITH_DESCENT
     if "k" in find(settings.architecture).settings and settings.architecture != "pca":
-        most = settings.n_latents
         words = f"between 1 and {most}, the number of latents"
-        allowed["k"] = Allowed(lambda value: 1 <= value <= most, words)
-    for name, (holds, words) in allowed.items():
-        value = getattr(settings, name)
-        if value is not None and not holds(value):
-            raise BitlensError(f"`{name}` must be {words}, not {value}.")
+        rules.append(Allowed("k", words, lambda x: 1 <= x <= most))
+    for names, words, holds in rules:
+        for name in names.split():
+            value = getattr(settings, name)
+            if value is not None and not holds(value):
+                raise BitlensError(f"`{name}` must be {words}, not {value}.")
