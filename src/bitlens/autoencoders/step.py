@@ -75,23 +75,23 @@ class StepLearner(Learner[BinaryAutoencoder]):
 
     def losses(self, x: Tensor) -> tuple[Losses, Tensor]:
         """x: standardised `[n, d_in]` -> (terms of the loss, codes `[n, n_latents]`)."""
-        s, model = self.settings, self.model
+        model, settings = self.model, self.settings
         z = model.pre_activations(x)
-        h = binarize(z, self._window(z.detach().std(0)), s.surrogate)
-        penalty = dense_covariance_penalty if s.reference else covariance_penalty
-        return binary_losses(
-            x, model.reconstruct(h), h, self.price, s.lam, s.gamma, s.weighting, penalty
-        ), h
+        h = binarize(z, self._window(z.detach().std(0)), settings.surrogate)
+        penalty = dense_covariance_penalty if settings.reference else covariance_penalty
+        factors = settings.lam, settings.gamma, settings.weighting
+        return binary_losses(x, model.reconstruct(h), h, self.price, *factors, penalty), h
 
     def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
         """As any learner's; on a CPU by packed bits where the surrogate is `clipped`."""
-        s, model = self.settings, self.model
-        if s.reference or s.surrogate != "clipped" or x.device.type != "cpu":
+        model, settings = self.model, self.settings
+        if settings.reference or settings.surrogate != "clipped" or x.device.type != "cpu":
             return super().backward(x)
         from bitlens.autoencoders.bit_step import bit_step  # compiled when first used
 
-        per_price, per_pair = weights(model.d_in, model.n_latents, s.lam, s.gamma, s.weighting)
-        bf16 = s.precision == "bf16"
+        factors = settings.lam, settings.gamma, settings.weighting
+        per_price, per_pair = weights(model.d_in, model.n_latents, *factors)
+        bf16 = settings.precision == "bf16"
         return bit_step(model, x, self._window, self.price, per_price, per_pair, bf16)
 
     def _window(self, spread: Tensor) -> Tensor:

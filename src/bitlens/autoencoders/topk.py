@@ -50,16 +50,16 @@ class TopKLearner(SparseLearner[TopK]):
         """Codes of a training batch, by its pre-activations `[n, n_latents]`."""
         return self.model.code(z)
 
+    def prediction(self, x: Tensor, codes: Tensor) -> Tensor:
+        """Of the standardised target, from the standardised input and its codes."""
+        return self.model.reconstruct(codes).float()
+
     def losses(self, x: Tensor) -> tuple[Losses, Tensor]:
-        """x: standardised `[n, d_in]` -> (terms of the loss, codes `[n, n_latents]`)."""
+        """The squared error, and that of the dead latents' own reconstruction of the residual."""
+        x, target = self.model.pair(x)
         z = self.model.pre_activations(x)
         codes = self.code(z)
-        return self.with_auxiliary(x, z, codes, self.model.reconstruct(codes).float())
-
-    def with_auxiliary(
-        self, target: Tensor, z: Tensor, codes: Tensor, x_hat: Tensor
-    ) -> tuple[Losses, Tensor]:
-        """The squared error, and that of the dead latents' own reconstruction of the residual."""
+        x_hat = self.prediction(x, codes)
         mse = torch.mean((x_hat - target) ** 2)
         on = (codes.detach() > 0).any(0)
         self.state["silent"] = torch.where(on, 0.0, self.state["silent"] + 1)
@@ -70,7 +70,7 @@ class TopKLearner(SparseLearner[TopK]):
             top = z.masked_fill(~dead, -torch.inf).topk(max(k, 1), dim=-1)
             residual = (target - x_hat).detach()
             dead_codes = torch.zeros_like(z).scatter(-1, top.indices, top.values.relu())
-            guess = dead_codes @ self.model.W_dec
-            auxiliary = self.AUXILIARY * (guess.float() - residual).square().mean()
+            guess = (dead_codes @ self.model.W_dec).float()
+            auxiliary = self.AUXILIARY * (guess - residual).square().mean()
         zero = mse.new_zeros(())
         return Losses(mse + auxiliary, mse, zero, zero, auxiliary), codes

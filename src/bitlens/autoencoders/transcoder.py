@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from bitlens.autoencoders.base import Autoencoder
-from bitlens.autoencoders.objective import Losses
 from bitlens.autoencoders.topk import TopKAutoencoder, TopKLearner
 from bitlens.errors import BitlensError
 
@@ -83,17 +82,6 @@ class TranscoderLearner(TopKLearner[AnyTranscoder]):
     """TopK's losses between an input and another target, side by side in the rows."""
 
     unit_rows = False
-
-    def prediction(self, x: Tensor, codes: Tensor) -> Tensor:
-        """Of the standardised target."""
-        return self.model.reconstruct(codes).float()
-
-    def losses(self, x: Tensor) -> tuple[Losses, Tensor]:
-        """x: `[n, d_in + d_out]` -> (terms of the loss, codes `[n, n_latents]`)."""
-        x, target = self.model.pair(x)
-        z = self.model.pre_activations(x)
-        codes = self.model.code(z)
-        return self.with_auxiliary(target, z, codes, self.prediction(x, codes))
 
 
 class SkipTranscoderLearner(TranscoderLearner[SkipTranscoder]):
