@@ -11,7 +11,7 @@ takes the plain sums of arXiv 2509.20997, eq. 4-6.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,27 +64,15 @@ def batch_price(p: Tensor, n: int, price: Price) -> Tensor:
     return (price(p.detach()) + (inner - inner.detach())).sum()
 
 
-class _Covariance(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, h: Tensor) -> Tensor:
-        penalty, gradient = statistics.covariance(
-            PackedBits.pack(h), with_gradient=ctx.needs_input_grad[0]
-        )
-        ctx.save_for_backward(gradient)
-        return penalty
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (gradient,) = ctx.saved_tensors
-        return gradients[0].float() * gradient
-
-
 def covariance_penalty(h: Tensor) -> Tensor:
     """`sum_{i != j} |cov(h)_ij|` with the unbiased covariance, h `[n, n_latents]` of 0 and 1.
 
     Its gradient is `2 / (n - 1) * (h - p) @ sign(cov)` off the diagonal. Both from packed bits.
     """
-    return _Covariance.apply(h)  # pyright: ignore[reportReturnType]
+    penalty, gradient = statistics.covariance(PackedBits.pack(h), with_gradient=h.requires_grad)
+    if gradient is None:
+        return penalty
+    return penalty + ((h - h.detach()) * gradient).sum()  # adds nothing but the gradient
 
 
 def dense_covariance_penalty(h: Tensor) -> Tensor:
