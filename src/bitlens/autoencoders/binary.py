@@ -98,13 +98,13 @@ class BinaryAutoencoder(Autoencoder):
             return PackedBits.step(self.pre_activations(x))
         start = None if self.flips is None else PackedBits.step(self.pre_activations(x))
         x, W, b = x.reshape(-1, self.d_in), self.W_dec.detach().float(), self.b_dec.detach().float()
-        return descend(x, W, b, self.prices, G=self._kept_gram(), start=start, flips=self.flips)
+        return descend(x, W, b, self.prices, G=self._cached_gram(), start=start, flips=self.flips)
 
     def on_rates(self, rates: Tensor) -> Tensor:
         """Firing rates in canonical form `[n_latents]`."""
         return rates if self.coding == "descent" else torch.minimum(rates, 1 - rates)
 
-    def _kept_gram(self) -> Tensor | None:
+    def _cached_gram(self) -> Tensor | None:
         """`W_dec W_dec^T`, computed once for as long as W_dec stands."""
         W = self.W_dec
         # Tensors of inference mode count no changes.

@@ -95,8 +95,8 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         model.b_dec.grad = error.sum(0)
         if self.step >= ENCODER_FROM * self.settings.steps:
             # Of the bits' cross-entropy under the encoder, a mean over rows.
-            wrong = model.pre_activations(x).sigmoid_().sub_(bits.unpack()).div_(len(x))
-            model.W_enc.grad, model.b_enc.grad = x.T @ wrong, wrong.sum(0)
+            prediction_error = model.pre_activations(x).sigmoid_().sub_(bits.unpack()).div_(len(x))
+            model.W_enc.grad, model.b_enc.grad = x.T @ prediction_error, prediction_error.sum(0)
         rates, zero = counts.double() / len(x), mse.new_zeros(())
         price = (rates * model.prices).sum().float() / model.d_in
         return Losses(mse + price, mse, price, zero, zero), rates

@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 
 from bitlens.errors import BitlensError
 
-SPARSE = {"lr": 6e-3, "decay": 0.3}
+SPARSE = {"lr": 6e-3, "decay": 0.3}  # defaults of sparse autoencoders
 PENALTY = ("k", "sparsity")
+RANDOM = ("preset", "initial_rates", "match")
 BINARY = ("preset", "coding", "lam", "price", "p0", "regrow_at")
 DESCENT = (*BINARY, "scale", "anneal")
-STEP = (*BINARY, "gamma", "surrogate", "width", "weighting", "initial_rates", "initial_share")
-STEP = (*STEP, "prune_at", "prune_rows", "reference")
+STEP = (*BINARY, "gamma", "surrogate", "width", "weighting", "prune_at", "prune_rows", "reference")
+STEP += ("initial_rates", "initial_share")
 
 
-class Architecture(NamedTuple):
+class Entry(NamedTuple):
     """A module of this package, two classes in it, the fields of `TrainConfig` that not all
     architectures read and this one does, and its defaults where they are not the preset's."""
 
@@ -35,25 +36,24 @@ class Architecture(NamedTuple):
         return getattr(importlib.import_module(f"bitlens.autoencoders.{self.module}"), self.learner)
 
 
-A = Architecture
 ARCHITECTURES = {
-    "bae": A("descent", "BinaryAutoencoder", "DescentLearner", DESCENT),
-    "random": A(
-        "random", "RandomAutoencoder", "RandomLearner", ("preset", "initial_rates", "match")
+    "bae": Entry("descent", "BinaryAutoencoder", "DescentLearner", DESCENT),
+    "random": Entry("random", "RandomAutoencoder", "RandomLearner", RANDOM),
+    "relu": Entry("relu", "ReLUAutoencoder", "ReLULearner", PENALTY, SPARSE),
+    "gated": Entry("gated", "GatedAutoencoder", "GatedLearner", PENALTY, SPARSE),
+    "topk": Entry("topk", "TopKAutoencoder", "TopKLearner", ("k",), SPARSE),
+    "batch_topk": Entry("batch_topk", "BatchTopKAutoencoder", "BatchTopKLearner", ("k",), SPARSE),
+    "jumprelu": Entry("jumprelu", "JumpReLUAutoencoder", "JumpReLULearner", PENALTY, SPARSE),
+    "transcoder": Entry("transcoder", "Transcoder", "TranscoderLearner", ("k",), SPARSE),
+    "skip_transcoder": Entry(
+        "transcoder", "SkipTranscoder", "SkipTranscoderLearner", ("k",), SPARSE
     ),
-    "relu": A("relu", "ReLUAutoencoder", "ReLULearner", PENALTY, SPARSE),
-    "gated": A("gated", "GatedAutoencoder", "GatedLearner", PENALTY, SPARSE),
-    "topk": A("topk", "TopKAutoencoder", "TopKLearner", ("k",), SPARSE),
-    "batch_topk": A("batch_topk", "BatchTopKAutoencoder", "BatchTopKLearner", ("k",), SPARSE),
-    "jumprelu": A("jumprelu", "JumpReLUAutoencoder", "JumpReLULearner", PENALTY, SPARSE),
-    "transcoder": A("transcoder", "Transcoder", "TranscoderLearner", ("k",), SPARSE),
-    "skip_transcoder": A("transcoder", "SkipTranscoder", "SkipTranscoderLearner", ("k",), SPARSE),
-    "pca": A("pca", "PCAAutoencoder", "PCALearner", ("k",)),
+    "pca": Entry("pca", "PCAAutoencoder", "PCALearner", ("k",)),
 }
-BAE_BY_STEP = A("step", "BinaryAutoencoder", "StepLearner", STEP)
+BAE_BY_STEP = Entry("step", "BinaryAutoencoder", "StepLearner", STEP)
 
 
-def find(name: str, coding: str = "descent") -> Architecture:
+def find(name: str, coding: str = "descent") -> Entry:
     """The architecture of this name; a binary autoencoder learns in another way for each coding."""
     if name not in ARCHITECTURES:
         raise BitlensError(
