@@ -57,7 +57,6 @@ def test_senseless_settings_are_refused_by_name(tmp_path, name, value):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "topk", "k": 41}, "`k` must be between 1 and 40, the number of latents"),
         ({"gamma": 1.0}, "`gamma` must be .* 0 with coding descent"),
         ({"price": "entropy"}, "`price` must be onbit with coding descent"),
         ({"scale": 0.0}, "`scale` must be above 0"),

@@ -170,7 +170,7 @@ class Allowed(NamedTuple):
 
 
 ALLOWED = (
-    Allowed("n_latents steps log_every checkpoint_every k", "at least 1", lambda x: x >= 1),
+    Allowed("n_latents steps log_every checkpoint_every", "at least 1", lambda x: x >= 1),
     Allowed("batch_size prune_rows", "at least 2", lambda x: x >= 2),
     Allowed("lr decay width sparsity", "above 0 and finite", lambda x: 0 < x < math.inf),
     Allowed("lam gamma", "at least 0 and finite", lambda x: 0 <= x < math.inf),
@@ -202,6 +202,8 @@ def _refuse_nonsense(settings: Settings, coding: str) -> None:
     if "k" in find(settings.architecture).settings and settings.architecture != "pca":
         words = f"between 1 and {most}, the number of latents"
         rules.append(Allowed("k", words, lambda x: 1 <= x <= most))
+    else:
+        rules.append(Allowed("k", "at least 1", lambda x: x >= 1))
     for names, words, holds in rules:
         for name in names.split():
             value = getattr(settings, name)
