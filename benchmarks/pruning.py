@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from bitlens.autoencoders.objective import Price
+from bitlens.autoencoders.pruning import Parameters, code_rows, prune, regrow
 from bitlens.seeding import generator
-from bitlens.training.objective import Price
-from bitlens.training.pruning import Parameters, code_rows, prune, regrow
 
 
 def main() -> None:

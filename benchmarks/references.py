@@ -31,12 +31,12 @@ from torch import Tensor
 
 import bitlens as bl
 from benchmarks.speed.rivals import TRAINERS, Run, Trainer, versions
+from bitlens.autoencoders.registry import SPARSE
 from bitlens.hidden import Corpus
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.models import BUNDLED
 from bitlens.hidden.text import ContextReader
 from bitlens.information.moments import Variance, squared_error
-from bitlens.training.config import LEARNING_RATES
 
 ARCHITECTURES = ["relu", "gated", "topk", "batch_topk", "jumprelu"]
 AIMS_AT_L0 = (
@@ -108,7 +108,7 @@ class Contest:
         model = bl.train(self.store, config)
         seconds = time.perf_counter() - begun
         numbers = self.measure(lambda x: model.code(model.pre_activations(x)), model.reconstruct)
-        return Point(*numbers, seconds, LEARNING_RATES[architecture], k)
+        return Point(*numbers, seconds, SPARSE["lr"], k)
 
     def own_at(self, architecture: str, l0: float) -> list[Point]:
         """bitlens's own with this l0; two of neighbouring k where the first is more than 2 %
@@ -175,7 +175,7 @@ def compare(
 ) -> dict[str, Any]:
     """The best of a library's learning rates at l0 k, and bitlens at the l0 that it has."""
     rates = set(
-        lrs or (LEARNING_RATES[architecture], contest.default_lr(library, architecture), 1e-3)
+        lrs or (SPARSE["lr"], contest.default_lr(library, architecture), 1e-3)
     )
     found = [contest.reference_at(library, architecture, lr, k, tries) for lr in sorted(rates)]
     ends = [min(points, key=lambda p: apart(p, k)) for points in found]

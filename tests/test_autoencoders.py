@@ -32,13 +32,17 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 KINDS = {
-    "bae": (BinaryAutoencoder, LATENTS, {"coding": "step"}), "random": (RandomAutoencoder, LATENTS, {"coding": "step"}),
-    "relu": (ReLUAutoencoder, LATENTS, {}), "gated": (GatedAutoencoder, LATENTS, {}),
-    "jumprelu": (JumpReLUAutoencoder, LATENTS, {}), "topk": (TopKAutoencoder, LATENTS, {"k": 3}),
-    "batch_topk": (BatchTopKAutoencoder, LATENTS, {"k": 3}), "pca": (PCAAutoencoder, 5, {}),
+    "bae": (BinaryAutoencoder, LATENTS, {"coding": "step"}),
+    "random": (RandomAutoencoder, LATENTS, {"coding": "step"}),
+    "relu": (ReLUAutoencoder, LATENTS, {}),
+    "gated": (GatedAutoencoder, LATENTS, {}),
+    "jumprelu": (JumpReLUAutoencoder, LATENTS, {}),
+    "topk": (TopKAutoencoder, LATENTS, {"k": 3}),
+    "batch_topk": (BatchTopKAutoencoder, LATENTS, {"k": 3}),
+    "pca": (PCAAutoencoder, 5, {}),
     "transcoder": (Transcoder, LATENTS, {"k": 3, "d_out": D}),
     "skip_transcoder": (SkipTranscoder, LATENTS, {"k": 3, "d_out": D}),
-}  # fmt: skip
+}
 
 
 def build(name: str = "bae") -> Autoencoder:
@@ -71,7 +75,7 @@ def states(n: int = 500) -> torch.Tensor:
     return random(n, D, seed=4) * 2.5 + random(D, seed=1) * 3
 
 
-# --- the function ---------------------------------------------------------------------------------------------------
+# --- the function ---------------------------------------------------------------------------------
 
 
 def test_a_binary_autoencoder_is_its_formula():
@@ -145,7 +149,7 @@ def test_predicting_the_mean_has_fvu_one():
     assert float(error / (x - x.mean(0)).square().sum()) == pytest.approx(1, abs=1e-6)
 
 
-# --- canonical form -------------------------------------------------------------------------------------------------
+# --- canonical form -------------------------------------------------------------------------------
 
 
 def test_canonical_keeps_the_function_and_makes_the_rare_state_one():
@@ -187,7 +191,7 @@ def test_a_collapsed_autoencoder_has_no_canonical_form():
         build().canonical(torch.full((3,), 0.5))
 
 
-# --- disk -----------------------------------------------------------------------------------------------------------
+# --- disk -----------------------------------------------------------------------------------------
 
 
 def test_saved_and_loaded_is_the_same_to_the_bit(model, tmp_path):
@@ -226,10 +230,14 @@ def test_the_files_have_the_documented_layout(model, tmp_path):
 
 
 OWN_SHAPES = {
-    "bae": {}, "topk": {}, "batch_topk": {"threshold": []}, "jumprelu": {"threshold": [LATENTS]},
-    "gated": {"r_mag": [LATENTS], "b_mag": [LATENTS]}, "transcoder": {"mean_out": [D], "scale_out": []},
+    "bae": {},
+    "topk": {},
+    "batch_topk": {"threshold": []},
+    "jumprelu": {"threshold": [LATENTS]},
+    "gated": {"r_mag": [LATENTS], "b_mag": [LATENTS]},
+    "transcoder": {"mean_out": [D], "scale_out": []},
     "skip_transcoder": {"mean_out": [D], "scale_out": [], "W_skip": [D, D]},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", OWN_SHAPES)
@@ -240,9 +248,14 @@ def test_the_weights_have_the_documented_shapes(name, tmp_path):
         for name, tensor in read_tensors(tmp_path / "sae_weights.safetensors").items()
     }
     assert shapes == {
-        "W_enc": [D, LATENTS], "b_enc": [LATENTS], "W_dec": [LATENTS, D], "b_dec": [D], "mean": [D], "scale": [],
+        "W_enc": [D, LATENTS],
+        "b_enc": [LATENTS],
+        "W_dec": [LATENTS, D],
+        "b_dec": [D],
+        "mean": [D],
+        "scale": [],
         **OWN_SHAPES[name],
-    }  # fmt: skip
+    }
 
 
 def edited(folder, **changes) -> None:
@@ -304,7 +317,7 @@ def test_an_empty_autoencoder_is_refused(widths):
         BinaryAutoencoder(*widths)
 
 
-# --- the step and its surrogate gradients ---------------------------------------------------------------------------
+# --- the step and its surrogate gradients ---------------------------------------------------------
 
 
 def slope(surrogate: Surrogate, width, z: torch.Tensor, g: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The sparse baselines against their papers: the functions, the losses and their gradients, and how they train."""
+"""The sparse baselines against their papers: functions, losses, gradients, and how they train."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from bitlens.autoencoders import (
     SparseAutoencoder,
     TopKAutoencoder,
 )
+from bitlens.autoencoders.jumprelu import JumpReLULearner
 from bitlens.errors import BitlensError
 from bitlens.files import read_tensors
 from bitlens.hidden import TensorSource
 from bitlens.training import train
 from bitlens.training.checkpoint import STATE
 from bitlens.training.learners import make_learner
-from bitlens.training.sparse_learners import JumpReLULearner
 from test_resume import PowerCut, cut_at, rows, same, settings
 
 D, LATENTS, K = 6, 14, 3
-LED = ("relu", "gated", "jumprelu")  # led to k latents on
-UNIT = (*LED, "topk", "batch_topk")
+PENALISED = ("relu", "gated", "jumprelu")  # a controller brings them to k latents
+UNIT = (*PENALISED, "topk", "batch_topk")
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -42,10 +42,12 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 def build(architecture: str) -> Any:
     """A sparse autoencoder all of whose parameters are random, its decoder rows of unit norm."""
     model = {
-        "relu": lambda: ReLUAutoencoder(D, LATENTS), "gated": lambda: GatedAutoencoder(D, LATENTS),
-        "jumprelu": lambda: JumpReLUAutoencoder(D, LATENTS), "topk": lambda: TopKAutoencoder(D, LATENTS, K),
+        "relu": lambda: ReLUAutoencoder(D, LATENTS),
+        "gated": lambda: GatedAutoencoder(D, LATENTS),
+        "jumprelu": lambda: JumpReLUAutoencoder(D, LATENTS),
+        "topk": lambda: TopKAutoencoder(D, LATENTS, K),
         "batch_topk": lambda: BatchTopKAutoencoder(D, LATENTS, K),
-    }[architecture]()  # fmt: skip
+    }[architecture]()
     with torch.no_grad():
         for seed, parameter in enumerate(model.parameters()):
             parameter.add_(0.3 * random(*parameter.shape, seed=seed))
@@ -80,7 +82,7 @@ def gradients(model: Autoencoder) -> dict[str, Tensor]:
     }
 
 
-# --- the functions --------------------------------------------------------------------------------------------------
+# --- the functions --------------------------------------------------------------------------------
 
 
 def code_by_hand(model: Autoencoder, P: Any, x: Tensor) -> Tensor:
@@ -123,7 +125,7 @@ def test_a_batch_keeps_its_k_n_largest_wherever_they_are():
     assert len({int(n) for n in (codes > 0).sum(1)}) > 1, "every row kept as many as every other"
 
 
-# --- the losses -----------------------------------------------------------------------------------------------------
+# --- the losses -----------------------------------------------------------------------------------
 
 
 def test_relu_pays_the_l1_norm_of_its_codes():
@@ -179,7 +181,7 @@ def test_gated_auxiliary_loss_moves_the_gate_and_not_the_decoder():
 
 
 def test_jumprelu_thresholds_move_by_the_kernel_estimates():
-    """arXiv 2407.14435, eq. 11 (of JumpReLU) and eq. 12 (of the count), summed one row and one latent at a time."""
+    """arXiv 2407.14435, eq. 11 (of JumpReLU) and eq. 12 (of the count), summed one by one."""
     model, x, weight = build("jumprelu"), random(40, D, seed=11), 0.7
     losses, _ = learner_of(model, sparsity=weight).losses(x)
     losses.total.backward()
@@ -212,7 +214,7 @@ def test_jumprelu_thresholds_move_by_the_kernel_estimates():
 
 
 def test_dead_latents_reconstruct_what_is_left():
-    """AuxK of arXiv 2406.04093, appendix A.2: the k_aux largest dead latents, the residual and the rest held still."""
+    """AuxK of arXiv 2406.04093, appendix A.2: the largest dead latents, all else held still."""
     model, x = build("topk"), random(4, D, seed=11)
     learner = learner_of(model)
     with torch.no_grad():
@@ -263,7 +265,7 @@ def test_decoder_rows_are_not_pulled_along_themselves(architecture):
     assert (gradients(model)["W_dec"] * model.W_dec).sum(1).abs().max() < 1e-6
 
 
-# --- training -------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", [*UNIT, "pca"])
@@ -282,7 +284,10 @@ def test_training_is_finite_repeatable_and_resumes_bit_exactly(tmp_path, archite
         torch.testing.assert_close(resumed.W_dec.norm(dim=1), torch.ones(40))
 
 
-@pytest.mark.parametrize(("architecture", "name"), [*((a, "log_sparsity") for a in LED), ("topk", "silent"), ("batch_topk", "silent")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [*((a, "log_sparsity") for a in PENALISED), ("topk", "silent"), ("batch_topk", "silent")],
+)
 def test_a_checkpoint_holds_what_the_learner_remembers(tmp_path, architecture, name):
     config = settings(architecture=architecture, k=2, steps=60)
     with pytest.raises(PowerCut):
@@ -291,8 +296,8 @@ def test_a_checkpoint_holds_what_the_learner_remembers(tmp_path, architecture, n
     assert (remembered != math.log(0.3)).all() if name == "log_sparsity" else remembered.max() > 3
 
 
-@pytest.mark.parametrize("architecture", LED)
-def test_the_weight_leads_to_k_latents(architecture):
+@pytest.mark.parametrize("architecture", PENALISED)
+def test_the_controller_reaches_k_latents(architecture):
     source, config = (
         TensorSource(rows()),
         settings(architecture=architecture, k=5, steps=600, log_every=600),
@@ -301,7 +306,7 @@ def test_the_weight_leads_to_k_latents(architecture):
     assert 5 / 1.5 < on < 5 * 1.5
 
 
-@pytest.mark.parametrize("architecture", LED)
+@pytest.mark.parametrize("architecture", PENALISED)
 def test_the_weight_goes_up_with_more_than_k_and_down_with_fewer_and_stays_where_it_is_given(
     architecture,
 ):
@@ -358,23 +363,32 @@ def test_principal_components_are_those_of_an_svd(k):
     np.testing.assert_allclose(model(rows() + 3).numpy(), expected, atol=1e-4)
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"architecture": "nonsense"}, "no architecture 'nonsense'; choose one of: bae, "),
-        ({"architecture": "topk", "k": 41}, "`k` must be between 1 and 40, the number of latents, not 41"),
+        (
+            {"architecture": "topk", "k": 41},
+            "`k` must be between 1 and 40, the number of latents, not 41",
+        ),
         ({"architecture": "batch_topk", "k": 41}, "`k` must be between 1 and 40"),
-        ({"architecture": "relu", "k": 0}, "`k` must be between 1 and 40, the number of latents, not 0"),
+        (
+            {"architecture": "relu", "k": 0},
+            "`k` must be between 1 and 40, the number of latents, not 0",
+        ),
         ({"architecture": "pca", "k": 13}, "12 principal components, not 13"),
-        ({"architecture": "gated", "sparsity": 0.0}, "`sparsity` must be above 0 and finite, not 0.0"),
+        (
+            {"architecture": "gated", "sparsity": 0.0},
+            "`sparsity` must be above 0 and finite, not 0.0",
+        ),
         ({"architecture": "transcoder"}, "needs two stores of one harvest"),
         ({"architecture": "skip_transcoder"}, "needs two stores of one harvest"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_wrong_settings_are_refused_in_one_sentence(tmp_path, changes, message):
     with pytest.raises(BitlensError, match=message) as error:
         train(TensorSource(rows()), settings(**changes), tmp_path / "run")

@@ -1,17 +1,17 @@
-"""The training step from packed bits against autograd on plain products, and against float64 formulas."""
+"""The training step from packed bits against autograd and against float64 formulas."""
 
 import pytest
 import torch
 
-from bitlens.autoencoders import BinaryAutoencoder
+from bitlens.autoencoders import BinaryAutoencoder, bit_step
+from bitlens.autoencoders.objective import Price, batch_price, dense_covariance_penalty, weights
+from bitlens.autoencoders.step import StepLearner
 from bitlens.bits import products
 from bitlens.hidden import TensorSource
-from bitlens.training import TrainConfig, bit_step, train
-from bitlens.training.objective import Price, batch_price, dense_covariance_penalty, weights
-from bitlens.training.step_learner import StepLearner
+from bitlens.training import TrainConfig, train
 
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
-SPARSE, DENSE = 2.0, 0.0  # values of bit_step.DENSE that force one branch
+SPARSE, DENSE = 2.0, 0.0  # values of bit_step.WHOLE_PRODUCTS_FROM that force one branch
 branches = pytest.mark.parametrize("branch", [SPARSE, DENSE], ids=["sparse", "dense"])
 
 
@@ -32,7 +32,7 @@ def learner(d: int, n_latents: int, reference: bool, **changes) -> StepLearner:
 
 
 def clear_rows(of: StepLearner, n: int, seed: int = 0) -> torch.Tensor:
-    """Rows whose pre-activations all keep clear of the edges of their windows, where rounding decides."""
+    """Rows whose pre-activations keep clear of window edges, where rounding decides."""
     spread = of.state["spread"].clone()
     for attempt in range(100):
         x = rows(n, of.model.d_in, seed + 1000 * attempt)
@@ -62,7 +62,7 @@ def assert_same_step(one: StepLearner, other: StepLearner, x: torch.Tensor) -> N
         assert (gradient - exact).norm() <= 1e-5 * exact.norm(), name
 
 
-# --- the same numbers as autograd -------------------------------------------------------------------------------------
+# --- the same numbers as autograd -----------------------------------------------------------------
 
 
 @branches
@@ -70,7 +70,7 @@ def assert_same_step(one: StepLearner, other: StepLearner, x: torch.Tensor) -> N
 @pytest.mark.parametrize("gamma", [0.0, 10.0])
 @pytest.mark.parametrize("preset", ["step", "measure"])
 def test_a_step_is_that_of_autograd(monkeypatch, preset, gamma, weighting, branch):
-    monkeypatch.setattr(bit_step, "DENSE", branch)
+    monkeypatch.setattr(bit_step, "WHOLE_PRODUCTS_FROM", branch)
     changes = {"preset": preset, "gamma": gamma, "weighting": weighting}
     one, other = (learner(13, 137, reference, **changes) for reference in (False, True))
     for seed in range(3):  # the windows follow the spreads of all batches so far
@@ -84,7 +84,7 @@ def test_a_step_is_that_of_autograd(monkeypatch, preset, gamma, weighting, branc
     ("d", "n_latents"), [(1, 1), (3, 15), (16, 16), (17, 63), (5, 64), (33, 65), (48, 130)]
 )
 def test_any_width_and_any_number_of_rows(monkeypatch, d, n_latents, gamma, branch):
-    monkeypatch.setattr(bit_step, "DENSE", branch)
+    monkeypatch.setattr(bit_step, "WHOLE_PRODUCTS_FROM", branch)
     for n in (2, 3, 63, 64, 129):
         one, other = (
             learner(d, n_latents, reference, preset="measure", gamma=gamma)
@@ -94,7 +94,7 @@ def test_any_width_and_any_number_of_rows(monkeypatch, d, n_latents, gamma, bran
 
 
 def with_constants(of: StepLearner) -> StepLearner:
-    """Latents 0 to 3: always on, always off, and both inside their windows, where the price has a slope."""
+    """Latents 0 to 3: always on, always off, and both inside their windows."""
     with torch.no_grad():
         of.model.W_enc[:, :4] *= 1e-3
         of.model.b_enc[:4] = torch.tensor([9.0, -9.0, 0.02, -0.02])
@@ -106,7 +106,7 @@ def with_constants(of: StepLearner) -> StepLearner:
 @pytest.mark.parametrize("gamma", [0.0, 10.0])
 @pytest.mark.parametrize("preset", ["step", "measure"])
 def test_latents_that_are_always_on_or_off(monkeypatch, preset, gamma, branch):
-    monkeypatch.setattr(bit_step, "DENSE", branch)
+    monkeypatch.setattr(bit_step, "WHOLE_PRODUCTS_FROM", branch)
     one, other = (
         with_constants(learner(9, 70, reference, preset=preset, gamma=gamma))
         for reference in (False, True)
@@ -122,14 +122,14 @@ def test_latents_that_are_always_on_or_off(monkeypatch, preset, gamma, branch):
 
 @branches
 def test_rows_that_are_not_contiguous(monkeypatch, branch):
-    monkeypatch.setattr(bit_step, "DENSE", branch)
+    monkeypatch.setattr(bit_step, "WHOLE_PRODUCTS_FROM", branch)
     one, other = (learner(13, 70, reference, gamma=10.0) for reference in (False, True))
     assert_same_step(one, other, clear_rows(one, 90).T.contiguous().T)
 
 
 @branches
 def test_all_latents_off_and_all_on(monkeypatch, branch):
-    monkeypatch.setattr(bit_step, "DENSE", branch)
+    monkeypatch.setattr(bit_step, "WHOLE_PRODUCTS_FROM", branch)
     for bias in (-100.0, 100.0):
         pair = [learner(9, 70, reference, gamma=10.0) for reference in (False, True)]
         for one in pair:
@@ -150,18 +150,18 @@ def test_codes_with_many_bits_on_take_whole_products_and_others_do_not(monkeypat
     assert len(calls) == 1
 
 
-# --- the same numbers as float64 formulas -----------------------------------------------------------------------------
+# --- the same numbers as float64 formulas ---------------------------------------------------------
 
 
 @branches
 @pytest.mark.parametrize("gamma", [0.0, 10.0])
 @pytest.mark.parametrize("preset", ["step", "measure"])
 def test_gradients_are_those_of_float64_on_the_same_bits(monkeypatch, preset, gamma, branch):
-    monkeypatch.setattr(bit_step, "DENSE", branch)
+    monkeypatch.setattr(bit_step, "WHOLE_PRODUCTS_FROM", branch)
     made = learner(13, 137, False, preset=preset, gamma=gamma)
     x = clear_rows(made, 90)
     losses, _ = made.backward(x)
-    model, c = made.model, made.config
+    model, c = made.model, made.settings
     z = model.pre_activations(x).detach()
     h = (z > 0).double().requires_grad_()
     W_dec, b_dec = (t.detach().double().requires_grad_() for t in (model.W_dec, model.b_dec))
@@ -177,7 +177,7 @@ def test_gradients_are_those_of_float64_on_the_same_bits(monkeypatch, preset, ga
         assert (gradient - exact).norm() <= 1e-5 * exact.norm(), name
 
 
-# --- precision, buffers, surrogates -----------------------------------------------------------------------------------
+# --- precision, buffers, surrogates ---------------------------------------------------------------
 
 
 def rounded(a: torch.Tensor, b: torch.Tensor, bf16: bool) -> torch.Tensor:
@@ -190,7 +190,7 @@ def rounded(a: torch.Tensor, b: torch.Tensor, bf16: bool) -> torch.Tensor:
 @pytest.mark.parametrize("gamma", [0.0, 10.0])
 @pytest.mark.parametrize("preset", ["step", "measure"])
 def test_bf16_is_close_to_fp32(monkeypatch, preset, gamma, product, branch):
-    monkeypatch.setattr(bit_step, "DENSE", branch)
+    monkeypatch.setattr(bit_step, "WHOLE_PRODUCTS_FROM", branch)
     monkeypatch.setattr(bit_step, "_product", product)
     before = torch.get_float32_matmul_precision()
     one, other = (
@@ -209,7 +209,7 @@ def test_bf16_is_close_to_fp32(monkeypatch, preset, gamma, product, branch):
 
 @branches
 def test_gradient_buffers_are_kept_from_step_to_step(monkeypatch, branch):
-    monkeypatch.setattr(bit_step, "DENSE", branch)
+    monkeypatch.setattr(bit_step, "WHOLE_PRODUCTS_FROM", branch)
     made = learner(13, 137, False, gamma=10.0)
     made.backward(rows(90, 13))
     first, addresses = gradients(made), [p.grad.data_ptr() for p in made.model.parameters()]
@@ -262,7 +262,7 @@ def test_the_last_bits_do_not_depend_on_the_number_of_threads():
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-# --- a whole run ------------------------------------------------------------------------------------------------------
+# --- a whole run ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
@@ -270,8 +270,9 @@ def test_the_last_bits_do_not_depend_on_the_number_of_threads():
 def test_a_run_is_that_of_the_reference(preset, gamma):
     """Thirty steps, pruning and regrowing included.
 
-    Where no pre-activation is within rounding of an edge, the runs agree to rounding: about 1e-7. One bit that differs
-    can change what is pruned or restarted, hence the loss at the end by several percent (weights changed by 1e-5 do so).
+    Where no pre-activation is within rounding of an edge, the runs agree to rounding: about 1e-7.
+    One bit that differs can change what is pruned or restarted, hence the loss at the end by
+    several percent (weights changed by 1e-5 do so).
     """
     g = torch.Generator().manual_seed(0)
     x = (torch.rand(900, 10, generator=g) < 0.3).float() @ torch.randn(10, 13, generator=g)
@@ -279,9 +280,16 @@ def test_a_run_is_that_of_the_reference(preset, gamma):
     runs = []
     for reference in (False, True):
         config = TrainConfig(
-            preset=preset, gamma=gamma, n_latents=70, steps=30, batch_size=64, log_every=1, prune_rows=900, device="cpu",
+            preset=preset,
+            gamma=gamma,
+            n_latents=70,
+            steps=30,
+            batch_size=64,
+            log_every=1,
+            prune_rows=900,
+            device="cpu",
             reference=reference,
-        )  # fmt: skip
+        )
         records = []
         train(TensorSource(x), config, report=records.append)
         runs.append([record["total"] for record in records])

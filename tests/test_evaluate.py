@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitlens.autoencoders import BinaryAutoencoder, TopKAutoencoder
-from bitlens.autoencoders.sparse import PCAAutoencoder
+from bitlens.autoencoders import BinaryAutoencoder, PCAAutoencoder, TopKAutoencoder
 from bitlens.bits.packed import PackedBits
 from bitlens.causal.splice import Splice
 from bitlens.encode import encode_store

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from bitlens.autoencoders import TopKAutoencoder
-from bitlens.autoencoders.sparse import Transcoder
+from bitlens.autoencoders import TopKAutoencoder, Transcoder
 from bitlens.errors import BitlensError
 from bitlens.information.context import context_bits
 from bitlens.information.magnitudes import quantise_magnitudes

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
-from bitlens.autoencoders.sparse import TopKAutoencoder
+from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 from bitlens.features.dense import explain, explain_dense

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitlens.training.objective import (
+from bitlens.autoencoders.objective import (
     Price,
     batch_price,
     binary_losses,
@@ -91,7 +91,7 @@ def test_gradient_of_the_covariance_penalty_equals_autograd(upstream, penalty):
 
 
 def test_pairs_without_covariance_have_no_gradient_whichever_way_it_is_computed():
-    """Independent by design: every pair of these latents has a covariance of exactly zero, where rounding has a sign."""
+    """Every pair of these latents has a covariance of exactly zero, where rounding has a sign."""
     h = torch.tensor([[row >> j & 1 for j in range(5)] for row in range(32)]).repeat(3, 1).float()
     for penalty in (covariance_penalty, dense_covariance_penalty):
         leaf = h.clone().requires_grad_()
@@ -167,7 +167,7 @@ def test_the_penalty_can_be_computed_another_way():
 
 
 def test_scaled_weights_mean_the_same_at_every_width():
-    """The same data side by side twice, with twice the latents: every term of the scaled objective stays."""
+    """The same data side by side twice, with twice the latents: every scaled term stays."""
     x, x_hat, h = random(N, D), random(N, D, seed=1), codes()
     once = binary_losses(x, x_hat, h, ENTROPY, 0.1, 0.0, "scaled")
     twice = binary_losses(
@@ -181,7 +181,7 @@ def test_scaled_weights_mean_the_same_at_every_width():
 
 
 def test_the_penalty_a_pair_does_not_depend_on_the_width():
-    """All latents equal: every pair has the same covariance, so the scaled penalty is (1 - 1/D) of it."""
+    """All latents equal: every pair has the same covariance; the penalty is (1 - 1/n) of it."""
     bit = codes(n_latents=1)
     for n_latents in (2, 16, 128):
         losses = binary_losses(

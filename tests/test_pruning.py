@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from bitlens.autoencoders.objective import Price
+from bitlens.autoencoders.pruning import (
+    OFF,
+    Parameters,
+    code_rows,
+    latent_sums,
+    propose,
+    prune,
+    regrow,
+)
 from bitlens.seeding import generator
-from bitlens.training.objective import Price
-from bitlens.training.pruning import OFF, Parameters, code_rows, latent_sums, propose, prune, regrow
 
 ENTROPY, ONBIT = Price("entropy", 0.02), Price("onbit", 0.02)
 
@@ -21,7 +29,7 @@ def problem(
     noise: float = 0.3,
     seed: int = 0,
 ):
-    """Rows made of planted bits plus noise, and an encoder of noisy directions: some latents useful, some not."""
+    """Rows of planted bits plus noise, and an encoder of noisy directions, some of them useful."""
     g = torch.Generator().manual_seed(seed)
     directions = torch.randn(planted, d, generator=g)
     bits = (torch.rand(n, planted, generator=g) < 0.3).float()
@@ -51,7 +59,7 @@ def objective(H: np.ndarray, X: np.ndarray, price: Price, lam: float, chance: fl
 def reference_survivors(
     H: np.ndarray, X: np.ndarray, price: Price, lam: float
 ) -> tuple[list[int], float]:
-    """Drop the one latent whose removal gains most, fit again from nothing, and repeat. -> (survivors, chance term)"""
+    """Drop the one latent whose removal gains most, fit anew, repeat -> (survivors, chance term)"""
     n, d = X.shape
     live = [j for j in range(H.shape[1]) if 0 < H[:, j].mean() < 1]
     chance = 2 * least_squares(H[:, live], X)[2] / n
@@ -111,7 +119,7 @@ def test_what_is_switched_off_is_off_and_the_rest_keeps_its_encoder():
 
 
 def test_duplicates_of_a_fair_bit_are_removed():
-    """A fair bit seen by five copies and by two negated ones is a stationary point of the loss; one latent stays."""
+    """A fair bit seen by five copies and two negated ones is a stationary point; one stays."""
     g = torch.Generator().manual_seed(0)
     bits = (torch.rand(2000, 3, generator=g) < 0.5).float() * 2 - 1
     rows = bits @ torch.linalg.qr(torch.randn(8, 8, generator=g))[0][:3]
@@ -160,8 +168,8 @@ def test_latent_sums_are_a_matrix_product():
 
 @pytest.mark.slow
 def test_pruning_many_latents_at_once_stays_exact():
-    """Blocks of removals and shrinking matrices, at a size where both are used: still a least-squares fit in which no
-    latent is worth dropping."""
+    """Blocks of removals and shrinking matrices, at a size where both are used: still a
+    least-squares fit in which no latent is worth dropping."""
     rows, P = problem(n=12000, d=48, planted=200, n_latents=2500, noise=0.5)
     lam = 0.1
     pruned, survivors = prune(rows, P, ENTROPY, lam)
@@ -178,7 +186,7 @@ def test_pruning_many_latents_at_once_stays_exact():
     assert (rise >= lam * ENTROPY(H.mean(0)) / 48).all()
 
 
-# --- regrowing ----------------------------------------------------------------------------------------------------
+# --- regrowing ------------------------------------------------------------------------------------
 
 
 def half_dead() -> tuple[torch.Tensor, Parameters]:
@@ -202,7 +210,8 @@ def test_regrowing_restarts_dead_latents_at_a_useful_rate():
         def gain(on: torch.Tensor) -> float:
             q = on.double().mean()
             c = ((on.double() - q)[:, None] * residual.double()).mean(0) @ V  # noqa: B023
-            return float(c**2 / (q * (1 - q)) / V.square().sum() / 8 - 0.01 * ENTROPY(q) / 8)  # noqa: B023
+            explained = c**2 / (q * (1 - q)) / V.square().sum() / 8  # noqa: B023
+            return float(explained - 0.01 * ENTROPY(q) / 8)
 
         best = max(gain(z > edge) for edge in z.sort().values[4:-4])
         assert gain(z + grown.b_enc[j] > 0) >= best - 1e-6
@@ -218,7 +227,7 @@ def test_regrowing_restarts_dead_latents_at_a_useful_rate():
 
 
 def rare_bits(n: int = 4000) -> tuple[torch.Tensor, Parameters, torch.Tensor]:
-    """Rows of four rare bits, coded by latents for the first two that stand for `a or b` and `b`, the others switched off."""
+    """Rows of four rare bits; latents of the first two stand for `a or b` and `b`."""
     g = torch.Generator().manual_seed(0)
     bits = (torch.rand(n, 4, generator=g) < 0.02).float()
     W_enc, b_enc = torch.zeros(4, 24), torch.full((24,), OFF)
@@ -247,7 +256,10 @@ def test_candidates_change_no_reconstruction():
 
 def test_candidates_free_a_code_whose_latents_stand_for_several_bits():
     rows, P, bits = rare_bits()
-    price = lambda Q: float(ENTROPY(code_rows(rows, Q).column_counts() / len(rows)).sum())  # noqa: E731
+
+    def price(Q: Parameters) -> float:
+        return float(ENTROPY(code_rows(rows, Q).column_counts() / len(rows)).sum())
+
     truth = float(ENTROPY(bits.double().mean(0)).sum())
     assert price(P) > 1.1 * truth
     chosen = prune(rows, propose(rows, P, ENTROPY, 1e-3, generator(0))[0], ENTROPY, 1e-3)[0]
@@ -265,8 +277,15 @@ def test_a_latent_that_is_always_on_keeps_its_constant_when_restarted():
     rows, P = half_dead()
     b_enc, W_dec, b_dec = P.b_enc.clone(), P.W_dec.clone(), P.b_dec.clone()
     W_dec[19] = 0.5
-    grown, restarted = regrow(rows, P._replace(W_dec=W_dec, b_dec=b_dec - 0.5, b_enc=b_enc.index_fill(
-        0, torch.tensor([19]), -OFF)), ENTROPY, 0.01, generator(0))  # fmt: skip
+    grown, restarted = regrow(
+        rows,
+        P._replace(
+            W_dec=W_dec, b_dec=b_dec - 0.5, b_enc=b_enc.index_fill(0, torch.tensor([19]), -OFF)
+        ),
+        ENTROPY,
+        0.01,
+        generator(0),
+    )
     assert 19 in restarted.tolist()
     assert torch.allclose(grown.b_dec, b_dec, atol=1e-6)
 

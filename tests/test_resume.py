@@ -1,4 +1,4 @@
-"""A run that is stopped, killed or interrupted and resumed gives the weights of one that never stopped, bit for bit."""
+"""A run that is stopped or killed and resumed gives the weights of one that never stopped."""
 
 import json
 import random
@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         train(TensorSource(rows()), settings(), tmp_path, resume=True)
 
 
-# --- processes that are really killed ------------------------------------------------------------------------------
+# --- processes that are really killed -------------------------------------------------------------
 
 STEPS, LOG, SAVE = 160, 2, 7
 WINDOWS = {"bitlens.hidden.store.WINDOW_BYTES": 40_000}  # several windows an epoch
@@ -159,9 +159,17 @@ def store(tmp_path_factory):
 
 def command_line(store, out, architecture: str, steps: int = STEPS) -> list[object]:
     flags = {
-        "architecture": architecture, "n-latents": 40, "k": 4, "steps": steps, "batch-size": 64, "prune-rows": 500,
-        "log-every": LOG, "checkpoint-every": SAVE, "device": "cpu", "out": out,
-    }  # fmt: skip
+        "architecture": architecture,
+        "n-latents": 40,
+        "k": 4,
+        "steps": steps,
+        "batch-size": 64,
+        "prune-rows": 500,
+        "log-every": LOG,
+        "checkpoint-every": SAVE,
+        "device": "cpu",
+        "out": out,
+    }
     return [
         "train",
         store.path,

@@ -9,8 +9,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
-from bitlens.autoencoders.sparse import ReLUAutoencoder
+from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, ReLUAutoencoder
 from bitlens.bits.packed import PackedBits
 from bitlens.causal.losses import SpliceSums
 from bitlens.errors import BitlensError

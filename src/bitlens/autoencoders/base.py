@@ -2,49 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from bitlens.autoencoders.registry import ARCHITECTURES
+from bitlens.autoencoders.settings import Settings
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, write_json, write_tensors
 
 SCHEMA = 2  # 2: codings of binary autoencoders
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 class Autoencoder(nn.Module):
     """Hidden state -> linear -> code -> linear -> reconstruction.
 
-    Parameters `W_enc [d_in, n_latents]`, `b_enc`, `W_dec [n_latents, d_in]`, `b_dec` live in model space; the buffers
-    `mean [d_in]` and `scale` (one number) map raw hidden states there and back, so callers only see raw space.
-    Every method accepts any leading dimensions. A subclass defines `code`, the nonlinearity of the pre-activations.
+    The parameters `W_enc [d_in, n_latents]`, `b_enc`, `W_dec [n_latents, d_out]`, `b_dec` live in
+    model space; the buffers `mean [d_in]` and `scale` (one number) map raw hidden states there and
+    back, so callers only see raw space. Every method accepts any leading dimensions.
+
+    A subclass defines `code`, the nonlinearity of the pre-activations.
     """
 
     architecture: ClassVar[str]
+    setting_names: ClassVar[tuple[str, ...]] = ()  # what `__init__` takes beside the two widths
+    defaults_of_older_files: ClassVar[dict[str, Any]] = {}  # what a file means that lacks a setting
     subtracts_b_dec: ClassVar[bool] = False  # from the input, before encoding
     binary: ClassVar[bool] = False  # codes are 0 and 1, and there is a canonical form
     transcodes: ClassVar[bool] = False  # predicts another hook point than the one it reads
-    formerly: ClassVar[
-        dict[str, Any]
-    ] = {}  # settings that older files lack, and what these files mean
-    _registry: ClassVar[dict[str, type[Autoencoder]]] = {}
-
-    def __init_subclass__(cls) -> None:
-        if "architecture" in cls.__dict__:
-            Autoencoder._registry[cls.architecture] = cls
 
     def __init__(self, d_in: int, n_latents: int, **settings: Any) -> None:
-        """settings: what else the architecture needs to be built again, kept in `cfg.json`; among it `d_out`, the width of
-        the reconstruction where it is another than d_in."""
+        """settings: those of `setting_names`, kept in `cfg.json`; `d_out`, the width of the
+        reconstruction, is d_in unless it is among them."""
         super().__init__()
         if d_in < 1 or n_latents < 1:
             raise BitlensError(
-                f"An autoencoder needs at least one input and one latent, not {d_in} and {n_latents}."
+                "An autoencoder needs at least one input and one latent, "
+                f"not {d_in} and {n_latents}."
             )
         self.d_in, self.n_latents, self.settings = d_in, n_latents, settings
         self.d_out: int = settings.get("d_out", d_in)
@@ -59,87 +58,104 @@ class Autoencoder(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         self.initialise(torch.Generator().manual_seed(0))
 
+    @classmethod
+    def build(cls, d_in: int, d_out: int, settings: Settings) -> Self:
+        """A new one for a training run, not yet initialised."""
+        own = {"d_out": d_out, **asdict(settings)}
+        return cls(d_in, settings.n_latents, **{name: own[name] for name in cls.setting_names})
+
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Uniform weights of width 1/sqrt(fan-in), drawn in the order W_enc, b_enc, W_dec; b_dec is zero."""
-
-        def uniform(tensor: Tensor, width: float) -> None:
+        """Uniform weights of width 1/sqrt(fan-in), in the order W_enc, b_enc, W_dec; b_dec is 0."""
+        widths = (
+            (self.W_enc, self.d_in**-0.5),
+            (self.b_enc, self.d_in**-0.5),
+            (self.W_dec, self.n_latents**-0.5),
+        )
+        for tensor, width in widths:
             tensor.copy_((torch.rand(tensor.shape, generator=generator) * 2 - 1) * width)
-
-        uniform(self.W_enc, self.d_in**-0.5)
-        uniform(self.b_enc, self.d_in**-0.5)
-        uniform(self.W_dec, self.n_latents**-0.5)
         self.b_dec.zero_()
 
-    # --- model space --------------------------------------------------------------------------------------------
+    # --- model space ------------------------------------------------------------------------------
 
     def pre_activations(self, x: Tensor) -> Tensor:
-        """x: standardised `[..., d_in]` -> float32 `[..., n_latents]`, whatever the dtype: a threshold in bf16 flips bits"""
+        """Standardised `[..., d_in]` -> float32 `[..., n_latents]`, whatever the dtype: a threshold
+        in bf16 flips bits."""
         with torch.autocast(x.device.type, enabled=False):
             return x.float() @ self.W_enc.float() + self.b_enc.float()
 
     def code(self, z: Tensor) -> Tensor:
-        """Pre-activations -> code, both `[..., n_latents]`"""
+        """Pre-activations -> code, both `[..., n_latents]`."""
         raise NotImplementedError
 
     def reconstruct(self, codes: Tensor) -> Tensor:
-        """Codes -> standardised reconstruction `[..., d_in]`"""
+        """Codes -> standardised reconstruction `[..., d_out]`."""
         return codes @ self.W_dec.to(codes.dtype) + self.b_dec.to(codes.dtype)
 
-    # --- raw space ----------------------------------------------------------------------------------------------
+    # --- raw space --------------------------------------------------------------------------------
 
     def standardise(self, x: Tensor) -> Tensor:
+        """Raw hidden states `[..., d_in]` -> the same in model space, float32."""
         if x.shape[-1] != self.d_in:
+            hook = self.metadata.get("hook", {}).get("module", "another hook point")
             raise BitlensError(
                 f"This autoencoder takes hidden states of width {self.d_in}, not {x.shape[-1]}; "
-                f"it was trained on {self.metadata.get('hook', {}).get('module', 'another hook point')}."
+                f"it was trained on {hook}."
             )
         return (x.to(self.mean.device).float() - self.mean) / self.scale
 
     def standardise_rows(self, rows: Tensor) -> Tensor:
-        """Raw training rows -> the same in model space; those of a transcoder hold input and target side by side"""
+        """Raw training rows -> the same in model space; a transcoder's are an input and a target,
+        side by side."""
         return self.standardise(rows)
 
     def pair(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw rows of a store -> what is encoded `[..., d_in]`, and what is to be reconstructed `[..., d_out]`"""
+        """Raw rows of a store -> the input `[..., d_in]` and its target `[..., d_out]`."""
         return rows, rows
 
     def encode(self, x: Tensor) -> Tensor:
-        """x: raw hidden states `[..., d_in]` -> codes `[..., n_latents]`, float32"""
+        """Raw hidden states `[..., d_in]` -> codes `[..., n_latents]`, float32."""
         return self.code(self.pre_activations(self.standardise(x)))
 
     def encode_bits(self, x: Tensor) -> PackedBits:
-        """x: raw hidden states `[..., d_in]` -> one packed row per hidden state: which latents are on, that is, not zero"""
+        """Raw hidden states `[..., d_in]` -> one packed row each: which latents are not zero."""
         return PackedBits.pack(self.encode(x))
 
     def on_rates(self, rates: Tensor) -> Tensor:
-        """How often each latent is on in the canonical form, given how often it is not zero: the same, but for bits that
-        canonical form would flip. Every `l0`, `dense` and firing rate that bitlens reports is of these."""
+        """Firing rates in canonical form, given how often each latent is not zero `[n_latents]`.
+
+        The same, but for bits that the canonical form would flip. Every `l0`, `dense` and firing
+        rate that bitlens reports is of these.
+        """
         return rates
 
     def decode(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
-        """codes `[..., n_latents]` -> raw hidden states `[..., d_out]`. x: what was encoded, which only a skip transcoder needs"""
+        """Codes `[..., n_latents]` -> raw hidden states `[..., d_out]`.
+
+        x: what was encoded, which only a skip transcoder needs.
+        """
         return self.reconstruct(codes) * self.scale + self.mean
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: raw hidden states `[..., d_in]` -> their reconstruction, same shape, float32"""
+        """Raw hidden states `[..., d_in]` -> their reconstruction `[..., d_out]`, float32."""
         return self.decode(self.encode(x), x)
 
     def canonical(self, rates: Tensor) -> Autoencoder:
-        """The same function in the form in which "on" is every latent's rare state, given the firing rates
-        `[n_latents]`: that of a sparse autoencoder is its own."""
+        """The same function with "on" as every latent's rare state, by the firing rates
+        `[n_latents]`. A sparse autoencoder has this form already."""
         return self
 
     def extra_repr(self) -> str:
         """What `repr` says in the brackets."""
-        said = {"d_in": self.d_in, "n_latents": self.n_latents, **self.settings}
+        shown = {"d_in": self.d_in, "n_latents": self.n_latents, **self.settings}
         if hook := (self.metadata.get("hook") or {}).get("module"):
-            said["hook"] = hook
-        return ", ".join(f"{name}={value!r}" for name, value in said.items())
+            shown["hook"] = hook
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
-    # --- disk ---------------------------------------------------------------------------------------------------
+    # --- disk -------------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
+        """What `cfg.json` holds; beside our own, the keys that SAELens asks for."""
         return {
             "schema": SCHEMA,
             "architecture": self.architecture,
@@ -154,7 +170,7 @@ class Autoencoder(nn.Module):
         }
 
     def save(self, folder: Path | str) -> None:
-        """Write `cfg.json` and `sae_weights.safetensors`, SAELens' layout; weights first, each atomically."""
+        """Write `sae_weights.safetensors` and then `cfg.json`, SAELens' layout, each atomically."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / WEIGHTS, {k: v.float().cpu() for k, v in self.state_dict().items()})
@@ -165,22 +181,11 @@ class Autoencoder(nn.Module):
         """Load a folder written by `save`; from `Autoencoder`, whichever architecture it holds."""
         path = Path(folder) / CONFIG
         config = read_manifest(path, SCHEMA, "an autoencoder")
-        architecture = required(config, "architecture", path)
-        kind = Autoencoder._registry.get(architecture)
-        if kind is None or not issubclass(kind, cls):
-            known = ", ".join(
-                name for name, k in sorted(Autoencoder._registry.items()) if issubclass(k, cls)
-            )
-            raise BitlensError(
-                f"{path} has architecture '{architecture}'; expected one of: {known}."
-            )
+        kind = cls._class_of(required(config, "architecture", path), path)
         d_in, n_latents = required(config, "d_in", path), required(config, "d_sae", path)
-        settings = {**kind.formerly, **config}
-        model = kind(
-            d_in,
-            n_latents,
-            **{name: required(settings, name, path) for name in kind.setting_names()},
-        )
+        settings = {**kind.defaults_of_older_files, **config}
+        own = {name: required(settings, name, path) for name in kind.setting_names}
+        model = kind(d_in, n_latents, **own)
         weights = read_tensors(Path(folder) / WEIGHTS, list(model.state_dict()))
         try:
             model.load_state_dict(weights)
@@ -190,6 +195,15 @@ class Autoencoder(nn.Module):
         return model.to(device).eval()
 
     @classmethod
-    def setting_names(cls) -> tuple[str, ...]:
-        """Names of the settings that `__init__` takes beside the two widths."""
-        return ()
+    def _class_of(cls, architecture: str, path: Path) -> type[Self]:
+        """The class of this name, which is `cls` or a subclass of it."""
+
+        def fits(name: str) -> bool:
+            return issubclass(ARCHITECTURES[name].load_model(), cls)
+
+        if architecture not in ARCHITECTURES or not fits(architecture):
+            fitting = ", ".join(filter(fits, sorted(ARCHITECTURES)))
+            raise BitlensError(
+                f"{path} has architecture '{architecture}'; expected one of: {fitting}."
+            )
+        return ARCHITECTURES[architecture].load_model()

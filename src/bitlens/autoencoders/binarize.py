@@ -1,14 +1,15 @@
 """The step function and the surrogate gradients that make it trainable.
 
-The step is 1 where the pre-activation is above zero. Its derivative is zero almost everywhere, so the backward pass
-uses a surrogate: with `g` the gradient of the loss in the bit and `w` a width per latent,
+The step is 1 where the pre-activation is above zero. Its derivative is zero almost everywhere, so
+the backward pass uses a surrogate: with `g` the gradient of the loss in the bit and `w` a width per
+latent,
 
-| name      | dz                              | |
-| --------- | ------------------------------- | --- |
-| `clipped` | `g * (abs(z) < w)`              | straight-through inside a window: the default |
+| name      | dz                                        |                                        |
+| --------- | ----------------------------------------- | -------------------------------------- |
+| `clipped` | `g * (abs(z) < w)`                        | straight-through inside a window       |
 | `sigmoid` | `g * s (1 - s) / w`, `s = sigmoid(z / w)` | the derivative of a sigmoid of width w |
-| `ste`     | `g`                             | plain straight-through |
-| `paper`   | `g (1 - g)`                     | what the code of arXiv 2509.20997 computes; it ignores z |
+| `ste`     | `g`                                       | plain straight-through                 |
+| `paper`   | `g (1 - g)`                               | as in the code of arXiv 2509.20997     |
 """
 
 from typing import Any
@@ -45,5 +46,8 @@ class _Binarize(torch.autograd.Function):
 
 
 def binarize(z: Tensor, width: Tensor | float = 1.0, surrogate: Surrogate = "clipped") -> Tensor:
-    """Step to 0 or 1 with a surrogate gradient. z `[..., n_latents]`; width `[n_latents]` or a number, in units of z."""
+    """Step to 0 or 1 with a surrogate gradient.
+
+    z `[..., n_latents]`; width `[n_latents]` or a number, in units of z.
+    """
     return _Binarize.apply(z, torch.as_tensor(width, dtype=z.dtype, device=z.device), surrogate)  # pyright: ignore[reportReturnType]

@@ -24,13 +24,15 @@ class BinaryAutoencoder(Autoencoder):
 
     * `step`: `h = step(x W_enc + b_enc)`, one linear map and a threshold, as in the paper.
     * `descent`: searched, so that flipping no bit, and exchanging no two, lowers
-      `|x - h W_dec - b_dec|^2 + price . h`. `price [n_latents]` is what a bit that is on costs, in model space. The encoder is
-      then trained to predict these bits; `coded("step")` is the same autoencoder with the encoder's bits alone.
+      `|x - h W_dec - b_dec|^2 + price . h`. `price [n_latents]` is what a bit that is on costs, in
+      model space. The encoder is then trained to predict these bits; `coded("step")` is the same
+      autoencoder with the encoder's bits alone.
     """
 
     architecture = "bae"
+    setting_names = ("coding",)
+    defaults_of_older_files = {"coding": "step"}  # noqa: RUF012
     binary = True
-    formerly = {"coding": "step"}  # noqa: RUF012
 
     def __init__(self, d_in: int, n_latents: int, coding: Coding = "step") -> None:
         _refuse_unknown(coding)
@@ -40,22 +42,25 @@ class BinaryAutoencoder(Autoencoder):
         self.flips: int | None = None
         self._gram: tuple[tuple[int, float], Tensor | None] | None = None
 
-    @classmethod
-    def setting_names(cls) -> tuple[str, ...]:
-        return ("coding",)
-
     @property
     def coding(self) -> Coding:
+        """`descent` or `step`."""
         return self.settings["coding"]
+
+    @property
+    def prices(self) -> Tensor:
+        """What each bit that is on costs `[n_latents]`, for one that is searched."""
+        assert self.price is not None
+        return self.price
 
     def coded(
         self, coding: Coding | None = None, flips: int | None = None, price: float | None = None
     ) -> Self:
         """The same autoencoder, sharing its weights, with its bits found in another way.
 
-        coding: `descent` or `step`; by default its own. flips: of a descent, the most flips a row, which then begins at the encoder's
-        bits; 0 leaves these. price: of every bit that is on, in model space (squared error of a row), which one that was
-        trained for `step` needs.
+        coding: `descent` or `step`; by default its own. flips: the most flips a row of a descent,
+        which then begins at the encoder's bits; 0 leaves these. price: of every bit that is on, in
+        model space (squared error of a row), which one that was trained for `step` needs.
         """
         _refuse_unknown(coding or self.coding)
         other = copy.copy(self)
@@ -63,56 +68,61 @@ class BinaryAutoencoder(Autoencoder):
         other.settings = {**self.settings, "coding": coding or self.coding}
         if flips is not None and (flips < 0 or other.coding == "step"):
             raise BitlensError(
-                f"A descent may make 0 or more flips a row, not {flips} with coding '{other.coding}'."
+                f"A descent may make 0 or more flips a row, not {flips} "
+                f"with coding '{other.coding}'."
             )
         other.flips = flips
         if price is not None:
             other.price = torch.full((self.n_latents,), price).to(self.W_dec)
         if other.coding == "descent" and other.price is None:
             raise BitlensError(
-                "This autoencoder was trained for coding 'step' and has no prices: name one for descent."
+                "This autoencoder was trained for coding 'step' and has no prices: "
+                "name one for descent."
             )
         return other
 
     def code(self, z: Tensor) -> Tensor:
+        """1 where a pre-activation is above zero."""
         return (z > 0).to(z.dtype)
 
     def encode(self, x: Tensor) -> Tensor:
+        """Raw hidden states `[..., d_in]` -> bits `[..., n_latents]`, float32."""
         if self.coding == "step":
             return super().encode(x)
         return self.encode_bits(x).unpack().view(*x.shape[:-1], self.n_latents)
 
     def encode_bits(self, x: Tensor) -> PackedBits:
+        """Raw hidden states `[..., d_in]` -> one packed row each."""
         x = self.standardise(x)
         if self.coding == "step":
             return PackedBits.step(self.pre_activations(x))
-        assert self.price is not None
         start = None if self.flips is None else PackedBits.step(self.pre_activations(x))
         x, W, b = x.reshape(-1, self.d_in), self.W_dec.detach().float(), self.b_dec.detach().float()
-        return descend(x, W, b, self.price, G=self._kept_gram(), start=start, flips=self.flips)
+        return descend(x, W, b, self.prices, G=self._cached_gram(), start=start, flips=self.flips)
 
     def on_rates(self, rates: Tensor) -> Tensor:
+        """Firing rates in canonical form `[n_latents]`."""
         return rates if self.coding == "descent" else torch.minimum(rates, 1 - rates)
 
-    def _kept_gram(self) -> Tensor | None:
+    def _cached_gram(self) -> Tensor | None:
         """`W_dec W_dec^T`, computed once for as long as W_dec stands."""
         W = self.W_dec
-        version = (
-            float(W.double().sum()) if W.is_inference() else W._version
-        )  # these tensors count no changes
-        now = W.data_ptr(), version
-        if self._gram is None or self._gram[0] != now:
-            self._gram = now, gram(W.detach().float())
+        # Tensors of inference mode count no changes.
+        version = float(W.double().sum()) if W.is_inference() else W._version
+        key = W.data_ptr(), version
+        if self._gram is None or self._gram[0] != key:
+            self._gram = key, gram(W.detach().float())
         return self._gram[1]
 
     @torch.no_grad()
     def canonical(self, rates: Tensor) -> BinaryAutoencoder:
         """The same function with every latent's rare state as 1, and without constant latents.
 
-        rates: firing rate of each latent `[n_latents]`, measured on the data. A latent above 1/2 is flipped (encoder
-        negated, decoder row negated, its constant folded into b_dec); one whose rarer state has a rate below 1e-4 is
-        removed. So "on" is always the informative state, and reconstructions are unchanged. A descent starts with all bits
-        off and makes rare what costs a price: its latents are not flipped, and only those that are never on go.
+        rates: firing rate of each latent `[n_latents]`, measured on the data. A latent above 1/2 is
+        flipped (encoder negated, decoder row negated, its constant folded into b_dec); one whose
+        rarer state has a rate below 1e-4 is removed. So "on" is always the informative state, and
+        reconstructions are unchanged. A descent starts with all bits off and makes rare what costs
+        a price: its latents are not flipped, and only those that are never on go.
         """
         if rates.shape != (self.n_latents,):
             raise BitlensError(
@@ -128,49 +138,23 @@ class BinaryAutoencoder(Autoencoder):
             )
         sign = torch.where(flip, -1.0, 1.0)
         constant = (self.W_dec.double() * flip[:, None]).sum(0)
-        W_enc, b_enc, W_dec = self.W_enc * sign, self.b_enc * sign, self.W_dec * sign[:, None]
-        price = self.price[keep] if searched and self.price is not None else None
-        return self.like(
-            self, W_enc[:, keep], b_enc[keep], W_dec[keep], self.b_dec + constant, price
-        )
-
-    @classmethod
-    @torch.no_grad()
-    def like(
-        cls,
-        other: Autoencoder,
-        W_enc: Tensor,
-        b_enc: Tensor,
-        W_dec: Tensor,
-        b_dec: Tensor,
-        price: Tensor | None = None,
-    ) -> Self:
-        """With these parameters, and the standardisation and metadata of another autoencoder; with prices, for descent."""
-        out = cls(other.d_in, W_enc.shape[1], "step" if price is None else "descent").to(
-            other.mean.device
-        )
         values = {
-            "W_enc": W_enc,
-            "b_enc": b_enc,
-            "W_dec": W_dec,
-            "b_dec": b_dec,
-            "mean": other.mean,
-            "scale": other.scale,
+            "W_enc": (self.W_enc * sign)[:, keep],
+            "b_enc": (self.b_enc * sign)[keep],
+            "W_dec": (self.W_dec * sign[:, None])[keep],
+            "b_dec": self.b_dec + constant,
+            "mean": self.mean,
+            "scale": self.scale,
         }
+        if searched:
+            values["price"] = self.prices[keep]
+        out = type(self)(self.d_in, len(values["b_enc"]), self.coding).to(self.mean.device)
         for name, value in values.items():
             getattr(out, name).copy_(value)
-        if price is not None and out.price is not None:
-            out.price.copy_(price)
-        out.metadata = dict(other.metadata)
+        out.metadata = dict(self.metadata)
         return out
 
 
 def _refuse_unknown(coding: str) -> None:
     if coding not in ("descent", "step"):
         raise BitlensError(f"There is no coding '{coding}'; choose descent or step.")
-
-
-class RandomAutoencoder(BinaryAutoencoder):
-    """A BAE with random directions and fitted firing rates and decoder: what bits show that nobody has trained."""
-
-    architecture = "random"

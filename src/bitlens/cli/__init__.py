@@ -133,6 +133,11 @@ def _call(arguments: list[str]) -> None:
 
     from bitlens.cli.calling import call
 
+    if rest[0] == "train" and {"-h", "--help"} & set(rest):
+        from bitlens.cli.train_help import for_help
+
+        command = for_help(command, rest)
+
     call(command, f"{name} {rest[0]}", rest[1:])
 
 

@@ -21,6 +21,7 @@ from bitlens.cli.common import (
     pick_device,
     write_result,
 )
+from bitlens.cli.train_help import name_without_effect
 from bitlens.errors import BitlensError
 from bitlens.options import Logger
 from bitlens.training.config import TrainConfig
@@ -70,6 +71,7 @@ def train(
     from bitlens.hidden.source import TEST_FRACTION
     from bitlens.training import train as run
 
+    name_without_effect(config)
     fraction = config.test_fraction
     if stream:
         if not text or not hook:

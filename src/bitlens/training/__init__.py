@@ -1,4 +1,4 @@
-"""Training: the objective, pruning and regrowing, and a loop that resumes bit-exactly."""
+"""Training: a loop that resumes bit-exactly, its settings, checkpoints and metrics."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,23 +1,30 @@
-"""The state of an unfinished run: one safetensors file, replaced atomically, from which training goes on bit-exactly.
+"""The files of an unfinished run: what it is, and a state from which it goes on bit-exactly.
 
-It holds the weights, Adam's moments, the learner's own state, and in its header the step and the position in the data.
-Randomness needs no state: every draw is seeded by its name (see `seeding.py`).
+The state is one safetensors file, replaced atomically: the weights, Adam's moments, the learner's
+own state, and in its header the step and the position in the data. Randomness needs no state: every
+draw is seeded by its name (see `seeding.py`).
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
+from bitlens.autoencoders.learner import Learner
+from bitlens.autoencoders.settings import Settings
 from bitlens.errors import BitlensError
-from bitlens.files import read_tensors, write_tensors
+from bitlens.files import read_manifest, read_tensors, write_json, write_tensors
 from bitlens.hidden.source import Position
-from bitlens.training.learner import Learner
+from bitlens.training.config import TrainConfig
 
-STATE = "state.safetensors"
-SCHEMA = 1
+RUN, STATE = "training.json", "state.safetensors"
+SCHEMA = 1  # of both
+MAY_CHANGE = {"log_every", "checkpoint_every"}
+MAY_MOVE = {"store", "target", "documents_of"}  # where rows or texts lie
 
 
 class Progress(NamedTuple):
@@ -30,7 +37,7 @@ class Progress(NamedTuple):
 def save_checkpoint(
     folder: Path, learner: Learner, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> None:
-    """Write `state.safetensors`; a kill at any moment leaves the former or the new one, never half of one."""
+    """Write `state.safetensors`; a kill at any moment leaves the former or the new one, whole."""
     tensors = {f"model.{k}": v for k, v in learner.model.state_dict().items()}
     tensors |= {f"learner.{k}": v for k, v in learner.state.items()}
     for name, parameter in learner.model.named_parameters():
@@ -44,7 +51,8 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, learner: Learner, optimizer: torch.optim.Optimizer
 ) -> Progress | None:
-    """Put a saved state back into the learner and the optimiser, in place; None where there is no checkpoint yet."""
+    """Put a saved state back into the learner and the optimiser, in place; None where there is no
+    checkpoint yet."""
     path = folder / STATE
     if not path.exists():
         return None
@@ -57,22 +65,57 @@ def load_checkpoint(
         ) from error
     if header.get("schema", 0) > SCHEMA:
         raise BitlensError(
-            f"{path} has schema {header['schema']}, newer than {SCHEMA}; upgrade bitlens to resume it."
+            f"{path} has schema {header['schema']}, newer than {SCHEMA}; "
+            "upgrade bitlens to resume it."
         )
     tensors = read_tensors(path)
     try:
-        learner.model.load_state_dict(
-            {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
-        )
+        learner.model.load_state_dict(_below("model.", tensors))
         for name, value in learner.state.items():
             value.copy_(tensors[f"learner.{name}"])
         for name, parameter in learner.model.named_parameters():
-            prefix = f"adam.{name}."
-            state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+            state = _below(f"adam.{name}.", tensors)
             # Fused Adam wants its step count, too, where the parameter is.
             optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
         return Progress(header["step"], Position(*header["position"]))
     except (KeyError, RuntimeError) as error:
         raise BitlensError(
-            f"The checkpoint {path} does not fit this run ({error}); start again with `overwrite=True`."
+            f"The checkpoint {path} does not fit this run ({error}); "
+            "start again with `overwrite=True`."
         ) from error
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def write_or_compare(folder: Path, settings: Settings, about: dict[str, Any]) -> None:
+    """Record what the run is in `training.json`; a resumed run must be the same one.
+
+    about: what the source says of its rows.
+    """
+    path = folder / RUN
+    run = {"schema": SCHEMA, "config": asdict(settings), "source": about}
+    if not path.exists():
+        write_json(path, run)
+        return
+    before = _flat(read_manifest(path, SCHEMA, "a training run"))
+    now = _flat(json.loads(json.dumps(run)))
+    may_differ = MAY_CHANGE | MAY_MOVE
+    if now.get("model_digest") is not None and now["model_digest"] == before.get("model_digest"):
+        may_differ.add("model")
+    changed = [
+        f"{name} was {before.get(name)!r} and is {value!r}"
+        for name, value in now.items()
+        if name not in may_differ and value != before.get(name)
+    ]
+    if changed:
+        raise BitlensError(
+            f"{folder} holds a run with other settings ({'; '.join(changed)}); "
+            "resume it with the same ones, or replace it with `overwrite=True`."
+        )
+
+
+def _flat(run: dict[str, Any]) -> dict[str, Any]:
+    """A setting that a run's version did not have yet was as it is by default."""
+    return {**asdict(TrainConfig()), **run.get("source", {}), **run.get("config", {})}

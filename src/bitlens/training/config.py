@@ -1,56 +1,77 @@
-"""Everything a training run can be told, and the presets."""
+"""What a training run can be told, the presets, and what is refused. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+from bitlens.autoencoders.registry import ARCHITECTURES, BAE_BY_STEP, find
+from bitlens.autoencoders.settings import Precision, Preset, Settings
 from bitlens.errors import BitlensError
 from bitlens.options import Coding, PriceKind, Surrogate, Weighting
 
-Architecture = Literal[
-    "bae", "random", "relu", "gated", "topk", "batch_topk", "jumprelu", "transcoder", "skip_transcoder", "pca",
-]  # fmt: skip
-Preset = Literal["features", "measure", "step", "paper"]
-Precision = Literal["auto", "fp32", "bf16"]
+if TYPE_CHECKING:
+    Architecture = str
+else:
+    Architecture = Literal[tuple(ARCHITECTURES)]  # the command line offers these
 
-PRUNE_AT, REGROW_AT, RESTART_AT = (
-    (0.2, 0.35, 0.5, 0.7, 0.85),
-    (0.2, 0.35, 0.5),
-    (0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
-)
+_DESCENT = {
+    "coding": "descent",
+    "scale": 0.3,
+    "anneal": 4.0,
+    "surrogate": "clipped",
+    "width": 1.0,
+    "price": "onbit",
+    "lam": 0.1,
+    "gamma": 0.0,
+    "weighting": "scaled",
+    "initial_rates": (),
+    "initial_share": 1.0,
+    "prune_at": (),
+    "regrow_at": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
+    "lr": 4e-2,
+    "decay": 0.6,
+}
 _STEP = {
-    "coding": "step", "scale": 0.0, "anneal": 1.0, "surrogate": "clipped", "lr": 1e-2, "lam": 0.1, "gamma": 0.0, "weighting": "scaled",
-    "prune_at": PRUNE_AT, "regrow_at": REGROW_AT, "decay": 0.3,
-}  # fmt: skip
+    **_DESCENT,
+    "coding": "step",
+    "scale": 0.0,
+    "anneal": 1.0,
+    "prune_at": (0.2, 0.35, 0.5, 0.7, 0.85),
+    "regrow_at": (0.2, 0.35, 0.5),
+    "lr": 1e-2,
+    "decay": 0.3,
+}
 PRESETS: dict[str, dict[str, Any]] = {
-    "features": {
-        "coding": "descent", "scale": 0.3, "anneal": 4.0, "surrogate": "clipped", "width": 1.0, "price": "onbit", "lam": 0.1, "gamma": 0.0,
-        "weighting": "scaled", "initial_rates": (), "initial_share": 1.0, "prune_at": (), "regrow_at": RESTART_AT,
-        "lr": 4e-2, "decay": 0.6,
-    },
-    "measure": {**_STEP, "width": 1.0, "price": "entropy", "initial_rates": (0.01, 0.5), "initial_share": 0.5},
-    "step": {**_STEP, "width": 0.3, "price": "onbit", "initial_rates": (0.01, 0.2), "initial_share": 1.0},
+    "features": _DESCENT,
+    "measure": {**_STEP, "price": "entropy", "initial_rates": (0.01, 0.5), "initial_share": 0.5},
+    "step": {**_STEP, "width": 0.3, "initial_rates": (0.01, 0.2)},
     "paper": {
-        **_STEP, "surrogate": "paper", "width": 1.0, "price": "entropy", "lam": 1e-7, "gamma": 1e-7, "weighting": "paper",
-        "initial_rates": (), "initial_share": 1.0, "prune_at": (), "regrow_at": (),
+        **_STEP,
+        "surrogate": "paper",
+        "price": "entropy",
+        "lam": 1e-7,
+        "gamma": 1e-7,
+        "weighting": "paper",
+        "prune_at": (),
+        "regrow_at": (),
     },
-}  # fmt: skip
-BASELINE_RATES = {
-    "relu": 6e-3, "gated": 6e-3, "jumprelu": 6e-3, "topk": 6e-3, "batch_topk": 6e-3, "transcoder": 6e-3,
-    "skip_transcoder": 6e-3,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a training run. A field left at None takes the preset's value."""
+    """Settings of a training run. A field left at None takes the preset's value, or the
+    architecture's own; one that the architecture does not have is without effect."""
 
     architecture: Architecture = "bae"
-    """bae: binary autoencoder; random: one that nobody trained; and the baselines to compare it with"""
+    """bae: binary autoencoder; random: one that nobody trained; and the baselines beside it.
+    `train --architecture NAME --help` shows the settings of each"""
     preset: Preset = "features"
-    """features: sparse interpretable bits, searched; measure: entropy of any data; step: features by one linear map and a threshold; paper: the gradient and weights of arXiv 2509.20997"""
+    """features: sparse interpretable bits, searched; measure: entropy of any data; step: features
+    by one linear map and a threshold; paper: the gradient and weights of arXiv 2509.20997"""
     n_latents: int | None = None
     """number of latents; by default four times the width of the hidden states"""
     steps: int = 3000
@@ -58,15 +79,16 @@ class TrainConfig:
     batch_size: int = 512
     """rows a step; firing rates, and so the price of bits, are those of one batch"""
     lr: float | None = None
-    """peak learning rate of Adam; by default the preset's, 0.006 for the baselines"""
+    """peak learning rate of Adam; by default the preset's, 0.006 for sparse autoencoders"""
     decay: float | None = None
     """share of the steps, at the end, in which the learning rate falls to 2 %"""
     coding: Coding | None = None
-    """how bits are found: descent (searched) or step (one linear map and a threshold); goes with the preset"""
+    """how bits are found: descent (searched) or step (one linear map and a threshold); goes with
+    the preset"""
     scale: float | None = None
-    """with descent: length of the first decoder rows, in lengths of a row; longer ones make rarer latents"""
+    """with descent: length of the first decoder rows, in lengths of a row; longer: rarer latents"""
     lam: float | None = None
-    """price of a bit: the fraction of variance unexplained that one bit per input dimension is worth"""
+    """price of a bit: the fvu that one bit per input dimension is worth"""
     gamma: float | None = None
     """weight of the covariance penalty; 0 leaves it out"""
     price: PriceKind | None = None
@@ -74,35 +96,35 @@ class TrainConfig:
     p0: float = 0.02
     """firing rate of the sparse prior that sets the price of an on-bit"""
     anneal: float | None = None
-    """with descent: price of a bit at the start, in final prices, which it reaches after half of the steps"""
+    """with descent: price of a bit at the start, in final prices; final after half of the steps"""
     surrogate: Surrogate | None = None
     """gradient of the step: clipped, sigmoid, ste or paper"""
     width: float | None = None
-    """width of the surrogate's window, in standard deviations of each latent's own pre-activations"""
+    """width of the surrogate's window, in standard deviations of each latent's pre-activations"""
     weighting: Weighting | None = None
     """scaled: weights mean the same at every width; paper: plain sums"""
     initial_rates: tuple[float, ...] | None = None
     """range of the latents' first firing rates, log-uniform; empty: as initialised"""
     initial_share: float | None = None
-    """share of the latents that start at such a rate; the others as initialised, at about one half"""
+    """share of the latents that start at such a rate; the others as initialised, at about 1/2"""
     prune_at: tuple[float, ...] | None = None
     """when to prune, as fractions of the run; empty: never"""
     regrow_at: tuple[float, ...] | None = None
-    """when to restart latents that are never on, as fractions of the run; empty: never"""
+    """when to restart dead latents, as fractions of the run; empty: never"""
     prune_rows: int = 24576
     """rows that a pruning pass looks at"""
     k: int = 32
-    """latents on per row, of all baselines but random: relu, gated and jumprelu are led there; components of pca"""
+    """latents on per row, in the mean; components of pca"""
     sparsity: float | None = None
-    """weight of the sparsity term of relu, gated and jumprelu; by default it is moved until k latents are on"""
+    """weight of the sparsity term; by default a controller moves it until k latents are on"""
     match: str = ""
-    """random: a run whose firing rates are taken; by default they are log-uniform"""
+    """a run whose firing rates are used; by default they are log-uniform"""
     test_fraction: float | None = None
-    """share of the documents that is held out of training; by default that of the store, a tenth"""
+    """share of the documents held out of training; by default that of the store, a tenth"""
     precision: Precision = "auto"
-    """of the matrix products in training; sums are always fp32. auto: bf16 on a GPU, fp32 on a CPU"""
+    """of matrix products in training; sums are always fp32. auto: bf16 on a GPU, fp32 on a CPU"""
     reference: bool = False
-    """train a bae by plain products and autograd: the same numbers to rounding, several times slower on a CPU"""
+    """train by plain products and autograd: the same numbers to rounding, much slower on a CPU"""
     device: str = "auto"
     """auto: the GPU if there is one"""
     seed: int = 0
@@ -112,50 +134,78 @@ class TrainConfig:
     checkpoint_every: int = 500
     """steps between checkpoints, from which --resume continues bit-exactly"""
 
-    def resolved(self, d_in: int, device: str) -> TrainConfig:
-        """Every None filled in by the preset, for hidden states of this width; refuses what makes no sense."""
-        known = PRESETS.get(self.preset)
-        if known is None:
+    def resolved(self, d_in: int, device: str) -> Settings:
+        """Nothing left open, for hidden states of this width; refuses what makes no sense."""
+        if self.preset not in PRESETS:
             raise BitlensError(
                 f"There is no preset '{self.preset}'; choose one of: {', '.join(PRESETS)}."
             )
-        if self.architecture in BASELINE_RATES:
-            known = {**known, "lr": BASELINE_RATES[self.architecture], "decay": 0.3}
+        defaults = {**PRESETS[self.preset], **find(self.architecture).defaults}
+        defaults["n_latents"] = 4 * d_in
         if self.architecture != "bae":
-            known = {**known, "coding": "step"}
-        filled = {name: value for name, value in known.items() if getattr(self, name) is None}
-        config = replace(
-            self, **filled, device=device, n_latents=4 * d_in if self.n_latents is None else self.n_latents,
-            precision=("bf16" if device.startswith("cuda") else "fp32") if self.precision == "auto" else self.precision,
-        )  # fmt: skip
-        config._refuse_nonsense()
-        return config
+            defaults["coding"] = "step"
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        values = {**asdict(self), **defaults, **given, "device": device}
+        if self.precision == "auto":
+            values["precision"] = "bf16" if device.startswith("cuda") else "fp32"
+        settings = Settings(**values)
+        _refuse_nonsense(settings, defaults["coding"])
+        return settings
 
-    def _refuse_nonsense(self) -> None:
-        rates, most, gamma = (
-            self.initial_rates or (0.5, 0.5),
-            self.n_latents or 1,
-            self.gamma or 0.0,
-        )
-        conditions = {
-            "coding": (self.coding == (PRESETS[self.preset]["coding"] if self.architecture == "bae" else "step"),
-                       "the preset's: descent with `preset='features'`, step with step, measure or paper"),
-            **{name: (getattr(self, name) >= 1, "at least 1") for name in ("n_latents", "steps", "log_every", "checkpoint_every")},
-            **{name: (getattr(self, name) >= 2, "at least 2") for name in ("batch_size", "prune_rows")},
-            **{name: (0 < getattr(self, name) < math.inf, "above 0 and finite") for name in ("lr", "width", "decay")},
-            "lam": (0 <= (self.lam or 0.0) < math.inf, "at least 0 and finite"),
-            **{name: (all(0 <= f < 1 for f in getattr(self, name)), "fractions in [0, 1)") for name in ("prune_at", "regrow_at")},
-            "gamma": (0 <= gamma < math.inf and not (gamma and self.coding == "descent"), "at least 0 and finite, and 0 with coding descent"),
-            "price": (self.price == "onbit" or self.coding != "descent", "onbit with coding descent"),
-            "scale": (0 < (self.scale or 0.0) < math.inf or self.coding != "descent", "above 0 and finite with coding descent"),
-            "k": (1 <= self.k <= (most if self.architecture in BASELINE_RATES else math.inf), f"between 1 and {most}, the number of latents"),
-            "sparsity": (self.sparsity is None or 0 < self.sparsity < math.inf, "above 0 and finite"),
-            "anneal": (1 <= (self.anneal or 1.0) < math.inf, "at least 1 and finite"),
-            "p0": (0 < self.p0 < 0.5, "between 0 and 0.5"),
-            "initial_share": (0 <= (self.initial_share or 0.0) <= 1, "in [0, 1]"),
-            "test_fraction": (0 <= (self.test_fraction or 0.0) < 1, "in [0, 1)"),
-            "initial_rates": (len(rates) == 2 and 0 < rates[0] <= rates[1] < 1, "two rates, the lower first, between 0 and 1"),
-        }  # fmt: skip
-        for name, (fits, wanted) in conditions.items():
-            if not fits:
-                raise BitlensError(f"`{name}` must be {wanted}, not {getattr(self, name)}.")
+
+def settings_that_apply(architecture: str, coding: str | None = None) -> set[str]:
+    """Fields of `TrainConfig` that this architecture reads; of a bae, with this coding or any."""
+    codings = (coding,) if coding else get_args(Coding)
+    special = {name for a in (*ARCHITECTURES.values(), BAE_BY_STEP) for name in a.settings}
+    own = {name for coding in codings for name in find(architecture, coding).settings}
+    return {field.name for field in fields(TrainConfig)} - special | own
+
+
+class Allowed(NamedTuple):
+    """What the values of some fields must be: names, words, and a condition on a value."""
+
+    names: str
+    words: str
+    holds: Callable[[Any], bool]
+
+
+ALLOWED = (
+    Allowed("n_latents steps log_every checkpoint_every", "at least 1", lambda x: x >= 1),
+    Allowed("batch_size prune_rows", "at least 2", lambda x: x >= 2),
+    Allowed("lr decay width sparsity", "above 0 and finite", lambda x: 0 < x < math.inf),
+    Allowed("lam gamma", "at least 0 and finite", lambda x: 0 <= x < math.inf),
+    Allowed("anneal", "at least 1 and finite", lambda x: 1 <= x < math.inf),
+    Allowed("p0", "between 0 and 0.5", lambda x: 0 < x < 0.5),
+    Allowed("initial_share", "in [0, 1]", lambda x: 0 <= x <= 1),
+    Allowed("test_fraction", "in [0, 1)", lambda x: 0 <= x < 1),
+    Allowed("prune_at regrow_at", "fractions in [0, 1)", lambda x: all(0 <= f < 1 for f in x)),
+    Allowed(
+        "initial_rates",
+        "two rates, the lower first, between 0 and 1",
+        lambda x: not x or (len(x) == 2 and 0 < x[0] <= x[1] < 1),
+    ),
+)
+WITH_DESCENT = (
+    Allowed("gamma", "at least 0 and finite, and 0 with coding descent", lambda x: x == 0),
+    Allowed("price", "onbit with coding descent", lambda x: x == "onbit"),
+    Allowed("scale", "above 0 and finite with coding descent", lambda x: 0 < x < math.inf),
+)
+
+
+def _refuse_nonsense(settings: Settings, coding: str) -> None:
+    """By the name of the field. coding: the one that goes with the preset."""
+    most = settings.n_latents
+    words = "the preset's: descent with `preset='features'`, step with step, measure or paper"
+    rules = [Allowed("coding", words, lambda x: x == coding), *ALLOWED]
+    if coding == "descent":
+        rules += WITH_DESCENT
+    if "k" in find(settings.architecture).settings and settings.architecture != "pca":
+        words = f"between 1 and {most}, the number of latents"
+        rules.append(Allowed("k", words, lambda x: 1 <= x <= most))
+    else:
+        rules.append(Allowed("k", "at least 1", lambda x: x >= 1))
+    for names, words, holds in rules:
+        for name in names.split():
+            value = getattr(settings, name)
+            if value is not None and not holds(value):
+                raise BitlensError(f"`{name}` must be {words}, not {value}.")

@@ -1,8 +1,7 @@
 """Where a run's numbers go: always `metrics.jsonl`; tensorboard and wandb if asked for."""
 
-from __future__ import annotations
-
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,70 +10,65 @@ from bitlens.files import replacing
 from bitlens.options import Logger
 
 METRICS = "metrics.jsonl"
+Record = dict[str, Any]
 
 
 class MetricsLog:
     """Appends one object a line to `metrics.jsonl` and passes it on to the loggers.
 
-    Opened at a step, it first drops the lines after that step, so that a resumed run has every step once.
+    Opened at a step, it first drops the lines after that step, so that a resumed run has every step
+    once.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        step: int,
-        loggers: tuple[Logger, ...] = (),
-        about: dict[str, Any] | None = None,
-    ):
+        self, folder: Path, step: int, loggers: tuple[Logger, ...] = (), about: Record | None = None
+    ) -> None:
+        """about: the settings of the run, for wandb."""
         path = folder / METRICS
         kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:  # the last line of a killed run
-                    continue
-                if record["step"] <= step:
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
+            except json.JSONDecodeError:  # the last line of a killed run
+                continue
         with replacing(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
         self._loggers = [_open_logger(name, folder, about or {}) for name in loggers]
 
-    def write(self, record: dict[str, float | int]) -> None:
+    def write(self, record: Record) -> None:
+        """One line, and the loggers' share."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        for log in self._loggers:
+        for log, _ in self._loggers:
             log(record)
 
     def close(self) -> None:
+        """Nothing can be written afterwards."""
         self._file.close()
-        for log in self._loggers:
-            log(None)
+        for _, close in self._loggers:
+            close()
 
 
-def _open_logger(name: Logger, folder: Path, about: dict[str, Any]) -> Any:
-    """A function of a record, or of None to close."""
+def _open_logger(
+    name: Logger, folder: Path, about: Record
+) -> tuple[Callable[[Record], object], Callable[[], object]]:
+    """-> (log a record, close)."""
     try:
         if name == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
             writer = SummaryWriter(str(folder / "tensorboard"))
 
-            def log_tensorboard(record: dict[str, Any] | None) -> None:
-                if record is None:
-                    return writer.close()
-                for key, value in record.items():
-                    if key != "step":
-                        writer.add_scalar(key, value, record["step"])
-                return None
+            def log(record: Record) -> None:
+                for key in record.keys() - {"step"}:
+                    writer.add_scalar(key, record[key], record["step"])
 
-            return log_tensorboard
+            return log, writer.close
         import wandb  # pyright: ignore[reportMissingImports]
 
         run = wandb.init(project="bitlens", name=folder.name, dir=str(folder), config=about)
-        return lambda record: (
-            run.finish() if record is None else run.log(record, step=record["step"])
-        )
+        return lambda record: run.log(record, step=record["step"]), run.finish
     except ImportError:
         raise BitlensError(f"Logging to {name} needs its library: pip install {name}.") from None

@@ -1,7 +1,5 @@
 """Stop politely: Ctrl-C and SIGTERM finish the step in hand, save and exit with a sentence."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading
@@ -12,17 +10,17 @@ from bitlens import terminal
 
 
 class StopRequest:
-    def __init__(self) -> None:
-        self.signal: str | None = None
+    """`signal` is the name of the signal that asked for an end, or None."""
+
+    signal: str | None = None
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
     """Within the block SIGINT and SIGTERM only set `request.signal`; a second one acts as usual."""
     request = StopRequest()
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # only the main thread may handle signals
+    # Only the main thread may handle signals.
+    if threading.current_thread() is not threading.main_thread():
         yield request
         return
     terminal.interrupt.check()

@@ -1,11 +1,9 @@
 """The training loop."""
 
-from __future__ import annotations
-
-import dataclasses
-import json
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +11,36 @@ import torch
 from torch import Tensor
 
 from bitlens import terminal
-from bitlens.autoencoders import Autoencoder, Transcoder
-from bitlens.autoencoders.base import CONFIG
+from bitlens.autoencoders.base import CONFIG, Autoencoder
+from bitlens.autoencoders.learner import Sampler
+from bitlens.autoencoders.objective import Losses
+from bitlens.autoencoders.settings import Settings
 from bitlens.bits.statistics import binary_entropy
 from bitlens.errors import BitlensError, Interrupted
-from bitlens.files import prepare_output, read_manifest, write_json
+from bitlens.files import prepare_output
 from bitlens.hidden.paired import PairedStore
 from bitlens.hidden.source import NO_ROWS, HiddenSource, Position
 from bitlens.options import Logger
 from bitlens.seeding import generator
-from bitlens.training.checkpoint import STATE, Progress, load_checkpoint, save_checkpoint
+from bitlens.training.checkpoint import (
+    RUN,
+    STATE,
+    Progress,
+    load_checkpoint,
+    save_checkpoint,
+    write_or_compare,
+)
 from bitlens.training.config import TrainConfig
 from bitlens.training.learners import build, make_learner
-from bitlens.training.metrics import MetricsLog
-from bitlens.training.objective import Losses
-from bitlens.training.prefetch import Prefetch
+from bitlens.training.metrics import MetricsLog, Record
+from bitlens.training.prefetch import prefetched
 from bitlens.training.signals import stop_on_signals
 from bitlens.version import __version__
 
-RUN = "training.json"
-SCHEMA = 1
-Report = Callable[[dict[str, Any]], None]
+WARM_UP = 0.05  # share of the steps in which the learning rate rises
+LOWEST_RATE = 0.02  # that it falls to, as a share of its peak
+NO_SPREAD = 1e-7  # of the largest mean: what rounding leaves of no spread at all
+Report = Callable[[Record], None]
 
 
 @terminal.shown("train")
@@ -50,225 +57,197 @@ def train(
 ) -> Autoencoder:
     """Train an autoencoder on the rows of `source` and return it, a BAE in canonical form.
 
-    out: folder for checkpoints, `metrics.jsonl` and the result; without one nothing is written. resume: go on from the
-    last checkpoint in `out`, with the same weights as if the run had never stopped. report: called with every record
-    that goes to `metrics.jsonl`. progress: show it on standard error. A `test_fraction` of the config other than the
-    source's is set on the source, or refused where it cannot be; which documents were held out is recorded, and
-    `evaluate` keeps to it.
+    out: folder for checkpoints, `metrics.jsonl` and the result; without one nothing is written.
+    resume: go on from the last checkpoint in `out`, with the same weights as if the run had never
+    stopped. report: called with every record that goes to `metrics.jsonl`. progress: show it on
+    standard error. A `test_fraction` of the config other than the source's is set on the source, or
+    refused where it cannot be; which documents were held out is recorded, and `evaluate` keeps to
+    it.
     """
-    device = (
-        ("cuda" if torch.cuda.is_available() else "cpu")
-        if config.device == "auto"
-        else config.device
-    )
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise BitlensError(f"There is no device '{device}' here; use cpu.")
-    torch.set_num_threads(
-        torch.get_num_threads()
-    )  # kernels do this later, and the sums of MKL may change with it
-    config = config.resolved(source.d_in, device)
+    device = _device(config.device)
+    # Compiled kernels set the number of threads when they are loaded, later, and the sums of MKL
+    # may change with that: it is settled before the first product.
+    torch.set_num_threads(torch.get_num_threads())
+    settings = config.resolved(source.d_in, device)
     held_out = getattr(source, "test_fraction", None)
     if config.test_fraction is not None and config.test_fraction != held_out:
         source, held_out = source.split(config.test_fraction), config.test_fraction
-    config = dataclasses.replace(
-        config, test_fraction=held_out
-    )  # recorded: what is really held out
-    model = _build(source, config).to(device)
+    settings = replace(settings, test_fraction=held_out)  # recorded is what is really held out
+    model = _initial_model(source, settings).to(device)
     folder = Path(out) if out is not None else None
     if folder is not None:
         prepare_output(folder, resume, overwrite, marker=RUN)
-        _write_or_compare(folder / RUN, config, source)
+        write_or_compare(folder, settings, source.about)
         if (folder / CONFIG).exists():
             return Autoencoder.from_pretrained(folder, device)
 
-    learner = make_learner(model, config, _sampler(source, model, device))
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr or 0.0, fused=True)
-    reached = load_checkpoint(folder, learner, optimizer) if folder is not None else None
-    if reached is None:
-        reached = Progress(0, Position())
-        learner.start()
-    log = (
-        MetricsLog(folder, reached.step, loggers, dataclasses.asdict(config))
-        if folder is not None
-        else None
-    )
-    batches = _standardised_batches(source, model, config, reached.position, device)
-    if device.startswith("cuda"):  # on a CPU a second thread would only take cores from the step
-        batches = Prefetch(batches)
-    clock, rows_done = time.perf_counter(), 0
-
+    run = _Run(source, model, settings, folder, loggers, report)
     try:
-        with stop_on_signals() as stop:
-            for step in range(reached.step, config.steps if learner.descends else 0):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, step)
-                x, position = next(batches)
-                learner.step = step
-                losses, rates = learner.backward(x)
-                optimizer.step()
-                learner.after_step(step, optimizer)
-                reached = Progress(step + 1, position)
-                rows_done += len(x)
-
-                last = reached.step == config.steps
-                if reached.step % config.log_every == 0 or last:
-                    record = _record(
-                        reached.step,
-                        losses,
-                        model.on_rates(rates),
-                        rows_done / (time.perf_counter() - clock),
-                    )
-                    _refuse_divergence(record)
-                    report(record)
-                    terminal.at(reached.step, _in_words(record), config.steps)
-                    if log is not None:
-                        log.write(record)
-                    clock, rows_done = time.perf_counter(), 0
-                signal = stop.signal  # read once: what is said below was done here
-                if (
-                    folder is not None
-                    and not last
-                    and (reached.step % config.checkpoint_every == 0 or signal)
-                ):
-                    save_checkpoint(folder, learner, optimizer, reached)
-                if signal and not last:
-                    saved = (
-                        f"saved in {folder}; continue it with `resume=True`"
-                        if folder is not None
-                        else "nothing was saved"
-                    )
-                    raise Interrupted(
-                        f"Stopped by {signal} after step {reached.step} of {config.steps}: {saved}."
-                    )
+        if not run.learner.closed_form:
+            run.loop()
     finally:
-        if isinstance(batches, Prefetch):
-            batches.close()
-        if log is not None:
-            log.close()
-
+        run.close()
     with torch.no_grad():
-        model = learner.finish()
+        model = run.learner.finish()
     if folder is not None:
         model.save(folder)
         (folder / STATE).unlink(missing_ok=True)
     return model.eval().requires_grad_(False)
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
+class _Run:
+    """A training under way: the learner, the optimiser, and how far they have come."""
+
+    def __init__(
+        self,
+        source: HiddenSource,
+        model: Autoencoder,
+        settings: Settings,
+        folder: Path | None,
+        loggers: tuple[Logger, ...],
+        report: Report,
+    ) -> None:
+        self.model, self.settings, self.folder, self.report = model, settings, folder, report
+        self.learner = make_learner(model, settings, _sampler(source, model))
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=self.settings.lr, fused=True)
+        reached = load_checkpoint(folder, self.learner, self.optimizer) if folder else None
+        if reached is None:
+            self.learner.start()
+        self.reached = reached or Progress(0, Position())
+        self.log = None
+        if folder is not None:
+            self.log = MetricsLog(folder, self.reached.step, loggers, asdict(settings))
+        self.batches = _standardised_batches(source, model, settings, self.reached.position)
+        if model.W_enc.is_cuda:  # on a CPU a second thread would only take cores from the step
+            self.batches = prefetched(self.batches)
+        self.clock, self.rows_since = time.perf_counter(), 0
+
+    def loop(self) -> None:
+        """All steps that are left."""
+        steps = self.settings.steps
+        with stop_on_signals() as stop:
+            while self.reached.step < steps:
+                losses, rates = self._step()
+                step, last = self.reached.step, self.reached.step == steps
+                if step % self.settings.log_every == 0 or last:
+                    self._log(losses, rates)
+                signal = stop.signal  # read once, so that what is said was done
+                if last:
+                    break
+                if self.folder and (signal or step % self.settings.checkpoint_every == 0):
+                    save_checkpoint(self.folder, self.learner, self.optimizer, self.reached)
+                if signal:
+                    where = f"saved in {self.folder}; continue it with `resume=True`"
+                    outcome = where if self.folder else "nothing was saved"
+                    raise Interrupted(
+                        f"Stopped by {signal} after step {step} of {steps}: {outcome}."
+                    )
+
+    def _step(self) -> tuple[Losses, Tensor]:
+        step, learner = self.reached.step, self.learner
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.settings, step)
+        x, position = next(self.batches)
+        learner.step = step
+        losses, rates = learner.backward(x)
+        self.optimizer.step()
+        learner.after_step(step, self.optimizer)
+        self.reached = Progress(step + 1, position)
+        self.rows_since += len(x)
+        return losses, rates
+
+    @torch.no_grad()
+    def _log(self, losses: Losses, rates: Tensor) -> None:
+        """One record; the only place where the loop waits for the device."""
+        step, rates = self.reached.step, self.model.on_rates(rates)
+        record: Record = {"step": step}
+        record |= {name: float(value) for name, value in losses._asdict().items()}
+        record |= {"l0": float(rates.sum()), "bits_batch": float(binary_entropy(rates).sum())}
+        speed = self.rows_since / (time.perf_counter() - self.clock)
+        record["rows_per_second"] = round(speed, 1)
+        if not math.isfinite(record["total"]):
+            raise BitlensError(
+                f"The loss is not finite at step {step}: training diverged; lower `lr`, "
+                "or check the hidden states."
+            )
+        self.report(record)
+        words = "mse {mse:.4f}  l0 {l0:.1f}  {rows_per_second:,.0f} rows/s".format(**record)
+        terminal.at(step, words, self.settings.steps)
+        if self.log is not None:
+            self.log.write(record)
+        self.clock, self.rows_since = time.perf_counter(), 0
+
+    def close(self) -> None:
+        """End the reading ahead and the log."""
+        if isinstance(self.batches, Generator):
+            self.batches.close()
+        if self.log is not None:
+            self.log.close()
+
+
+def learning_rate(settings: Settings, step: int) -> float:
     """Linear warm-up over 5 % of the steps, linear decay over the last ones down to 2 %."""
-    left = (1 - step / config.steps) / (config.decay or 0.3)
-    return (
-        (config.lr or 0.0)
-        * min(1.0, (step + 1) / (0.05 * config.steps))
-        * max(0.02, min(1.0, left))
-    )
+    left = (1 - step / settings.steps) / settings.decay
+    risen = min(1.0, (step + 1) / (WARM_UP * settings.steps))
+    return settings.lr * risen * max(LOWEST_RATE, min(1.0, left))
 
 
-def _build(source: HiddenSource, config: TrainConfig) -> Autoencoder:
-    model = build(
-        config, source.d_in, source.d_out if isinstance(source, PairedStore) else source.d_in
-    )
-    if model.transcodes != isinstance(source, PairedStore):
+def _device(name: str) -> str:
+    there = torch.cuda.is_available()
+    if name.startswith("cuda") and not there:
+        raise BitlensError(f"There is no device '{name}' here; use cpu.")
+    if name == "auto":
+        return "cuda" if there else "cpu"
+    return name
+
+
+def _initial_model(source: HiddenSource, settings: Settings) -> Autoencoder:
+    """Initialised, with the standardisation of the source and all metadata."""
+    paired = isinstance(source, PairedStore)
+    model: Any = build(settings, source.d_in, source.d_out if paired else source.d_in)
+    if model.transcodes and not paired:
         raise BitlensError(
-            "A transcoder needs two stores of one harvest, what an MLP reads and what it adds: pass the second as `target`."
-            if model.transcodes
-            else f"The architecture {config.architecture} reconstructs its input and takes no target."
+            "A transcoder needs two stores of one harvest, what an MLP reads and what it adds: "
+            "pass the second as `target`."
         )
-    if not source.scale > 1e-7 * float(
-        source.mean.abs().max()
-    ):  # what rounding leaves of no spread at all
+    if paired and not model.transcodes:
         raise BitlensError(
-            "All hidden states are equal: there is nothing to encode; check the hook point and the text."
+            f"The architecture {settings.architecture} reconstructs its input and takes no target."
         )
-    model.initialise(generator(config.seed, "weights"))
+    if not source.scale > NO_SPREAD * float(source.mean.abs().max()):
+        raise BitlensError(
+            "All hidden states are equal: there is nothing to encode; "
+            "check the hook point and the text."
+        )
+    model.initialise(generator(settings.seed, "weights"))
     model.mean.copy_(source.mean)
     model.scale.fill_(source.scale)
-    if isinstance(model, Transcoder) and isinstance(source, PairedStore):
+    if paired:
         model.mean_out.copy_(source.mean_out)
         model.scale_out.fill_(source.scale_out)
     model.metadata = {
         **source.about,
         "n_latents_trained": model.n_latents,
-        "training": dataclasses.asdict(config),
+        "training": asdict(settings),
         "bitlens_version": __version__,
         "sae_lens_version": "6.18.0",  # the version of SAELens' folder layout that this one follows
     }
     return model
 
 
-def _sampler(
-    source: HiddenSource, model: Autoencoder, device: str
-) -> Callable[[int, torch.Generator], Tensor]:
+def _sampler(source: HiddenSource, model: Autoencoder) -> Sampler:
     def sample(n: int, seed: torch.Generator) -> Tensor:
         rows = source.sample(n, seed)
         if len(rows) < 2:
             raise BitlensError(NO_ROWS)
-        return model.standardise_rows(rows.to(device))
+        return model.standardise_rows(rows.to(model.W_enc.device))
 
     return sample
 
 
 def _standardised_batches(
-    source: HiddenSource, model: Autoencoder, config: TrainConfig, start: Position, device: str
+    source: HiddenSource, model: Autoencoder, settings: Settings, start: Position
 ) -> Iterator[tuple[Tensor, Position]]:
-    for rows, position in source.batches(config.batch_size, config.seed, start):
+    device = model.W_enc.device
+    for rows, position in source.batches(settings.batch_size, settings.seed, start):
         yield model.standardise_rows(rows.to(device, non_blocking=True)), position
-
-
-@torch.no_grad()
-def _record(step: int, losses: Losses, p: Tensor, rows_per_second: float) -> dict[str, float | int]:
-    """The numbers of one logged step, p how often latents are on; the only place where the loop waits for the device."""
-    record: dict[str, float | int] = {"step": step}
-    record |= {name: float(value) for name, value in losses._asdict().items()}
-    record["l0"] = float(p.sum())
-    record["bits_batch"] = float(binary_entropy(p).sum())
-    record["rows_per_second"] = round(rows_per_second, 1)
-    return record
-
-
-def _in_words(record: dict[str, Any]) -> str:
-    return (
-        f"mse {record['mse']:.4f}  l0 {record['l0']:.1f}  {record['rows_per_second']:,.0f} rows/s"
-    )
-
-
-def _refuse_divergence(record: dict[str, Any]) -> None:
-    if not record["total"] - record["total"] == 0:
-        raise BitlensError(
-            f"The loss is not finite at step {record['step']}: training diverged; lower `lr`, or check the hidden states."
-        )
-
-
-def _write_or_compare(path: Path, config: TrainConfig, source: HiddenSource) -> None:
-    """Record what the run is; a resumed run must be the same one."""
-    run = {"schema": SCHEMA, "config": dataclasses.asdict(config), "source": source.about}
-    if not path.exists():
-        return write_json(path, run)
-    former = read_manifest(path, SCHEMA, "a training run")
-    settings = dataclasses.asdict(
-        TrainConfig()
-    )  # what a run said nothing of was as it is by default
-    before, now = (
-        {**settings, **r.get("source", {}), **r.get("config", {})}
-        for r in (former, json.loads(json.dumps(run)))
-    )
-    ignored = {
-        "log_every",
-        "checkpoint_every",
-        "store",
-        "target",
-        "documents_of",
-    }  # a store or text may have moved
-    if now.get("model_digest") is not None and now["model_digest"] == before.get("model_digest"):
-        ignored.add("model")  # and a model, too
-    changed = [
-        f"{name} was {before.get(name)!r} and is {value!r}"
-        for name, value in now.items()
-        if name not in ignored and value != before.get(name)
-    ]
-    if changed:
-        raise BitlensError(
-            f"{path.parent} holds a run with other settings ({'; '.join(changed)}); resume it with the same ones, "
-            "or replace it with `overwrite=True`."
-        )
-    return None

@@ -1,15 +1,17 @@
 """What is minimised: reconstruction plus a price on the minibatch's bits.
 
-    loss = mse(x_hat, x) + (lam / d_in) * sum_j price(p_j) + (gamma / n_latents^2) * sum_{i != j} |cov(h)_ij|
+    loss = mse(x_hat, x) + (lam / d_in) * sum_j price(p_j)
+           + (gamma / n_latents^2) * sum_{i != j} |cov(h)_ij|
 
-for standardised rows `x [n, d_in]`, codes `h [n, n_latents]` and firing rates `p = mean(h)`. With inputs of unit
-variance the mse is about the fraction of variance unexplained, so `lam` reads as "fvu paid for a bit per dimension"
-and means the same at every width. `weighting="paper"` instead takes the plain sums of arXiv 2509.20997, eq. 4-6.
+for standardised rows `x [n, d_in]`, codes `h [n, n_latents]` and firing rates `p = mean(h)`. With
+inputs of unit variance the mse is about the fraction of variance unexplained, so `lam` reads as
+"fvu paid for a bit per dimension" and means the same at every width. `weighting="paper"` instead
+takes the plain sums of arXiv 2509.20997, eq. 4-6.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +23,11 @@ from bitlens.options import PriceKind, Weighting
 
 
 class Price(NamedTuple):
-    """What a latent costs at firing rate p, in bits; symmetric in p and 1 - p, so polarity costs nothing.
+    """What a latent costs at firing rate p, in bits; symmetric in p and 1 - p, so polarity costs
+    nothing.
 
-    `entropy`: the binary entropy H2(p). `onbit`: `q log2((1 - p0) / p0)` with `q = min(p, 1 - p)`: every on-bit costs
-    the same, as under a code with the fixed sparse prior p0.
+    `entropy`: the binary entropy H2(p). `onbit`: `q log2((1 - p0) / p0)` with `q = min(p, 1 - p)`:
+    every on-bit costs the same, as under a code with the fixed sparse prior p0.
     """
 
     kind: PriceKind
@@ -32,9 +35,11 @@ class Price(NamedTuple):
 
     @property
     def per_on_bit(self) -> float:
+        """The price of a bit that is on, of kind `onbit`."""
         return math.log2((1 - self.p0) / self.p0)
 
     def __call__(self, p: Tensor) -> Tensor:
+        """Firing rates -> the price of each latent, float64."""
         if self.kind == "entropy":
             return binary_entropy(p)
         return torch.minimum(p, 1 - p).double() * self.per_on_bit
@@ -53,37 +58,26 @@ class Losses(NamedTuple):
 def batch_price(p: Tensor, n: int, price: Price) -> Tensor:
     """Sum over latents of the price of the firing rates p `[n_latents]` of a minibatch of n rows.
 
-    A rate of 0 or 1 in n rows has no finite entropy gradient: the slope is taken at half a row instead.
+    A rate of 0 or 1 has no finite entropy gradient: the slope is taken at half a row instead.
     """
     inner = price(p + (p.clamp(0.5 / n, 1 - 0.5 / n) - p).detach())
     return (price(p.detach()) + (inner - inner.detach())).sum()
 
 
-class _Covariance(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, h: Tensor) -> Tensor:
-        penalty, gradient = statistics.covariance(
-            PackedBits.pack(h), with_gradient=ctx.needs_input_grad[0]
-        )
-        ctx.save_for_backward(gradient)
-        return penalty
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (gradient,) = ctx.saved_tensors
-        return gradients[0].float() * gradient
-
-
 def covariance_penalty(h: Tensor) -> Tensor:
-    """`sum_{i != j} |cov(h)_ij|` with the unbiased covariance, h `[n, n_latents]` of 0 and 1, n at least 2.
+    """`sum_{i != j} |cov(h)_ij|` with the unbiased covariance, h `[n, n_latents]` of 0 and 1.
 
-    Its gradient is `2 / (n - 1) * (h - p) @ sign(cov)` off the diagonal. Both come from packed bits.
+    Its gradient is `2 / (n - 1) * (h - p) @ sign(cov)` off the diagonal. Both from packed bits.
     """
-    return _Covariance.apply(h)  # pyright: ignore[reportReturnType]
+    penalty, gradient = statistics.covariance(PackedBits.pack(h), with_gradient=h.requires_grad)
+    if gradient is None:
+        return penalty
+    return penalty + ((h - h.detach()) * gradient).sum()  # adds nothing but the gradient
 
 
 def dense_covariance_penalty(h: Tensor) -> Tensor:
-    """The same by plain products and autograd, in float64 so that a covariance of zero is zero: the reference."""
+    """The same by plain products and autograd, in float64 so that a covariance of zero is zero: the
+    reference."""
     h, n = h.double(), len(h)
     counts = h.sum(0)
     products = n * h.T @ h - counts[:, None] * counts
@@ -107,7 +101,7 @@ def binary_losses(
     weighting: Weighting,
     penalty: Callable[[Tensor], Tensor] = covariance_penalty,
 ) -> Losses:
-    """The objective above for one minibatch. x, x_hat `[n, d_in]`; h `[n, n_latents]`; float64 sums of small terms."""
+    """The objective above for one minibatch. x, x_hat `[n, d_in]`; h `[n, n_latents]`."""
     per_price, per_pair = weights(x.shape[1], h.shape[1], lam, gamma, weighting)
     mse = torch.mean((x_hat.float() - x) ** 2)
     zero = mse.new_zeros(())

@@ -1,8 +1,8 @@
-"""The training step of a BAE on a CPU: the gradients of `binary_losses`, written out, from packed bits.
+"""The training step of a BAE on a CPU: the gradients of `binary_losses`, from packed bits.
 
-With the clipped surrogate only the encoder needs a whole product. The reconstruction sums the decoder rows of the bits
-that are on, and the gradient passes where a pre-activation lies in the window, a few percent of all. A batch with many
-bits on takes whole products instead.
+With the clipped surrogate only the encoder needs a whole product. The reconstruction sums the
+decoder rows of the bits that are on, and the gradient passes where a pre-activation lies in the
+window, a few percent of all. A batch with many bits on takes whole products instead.
 """
 
 from collections.abc import Callable
@@ -10,15 +10,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bitlens.autoencoders import BinaryAutoencoder
+from bitlens.autoencoders.binary import BinaryAutoencoder
+from bitlens.autoencoders.objective import Losses, Price, batch_price
 from bitlens.bits import products
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import covariance
-from bitlens.training.objective import Losses, Price, batch_price
 
-DENSE = (
-    0.4  # share of pairs (row, latent) on or in the window beyond which whole products are faster
-)
+# Share of pairs (row, latent) on or in the window from which on whole products are faster.
+WHOLE_PRODUCTS_FROM = 0.4
 
 
 @torch.no_grad()
@@ -33,8 +32,9 @@ def bit_step(
 ) -> tuple[Losses, Tensor]:
     """Leave the loss's gradients in the parameters, whose buffers are kept from step to step.
 
-    x: standardised `[n, d_in]`. window: standard deviations of the pre-activations `[n_latents]` -> the surrogate's
-    window. per_price, per_pair: weights of the loss's terms. bf16: round the factors of whole products, not their sums.
+    x: standardised `[n, d_in]`. window: standard deviations of the pre-activations `[n_latents]` ->
+    the surrogate's window. per_price, per_pair: weights of the loss's terms. bf16: round the
+    factors of whole products, not their sums.
 
     -> (terms of the loss, firing rates `[n_latents]`)
     """
@@ -43,7 +43,9 @@ def bit_step(
     width = window(torch.from_numpy(products.column_std(z.numpy())))
     on, inside = PackedBits.step(z), PackedBits.window(z, width)
     p = on.column_counts() / n
-    sparse = int(on.row_counts().sum() + inside.row_counts().sum()) < DENSE * z.numel()
+    sparse = (
+        int(on.row_counts().sum() + inside.row_counts().sum()) < WHOLE_PRODUCTS_FROM * z.numel()
+    )
 
     if sparse:
         x_hat = torch.from_numpy(products.gather_sums(on.numpy(), model.W_dec.numpy()))
@@ -61,9 +63,15 @@ def bit_step(
     gradients = [_gradient(parameter) for parameter in (model.W_enc, model.b_enc, model.W_dec)]
     if sparse:
         products.backward(
-            x.numpy(), error.numpy(), on.transpose().numpy(), inside.transpose().numpy(), model.W_dec.numpy(),
-            slope.numpy(), None if pull is None else pull.numpy(), [gradient.numpy() for gradient in gradients],
-        )  # fmt: skip
+            x.numpy(),
+            error.numpy(),
+            on.transpose().numpy(),
+            inside.transpose().numpy(),
+            model.W_dec.numpy(),
+            slope.numpy(),
+            None if pull is None else pull.numpy(),
+            [gradient.numpy() for gradient in gradients],
+        )
     else:
         dz = _product(error, model.W_dec.T, bf16).add_(slope)
         dz = (dz if pull is None else dz.add_(pull)).mul_(inside.unpack())
@@ -75,7 +83,8 @@ def bit_step(
 
 
 def _product(a: Tensor, b: Tensor, bf16: bool) -> Tensor:
-    """float32 product; with bf16 its factors may be rounded, where the processor has units for that (AMX), its sums not."""
+    """float32 product; with bf16 its factors may be rounded, where the processor has units for that
+    (AMX), its sums not."""
     if not bf16:
         return a @ b
     former = torch.get_float32_matmul_precision()
@@ -93,7 +102,8 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def _price_and_slope(p: Tensor, n: int, price: Price, weight: float) -> tuple[Tensor, Tensor]:
-    """The weighted price of the firing rates p, and its slope in any one bit of each latent, float32 `[n_latents]`"""
+    """The weighted price of the firing rates p `[n_latents]`, and its slope in any one bit of each
+    latent, float32 `[n_latents]`."""
     with torch.enable_grad():
         rates = p.clone().requires_grad_()
         cost = weight * batch_price(rates, n, price)

@@ -1,29 +1,33 @@
 """How an architecture learns: its loss on a batch, and what happens to it between steps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from bitlens.autoencoders import Autoencoder
-from bitlens.training.config import TrainConfig
-from bitlens.training.objective import Losses
+from bitlens.autoencoders.base import Autoencoder
+from bitlens.autoencoders.objective import Losses
+from bitlens.autoencoders.settings import Settings
 
 Model = TypeVar("Model", bound=Autoencoder)
 Sampler = Callable[[int, torch.Generator], Tensor]
+SMALL_SAMPLE = 8192  # rows that first firing rates and restarts look at
+LARGE_SAMPLE = 65536  # rows that the final form is fitted on
 
 
 class Learner(Generic[Model]):
-    """The moving parts of training one architecture. `state` is saved in checkpoints with the weights."""
+    """The moving parts of training one architecture.
 
-    descends: ClassVar[bool] = True  # False: `start` finds the result in closed form
+    `state` is saved in checkpoints with the weights. Randomness must be drawn by name, from
+    `generator(seed, ...)`, so that a resumed run draws the same.
+    """
 
-    def __init__(self, model: Model, config: TrainConfig, sample: Sampler) -> None:
+    closed_form: ClassVar[bool] = False  # True: `start` finds the result, there are no steps
+
+    def __init__(self, model: Model, settings: Settings, sample: Sampler) -> None:
         """sample: `(n, generator) -> standardised rows [n, d_in]`, drawn from the training rows."""
-        self.model, self.config, self.sample = model, config, sample
+        self.model, self.settings, self.sample = model, settings, sample
         self.state: dict[str, Tensor] = {}
         self.step = 0  # the step that is under way
 
@@ -31,13 +35,17 @@ class Learner(Generic[Model]):
         """Once, before the first step."""
 
     def losses(self, x: Tensor) -> tuple[Losses, Tensor]:
-        """x: standardised `[n, d_in]` -> (terms of the loss, codes `[n, n_latents]`)"""
+        """x: standardised `[n, d_in]` -> (terms of the loss, codes `[n, n_latents]`)."""
         raise NotImplementedError
 
     def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
-        """Leave the loss's gradients in the parameters -> (terms of the loss, firing rates `[n_latents]`)"""
+        """Leave the loss's gradients in the parameters.
+
+        -> (terms of the loss, firing rates `[n_latents]`)
+        """
         self.model.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        bf16 = self.settings.precision == "bf16"
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             losses, codes = self.losses(x)
         losses.total.backward()
         return losses, (codes.detach() != 0).float().mean(0)

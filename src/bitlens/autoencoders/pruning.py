@@ -1,19 +1,21 @@
-"""Rate-distortion pruning and regrowing: which latents are worth their price, decided in closed form.
+"""Rate-distortion pruning and regrowing: which latents are worth their price, in closed form.
 
-Both are pure functions of (standardised rows, parameters). Gradient descent alone cannot remove duplicates: the slope
-of the entropy is zero at p = 1/2, so copies of a fair bit are a stationary point of the loss.
+Both are pure functions of (standardised rows, parameters). Gradient descent alone cannot remove
+duplicates: the slope of the entropy is zero at p = 1/2, so copies of a fair bit are a stationary
+point of the loss.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bitlens.autoencoders.base import Autoencoder
+from bitlens.autoencoders.objective import Price
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import co_occurrence, firing_rates
-from bitlens.training.objective import Price
 
 OFF = -1e3  # the encoder bias of a latent that is switched off
 FEWEST = 4  # rows in which a restarted latent is on, and off
@@ -28,6 +30,16 @@ class Parameters(NamedTuple):
     W_dec: Tensor
     b_dec: Tensor
 
+    @classmethod
+    def of(cls, model: Autoencoder) -> Self:
+        """The parameters themselves, not copies."""
+        return cls(model.W_enc, model.b_enc, model.W_dec, model.b_dec)
+
+    def copy_to(self, model: Autoencoder) -> None:
+        """Set the model's parameters, in place."""
+        for old, new in zip(Parameters.of(model), self, strict=True):
+            old.copy_(new)
+
 
 def code_rows(rows: Tensor, P: Parameters) -> PackedBits:
     """Packed codes of standardised rows, in blocks."""
@@ -36,7 +48,7 @@ def code_rows(rows: Tensor, P: Parameters) -> PackedBits:
 
 
 def latent_sums(bits: PackedBits, rows: Tensor) -> Tensor:
-    """`H^T rows`: for each latent the sum of the rows in which it is on -> float64 `[n_latents, d]`"""
+    """`H^T rows`, the sum of the rows in which each latent is on -> float64 `[n_latents, d]`."""
     total = torch.zeros(bits.n_latents, rows.shape[1], dtype=torch.float64, device=rows.device)
     for start in range(0, len(rows), BLOCK):
         total += bits[start : start + BLOCK].unpack().T @ rows[start : start + BLOCK]
@@ -47,12 +59,13 @@ def latent_sums(bits: PackedBits, rows: Tensor) -> Tensor:
 def prune(
     rows: Tensor, P: Parameters, price: Price, lam: float, ridge: float = 1e-5
 ) -> tuple[Parameters, Tensor]:
-    """Switch off, greedily, latents whose price exceeds the least-squares rise in mse of dropping them.
+    """Switch off, greedily, latents whose price exceeds the least-squares rise in mse without them.
 
-    rows: standardised `[n, d_in]`. The rise is exact: with G the latents' covariance and W the least-squares decoder,
-    dropping latent j raises the error by `|W_j|^2 / (G^-1)_jj` and changes W and G^-1 by a rank-one update. A decoder
-    row fitted on n rows also buys `2 mse / n` by chance, which a latent must exceed. Latents go in blocks of nearly
-    uncorrelated ones, at most one in 128 at once: about the survivors of one at a time at a fraction of the cost.
+    rows: standardised `[n, d_in]`. The rise is exact: with G the latents' covariance and W the
+    least-squares decoder, dropping latent j raises the error by `|W_j|^2 / (G^-1)_jj` and changes W
+    and G^-1 by a rank-one update. A decoder row fitted on n rows also buys `2 mse / n` by chance,
+    which a latent must exceed. Latents go in blocks of nearly uncorrelated ones, at most one in 128
+    at once: about the survivors of one at a time at a fraction of the cost.
 
     -> (parameters with the decoder refitted in closed form, indices of the survivors)
     """
@@ -100,7 +113,7 @@ def prune(
 
 
 def _uncorrelated(gain: Tensor, inverse: Tensor, limit: int) -> Tensor:
-    """Indices of up to `limit` latents with the highest positive gain, nearly uncorrelated in pairs."""
+    """Up to `limit` latents with the highest positive gain, nearly uncorrelated in pairs."""
     top = gain.topk(min(2 * limit if limit > 8 else limit, len(gain)))
     candidates = top.indices[top.values > 0]
     block = inverse[candidates][:, candidates].cpu().numpy()
@@ -115,7 +128,7 @@ def _uncorrelated(gain: Tensor, inverse: Tensor, limit: int) -> Tensor:
 
 @torch.no_grad()
 def least_squares(rows: Tensor, P: Parameters, ridge: float = 1e-5) -> Parameters:
-    """The same encoder with the decoder that fits it best. rows: standardised `[n, d_in]`"""
+    """The same encoder with the decoder that fits it best. rows: standardised `[n, d_in]`."""
     bits = code_rows(rows, P)
     p = firing_rates(bits).to(rows.device)
     mean = rows.mean(0)
@@ -129,86 +142,99 @@ def least_squares(rows: Tensor, P: Parameters, ridge: float = 1e-5) -> Parameter
 def propose(
     rows: Tensor, P: Parameters, price: Price, lam: float, generator: torch.Generator
 ) -> tuple[Parameters, Tensor]:
-    """Offer pruning a choice: switched-off latents become candidates along random rows, with decoder rows of zero.
+    """Offer pruning a choice: dead latents become candidates along random rows, with decoder rows
+    of zero.
 
-    rows: standardised `[n, d_in]`, drawn with chances proportional to their squared distance from the mean (as k-means++
-    draws its centres). Where planted bits are rare, most rows are single bits: the candidates free a code whose latents
-    each stand for several, from which descent alone finds no way out.
+    rows: standardised `[n, d_in]`, drawn with chances proportional to their squared distance from
+    the mean (as k-means++ draws its centres). Where planted bits are rare, most rows are single
+    bits: the candidates free a code whose latents each stand for several, from which gradient
+    descent alone finds no way out.
 
     -> (parameters, indices of the candidates); reconstructions are unchanged
     """
-    P, idle, _ = _idle(rows, P)
-    if len(idle):
+    P, dead, _ = _without_dead(rows, P)
+    if len(dead):
         centred = rows - rows.mean(0)
-        _restart(rows, centred, centred.square().sum(1), P, idle, price, lam, generator)
-        P.W_dec[idle] = 0
-    return P, idle
+        chances = centred.square().sum(1)
+        _restart(dead, P, rows, centred, _drawn(centred, chances, len(dead), generator), price, lam)
+        P.W_dec[dead] = 0
+    return P, dead
 
 
 @torch.no_grad()
 def regrow(
     rows: Tensor, P: Parameters, price: Price, lam: float, generator: torch.Generator
 ) -> tuple[Parameters, Tensor]:
-    """Restart switched-off latents along the residuals of random rows, each at the threshold that gains most.
+    """Restart dead latents along the residuals of random rows, each at the threshold that gains
+    most.
 
-    rows: standardised `[n, d_in]`. Nothing is restarted once less than 1 % of the variance is unexplained.
+    rows: standardised `[n, d_in]`. Nothing is restarted once less than 1 % of the variance is
+    unexplained.
 
     -> (parameters, indices of the restarted latents, whose optimiser state is to be cleared)
     """
-    P, idle, bits = _idle(rows, P)
+    P, dead, bits = _without_dead(rows, P)
     blocks = [
-        b - bits[i * BLOCK : (i + 1) * BLOCK].unpack() @ P.W_dec - P.b_dec
-        for i, b in enumerate(rows.split(BLOCK))
+        block - bits[i * BLOCK : (i + 1) * BLOCK].unpack() @ P.W_dec - P.b_dec
+        for i, block in enumerate(rows.split(BLOCK))
     ]
     residual = torch.cat(blocks)
-    if len(idle) == 0 or residual.var(0).sum() < 0.01 * rows.var(0).sum():
-        return P, idle[:0]
-    _restart(rows, residual, torch.ones(len(rows)), P, idle, price, lam, generator)
-    P.W_dec[idle] *= 0.3 / max(
-        1, math.sqrt(len(idle)) / 8
-    )  # many latents start on the same residual
-    return P, idle
+    if len(dead) == 0 or residual.var(0).sum() < 0.01 * rows.var(0).sum():
+        return P, dead[:0]
+    seeds = _drawn(residual, torch.ones(len(rows)), len(dead), generator)
+    _restart(dead, P, rows, residual, seeds, price, lam)
+    # Shorter, since many latents start on the same residual.
+    P.W_dec[dead] *= 0.3 / max(1, math.sqrt(len(dead)) / 8)
+    return P, dead
 
 
-def _idle(rows: Tensor, P: Parameters) -> tuple[Parameters, Tensor, PackedBits]:
-    """A copy of the parameters in which idle latents give nothing, the idle latents, and the codes of the rows."""
+def _without_dead(rows: Tensor, P: Parameters) -> tuple[Parameters, Tensor, PackedBits]:
+    """A copy of the parameters in which dead latents, (almost) always on or off, give nothing;
+    these latents; and the codes of the rows."""
     bits = code_rows(rows, P)
     rates = firing_rates(bits).to(rows.device)
-    idle = ((rates < 1e-3) | (rates > 1 - 1e-3)).nonzero()[:, 0]
+    dead = ((rates < 1e-3) | (rates > 1 - 1e-3)).nonzero()[:, 0]
     P = Parameters(*(tensor.clone() for tensor in P))
-    P.b_dec.add_(P.W_dec[idle[rates[idle] > 0.5]].sum(0))
-    P.W_dec[idle] = 0
-    return P, idle, bits
+    P.b_dec.add_(P.W_dec[dead[rates[dead] > 0.5]].sum(0))
+    P.W_dec[dead] = 0
+    return P, dead, bits
+
+
+def _drawn(targets: Tensor, chances: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """n of the targets, drawn with these chances -> `[n, d]`."""
+    drawn = torch.multinomial(chances.cpu(), n, replacement=True, generator=generator)
+    return targets[drawn.to(targets.device)]
 
 
 def _restart(
-    rows: Tensor, targets: Tensor, chances: Tensor, P: Parameters, idle: Tensor, price: Price, lam: float,
-    generator: torch.Generator,
-) -> None:  # fmt: skip
-    """Set, in place, the latents `idle` along targets `[n, d]` drawn with these chances, each at its best threshold."""
-    seeds = targets[
-        torch.multinomial(chances.cpu(), len(idle), replacement=True, generator=generator).to(
-            rows.device
-        )
-    ]
+    dead: Tensor,
+    P: Parameters,
+    rows: Tensor,
+    targets: Tensor,
+    seeds: Tensor,
+    price: Price,
+    lam: float,
+) -> None:
+    """Set the dead latents, in place, along the seeds `[len(dead), d]`, each at the threshold on
+    the rows that explains most of the targets, both `[n, d]`."""
     norms = P.W_enc.norm(dim=0)
-    size = (
-        norms[norms > 0].median() if (norms > 0).any() else norms.new_tensor(rows.shape[1] ** -0.5)
-    )
+    live = norms[norms > 0]
+    size = live.median() if len(live) else norms.new_tensor(rows.shape[1] ** -0.5)
     directions = (seeds / seeds.norm(dim=1, keepdim=True).clamp_min(1e-12)).T * size
-    for part in range(0, len(idle), 512):
-        where, V = idle[part : part + 512], directions[:, part : part + 512]
+    for start in range(0, len(dead), 512):
+        block, V = dead[start : start + 512], directions[:, start : start + 512]
         bias, decoder = _best_threshold(rows, targets, V, price, lam)
-        P.W_enc[:, where], P.b_enc[where], P.W_dec[where] = V, bias, decoder
+        P.W_enc[:, block], P.b_enc[block], P.W_dec[block] = V, bias, decoder
 
 
 def _best_threshold(
     rows: Tensor, targets: Tensor, V: Tensor, price: Price, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """For directions V `[d, m]` the bias at which one latent gains most, after its price, and its decoder row.
+    """For directions V `[d, m]` the bias at which one latent gains most, after its price, and its
+    decoder row.
 
-    The gain is the variance of the targets between the on and the off rows, along V (Otsu 1979); every threshold between
-    two values is tried, and set in the middle, so that no row lies on it.
+    The gain is the variance of the targets between the on and the off rows, along V (Otsu 1979);
+    every threshold between two values is tried, and set in the middle, so that no row lies on it.
     """
     n, d = rows.shape
     unsorted = rows @ V
@@ -216,10 +242,8 @@ def _best_threshold(
     along = (targets @ V).gather(0, order).double()
     off = torch.arange(1, n, dtype=torch.double, device=rows.device)[:, None] / n
     covariance = off * along.mean(0) - along.cumsum(0)[:-1] / n
-    gain = (
-        covariance.square() / (off * (1 - off)) / V.double().square().sum(0) / d
-        - lam * price(1 - off) / d
-    )
+    explained = covariance.square() / (off * (1 - off)) / V.double().square().sum(0) / d
+    gain = explained - lam * price(1 - off) / d
     apart = z[1:] - z[:-1] > 1e-5 * (z[-1] - z[0])
     few = (off * n < FEWEST) | ((1 - off) * n < FEWEST)
     best = gain.masked_fill(~apart | few, -math.inf).argmax(0, keepdim=True)

@@ -1,0 +1,143 @@
+"""How a binary autoencoder learns whose bits are found by descent.
+
+Sparse coding, as Olshausen and Field (1996) have it, with bits: the bits of a batch are searched
+under the dictionary as it is, and the dictionary then takes a gradient step at these bits. No
+gradient passes a step function. What is minimised is the same as ever, the squared error and the
+price of the bits that are on.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from bitlens.autoencoders.base import Autoencoder
+from bitlens.autoencoders.binary import BinaryAutoencoder
+from bitlens.autoencoders.learner import LARGE_SAMPLE, SMALL_SAMPLE, Learner, Sampler
+from bitlens.autoencoders.objective import Losses, Price
+from bitlens.autoencoders.settings import Settings
+from bitlens.bits.descent import descend, gram
+from bitlens.bits.packed import PackedBits
+from bitlens.bits.statistics import firing_rates
+from bitlens.errors import BitlensError
+from bitlens.seeding import generator
+
+FLIPS = 200  # a row in training
+GRAM_UP_TO = 8  # latents a row of the batch; W W^T of more costs more than to search without it
+RESTART_LENGTH = 0.7  # of a residual: a latent that explains all of one is on in that row alone
+COMMON = 0.06  # firing rate above which a latent's price rises, in proportion
+HIGHEST_PRICE = 4.0  # that it rises to, in prices
+MEMORY = 0.99  # of the count of rows in which a latent was on, a step
+ANNEALED = 0.5  # of the steps are done when the price is the final one
+ENCODER_FROM = 0.5  # of the steps are done when the encoder begins: before, bits change too much
+
+
+class DescentLearner(Learner[BinaryAutoencoder]):
+    """Descent for the bits, Adam for the dictionary, and an encoder that learns to predict the bits
+    (predictive sparse decomposition, Kavukcuoglu, Ranzato and LeCun 2010)."""
+
+    def __init__(self, model: BinaryAutoencoder, settings: Settings, sample: Sampler) -> None:
+        super().__init__(model, settings, sample)
+        # Rows in which each latent was on, fading.
+        self.state = {"on": torch.zeros(model.n_latents, device=model.W_enc.device)}
+        self.final_price = settings.lam * Price("onbit", settings.p0).per_on_bit
+        self.restart_steps = {int(f * settings.steps) for f in settings.regrow_at}
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Decoder rows start at differences of two rows, of `scale` of a row's length; the encoder
+        switches a latent on where that would gain."""
+        model, seed = self.model, generator(self.settings.seed, "dictionary")
+        rows = self.sample(2 * model.n_latents, seed)
+        W = rows[torch.randint(len(rows), (model.n_latents,), generator=seed)]
+        W = W - rows[torch.randint(len(rows), (model.n_latents,), generator=seed)]
+        length = self.settings.scale * math.sqrt(model.d_in)
+        model.W_dec.copy_(W / W.norm(dim=1, keepdim=True).clamp_min(1e-12) * length)
+        model.b_dec.zero_()
+        model.prices.fill_(self.final_price)
+        model.W_enc.copy_(model.W_dec.T)
+        model.b_enc.copy_(-(model.W_dec.square().sum(1) + model.prices) / 2)
+        if not self._bits(rows[:SMALL_SAMPLE]).words.any():
+            raise BitlensError(
+                f"No latent is worth its price in any row: lam {self.settings.lam} switches "
+                "everything off; lower `lam`."
+            )
+
+    def _price(self) -> float:
+        """Of a bit that is on, at this step: from `anneal` times the final price it falls,
+        linearly, over the first half. Few bits a row, at first, make latents that each stand for
+        much; more bits come when these are there."""
+        done = min(1.0, self.step / self.settings.steps / ANNEALED)
+        start = self.settings.anneal
+        return self.final_price * (start + (1 - start) * done)
+
+    def _set_prices(self, price: float) -> None:
+        """Of every latent: dearer for one that is on in more than a share `COMMON` of the rows."""
+        rates = self.state["on"] * (1 - MEMORY) / self.settings.batch_size
+        torch.mul(rates.div(COMMON).clamp_(1, HIGHEST_PRICE), price, out=self.model.prices)
+
+    def _bits(self, x: Tensor) -> PackedBits:
+        W, b = self.model.W_dec.detach(), self.model.b_dec.detach()
+        G = gram(W) if len(W) <= GRAM_UP_TO * len(x) else None
+        return descend(x, W, b, self.model.prices, G=G, flips=FLIPS, exchanges=False)
+
+    @torch.no_grad()
+    def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
+        """Search the bits, then leave the gradients at these bits in the parameters."""
+        model = self.model
+        self._set_prices(self._price())
+        bits = self._bits(x)
+        error = _sums(bits, model.W_dec).add_(model.b_dec).sub_(x)
+        mse = error.square().mean()
+        error *= 2 / error.numel()
+        model.W_dec.grad, counts = _sums_by_latent(bits, error)
+        self.state["on"].mul_(MEMORY).add_(counts)
+        model.b_dec.grad = error.sum(0)
+        if self.step >= ENCODER_FROM * self.settings.steps:
+            # Of the bits' cross-entropy under the encoder, a mean over rows.
+            prediction_error = model.pre_activations(x).sigmoid_().sub_(bits.unpack()).div_(len(x))
+            model.W_enc.grad, model.b_enc.grad = x.T @ prediction_error, prediction_error.sum(0)
+        rates, zero = counts.double() / len(x), mse.new_zeros(())
+        price = (rates * model.prices).sum().float() / model.d_in
+        return Losses(mse + price, mse, price, zero, zero), rates
+
+    @torch.no_grad()
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Dead latents start again along the residuals of rows, drawn by their squared error as
+        k-means++ draws its centres."""
+        dead = (self.state["on"] < 1).nonzero()[:, 0]
+        if step not in self.restart_steps or not len(dead):
+            return
+        model, seed = self.model, generator(self.settings.seed, "restart", step)
+        rows = self.sample(max(len(dead), SMALL_SAMPLE), seed)
+        residual = rows - _sums(self._bits(rows), model.W_dec) - model.b_dec
+        chances = residual.square().sum(1).cpu().clamp_min(1e-12)
+        drawn = torch.multinomial(chances, len(dead), len(rows) < len(dead), generator=seed)
+        model.W_dec[dead] = RESTART_LENGTH * residual[drawn.to(residual.device)]
+        state = optimizer.state[model.W_dec]
+        state["exp_avg"][dead] = 0
+        state["exp_avg_sq"][dead] = state["exp_avg_sq"].mean()
+
+    @torch.no_grad()
+    def finish(self) -> Autoencoder:
+        """Without the latents that are never on, by a large sample of the training rows."""
+        self._set_prices(self.final_price)
+        rows = self.sample(LARGE_SAMPLE, generator(self.settings.seed, "canonical"))
+        return self.model.canonical(firing_rates(self._bits(rows)).to(rows.device))
+
+
+def _sums(bits: PackedBits, matrix: Tensor) -> Tensor:
+    """`H @ matrix`, float32 `[rows, d]`."""
+    if matrix.device.type != "cpu":
+        return bits.unpack() @ matrix.detach()
+    from bitlens.bits.products import gather_sums  # compiled when first used
+
+    return torch.from_numpy(gather_sums(bits.numpy(), matrix.detach().numpy()))
+
+
+def _sums_by_latent(bits: PackedBits, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """-> `H^T rows`, float32 `[n_latents, d]`, and in how many rows each latent is on."""
+    if rows.device.type != "cpu":
+        h = bits.unpack()
+        return h.T @ rows, h.sum(0)
+    return _sums(bits.transpose(), rows), bits.column_counts()

@@ -1,0 +1,92 @@
+"""Transcoders: what an MLP adds, from what it reads (Dunefsky et al. 2024, arXiv 2406.11944)."""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bitlens.autoencoders.base import Autoencoder
+from bitlens.autoencoders.topk import TopKAutoencoder, TopKLearner
+from bitlens.errors import BitlensError
+
+
+class Transcoder(TopKAutoencoder):
+    """TopK with a decoder that starts at zero (Paulo et al. 2025, arXiv 2501.18823).
+
+    Training rows are pairs of an input `[d_in]` and a target `[d_out]`; `mean_out` and `scale_out`
+    are the target's. Decoder norms are free.
+    """
+
+    architecture = "transcoder"
+    setting_names = ("k", "d_out")
+    subtracts_b_dec = False
+    transcodes = True
+
+    def __init__(self, d_in: int, n_latents: int, k: int, d_out: int) -> None:
+        super().__init__(d_in, n_latents, k, d_out=d_out)
+        self.mean_out: Tensor
+        self.scale_out: Tensor
+        self.register_buffer("mean_out", torch.zeros(d_out))
+        self.register_buffer("scale_out", torch.ones(()))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Random encoder directions of unit norm; everything else zero."""
+        directions = torch.randn(self.n_latents, self.d_in, generator=generator)
+        self.W_enc.copy_((directions / directions.norm(dim=1, keepdim=True)).T)
+        for tensor in (self.b_enc, self.W_dec, self.b_dec):
+            tensor.zero_()
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """Standardised `[..., d_in]` -> float32 `[..., n_latents]`; nothing is subtracted."""
+        return Autoencoder.pre_activations(self, x)
+
+    def pair(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows `[..., d_in + d_out]` -> the input and its target."""
+        return rows[..., : self.d_in], rows[..., self.d_in :]
+
+    def standardise_rows(self, rows: Tensor) -> Tensor:
+        """Both sides of the rows, each by its own mean and scale."""
+        x, target = self.pair(rows)
+        y = (target.to(x.device).float() - self.mean_out) / self.scale_out
+        return torch.cat([self.standardise(x), y], -1)
+
+    def decode(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
+        """Codes `[..., n_latents]` -> raw target `[..., d_out]`."""
+        return self.reconstruct(codes) * self.scale_out + self.mean_out
+
+
+class SkipTranscoder(Transcoder):
+    """A transcoder beside an affine map from input to target, which takes what is linear (Paulo et
+    al. 2025)."""
+
+    architecture = "skip_transcoder"
+
+    def __init__(self, d_in: int, n_latents: int, k: int, d_out: int) -> None:
+        super().__init__(d_in, n_latents, k, d_out)
+        self.W_skip = nn.Parameter(torch.zeros(d_in, d_out))
+
+    def decode(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
+        """Codes and raw input -> raw target."""
+        if x is None:
+            raise BitlensError(
+                "A skip transcoder's output depends on its input, too: call decode(codes, x)."
+            )
+        return super().decode(codes) + self.standardise(x) @ self.W_skip * self.scale_out
+
+
+AnyTranscoder = TypeVar("AnyTranscoder", bound=Transcoder)
+
+
+class TranscoderLearner(TopKLearner[AnyTranscoder]):
+    """TopK's losses between an input and another target, side by side in the rows."""
+
+    unit_rows = False
+
+
+class SkipTranscoderLearner(TranscoderLearner[SkipTranscoder]):
+    """The same with the affine map's share."""
+
+    def prediction(self, x: Tensor, codes: Tensor) -> Tensor:
+        """Of the standardised target, by both."""
+        return super().prediction(x, codes) + x @ self.model.W_skip
