@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bitlens.bits import descent
-from bitlens.bits.descent import descend, descend_batch, gram
+from bitlens.bits.descent import Descent, descend, gram, search_batch
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 
@@ -117,7 +117,8 @@ def test_both_devices_agree(shape, exchanges, kept):
     here = descend(x, W, b, price, G=G, exchanges=exchanges)
     start = PackedBits(torch.zeros_like(here.words), m)
     tolerance = descent.TOLERANCE * (x - b).square().sum(1)
-    there = descend_batch(x, W, b, price, G if kept else None, start, 4 * m, exchanges, tolerance)
+    search = Descent(W, b, price, G if kept else None, 4 * m, exchanges)
+    there = search_batch(search, x, start, tolerance)
     same = (here.words == there.words).all(1)
     assert torch.allclose(
         energy(x, W, b, price, here)[~same], energy(x, W, b, price, there)[~same], rtol=1e-3

@@ -21,7 +21,7 @@ for _ in range(2):
     add_row(np.arange(3.0), total)
 assert total.tolist() == [0, 2, 4]
 """
-MODULES = "covariance, cpu, descent, flips, products, words"
+MODULES = "covariance_cpu, cpu, descent, descent_cpu, products, words"
 
 
 def use(package: Path, home: str, code: str = USE.format(modules=MODULES), **more: str) -> str:
