@@ -23,23 +23,23 @@ FEW = 4  # queries from which on turning the codes pays
 @kernel(parallel=True)
 def _pack(z, width, words):
     n, n_latents = z.shape
-    whole = n_latents // 64 * 64
     step = len(width) == 0
     for i in numba.prange(n):
-        for first in range(0, whole, 64):  # 64 is a constant here, so that this becomes vectors
+        for w in range(n_latents // 64):
             word = np.uint64(0)
             if step:
                 for j in range(64):
-                    word |= np.uint64(z[i, first + j] > 0) << np.uint64(j)
+                    word |= np.uint64(z[i, w * 64 + j] > 0) << np.uint64(j)
             else:
                 for j in range(64):
-                    word |= np.uint64(abs(z[i, first + j]) < width[first + j]) << np.uint64(j)
-            words[i, first // 64] = word
-        if n_latents % 64:
-            words[i, -1] = np.uint64(0)
-        for j in range(whole, n_latents):
+                    word |= np.uint64(abs(z[i, w * 64 + j]) < width[w * 64 + j]) << np.uint64(j)
+            words[i, w] = word
+        word = np.uint64(0)
+        for j in range(n_latents // 64 * 64, n_latents):
             on = z[i, j] > 0 if step else abs(z[i, j]) < width[j]
-            words[i, -1] |= np.uint64(on) << np.uint64(j % 64)
+            word |= np.uint64(on) << np.uint64(j % 64)
+        if n_latents % 64:
+            words[i, n_latents // 64] = word
 
 
 def pack(z: np.ndarray, width: np.ndarray | None = None) -> np.ndarray:
