@@ -1,4 +1,4 @@
-"""Popcount kernels for the CPU: pack, transpose, count, pair, compare. Results are exact integers."""
+"""Popcount kernels for the CPU: pack, transpose, count, pair, compare. All results are exact."""
 
 import numba
 import numpy as np
@@ -291,7 +291,7 @@ def _nearest(queries, codes, distances, indices):
 def nearest(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k codes nearest to each query, k at most len(codes); among equals the first codes.
 
-    uint64 `[n, words]` and `[m, words]` -> (int32 distances, int64 indices), `[n, k]`, nearest first
+    uint64 `[n, words]`, `[m, words]` -> (int32 distances, int64 indices) `[n, k]`, nearest first
     """
     with torch_threads():
         parts = numba.get_num_threads()

@@ -1,4 +1,4 @@
-"""Entropies and mutual information in bits, from rates and from counts: the one place for their formulas."""
+"""Entropies and mutual information in bits, from rates and from counts: their one place."""
 
 import math
 

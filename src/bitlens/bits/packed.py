@@ -16,8 +16,8 @@ from bitlens.errors import BitlensError
 class PackedBits:
     """A bit matrix, row-major: bit `j` of row `i` is bit `j % 64` of `words[i, j // 64]`.
 
-    words: int64 `[rows, ceil(n_latents / 64)]`, read as unsigned (torch has few operations on uint64).
-    The bits beyond `n_latents` in a row's last word are zero; every function here keeps them so.
+    words: int64 `[rows, ceil(n_latents / 64)]`, read as unsigned. Bits
+    beyond `n_latents` in a row's last word are zero; every function here keeps them so.
     """
 
     words: torch.Tensor
@@ -38,7 +38,7 @@ class PackedBits:
 
     @classmethod
     def pack(cls, bits: torch.Tensor) -> PackedBits:
-        """bits: `[..., n_latents]`, any dtype; non-zero is 1. Leading dimensions are flattened to rows."""
+        """1 where not zero, of `[..., n_latents]` of any dtype; leading dimensions become rows."""
         n_latents = bits.shape[-1]
         if not n_latents:
             raise BitlensError(

@@ -16,6 +16,8 @@ from numba.extending import intrinsic
 
 from bitlens.bits.kernel import kernel
 
+# pyright: reportCallIssue=false
+
 WORD = 64
 LANES = 16  # bit blocks that `turn` transposes side by side
 
