@@ -243,7 +243,10 @@ def test_covariance_penalty_is_exact_and_its_gradient_has_exact_signs(bits):
     assert penalty == expected
     assert gradient.shape == bits.shape
     assert close(gradient, slopes, 1e-6)
-    assert covariance_cpu.covariance(pack(bits), bits.shape[1], with_gradient=False) == (expected, None)
+    assert covariance_cpu.covariance(pack(bits), bits.shape[1], with_gradient=False) == (
+        expected,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
