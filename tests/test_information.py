@@ -24,8 +24,8 @@ def test_a_white_spectrum_costs_the_same_in_every_direction(d, fvu):
     ids=["both above water", "at the edge", "one under water", "nearly everything under water"],
 )
 def test_two_variances_solved_by_hand(fvu, level):
-    """Variances 9 and 1, 10 in all. Up to fvu .2 both errors are the level, 5 fvu; above it the second component is
-    given up with its error of 1, and the level is 10 fvu - 1."""
+    """Variances 9 and 1, 10 in all. Up to fvu .2 both errors are the level, 5 fvu; above it the
+    second component is given up with its error of 1, and the level is 10 fvu - 1."""
     expected = sum(0.5 * math.log2(v / level) for v in (9, 1) if v > level)
     assert gaussian_bits(torch.diag(torch.tensor([9.0, 1.0])), fvu) == pytest.approx(
         expected, abs=1e-9

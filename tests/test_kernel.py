@@ -39,7 +39,8 @@ def use(package: Path, home: str, code: str = USE.format(modules=MODULES), **mor
 
 @pytest.fixture
 def unwritable(tmp_path: Path) -> Path:
-    """A copy of the package in which no cache can be written, not even by root: a file lies where its folder would."""
+    """A copy of the package in which no cache can be written, not even by root: a file lies where
+    its folder would."""
     copy = tmp_path / "bitlens"
     shutil.copytree(
         Path(bitlens.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__", "bundled")

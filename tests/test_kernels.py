@@ -1,4 +1,5 @@
-"""Every kernel against brute force on plain arrays, on the CPU and, in CPU tensors, the kernels for a GPU."""
+"""Every kernel against brute force on plain arrays, on the CPU and, in CPU tensors, the kernels for
+a GPU."""
 
 import warnings
 
@@ -26,7 +27,8 @@ def random_bits(
 
 @st.composite
 def bit_matrices(draw, rows=None, width=None, at_least: int = 1) -> np.ndarray:
-    """uint8 matrices of 0 and 1, of awkward shapes; some have columns that are constant, equal or opposite."""
+    """uint8 matrices of 0 and 1, of awkward shapes; some have columns that are constant, equal or
+    opposite."""
     rows = (
         draw((st.sampled_from(ROWS) | st.integers(1, 700)).filter(lambda n: n >= at_least))
         if rows is None
@@ -90,7 +92,7 @@ def close(actual: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> 
     )
 
 
-# --- pack, turn, count ------------------------------------------------------------------------------------------------
+# --- pack, turn, count ----------------------------------------------------------------------------
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from((0.0, 0.01, 0.5, 1.0)))
@@ -140,7 +142,7 @@ def test_eight_bit_counters_do_not_overflow(rows):
     assert cpu.column_counts(pack(bits), 67).tolist() == [rows] * 67
 
 
-# --- pairs of columns -------------------------------------------------------------------------------------------------
+# --- pairs of columns -----------------------------------------------------------------------------
 
 
 @given(bit_matrices())
@@ -190,7 +192,7 @@ def test_counts_stay_exact_beyond_31_bits():
     assert cpu.co_occurrence(columns).tolist() == [[64 * words] * 2] * 2
 
 
-# --- distances between rows -------------------------------------------------------------------------------------------
+# --- distances between rows -----------------------------------------------------------------------
 
 
 @st.composite
@@ -232,7 +234,7 @@ def test_nearest_in_more_codes_than_are_turned_at_once(k):
     assert np.array_equal(indices, expected[1])
 
 
-# --- covariance -------------------------------------------------------------------------------------------------------
+# --- covariance -----------------------------------------------------------------------------------
 
 
 @given(bit_matrices(at_least=2))
@@ -264,7 +266,8 @@ def test_covariance_of_more_latents_than_are_paired_at_once(width):
     "rows", [covariance_cpu.INT32_ROWS, covariance_cpu.INT32_ROWS + 1, 50_000, 100_000]
 )
 def test_covariance_at_the_end_of_32_bits_and_beyond(rows):
-    """The largest values there are, n^2 / 4 for columns that are equal or opposite: beyond 2^31 from 92,682 rows on."""
+    """The largest values there are, n^2 / 4 for columns that are equal or opposite: beyond 2^31
+    from 92,682 rows on."""
     bits = random_bits(np.random.default_rng(rows), rows, 70, 0.5)
     bits[:, 1] = bits[:, 0] = np.arange(rows) % 2
     bits[:, 2], bits[:, 3], bits[:, 69] = 1 - bits[:, 0], 1, 1
@@ -275,14 +278,15 @@ def test_covariance_at_the_end_of_32_bits_and_beyond(rows):
 
 
 def test_pairs_without_covariance_count_nothing():
-    """All 2^6 codes of six bits: every covariance is zero, and so are the gradients of the six and of constants."""
+    """All 2^6 codes of six bits: every covariance is zero, and so are the gradients of the six and
+    of constants."""
     bits = np.array([[code >> j & 1 for j in range(6)] + [0, 1] for code in range(64)], np.uint8)
     penalty, gradient = covariance_cpu.covariance(pack(bits), 8)
     assert penalty == 0
     assert not gradient.any()
 
 
-# --- bits times floats ------------------------------------------------------------------------------------------------
+# --- bits times floats ----------------------------------------------------------------------------
 
 SIZES = st.sampled_from((1, 3, 16, 17, 64, 70))
 
@@ -373,7 +377,7 @@ def test_backward_is_the_chain_rule(on, data, d, with_penalty):
         ).all()  # of what was added up, whatever cancels
 
 
-# --- threads ----------------------------------------------------------------------------------------------------------
+# --- threads --------------------------------------------------------------------------------------
 
 
 def results_of_all_kernels() -> list[np.ndarray]:
@@ -422,7 +426,7 @@ def test_any_number_of_threads_gives_the_same_results_and_torch_keeps_its_own():
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-# --- the kernels for a GPU, on CPU tensors ----------------------------------------------------------------------------
+# --- the kernels for a GPU, on CPU tensors --------------------------------------------------------
 
 TILES = st.sampled_from(((1024, 1 << 16), (64, 100), (7, 13), (33, 64)))  # cuda.TILE, cuda.ROWS
 
@@ -483,7 +487,7 @@ def test_products_of_bytes_are_exact_at_any_size(m, k, n, seed):
     assert np.array_equal(product.numpy(), a.astype(np.int64) @ b)
 
 
-# --- the layer that callers see ---------------------------------------------------------------------------------------
+# --- the layer that callers see -------------------------------------------------------------------
 
 
 def ones(rows: int, width: int = 3) -> PackedBits:
@@ -541,10 +545,17 @@ def everything(bits: PackedBits) -> list[torch.Tensor]:
     penalty, gradient = statistics.covariance(bits)
     assert gradient is not None
     return [
-        bits.unpack(), bits.row_counts(), bits.column_counts(), bits.transpose().words, statistics.firing_rates(bits),
-        statistics.co_occurrence(bits), penalty, gradient, statistics.hamming(bits[:9], bits),
+        bits.unpack(),
+        bits.row_counts(),
+        bits.column_counts(),
+        bits.transpose().words,
+        statistics.firing_rates(bits),
+        statistics.co_occurrence(bits),
+        penalty,
+        gradient,
+        statistics.hamming(bits[:9], bits),
         *statistics.nearest(bits[:9], bits, 5),
-    ]  # fmt: skip
+    ]
 
 
 def same(ones: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
