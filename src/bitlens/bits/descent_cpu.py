@@ -79,7 +79,7 @@ def _best_off(a, spans):
 
 @kernel
 def _best_on(G, on, gains, count, gain):
-    """-> (entry of the list whose flip gains most, what it gains), or (-1, gain) if none is above"""
+    """-> (entry of the list whose flip gains most, that gain), or (-1, gain) if none is above it"""
     entry = -1
     for e in range(count):
         off = -gains[e] - TWO * G[on[e], on[e]]

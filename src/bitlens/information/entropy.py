@@ -47,7 +47,7 @@ class Entropy:
     code_tree: Estimate
     """code length of held-out rows with every latent given its parent in the tree"""
     bits_joint: Estimate
-    """code length of held-out rows with every latent given all before it: the tightest upper bound"""
+    """code length of held-out rows with every latent given all before it: the tightest bound"""
 
 
 @terminal.shown("bits_tree")
@@ -98,11 +98,20 @@ def entropy(
     tree = chow_liu(pairs, len(bits))
     del pairs  # large
     terminal.stage("tree")
-    plug_in = _plug_in(bits, blocks, tree, unbiased=documents is not None)
+    marginal, under_tree = _plug_in(bits, blocks, tree, unbiased=documents is not None)
     terminal.stage("autoregression")
-    code_lengths = _held_out(bits, documents, test, fit_tree, seed)
-    lower = lower_bits(bits, documents)
-    return Entropy(len(bits), len(blocks), bits.n_latents, lower, *plug_in, *code_lengths)
+    code_marginal, code_tree, joint = _held_out(bits, documents, test, fit_tree, seed)
+    return Entropy(
+        rows=len(bits),
+        blocks=len(blocks),
+        n_latents=bits.n_latents,
+        bits_lower=lower_bits(bits, documents),
+        bits_marginal=marginal,
+        bits_tree=under_tree,
+        code_marginal=code_marginal,
+        code_tree=code_tree,
+        bits_joint=joint,
+    )
 
 
 def _checked(
@@ -132,7 +141,7 @@ def _marginal_and_tree(counts: TreeCounts, tree: Tree) -> tuple[Tensor, Tensor]:
 
 
 def _plug_in(bits: PackedBits, blocks: Blocks, tree: Tree, unbiased: bool) -> list[Estimate]:
-    """Marginal and tree entropy of all rows.
+    """-> marginal and tree entropy of all rows
 
     unbiased: less the bias of few documents, which the correction for independent rows leaves.
     """
@@ -151,7 +160,7 @@ def _held_out(
 ) -> list[Estimate]:
     """Code lengths of the rows in `test` under models of the others.
 
-    Three of them: latents on their own, under the tree and under the autoregression.
+    -> of latents on their own, under the tree, and under the autoregression
     """
     fit, held = bits[~test], bits[test]
     fit_blocks, blocks = (

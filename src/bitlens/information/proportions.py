@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bitlens.information.intervals import NORMAL, Estimate
 
-Rate = Estimate
+Rate = Estimate  # of a proportion, or of a mean of two
 
 
 def wilson(k: int, n: int) -> Estimate:
