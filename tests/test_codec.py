@@ -115,7 +115,7 @@ def test_extreme_weights_are_clamped(tmp_path: Path) -> None:
 
 def test_a_fitted_model_of_several_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoregression, "BLOCK", 64)
-    monkeypatch.setattr(autoregression, "FEWEST_STEPS", 20)
+    monkeypatch.setattr(autoregression, "USUAL", autoregression.Schedule(20, 40))
     bits = some_bits(1200, 150)
     tree = chow_liu(co_occurrence(bits), len(bits))
     counts = TreeCounts.of(bits, Blocks(np.array([0, len(bits)])), tree)

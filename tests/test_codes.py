@@ -27,7 +27,8 @@ def written(tmp_path):
 
 
 def golden_shard() -> bytes:
-    """A shard written by hand: 2 rows of 66 latents, row 0 with latents 0 and 65, row 1 with latent 63."""
+    """A shard written by hand: 2 rows of 66 latents, row 0 with latents 0 and 65, row 1 with latent
+    63."""
     data = {
         "bits": ("U64", [2, 2], struct.pack("<4Q", 1, 1 << 1, 1 << 63, 0)),
         "document": ("I64", [2], struct.pack("<2q", 0, 7)),

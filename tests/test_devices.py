@@ -1,4 +1,5 @@
-"""Everything that runs on a GPU, on one that is not there: no operation mixes devices, and the numbers are the same."""
+"""Everything that runs on a GPU, on one that is not there: no operation mixes devices, and the
+numbers are the same."""
 
 from __future__ import annotations
 

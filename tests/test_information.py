@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitlens.errors import BitlensError
-from bitlens.information.rate_distortion import gaussian_bits, pca_bits
+from bitlens.information.rate_distortion import gaussian_bits
 
 
 @pytest.mark.parametrize("d", [1, 4, 50])
@@ -24,8 +24,8 @@ def test_a_white_spectrum_costs_the_same_in_every_direction(d, fvu):
     ids=["both above water", "at the edge", "one under water", "nearly everything under water"],
 )
 def test_two_variances_solved_by_hand(fvu, level):
-    """Variances 9 and 1, 10 in all. Up to fvu .2 both errors are the level, 5 fvu; above it the second component is
-    given up with its error of 1, and the level is 10 fvu - 1."""
+    """Variances 9 and 1, 10 in all. Up to fvu .2 both errors are the level, 5 fvu; above it the
+    second component is given up with its error of 1, and the level is 10 fvu - 1."""
     expected = sum(0.5 * math.log2(v / level) for v in (9, 1) if v > level)
     assert gaussian_bits(torch.diag(torch.tensor([9.0, 1.0])), fvu) == pytest.approx(
         expected, abs=1e-9
@@ -67,29 +67,3 @@ def test_the_ends():
 def test_no_variance_is_refused(covariance):
     with pytest.raises(BitlensError, match="needs data with variance"):
         gaussian_bits(covariance, 0.5)
-
-
-@pytest.mark.parametrize("fvu", [0.001, 0.01])
-def test_pca_with_a_fine_quantiser_stays_a_quarter_of_a_bit_above_the_bound(fvu):
-    """Gish and Pierce 1968: log2(2 pi e / 12) / 2 bits a component, for a Gaussian at high rates."""
-    random = torch.Generator().manual_seed(0)
-    rows = torch.randn(40_000, 6, generator=random) * torch.tensor([2.0, 1.5, 1.2, 1.0, 0.9, 0.8])
-    rows = rows @ torch.linalg.qr(torch.randn(6, 6, generator=random))[0]
-    bound = gaussian_bits(torch.cov(rows.double().T), fvu)
-    assert pca_bits(rows[:20_000], rows[20_000:], fvu) - bound == pytest.approx(6 * 0.2546, abs=0.1)
-
-
-def test_pca_spends_nothing_on_what_the_quantiser_swallows():
-    random = torch.Generator().manual_seed(0)
-    rows = torch.randn(5000, 3, generator=random) * torch.tensor([10.0, 0.1, 0.1])
-    one = pca_bits(rows, rows[:, :1] * torch.tensor([1.0, 0, 0]), 0.05)
-    assert pca_bits(rows, rows, 0.05) == pytest.approx(one, abs=0.05)
-
-
-@pytest.mark.parametrize(
-    ("rows", "fvu"),
-    [(torch.ones(10, 3), 0.1), (torch.randn(10, 3), 0.0), (torch.randn(10, 3), 1.0)],
-)
-def test_pca_refuses_what_has_no_answer(rows, fvu):
-    with pytest.raises(BitlensError):
-        pca_bits(rows, rows, fvu)

@@ -1,4 +1,5 @@
-"""Intervals hold the truth as often as they say, or are not given, with 2 to 50 units of any size."""
+"""Intervals hold the truth as often as they say, or are not given, with 2 to 50 units of any
+size."""
 
 import math
 
@@ -44,7 +45,8 @@ def sizes(units: int, kind: str, random: torch.Generator) -> torch.Tensor:
 
 
 def beta(p: torch.Tensor, units: int, share: float) -> torch.Tensor:
-    """Rates of the units about `p [n]`, as `share` of the variance between rows is between units -> `[units, n]`"""
+    """Rates of the units about `p [n]`, as `share` of the variance between rows is between units ->
+    `[units, n]`"""
     a, b = (
         torch._standard_gamma((x * (1 / share - 1)).expand(units, len(p)).contiguous())
         for x in (p, 1 - p)
@@ -81,7 +83,8 @@ def test_means_and_entropies_of_clusters_are_covered(units, kind):
 def bursty(
     documents: int, rows: int, latents: int, seed: int, share: float = 0.2
 ) -> tuple[PackedBits, torch.Tensor, float]:
-    """Independent latents whose rates differ among documents -> bits, document of each row, true entropy of a row"""
+    """Independent latents whose rates differ among documents -> bits, document of each row, true
+    entropy of a row"""
     torch.manual_seed(seed)
     p = torch.linspace(0.05, 0.4, latents, dtype=torch.float64)
     rates = beta(p, documents, share).repeat_interleave(rows, 0)

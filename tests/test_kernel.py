@@ -21,7 +21,7 @@ for _ in range(2):
     add_row(np.arange(3.0), total)
 assert total.tolist() == [0, 2, 4]
 """
-MODULES = "covariance, cpu, descent, flips, products, words"
+MODULES = "covariance_cpu, cpu, descent, descent_cpu, products, words"
 
 
 def use(package: Path, home: str, code: str = USE.format(modules=MODULES), **more: str) -> str:
@@ -39,7 +39,8 @@ def use(package: Path, home: str, code: str = USE.format(modules=MODULES), **mor
 
 @pytest.fixture
 def unwritable(tmp_path: Path) -> Path:
-    """A copy of the package in which no cache can be written, not even by root: a file lies where its folder would."""
+    """A copy of the package in which no cache can be written, not even by root: a file lies where
+    its folder would."""
     copy = tmp_path / "bitlens"
     shutil.copytree(
         Path(bitlens.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__", "bundled")

@@ -1,4 +1,5 @@
-"""Every kernel against brute force on plain arrays, on the CPU and, in CPU tensors, the kernels for a GPU."""
+"""Every kernel against brute force on plain arrays, on the CPU and, in CPU tensors, the kernels for
+a GPU."""
 
 import warnings
 
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitlens.bits import covariance, cpu, cuda, products, statistics
+from bitlens.bits import covariance_cpu, cpu, cuda, products, statistics
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.words import LANES, turn
 from bitlens.errors import BitlensError
@@ -26,7 +27,8 @@ def random_bits(
 
 @st.composite
 def bit_matrices(draw, rows=None, width=None, at_least: int = 1) -> np.ndarray:
-    """uint8 matrices of 0 and 1, of awkward shapes; some have columns that are constant, equal or opposite."""
+    """uint8 matrices of 0 and 1, of awkward shapes; some have columns that are constant, equal or
+    opposite."""
     rows = (
         draw((st.sampled_from(ROWS) | st.integers(1, 700)).filter(lambda n: n >= at_least))
         if rows is None
@@ -90,7 +92,7 @@ def close(actual: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> 
     )
 
 
-# --- pack, turn, count ------------------------------------------------------------------------------------------------
+# --- pack, turn, count ----------------------------------------------------------------------------
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from((0.0, 0.01, 0.5, 1.0)))
@@ -140,7 +142,7 @@ def test_eight_bit_counters_do_not_overflow(rows):
     assert cpu.column_counts(pack(bits), 67).tolist() == [rows] * 67
 
 
-# --- pairs of columns -------------------------------------------------------------------------------------------------
+# --- pairs of columns -----------------------------------------------------------------------------
 
 
 @given(bit_matrices())
@@ -190,7 +192,7 @@ def test_counts_stay_exact_beyond_31_bits():
     assert cpu.co_occurrence(columns).tolist() == [[64 * words] * 2] * 2
 
 
-# --- distances between rows -------------------------------------------------------------------------------------------
+# --- distances between rows -----------------------------------------------------------------------
 
 
 @st.composite
@@ -232,54 +234,59 @@ def test_nearest_in_more_codes_than_are_turned_at_once(k):
     assert np.array_equal(indices, expected[1])
 
 
-# --- covariance -------------------------------------------------------------------------------------------------------
+# --- covariance -----------------------------------------------------------------------------------
 
 
 @given(bit_matrices(at_least=2))
 @property_test
 def test_covariance_penalty_is_exact_and_its_gradient_has_exact_signs(bits):
-    penalty, gradient = covariance.covariance(pack(bits), bits.shape[1])
+    penalty, gradient = covariance_cpu.covariance(pack(bits), bits.shape[1])
     expected, slopes = covariance_of(bits)
     assert penalty == expected
     assert gradient.shape == bits.shape
     assert close(gradient, slopes, 1e-6)
-    assert covariance.covariance(pack(bits), bits.shape[1], with_gradient=False) == (expected, None)
+    assert covariance_cpu.covariance(pack(bits), bits.shape[1], with_gradient=False) == (
+        expected,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
-    "width", [64 + covariance.BLOCK, 65 + covariance.BLOCK, 2 * covariance.BLOCK + 200]
+    "width", [64 + covariance_cpu.BLOCK, 65 + covariance_cpu.BLOCK, 2 * covariance_cpu.BLOCK + 200]
 )
 def test_covariance_of_more_latents_than_are_paired_at_once(width):
     bits = random_bits(np.random.default_rng(width), 70, width, 0.4)
-    penalty, gradient = covariance.covariance(pack(bits), width)
+    penalty, gradient = covariance_cpu.covariance(pack(bits), width)
     expected, slopes = covariance_of(bits)
     assert penalty == expected
     assert close(gradient, slopes, 1e-6)
 
 
 @pytest.mark.parametrize(
-    "rows", [covariance.INT32_ROWS, covariance.INT32_ROWS + 1, 50_000, 100_000]
+    "rows", [covariance_cpu.INT32_ROWS, covariance_cpu.INT32_ROWS + 1, 50_000, 100_000]
 )
 def test_covariance_at_the_end_of_32_bits_and_beyond(rows):
-    """The largest values there are, n^2 / 4 for columns that are equal or opposite: beyond 2^31 from 92,682 rows on."""
+    """The largest values there are, n^2 / 4 for columns that are equal or opposite: beyond 2^31
+    from 92,682 rows on."""
     bits = random_bits(np.random.default_rng(rows), rows, 70, 0.5)
     bits[:, 1] = bits[:, 0] = np.arange(rows) % 2
     bits[:, 2], bits[:, 3], bits[:, 69] = 1 - bits[:, 0], 1, 1
-    penalty, gradient = covariance.covariance(pack(bits), 70)
+    penalty, gradient = covariance_cpu.covariance(pack(bits), 70)
     expected, slopes = covariance_of(bits)
     assert penalty == expected
     assert close(gradient, slopes, 1e-6)
 
 
 def test_pairs_without_covariance_count_nothing():
-    """All 2^6 codes of six bits: every covariance is zero, and so are the gradients of the six and of constants."""
+    """All 2^6 codes of six bits: every covariance is zero, and so are the gradients of the six and
+    of constants."""
     bits = np.array([[code >> j & 1 for j in range(6)] + [0, 1] for code in range(64)], np.uint8)
-    penalty, gradient = covariance.covariance(pack(bits), 8)
+    penalty, gradient = covariance_cpu.covariance(pack(bits), 8)
     assert penalty == 0
     assert not gradient.any()
 
 
-# --- bits times floats ------------------------------------------------------------------------------------------------
+# --- bits times floats ----------------------------------------------------------------------------
 
 SIZES = st.sampled_from((1, 3, 16, 17, 64, 70))
 
@@ -313,7 +320,7 @@ def test_pack_window_is_open_and_has_no_room_for_nan(bits, seed):
     z = np.where(bits, values, random.choice([1, -1], bits.shape) * width).astype(
         np.float32
     )  # many on the very edge
-    assert np.array_equal(products.pack_window(z, width), pack(np.abs(z) < width))
+    assert np.array_equal(cpu.pack(z, width), pack(np.abs(z) < width))
 
 
 @given(bit_matrices(), SIZES, st.integers(0, 2**32 - 1))
@@ -370,7 +377,7 @@ def test_backward_is_the_chain_rule(on, data, d, with_penalty):
         ).all()  # of what was added up, whatever cancels
 
 
-# --- threads ----------------------------------------------------------------------------------------------------------
+# --- threads --------------------------------------------------------------------------------------
 
 
 def results_of_all_kernels() -> list[np.ndarray]:
@@ -393,9 +400,9 @@ def results_of_all_kernels() -> list[np.ndarray]:
         "co_occurrence": lambda: cpu.co_occurrence(columns),
         "hamming": lambda: cpu.hamming(words, words),
         "nearest": lambda: cpu.nearest(narrow[:9], narrow, 300),  # many equals
-        "covariance": lambda: covariance.covariance(words, 200),
+        "covariance": lambda: covariance_cpu.covariance(words, 200),
         "column_std": lambda: products.column_std(z),
-        "pack_window": lambda: products.pack_window(z, np.abs(slope)),
+        "pack_window": lambda: cpu.pack(z, np.abs(slope)),
         "gather_sums": lambda: products.gather_sums(words, W_dec),
         "backward": lambda: products.backward(x, x, columns, within, W_dec, slope, z, gradients),
     }
@@ -419,7 +426,7 @@ def test_any_number_of_threads_gives_the_same_results_and_torch_keeps_its_own():
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-# --- the kernels for a GPU, on CPU tensors ----------------------------------------------------------------------------
+# --- the kernels for a GPU, on CPU tensors --------------------------------------------------------
 
 TILES = st.sampled_from(((1024, 1 << 16), (64, 100), (7, 13), (33, 64)))  # cuda.TILE, cuda.ROWS
 
@@ -480,7 +487,7 @@ def test_products_of_bytes_are_exact_at_any_size(m, k, n, seed):
     assert np.array_equal(product.numpy(), a.astype(np.int64) @ b)
 
 
-# --- the layer that callers see ---------------------------------------------------------------------------------------
+# --- the layer that callers see -------------------------------------------------------------------
 
 
 def ones(rows: int, width: int = 3) -> PackedBits:
@@ -538,10 +545,17 @@ def everything(bits: PackedBits) -> list[torch.Tensor]:
     penalty, gradient = statistics.covariance(bits)
     assert gradient is not None
     return [
-        bits.unpack(), bits.row_counts(), bits.column_counts(), bits.transpose().words, statistics.firing_rates(bits),
-        statistics.co_occurrence(bits), penalty, gradient, statistics.hamming(bits[:9], bits),
+        bits.unpack(),
+        bits.row_counts(),
+        bits.column_counts(),
+        bits.transpose().words,
+        statistics.firing_rates(bits),
+        statistics.co_occurrence(bits),
+        penalty,
+        gradient,
+        statistics.hamming(bits[:9], bits),
         *statistics.nearest(bits[:9], bits, 5),
-    ]  # fmt: skip
+    ]
 
 
 def same(ones: list[torch.Tensor], others: list[torch.Tensor]) -> bool:

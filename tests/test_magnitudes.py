@@ -39,7 +39,8 @@ def test_four_equally_frequent_magnitudes_cost_two_bits() -> None:
 
 @pytest.mark.parametrize("rise", [0.005, 0.1])
 def test_uniform_magnitudes_cost_the_logarithm_of_the_steps_they_span(rise: float) -> None:
-    """With noise that the code leaves out, an error of step^2 / 12 a row may be added up to the allowed share."""
+    """With noise that the code leaves out, an error of step^2 / 12 a row may be added up to the
+    allowed share."""
     random = generator(1)
     values = 1 + 7 * torch.rand(30_000, generator=random)
     rows = rows_of(values, 3)
@@ -100,7 +101,8 @@ def test_a_step_is_a_length_in_the_units_of_what_is_reconstructed() -> None:
 
 
 def symbols(n: int, seed: int, linked: bool) -> torch.Tensor:
-    """Two latents that are on in half of the rows, together, with magnitudes from 1 to 8; linked: the same ones."""
+    """Two latents that are on in half of the rows, together, with magnitudes from 1 to 8; linked:
+    the same ones."""
     random = generator(seed)
     on = torch.rand(n, generator=random) < 0.5
     values = torch.randint(1, 9, (n, 2), generator=random)
@@ -112,7 +114,8 @@ def symbols(n: int, seed: int, linked: bool) -> torch.Tensor:
 def test_magnitudes_in_context_cost_what_the_context_does_not_tell(
     linked: bool, expected: float
 ) -> None:
-    """Half of the rows have two magnitudes of three bits; of linked ones the first tells the second."""
+    """Half of the rows have two magnitudes of three bits; of linked ones the first tells the
+    second."""
     found = context_bits(symbols(4000, 1, linked), symbols(4000, 2, linked))
     assert expected - 0.06 <= found <= expected + 0.12
 

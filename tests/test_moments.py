@@ -60,7 +60,8 @@ def test_a_covariance_of_few_rows_gives_no_bound() -> None:
 
 
 def test_the_fraction_of_variance_unexplained_is_computed_in_one_place() -> None:
-    """Whatever else divides a squared error by a variance is a second definition, sooner or later another one."""
+    """Whatever else divides a squared error by a variance is a second definition, sooner or later
+    another one."""
     roots = [Path(bitlens.__file__).parent, Path(__file__).parents[1] / "benchmarks"]
     files = [path for root in roots for path in root.rglob("*.py") if path.name != "moments.py"]
     assert len(files) > 50

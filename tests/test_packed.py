@@ -16,7 +16,8 @@ property_test = settings(max_examples=60, deadline=None)
 
 @st.composite
 def bit_matrices(draw) -> torch.Tensor:
-    """0/1 matrices of every awkward shape: one row, one column, all zero, all one, widths around a word."""
+    """0/1 matrices of every awkward shape: one row, one column, all zero, all one, widths around a
+    word."""
     rows = draw(st.sampled_from((1, 2, 63, 64, 65)) | st.integers(1, 150))
     width = draw(st.sampled_from(WIDTHS) | st.integers(1, 200))
     density = draw(st.sampled_from((0.0, 0.02, 0.5, 1.0)))

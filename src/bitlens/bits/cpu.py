@@ -1,4 +1,4 @@
-"""Popcount kernels for the CPU: pack, turn, count, pair, compare. Every result is an exact integer."""
+"""Popcount kernels for the CPU: pack, transpose, count, pair, compare. All results are exact."""
 
 import numba
 import numpy as np
@@ -8,36 +8,48 @@ from bitlens.bits.words import LANES, popcount, torch_threads, turn, words_for
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
 
-CHUNK = 512  # words of each column that co-occurrence looks at together: 64 columns of 4 KiB fit the cache
+# words of each column that co-occurrence looks at together: 64 columns of 4 KiB fit the cache
+CHUNK = 512
 TILE = 64  # columns on either side of a block of co-occurrence
-CODES = 240  # codes that a search turns word-major at a time (not 4 KiB of each word, which would share one set of the cache)
-FEW = 4  # queries from which on turning them pays
+# codes that a search turns word-major at a time; of 256, words of one place would all fall into the
+# same set of the cache
+CODES = 240
+FEW = 4  # queries from which on turning the codes pays
 
 
-# --- pack, turn, count ------------------------------------------------------------------------------------------------
+# --- pack, transpose, count -----------------------------------------------------------------------
 
 
 @kernel(parallel=True)
-def _pack(z, words):
+def _pack(z, width, words):
     n, n_latents = z.shape
+    step = len(width) == 0
     for i in numba.prange(n):
         for w in range(n_latents // 64):
             word = np.uint64(0)
-            for j in range(64):
-                word |= np.uint64(z[i, w * 64 + j] > 0) << np.uint64(j)
+            if step:
+                for j in range(64):
+                    word |= np.uint64(z[i, w * 64 + j] > 0) << np.uint64(j)
+            else:
+                for j in range(64):
+                    word |= np.uint64(abs(z[i, w * 64 + j]) < width[w * 64 + j]) << np.uint64(j)
             words[i, w] = word
         word = np.uint64(0)
         for j in range(n_latents // 64 * 64, n_latents):
-            word |= np.uint64(z[i, j] > 0) << np.uint64(j % 64)
+            on = z[i, j] > 0 if step else abs(z[i, j]) < width[j]
+            word |= np.uint64(on) << np.uint64(j % 64)
         if n_latents % 64:
             words[i, n_latents // 64] = word
 
 
-def pack(z: np.ndarray) -> np.ndarray:
-    """Step and pack: float32 `[n, n_latents]` -> uint64 `[n, words]`, on where z > 0"""
+def pack(z: np.ndarray, width: np.ndarray | None = None) -> np.ndarray:
+    """Compare and pack: 1 where z > 0, or with a width where |z| < width.
+
+    z: float32 `[n, n_latents]`; width: float32 `[n_latents]` -> uint64 `[n, words]`
+    """
     words = np.empty((len(z), words_for(z.shape[1])), np.uint64)
     with torch_threads():
-        _pack(z, words)
+        _pack(z, np.empty(0, np.float32) if width is None else width, words)
     return words
 
 
@@ -104,12 +116,12 @@ def column_counts(rows: np.ndarray, n_columns: int) -> np.ndarray:
     return counts.sum(0)
 
 
-# --- pairs of columns -------------------------------------------------------------------------------------------------
+# --- pairs of columns ----------------------------------------------------------------------------
 
 
 @kernel
 def _count_tile(left, right, counts):
-    """Add popcount(left[i] & right[j]) to counts[i, j]; sixteen sums at a time stay in registers."""
+    """Add popcount(left[i] & right[j]) to counts[i, j]; sixteen sums stay in registers."""
     for i in range(0, len(left), 4):
         for j in range(0, len(right), 4):
             a = b = c = d = e = f = g = h = np.int64(0)
@@ -139,9 +151,9 @@ def _count_tile(left, right, counts):
 
 
 @kernel(parallel=True)
-def _co_occurrence(left, right, counts, pairs):
-    for pair in numba.prange(len(pairs)):
-        a, b = pairs[pair, 0], pairs[pair, 1]
+def _co_occurrence(left, right, counts, tiles):
+    for t in numba.prange(len(tiles)):
+        a, b = tiles[t, 0], tiles[t, 1]
         tile = np.zeros((TILE, TILE), np.int64)
         _count_tile(left[a : a + TILE], right[b : b + TILE], tile)
         counts[a : a + TILE, b : b + TILE] += tile[: counts.shape[0] - a, : counts.shape[1] - b]
@@ -154,31 +166,41 @@ def _mirror(counts):
             counts[i, j] = counts[j, i]
 
 
-def co_occurrence(columns: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
-    """Rows in which two latents are both on, for all pairs; within one code only half of them are counted.
+def _chunk(columns: np.ndarray, first: int) -> np.ndarray:
+    """Some words of all columns, with columns of zeros up to a multiple of TILE."""
+    return np.pad(columns[:, first : first + CHUNK], ((0, -len(columns) % TILE), (0, 0)))
 
-    columns, others: column-major uint64 `[n, words]`, `[m, words]` -> int64 `[n, m]`, or `[n, n]` without others
+
+def co_occurrence(columns: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
+    """Rows in which two latents are both on, for all pairs; of one code only half are counted.
+
+    columns, others: column-major uint64 `[n, words]`, `[m, words]` -> int64 `[n, m]`, or `[n, n]`
     """
-    right = columns if others is None else others
-    counts = np.zeros((len(columns), len(right)), np.int64)
-    starts = range(0, len(columns), TILE), range(0, len(right), TILE)
-    pairs = np.array(
-        [(a, b) for a in starts[0] for b in starts[1] if others is not None or a <= b], np.int64
-    )
+    shape = len(columns), len(columns if others is None else others)
+    counts = np.zeros(shape, np.int64)
+    starts = [(a, b) for a in range(0, shape[0], TILE) for b in range(0, shape[1], TILE)]
+    starts = [(a, b) for a, b in starts if others is not None or a <= b]
+    tiles = np.array(starts, np.int64).reshape(-1, 2)
     with torch_threads():
         for first in range(0, columns.shape[1], CHUNK):
-            chunk = [
-                c[:, first : first + CHUNK]
-                for c in ([columns] if others is None else [columns, others])
-            ]
-            chunk = [np.pad(c, ((0, -len(c) % TILE), (0, 0))) for c in chunk]
-            _co_occurrence(chunk[0], chunk[-1], counts, pairs.reshape(-1, 2))
+            left = _chunk(columns, first)
+            right = left if others is None else _chunk(others, first)
+            _co_occurrence(left, right, counts, tiles)
         if others is None:
             _mirror(counts)
     return counts
 
 
-# --- distances between rows -------------------------------------------------------------------------------------------
+# --- distances between rows -----------------------------------------------------------------------
+
+
+@kernel
+def _add_distances_of_4(query, words, distances):
+    a, b, c, d = query[0], query[1], query[2], query[3]
+    for j in range(len(distances)):
+        first = popcount(a ^ words[0, j]) + popcount(b ^ words[1, j])
+        second = popcount(c ^ words[2, j]) + popcount(d ^ words[3, j])
+        distances[j] += np.int32(first + second)
 
 
 @kernel
@@ -188,32 +210,15 @@ def _add_distances(word, words, distances):
 
 
 @kernel
-def _add_distances_of_4(query, words, distances):
-    a, b, c, d = words[0], words[1], words[2], words[3]
-    s, t, u, v = query[0], query[1], query[2], query[3]
-    for j in range(len(a)):
-        distances[j] += np.int32(
-            popcount(s ^ a[j]) + popcount(t ^ b[j]) + popcount(u ^ c[j]) + popcount(v ^ d[j])
-        )
-
-
-@kernel
-def _distance(a, b):
-    total = np.int64(0)
-    for w in range(len(a)):
-        total += np.int64(popcount(a[w] ^ b[w]))
-    return np.int32(total)
-
-
-@kernel
 def _distances(query, codes, by_word, distances):
-    """Of one query to some codes, which come row by row, and word by word where several queries share them."""
+    """Of one query to some codes, row by row, or by word where several queries share them."""
+    distances[:] = 0
     if len(by_word) == 0:
         for j in range(len(codes)):
-            distances[j] = _distance(query, codes[j])
+            for w in range(len(query)):
+                distances[j] += np.int32(popcount(query[w] ^ codes[j, w]))
         return
     whole = len(query) // 4 * 4
-    distances[:] = 0
     for w in range(0, whole, 4):
         _add_distances_of_4(query[w : w + 4], by_word[w : w + 4], distances)
     for w in range(whole, len(query)):
@@ -223,9 +228,9 @@ def _distances(query, codes, by_word, distances):
 @kernel
 def _by_word(codes, n_queries):
     """The codes word by word, if there are queries enough to pay for it."""
-    return (
-        np.ascontiguousarray(codes.T) if n_queries >= FEW else np.empty((0, len(codes)), np.uint64)
-    )
+    if n_queries < FEW:
+        return np.empty((0, len(codes)), np.uint64)
+    return np.ascontiguousarray(codes.T)
 
 
 @kernel(parallel=True)
@@ -259,10 +264,10 @@ def _insert(distance, index, distances, indices):
 
 @kernel
 def _below(distances, limit):
-    found = False
+    below = False
     for j in range(len(distances)):
-        found |= distances[j] < limit
-    return found
+        below |= distances[j] < limit
+    return below
 
 
 @kernel(parallel=True)
@@ -286,7 +291,7 @@ def _nearest(queries, codes, distances, indices):
 def nearest(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k codes nearest to each query, k at most len(codes); among equals the first codes.
 
-    uint64 `[n, words]` and `[m, words]` -> (int32 distances, int64 indices), `[n, k]`, nearest first
+    uint64 `[n, words]`, `[m, words]` -> (int32 distances, int64 indices) `[n, k]`, nearest first
     """
     with torch_threads():
         parts = numba.get_num_threads()
@@ -296,7 +301,6 @@ def nearest(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray,
     distances, indices = (
         a.transpose(1, 0, 2).reshape(len(queries), parts * k) for a in (distances, indices)
     )
-    best = np.argsort(distances, axis=1, kind="stable")[
-        :, :k
-    ]  # parts are in order of index, so equals are, too
+    # parts are in order of index, so among equals the stable sort keeps the first
+    best = np.argsort(distances, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(distances, best, 1), np.take_along_axis(indices, best, 1)

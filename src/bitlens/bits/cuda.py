@@ -1,7 +1,7 @@
 """The kernels on a GPU: products of 0/1 matrices in int8, summed in int32, hence exact.
 
-Everything is cut into tiles, so that no matrix of numbers of width squared is held but the one that is asked for. The
-functions run on any device, which is how they are tested where there is no GPU.
+Everything is cut into tiles, so that no matrix of numbers of width squared is held but the one that
+is asked for. The functions run on any device, which is how they are tested where there is no GPU.
 """
 
 import torch
@@ -14,7 +14,7 @@ ROWS = 1 << 16  # rows unpacked at a time
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """int8 `[m, k]` @ `[k, n]` -> int32 `[m, n]`. The int8 units want sizes that are multiples of 32."""
+    """int8 `[m, k]` @ `[k, n]` -> int32 `[m, n]`. int8 units want multiples of 32 as sizes."""
     m, n = len(a), b.shape[1]
     return torch._int_mm(_padded(a), _padded(b))[:m, :n]  # pyright: ignore[reportPrivateImportUsage]
 
@@ -25,18 +25,15 @@ def _padded(matrix: Tensor) -> Tensor:
 
 
 def co_occurrence(bits: PackedBits, others: PackedBits | None = None) -> Tensor:
-    """Rows in which two latents are both on -> int64 `[n_latents, n_latents]`, or `[n, m]` with another code"""
-    right = bits if others is None else others
-    counts = torch.zeros(
-        bits.n_latents, right.n_latents, dtype=torch.int64, device=bits.words.device
-    )
+    """Rows in which two latents are both on -> int64 `[n, n]`, or `[n, m]` with another code"""
+    shape = bits.n_latents, (bits if others is None else others).n_latents
+    counts = torch.zeros(shape, dtype=torch.int64, device=bits.words.device)
     for start in range(0, len(bits), ROWS):
         block = bits[start : start + ROWS].unpack(torch.int8)
         other = block if others is None else others[start : start + ROWS].unpack(torch.int8)
         for first in range(0, bits.n_latents, TILE):
-            counts[first : first + TILE] += product(
-                block[:, first : first + TILE].T.contiguous(), other
-            )
+            part = slice(first, first + TILE)
+            counts[part] += product(block[:, part].T.contiguous(), other)
     return counts
 
 
@@ -69,7 +66,10 @@ def hamming(queries: PackedBits, codes: PackedBits) -> Tensor:
 
 
 def nearest(queries: PackedBits, codes: PackedBits, k: int) -> tuple[Tensor, Tensor]:
-    """The k codes nearest to each query; among equals the first codes -> (int32 distances, int64 indices), `[n, k]`"""
+    """The k codes nearest to each query; among equals the first codes.
+
+    -> (int32 distances, int64 indices), `[n, k]`, nearest first
+    """
     best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.words.device)
     for start in range(0, len(codes), ROWS):
         distances = hamming(queries, codes[start : start + ROWS]).long()

@@ -2,31 +2,33 @@
 
     minimise over h in {0, 1}^m    |x - h W - b|^2 + price . h
 
-for each row x, by coordinate descent: from zero, or from given bits, flip the bit that lowers this most until none does
-(iterated conditional modes, Besag 1986; in the product quantisation of Babenko and Lempitsky 2014 the same with more
-than two values), then try all exchanges of a bit that is on for one that is off, and go on. What a flip gains follows
-from the correlations `(x - h W - b) W^T`, which a flip changes by one row of `G = W W^T`.
+for each row x, by coordinate descent: from zero, or from given bits, flip the bit that lowers this
+most until none does (iterated conditional modes, Besag 1986; in the product quantisation of Babenko
+and Lempitsky 2014 the same with more than two values), then try all exchanges of a bit that is on
+for one that is off, and go on. What a flip gains follows from the correlations
+`(x - h W - b) W^T`, which a flip changes by one row of `G = W W^T`.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bitlens.bits import descent_cpu
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.words import words_for
 from bitlens.errors import BitlensError
 
-TOLERANCE = (
-    1e-6  # a flip must gain more than this share of a row's squared length: float32 knows no better
-)
+# a flip must gain more than this share of a row's squared length: float32 knows no better
+TOLERANCE = 1e-6
 GRAM_BYTES = 4 << 30  # a larger G is not kept: its entries are computed for a few candidates a row
 BLOCK_BYTES = 64 << 20  # of the gains of a block of rows
 TILE = 512  # latents on a side of what is mirrored at once
-CANDIDATES = (
-    192  # latents of a row that are searched where there is no G, before all are looked at again
-)
+# latents of a row that are searched where there is no G, before all are looked at again
+CANDIDATES = 192
 
 
 @torch.no_grad()
@@ -46,6 +48,29 @@ def gram(W: Tensor) -> Tensor | None:
     return G
 
 
+class Descent(NamedTuple):
+    """What rows are searched with: see `descend`."""
+
+    W: Tensor
+    b: Tensor
+    price: Tensor
+    G: Tensor | None
+    flips: int
+    exchanges: bool
+
+    def gains(self, x: Tensor, bits: PackedBits) -> Tensor:
+        """`2 (x - h W - b) . W_j - |W_j|^2 - price_j`: what switching latent j on gains `[n, m]`"""
+        residual = x - self.b
+        if bits.words.any():
+            residual = residual - bits.unpack() @ self.W
+        cost = self.W.square().sum(1) + self.price
+        return torch.addmm(-cost, residual, self.W.T, alpha=2)
+
+    def row_of_gram(self, k: Tensor) -> Tensor:
+        """Rows `k [n]` of G -> `[n, m]`"""
+        return self.W[k] @ self.W.T if self.G is None else self.G[k]
+
+
 @torch.no_grad()
 def descend(
     x: Tensor,
@@ -58,94 +83,69 @@ def descend(
     flips: int | None = None,
     exchanges: bool = True,
 ) -> PackedBits:
-    """Bits of rows `x [n, d]` under a dictionary.
+    """Bits of rows `x [n, d]` under a dictionary; BitlensError for rows that are not finite.
 
-    W `[m, d]`: what each latent adds. b `[d]`. price `[m]`: of a bit that is on, in units of squared error summed over a
-    row. G: `gram(W)`, if it is at hand. start: bits to begin with; by default none is on. flips: at most so many a row.
-    exchanges: leave a code only where no exchange of two bits gains, either.
+    W `[m, d]`: what each latent adds. b `[d]`. price `[m]`: of a bit that is on, in units of
+    squared error summed over a row. G: `gram(W)`, if it is at hand. start: bits to begin with; by
+    default none is on. flips: at most so many a row. exchanges: leave a code only where no exchange
+    of two bits gains, either.
 
-    The energy of a row never rises, and no single flip lowers the energy of what is returned, but by rounding (unless
-    `flips` ran out).
+    The energy of a row never rises, and no single flip lowers the energy of what is returned, but
+    by rounding (unless `flips` ran out).
     """
     if not torch.isfinite(x).all():
         raise BitlensError("Rows with NaN or infinite values have no code; leave them out.")
     tolerance = TOLERANCE * (x - b).square().sum(1)
-    most = len(W) * 4 if flips is None else flips
-    search = _descend_cpu if x.device.type == "cpu" else descend_batch
+    descent = Descent(W, b, price, G, len(W) * 4 if flips is None else flips, exchanges)
+    search = _search_cpu if x.device.type == "cpu" else search_batch
+    if start is None:
+        none_on = torch.zeros(len(x), words_for(len(W)), dtype=torch.int64, device=x.device)
+        start = PackedBits(none_on, len(W))
     block = max(16, BLOCK_BYTES // (4 * len(W)))
-    words = []
-    for first in range(0, len(x), block):
-        rows = slice(first, first + block)
-        bits = start[rows] if start is not None else _zeros(x[rows], len(W))
-        words.append(search(x[rows], W, b, price, G, bits, most, exchanges, tolerance[rows]).words)
-    return PackedBits(torch.cat(words), len(W)) if words else _zeros(x, len(W))
+    blocks = (slice(first, first + block) for first in range(0, len(x), block))
+    words = [search(descent, x[rows], start[rows], tolerance[rows]).words for rows in blocks]
+    return PackedBits(torch.cat(words), len(W)) if words else start
 
 
-def _zeros(x: Tensor, m: int) -> PackedBits:
-    return PackedBits(torch.zeros(len(x), words_for(m), dtype=torch.int64, device=x.device), m)
-
-
-def _gains(x: Tensor, W: Tensor, b: Tensor, price: Tensor, bits: PackedBits) -> Tensor:
-    """`2 (x - h W - b) . W_j - |W_j|^2 - price_j` of all latents `[n, m]`: what switching latent j on gains"""
-    rest = x - b
-    if bits.words.any():
-        rest = rest - bits.unpack() @ W
-    return torch.addmm(-(W.square().sum(1) + price), rest, W.T, alpha=2)
-
-
-def _descend_cpu(
-    x: Tensor, W: Tensor, b: Tensor, price: Tensor, G: Tensor | None, bits: PackedBits, most: int, exchanges: bool,
-    tolerance: Tensor,
-) -> PackedBits:  # fmt: skip
-    from bitlens.bits import flips  # compiled when first used
-
+def _search_cpu(descent: Descent, x: Tensor, bits: PackedBits, tolerance: Tensor) -> PackedBits:
+    W, G = descent.W.detach().numpy(), None if descent.G is None else descent.G.numpy()
     words = bits.numpy().copy()
-    if G is not None:
-        flips.descend(
-            _gains(x, W, b, price, bits).numpy(),
-            G.numpy(),
-            words,
-            most,
-            exchanges,
-            tolerance.numpy(),
-        )
-        return PackedBits(torch.from_numpy(words.view(np.int64)), len(W))
-    left = np.full(len(x), most, np.int64)
+    left = np.full(len(x), descent.flips, np.int64)
     rows = np.arange(len(x))
-    while len(rows):  # rows whose candidates are settled are looked at in full once more
+    while len(rows):
         some = torch.from_numpy(rows)
-        on = PackedBits(torch.from_numpy(words[rows].view(np.int64)), len(W))
-        a = _gains(x[some], W, b, price, on)
         mine = words[rows]
-        made = flips.descend_candidates(
-            a.numpy(), W.numpy(), mine, left[rows], CANDIDATES, exchanges, tolerance[some].numpy()
+        on = PackedBits.from_numpy(mine, len(W))
+        made = descent_cpu.descend(
+            descent.gains(x[some], on).numpy(),
+            G,
+            W,
+            mine,
+            left[rows],
+            descent.exchanges,
+            tolerance[some].numpy(),
+            CANDIDATES,
         )
         words[rows] = mine
         left[rows] -= made
+        if G is not None:
+            break
+        # rows whose candidates are settled are looked at in full once more
         rows = rows[(made > 0) & (left[rows] > 0)]
-    return PackedBits(torch.from_numpy(words.view(np.int64)), len(W))
+    return PackedBits.from_numpy(words, len(W))
 
 
-def descend_batch(
-    x: Tensor, W: Tensor, b: Tensor, price: Tensor, G: Tensor | None, bits: PackedBits, most: int, exchanges: bool,
-    tolerance: Tensor,
-) -> PackedBits:  # fmt: skip
-    """The same for a GPU: one flip of every row at a time, and one look at the host for each eight."""
-    on, a = bits.unpack(torch.bool), _gains(x, W, b, price, bits)
-    length, every = W.square().sum(1), torch.arange(len(x), device=x.device)
-    left = torch.full((len(x),), most, device=x.device)
-
-    def row_of_gram(k: Tensor) -> Tensor:
-        return W[k] @ W.T if G is None else G[k]
+def search_batch(descent: Descent, x: Tensor, bits: PackedBits, tolerance: Tensor) -> PackedBits:
+    """The same for a GPU: one flip of every row at a time, one look at the host for each eight."""
+    on, a = bits.unpack(torch.bool), descent.gains(x, bits)
+    length, every = descent.W.square().sum(1), torch.arange(len(x), device=x.device)
+    left = torch.full((len(x),), descent.flips, device=x.device)
 
     def flip(k: Tensor, active: Tensor) -> None:
         step = torch.where(active, torch.where(on[every, k], -2.0, 2.0), 0.0)
-        a.addcmul_(step[:, None], row_of_gram(k), value=-1)
+        a.addcmul_(step[:, None], descent.row_of_gram(k), value=-1)
         on[every, k] ^= active
         left.sub_(active.long())
-
-    def gains() -> Tensor:
-        return torch.where(on, -a - 2 * length, a)
 
     def exchange() -> Tensor:
         """Make the best exchange of each row -> whether it gained"""
@@ -155,7 +155,7 @@ def descend_batch(
         for e in range(int(on.sum(1).max())):
             k = order[:, e]
             loss = torch.where(on[every, k], -a[every, k] - 2 * length[k], -torch.inf)
-            pair = (a + 2 * row_of_gram(k)).masked_fill(on, -torch.inf).max(1)
+            pair = (a + 2 * descent.row_of_gram(k)).masked_fill(on, -torch.inf).max(1)
             better = loss + pair.values > best
             best = torch.where(better, loss + pair.values, best)
             out, into = torch.where(better, k, out), torch.where(better, pair.indices, into)
@@ -165,9 +165,9 @@ def descend_batch(
         return active
 
     active = left > 0
-    while active.any() or (exchanges and exchange().any()):
+    while active.any() or (descent.exchanges and exchange().any()):
         for _ in range(8):
-            top = gains().max(1)
+            top = torch.where(on, -a - 2 * length, a).max(1)
             active = (top.values > tolerance) & (left > 0)
             flip(top.indices, active)
     return PackedBits.pack(on)

@@ -1,4 +1,4 @@
-"""Compiled functions: kept in a cache where there is a place for one, compiled anew where there is none."""
+"""Compiled functions, kept in a cache where there is a place for one."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from bitlens import terminal
 def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """`numba.njit` of a function at module level; also as a decorator with numba's options.
 
-    What is compiled is kept beside the package or in the user's cache folder. Where neither can be written, or the disk
-    is full, or what is kept there cannot be read, every process compiles for itself.
+    What is compiled is kept beside the package or in the user's cache folder. Where neither can be
+    written, or the disk is full, or what is kept there cannot be read, every process compiles for
+    itself.
     """
     if function is None:
         return functools.partial(kernel, **options)
@@ -33,12 +34,11 @@ def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
 class _Cache(FunctionCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        with contextlib.suppress(
-            Exception
-        ):  # unpickling what another program damaged raises anything
-            if (found := super().load_overload(sig, target_context)) is not None:
-                return found
-        _say_so()
+        # unpickling what another program damaged raises anything
+        with contextlib.suppress(Exception):
+            if (compiled := super().load_overload(sig, target_context)) is not None:
+                return compiled
+        _announce("once")
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
@@ -48,15 +48,15 @@ class _Cache(FunctionCache):
 
 class _NoCache(NullCache):
     def load_overload(self, sig: Any, target_context: Any) -> None:
-        _say_so("there is no folder to keep them in (NUMBA_CACHE_DIR can name one)")
+        _announce("there is no folder to keep them in (NUMBA_CACHE_DIR can name one)")
 
 
-_said = False
+_announced = False
 
 
-def _say_so(how_often: str = "once") -> None:
+def _announce(how_often: str) -> None:
     """When something is really compiled, and the first time in this process."""
-    global _said
-    _said = _said or terminal.say(
+    global _announced
+    _announced = _announced or terminal.say(
         f"Compiling kernels for this processor: up to half a minute, {how_often}."
     )

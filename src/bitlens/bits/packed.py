@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bitlens.bits import cpu, products
+from bitlens.bits import cpu
 from bitlens.bits.words import WORD, words_for
 from bitlens.errors import BitlensError
 
@@ -16,27 +16,29 @@ from bitlens.errors import BitlensError
 class PackedBits:
     """A bit matrix, row-major: bit `j` of row `i` is bit `j % 64` of `words[i, j // 64]`.
 
-    words: int64 `[rows, ceil(n_latents / 64)]`, read as unsigned (torch has few operations on uint64).
-    The bits beyond `n_latents` in a row's last word are zero; every function here keeps them so.
+    words: int64 `[rows, ceil(n_latents / 64)]`, read as unsigned. Bits
+    beyond `n_latents` in a row's last word are zero; every function here keeps them so.
     """
 
     words: torch.Tensor
     n_latents: int
 
     def __post_init__(self) -> None:
-        if (
-            self.words.dtype != torch.int64
-            or self.words.ndim != 2
-            or self.words.shape[1] != words_for(self.n_latents)
-        ):
+        words, width = self.words, words_for(self.n_latents)
+        if words.dtype != torch.int64 or words.ndim != 2 or words.shape[1] != width:
             raise ValueError(
-                f"words must be int64 [rows, {words_for(self.n_latents)}] for {self.n_latents} latents, "
-                f"not {self.words.dtype} {list(self.words.shape)}"
+                f"words must be int64 [rows, {width}] for {self.n_latents} latents, "
+                f"not {words.dtype} {list(words.shape)}"
             )
 
     @classmethod
+    def from_numpy(cls, words: np.ndarray, n_latents: int) -> PackedBits:
+        """words: uint64 `[rows, ceil(n_latents / 64)]`, of which no copy is made."""
+        return cls(torch.from_numpy(words.view(np.int64)), n_latents)
+
+    @classmethod
     def pack(cls, bits: torch.Tensor) -> PackedBits:
-        """bits: `[..., n_latents]`, any dtype; non-zero is 1. Leading dimensions are flattened to rows."""
+        """1 where not zero, of `[..., n_latents]` of any dtype; leading dimensions become rows."""
         n_latents = bits.shape[-1]
         if not n_latents:
             raise BitlensError(
@@ -45,39 +47,35 @@ class PackedBits:
         on = (bits != 0).reshape(-1, n_latents)
         padded = torch.nn.functional.pad(on, (0, words_for(n_latents) * WORD - n_latents))
         if bits.device.type == "cpu":
-            packed = np.packbits(padded.contiguous().numpy(), axis=1, bitorder="little")
-            return cls(torch.from_numpy(packed.view(np.int64)), n_latents)
+            octets = np.packbits(padded.contiguous().numpy(), axis=1, bitorder="little")
+            return cls.from_numpy(octets, n_latents)
         shifts = torch.arange(WORD, device=bits.device)
-        words = (padded.reshape(len(on), -1, WORD).long() << shifts).sum(
-            -1
-        )  # distinct bits: a sum is an or
-        return cls(words, n_latents)
+        separate = padded.reshape(len(on), -1, WORD).long() << shifts
+        return cls(separate.sum(-1), n_latents)  # of distinct bits the sum is the or
 
     @classmethod
     def step(cls, z: torch.Tensor) -> PackedBits:
-        """z: pre-activations `[..., n_latents]` -> 1 where z > 0. Leading dimensions are flattened to rows."""
+        """1 where z > 0, of pre-activations `[..., n_latents]`; leading dimensions become rows."""
         z = z.detach().reshape(-1, z.shape[-1])
         if z.device.type != "cpu" or z.dtype != torch.float32:
             return cls.pack(z > 0)
-
-        return cls(torch.from_numpy(cpu.pack(z.contiguous().numpy()).view(np.int64)), z.shape[1])
+        return cls.from_numpy(cpu.pack(z.contiguous().numpy()), z.shape[1])
 
     @classmethod
     def window(cls, z: torch.Tensor, width: torch.Tensor) -> PackedBits:
         """1 where |z| < width: float32 `[rows, n_latents]` and `[n_latents]`, on the CPU."""
-
-        words = products.pack_window(z.contiguous().numpy(), width.contiguous().numpy())
-        return cls(torch.from_numpy(words.view(np.int64)), z.shape[1])
+        words = cpu.pack(z.contiguous().numpy(), width.contiguous().numpy())
+        return cls.from_numpy(words, z.shape[1])
 
     def unpack(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """-> `[rows, n_latents]` of 0 and 1"""
         if self.words.device.type == "cpu":
-            octets = np.ascontiguousarray(self.words.numpy()).view(np.uint8)
-            return torch.from_numpy(
-                np.unpackbits(octets, axis=1, count=self.n_latents, bitorder="little")
-            ).to(dtype)
+            octets = self.numpy().view(np.uint8)
+            bits = np.unpackbits(octets, axis=1, count=self.n_latents, bitorder="little")
+            return torch.from_numpy(bits).to(dtype)
         octets = self.words.contiguous().view(torch.uint8)
-        bits = (octets[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=octets.device)) & 1
+        shifts = torch.arange(8, dtype=torch.uint8, device=octets.device)
+        bits = (octets[:, :, None] >> shifts) & 1
         return bits.reshape(len(self), -1)[:, : self.n_latents].to(dtype)
 
     def numpy(self) -> np.ndarray:
@@ -103,12 +101,10 @@ class PackedBits:
         return torch.from_numpy(np.bitwise_count(self.numpy()).sum(1, dtype=np.int64))
 
     def column_counts(self) -> torch.Tensor:
-        """Rows on in each latent -> int64 `[n_latents]`"""
-
+        """Rows in which each latent is on -> int64 `[n_latents]`"""
         return torch.from_numpy(cpu.column_counts(self.numpy(), self.n_latents))
 
     def transpose(self) -> PackedBits:
-        """Latent-major: row `j` holds the bits of latent `j` over all rows -> `[n_latents, ceil(rows / 64)]`"""
-
-        columns = torch.from_numpy(cpu.transpose(self.numpy(), self.n_latents).view(np.int64))
-        return PackedBits(columns.to(self.words.device), len(self))
+        """Latent-major: row `j` holds the bits of latent `j` over all rows, `[n_latents, rows]`"""
+        columns = PackedBits.from_numpy(cpu.transpose(self.numpy(), self.n_latents), len(self))
+        return PackedBits(columns.words.to(self.words.device), len(self))

@@ -1,7 +1,10 @@
 """Products of bit matrices with float matrices, summing only where a bit is on (CPU kernels).
 
-A code with a few percent of its bits on needs that few percent of the multiplications, and none of them is a
-multiplication. The same holds for its gradient, since a clipped surrogate passes it only in a narrow window.
+A code with a few percent of its bits on needs that few percent of the multiplications, and none of
+them is a multiplication. The same holds for its gradient, since a clipped surrogate passes it only
+in a narrow window.
+
+The order of additions is part of a kernel's contract: trained weights depend on it to the last bit.
 """
 
 from collections.abc import Sequence
@@ -10,15 +13,18 @@ import numba
 import numpy as np
 
 from bitlens.bits.kernel import kernel
-from bitlens.bits.words import add_row, torch_threads, trailing_zeros, words_for
+from bitlens.bits.words import add_row, positions, torch_threads
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
 
+COLUMNS = 256  # columns whose standard deviations are a task: some hundred rows stay in cache
 LATENTS = 64  # latents a task of the backward pass
+LINE = 16  # latents whose gradients fill whole cache lines of W_enc's gradient
 GROUP = 4  # words of latents whose matrix rows stay in cache while rows of bits pass by
+FAST = {"reassoc", "contract"}
 
 
-# --- statistics of pre-activations ------------------------------------------------------------------------------------
+# --- statistics of pre-activations ----------------------------------------------------------------
 
 
 @kernel
@@ -30,11 +36,9 @@ def _add_squares(row, mean, total):
 @kernel(parallel=True)
 def _column_std(z, out):
     n, n_latents = z.shape
-    for part in numba.prange(
-        (n_latents + 255) // 256
-    ):  # 256 columns of some hundred rows stay in cache
-        first = part * 256
-        stop = min(n_latents, first + 256)
+    for part in numba.prange((n_latents + COLUMNS - 1) // COLUMNS):
+        first = part * COLUMNS
+        stop = min(n_latents, first + COLUMNS)
         mean, square = np.zeros(stop - first, np.float32), np.zeros(stop - first, np.float32)
         for i in range(n):
             add_row(z[i, first:stop], mean)
@@ -45,158 +49,95 @@ def _column_std(z, out):
 
 
 def column_std(z: np.ndarray) -> np.ndarray:
-    """Unbiased standard deviation of every column: float32 `[n, n_latents]`, n at least 2 -> `[n_latents]`"""
+    """Unbiased standard deviation of every column: float32 `[n, m]`, n at least 2 -> `[m]`"""
     out = np.empty(z.shape[1], np.float32)
     with torch_threads():
         _column_std(z, out)
     return out
 
 
-@kernel(parallel=True)
-def _pack_window(z, width, words):
-    n, n_latents = z.shape
-    for i in numba.prange(n):
-        for w in range(n_latents // 64):
-            word = np.uint64(0)
-            for j in range(64):
-                word |= np.uint64(abs(z[i, w * 64 + j]) < width[w * 64 + j]) << np.uint64(j)
-            words[i, w] = word
-        word = np.uint64(0)
-        for j in range(n_latents // 64 * 64, n_latents):
-            word |= np.uint64(abs(z[i, j]) < width[j]) << np.uint64(j % 64)
-        if n_latents % 64:
-            words[i, n_latents // 64] = word
-
-
-def pack_window(z: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """Where |z| < width: float32 `[n, n_latents]` and `[n_latents]` -> uint64 `[n, words]`"""
-    words = np.empty((len(z), words_for(z.shape[1])), np.uint64)
-    with torch_threads():
-        _pack_window(z, width, words)
-    return words
-
-
-# --- bits times floats ------------------------------------------------------------------------------------------------
+# --- bits times floats ----------------------------------------------------------------------------
 
 
 @kernel
-def _positions(words, out):
-    """Indices of the bits that are on; -> how many"""
-    count = 0
-    for w in range(len(words)):
-        word = words[w]
-        while word:
-            out[count] = w * 64 + np.int64(trailing_zeros(word))
-            word &= word - np.uint64(1)
-            count += 1
-    return count
-
-
-@kernel
-def _add_4(a, b, c, d, total):
-    for k in range(len(total)):
-        total[k] += (a[k] + b[k]) + (c[k] + d[k])
-
-
-@kernel
-def _gather(positions, count, matrix, total):
+def _gather(rows, count, matrix, total):
     """total += the sum of some rows of a matrix"""
-    for e in range(0, count // 4 * 4, 4):
-        _add_4(
-            matrix[positions[e]],
-            matrix[positions[e + 1]],
-            matrix[positions[e + 2]],
-            matrix[positions[e + 3]],
-            total,
-        )
-    for e in range(count // 4 * 4, count):
-        add_row(matrix[positions[e]], total)
+    whole = count // 4 * 4
+    for e in range(0, whole, 4):
+        a, b = matrix[rows[e]], matrix[rows[e + 1]]
+        c, d = matrix[rows[e + 2]], matrix[rows[e + 3]]
+        for k in range(len(total)):
+            total[k] += (a[k] + b[k]) + (c[k] + d[k])
+    for e in range(whole, count):
+        add_row(matrix[rows[e]], total)
 
 
 @kernel(parallel=True)
-def _gather_sums(bits, matrix, out, some_rows):
+def _gather_sums(bits, matrix, out, task_rows):
     n, words = bits.shape
-    for task in numba.prange((n + some_rows - 1) // some_rows):
-        begin, end = task * some_rows, min(n, (task + 1) * some_rows)
+    for task in numba.prange((n + task_rows - 1) // task_rows):
+        begin, end = task * task_rows, min(n, (task + 1) * task_rows)
         out[begin:end] = 0
-        positions = np.empty(64 * GROUP, np.int64)
+        on = np.empty(64 * GROUP, np.int64)
         for w in range(0, words, GROUP):
             part = matrix[w * 64 : (w + GROUP) * 64]
             for i in range(begin, end):
-                _gather(positions, _positions(bits[i, w : w + GROUP], positions), part, out[i])
+                _gather(on, positions(bits[i, w : w + GROUP], on), part, out[i])
 
 
 def gather_sums(bits: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """`H @ matrix`: uint64 `[n, words]`, float32 `[n_latents, d]` -> float32 `[n, d]`"""
     out = np.empty((len(bits), matrix.shape[1]), np.float32)
     with torch_threads():
-        some_rows = min(256, -(-len(bits) // numba.get_num_threads()))
-        _gather_sums(bits, matrix, out, max(1, some_rows))
+        task_rows = min(256, -(-len(bits) // numba.get_num_threads()))
+        _gather_sums(bits, matrix, out, max(1, task_rows))
     return out
 
 
-# --- the backward pass of a binary autoencoder ------------------------------------------------------------------------
+# --- the backward pass of a binary autoencoder ----------------------------------------------------
 
 
-@kernel(fastmath={"reassoc", "contract"})
-def _dot(a, b):
+@kernel(fastmath=FAST)
+def dot(a, b):
+    """a . b of float32 vectors"""
     total = np.float32(0)
     for k in range(len(a)):
         total += a[k] * b[k]
     return total
 
 
-@kernel(fastmath={"reassoc", "contract"})
-def _dots_of_4(a, b, c, d, other):
-    s = t = u = v = np.float32(0)
-    for k in range(len(other)):
-        s += a[k] * other[k]
-        t += b[k] * other[k]
-        u += c[k] * other[k]
-        v += d[k] * other[k]
-    return s, t, u, v
+@kernel(fastmath=FAST)
+def dots(rows, count, matrix, vector, out):
+    """out[e] = matrix[rows[e]] . vector, in float32"""
+    whole = count // 4 * 4
+    for e in range(0, whole, 4):
+        a, b = matrix[rows[e]], matrix[rows[e + 1]]
+        c, d = matrix[rows[e + 2]], matrix[rows[e + 3]]
+        s = t = u = v = np.float32(0)
+        for k in range(len(vector)):
+            s += a[k] * vector[k]
+            t += b[k] * vector[k]
+            u += c[k] * vector[k]
+            v += d[k] * vector[k]
+        out[e], out[e + 1], out[e + 2], out[e + 3] = s, t, u, v
+    for e in range(whole, count):
+        out[e] = dot(matrix[rows[e]], vector)
 
 
 @kernel(fastmath={"contract"})
-def _add_scaled(a, factor, total):
-    for k in range(len(total)):
-        total[k] += a[k] * factor
-
-
-@kernel(fastmath={"contract"})
-def _add_scaled_4(a, b, c, d, s, t, u, v, total):
-    for k in range(len(total)):
-        total[k] += (a[k] * s + b[k] * t) + (c[k] * u + d[k] * v)
-
-
-@kernel
-def _pull_on_bits(rows, count, error, decoder, g):
-    """g[e] = error[rows[e]] . decoder"""
-    for e in range(0, count // 4 * 4, 4):
-        g[e], g[e + 1], g[e + 2], g[e + 3] = _dots_of_4(
-            error[rows[e]], error[rows[e + 1]], error[rows[e + 2]], error[rows[e + 3]], decoder
-        )
-    for e in range(count // 4 * 4, count):
-        g[e] = _dot(error[rows[e]], decoder)
-
-
-@kernel
-def _gather_scaled(rows, count, g, x, total):
-    """total += sum of g[e] x[rows[e]]"""
-    for e in range(0, count // 4 * 4, 4):
-        _add_scaled_4(
-            x[rows[e]],
-            x[rows[e + 1]],
-            x[rows[e + 2]],
-            x[rows[e + 3]],
-            g[e],
-            g[e + 1],
-            g[e + 2],
-            g[e + 3],
-            total,
-        )
-    for e in range(count // 4 * 4, count):
-        _add_scaled(x[rows[e]], g[e], total)
+def _gather_scaled(rows, count, factors, matrix, total):
+    """total += sum of factors[e] matrix[rows[e]]"""
+    whole = count // 4 * 4
+    for e in range(0, whole, 4):
+        a, b = matrix[rows[e]], matrix[rows[e + 1]]
+        c, d = matrix[rows[e + 2]], matrix[rows[e + 3]]
+        s, t, u, v = factors[e], factors[e + 1], factors[e + 2], factors[e + 3]
+        for k in range(len(total)):
+            total[k] += (a[k] * s + b[k] * t) + (c[k] * u + d[k] * v)
+    for e in range(whole, count):
+        a, s = matrix[rows[e]], factors[e]
+        for k in range(len(total)):
+            total[k] += a[k] * s
 
 
 @kernel(parallel=True)
@@ -205,17 +146,15 @@ def _backward(x, error, on, inside, W_dec, slope, penalty, to_W_enc, to_b_enc, t
     n_latents = len(W_dec)
     for task in numba.prange((n_latents + LATENTS - 1) // LATENTS):
         rows, g = np.empty(n, np.int64), np.empty(n, np.float32)
-        sums = np.empty((16, d), np.float32)
-        for first in range(task * LATENTS, min(n_latents, (task + 1) * LATENTS), 16):
-            latents = min(
-                16, n_latents - first
-            )  # sixteen fill whole cache lines of W_enc's gradient
+        sums = np.empty((LINE, d), np.float32)
+        for first in range(task * LATENTS, min(n_latents, (task + 1) * LATENTS), LINE):
+            latents = min(LINE, n_latents - first)
             sums[:] = 0
             for j in range(first, first + latents):
                 to_W_dec[j] = 0
-                _gather(rows, _positions(on[j], rows), error, to_W_dec[j])
-                count = _positions(inside[j], rows)
-                _pull_on_bits(rows, count, error, W_dec[j], g)
+                _gather(rows, positions(on[j], rows), error, to_W_dec[j])
+                count = positions(inside[j], rows)
+                dots(rows, count, error, W_dec[j], g)
                 total = np.float32(0)
                 for e in range(count):
                     g[e] += slope[j]
@@ -241,9 +180,10 @@ def backward(
 ) -> None:
     """Gradients of W_enc `[d, n_latents]`, b_enc and W_dec `[n_latents, d]`, written into `out`.
 
-    x `[n, d]`: inputs. error `[n, d]`: the loss's gradient in the reconstruction. on, inside: column-major uint64
-    `[n_latents, ceil(n / 64)]`: bits, and where the surrogate passes the gradient. slope `[n_latents]`, penalty
-    `[n, n_latents]` or None: what else the loss's gradient in the bits consists of. All floats are float32.
+    x `[n, d]`: inputs. error `[n, d]`: the loss's gradient in the reconstruction. on, inside:
+    column-major uint64 `[n_latents, ceil(n / 64)]`: bits, and where the surrogate passes the
+    gradient. slope `[n_latents]`, penalty `[n, n_latents]` or None: what else the loss's gradient
+    in the bits consists of. All floats are float32.
     """
     empty = np.empty((0, 0), np.float32)
     with torch_threads():

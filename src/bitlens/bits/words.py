@@ -1,8 +1,8 @@
 """What the CPU kernels share: instructions on one machine word, and threads.
 
-Kernels take plain numpy arrays of words. Their inner loops run over contiguous memory with counters that cannot be
-negative; then LLVM turns them into the widest vectors, and the vector popcount, that the processor has. Elsewhere they
-are ordinary loops with the same results.
+Kernels take plain numpy arrays of words. Their inner loops run over contiguous memory with counters
+that cannot be negative; then LLVM turns them into the widest vectors, and the vector popcount, that
+the processor has. Elsewhere they are ordinary loops with the same results.
 """
 
 import contextlib
@@ -16,9 +16,31 @@ from numba.extending import intrinsic
 
 from bitlens.bits.kernel import kernel
 
-WORD = 64
+# pyright: reportCallIssue=false
 
+WORD = 64
 LANES = 16  # bit blocks that `turn` transposes side by side
+
+
+def words_for(n_bits: int) -> int:
+    """Machine words that so many bits fill."""
+    return -(-n_bits // WORD)
+
+
+@contextlib.contextmanager
+def torch_threads() -> Iterator[None]:
+    """As many threads as torch has, for kernels within.
+
+    Both may share one OpenMP, in which numba would set the number for torch, too: that would change
+    torch's speed, and the last bits of its results, from the first kernel on.
+    """
+    threads = torch.get_num_threads()
+    most: int = numba.config.NUMBA_NUM_THREADS  # pyright: ignore
+    numba.set_num_threads(min(threads, most))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @intrinsic
@@ -34,16 +56,17 @@ def trailing_zeros(typingctx, word):  # pyright: ignore[reportUnusedParameter]
     return word(word), lambda context, builder, signature, args: builder.cttz(args[0], never_zero)
 
 
-@contextlib.contextmanager
-def torch_threads() -> Iterator[None]:
-    """As many threads as torch has. Both may share one OpenMP, in which numba would set the number for torch, too: that
-    would change torch's speed, and the last bits of its results, from the first kernel on."""
-    threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+@kernel
+def positions(words, out):
+    """Write the indices of the bits that are on into `out` -> how many"""
+    count = 0
+    for w in range(len(words)):
+        word = words[w]
+        while word:
+            out[count] = w * 64 + np.int64(trailing_zeros(word))
+            word &= word - np.uint64(1)
+            count += 1
+    return count
 
 
 @kernel
@@ -68,7 +91,10 @@ def _swap(source, target, width, mask):
 
 @kernel
 def turn(block, scratch):
-    """Transpose LANES bit matrices of 64 x 64 in place; word i of matrix l is `block[i * LANES + l]` (Hacker's Delight, 7-3)."""
+    """Transpose LANES bit matrices of 64 x 64 in place (Warren, Hacker's Delight, 7-3).
+
+    Word i of matrix l is `block[i * LANES + l]`. scratch: as large as the block.
+    """
     width, mask = 32, np.uint64(0x00000000FFFFFFFF)
     for _ in range(3):  # two of the six steps, there and back
         _swap(block, scratch, width, mask)
@@ -77,7 +103,3 @@ def turn(block, scratch):
         _swap(scratch, block, width, mask)
         width >>= 1
         mask ^= mask << np.uint64(width)
-
-
-def words_for(n_bits: int) -> int:
-    return -(-n_bits // WORD)

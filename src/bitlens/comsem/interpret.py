@@ -10,7 +10,7 @@ interpretable nor not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -245,7 +245,7 @@ def _results(
 
 def _flat(score: Score) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for name, value in asdict(score).items():
+    for name, value in vars(score).items():
         flat[name] = value.value if isinstance(value, Rate) else value
         if isinstance(value, Rate):
             flat |= {f"{name}_low": value.low, f"{name}_high": value.high}

@@ -2,9 +2,9 @@
 
     log-odds of latent j = bias_j + sum_{i before j} weight_ij (h_i - p_i)
 
-It begins as the Chow-Liu tree, of which it is a generalisation, with the latents in the tree's order. What held-out
-rows cost under it is an upper bound on their entropy that no bias of a sample makes smaller, and far tighter than any
-that looks at latents alone or in pairs.
+It begins as the Chow-Liu tree, of which it is a generalisation, with the latents in the tree's
+order. What held-out rows cost under it is an upper bound on their entropy that no bias of a sample
+makes smaller, and far tighter than any that looks at latents alone or in pairs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,19 +26,30 @@ from bitlens.seeding import generator
 
 BLOCK = 512  # latents whose weights form one matrix, of all rows up to their own
 BATCH = 2048
+UNPACKED = 8192  # rows that are reordered at a time
 RATE = 1e-2
-FEWEST_STEPS, MOST_EPOCHS = 1000, 40
-PATIENT_STEPS, PATIENT_EPOCHS, FEW_LATENTS = (
-    3000,
-    120,
-    128,
-)  # few latents cost little, and exclusions need large weights
+
+
+class Schedule(NamedTuple):
+    """A small sample is seen in more epochs, up to so many steps and epochs."""
+
+    steps: int
+    epochs: int
+
+
+USUAL = Schedule(steps=1000, epochs=40)
+# few latents cost little, and exclusions (never both on) need large weights
+FEW_LATENTS, PATIENT = 128, Schedule(steps=3000, epochs=120)
 
 
 @dataclass
 class Autoregression:
-    """order `[n_latents]`: the latents as they are predicted. rates, biases: in that order. weights: for each block of
-    latents `[latents up to its last, latents in it]`, zero where a latent would see itself or a later one."""
+    """Log-odds of every latent from those before it.
+
+    order `[n_latents]`: the latents as they are predicted. rates, biases: in that order. weights:
+    for each block of latents `[latents up to its last, latents in it]`, zero where a latent would
+    see itself or a later one.
+    """
 
     order: Tensor
     rates: Tensor
@@ -48,9 +60,9 @@ class Autoregression:
     def of_rows(
         cls, bits: PackedBits, documents: Tensor | None = None, seed: int = 0
     ) -> Autoregression:
-        """Fit the tree of these rows, and then the weights. documents: the document of every row `[rows]`."""
+        """Fit the tree of these rows, then the weights. documents: of every row `[rows]`."""
         tree = chow_liu(co_occurrence(bits), len(bits))
-        counts = TreeCounts.of(bits, Blocks(np.array([0, len(bits)])), tree)
+        counts = TreeCounts.of(bits, Blocks.whole(len(bits)), tree)
         return cls.fit(bits, tree, counts, Blocks.of(len(bits), documents).bounds, seed=seed)
 
     @classmethod
@@ -66,33 +78,27 @@ class Autoregression:
     ) -> Autoregression:
         """Adam on minibatches of rows, from the tree on.
 
-        tree, counts: of these rows. bounds: edges of the blocks of rows that belong together (documents). A twentieth of
-        the blocks, at least one where there are two, decides after which epoch to stop. epochs: at least so many, and
-        more of a small sample.
+        tree, counts: of these rows. bounds: edges of the blocks of rows that belong together
+        (documents). A twentieth of the blocks, at least one where there are two, decides when to
+        stop. epochs: at least so many, and more of a small sample.
         """
-        n = len(bits)
         model = cls._from_tree(tree, counts)
         ordered = model._ordered(bits)
-        blocks = torch.randperm(len(bounds) - 1, generator=generator(seed, "validation"))
-        kept = torch.ones(n, dtype=torch.bool)
-        for block in blocks[: -(-(len(bounds) - 2) // 20)].tolist():
-            kept[int(bounds[block]) : int(bounds[block + 1])] = False
-        check, rows = ordered[~kept], kept.nonzero()[:, 0]
+        held_out = _validation_rows(bounds, seed)
+        check, rows = ordered[held_out], (~held_out).nonzero()[:, 0]
 
         batch = min(BATCH, max(1, len(rows) // 16))
-        few = bits.n_latents <= FEW_LATENTS
-        steps, most = (PATIENT_STEPS, PATIENT_EPOCHS) if few else (FEWEST_STEPS, MOST_EPOCHS)
-        epochs = max(epochs, min(most, steps * batch // len(rows)))
+        schedule = PATIENT if bits.n_latents <= FEW_LATENTS else USUAL
+        epochs = max(epochs, min(schedule.epochs, schedule.steps * batch // len(rows)))
         optimizer = torch.optim.Adam([model.biases, *model.weights], lr=RATE, fused=True)
         steps, step = epochs * (len(rows) // batch), 0
         best, chosen = model._mean_length(check), model._copy()
         for epoch in range(epochs):
-            shuffled = rows[
-                torch.randperm(len(rows), generator=generator(seed, "autoregression", epoch))
-            ]
-            for some in shuffled[: len(rows) // batch * batch].split(batch):
+            random = generator(seed, "autoregression", epoch)
+            shuffled = rows[torch.randperm(len(rows), generator=random)]
+            for minibatch in shuffled[: len(rows) // batch * batch].split(batch):
                 optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
-                model._leave_gradients(ordered[some])
+                model._set_gradients(ordered[minibatch])
                 optimizer.step()
                 step += 1
             length = model._mean_length(check)
@@ -115,9 +121,9 @@ class Autoregression:
         biases = torch.where(root, torch.logit(rates), given_off + slopes * rates[parents])
         weights = []
         for start in range(0, n_latents, BLOCK):
-            some = order[start : start + BLOCK]
-            block = torch.zeros(start + len(some), len(some))
-            block[place[parents[some]], torch.arange(len(some))] = slopes[some].float()
+            latents = order[start : start + BLOCK]
+            block = torch.zeros(start + len(latents), len(latents))
+            block[place[parents[latents]], torch.arange(len(latents))] = slopes[latents].float()
             weights.append(block)
         return cls(order, rates[order].float(), biases[order].float(), weights)
 
@@ -137,9 +143,8 @@ class Autoregression:
         return lengths
 
     def _mean_length(self, ordered: PackedBits) -> float:
-        return (
-            float(self._lengths(ordered).mean()) if len(ordered) else 0.0
-        )  # nothing to choose by: the tree
+        # without rows to choose by it is always 0, so that the tree stays
+        return float(self._lengths(ordered).mean()) if len(ordered) else 0.0
 
     def _blocks(self, ordered: PackedBits) -> Iterator[tuple[int, Tensor, Tensor]]:
         """For each block of latents: its first, log-odds and bits, `[rows, latents in it]`"""
@@ -147,14 +152,13 @@ class Autoregression:
         words = ordered.numpy()
         for first, weights in zip(range(0, ordered.n_latents, BLOCK), self.weights, strict=True):
             end = len(weights)
-            logits = torch.from_numpy(
-                gather_sums(np.ascontiguousarray(words[:, : -(-end // 64)]), weights.numpy())
-            )
+            columns = np.ascontiguousarray(words[:, : -(-end // 64)])
+            logits = torch.from_numpy(gather_sums(columns, weights.numpy()))
             logits += self.biases[first:end] - self.rates[:end] @ weights
             yield first, logits, h[:, first:end]
 
-    def _leave_gradients(self, ordered: PackedBits) -> None:
-        """Leave the gradients of the mean code length, in nats, in the parameters."""
+    def _set_gradients(self, ordered: PackedBits) -> None:
+        """Set the gradients of the mean code length, in nats."""
         columns = ordered.transpose().numpy()
         self.biases.grad = torch.empty_like(self.biases)
         for (first, logits, h), weights in zip(self._blocks(ordered), self.weights, strict=True):
@@ -169,15 +173,20 @@ class Autoregression:
 
     def _ordered(self, bits: PackedBits) -> PackedBits:
         parts = [
-            PackedBits.pack(bits[start : start + 8192].unpack(torch.uint8)[:, self.order]).words
-            for start in range(0, len(bits), 8192)
+            PackedBits.pack(bits[start : start + UNPACKED].unpack(torch.uint8)[:, self.order]).words
+            for start in range(0, len(bits), UNPACKED)
         ]
         return PackedBits(torch.cat(parts) if parts else bits.words, bits.n_latents)
 
     def _copy(self) -> Autoregression:
-        return Autoregression(
-            self.order,
-            self.rates,
-            self.biases.detach().clone(),
-            [weights.detach().clone() for weights in self.weights],
-        )
+        weights = [block.detach().clone() for block in self.weights]
+        return Autoregression(self.order, self.rates, self.biases.detach().clone(), weights)
+
+
+def _validation_rows(bounds: np.ndarray, seed: int) -> Tensor:
+    """Rows of a random twentieth of the blocks, bool"""
+    held_out = torch.zeros(int(bounds[-1]), dtype=torch.bool)
+    blocks = torch.randperm(len(bounds) - 1, generator=generator(seed, "validation"))
+    for block in blocks[: -(-(len(bounds) - 2) // 20)].tolist():
+        held_out[int(bounds[block]) : int(bounds[block + 1])] = True
+    return held_out

@@ -1,9 +1,9 @@
 """How many bits of information a code carries, in bits a row: estimates, bounds and intervals.
 
-From packed bits alone, streaming over blocks of whole documents. `marginal` and `tree` are plug-in estimates with the
-correction of Miller (1955) and Madow; both are upper bounds on the joint entropy of the rows' distribution, up to what
-the correction misses. The code lengths are bounds without that reservation: what rows of documents that the model of
-the code has not seen cost to write down. See docs/entropy.md.
+From packed bits alone, streaming over blocks of whole documents. `marginal` and `tree` are plug-in
+estimates with the correction of Miller (1955) and Madow; both are upper bounds on the joint entropy
+of the rows' distribution, up to what the correction misses. The code lengths are bounds without
+that reservation: what rows of documents that the model of the code has not seen cost to write down.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bitlens import terminal
+from bitlens.bits.entropies import conditional_entropy_from_counts, entropy_from_counts
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import co_occurrence, counted_entropy
+from bitlens.bits.statistics import co_occurrence
 from bitlens.errors import BitlensError
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.intervals import Estimate, jackknife
 from bitlens.information.lower_bound import lower_bits
-from bitlens.information.tree import Blocks, Tree, TreeCounts, cells, chow_liu, supported
+from bitlens.information.tree import Blocks, Tree, TreeCounts, chow_liu, supported
 from bitlens.results import Number, brief
 
 
@@ -52,30 +52,20 @@ class Entropy:
     ]
 
 
-def _marginal_and_tree(
-    rows: Tensor, ons: Tensor, both: Tensor, tree: Tree
-) -> tuple[Tensor, Tensor]:
-    """Corrected entropies from counts `[...]`, `[..., n_latents]` -> `[...]` each"""
-    own = counted_entropy(torch.stack([ons, rows[..., None] - ons], -1))
-    pair, parent = cells(rows, ons, both, tree)
-    given = counted_entropy(pair, (-2, -1)) - counted_entropy(parent)
-    given = torch.where(tree.parents >= 0, torch.minimum(given, own), own)
-    return own.sum(-1), given.sum(-1)
-
-
 @terminal.shown("bits_tree")
 def plug_in_bits(bits: PackedBits, documents: Tensor | None = None) -> tuple[float, float]:
-    """Corrected entropy of the latents on their own and under the Chow-Liu tree, in bits a row: the second is never more.
+    """Corrected entropy of the latents on their own, and under the Chow-Liu tree, in bits a row.
 
-    documents: of every row `[rows]`; without them rows count as independent where edges of the tree are chosen.
+    The second is never more than the first. documents: of every row `[rows]`; without them rows
+    count as independent where edges of the tree are chosen.
     """
-    blocks = Blocks(np.array([0, len(bits)]))
     tree = chow_liu(co_occurrence(bits), len(bits))
     if documents is not None:
         tree = supported(tree, TreeCounts.of(bits, Blocks.of(len(bits), documents), tree))
-    counts = TreeCounts.of(bits, blocks, tree)
-    marginal, of_tree = _marginal_and_tree(counts.rows[0], counts.ons[0], counts.both[0], tree)
-    return float(marginal), float(of_tree)
+    marginal, under_tree = _marginal_and_tree(
+        TreeCounts.of(bits, Blocks.whole(len(bits)), tree), tree
+    )
+    return float(marginal), float(under_tree)
 
 
 @terminal.shown("entropy")
@@ -89,27 +79,19 @@ def entropy(
 ) -> Entropy:
     """Estimate and bound the entropy of a code.
 
-    documents: the document of every row `[rows]`, consecutive rows of one document together; without them rows count as
-    independent. test: bool `[rows]`, the rows whose code length is measured while the others fit it; by default the last
-    fifth of the blocks. progress: show it on standard error.
+    documents: the document of every row `[rows]`, consecutive rows of one document together;
+    without them rows count as independent. test: bool `[rows]`, the rows whose code length is
+    measured while the others fit it; by default the last fifth of the blocks. progress: show it on
+    standard error.
     """
-    if len(bits) < 2:
-        raise BitlensError(f"An entropy needs at least two rows, not {len(bits)}.")
-    bits = PackedBits(bits.words.cpu(), bits.n_latents)
-    documents, test = (None if column is None else column.cpu() for column in (documents, test))
-    for name, column in (("documents", documents), ("test", test)):
-        if column is not None and column.shape != (len(bits),):
-            raise BitlensError(
-                f"There are {len(bits)} rows of bits, but {name} has shape {list(column.shape)}."
-            )
-    if test is not None and test.dtype != torch.bool:
-        raise BitlensError(f"test must be a bool for every row, not {test.dtype}.")
+    bits, documents, test = _checked(bits, documents, test)
     blocks = Blocks.of(len(bits), documents)
     if test is None:
         test = blocks.last_fifth()
     if not test.any() or test.all():
         raise BitlensError(
-            "A code length is fitted on some documents and measured on others, and here all rows are on one side; encode more documents."
+            "A code length is fitted on some documents and measured on others, and here all rows "
+            "are on one side; encode more documents."
         )
     terminal.stage("pairs")
     pairs = co_occurrence(bits[~test])
@@ -118,63 +100,97 @@ def entropy(
     tree = chow_liu(pairs, len(bits))
     del pairs  # large
     terminal.stage("tree")
-    plug_in = _plug_in(bits, blocks, tree, unbiased=documents is not None)
+    marginal, under_tree = _plug_in(bits, blocks, tree, unbiased=documents is not None)
     terminal.stage("autoregression")
-    code_lengths = _held_out(bits, documents, test, fit_tree, seed)
+    code_marginal, code_tree, joint = _held_out(bits, documents, test, fit_tree, seed)
     return Entropy(
-        len(bits), len(blocks), bits.n_latents, lower_bits(bits, documents), *plug_in, *code_lengths
+        rows=len(bits),
+        blocks=len(blocks),
+        n_latents=bits.n_latents,
+        bits_lower=lower_bits(bits, documents),
+        bits_marginal=marginal,
+        bits_tree=under_tree,
+        code_marginal=code_marginal,
+        code_tree=code_tree,
+        bits_joint=joint,
     )
 
 
+def _checked(
+    bits: PackedBits, documents: Tensor | None, test: Tensor | None
+) -> tuple[PackedBits, Tensor | None, Tensor | None]:
+    """The same on the CPU, if shapes and types fit."""
+    if len(bits) < 2:
+        raise BitlensError(f"An entropy needs at least two rows, not {len(bits)}.")
+    for name, column in (("documents", documents), ("test", test)):
+        if column is not None and column.shape != (len(bits),):
+            raise BitlensError(
+                f"There are {len(bits)} rows of bits, but {name} has shape {list(column.shape)}."
+            )
+    if test is not None and test.dtype != torch.bool:
+        raise BitlensError(f"test must be a bool for every row, not {test.dtype}.")
+    documents, test = (None if column is None else column.cpu() for column in (documents, test))
+    return PackedBits(bits.words.cpu(), bits.n_latents), documents, test
+
+
+def _marginal_and_tree(counts: TreeCounts, tree: Tree) -> tuple[Tensor, Tensor]:
+    """Corrected entropies of the rows of each block or sample, `[...]` each."""
+    ons = counts.ons
+    own = entropy_from_counts(torch.stack([ons, counts.rows[..., None] - ons], -1))
+    given = conditional_entropy_from_counts(counts.tables(tree), (-2, -1), -2)
+    given = torch.where(tree.parents >= 0, torch.minimum(given, own), own)
+    return own.sum(-1), given.sum(-1)
+
+
 def _plug_in(bits: PackedBits, blocks: Blocks, tree: Tree, unbiased: bool) -> list[Estimate]:
-    """Marginal and tree entropy of all rows. unbiased: less the bias of few documents, which Miller and Madow's correction
-    for independent rows leaves."""
+    """-> marginal and tree entropy of all rows
+
+    unbiased: less the bias of few documents, which the correction for independent rows leaves.
+    """
     counts = TreeCounts.of(bits, blocks, tree)
     tree = supported(tree, counts)
 
-    def of_counts(weights: Tensor) -> Tensor:
-        rows, ons, both = (
-            weights @ count.double() for count in (counts.rows, counts.ons, counts.both)
-        )
-        return torch.stack(_marginal_and_tree(rows, ons, both, tree), -1)
+    def entropies(weights: Tensor) -> Tensor:
+        return torch.stack(_marginal_and_tree(counts.weighted(weights), tree), -1)
 
-    marginal, of_tree = jackknife(of_counts, blocks.rows, unbiased=unbiased)
-    return [marginal, min(of_tree, marginal, key=lambda estimate: estimate.value)]
+    marginal, under_tree = jackknife(entropies, blocks.rows, unbiased=unbiased)
+    return [marginal, min(under_tree, marginal, key=lambda estimate: estimate.value)]
 
 
 def _held_out(
     bits: PackedBits, documents: Tensor | None, test: Tensor, tree: Tree, seed: int
 ) -> list[Estimate]:
-    """Code lengths of the rows in `test` under models of the others: marginal, tree and autoregression."""
+    """Code lengths of the rows in `test` under models of the others.
+
+    -> of latents on their own, under the tree, and under the autoregression
+    """
     fit, held = bits[~test], bits[test]
     fit_blocks, blocks = (
         Blocks.of(len(part), None if documents is None else documents[rows])
         for part, rows in ((fit, ~test), (held, test))
     )
-    fit_counts = TreeCounts.of(fit, Blocks(np.array([0, len(fit)])), tree)
+    fit_counts = TreeCounts.of(fit, Blocks.whole(len(fit)), tree)
     simple = _code_lengths(fit_counts, TreeCounts.of(held, blocks, tree), tree)
     model = Autoregression.fit(fit, tree, fit_counts, fit_blocks.bounds, seed=seed)
     lengths = model.code_lengths(held)
-    total = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])[
-        torch.from_numpy(blocks.bounds)
-    ].diff()
-    per_block, rows = torch.cat([simple, total[None]]).double(), blocks.rows.double()
+    sums = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    of_blocks = sums[torch.from_numpy(blocks.bounds)].diff()
+    per_block, rows = torch.cat([simple, of_blocks[None]]).double(), blocks.rows.double()
     return jackknife(lambda weights: weights @ per_block.T / (weights @ rows)[:, None], rows)
 
 
 def _code_lengths(fit: TreeCounts, held: TreeCounts, tree: Tree) -> Tensor:
-    """Bits that each held-out block costs, latents on their own and given their parents: `[2, blocks]`.
+    """Bits that each held-out block costs, latents alone and given their parents: `[2, blocks]`.
 
     Probabilities are those of Krichevsky and Trofimov (1981): half a count is added to each state.
     """
     n, ons = fit.rows[0].double(), fit.ons[0].double()
     own = torch.log2(torch.stack([n - ons, ons], -1) + 0.5) - torch.log2(n + 1)
-    marginal = -(
-        held.ons.double() @ own[:, 1] + (held.rows[:, None] - held.ons).double() @ own[:, 0]
-    )
-    pair, parent = cells(fit.rows[:1], fit.ons, fit.both, tree)
-    given = torch.log2(pair[0] + 0.5) - torch.log2(parent[0].double() + 1)[:, None]
+    offs = held.rows[:, None] - held.ons
+    marginal = -(held.ons.double() @ own[:, 1] + offs.double() @ own[:, 0])
+    pair = fit.tables(tree)[0]
+    parent = pair.sum(-2)
+    given = torch.log2(pair + 0.5) - torch.log2(parent.double() + 1)[:, None]
     root = tree.parents < 0
     given[root] = own[root][:, :, None]
-    held_cells, _ = cells(held.rows, held.ons, held.both, tree)
-    return torch.stack([marginal, -(held_cells * given).sum((1, 2, 3))])
+    return torch.stack([marginal, -(held.tables(tree) * given).sum((1, 2, 3))])

@@ -1,14 +1,15 @@
 """95 % intervals of numbers from few independent units: documents, contexts, groups of them, seeds.
 
-One way for all: the jackknife, which leaves out a unit at a time (Quenouille 1956, Tukey 1958), with quantiles of
-Student's t. Units of unequal size count as the equal ones that would vary as much (Kish 1965): a long document beside
-many short ones is little more than one. Below two of these there is no interval.
+One way for all: the jackknife, which leaves out a unit at a time (Quenouille 1956, Tukey 1958),
+with quantiles of Student's t. Units of unequal size count as the equal ones that would vary as much
+(Kish 1965): a long document beside many short ones is little more than one. Below two of these
+there is no interval.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,17 +18,8 @@ from torch import Tensor
 from bitlens.results import brief
 
 NORMAL = 1.959964
-T = (
-    12.7062,
-    4.3027,
-    3.1824,
-    2.7764,
-    2.5706,
-    2.4469,
-    2.3646,
-    2.3060,
-    2.2622,
-)  # 1 to 9 degrees of freedom
+# Quantiles for 1 to 9 degrees of freedom; with more, Wallace's formula is within .3 %.
+T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 AT_ONCE = 50  # evaluations of a statistic
 
 
@@ -41,9 +33,13 @@ class Estimate:
     low: float
     high: float
 
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.value, self.low, self.high))
+
     @property
     def known(self) -> bool:
-        return self.low == self.low
+        """Whether there is an interval"""
+        return not math.isnan(self.low)
 
     @property
     def differs(self) -> bool:
@@ -52,6 +48,7 @@ class Estimate:
 
     @property
     def half(self) -> float:
+        """Half the interval's width"""
         return (self.high - self.low) / 2
 
 
@@ -66,21 +63,24 @@ def student_quantile(freedom: float) -> float:
 
 
 def student_p(t: Tensor, freedom: float) -> Tensor:
-    """Two-sided p-value of Student's t, by Wallace's (1959) transformation to a normal deviate."""
+    """Two-sided p-value of Student's t."""
     return torch.special.erfc(normal_deviate(t, freedom) / math.sqrt(2))
 
 
 def normal_deviate(t: Tensor, freedom: float) -> Tensor:
-    """|z| of the same p-value as Student's t"""
-    return (
-        (8 * freedom + 1) / (8 * freedom + 3) * (freedom * torch.log1p(t.square() / freedom)).sqrt()
-    )
+    """|z| of the same p-value as Student's t (Wallace 1959), also where that p-value underflows."""
+    stretch = (8 * freedom + 1) / (8 * freedom + 3)
+    return stretch * (freedom * torch.log1p(t.square() / freedom)).sqrt()
 
 
 def degrees_of_freedom(sizes: Tensor | Sequence[float]) -> float:
-    """One less than the equal units that are worth as much as units of these sizes; units without a size do not count."""
+    """One less than the equal units that are worth as much as units of these sizes.
+
+    Units without a size do not count.
+    """
     sizes = torch.as_tensor(sizes, dtype=torch.float64)
-    return float(sizes.sum().square() / sizes.square().sum().clamp_min(1e-300)) * (1 + 1e-12) - 1
+    worth = float(sizes.sum().square() / sizes.square().sum().clamp_min(1e-300))
+    return worth * (1 + 1e-12) - 1
 
 
 def jackknife_error(without: Tensor) -> Tensor:
@@ -97,22 +97,22 @@ def jackknife(
 ) -> list[Estimate]:
     """Each number of a statistic of all units, with its interval.
 
-    statistic: float64 weights of the units `[n, units]` -> `[n, numbers]`. sizes: of the units `[units]`, of which there is
-    none of size 0. unbiased: less the bias that the jackknife estimates, for numbers that few units make too low or high.
+    statistic: float64 weights of the units `[n, units]` -> `[n, numbers]`. sizes: of the units
+    `[units]`, none of which is 0. unbiased: less the bias that the jackknife estimates, for numbers
+    that few units make too low or high.
     """
     units = len(sizes)
     (values,) = statistic(torch.ones(1, units, dtype=torch.float64))
     quantile = student_quantile(degrees_of_freedom(sizes))
-    if units < 2 or quantile != quantile:
+    if units < 2 or math.isnan(quantile):
         return [Estimate(float(value), math.nan, math.nan) for value in values]
     leave_out = 1 - torch.eye(units, dtype=torch.float64)
     without = torch.cat([statistic(weights) for weights in leave_out.split(AT_ONCE)])
-    values = values - (units - 1) * (without.mean(0) - values) if unbiased else values
+    if unbiased:
+        values = values - (units - 1) * (without.mean(0) - values)
     half = quantile * jackknife_error(without)
-    return [
-        Estimate(*map(float, triple))
-        for triple in zip(values, values - half, values + half, strict=True)
-    ]
+    numbers = torch.stack([values, values - half, values + half], -1)
+    return [Estimate(*triple) for triple in numbers.tolist()]
 
 
 def mean(values: Sequence[float]) -> Estimate:

@@ -1,4 +1,4 @@
-"""Sums over rows of hidden states, streamed in float64: the fraction of variance unexplained, and the covariance."""
+"""Sums over rows of hidden states, streamed in float64: fvu, variance and covariance."""
 
 from __future__ import annotations
 
@@ -11,26 +11,30 @@ from torch import Tensor
 
 
 class Variance:
-    """The variance of rows `[n, d]` that come in blocks, about their own mean: what every `fvu` is a fraction of."""
+    """The variance of rows `[n, d]` that come in blocks, about their own mean.
+
+    It is what every fraction of variance unexplained is a fraction of.
+    """
 
     def __init__(self) -> None:
         self.rows = 0
-        self._origin: Tensor | None = (
-            None  # sums are taken about the first block's mean, so that nothing cancels
-        )
+        # sums are taken about the first block's mean, so that nothing cancels
+        self._origin: Tensor | None = None
         self._sum = torch.zeros(())
         self._squares = 0.0
 
     def add(self, x: Tensor) -> None:
+        """Count a block of rows, `[n, d]` of any float type."""
+        if not len(x):
+            return
         x = x.double()
         if self._origin is None:
-            self._origin = x.mean(0) if len(x) else None
-            self._sum = torch.zeros_like(x[:1].sum(0))
-        if self._origin is not None:
-            shifted = x - self._origin
-            self.rows += len(x)
-            self._sum += shifted.sum(0)
-            self._squares += float(shifted.square().sum())
+            self._origin = x.mean(0)
+            self._sum = torch.zeros_like(self._origin)
+        shifted = x - self._origin
+        self.rows += len(x)
+        self._sum += shifted.sum(0)
+        self._squares += float(shifted.square().sum())
 
     @property
     def total(self) -> float:
@@ -38,8 +42,11 @@ class Variance:
         return self._squares - float(self._sum.square().sum()) / max(1, self.rows)
 
     def fvu(self, squared_error: float) -> float:
-        """Fraction of variance unexplained by reconstructions of these rows with this squared error, summed over rows and
-        components: 1 for their mean. NaN for rows without variance."""
+        """Fraction of variance unexplained by reconstructions of these rows.
+
+        squared_error: theirs, summed over rows and components. 1 for the mean of the rows; NaN for
+        rows without variance.
+        """
         return squared_error / self.total if self.total > 0 else math.nan
 
 
@@ -49,7 +56,7 @@ def squared_error(x: Tensor, x_hat: Tensor) -> float:
 
 
 def fvu(x: Tensor, x_hat: Tensor) -> float:
-    """Fraction of the variance of rows `x [n, d]`, about their mean, that their reconstructions leave unexplained."""
+    """Fraction of the variance of rows `x [n, d]` that their reconstructions leave unexplained."""
     variance = Variance()
     variance.add(x)
     return variance.fvu(squared_error(x, x_hat))

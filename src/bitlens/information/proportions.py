@@ -1,50 +1,42 @@
-"""Shares of right answers: their intervals, whether they are chance, and whether two explanations are as often right."""
+"""Shares of right answers: their intervals, and whether they or their difference is chance."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from bitlens.information.intervals import NORMAL
-from bitlens.results import brief
+from bitlens.information.intervals import NORMAL, Estimate
 
-
-class Rate(NamedTuple):
-    """A proportion, or a mean of two, and its 95 % interval."""
-
-    __repr__ = brief
-
-    value: float
-    low: float
-    high: float
+Rate = Estimate  # of a proportion, or of a mean of two
 
 
-def wilson(k: int, n: int) -> Rate:
+def wilson(k: int, n: int) -> Estimate:
     """k of n with Wilson's 95 % interval (1927); NaN within 0 and 1 for n = 0."""
     if n == 0:
-        return Rate(math.nan, 0.0, 1.0)
+        return Estimate(math.nan, 0.0, 1.0)
     p, z2 = k / n, NORMAL**2
-    centre, half = (
-        (p + z2 / (2 * n)) / (1 + z2 / n),
-        NORMAL / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)),
-    )
-    return Rate(p, max(0.0, centre - half), min(1.0, centre + half))
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = NORMAL / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def mean_of_two(a: Rate, b: Rate) -> Rate:
-    """The mean of two independent rates; its interval is recovered from theirs (MOVER: Newcombe 1998, Zou & Donner 2008)."""
+def mean_of_two(a: Estimate, b: Estimate) -> Estimate:
+    """The mean of two independent rates; its interval is recovered from theirs.
+
+    MOVER: Newcombe 1998, Zou & Donner 2008.
+    """
     value = (a.value + b.value) / 2
     low = value - math.hypot(a.value - a.low, b.value - b.low) / 2
     high = value + math.hypot(a.high - a.value, b.high - b.value) / 2
-    return Rate(value, low, high)
+    return Estimate(value, low, high)
 
 
 def sign_flip(right: Sequence[bool], other: Sequence[bool], positives: int) -> float:
-    """One-sided exact p-value that explanation and other are as often right, where it is by the balanced accuracy.
+    """One-sided exact p-value that two explanations are as often right, by balanced accuracy.
 
-    right, other: whether they are right for each row, the first `positives` of which are positives. Of rows where only
-    one is right each is as likely to be; the statistic is the difference of balanced accuracies, compared as integers.
+    right, other: whether they are right for each row, the first `positives` of which are positives.
+    Of rows where only one is right each is as likely to be; the statistic is the difference of
+    balanced accuracies, compared as integers.
     """
     negatives = len(right) - positives
     d = [int(a) - int(b) for a, b in zip(right, other, strict=True)]
@@ -60,14 +52,13 @@ def sign_flip(right: Sequence[bool], other: Sequence[bool], positives: int) -> f
 
 
 def fisher(yes: int, positives: int, wrong: int, negatives: int) -> float:
-    """One-sided exact p-value that yes is no likelier for positives than for negatives (Fisher 1935, The Design of
-    Experiments).
+    """One-sided exact p-value that yes is no likelier for positives than for negatives.
 
-    yes: of the positives; wrong: yes of the negatives.
+    yes: of the positives; wrong: yes of the negatives (Fisher 1935, The Design of Experiments).
     """
-    said = yes + wrong
+    all_yes = yes + wrong
     ways = (
-        math.comb(positives, i) * math.comb(negatives, said - i)
-        for i in range(yes, min(positives, said) + 1)
+        math.comb(positives, i) * math.comb(negatives, all_yes - i)
+        for i in range(yes, min(positives, all_yes) + 1)
     )
-    return sum(ways) / math.comb(positives + negatives, said)
+    return sum(ways) / math.comb(positives + negatives, all_yes)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bitlens.bits.packed import PackedBits
-from bitlens.information.dependence import label_entropy, mutual_information
+from bitlens.information.dependence import information, label_entropy
 from bitlens.information.intervals import mean
 from bitlens.seeding import generator
 
@@ -32,9 +32,9 @@ def label_information(
     gains = -share[truth].log2() - costs
     half, value = mean(gains.tolist()).half, h - float(costs.mean())
     best = (
-        int(mutual_information(fit, labels[~held_out], seed=seed).argmax()) if bits.n_latents else 0
+        int(information(fit, labels[~held_out], seed=seed).bits.argmax()) if bits.n_latents else 0
     )
-    latent = float(mutual_information(held, truth, seed=seed)[best]) if bits.n_latents else 0.0
+    latent = float(information(held, truth, seed=seed).bits[best]) if bits.n_latents else 0.0
     return {
         "label_entropy": h, "label_bits": value, "label_bits_low": value - half, "label_bits_high": value + half,
         "label_bits_latent": latent, "label_latent": best,
