@@ -8,4 +8,5 @@ PriceKind = Literal["entropy", "onbit"]
 Weighting = Literal["scaled", "paper"]
 Logger = Literal["tensorboard", "wandb"]
 Unit = Literal["auto", "file", "paragraph", "line"]
+TEST_FRACTION = 0.1  # share of the documents that is held out where nobody says another
 BUNDLED = "bundled"  # the language model and the text that come with the package

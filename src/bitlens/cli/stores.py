@@ -5,26 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from bitlens.cli.common import Device, Files, Json, ModelName, On, open_text, write_result
+from bitlens.cli.common import Device, Files, Json, ModelName, TextFlags, open_text, write_result
 from bitlens.cli.flags import in_flags
+from bitlens.options import TEST_FRACTION
 
 
 def harvest(
     model: ModelName,
-    text: tuple[str, ...],
+    text: TextFlags,
     hook: tuple[str, ...],
     out: Path,
-    context: int = 256,
     batch_size: int = 16,
     max_rows: int | None = None,
-    packed: On = True,
-    test_fraction: float = 0.1,
-    bos: bool | None = None,
-    text_column: str = "text",
-    split: str = "train",
-    streaming: bool = False,
-    documents: Literal["auto", "file", "paragraph", "line"] = "auto",
-    shuffle_seed: int | None = None,
+    test_fraction: float = TEST_FRACTION,
     dtype: str = "auto",
     store_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto",
     outlier_multiple: float = 10.0,
@@ -41,22 +34,11 @@ def harvest(
 
     Args:
         model: Hugging Face model, by name or folder; 'bundled' is the one that comes with bitlens.
-        text: files (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet, also .gz or .zst), folders of them, datasets (NAME
-            or NAME:CONFIG), or 'bundled'.
         hook: hook points: layers.4, layers.4.mlp, layers.4.mlp:input, hidden_states[5] or blocks.4.hook_resid_post.
         out: the store; with several hook points a folder with a store for each.
-        context: tokens the model sees at once.
         batch_size: contexts a forward pass.
         max_rows: stop after so many tokens.
-        packed: let every context hold the beginning of one document, instead of documents one after another until it is full.
         test_fraction: share of the documents that is held out; packed contexts hold either such documents or others.
-        bos: begin every context with the BOS token; by default if the tokenizer does.
-        text_column: column of the text in tables and datasets.
-        split: split of a dataset.
-        streaming: read a dataset over the network without downloading it first.
-        documents: what a document is; file: a file, or row of a table; auto: the same, but of one with more than 8,000
-            characters pieces of 2,000 or more.
-        shuffle_seed: mix the documents with this seed; reads all of the text, into a temporary file.
         dtype: of the model: auto, float32, bfloat16 or float16.
         store_dtype: of the stored hidden states; auto: the model's.
         outlier_multiple: rows whose norm is above this multiple of the median are never trained on.
@@ -74,9 +56,15 @@ def harvest(
     from bitlens.training.signals import stop_on_signals
 
     language_model, reader = open_text(
-        model, text, hook, context, packed, bos, text_column, split, streaming, documents, shuffle_seed, dtype, device,
-        device_map, revision, test_fraction,
-    )  # fmt: skip
+        model,
+        hook,
+        text,
+        test_fraction,
+        device,
+        dtype=dtype,
+        device_map=device_map,
+        revision=revision,
+    )
     with stop_on_signals() as stop:
         stores = run(
             language_model, reader, out, batch_size=batch_size, max_rows=max_rows, outlier_multiple=outlier_multiple,

@@ -1,11 +1,26 @@
-"""From text to hidden states: language models and their hook points, corpora, harvesting and the store."""
+"""From text to hidden states: language models and their hook points, corpora, harvesting and the activation store."""
 
-from bitlens.hidden.documents import Corpus
-from bitlens.hidden.models import HookPoint, LanguageModel
-from bitlens.hidden.paired import PairedStore
-from bitlens.hidden.source import HiddenSource, TensorSource
-from bitlens.hidden.store import ActivationStore
+import importlib
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from bitlens.hidden.config import TextConfig
+    from bitlens.hidden.documents import Corpus
+    from bitlens.hidden.models import HookPoint, LanguageModel
+    from bitlens.hidden.paired import PairedStore
+    from bitlens.hidden.source import HiddenSource, TensorSource
+    from bitlens.hidden.store import ActivationStore
+
+_HOME = {
+    "ActivationStore": "store",
+    "Corpus": "documents",
+    "HiddenSource": "source",
+    "HookPoint": "models",
+    "LanguageModel": "models",
+    "PairedStore": "paired",
+    "TensorSource": "source",
+    "TextConfig": "config",
+}
 __all__ = [
     "ActivationStore",
     "Corpus",
@@ -14,4 +29,12 @@ __all__ = [
     "LanguageModel",
     "PairedStore",
     "TensorSource",
+    "TextConfig",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Names are imported when first used: the settings alone need no torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'bitlens.hidden' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"bitlens.hidden.{_HOME[name]}"), name)

@@ -18,7 +18,6 @@ from torch import Tensor
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator, mixed
 
-TEST_FRACTION = 0.1
 FILL = 1e6  # times the usual norm: no hidden state is as large
 SHARED_FILL = 100  # the same, of a norm that most rows share to the last digit
 NO_ROWS = (

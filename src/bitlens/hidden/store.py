@@ -26,7 +26,8 @@ from bitlens.files import (
     write_json,
     write_tensors,
 )
-from bitlens.hidden.source import TEST_FRACTION, HiddenSource, Spread, held_out, outlier_limit
+from bitlens.hidden.source import HiddenSource, Spread, held_out, outlier_limit
+from bitlens.options import TEST_FRACTION
 from bitlens.results import brief
 from bitlens.seeding import generator
 

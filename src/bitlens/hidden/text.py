@@ -13,7 +13,8 @@ from torch import Tensor
 from bitlens.errors import BitlensError
 from bitlens.hidden.documents import Corpus, stretches
 from bitlens.hidden.pieces import cut
-from bitlens.hidden.source import TEST_FRACTION, held_out
+from bitlens.hidden.source import held_out
+from bitlens.options import TEST_FRACTION
 from bitlens.results import brief
 
 STRETCH = 100_000  # characters that are tokenized at once

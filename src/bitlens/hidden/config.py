@@ -1,0 +1,60 @@
+"""Which text a model reads and how, in a module that imports nothing heavy: the command line makes its help of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bitlens.options import TEST_FRACTION, Unit
+
+if TYPE_CHECKING:
+    from bitlens.hidden.documents import Corpus
+    from bitlens.hidden.text import ContextReader
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A text and how it is cut into documents and contexts."""
+
+    text: tuple[str, ...]
+    """files (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet, also .gz or .zst), folders of them, datasets (NAME or
+    NAME:CONFIG), or 'bundled'"""
+    context: int = 256
+    """tokens that the model sees at once"""
+    packed: bool = True
+    """documents one after another until a context is full; with --no-packed, a context holds the beginning of one
+    document"""
+    bos: bool | None = None
+    """begin every context with the BOS token; by default if the tokenizer does"""
+    text_column: str = "text"
+    """column of the text in tables and datasets"""
+    split: str = "train"
+    """split of a dataset"""
+    streaming: bool = False
+    """read a dataset over the network as it is used, instead of downloading it first"""
+    documents: Unit = "auto"
+    """what a document is; file: a file, or row of a table; auto: the same, but one with more than 8,000 characters is cut
+    into pieces of 2,000 or more"""
+    shuffle_seed: int | None = None
+    """shuffle the documents with this seed; reads all of the text, into a temporary file"""
+
+    def corpus(self) -> Corpus:
+        """The documents of the text."""
+        from bitlens.hidden.documents import Corpus
+
+        return Corpus(
+            tuple(self.text),
+            self.text_column,
+            self.split,
+            self.streaming,
+            self.documents,
+            self.shuffle_seed,
+        )
+
+    def reader(self, tokenizer: Any, test_fraction: float = TEST_FRACTION) -> ContextReader:
+        """The contexts of the text. test_fraction: share of the documents that will be held out."""
+        from bitlens.hidden.text import ContextReader
+
+        return ContextReader(
+            self.corpus(), tokenizer, self.context, self.packed, self.bos, test_fraction
+        )
