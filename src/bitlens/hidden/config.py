@@ -14,16 +14,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """A text and how it is cut into documents and contexts."""
+    """A text and how it is cut into documents and contexts.
 
+    Texts are files (.txt, .md; .jsonl, .json, .csv, .tsv, .parquet with a column of text; all but the last also
+    compressed), folders of files, Hugging Face datasets, and the text that comes with bitlens.
+    """
+
+    # A description of one line each: tyro would keep the line breaks of a longer one in the help.
     text: tuple[str, ...]
-    """files (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet, also .gz or .zst), folders of them, datasets (NAME or
-    NAME:CONFIG), or 'bundled'"""
+    """text files, tables (also compressed), folders, datasets (NAME or NAME:CONFIG), or 'bundled'"""
     context: int = 256
     """tokens that the model sees at once"""
     packed: bool = True
-    """documents one after another until a context is full; with --no-packed, a context holds the beginning of one
-    document"""
+    """documents one after another until a context is full; with --no-packed, one in a context"""
     bos: bool | None = None
     """begin every context with the BOS token; by default if the tokenizer does"""
     text_column: str = "text"
@@ -33,10 +36,9 @@ class TextConfig:
     streaming: bool = False
     """read a dataset over the network as it is used, instead of downloading it first"""
     documents: Unit = "auto"
-    """what a document is; file: a file, or row of a table; auto: the same, but one with more than 8,000 characters is cut
-    into pieces of 2,000 or more"""
+    """what a document is; auto: a file or row, but pieces of one with more than 8,000 characters"""
     shuffle_seed: int | None = None
-    """shuffle the documents with this seed; reads all of the text, into a temporary file"""
+    """shuffle the documents with this seed; takes a temporary file as large as the text"""
 
     def corpus(self) -> Corpus:
         """The documents of the text."""
