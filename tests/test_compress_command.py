@@ -19,7 +19,8 @@ from bitlens.bits.packed import PackedBits
 from bitlens.cli import main
 from bitlens.compression.file import Compressed
 from bitlens.errors import BitlensError
-from bitlens.hidden.store import ActivationStore, StoreWriter
+from bitlens.hidden.store import ActivationStore
+from bitlens.hidden.writer import StoreWriter
 from bitlens.information import residual
 from bitlens.information.residual import Decoder, corrected, difference, float_bytes
 

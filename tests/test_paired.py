@@ -19,8 +19,8 @@ from bitlens.files import read_tensors
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel, PairedStore, TensorSource
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.models import BUNDLED
-from bitlens.hidden.store import StoreWriter
 from bitlens.hidden.text import ContextReader
+from bitlens.hidden.writer import StoreWriter
 from bitlens.seeding import generator
 from bitlens.training import train
 from bitlens.training.checkpoint import STATE

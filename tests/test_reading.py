@@ -17,7 +17,6 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-import bitlens.hidden.reading as reading_module
 from bitlens.errors import BitlensError
 from bitlens.hidden import Corpus
 from bitlens.hidden.text import ContextReader
@@ -89,9 +88,7 @@ def test_frames_of_zstandard_follow_one_another(tmp_path):
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-@pytest.mark.parametrize("block", [1, 7, 1 << 18])
-def test_json_may_be_an_array_or_objects_in_any_layout(tmp_path, monkeypatch, indent, block):
-    monkeypatch.setattr(reading_module, "BLOCK", block)
+def test_json_may_be_an_array_or_objects_in_any_layout(tmp_path, indent):
     objects = "\n".join(json.dumps({"text": text}, indent=indent) for text in TEXTS)
     for raw in (
         array_of(TEXTS, indent=indent),
@@ -185,11 +182,11 @@ BAD = {
     "not zst": ("a.jsonl.zst", lambda p: p.write_bytes(b"plain text"), r"could not be decompressed"),
     "truncated xz": ("a.txt.xz", lambda p: p.write_bytes(compressed(p, b"text" * 99)[:-9]), r"could not be decompressed"),
     "not bz2": ("a.txt.bz2", lambda p: p.write_bytes(b"plain text"), r"a\.txt\.bz2 could not be read"),
-    "array not closed": ("a.json", lambda p: p.write_text('[{"text": "a"}, '), r"a\.json ends before its array"),
-    "array cut": ("a.json", lambda p: p.write_text('[{"text": "a"}, {"te'), r"a\.json, document 2 is not JSON"),
+    "array not closed": ("a.json", lambda p: p.write_text('[{"text": "a"}, '), r"a\.json is not JSON"),
+    "array cut": ("a.json", lambda p: p.write_text('[{"text": "a"}, {"te'), r"a\.json is not JSON"),
     "an object of columns": ("a.json", lambda p: p.write_text('{"data": ["a"]}'), r"document 1 has no column 'text'.*: data"),
     "more than an array": ("a.json", lambda p: p.write_text('[{"text": "a"}]\n[{"text": "b"}]'), r"goes on after its array"),
-    "far after an array": ("a.json", lambda p: p.write_text('[{"text": "a"}]' + " " * 600_000 + "x"), r"goes on after its"),
+    "far after an array": ("a.json", lambda p: p.write_text('[{"text": "a"}]' + " " * 600_000 + "x"), r"a\.json is not JSON"),
     "UTF-16": ("a.csv", lambda p: p.write_bytes("text\nnaïve".encode("utf-16")), r"a\.csv is not UTF-8 text"),
     "UTF-16 without its mark": ("a.txt", lambda p: p.write_bytes("plain".encode("utf-16-le")), r"a\.txt is not UTF-8 text"),
     "compressed UTF-16": ("a.txt.gz", lambda p: p.write_bytes(gzip.compress("plain".encode("utf-16-le"))), r"not UTF-8"),

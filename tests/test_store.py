@@ -16,7 +16,7 @@ from bitlens.files import read_tensors, sha256, write_json, write_tensors
 from bitlens.hidden import ActivationStore, PairedStore, TensorSource
 from bitlens.hidden.arrays import import_arrays
 from bitlens.hidden.source import Position, held_out
-from bitlens.hidden.store import StoreWriter
+from bitlens.hidden.writer import StoreWriter
 from bitlens.seeding import generator
 
 ABOUT = {

@@ -1,4 +1,4 @@
-"""Which text a model reads and how, in a module that imports nothing heavy: the command line makes its help of it."""
+"""Which text a model reads and how; nothing heavy is imported, for the command line's help."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 class TextConfig:
     """A text and how it is cut into documents and contexts.
 
-    Texts are files (.txt, .md; .jsonl, .json, .csv, .tsv, .parquet with a column of text; all but the last also
-    compressed), folders of files, Hugging Face datasets, and the text that comes with bitlens.
+    Texts are files (.txt, .md; .jsonl, .json, .csv, .tsv, .parquet with a column of text; all but
+    the last also compressed), folders of files, Hugging Face datasets, and the text that comes
+    with bitlens.
     """
 
     # A description of one line each: tyro would keep the line breaks of a longer one in the help.
     text: tuple[str, ...]
-    """text files, tables (also compressed), folders, datasets (NAME or NAME:CONFIG), or 'bundled'"""
+    """files of text, tables (also packed), folders, datasets (NAME or NAME:CONFIG), or 'bundled'"""
     context: int = 256
     """tokens that the model sees at once"""
     packed: bool = True
@@ -45,12 +46,12 @@ class TextConfig:
         from bitlens.hidden.documents import Corpus
 
         return Corpus(
-            tuple(self.text),
-            self.text_column,
-            self.split,
-            self.streaming,
-            self.documents,
-            self.shuffle_seed,
+            sources=tuple(self.text),
+            text_column=self.text_column,
+            split=self.split,
+            streaming=self.streaming,
+            unit=self.documents,
+            shuffle_seed=self.shuffle_seed,
         )
 
     def reader(self, tokenizer: Any, test_fraction: float = TEST_FRACTION) -> ContextReader:

@@ -10,133 +10,119 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from bitlens.errors import BitlensError
 from bitlens.files import sha256
-from bitlens.hidden.models import BUNDLED
-from bitlens.hidden.reading import (
-    COMPRESSED,
-    KNOWN,
-    TextFile,
-    column_of,
-    ending,
-    first_line,
-    is_text,
-)
-from bitlens.options import Unit
+from bitlens.hidden import hub
+from bitlens.hidden.reading import COMPRESSED, KNOWN, TextFile, column_of, ending, is_text
+from bitlens.options import BUNDLED, Unit
 from bitlens.seeding import generator
 
 LONG, PIECE = 8000, 2000  # characters, four or so a token
 ABOUT_A_FOLDER = ("readme", "license", "licence")
 
 
+class _Part(NamedTuple):
+    """A file or dataset: its documents, each with the share (0 to 1) that was read by its end."""
+
+    bytes: int
+    documents: Iterator[tuple[str, float]]
+
+
 @dataclass(frozen=True)
 class Corpus:
-    """Documents from text files, tables, folders of them, or Hugging Face datasets, read as a stream."""
+    """Documents from text files, tables, folders of them, or Hugging Face datasets, as a stream."""
 
     sources: tuple[str, ...]
-    """files (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet; also .gz, .zst), folders, datasets (NAME or NAME:CONFIG),
-    or 'bundled'"""
+    """files, folders, datasets (NAME or NAME:CONFIG), or 'bundled'; the other fields as of
+    `TextConfig`, where `unit` is called `documents`"""
     text_column: str = "text"
-    """column of the text in tables and datasets"""
     split: str = "train"
-    """split of a dataset"""
     streaming: bool = False
-    """read datasets over the network as they are used, without downloading them first"""
     unit: Unit = "auto"
-    """what a document is; auto: a file or row, but pieces of 2,000 characters or more of one that has more than 8,000"""
     shuffle_seed: int | None = None
-    """seed of a random document order; by default the order of the source. It takes a pass over the whole corpus and a
-    temporary file as large as its text"""
 
     def documents(self) -> Iterator[tuple[int, str]]:
-        """(id, text) of every document with text in it; the id is its place in the unshuffled corpus."""
+        """(id, text) of every document with text in it; the id is its place in the unshuffled
+        corpus, but for datasets that are shuffled as they are streamed."""
+        numbered = enumerate(self._texts())
         if self.shuffle_seed is not None and not any(map(self._is_streamed, self.sources)):
-            order = torch.randperm(
-                len(self._spool), generator=generator(self.shuffle_seed, "documents")
-            )
-            numbered = ((int(i), self._spool.read(int(i))) for i in order)
-        else:
-            numbered = enumerate(text for source in self.sources for text in self._read(source))
+            spool = self._spool
+            order = torch.randperm(len(spool), generator=generator(self.shuffle_seed, "documents"))
+            numbered = ((i, spool.read(i)) for i in map(int, order))
         return ((i, text) for i, text in numbered if text.strip())
 
     def sample(self) -> Iterator[tuple[str, float]] | None:
-        """Documents in the order of the source, each with the share of the corpus that was read by its end; None where a
-        dataset would have to be fetched."""
-        parts: list[tuple[int, Iterator[tuple[str, float]]]] = []
-        for source in self.sources:
-            if folder := _saved_dataset(source):
-                parts.append(
-                    (
-                        sum(p.stat().st_size for p in folder.rglob("*")),
-                        self._shares_of_dataset(source),
-                    )
-                )
-            elif _is_dataset(source):
-                return None
-            else:
-                parts += [(file.stat().st_size, self._shares(file)) for file in self._files(source)]
-        total = max(1, sum(size for size, _ in parts))
-        before = itertools.accumulate((size for size, _ in parts), initial=0)
+        """Documents in the order of the source, each with the share of the corpus that was read;
+        None where a dataset would have to be fetched."""
+        if any(_is_dataset(source) and not hub.saved_folder(source) for source in self.sources):
+            return None
+        parts = list(self._parts())
+        total = max(1, sum(part.bytes for part in parts))
+        before = itertools.accumulate((part.bytes for part in parts), initial=0)
         return (
-            (text, (begin + share * size) / total)
-            for begin, (size, texts) in zip(before, parts, strict=False)
-            for text, share in texts
+            (text, (begin + share * part.bytes) / total)
+            for begin, part in zip(before, parts, strict=False)
+            for text, share in part.documents
             if text.strip()
         )
 
-    def _shares(self, path: Path) -> Iterator[tuple[str, float]]:
-        file = TextFile(path, self.text_column)
-        yield from ((text, file.share()) for text in _documents(file, self.unit))
-
-    def _shares_of_dataset(self, source: str) -> Iterator[tuple[str, float]]:
-        rows = len(self._dataset(source))
-        for number, text in enumerate(self._read_dataset(source), 1):
-            yield from ((part, number / rows) for part in _cut(text, self.unit))
-
     def fingerprint(self) -> str:
-        """Names this text by what it holds, wherever it lies. Two harvests of one fingerprint have the same rows."""
-        settings = [self.text_column, self.unit, self.shuffle_seed]
-        found: list[Any] = []
+        """A digest of what the text holds, wherever it lies: the same rows, the same digest."""
+        contents: list[Any] = []
         for source in self.sources:
-            if folder := _saved_dataset(source):
-                found.append(
-                    [self.split, [_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()]]
-                )
+            if folder := hub.saved_folder(source):
+                files = sorted(folder.rglob("*"))
+                contents.append([self.split, [_digest(p) for p in files if p.is_file()]])
             elif _is_dataset(source):
-                found.append([self.split, source, self.streaming and self.shuffle_seed is not None])
+                shuffled = self.streaming and self.shuffle_seed is not None
+                contents.append([self.split, source, shuffled])
             else:
-                found.append([[ending(p), _digest(p)] for p in self._files(source)])
-        return hashlib.sha256(json.dumps([settings, found]).encode()).hexdigest()
+                contents.append([[ending(p), _digest(p)] for p in self._files(source)])
+        settings = [self.text_column, self.unit, self.shuffle_seed]
+        return hashlib.sha256(json.dumps([settings, contents]).encode()).hexdigest()
 
     def origin(self) -> list[str]:
         """The sources, files by their whole path."""
         return [
-            s if s == BUNDLED or (p := _local(s)) is None else str(p.resolve())
-            for s in self.sources
+            source if source == BUNDLED or (path := _local(source)) is None else str(path.resolve())
+            for source in self.sources
         ]
 
     def left_out(self) -> list[str]:
         """Files in the folders that are not read: of an unknown kind, or about the folder."""
-        folders = [
-            p
-            for s in self.sources
-            if not _is_dataset(s) and (p := _local(s)) is not None and p.is_dir()
-        ]
+        places = [_local(source) for source in self.sources if not _is_dataset(source)]
+        folders = [place for place in places if place and place.is_dir()]
         return [
-            str(file.relative_to(p)) for p in folders for file in _walk(p) if not _is_read(file)
+            str(file.relative_to(folder))
+            for folder in folders
+            for file in _walk(folder)
+            if not _is_read(file)
         ]
 
     def _is_streamed(self, source: str) -> bool:
-        """Whether this is a dataset that is read as it is used, and then mixed in a buffer only."""
+        """Whether this is a dataset that is read as it is used, so shuffled in a buffer only."""
         return self.streaming and _local(source) is None
+
+    def _texts(self) -> Iterator[str]:
+        return (text for part in self._parts() for text, _ in part.documents)
+
+    def _parts(self) -> Iterator[_Part]:
+        for source in self.sources:
+            if _is_dataset(source):
+                folder = hub.saved_folder(source)
+                size = sum(p.stat().st_size for p in folder.rglob("*")) if folder else 0
+                yield _Part(size, self._of_dataset(source))
+            else:
+                for file in self._files(source):
+                    yield _Part(file.stat().st_size, self._of_file(file))
 
     def _files(self, source: str) -> list[Path]:
         path = _local(source)
@@ -151,55 +137,30 @@ class Corpus:
             raise BitlensError(f"{path} holds no text: expected files ending in {KNOWN}.")
         return files
 
-    def _read(self, source: str) -> Iterator[str]:
-        if _is_dataset(source):
-            yield from (
-                part for text in self._read_dataset(source) for part in _cut(text, self.unit)
-            )
-            return
-        for file in self._files(source):
-            yield from _documents(TextFile(file, self.text_column), self.unit)
+    def _of_file(self, path: Path) -> Iterator[tuple[str, float]]:
+        file = TextFile(path, self.text_column)
+        for lines in file.texts():
+            for document in _cut(lines, self.unit):
+                yield document, file.share()
 
-    def _read_dataset(self, source: str) -> Iterator[str]:
-        data = self._dataset(source)
-        try:
-            for number, row in enumerate(data, 1):
-                yield column_of(row, self.text_column, f"{source}, row {number}")
-        except BitlensError:
-            raise
-        except Exception as error:  # the library raises many kinds
-            raise BitlensError(_unreadable(source, error)) from error
-
-    def _dataset(self, source: str) -> Any:
-        try:
-            import datasets
-        except ImportError:
-            raise BitlensError("Reading datasets needs a library: pip install datasets.") from None
-        name, _, config = source.removeprefix("hf:").partition(":")
-        try:
-            if folder := _saved_dataset(source):
-                data = datasets.load_from_disk(str(folder))
-                data = data[self.split] if isinstance(data, datasets.DatasetDict) else data
-            else:
-                data = datasets.load_dataset(
-                    name, config or None, split=self.split, streaming=self.streaming
-                )
-            if self._is_streamed(source) and self.shuffle_seed is not None:
-                data = data.to_iterable_dataset() if isinstance(data, datasets.Dataset) else data
-                data = data.shuffle(seed=self.shuffle_seed, buffer_size=10_000)
-        except Exception as error:
-            raise BitlensError(_unreadable(source, error)) from error
-        return data
+    def _of_dataset(self, source: str) -> Iterator[tuple[str, float]]:
+        seed = self.shuffle_seed if self._is_streamed(source) else None
+        data = hub.load_dataset(source, self.split, self.streaming, seed)
+        total = len(data) if hasattr(data, "__len__") else 0
+        for number, row in enumerate(hub.rows_of(data, source), 1):
+            text = column_of(row, self.text_column, f"{source}, row {number}")
+            for document in _cut(io.StringIO(text, newline=""), self.unit):
+                yield document, number / max(number, total)
 
     @functools.cached_property
     def _spool(self) -> _Spool:
-        return _Spool(text for source in self.sources for text in self._read(source))
+        return _Spool(self._texts())
 
 
 class _Spool:
     """Texts in a temporary file, to be read in any order."""
 
-    def __init__(self, texts: Iterator[str]) -> None:
+    def __init__(self, texts: Iterable[str]) -> None:
         ends = [0]
         try:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115
@@ -208,8 +169,8 @@ class _Spool:
             self._file.flush()
         except OSError as error:
             raise BitlensError(
-                f"Mixing the documents takes a temporary file as large as the text, and there is no room for it in "
-                f"{tempfile.gettempdir()} ({error.strerror}); name another folder in TMPDIR."
+                "Shuffling takes a temporary file as large as the text, and there is no room for it"
+                f" in {tempfile.gettempdir()} ({error.strerror}); name another folder in TMPDIR."
             ) from error
         self._ends = np.array(ends)
 
@@ -221,46 +182,36 @@ class _Spool:
         return os.pread(self._file.fileno(), stop - start, start).decode()
 
 
-def _unreadable(source: str, error: Exception) -> str:
-    return (
-        f"'{source}' is neither a file here nor a dataset that could be read: {first_line(error)}"
-    )
-
-
-# --- which files -----------------------------------------------------------------------------------------------------
+# --- which files ----------------------------------------------------------------------------------
 
 
 def _local(source: str) -> Path | None:
+    """The file or folder that a source names; None where it can only be a dataset of the hub."""
     if source == BUNDLED:
         return Path(str(importlib.resources.files("bitlens") / "bundled" / "corpus.jsonl.gz"))
     path = Path(source).expanduser()
     try:
         if path.exists():
             return path
-    except (OSError, ValueError):  # no name that a file could have, as of a text itself
+    except (OSError, ValueError):  # not a name that a file could have, but perhaps the text itself
         return None
-    if (
-        source.startswith(("/", "./", "../", "~"))
-        or is_text(path)
-        or path.suffix.lower() in COMPRESSED
-    ):
+    a_path = source.startswith(("/", "./", "../", "~"))
+    if a_path or is_text(path) or path.suffix.lower() in COMPRESSED:
         raise BitlensError(f"There is no text at {source}.")
     return None
 
 
-def _saved_dataset(source: str) -> Path | None:
-    """The folder that `save_to_disk` wrote."""
-    path = Path(source.removeprefix("hf:")).expanduser()
-    return path if (path / "state.json").exists() or (path / "dataset_dict.json").exists() else None
-
-
 def _is_dataset(source: str) -> bool:
-    return _local(source) is None or _saved_dataset(source) is not None
+    return _local(source) is None or hub.saved_folder(source) is not None
 
 
 def _walk(folder: Path) -> list[Path]:
-    """The files below a folder, each once and links followed, in the order of their names; hidden ones are passed over."""
-    found, seen = [], set()
+    """The files below a folder, in the order of their names, without hidden ones.
+
+    Links are followed, and each file and folder comes once however many links lead to it.
+    """
+    paths: list[Path] = []
+    seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:
@@ -268,17 +219,15 @@ def _walk(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(place, name) for name in names if not name.startswith(".")]
-    files = []
-    for file in sorted(found):
+        paths += [Path(place, name) for name in names if not name.startswith(".")]
+    files: dict[str, Path] = {}  # by their real paths
+    for file in sorted(paths):
         if _is_read(file) and not file.is_file():
             raise BitlensError(
                 f"{file} is a broken link or no file; mend it or take it out of the folder."
             )
-        if (real := os.path.realpath(file)) not in seen:
-            seen.add(real)
-            files.append(file)
-    return files
+        files.setdefault(os.path.realpath(file), file)
+    return list(files.values())
 
 
 def _is_read(file: Path) -> bool:
@@ -296,51 +245,44 @@ def _digest_of(path: Path, *state: int) -> str:
     return sha256(path)
 
 
-# --- what a document is ----------------------------------------------------------------------------------------------
+# --- what a document is ---------------------------------------------------------------------------
 
 
-def _documents(file: TextFile, unit: Unit) -> Iterator[str]:
-    for text in file.texts():
-        yield from _cut(text, unit)
-
-
-def _cut(text: str | Iterator[str], unit: Unit) -> Iterator[str]:
-    """The documents of one file or row. text: as a whole, or its lines with their ends."""
-    if isinstance(text, str):
-        if unit == "file" or (unit == "auto" and len(text) <= LONG):
-            yield text
-            return
-        text = iter(io.StringIO(text, newline=""))
+def _cut(lines: Iterable[str], unit: Unit) -> Iterator[str]:
+    """The documents of one file or row, given as its lines with their ends."""
     if unit == "file":
-        yield "".join(text)
+        yield "".join(lines)
     elif unit == "line":
-        yield from (line.rstrip("\r\n") for line in text)
+        yield from (line.rstrip("\r\n") for line in lines)
     elif unit == "paragraph":
-        for empty, lines in itertools.groupby(text, lambda line: not line.strip()):
+        for empty, paragraph in itertools.groupby(lines, lambda line: not line.strip()):
             if not empty:
-                yield "".join(lines).rstrip("\r\n")
+                yield "".join(paragraph).rstrip("\r\n")
     else:
-        yield from _pieces(text)
+        yield from _pieces(lines)
 
 
-def _pieces(lines: Iterator[str]) -> Iterator[str]:
-    """A text of at most LONG characters as it is, a longer one in pieces of PIECE or more: they end with a paragraph, or
-    where that would make them twice as long, with a line; in lines that are as long, with a word."""
+def _pieces(lines: Iterable[str]) -> Iterator[str]:
+    """A text of at most LONG characters as it is, a longer one in pieces of PIECE or more.
+
+    They end with a paragraph, or where that would make them twice as long, with a line; in lines
+    that are as long, with a word.
+    """
     held: list[str] = []
-    size, long = 0, False
+    size = 0
     for piece in _grown(part for line in lines for part in stretches(line, PIECE)):
         held.append(piece)
         size += len(piece)
-        long = long or size > LONG
-        while long and len(held) > 2:
+        while size > LONG and len(held) > 2:
             yield held.pop(0)
-    if not long or len(held[-1]) < PIECE:
+    if size <= LONG or len(held[-1]) < PIECE:
         yield "".join(held)
     else:
         yield from held
 
 
-def _grown(lines: Iterator[str]) -> Iterator[str]:
+def _grown(lines: Iterable[str]) -> Iterator[str]:
+    """Lines joined until they are long enough: PIECE after an empty line, else twice that."""
     piece, size = [], 0
     for line in lines:
         piece.append(line)
@@ -353,12 +295,14 @@ def _grown(lines: Iterator[str]) -> Iterator[str]:
 
 
 def stretches(text: str, longest: int) -> Iterator[str]:
-    """A text in parts of at most so many characters, cut after a line or before a space where there is one."""
+    """A text in parts of at most so many characters, cut after a line or before a space if any."""
     start = 0
     while len(text) - start > longest:
-        line = text.rfind("\n", start, start + longest) + 1
-        word = text.rfind(" ", start + 1, start + longest)
-        stop = max(line, start) if line > start else word if word > start else start + longest
+        stop = text.rfind("\n", start, start + longest) + 1
+        if stop <= start:
+            stop = text.rfind(" ", start + 1, start + longest)
+        if stop <= start:
+            stop = start + longest
         yield text[start:stop]
         start = stop
     yield text[start:]

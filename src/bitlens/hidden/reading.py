@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import csv
 import gzip
 import io
@@ -10,7 +11,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,8 +22,8 @@ LINES = (".jsonl", ".ndjson", ".jsonlines")
 TABLES = (*LINES, ".json", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 KNOWN = f"{', '.join(PLAIN + TABLES)}; all but .parquet also with {', '.join(COMPRESSED)} after it"
-BLOCK = 1 << 18
-LONGEST_FIELD = 2**31 - 1
+BLOCK = 1 << 18  # bytes that are decompressed at once
+BLANK = re.compile(r"\s*")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -34,221 +35,159 @@ def ending(path: Path | str) -> str:
 
 def is_text(path: Path | str) -> bool:
     """Whether the name of a file says that it can be read here."""
-    kind = ending(path)
-    return kind in PLAIN + TABLES and not (
-        kind == ".parquet" and Path(path).suffix.lower() in COMPRESSED
-    )
+    packed = Path(path).suffix.lower() in COMPRESSED
+    return ending(path) in PLAIN + TABLES and not (ending(path) == ".parquet" and packed)
 
 
 class TextFile:
-    """The texts of one file, read as a stream."""
+    """The texts of one file, read as a stream (but .json, which is read as a whole)."""
 
-    def __init__(self, path: Path, column: str) -> None:
-        """column: of the text, in a table."""
-        if not is_text(path):
+    def __init__(self, path: Path, column: str, kind: str | None = None) -> None:
+        """column: of the text, in a table. kind: an ending, if not that of the name."""
+        if kind is None and not is_text(path):
             raise BitlensError(f"{path} has none of the endings that are read as text: {KNOWN}.")
-        self.path, self.column, self.kind = path, column, ending(path)
+        self.path, self.column, self.kind = path, column, kind or ending(path)
         self._raw: IO[bytes] | None = None
-        self._rows = (0, 1)
+        self._share = 0.0  # of formats whose rows are counted
 
     def share(self) -> float:
         """How much of the file was read, 0 to 1, from which the rest can be estimated."""
-        if self._raw is None:
-            return self._rows[0] / max(1, self._rows[1])
+        if self.kind in (".parquet", ".json") or self._raw is None:
+            return self._share
         if self._raw.closed:
             return 1.0
         return min(1.0, self._raw.tell() / max(1, self.path.stat().st_size))
 
-    def texts(self) -> Iterator[str | Iterator[str]]:
-        """A text for every row of a table; of plain text, once, its lines with their ends."""
-        tables = {
-            ".parquet": self._parquet,
-            ".json": self._json,
-            ".csv": self._csv,
-            ".tsv": self._csv,
-        }
+    def texts(self) -> Iterator[Iterable[str]]:
+        """The lines of every text, with their ends: of every row of a table, or of the file."""
         if self.kind in PLAIN:
-            yield self._guarded(lambda raw: iter(self._open(raw, "")))
-        else:
-            yield from self._guarded(tables.get(self.kind, self._lines))
+            yield self._guarded(self._plain())
+            return
+        for where, row in self.rows():
+            yield io.StringIO(column_of(row, self.column, where), newline="")
 
-    def _guarded(self, read: Callable[[IO[bytes]], Iterator[str]]) -> Iterator[str]:
+    def rows(self) -> Iterator[tuple[str, Any]]:
+        """(where it is, for errors, and its value) of every row of a table."""
+        readers = {".parquet": self._parquet, ".json": self._json}
+        readers |= {".csv": self._csv, ".tsv": self._csv}
+        return self._guarded(readers.get(self.kind, self._lines)())
+
+    def _guarded(self, items: Iterator[Any]) -> Iterator[Any]:
         try:
-            with self.path.open("rb") as raw:
-                self._raw = None if self.kind == ".parquet" else raw
-                yield from read(raw)
+            yield from items
         except UnicodeDecodeError as error:
-            raise BitlensError(
-                f"{self.path} is not UTF-8 text ({error}); convert it first."
-            ) from None
+            raise self._not_utf8(error) from None
         except (gzip.BadGzipFile, zlib.error, EOFError, lzma.LZMAError) as error:
             raise BitlensError(f"{self.path} could not be decompressed: {error}.") from None
-        except (
-            OSError,
-            ValueError,
-            csv.Error,
-            RecursionError,
-        ) as error:  # also pyarrow's own kinds
-            raise BitlensError(f"{self.path} could not be read: {first_line(error)}") from error
+        except (OSError, ValueError, csv.Error, RecursionError) as error:  # pyarrow's are of these
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise BitlensError(f"{self.path} could not be read: {reason}") from error
 
-    def _open(self, raw: IO[bytes], newline: str) -> io.TextIOWrapper:
-        def of_zstandard(raw: IO[bytes]) -> io.BufferedReader:
-            return io.BufferedReader(_Zstandard(raw), BLOCK)
+    def _not_utf8(self, reason: object) -> BitlensError:
+        return BitlensError(f"{self.path} is not UTF-8 text ({reason}); convert it first.")
 
-        stream: Any = {
+    @contextlib.contextmanager
+    def _open(self, newline: str) -> Iterator[io.TextIOWrapper]:
+        openers: dict[str, Any] = {
             ".gz": gzip.open,
             ".bz2": bz2.open,
             ".xz": lzma.open,
-            ".zst": of_zstandard,
-        }.get(self.path.suffix.lower(), lambda raw: raw)(raw)
-        if (
-            0 in stream.peek(4)[:4]
-        ):  # other bytes than text, or UTF-16, which would pass for UTF-8 if it is of English
-            raise BitlensError(
-                f"{self.path} is not UTF-8 text (it begins with bytes of 0); convert it first."
-            )
-        return io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
+            ".zst": lambda raw: io.BufferedReader(_Zstandard(raw), BLOCK),
+        }
+        opener = openers.get(self.path.suffix.lower())
+        with self.path.open("rb") as self._raw:
+            stream: Any = opener(self._raw) if opener else self._raw
+            # UTF-16 of English text would pass for UTF-8, but every other byte of it is 0
+            if 0 in stream.peek(4)[:4]:
+                raise self._not_utf8("it begins with bytes of 0")
+            yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
 
-    def _lines(self, raw: IO[bytes]) -> Iterator[str]:
-        for number, line in enumerate(
-            self._open(raw, "\n"), 1
-        ):  # a text may hold U+2028 and other ends of line
-            if line.strip():
-                yield self._column(
-                    self._parsed(json.loads, line, f"line {number}"), f"line {number}"
-                )
+    def _plain(self) -> Iterator[str]:
+        with self._open("") as file:
+            yield from file
 
-    def _json(self, raw: IO[bytes]) -> Iterator[str]:
+    def _lines(self) -> Iterator[tuple[str, Any]]:
+        with self._open("\n") as file:  # a text may hold U+2028 and other ends of line
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    where = f"{self.path}, line {number}"
+                    yield where, _parsed(json.loads, line, where)
+
+    def _json(self) -> Iterator[tuple[str, Any]]:
         """An array of objects, or one object after another."""
-        file, decoder = self._open(raw, ""), json.JSONDecoder()
-        rest = ""
-        while not rest and (more := file.read(BLOCK)):
-            rest = more.lstrip()
-        array, number = rest.startswith("["), 1
-        at = int(array)
-        while True:
-            while at < len(rest) and rest[at] in (" \t\r\n," if array else " \t\r\n"):
-                at += 1
-            if rest[at : at + 1] == "]" and array:
-                if rest[at + 1 :].strip() or any(
-                    block.strip() for block in iter(lambda: file.read(BLOCK), "")
-                ):
-                    raise BitlensError(
-                        f"{self.path} goes on after its array of documents; one array is a file."
-                    )
-                return
-            try:
-                value, at = decoder.raw_decode(rest, at)
-            except json.JSONDecodeError:
-                more = file.read(max(BLOCK, len(rest)))
-                if not more and at < len(rest):
-                    self._parsed(json.loads, rest[at:], f"document {number}")  # says what is wrong
-                if not more and array:
-                    raise BitlensError(
-                        f"{self.path} ends before its array of documents does."
-                    ) from None
-                if not more:
-                    return
-                rest, at = rest[at:] + more, 0
-                continue
-            yield self._column(value, f"document {number}")
-            number += 1
-            if at > BLOCK:
-                rest, at = rest[at:], 0
-
-    def _parsed(self, parse: Any, text: str, where: str) -> Any:
-        try:
-            return parse(text)
-        except json.JSONDecodeError as error:
-            raise BitlensError(
-                f"{self.path}, {where} is not JSON ({error}); an object for every document is expected."
-            ) from None
-
-    def _csv(self, raw: IO[bytes]) -> Iterator[str]:
-        csv.field_size_limit(LONGEST_FIELD)
-        rows = csv.reader(
-            self._open(raw, ""), delimiter="\t" if self.kind == ".tsv" else ",", strict=True
-        )
-        names = next(rows, None)
-        if names is None:  # an empty file
-            return
-        if self.column not in names:
-            raise BitlensError(no_column(str(self.path), self.column, names))
-        at = names.index(self.column)
-        for row in filter(None, rows):
-            if len(row) != len(names):
+        with self._open("") as file:
+            text = file.read().strip()
+        rows: list[Any] = []
+        decoder, at = json.JSONDecoder(), 0
+        while at < len(text):
+            value, end = _parsed(lambda t, at=at: decoder.raw_decode(t, at), text, str(self.path))
+            rows.append(value)
+            at = BLANK.match(text, end).end()
+        if rows and isinstance(rows[0], list):
+            if len(rows) > 1:
                 raise BitlensError(
-                    f"{self.path}, line {rows.line_num} has {len(row)} fields and the header {len(names)}; "
-                    "put texts with separators in them between quotes."
+                    f"{self.path} goes on after its array of documents; one array is a file."
                 )
-            yield row[at]
+            rows = rows[0]
+        for number, row in enumerate(rows, 1):
+            self._share = number / len(rows)
+            yield f"{self.path}, document {number}", row
 
-    def _parquet(self, raw: IO[bytes]) -> Iterator[str]:
-        try:
-            import pyarrow.parquet as parquet
-        except ImportError:
-            raise BitlensError("Reading parquet needs pyarrow: pip install pyarrow.") from None
-        table = parquet.ParquetFile(raw)
-        if self.column not in table.schema_arrow.names:
-            raise BitlensError(no_column(str(self.path), self.column, table.schema_arrow.names))
-        row, rows = 0, table.metadata.num_rows
-        for batch in table.iter_batches(256, columns=[self.column]):
-            for text in batch.column(0).to_pylist():
-                row += 1
-                self._rows = row, rows
-                yield checked(text, self.column, f"{self.path}, row {row}")
+    def _csv(self) -> Iterator[tuple[str, Any]]:
+        csv.field_size_limit(2**31 - 1)
+        with self._open("") as file:
+            delimiter = "\t" if self.kind == ".tsv" else ","
+            rows = csv.reader(file, delimiter=delimiter, strict=True)
+            names = next(rows, None)
+            if names is None:  # an empty file
+                return
+            if self.column not in names:
+                raise _no_column(str(self.path), self.column, names)
+            for row in filter(None, rows):
+                where = f"{self.path}, line {rows.line_num}"
+                if len(row) != len(names):
+                    raise BitlensError(
+                        f"{where} has {len(row)} fields and the header {len(names)}; "
+                        "put texts with separators in them between quotes."
+                    )
+                yield where, dict(zip(names, row, strict=True))
 
-    def _column(self, row: Any, where: str) -> str:
-        return column_of(row, self.column, f"{self.path}, {where}")
+    def _parquet(self) -> Iterator[tuple[str, Any]]:
+        import pyarrow.parquet as parquet
+
+        with parquet.ParquetFile(self.path) as table:
+            if self.column not in table.schema_arrow.names:
+                raise _no_column(str(self.path), self.column, table.schema_arrow.names)
+            number, total = 0, table.metadata.num_rows
+            for batch in table.iter_batches(256, columns=[self.column]):
+                for row in batch.to_pylist():
+                    number += 1
+                    self._share = number / total
+                    yield f"{self.path}, row {number}", row
 
 
-class _Zstandard(io.RawIOBase):
-    """Decompresses frame after frame, and refuses an end within one (zstandard's own reader takes it for the end)."""
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where it is, for errors, and its value) of every line of a file, packed or not."""
+    return TextFile(path, "", LINES[0]).rows()
 
-    def __init__(self, raw: IO[bytes]) -> None:
-        try:
-            import zstandard
-        except ImportError:
-            raise BitlensError("Reading .zst needs zstandard: pip install zstandard.") from None
-        self._raw, self._error = raw, zstandard.ZstdError
-        self._new = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj
-        self._frame: Any = None
-        self._left = self._out = b""
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._out:
-            self._left = self._left or self._raw.read(1 << 14)
-            if not self._left and self._frame is not None:
-                raise EOFError("the compressed data end too early")
-            if not self._left:
-                return 0
-            self._frame = self._frame or self._new()
-            try:
-                self._out = self._frame.decompress(self._left)
-            except self._error as error:
-                raise EOFError(str(error)) from None
-            self._left = self._frame.unused_data if self._frame.eof else b""
-            self._frame = None if self._frame.eof else self._frame
-        n = min(len(buffer), len(self._out))
-        buffer[:n], self._out = self._out[:n], self._out[n:]
-        return n
+def _parsed(parse: Callable[[str], Any], text: str, where: str) -> Any:
+    try:
+        return parse(text)
+    except json.JSONDecodeError as error:
+        raise BitlensError(
+            f"{where} is not JSON ({error}); an object for every document is expected."
+        ) from None
 
 
 def column_of(row: Any, column: str, where: str) -> str:
-    """The text of one row of a table."""
-    if not isinstance(row, dict) or column not in row:
-        raise BitlensError(no_column(where, column, list(row) if isinstance(row, dict) else []))
-    return checked(row[column], column, where)
-
-
-def checked(text: Any, column: str, where: str) -> str:
-    """A value of a text column: nothing else is taken for text, but nothing at all, which is empty.
+    """The text of one row of a table: nothing else is taken for text, but null, which is empty.
 
     A lone surrogate, which JSON can hold and UTF-8 cannot, becomes U+FFFD.
     """
+    if not isinstance(row, dict) or column not in row:
+        raise _no_column(where, column, list(row) if isinstance(row, dict) else [])
+    text = row[column]
     if text is None:
         return ""
     if not isinstance(text, str):
@@ -259,9 +198,46 @@ def checked(text: Any, column: str, where: str) -> str:
     return text if text.isascii() else SURROGATE.sub("\ufffd", text)
 
 
-def no_column(where: str, column: str, names: list[str]) -> str:
-    return f"{where} has no column '{column}'; name the column of the text with `column`: {', '.join(names) or 'none'}."
+def _no_column(where: str, column: str, names: list[str]) -> BitlensError:
+    return BitlensError(
+        f"{where} has no column '{column}'; name the column of the text with `column`: "
+        f"{', '.join(names) or 'none'}."
+    )
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+class _Zstandard(io.RawIOBase):
+    """The bytes of a .zst file; the library's own reader takes a cut file for a whole one."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._blocks, self._block = _decompressed(raw), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._block = self._block or next(self._blocks, b"")
+        n = min(len(buffer), len(self._block))
+        buffer[:n], self._block = self._block[:n], self._block[n:]
+        return n
+
+
+def _decompressed(raw: IO[bytes]) -> Iterator[bytes]:
+    """Frame after frame, as `zstd` writes several files into one."""
+    import zstandard
+
+    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+    frame: Any = None
+    rest = b""
+    while rest := rest or raw.read(1 << 14):
+        frame = frame or decompressor.decompressobj()
+        try:
+            block = frame.decompress(rest)
+        except zstandard.ZstdError as error:
+            raise EOFError(str(error)) from None
+        rest = b""
+        if frame.eof:
+            rest, frame = frame.unused_data, None
+        if block:
+            yield block
+    if frame is not None:
+        raise EOFError("the compressed data end too early")
