@@ -1,4 +1,4 @@
-"""Whatever is named on the command line, of the wrong kind, damaged or with odd names, gets a sentence and no traceback."""
+"""Arguments of the wrong kind, damaged or with odd names get a sentence and no traceback."""
 
 import json
 import os
@@ -138,7 +138,11 @@ def test_a_damaged_manifest_is_refused_or_read_but_never_a_traceback(
 def test_damaged_tensors_are_refused(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for kind, file in (("store", "shard-00000.safetensors"), ("codes", "codes-00000.safetensors"), ("run", "sae_weights.safetensors")):  # fmt: skip
+    for kind, file in (
+        ("store", "shard-00000.safetensors"),
+        ("codes", "codes-00000.safetensors"),
+        ("run", "sae_weights.safetensors"),
+    ):
         copy = shutil.copytree(made / kind, tmp_path / kind)
         whole = (copy / file).read_bytes()
         places = {name: made / name for name in ("store", "run", "codes")} | {kind: copy}
@@ -149,14 +153,23 @@ def test_damaged_tensors_are_refused(
             else:
                 refused(capsys, "evaluate", places["run"], places["store"])
         (copy / file).unlink()
-        refused(capsys, "entropy", copy) if kind == "codes" else refused(capsys, "evaluate", places["run"], places["store"])  # fmt: skip
+        refused(capsys, "entropy", copy) if kind == "codes" else refused(
+            capsys, "evaluate", places["run"], places["store"]
+        )
 
 
 def test_a_damaged_compressed_file_is_refused(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = (made / "states.bits").read_bytes()
-    for damaged in (whole[:10], whole[: len(whole) // 2], whole[:-5], b"", b"x" * 1000, whole[:40] + b"y" * 60 + whole[100:]):  # fmt: skip
+    for damaged in (
+        whole[:10],
+        whole[: len(whole) // 2],
+        whole[:-5],
+        b"",
+        b"x" * 1000,
+        whole[:40] + b"y" * 60 + whole[100:],
+    ):
         (tmp_path / "file.bits").write_bytes(damaged)
         refused(
             capsys, "decompress", tmp_path / "file.bits", made / "run", "--out", tmp_path / "out"
@@ -203,7 +216,8 @@ def test_help_imports_no_torch(command: str) -> None:
     heavy = {"torch", "transformers", "numba", "scipy", "matplotlib"}
     code = (
         "import sys\nfrom bitlens.cli import main\n"
-        f"try: main({[*command.split(), '--help']})\nexcept SystemExit as stop: assert not stop.code\n"
+        f"try: main({[*command.split(), '--help']})\n"
+        "except SystemExit as stop: assert not stop.code\n"
         f"found = {heavy} & set(sys.modules)\nassert not found, found"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
@@ -247,7 +261,8 @@ def test_an_interrupt_at_any_moment_is_a_word(delay: float, made: Path, tmp_path
 
 
 def test_no_terminal_and_no_streams_at_all(made: Path, tmp_path: Path) -> None:
-    line = f"{sys.executable} -m bitlens entropy '{made / 'codes'}' --json '{tmp_path / 'n.json'}' >&- 2>&-"
+    command = f"entropy '{made / 'codes'}' --json '{tmp_path / 'n.json'}'"
+    line = f"{sys.executable} -m bitlens {command} >&- 2>&-"
     assert subprocess.run(["bash", "-c", line]).returncode == 0
     assert (tmp_path / "n.json").exists()
 

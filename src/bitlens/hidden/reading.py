@@ -23,7 +23,6 @@ TABLES = (*LINES, ".json", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 KNOWN = f"{', '.join(PLAIN + TABLES)}; all but .parquet also with {', '.join(COMPRESSED)} after it"
 BLOCK = 1 << 18  # bytes that are decompressed at once
-BLANK = re.compile(r"\s*")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -114,21 +113,15 @@ class TextFile:
                     yield where, _parsed(json.loads, line, where)
 
     def _json(self) -> Iterator[tuple[str, Any]]:
-        """An array of objects, or one object after another."""
+        """Arrays of objects, or one object after another."""
         with self._open("") as file:
             text = file.read().strip()
         rows: list[Any] = []
         decoder, at = json.JSONDecoder(), 0
         while at < len(text):
             value, end = _parsed(lambda t, at=at: decoder.raw_decode(t, at), text, str(self.path))
-            rows.append(value)
-            at = BLANK.match(text, end).end()
-        if rows and isinstance(rows[0], list):
-            if len(rows) > 1:
-                raise BitlensError(
-                    f"{self.path} goes on after its array of documents; one array is a file."
-                )
-            rows = rows[0]
+            rows += value if isinstance(value, list) else [value]
+            at = next((i for i in range(end, len(text)) if not text[i].isspace()), len(text))
         for number, row in enumerate(rows, 1):
             self._share = number / len(rows)
             yield f"{self.path}, document {number}", row

@@ -83,7 +83,7 @@ class HiddenSource:
     ) -> Iterator[tuple[Tensor, Position]]:
         """Endless batches `[size, d_in]` in the source's dtype, each with the position after it."""
         epoch, first, row = start
-        rest: Tensor | None = None  # rows of former windows that did not fill a batch
+        parts: list[Tensor] = []  # of a batch that is not full yet
         while True:
             read = 0
             for place, key in enumerate(self.windows(seed, epoch)):
@@ -92,16 +92,15 @@ class HiddenSource:
                 rows = self.window(key)
                 read += len(rows)
                 order = torch.randperm(len(rows), generator=generator(seed, "rows", epoch, place))
-                if rest is not None and len(rest):
-                    missing = order[: size - len(rest)]
-                    rest, row = torch.cat([rest, rows[missing]]), len(missing)
-                    if len(rest) < size:
-                        continue
-                    yield rest, Position(epoch, place, row)
-                while row + size <= len(rows):
-                    yield rows[order[row : row + size]], Position(epoch, place, row + size)
-                    row += size
-                rest, row = rows[order[row:]], 0
+                while row < len(rows):
+                    missing = order[row : row + size - sum(map(len, parts))]
+                    parts.append(rows[missing])
+                    row += len(missing)
+                    if sum(map(len, parts)) == size:
+                        batch = parts[0] if len(parts) == 1 else torch.cat(parts)
+                        yield batch, Position(epoch, place, row)
+                        parts = []
+                row = 0
             if not read and not first:
                 raise BitlensError(NO_ROWS)
             epoch, first = epoch + 1, 0

@@ -126,10 +126,10 @@ class ContextReader:
             for document, ids in parts:
                 tokens += ids
                 documents += [document] * len(ids)
-                whole = len(tokens) // self.room * self.room
-                for start in range(0, whole, self.room):
+                full = len(tokens) // self.room * self.room
+                for start in range(0, full, self.room):
                     yield tokens[start : start + self.room], documents[start : start + self.room]
-                tokens, documents = tokens[whole:], documents[whole:]
+                tokens, documents = tokens[full:], documents[full:]
             if len(tokens) > len(self.separator):
                 yield tokens, documents
 

@@ -40,10 +40,10 @@ class StoreWriter:
 
     def _continue(self, former: dict[str, Any]) -> None:
         """Take over what was written by the writer of this manifest."""
-        ignored = set(NOT_COMPARED)
+        ignored = [*NOT_COMPARED]
         digest = self.about.get("model_digest")
         if digest is not None and former.get("model_digest") == digest:
-            ignored.add("model")  # a folder, which may lie elsewhere now
+            ignored.append("model")  # a folder, which may lie elsewhere now
         changed = [k for k, v in self.about.items() if k not in ignored and former.get(k) != v]
         if changed:
             raise BitlensError(
