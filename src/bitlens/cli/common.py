@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from bitlens.errors import BitlensError
-from bitlens.hidden.config import TextConfig
+from bitlens.hidden.config import ModelConfig, TextConfig
 
 if TYPE_CHECKING:
     from bitlens.hidden import LanguageModel
@@ -53,20 +53,17 @@ class Search:
 
 SearchFlags = Annotated[Search, tyro.conf.arg(name="")]
 TextFlags = Annotated[TextConfig, tyro.conf.arg(name="")]
+ModelFlags = Annotated[ModelConfig, tyro.conf.arg(name="")]
 
 
 def open_text(
-    model: str,
-    hooks: tuple[str, ...],
-    text: TextConfig,
-    test_fraction: float,
-    device: str,
-    **loading: Any,
+    model: str, hooks: tuple[str, ...], text: TextConfig, test_fraction: float, loading: ModelConfig
 ) -> tuple[LanguageModel, ContextReader]:
-    """A language model hooked at `hooks` and a reader of `text`. loading: as `LanguageModel.load` takes it."""
+    """A language model hooked at `hooks` and a reader of `text`."""
     from bitlens.hidden import LanguageModel
 
-    language_model = LanguageModel.load(model, list(hooks), device=pick_device(device), **loading)
+    options: dict[str, Any] = asdict(loading) | {"device": pick_device(loading.device)}
+    language_model = LanguageModel.load(model, list(hooks), **options)
     return language_model, text.reader(language_model.tokenizer, test_fraction)
 
 

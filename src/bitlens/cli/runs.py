@@ -23,7 +23,7 @@ from bitlens.cli.common import (
     write_result,
 )
 from bitlens.errors import BitlensError
-from bitlens.hidden.config import TextConfig
+from bitlens.hidden.config import ModelConfig, TextConfig
 from bitlens.options import TEST_FRACTION, Logger
 from bitlens.training.config import TrainConfig
 
@@ -68,7 +68,8 @@ def train(
         if not text.text or not hook:
             raise BitlensError("--stream needs the text and the hook point: add --text and --hook.")
         held_out = TEST_FRACTION if fraction is None else fraction
-        language_model, reader = open_text(source, (hook,), text, held_out, config.device)
+        loading = ModelConfig(device=config.device)
+        language_model, reader = open_text(source, (hook,), text, held_out, loading)
         if left_out := reader.corpus.left_out():
             show.err.print(f"Not read as text: {', '.join(left_out)}", soft_wrap=True)
         rows: Any = LiveSource(language_model, reader)

@@ -5,12 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitlens.cli.common import Device, Files, Json, ModelName, TextFlags, open_text, write_result
+from bitlens.cli.common import (
+    Files,
+    Json,
+    ModelFlags,
+    ModelName,
+    TextFlags,
+    open_text,
+    write_result,
+)
 from bitlens.cli.flags import in_flags
+from bitlens.hidden.config import ModelConfig
 from bitlens.options import TEST_FRACTION
 
 if TYPE_CHECKING:
     from bitlens.hidden import ActivationStore
+    from bitlens.hidden.harvest import Plan
 
 
 def harvest(
@@ -21,12 +31,9 @@ def harvest(
     batch_size: int = 16,
     max_rows: int | None = None,
     test_fraction: float = TEST_FRACTION,
-    dtype: str = "auto",
+    loading: ModelFlags = ModelConfig(),  # noqa: B008
     store_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto",
     outlier_multiple: float = 10.0,
-    device: Device = "auto",
-    device_map: str | None = None,
-    revision: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     json: Json = None,
@@ -37,7 +44,6 @@ def harvest(
 
     Args:
         model: Hugging Face model, by name or folder; 'bundled' is the one that comes with bitlens.
-        text: the text.
         hook: hook points: layers.4, layers.4.mlp, layers.4.mlp:input, hidden_states[5] or
             blocks.4.hook_resid_post.
         out: the store; with several hook points a folder with a store for each.
@@ -45,37 +51,18 @@ def harvest(
         max_rows: stop after so many tokens.
         test_fraction: share of the documents that is held out; packed contexts hold either such
             documents or others.
-        dtype: of the model: auto, float32, bfloat16 or float16.
         store_dtype: of the stored hidden states; auto: the model's.
         outlier_multiple: rows whose norm is above this multiple of the median are never trained on.
-        device: auto, cpu, cuda, cuda:1.
-        device_map: spread the model over devices, for example auto (needs the extra device-map).
-        revision: branch, tag or commit on the hub.
         resume: continue a harvest that was stopped.
         overwrite: replace a store that is there.
         json: also write the result to this file.
     """
     import torch
 
-    from bitlens import show
-    from bitlens.hidden.harvest import Plan
     from bitlens.hidden.harvest import harvest as run
     from bitlens.training.signals import stop_on_signals
 
-    language_model, reader = open_text(
-        model,
-        hook,
-        text,
-        test_fraction,
-        device,
-        dtype=dtype,
-        device_map=device_map,
-        revision=revision,
-    )
-
-    def announce(plan: Plan) -> None:
-        show.err.print(in_flags(f"Plan: {plan}", harvest), soft_wrap=True)
-
+    language_model, reader = open_text(model, hook, text, test_fraction, loading)
     with stop_on_signals() as stop:
         stores = run(
             language_model,
@@ -87,11 +74,17 @@ def harvest(
             store_dtype=None if store_dtype == "auto" else getattr(torch, store_dtype),
             resume=resume,
             overwrite=overwrite,
-            announce=announce,
+            announce=_announce,
             stop=lambda: stop.signal,
         )
     _report(stores)
     write_result(json, {"stores": [_summary(store) for store in stores]})
+
+
+def _announce(plan: Plan) -> None:
+    from bitlens import show
+
+    show.err.print(in_flags(f"Plan: {plan}", harvest), soft_wrap=True)
 
 
 def import_(
