@@ -1,4 +1,4 @@
-"""From text to hidden states: language models, hook points, corpora, harvests, activation stores."""
+"""From text to hidden states: language models, hook points, corpora, harvesting, stores."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
