@@ -17,6 +17,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+import bitlens.hidden.reading as reading_module
 from bitlens.errors import BitlensError
 from bitlens.hidden import Corpus
 from bitlens.hidden.text import ContextReader
@@ -91,7 +92,9 @@ def test_frames_of_zstandard_follow_one_another(tmp_path):
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_json_may_be_an_array_or_objects_in_any_layout(tmp_path, indent):
+@pytest.mark.parametrize("block", [1, 7, 1 << 18])
+def test_json_may_be_an_array_or_objects_in_any_layout(tmp_path, monkeypatch, indent, block):
+    monkeypatch.setattr(reading_module, "BLOCK", block)
     objects = "\n".join(json.dumps({"text": text}, indent=indent) for text in TEXTS)
     for raw in (
         array_of(TEXTS, indent=indent),
@@ -193,9 +196,10 @@ BAD_FILES = {
     "not zst": ("a.jsonl.zst", "plain text", r"could not be decompressed"),
     "cut xz": ("a.txt.xz", compressed(".xz", b"text" * 99)[:-9], r"could not be decompressed"),
     "not bz2": ("a.txt.bz2", "plain text", r"a\.txt\.bz2 could not be read"),
-    "array not closed": ("a.json", '[{"text": "a"}, ', r"a\.json is not JSON"),
-    "array cut": ("a.json", '[{"text": "a"}, {"te', r"a\.json is not JSON"),
-    "far after an array": ("a.json", '[{"text": "a"}]' + " " * 600_000 + "x", r"is not JSON"),
+    "array not closed": ("a.json", '[{"text": "a"}, ', r"a\.json ends before its array"),
+    "array cut": ("a.json", '[{"text": "a"}, {"te', r"a\.json, document 2 is not JSON"),
+    "more than an array": ("a.json", '[{"text": "a"}]\n[{"text": "b"}]', r"goes on after its"),
+    "far after an array": ("a.json", '[{"text": "a"}]' + " " * 600_000 + "x", r"goes on after its"),
     "an object of columns": (
         "a.json",
         '{"data": ["a"]}',
