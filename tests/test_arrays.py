@@ -35,9 +35,13 @@ def save_parquet(path, arrays):
 
 SAVE = {
     ".npz": lambda path, arrays: np.savez(path, **arrays),
-    ".safetensors": lambda path, arrays: save_file({k: torch.from_numpy(v) for k, v in arrays.items()}, path),
-    ".parquet": save_parquet, ".h5": save_h5, ".hdf5": save_h5,
-}  # fmt: skip
+    ".safetensors": lambda path, arrays: save_file(
+        {k: torch.from_numpy(v) for k, v in arrays.items()}, path
+    ),
+    ".parquet": save_parquet,
+    ".h5": save_h5,
+    ".hdf5": save_h5,
+}
 
 
 def states(*shape, seed=0):
@@ -72,7 +76,7 @@ def refusal(*files, out, **settings):
     return str(error.value)
 
 
-# --- what is imported ------------------------------------------------------------------------------------------------
+# --- what is imported -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", SAVE)
@@ -154,8 +158,14 @@ def test_files_follow_one_another_in_shards(tmp_path, monkeypatch, shape):
 
 @pytest.mark.parametrize(
     ("dtype", "stored"),
-    [("<f2", torch.float16), ("<f4", torch.float32), ("<f8", torch.float32), (">f4", torch.float32), (">f8", torch.float32)],
-)  # fmt: skip
+    [
+        ("<f2", torch.float16),
+        ("<f4", torch.float32),
+        ("<f8", torch.float32),
+        (">f4", torch.float32),
+        (">f8", torch.float32),
+    ],
+)
 def test_precisions_and_byte_orders(tmp_path, dtype, stored):
     hidden = states(ROWS, WIDTH).astype(dtype)
     found, _ = all_rows(import_arrays([saved_npy(tmp_path / "a.npy", hidden)], tmp_path / "out"))
@@ -235,7 +245,7 @@ def test_a_file_is_known_by_what_it_holds(tmp_path, monkeypatch):
     assert corpora[0] == corpora[1] == corpora[3] != corpora[2]
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 class Trap:
@@ -299,17 +309,27 @@ def test_arrays_that_do_not_fit(tmp_path, arrays, settings, sentence):
     assert not (tmp_path / "out").exists()
 
 
+def without(row, column):
+    return [*row[:column], None, *row[column + 1 :]]
+
+
 IRREGULAR = {
-    "a null row": (lambda rows: [*rows[:3], None, *rows[4:]], "Row 3 of the column 'hidden' of {file} is null and in row 0 8 long"),
-    "a null at first": (lambda rows: [None, *rows[1:]], "Row 0 of the column 'hidden' of {file} is null"),
-    "an empty row": (lambda rows: [*rows[:3], [], *rows[4:]], "Row 3 of the column 'hidden' of {file} is 0 long and in row 0 8 long"),
-    "ragged rows": (lambda rows: [rows[0][:4], *rows[1:5], rows[5] + rows[0][4:]], "Row 1 of the column 'hidden' of {file} is 8 long and in row 0 4 long"),
-    "a null number": (lambda rows: [*rows[:3], [*rows[3][:2], None, *rows[3][3:]], *rows[4:]], "Row 3 of the column 'hidden' of {file} holds a null"),
-    "only empty rows": (lambda rows: [[] for _ in rows], "Row 0 of the column 'hidden' of {file} is 0 long"),
-    "no rows": (lambda rows: [], "has no rows or no width"),
-    "a ragged item": (lambda rows: [[rows[0], rows[1]], [rows[2]]], "Row 1 of the column 'hidden' of {file} is 1 long and in row 0 2 long"),
-    "a ragged row of an item": (lambda rows: [[rows[0], rows[1]], [rows[2], rows[3][:5]]], "Row 1 of the column 'hidden' of {file} is 5 long"),
-}  # fmt: skip
+    "a null row": (lambda r: without(r, 3), "Row 3 of {column} is null and in row 0 8 long"),
+    "a null at first": (lambda r: without(r, 0), "Row 0 of {column} is null"),
+    "an empty row": (
+        lambda r: [*r[:3], [], r[4]],
+        "Row 3 of {column} is 0 long and in row 0 8 long",
+    ),
+    "ragged rows": (
+        lambda r: [r[0][:4], r[1] + r[0][4:]],
+        "Row 1 of {column} is 12 long and in row 0 4",
+    ),
+    "a null number": (lambda r: [*r[:3], without(r[3], 2), r[4]], "Row 3 of {column} holds a null"),
+    "only empty rows": (lambda r: [[] for _ in r], "Row 0 of {column} is 0 long"),
+    "no rows": (lambda r: [], "has no rows or no width"),
+    "a ragged item": (lambda r: [r[:2], r[2:3]], "Row 1 of {column} is 1 long and in row 0 2 long"),
+    "a ragged row of an item": (lambda r: [r[:2], [r[2], r[3][:5]]], "Row 1 of {column} is 5 long"),
+}
 
 
 @pytest.mark.parametrize("name", IRREGULAR)
@@ -322,7 +342,7 @@ def test_lists_that_are_no_matrix_are_refused_with_their_row(tmp_path, name, nam
     file = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"hidden": column}), file)
     found = refusal(file, out=tmp_path / "out", hidden="hidden" if named else None)
-    assert sentence.format(file=file) in found
+    assert sentence.format(column=f"the column 'hidden' of {file}") in found
     assert not (tmp_path / "out").exists()
 
 

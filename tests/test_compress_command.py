@@ -21,7 +21,8 @@ from bitlens.compression import store as compression
 from bitlens.compression.file import Compressed
 from bitlens.compression.store import reconstruct
 from bitlens.errors import BitlensError
-from bitlens.hidden.store import ActivationStore, StoreWriter
+from bitlens.hidden.store import ActivationStore
+from bitlens.hidden.writer import StoreWriter
 
 ROWS, DOCUMENTS = 6000, 30
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}

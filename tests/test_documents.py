@@ -1,4 +1,4 @@
-"""Corpora of every kind give the same documents, as a stream, and what is no text is refused by name."""
+"""Corpora of every kind give the same documents, as a stream; what is no text is refused."""
 
 from __future__ import annotations
 
@@ -61,9 +61,14 @@ def write_saved_splits(path, texts):
 
 
 LOCAL = {
-    "files": write_files, "lines.jsonl": write_jsonl, "lines.json": write_jsonl, "lines.jsonl.gz": write_jsonl_gz,
-    "table.parquet": write_parquet, "saved": write_saved, "splits": write_saved_splits,
-}  # fmt: skip
+    "files": write_files,
+    "lines.jsonl": write_jsonl,
+    "lines.json": write_jsonl,
+    "lines.jsonl.gz": write_jsonl_gz,
+    "table.parquet": write_parquet,
+    "saved": write_saved,
+    "splits": write_saved_splits,
+}
 DATASETS = {"saved": write_saved, "splits": write_saved_splits, "loaded": None}
 
 
@@ -78,7 +83,7 @@ def dataset(folder, kind, texts, monkeypatch):
     return f"hf:{folder / kind}"
 
 
-# --- documents -------------------------------------------------------------------------------------------------------
+# --- documents ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LOCAL)
@@ -140,11 +145,12 @@ MIXED = "One.\nTwo.\n \t \n\n\nThree.\u2028still three.\r\n\r\nFour.\n\x0c\nFive
 @pytest.mark.parametrize(
     ("unit", "expected"),
     [
-        ("file", [MIXED]), ("auto", [MIXED]),
+        ("file", [MIXED]),
+        ("auto", [MIXED]),
         ("paragraph", ["One.\nTwo.", "Three.\u2028still three.", "Four.", "Five."]),
         ("line", ["One.", "Two.", "Three.\u2028still three.", "Four.", "Five."]),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("kind", ["a.txt", "a.jsonl"])
 def test_what_a_document_is(tmp_path, kind, unit, expected):
     text = b"\xef\xbb\xbf" + MIXED.encode() if kind == "a.txt" else json_lines([MIXED]).encode()
@@ -157,9 +163,13 @@ BOOK = "".join(
     for i in range(90)
 )
 LONG_TEXTS = {
-    "a book": BOOK, "paragraphs a line": BOOK.replace("\r\n\r\n", " ").replace("\r\n \t\r\n", "\r\n"),
-    "one line": " ".join(BOOK.split()), "one word": "x" * 50_000, "no spaces": "雪が降る。" * 5_000, "blank lines": BOOK + "\n" * 20_000,
-}  # fmt: skip
+    "a book": BOOK,
+    "paragraphs a line": BOOK.replace("\r\n\r\n", " ").replace("\r\n \t\r\n", "\r\n"),
+    "one line": " ".join(BOOK.split()),
+    "one word": "x" * 50_000,
+    "no spaces": "雪が降る。" * 5_000,
+    "blank lines": BOOK + "\n" * 20_000,
+}
 
 
 @pytest.mark.parametrize("kind", ["a.txt", "a.jsonl"])
@@ -203,7 +213,7 @@ def test_the_bundled_corpus_is_installed():
     assert all(isinstance(text, str) and text.strip() for _, text in documents)
 
 
-# --- order -----------------------------------------------------------------------------------------------------------
+# --- order ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
@@ -285,7 +295,15 @@ def test_a_text_is_the_same_wherever_it_lies_and_however_it_is_called(tmp_path, 
     copy(home / name, tmp_path / f"copy-{name}")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(tmp_path)
-    names = [f"home/{name}", f"./home/{name}", f"home/../home/{name}", f"~/{name}", str(home / name), "link.jsonl", f"./copy-{name}"]  # fmt: skip
+    names = [
+        f"home/{name}",
+        f"./home/{name}",
+        f"home/../home/{name}",
+        f"~/{name}",
+        str(home / name),
+        "link.jsonl",
+        f"./copy-{name}",
+    ]
     corpora = [Corpus((source,)) for source in names]
     assert len({corpus.fingerprint() for corpus in corpora}) == 1
     assert len({tuple(corpus.documents()) for corpus in corpora}) == 1

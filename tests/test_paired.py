@@ -1,4 +1,4 @@
-"""Pairs of hidden states from two hook points, and the transcoders that learn the one from the other."""
+"""Pairs of hidden states from two hook points, and the transcoders that learn from them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from bitlens.files import read_tensors
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel, PairedStore, TensorSource
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.models import BUNDLED
-from bitlens.hidden.store import StoreWriter
 from bitlens.hidden.text import ContextReader
+from bitlens.hidden.writer import StoreWriter
 from bitlens.seeding import generator
 from bitlens.training import train
 from bitlens.training.checkpoint import STATE
@@ -36,12 +36,12 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# --- pairs of a harvest ---------------------------------------------------------------------------------------------
+# --- pairs of a harvest ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the bundled model's second MLP reads and adds, on 1,200 tokens, and a store of the same tokens elsewhere."""
+    """What the bundled model's second MLP reads and adds, on 1,200 tokens, and `layers.0`."""
     folder = tmp_path_factory.mktemp("pairs") / "stores"
     model = LanguageModel.load(BUNDLED, [INTO, OUT_OF, "layers.0"], device="cpu", dtype="float32")
     reader = ContextReader(Corpus((BUNDLED,)), model.tokenizer, 64, test_fraction=0.3)
@@ -63,7 +63,10 @@ def everything(store: ActivationStore, part: str) -> tuple[Tensor, Tensor]:
 
 
 def test_rows_are_pairs_of_the_same_tokens(stores, pairs):
-    inputs, targets = (everything(ActivationStore(stores / name), "all")[0] for name in ("layers.1.mlp-input", "layers.1.mlp"))  # fmt: skip
+    inputs, targets = (
+        everything(ActivationStore(stores / name), "all")[0]
+        for name in ("layers.1.mlp-input", "layers.1.mlp")
+    )
     found, _ = everything(pairs, "all")
     assert torch.equal(found, torch.cat([inputs, targets], 1))
     mlp = LanguageModel.load(
@@ -102,7 +105,7 @@ def test_codes_beside_a_store_are_not_taken_for_it(stores, tmp_path):
     assert PairedStore.beside(folder / "layers.0", OUT_OF).targets.path.name == "layers.1.mlp"
 
 
-# --- pairs that are made --------------------------------------------------------------------------------------------
+# --- pairs that are made --------------------------------------------------------------------------
 
 
 def made(folder: Path, name: str, hidden: Tensor, **about: Any) -> Path:
@@ -182,7 +185,7 @@ def test_a_target_without_a_transcoder_is_refused(bent, architecture):
         train(bent, settings(architecture=architecture, k=K))
 
 
-# --- transcoders ----------------------------------------------------------------------------------------------------
+# --- transcoders ----------------------------------------------------------------------------------
 
 
 def filled(architecture: str) -> Any:

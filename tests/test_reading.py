@@ -31,7 +31,7 @@ from test_documents import (
     write_saved_splits,
 )
 
-# --- what is read ----------------------------------------------------------------------------------------------------
+# --- what is read ---------------------------------------------------------------------------------
 
 
 def compressed(name, raw):
@@ -57,10 +57,13 @@ def table_of(texts, delimiter=","):
 
 
 KINDS = {
-    "jsonl": lambda texts: json_lines(texts).encode(), "ndjson": lambda texts: json_lines(texts).encode(),
-    "jsonlines": lambda texts: json_lines(texts).encode(), "json": array_of, "csv": table_of,
+    "jsonl": lambda texts: json_lines(texts).encode(),
+    "ndjson": lambda texts: json_lines(texts).encode(),
+    "jsonlines": lambda texts: json_lines(texts).encode(),
+    "json": array_of,
+    "csv": table_of,
     "tsv": lambda texts: table_of(texts, "\t"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("packed", ["", ".gz", ".zst", ".bz2", ".xz", ".GZ"])
@@ -128,7 +131,17 @@ def test_what_is_passed_over_in_a_folder_is_named_and_the_rest_read_once(tmp_pat
     (folder / "deep").mkdir(parents=True)
     (folder / ".git").mkdir()
     other.mkdir()
-    for name in ("a.txt", "README.md", "deep/readme", "License.txt", "picture.png", "script.py", "deep/b.txt", ".hidden.txt", ".git/c.txt"):  # fmt: skip
+    for name in (
+        "a.txt",
+        "README.md",
+        "deep/readme",
+        "License.txt",
+        "picture.png",
+        "script.py",
+        "deep/b.txt",
+        ".hidden.txt",
+        ".git/c.txt",
+    ):
         (folder / name).write_text(name)
     (other / "linked.txt").write_text("linked")
     (folder / "z").symlink_to(other)  # a folder elsewhere
@@ -156,7 +169,13 @@ def test_a_folder_of_many_files(tmp_path, files):
     assert corpus.fingerprint() == Corpus((str(tmp_path / "many"),)).fingerprint()
 
 
-# --- text that cannot be read ----------------------------------------------------------------------------------------
+# --- text that cannot be read ---------------------------------------------------------------------
+
+
+def refuse(source, sentence):
+    with pytest.raises(BitlensError, match=sentence) as error:
+        list(Corpus((str(source),)).documents())
+    assert "\n" not in str(error.value)
 
 
 def write_damaged_parquet(path):
@@ -164,58 +183,85 @@ def write_damaged_parquet(path):
     path.write_bytes(path.read_bytes()[:-50])
 
 
+UTF16 = "plain".encode("utf-16-le")  # without its mark
+BAD_FILES = {
+    "not JSON": ("a.jsonl", '{"text": "good"}\n{"text": \n', r"a\.jsonl, line 2 is not JSON"),
+    "JSON without columns": ("a.jsonl", '["text"]\n', r"line 1 has no column 'text'"),
+    "wrong column": ("a.jsonl", json_lines(["x"], "body"), r"no column 'text'.*: id, body"),
+    "not UTF-8": ("a.txt", "naïve".encode("latin-1"), r"a\.txt is not UTF-8 text"),
+    "not gzip": ("a.txt.gz", "plain text", r"a\.txt\.gz could not be decompressed"),
+    "cut gzip": ("a.txt.gz", gzip.compress(b"text" * 99)[:-9], r"could not be decompressed"),
+    "altered gzip": ("a.txt.gz", gzip.compress(b"a")[:10] + b"\xff" * 20, r"be decompressed"),
+    "cut zst": ("a.txt.zst", compressed(".zst", b"text" * 99)[:-3], r"could not be decompressed"),
+    "not zst": ("a.jsonl.zst", "plain text", r"could not be decompressed"),
+    "cut xz": ("a.txt.xz", compressed(".xz", b"text" * 99)[:-9], r"could not be decompressed"),
+    "not bz2": ("a.txt.bz2", "plain text", r"a\.txt\.bz2 could not be read"),
+    "array not closed": ("a.json", '[{"text": "a"}, ', r"a\.json ends before its array"),
+    "array cut": ("a.json", '[{"text": "a"}, {"te', r"a\.json, document 2 is not JSON"),
+    "more than an array": ("a.json", '[{"text": "a"}]\n[{"text": "b"}]', r"goes on after its"),
+    "far after an array": ("a.json", '[{"text": "a"}]' + " " * 600_000 + "x", r"goes on after its"),
+    "an object of columns": (
+        "a.json",
+        '{"data": ["a"]}',
+        r"document 1 has no column 'text'.*: data",
+    ),
+    "strings": ("a.json", '["a", "b"]', r"document 1 has no column 'text'"),
+    "UTF-16": ("a.csv", "text\nnaïve".encode("utf-16"), r"a\.csv is not UTF-8 text"),
+    "UTF-16 without its mark": ("a.txt", UTF16, r"a\.txt is not UTF-8 text"),
+    "compressed UTF-16": ("a.txt.gz", gzip.compress(UTF16), r"not UTF-8"),
+    "csv without names": ("a.csv", "1,hello\n", r"a\.csv has no column 'text'.*: 1, hello"),
+    "csv unquoted": ("a.csv", "id,text\n1,one, two\n", r"line 2 has 3 fields and the header 2"),
+    "csv short": ("a.csv", "text,id\na,1\nb\n", r"line 3 has 1 fields and the header 2"),
+    "csv cut": ("a.csv", 'id,text\n1,"one', r"a\.csv could not be read"),
+    "unknown kind": ("a.docx", "PK", r"a\.docx has none of the endings"),
+    "no ending": ("words", "a", r"words has none of the endings"),
+    "code": ("a.py", "a = 1", r"a\.py has none of the endings"),
+    "compressed parquet": ("a.parquet.gz", gzip.compress(b"PAR1"), r"none of the endings"),
+}
+
+
+@pytest.mark.parametrize("trouble", BAD_FILES)
+def test_a_file_that_cannot_be_read_is_refused_in_a_sentence(tmp_path, trouble):
+    name, content, sentence = BAD_FILES[trouble]
+    raw = content.encode() if isinstance(content, str) else content
+    (tmp_path / name).write_bytes(raw)
+    refuse(tmp_path / name, sentence)
+
+
+def write_table(path):
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), path)
+
+
+def write_pictures(path):
+    path.mkdir()
+    (path / "a.png").write_bytes(b"")
+
+
+def write_link(path):
+    path.mkdir()
+    (path / "a.txt").symlink_to("gone")
+
+
+def write_dataset(path):
+    datasets.Dataset.from_dict({"body": ["x"]}).save_to_disk(path)
+
+
 BAD = {
-    "not JSON": ("a.jsonl", lambda p: p.write_text('{"text": "good"}\n{"text": \n'), r"a\.jsonl, line 2 is not JSON"),
-    "JSON without columns": ("a.jsonl", lambda p: p.write_text('["text"]\n'), r"line 1 has no column 'text'"),
-    "wrong column": ("a.jsonl", lambda p: p.write_text(json_lines(["x"], "body")), r"no column 'text'.*: id, body"),
-    "wrong parquet column": (
-        "a.parquet", lambda p: pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), p), r"no column 'text'.*body",
-    ),
-    "wrong dataset column": (
-        "saved", lambda p: datasets.Dataset.from_dict({"body": ["x"]}).save_to_disk(p), r"no column 'text'.*body",
-    ),
-    "not UTF-8": ("a.txt", lambda p: p.write_bytes("naïve".encode("latin-1")), r"a\.txt is not UTF-8 text"),
-    "not gzip": ("a.txt.gz", lambda p: p.write_bytes(b"plain text"), r"a\.txt\.gz could not be decompressed"),
-    "truncated gzip": ("a.txt.gz", lambda p: p.write_bytes(gzip.compress(b"text" * 99)[:-9]), r"could not be decompressed"),
-    "altered gzip": (
-        "a.txt.gz", lambda p: p.write_bytes(gzip.compress(b"text")[:10] + b"\xff" * 20), r"could not be decompressed",
-    ),
+    "wrong parquet column": ("a.parquet", write_table, r"no column 'text'.*body"),
+    "wrong dataset column": ("saved", write_dataset, r"no column 'text'.*body"),
     "damaged parquet": ("a.parquet", write_damaged_parquet, r"a\.parquet could not be read"),
-    "truncated zst": ("a.txt.zst", lambda p: p.write_bytes(compressed(p, b"text" * 99)[:-3]), r"could not be decompressed"),
-    "not zst": ("a.jsonl.zst", lambda p: p.write_bytes(b"plain text"), r"could not be decompressed"),
-    "truncated xz": ("a.txt.xz", lambda p: p.write_bytes(compressed(p, b"text" * 99)[:-9]), r"could not be decompressed"),
-    "not bz2": ("a.txt.bz2", lambda p: p.write_bytes(b"plain text"), r"a\.txt\.bz2 could not be read"),
-    "array not closed": ("a.json", lambda p: p.write_text('[{"text": "a"}, '), r"a\.json ends before its array"),
-    "array cut": ("a.json", lambda p: p.write_text('[{"text": "a"}, {"te'), r"a\.json, document 2 is not JSON"),
-    "an object of columns": ("a.json", lambda p: p.write_text('{"data": ["a"]}'), r"document 1 has no column 'text'.*: data"),
-    "more than an array": ("a.json", lambda p: p.write_text('[{"text": "a"}]\n[{"text": "b"}]'), r"goes on after its array"),
-    "far after an array": ("a.json", lambda p: p.write_text('[{"text": "a"}]' + " " * 600_000 + "x"), r"goes on after its"),
-    "UTF-16": ("a.csv", lambda p: p.write_bytes("text\nnaïve".encode("utf-16")), r"a\.csv is not UTF-8 text"),
-    "UTF-16 without its mark": ("a.txt", lambda p: p.write_bytes("plain".encode("utf-16-le")), r"a\.txt is not UTF-8 text"),
-    "compressed UTF-16": ("a.txt.gz", lambda p: p.write_bytes(gzip.compress("plain".encode("utf-16-le"))), r"not UTF-8"),
-    "strings": ("a.json", lambda p: p.write_text('["a", "b"]'), r"document 1 has no column 'text'"),
-    "csv without names": ("a.csv", lambda p: p.write_text("1,hello\n"), r"a\.csv has no column 'text'.*: 1, hello"),
-    "csv unquoted": ("a.csv", lambda p: p.write_text("id,text\n1,one, two\n"), r"line 2 has 3 fields and the header 2"),
-    "csv short": ("a.csv", lambda p: p.write_text("text,id\na,1\nb\n"), r"line 3 has 1 fields and the header 2"),
-    "csv cut": ("a.csv", lambda p: p.write_text('id,text\n1,"one'), r"a\.csv could not be read"),
-    "unknown kind": ("a.docx", lambda p: p.write_bytes(b"PK"), r"a\.docx has none of the endings"),
-    "no ending": ("words", lambda p: p.write_text("a"), r"words has none of the endings"),
-    "code": ("a.py", lambda p: p.write_text("a = 1"), r"a\.py has none of the endings"),
-    "compressed parquet": ("a.parquet.gz", lambda p: p.write_bytes(gzip.compress(b"PAR1")), r"none of the endings"),
     "a pipe": ("pipe", os.mkfifo, r"pipe is neither a file nor a folder"),
-    "a folder of pictures": ("f", lambda p: (p.mkdir(), (p / "a.png").write_bytes(b"")), r"holds no text: expected files"),
-    "a broken link": ("f", lambda p: (p.mkdir(), (p / "a.txt").symlink_to("gone")), r"a\.txt is a broken link"),
+    "a folder of pictures": ("f", write_pictures, r"holds no text: expected files"),
+    "a broken link": ("f", write_link, r"a\.txt is a broken link"),
     "nothing in it": ("folder", Path.mkdir, r"holds no text: expected files"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("trouble", BAD)
 def test_text_that_cannot_be_read_is_refused_in_a_sentence(tmp_path, trouble):
     name, write, sentence = BAD[trouble]
     write(tmp_path / name)
-    with pytest.raises(BitlensError, match=sentence) as error:
-        list(Corpus((str(tmp_path / name),)).documents())
-    assert "\n" not in str(error.value)
+    refuse(tmp_path / name, sentence)
 
 
 @pytest.mark.parametrize(
@@ -230,8 +276,13 @@ def test_a_file_of_nothing_has_no_documents(tmp_path, name):
 
 
 VALUES = {
-    "bytes": b"text", "list": ["te", "xt"], "dict": {"te": "xt"}, "int": 12, "float": 0.5, "bool": True,
-}  # fmt: skip
+    "bytes": b"text",
+    "list": ["te", "xt"],
+    "dict": {"te": "xt"},
+    "int": 12,
+    "float": 0.5,
+    "bool": True,
+}
 
 
 @pytest.mark.parametrize("value", VALUES)

@@ -53,9 +53,10 @@ def test_a_fraction_of_the_config_is_what_is_held_out(path, monkeypatch):
     seen: set[int] = set()
     window = ActivationStore.window
     monkeypatch.setattr(
-        ActivationStore, "window",
+        ActivationStore,
+        "window",
         lambda self, key: seen.update(map(int, (rows := window(self, key))[:, 0].tolist())) or rows,
-    )  # fmt: skip
+    )
     store = ActivationStore(path)
     model = train(store, settings(test_fraction=0.3))
     assert seen == set(range(DOCUMENTS)) - expected(0.3)

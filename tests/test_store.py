@@ -1,4 +1,4 @@
-"""Stores: standardisation without outliers, exact restartable shuffling, a fixed split, and damage that is named."""
+"""Stores: standardisation without outliers, restartable shuffling, a fixed split, damage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bitlens.files import read_tensors, sha256, write_json, write_tensors
 from bitlens.hidden import ActivationStore, PairedStore, TensorSource
 from bitlens.hidden.arrays import import_arrays
 from bitlens.hidden.source import Position, held_out
-from bitlens.hidden.store import StoreWriter
+from bitlens.hidden.writer import StoreWriter
 from bitlens.seeding import generator
 
 ABOUT = {
@@ -57,7 +57,7 @@ def first_batches(source, n, size, seed=0, start=None):
     return list(itertools.islice(source.batches(size, seed, start or Position()), n))
 
 
-# --- standardisation -------------------------------------------------------------------------------------------------
+# --- standardisation ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -114,16 +114,23 @@ def with_fill(rows, value, every):
 
 ODD_ROWS = {
     "a huge fill value": (with_fill(usual_rows(), 1e30, 200), lambda rows: rows[rows[:, 0] < 1e29]),
-    "a fill value beyond float32's squares": (with_fill(usual_rows(), -3e38, 400), lambda rows: rows[rows[:, 0] > -1e29]),
-    "sinks in a quarter": (with_fill(usual_rows(), 3000.0, 4), lambda rows: rows[rows[:, 0] < 2999]),
+    "a fill value beyond float32's squares": (
+        with_fill(usual_rows(), -3e38, 400),
+        lambda rows: rows[rows[:, 0] > -1e29],
+    ),
+    "sinks in a quarter": (
+        with_fill(usual_rows(), 3000.0, 4),
+        lambda rows: rows[rows[:, 0] < 2999],
+    ),
     "more than half zeros": (torch.cat([torch.zeros(700, 6), usual_rows()]), lambda rows: rows),
     "zeros, and a huge one": (
-        torch.cat([torch.zeros(700, 6), with_fill(usual_rows(), 1e30, 400)]), lambda rows: rows[rows[:, 0] < 1e29],
+        torch.cat([torch.zeros(700, 6), with_fill(usual_rows(), 1e30, 400)]),
+        lambda rows: rows[rows[:, 0] < 1e29],
     ),
     "a large mean": (1e6 + usual_rows(), lambda rows: rows),
     "a very large mean": (1e9 + 1e3 * usual_rows(), lambda rows: rows),
     "small numbers": (1e-15 * usual_rows(), lambda rows: rows),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", ["store", "imported", "tensor", "pair"])
@@ -227,7 +234,7 @@ def test_values_that_are_not_finite_name_row_and_document(tmp_path, value):
         write_store(tmp_path / "store", hidden, torch.arange(100) // 10, shard_rows=40)
 
 
-# --- shuffling -------------------------------------------------------------------------------------------------------
+# --- shuffling ------------------------------------------------------------------------------------
 
 
 def first_rows(source, n, size=8, seed=0):
@@ -297,10 +304,11 @@ def test_rows_in_memory_are_shuffled_and_restarted_alike(size):
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        (torch.zeros(1, 4), "at least two rows"), (torch.zeros(4), "at least two rows"),
+        (torch.zeros(1, 4), "at least two rows"),
+        (torch.zeros(4), "at least two rows"),
         (torch.tensor([[1.0], [float("nan")]]), "Row 1 has a NaN"),
     ],
-)  # fmt: skip
+)
 def test_rows_in_memory_that_cannot_be_trained_on(rows, sentence):
     with pytest.raises(BitlensError, match=sentence):
         TensorSource(rows)
@@ -318,7 +326,7 @@ def test_a_sample_has_different_training_rows(numbered, n):
     assert torch.equal(sample, numbered.sample(n, generator(3)))
 
 
-# --- training and test -----------------------------------------------------------------------------------------------
+# --- training and test ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.001, 0.1, 0.5])
@@ -381,19 +389,45 @@ def test_rows_are_read_in_the_order_of_the_text(numbered):
         assert max(len(r.hidden) for r in rows) == min(block, 50)
 
 
-# --- what is on disk -------------------------------------------------------------------------------------------------
+# --- what is on disk ------------------------------------------------------------------------------
 
 
 def test_manifest_and_shards_of_a_harvested_store(tiny_store):
     assert set(tiny_store.manifest) == {
-        "schema", "kind", "complete", "rows", "model", "revision", "model_digest", "hook", "d_in", "dtype", "corpus", "documents_of", "text",
-        "context_length", "packed", "prepend_bos", "max_rows", "batch_size", "outlier_multiple", "documents", "mean",
-        "std", "outlier_norm", "outliers", "zeros", "test_fraction", "shards",
-    }  # fmt: skip
+        "schema",
+        "kind",
+        "complete",
+        "rows",
+        "model",
+        "revision",
+        "model_digest",
+        "hook",
+        "d_in",
+        "dtype",
+        "corpus",
+        "documents_of",
+        "text",
+        "context_length",
+        "packed",
+        "prepend_bos",
+        "max_rows",
+        "batch_size",
+        "outlier_multiple",
+        "documents",
+        "mean",
+        "std",
+        "outlier_norm",
+        "outliers",
+        "zeros",
+        "test_fraction",
+        "shards",
+    }
     assert tiny_store.manifest["schema"] == 1
     assert tiny_store.manifest["hook"] == {
-        "module": "layers.1", "transformers": "hidden_states[2]", "transformer_lens": "blocks.1.hook_resid_post",
-    }  # fmt: skip
+        "module": "layers.1",
+        "transformers": "hidden_states[2]",
+        "transformer_lens": "blocks.1.hook_resid_post",
+    }
     for index, entry in enumerate(tiny_store.shards):
         assert set(entry) == {"file", "rows", "contexts", "bytes", "sha256"}
         assert entry["sha256"] == sha256(tiny_store.path / entry["file"])
@@ -401,11 +435,16 @@ def test_manifest_and_shards_of_a_harvested_store(tiny_store):
         shapes = {name: (list(t.shape), t.dtype) for name, t in tiny_store.shard(index).items()}
         n, d = entry["rows"], tiny_store.d_in
         assert shapes == {
-            "hidden": ([n, d], torch.float32), "norm": ([n], torch.float32), "token": ([n], torch.int32),
-            "document": ([n], torch.int64), "position": ([n], torch.int32), "context": ([n], torch.int32),
+            "hidden": ([n, d], torch.float32),
+            "norm": ([n], torch.float32),
+            "token": ([n], torch.int32),
+            "document": ([n], torch.int64),
+            "position": ([n], torch.int32),
+            "context": ([n], torch.int32),
             "context_tokens": ([entry["contexts"], 32], torch.int32),
-            "mean": ([d], torch.float64), "squares": ([], torch.float64),
-        }  # fmt: skip
+            "mean": ([d], torch.float64),
+            "squares": ([], torch.float64),
+        }
     assert len(tiny_store) == sum(entry["rows"] for entry in tiny_store.shards)
     assert repr(tiny_store).startswith(
         f"ActivationStore({tiny_store.path}: {len(tiny_store):,} rows of 32 from 20 documents, "
@@ -471,11 +510,13 @@ def flip_a_bit(file):
 @pytest.mark.parametrize(
     "use",
     [
-        lambda store: next(store.batches(4, 0)), lambda store: list(store.read()), lambda store: list(store.contexts()),
+        lambda store: next(store.batches(4, 0)),
+        lambda store: list(store.read()),
+        lambda store: list(store.contexts()),
         lambda store: store.sample(5, generator(0)),
     ],
     ids=["batches", "read", "contexts", "sample"],
-)  # fmt: skip
+)
 def test_a_damaged_shard_is_named_with_its_checksum(copied, damage, use):
     shard = copied / "shard-00000.safetensors"
     recorded = sha256(shard)

@@ -22,7 +22,7 @@ def write_jsonl(path, texts):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
-# --- contexts --------------------------------------------------------------------------------------------------------
+# --- contexts -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_a_long_document_is_tokenized_in_parts(reader_of, monkeypatch, packed):
 def test_what_a_tokenizer_puts_around_a_text_is_found_without_small_letters(
     tmp_path, upper, unknown
 ):
-    """As of proteins: a vocabulary of single capitals (or only of digits); without an unknown token others vanish."""
+    """As of proteins: a vocabulary of capitals or digits; without <unk> other letters vanish."""
     letters = [
         *("ACDEFGHIK" if upper else "56789"),
         "<cls>",
@@ -156,7 +156,7 @@ def test_what_a_tokenizer_puts_around_a_text_is_found_without_small_letters(
 
 
 def test_padding_is_a_token_that_every_model_of_the_vocabulary_knows(tmp_path, make_tokenizer):
-    """A padding token that was added to the tokenizer lies beyond the embedding of a model that was not widened for it."""
+    """A padding token that was added to the tokenizer may lie beyond the model's embedding."""
     write_jsonl(tmp_path / "a.jsonl", ["The river and the lamp.", "A"])
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "<added>"})
@@ -185,9 +185,10 @@ def test_one_document_a_context_is_its_beginning(reader_of, around):
     for row, text in enumerate(PROSE):
         own = reader.tokenizer(text, add_special_tokens=False)["input_ids"]
         before, after = {
-            "nothing": ([], []), "bos": ([reader.tokenizer.bos_token_id], []),
+            "nothing": ([], []),
+            "bos": ([reader.tokenizer.bos_token_id], []),
             "bert": ([reader.tokenizer.cls_token_id], [reader.tokenizer.sep_token_id]),
-        }[around]  # fmt: skip
+        }[around]
         own = own[: 8 - len(before) - len(after)]
         seen = [*before, *own, *after]
         assert batch.tokens[row, : len(seen)].tolist() == seen

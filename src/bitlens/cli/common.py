@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from bitlens.errors import BitlensError
+from bitlens.hidden.config import ModelConfig, TextConfig
+
+if TYPE_CHECKING:
+    from bitlens.hidden import LanguageModel
+    from bitlens.hidden.text import ContextReader
 
 Json = Path | None
 Device = str
@@ -50,42 +55,19 @@ class Search:
 
 
 SearchFlags = Annotated[Search, tyro.conf.arg(name="")]
+TextFlags = Annotated[TextConfig, tyro.conf.arg(name="")]
+ModelFlags = Annotated[ModelConfig, tyro.conf.arg(name="")]
 
 
 def open_text(
-    model: str,
-    text: tuple[str, ...],
-    hooks: tuple[str, ...],
-    context: int,
-    packed: bool,
-    bos: bool | None,
-    column: str,
-    split: str,
-    streaming: bool,
-    unit: Any,
-    shuffle_seed: int | None,
-    dtype: str,
-    device: str,
-    device_map: str | None,
-    revision: str | None,
-    test_fraction: float,
-) -> Any:
+    model: str, hooks: tuple[str, ...], text: TextConfig, test_fraction: float, loading: ModelConfig
+) -> tuple[LanguageModel, ContextReader]:
     """A language model hooked at `hooks` and a reader of `text`."""
-    from bitlens.hidden import Corpus, LanguageModel
-    from bitlens.hidden.text import ContextReader
+    from bitlens.hidden import LanguageModel
 
-    corpus = Corpus(tuple(text), column, split, streaming, unit, shuffle_seed)
-    language_model = LanguageModel.load(
-        model,
-        list(hooks),
-        dtype=dtype,
-        device=pick_device(device),
-        device_map=device_map,
-        revision=revision,
-    )
-    return language_model, ContextReader(
-        corpus, language_model.tokenizer, context, packed, bos, test_fraction
-    )
+    options: dict[str, Any] = asdict(loading) | {"device": pick_device(loading.device)}
+    language_model = LanguageModel.load(model, list(hooks), **options)
+    return language_model, text.reader(language_model.tokenizer, test_fraction)
 
 
 def open_pair(run: Path, store: Path, device: str, search: Search = Search()) -> Any:

@@ -16,6 +16,7 @@ from bitlens.cli.common import (
     SearchFlags,
     Source,
     StoreFolder,
+    TextFlags,
     open_pair,
     open_text,
     pick_device,
@@ -23,7 +24,8 @@ from bitlens.cli.common import (
 )
 from bitlens.cli.train_help import name_without_effect
 from bitlens.errors import BitlensError
-from bitlens.options import Logger
+from bitlens.hidden.config import ModelConfig, TextConfig
+from bitlens.options import TEST_FRACTION, Logger
 from bitlens.training.config import TrainConfig
 
 
@@ -33,12 +35,8 @@ def train(
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),  # noqa: B008
     target: Path | None = None,
     stream: bool = False,
-    text: tuple[str, ...] = (),
+    text: TextFlags = TextConfig((), streaming=True, shuffle_seed=0),  # noqa: B008
     hook: str = "",
-    context: int = 256,
-    text_column: str = "text",
-    split: str = "train",
-    shuffle_seed: int | None = 0,
     log: tuple[Logger, ...] = (),
     resume: bool = False,
     overwrite: bool = False,
@@ -56,10 +54,6 @@ def train(
         stream: make hidden states as they are needed, without a store (takes --text and --hook).
         text: with --stream: the text, as for harvest.
         hook: with --stream: the hook point.
-        context: with --stream: tokens the model sees at once.
-        text_column: with --stream: column of the text in tables and datasets.
-        split: with --stream: split of a dataset.
-        shuffle_seed: with --stream: mix the documents with this seed.
         log: further loggers beside metrics.jsonl: tensorboard, wandb.
         resume: continue a run that was stopped.
         overwrite: replace a run that is there.
@@ -68,32 +62,16 @@ def train(
     from bitlens import show
     from bitlens.hidden import ActivationStore, PairedStore
     from bitlens.hidden.live import LiveSource
-    from bitlens.hidden.source import TEST_FRACTION
     from bitlens.training import train as run
 
     name_without_effect(config)
     fraction = config.test_fraction
     if stream:
-        if not text or not hook:
+        if not text.text or not hook:
             raise BitlensError("--stream needs the text and the hook point: add --text and --hook.")
-        language_model, reader = open_text(
-            source,
-            text,
-            (hook,),
-            context,
-            True,
-            None,
-            text_column,
-            split,
-            True,
-            "auto",
-            shuffle_seed,
-            "auto",
-            config.device,
-            None,
-            None,
-            TEST_FRACTION if fraction is None else fraction,
-        )
+        held_out = TEST_FRACTION if fraction is None else fraction
+        loading = ModelConfig(device=config.device)
+        language_model, reader = open_text(source, (hook,), text, held_out, loading)
         if left_out := reader.corpus.left_out():
             show.err.print(f"Not read as text: {', '.join(left_out)}", soft_wrap=True)
         rows: Any = LiveSource(language_model, reader)

@@ -1,36 +1,39 @@
-"""Commands that make stores of hidden states."""
+"""Commands that make activation stores."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from bitlens.cli.common import Device, Files, Json, ModelName, On, open_text, write_result
+from bitlens.cli.common import (
+    Files,
+    Json,
+    ModelFlags,
+    ModelName,
+    TextFlags,
+    open_text,
+    write_result,
+)
 from bitlens.cli.flags import in_flags
+from bitlens.hidden.config import ModelConfig
+from bitlens.options import TEST_FRACTION
+
+if TYPE_CHECKING:
+    from bitlens.hidden import ActivationStore
+    from bitlens.hidden.harvest import Plan
 
 
 def harvest(
     model: ModelName,
-    text: tuple[str, ...],
+    text: TextFlags,
     hook: tuple[str, ...],
     out: Path,
-    context: int = 256,
     batch_size: int = 16,
     max_rows: int | None = None,
-    packed: On = True,
-    test_fraction: float = 0.1,
-    bos: bool | None = None,
-    text_column: str = "text",
-    split: str = "train",
-    streaming: bool = False,
-    documents: Literal["auto", "file", "paragraph", "line"] = "auto",
-    shuffle_seed: int | None = None,
-    dtype: str = "auto",
+    test_fraction: float = TEST_FRACTION,
+    loading: ModelFlags = ModelConfig(),  # noqa: B008
     store_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto",
     outlier_multiple: float = 10.0,
-    device: Device = "auto",
-    device_map: str | None = None,
-    revision: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     json: Json = None,
@@ -41,53 +44,47 @@ def harvest(
 
     Args:
         model: Hugging Face model, by name or folder; 'bundled' is the one that comes with bitlens.
-        text: files (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet, also .gz or .zst), folders of them, datasets (NAME
-            or NAME:CONFIG), or 'bundled'.
-        hook: hook points: layers.4, layers.4.mlp, layers.4.mlp:input, hidden_states[5] or blocks.4.hook_resid_post.
+        hook: hook points: layers.4, layers.4.mlp, layers.4.mlp:input, hidden_states[5] or
+            blocks.4.hook_resid_post.
         out: the store; with several hook points a folder with a store for each.
-        context: tokens the model sees at once.
         batch_size: contexts a forward pass.
         max_rows: stop after so many tokens.
-        packed: let every context hold the beginning of one document, instead of documents one after another until it is full.
-        test_fraction: share of the documents that is held out; packed contexts hold either such documents or others.
-        bos: begin every context with the BOS token; by default if the tokenizer does.
-        text_column: column of the text in tables and datasets.
-        split: split of a dataset.
-        streaming: read a dataset over the network without downloading it first.
-        documents: what a document is; file: a file, or row of a table; auto: the same, but of one with more than 8,000
-            characters pieces of 2,000 or more.
-        shuffle_seed: mix the documents with this seed; reads all of the text, into a temporary file.
-        dtype: of the model: auto, float32, bfloat16 or float16.
+        test_fraction: share of the documents that is held out; packed contexts hold either such
+            documents or others.
         store_dtype: of the stored hidden states; auto: the model's.
         outlier_multiple: rows whose norm is above this multiple of the median are never trained on.
-        device: auto, cpu, cuda, cuda:1.
-        device_map: spread the model over devices, for example auto (needs the extra device-map).
-        revision: branch, tag or commit on the hub.
         resume: continue a harvest that was stopped.
         overwrite: replace a store that is there.
         json: also write the result to this file.
     """
     import torch
 
-    from bitlens import show
     from bitlens.hidden.harvest import harvest as run
     from bitlens.training.signals import stop_on_signals
 
-    language_model, reader = open_text(
-        model, text, hook, context, packed, bos, text_column, split, streaming, documents, shuffle_seed, dtype, device,
-        device_map, revision, test_fraction,
-    )  # fmt: skip
+    language_model, reader = open_text(model, hook, text, test_fraction, loading)
     with stop_on_signals() as stop:
         stores = run(
-            language_model, reader, out, batch_size=batch_size, max_rows=max_rows, outlier_multiple=outlier_multiple,
-            store_dtype=None if store_dtype == "auto" else getattr(torch, store_dtype), resume=resume, overwrite=overwrite,
-            announce=lambda plan: show.err.print(in_flags(f"Plan: {plan}", harvest), soft_wrap=True), stop=lambda: stop.signal,
-        )  # fmt: skip
-    for store in stores:
-        show.out.print(_describe(store), soft_wrap=True)
-    for warning in dict.fromkeys(warning for store in stores for warning in store.warnings()):
-        show.err.print(warning, soft_wrap=True)
+            language_model,
+            reader,
+            out,
+            batch_size=batch_size,
+            max_rows=max_rows,
+            outlier_multiple=outlier_multiple,
+            store_dtype=None if store_dtype == "auto" else getattr(torch, store_dtype),
+            resume=resume,
+            overwrite=overwrite,
+            announce=_announce,
+            stop=lambda: stop.signal,
+        )
+    _report(stores)
     write_result(json, {"stores": [_summary(store) for store in stores]})
+
+
+def _announce(plan: Plan) -> None:
+    from bitlens import show
+
+    show.err.print(in_flags(f"Plan: {plan}", harvest), soft_wrap=True)
 
 
 def import_(
@@ -109,36 +106,47 @@ def import_(
         out: the store.
         hidden: name of the array inside a file; needed where there are several matrices.
         tokens: name of an integer array with the token id of each row.
-        documents: name of an integer array with the document of each row; by default every row (or item) is its own.
-        positions: name of an integer array with each row's position; by default counted within documents.
+        documents: name of an integer array with the document of each row; by default every row (or
+            item) is its own.
+        positions: name of an integer array with each row's position; by default counted within
+            documents.
         name: what to call the origin.
         outlier_multiple: rows whose norm is above this multiple of the median are never trained on.
         overwrite: replace a store that is there.
         json: also write the result to this file.
     """
-    from bitlens import show
     from bitlens.hidden.arrays import import_arrays
 
     store = import_arrays(
-        list(files), out, hidden=hidden, tokens=tokens, documents=documents, positions=positions, name=name,
-        outlier_multiple=outlier_multiple, overwrite=overwrite,
-    )  # fmt: skip
-    show.out.print(_describe(store), soft_wrap=True)
-    for warning in store.warnings():
-        show.err.print(warning, soft_wrap=True)
+        list(files),
+        out,
+        hidden=hidden,
+        tokens=tokens,
+        documents=documents,
+        positions=positions,
+        name=name,
+        outlier_multiple=outlier_multiple,
+        overwrite=overwrite,
+    )
+    _report([store])
     write_result(json, _summary(store))
 
 
-def _describe(store: Any) -> str:
-    m = store.manifest
-    return (
-        f"{store.path}: {len(store):,} rows of {store.d_in} from {m['documents']:,} documents, {m['model']} at "
-        f"{m['hook']['module']}; std {store.scale:.4g}, {m['outliers']} rows of outlying norm"
-    )
+def _report(stores: list[ActivationStore]) -> None:
+    from bitlens import show
+
+    for store in stores:
+        about = store.manifest
+        show.out.print(
+            f"{store.path}: {len(store):,} rows of {store.d_in} from {about['documents']:,} "
+            f"documents, {about['model']} at {about['hook']['module']}; std {store.scale:.4g}, "
+            f"{about['outliers']} rows of outlying norm",
+            soft_wrap=True,
+        )
+    for warning in dict.fromkeys(warning for store in stores for warning in store.warnings()):
+        show.err.print(warning, soft_wrap=True)
 
 
-def _summary(store: Any) -> dict[str, Any]:
-    return {
-        "store": str(store.path),
-        **{k: v for k, v in store.manifest.items() if k not in ("mean", "shards")},
-    }
+def _summary(store: ActivationStore) -> dict[str, Any]:
+    about = {k: v for k, v in store.manifest.items() if k not in ("mean", "shards")}
+    return {"store": str(store.path), **about}

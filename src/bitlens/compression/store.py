@@ -19,7 +19,8 @@ from bitlens.compression.file import MAGIC, Compressed, Damaged, compress
 from bitlens.errors import BitlensError
 from bitlens.files import prepare_output, required, sha256
 from bitlens.hidden.split import held_out_share
-from bitlens.hidden.store import MANIFEST, ActivationStore, StoreWriter
+from bitlens.hidden.store import MANIFEST, ActivationStore
+from bitlens.hidden.writer import StoreWriter
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.moments import fvu
 from bitlens.information.tree import Blocks

@@ -1,4 +1,4 @@
-"""From text to hidden states: language models and their hook points, corpora, harvesting and the activation store."""
+"""From text to hidden states: language models, hook points, corpora, harvesting, stores."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

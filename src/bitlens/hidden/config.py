@@ -1,4 +1,4 @@
-"""Which text a model reads and how; nothing heavy is imported, for the command line's help."""
+"""Which text a model reads and how both are opened. Light, as the command's help is made of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,23 @@ if TYPE_CHECKING:
     from bitlens.hidden.text import ContextReader
 
 
+# A description of one line for each field: tyro keeps the line breaks of longer ones in the help.
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """How a language model is loaded."""
+
+    dtype: str = "auto"
+    """of the model: auto, float32, bfloat16 or float16"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1"""
+    device_map: str | None = None
+    """spread the model over devices, for example auto (needs the extra device-map)"""
+    revision: str | None = None
+    """branch, tag or commit on the hub"""
+
+
 @dataclass(frozen=True)
 class TextConfig:
     """A text and how it is cut into documents and contexts.
@@ -21,13 +38,12 @@ class TextConfig:
     with bitlens.
     """
 
-    # A description of one line each: tyro would keep the line breaks of a longer one in the help.
     text: tuple[str, ...]
-    """files of text, tables (also packed), folders, datasets (NAME or NAME:CONFIG), or 'bundled'"""
+    """files (text, tables; also compressed), folders, datasets (NAME, NAME:CONFIG), or 'bundled'"""
     context: int = 256
     """tokens that the model sees at once"""
     packed: bool = True
-    """documents one after another until a context is full; with --no-packed, one in a context"""
+    """fill contexts with one document after another; with --no-packed, each begins one"""
     bos: bool | None = None
     """begin every context with the BOS token; by default if the tokenizer does"""
     text_column: str = "text"

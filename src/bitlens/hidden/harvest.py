@@ -20,8 +20,9 @@ from bitlens.files import prepare_output
 from bitlens.hidden.documents import Corpus
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.split import documents_of
-from bitlens.hidden.store import MANIFEST, OUTLIER_MULTIPLE, ActivationStore, StoreWriter
+from bitlens.hidden.store import MANIFEST, OUTLIER_MULTIPLE, ActivationStore
 from bitlens.hidden.text import ContextReader, Contexts
+from bitlens.hidden.writer import StoreWriter
 
 SHARD_BYTES = 1 << 26
 ROW_COLUMNS_BYTES = 28  # token, document, position, context, norm, context_tokens

@@ -49,15 +49,10 @@ def load_dataset(
 
 def rows_of(data: Any, source: str) -> Iterator[Any]:
     """The rows of a loaded dataset; what goes wrong in between is raised as a `BitlensError`."""
-    rows = iter(data)
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise _unreadable(source, error) from error
-        yield row
+    try:
+        yield from data
+    except Exception as error:
+        raise _unreadable(source, error) from error
 
 
 def _unreadable(source: str, error: Exception) -> BitlensError:

@@ -12,9 +12,9 @@ from torch import Tensor
 from bitlens.errors import BitlensError
 from bitlens.hidden.harvest import iterate_rows
 from bitlens.hidden.models import LanguageModel
-from bitlens.hidden.source import HiddenSource, Spread, held_out, outlier_limit
+from bitlens.hidden.source import HiddenSource, Spread, held_out, outlier_limit, refuse_non_finite
 from bitlens.hidden.split import documents_of
-from bitlens.hidden.store import OUTLIER_MULTIPLE, refuse_non_finite
+from bitlens.hidden.store import OUTLIER_MULTIPLE
 from bitlens.hidden.text import ContextReader, Contexts
 
 RESERVOIR_ROWS = 65536

@@ -9,66 +9,62 @@ from torch import Tensor
 
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest
-from bitlens.hidden.store import MANIFEST, SCHEMA, ActivationStore
+from bitlens.hidden.store import KIND, MANIFEST, SCHEMA, WHAT, ActivationStore
+
+# What two stores of one harvest have in common, beside the rows of each shard.
+OF_ONE_HARVEST = (
+    "model", "revision", "model_digest", "corpus", "context_length", "packed", "prepend_bos",
+    "test_fraction",
+)  # fmt: skip
 
 
 class PairedStore(ActivationStore):
-    """The store `inputs` whose rows hold the same token's hidden state in `targets` beside their own:
-    `[rows, d_in + d_out]`. A row of outlying norm in either is left out. For transcoders."""
+    """The store `inputs` whose rows hold the same token's hidden state in `targets` beside their
+    own, `[rows, d_in + d_out]`. A row of outlying norm in either is left out. For transcoders."""
 
     def __init__(
         self, inputs: Path | str, targets: Path | str, test_fraction: float | None = None
     ) -> None:
         super().__init__(inputs, test_fraction)
-        self.targets = ActivationStore(targets, test_fraction)
-        shape = [[shard["rows"] for shard in store.shards] for store in (self, self.targets)]
-        same = (
-            "model", "revision", "model_digest", "corpus", "context_length", "packed", "prepend_bos", "test_fraction",
-        )  # fmt: skip
-        if shape[0] != shape[1] or any(
-            self.manifest.get(k) != self.targets.manifest.get(k) for k in same
-        ):
+        self.targets = target = ActivationStore(targets, test_fraction)
+        rows = [[shard["rows"] for shard in store.shards] for store in (self, target)]
+        differ = any(self.manifest.get(k) != target.manifest.get(k) for k in OF_ONE_HARVEST)
+        if rows[0] != rows[1] or differ:
             raise BitlensError(
                 f"{inputs} and {targets} are not of one harvest; harvest both hook points at once."
             )
-        self.d_out, self.mean_out, self.scale_out = (
-            self.targets.d_in,
-            self.targets.mean,
-            self.targets.scale,
-        )
-        self.about = {
-            **self.about,
-            "target": str(targets),
-            "target_hook": self.targets.manifest.get("hook"),
-        }
+        self.d_out, self.mean_out, self.scale_out = target.d_in, target.mean, target.scale
+        hook = target.manifest.get("hook")
+        self.about = {**self.about, "target": str(targets), "target_hook": hook}
 
     @classmethod
     def beside(
         cls, inputs: Path | str, target_hook: str, test_fraction: float | None = None
     ) -> PairedStore:
-        """With the store of the hook point `target_hook` in the same folder, where a harvest of several puts it."""
+        """With the store of the hook point `target_hook` in the same folder, where a harvest of
+        several puts it."""
         for file in sorted(Path(inputs).resolve().parent.glob(f"*/{MANIFEST}")):
-            manifest = read_manifest(file, SCHEMA, "a store of hidden states")
-            if (
-                manifest.get("kind") == "bitlens.store"
-                and (manifest.get("hook") or {}).get("module") == target_hook
-            ):
+            manifest = read_manifest(file, SCHEMA, WHAT)
+            hook = (manifest.get("hook") or {}).get("module")
+            if manifest.get("kind") == KIND and hook == target_hook:
                 return cls(inputs, file.parent, test_fraction)
         raise BitlensError(
-            f"There is no store of {target_hook} beside {inputs}: harvest both hook points into one folder."
+            f"There is no store of {target_hook} beside {inputs}: harvest both hook points into "
+            "one folder."
         )
 
     def __repr__(self) -> str:
         return f"PairedStore({super().__repr__()} -> {self.targets!r})"
 
     def shard(self, index: int, names: list[str] | None = None) -> dict[str, Tensor]:
+        """Tensors of one shard of `inputs`; `hidden` is that of both, `norm` infinite where the
+        target's is outlying."""
         tensors = super().shard(index, names)
-        of_targets = self.targets.shard(
-            index, [name for name in ("hidden", "norm") if name in tensors]
-        )
+        both = [name for name in ("hidden", "norm") if name in tensors]
+        target = self.targets.shard(index, both)
         if "hidden" in tensors:
-            tensors["hidden"] = torch.cat([tensors["hidden"], of_targets["hidden"]], 1)
+            tensors["hidden"] = torch.cat([tensors["hidden"], target["hidden"]], 1)
         if "norm" in tensors:
-            outlying = of_targets["norm"] > self.targets.outlier_norm
+            outlying = target["norm"] > self.targets.outlier_norm
             tensors["norm"] = tensors["norm"].masked_fill(outlying, torch.inf)
         return tensors

@@ -22,8 +22,7 @@ LINES = (".jsonl", ".ndjson", ".jsonlines")
 TABLES = (*LINES, ".json", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 KNOWN = f"{', '.join(PLAIN + TABLES)}; all but .parquet also with {', '.join(COMPRESSED)} after it"
-BLOCK = 1 << 18  # bytes that are decompressed at once
-BLANK = re.compile(r"\s*")
+BLOCK = 1 << 18  # bytes or characters that are read at once
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -40,7 +39,7 @@ def is_text(path: Path | str) -> bool:
 
 
 class TextFile:
-    """The texts of one file, read as a stream (but .json, which is read as a whole)."""
+    """The texts of one file, read as a stream."""
 
     def __init__(self, path: Path, column: str, kind: str | None = None) -> None:
         """column: of the text, in a table. kind: an ending, if not that of the name."""
@@ -48,11 +47,11 @@ class TextFile:
             raise BitlensError(f"{path} has none of the endings that are read as text: {KNOWN}.")
         self.path, self.column, self.kind = path, column, kind or ending(path)
         self._raw: IO[bytes] | None = None
-        self._share = 0.0  # of formats whose rows are counted
+        self._share = 0.0  # of parquet, whose rows are counted
 
     def share(self) -> float:
         """How much of the file was read, 0 to 1, from which the rest can be estimated."""
-        if self.kind in (".parquet", ".json") or self._raw is None:
+        if self.kind == ".parquet" or self._raw is None:
             return self._share
         if self._raw.closed:
             return 1.0
@@ -114,24 +113,40 @@ class TextFile:
                     yield where, _parsed(json.loads, line, where)
 
     def _json(self) -> Iterator[tuple[str, Any]]:
-        """An array of objects, or one object after another."""
+        """An array of objects, or one object after another, in blocks as large as needed."""
+        decoder, number, at, text = json.JSONDecoder(), 0, 0, ""
         with self._open("") as file:
-            text = file.read().strip()
-        rows: list[Any] = []
-        decoder, at = json.JSONDecoder(), 0
-        while at < len(text):
-            value, end = _parsed(lambda t, at=at: decoder.raw_decode(t, at), text, str(self.path))
-            rows.append(value)
-            at = BLANK.match(text, end).end()
-        if rows and isinstance(rows[0], list):
-            if len(rows) > 1:
-                raise BitlensError(
-                    f"{self.path} goes on after its array of documents; one array is a file."
-                )
-            rows = rows[0]
-        for number, row in enumerate(rows, 1):
-            self._share = number / len(rows)
-            yield f"{self.path}, document {number}", row
+            while not text and (block := file.read(BLOCK)):
+                text = block.lstrip()
+            array = text.startswith("[")
+            text = text[1:] if array else text
+            while True:
+                at = _skip(text, at, ", \t\r\n" if array else " \t\r\n")
+                if array and text[at : at + 1] == "]":
+                    return self._end(text[at + 1 :], file)
+                try:
+                    value, at = decoder.raw_decode(text, at)
+                except json.JSONDecodeError:
+                    block = file.read(max(BLOCK, len(text)))
+                    if not block and at < len(text):  # says what is wrong
+                        _parsed(json.loads, text[at:], f"{self.path}, document {number + 1}")
+                    if not block and array:
+                        message = f"{self.path} ends before its array of documents does."
+                        raise BitlensError(message) from None
+                    if not block:
+                        return None
+                    text, at = text[at:] + block, 0
+                    continue
+                number += 1
+                yield f"{self.path}, document {number}", value
+                if at > BLOCK:
+                    text, at = text[at:], 0
+
+    def _end(self, rest: str, file: io.TextIOWrapper) -> None:
+        if rest.strip() or any(block.strip() for block in iter(lambda: file.read(BLOCK), "")):
+            raise BitlensError(
+                f"{self.path} goes on after its array of documents; one array is a file."
+            )
 
     def _csv(self) -> Iterator[tuple[str, Any]]:
         csv.field_size_limit(2**31 - 1)
@@ -178,6 +193,13 @@ def _parsed(parse: Callable[[str], Any], text: str, where: str) -> Any:
         raise BitlensError(
             f"{where} is not JSON ({error}); an object for every document is expected."
         ) from None
+
+
+def _skip(text: str, at: int, characters: str) -> int:
+    """The next place of a character that is none of these, or the end."""
+    while at < len(text) and text[at] in characters:
+        at += 1
+    return at
 
 
 def column_of(row: Any, column: str, where: str) -> str:

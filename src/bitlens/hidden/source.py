@@ -1,7 +1,7 @@
 """Where training rows come from: one interface for a store, a live model and a tensor.
 
-Rows arrive in windows that fit in memory. An epoch visits the windows in random order and the rows of a window in
-random order, all from one seed, so a `Position` is enough to restart anywhere.
+Rows arrive in windows that fit in memory. An epoch visits the windows in random order and the rows
+of a window in random order, all from one seed, so a `Position` is enough to restart anywhere.
 """
 
 from __future__ import annotations
@@ -18,28 +18,30 @@ from torch import Tensor
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator, mixed
 
-TEST_FRACTION = 0.1
 FILL = 1e6  # times the usual norm: no hidden state is as large
 SHARED_FILL = 100  # the same, of a norm that most rows share to the last digit
 NO_ROWS = (
-    "There are no training rows: every document is held out or every row is an outlier; harvest more documents "
-    "(`unit='paragraph'` makes many of one file) or lower `test_fraction`."
+    "There are no training rows: every document is held out or every row is an outlier; harvest "
+    "more documents (`unit='paragraph'` makes many of one file) or lower `test_fraction`."
 )
 
 
 class Position(NamedTuple):
-    """The next row to be read: its epoch, the place of its window in the epoch, its place in the shuffled window."""
+    """The next row to be read."""
 
     epoch: int = 0
     window: int = 0
+    """its place in the epoch"""
     row: int = 0
+    """its place in the shuffled window"""
 
 
 class HiddenSource:
     """Shuffled, seeded, restartable batches of raw hidden states, and their standardisation.
 
-    A subclass sets `d_in`, `mean [d_in]`, `scale`, `about` (model, hook point and whatever else names the origin) and
-    defines `windows`, `window` and `sample`. All give training rows only: held-out documents never appear.
+    A subclass sets `d_in`, `mean [d_in]`, `scale`, `about` (model, hook point and whatever else
+    names the origin) and defines `windows`, `window` and `sample`. All give training rows only:
+    held-out documents never appear.
     """
 
     d_in: int
@@ -47,20 +49,21 @@ class HiddenSource:
     scale: float
     about: dict[str, Any]
     test_fraction: float
-    """share of the documents that is held out; rows in memory, whose documents nobody knows, have none"""
+    """share of the documents that is held out; rows in memory, without documents, have none"""
 
     def split(self, test_fraction: float) -> HiddenSource:
         """The same source with another share of its documents held out."""
         raise BitlensError(
-            f"test_fraction={test_fraction} cannot be set on a {type(self).__name__} that is there already: give it only "
-            "the rows to train on, or make it anew with this test_fraction."
+            f"test_fraction={test_fraction} cannot be set on a {type(self).__name__} that is there "
+            "already: give it only the rows to train on, or make it anew with this test_fraction."
         )
 
     def __repr__(self) -> str:
         hook = (self.about.get("hook") or {}).get("module")
-        return f"{type(self).__name__}(hidden states of width {self.d_in}, {self.about.get('model')} at {hook})"
+        origin = f"{self.about.get('model')} at {hook}"
+        return f"{type(self).__name__}(hidden states of width {self.d_in}, {origin})"
 
-    def windows(self, seed: int, epoch: int) -> list[Any]:
+    def windows(self, seed: int, epoch: int) -> Iterable[Any]:
         """The windows of one epoch, in the order of this epoch."""
         raise NotImplementedError
 
@@ -69,7 +72,7 @@ class HiddenSource:
         raise NotImplementedError
 
     def sample(self, n: int, seed: torch.Generator) -> Tensor:
-        """Up to n training rows drawn at random without replacement, float32 `[<= n, d_in]`."""
+        """Up to n training rows drawn without replacement, float32 `[<= n, d_in]`."""
         raise NotImplementedError
 
     def batches(
@@ -80,53 +83,52 @@ class HiddenSource:
     ) -> Iterator[tuple[Tensor, Position]]:
         """Endless batches `[size, d_in]` in the source's dtype, each with the position after it."""
         epoch, first, row = start
-        rest: Tensor | None = None
+        parts: list[Tensor] = []  # of a batch that is not full yet
         while True:
-            found = 0
+            read = 0
             for place, key in enumerate(self.windows(seed, epoch)):
                 if place < first:
                     continue
                 rows = self.window(key)
-                found += len(rows)
+                read += len(rows)
                 order = torch.randperm(len(rows), generator=generator(seed, "rows", epoch, place))
-                if rest is not None and len(rest):
-                    take = order[: size - len(rest)]
-                    rest, row = torch.cat([rest, rows[take]]), len(take)
-                    if len(rest) == size:
-                        yield rest, Position(epoch, place, row)
-                        rest = None
-                    else:
-                        continue
-                while row + size <= len(rows):
-                    yield rows[order[row : row + size]], Position(epoch, place, row + size)
-                    row += size
-                rest, row = rows[order[row:]], 0
-            if not found and not first:
+                while row < len(rows):
+                    missing = order[row : row + size - sum(map(len, parts))]
+                    parts.append(rows[missing])
+                    row += len(missing)
+                    if sum(map(len, parts)) == size:
+                        batch = parts[0] if len(parts) == 1 else torch.cat(parts)
+                        yield batch, Position(epoch, place, row)
+                        parts = []
+                row = 0
+            if not read and not first:
                 raise BitlensError(NO_ROWS)
             epoch, first = epoch + 1, 0
 
 
 def held_out(documents: np.ndarray, fraction: float) -> np.ndarray:
-    """Which documents are kept for testing: a fixed pseudo-random choice by id, so a longer corpus keeps the split.
+    """Which documents, integer ids, are kept for testing -> bool, same shape.
 
-    documents: integer ids -> bool, same shape. Document 0 is always
-    held out, so that a small corpus has a test set, too.
+    A fixed pseudo-random choice by id, so a longer corpus keeps the split, and a smaller fraction
+    is part of a larger. Document 0 always is, so that a small corpus has a test set, too.
     """
     uniform = (mixed(documents.astype(np.uint64)) >> np.uint64(11)).astype(np.float64) / 2**53
     return (uniform < fraction) | ((documents == 0) & (fraction > 0))
 
 
 class Spread(NamedTuple):
-    """Rows, their mean `[d]` and the sum of their squared distances to it, float64. Parts are joined without the
-    cancellation of sums of squares (Chan, Golub, LeVeque 1979)."""
+    """Mean and squared distances of rows, float64. Parts are joined without the cancellation of
+    sums of squares (Chan, Golub, LeVeque 1979)."""
 
     rows: int
     mean: Tensor
+    """`[d]`"""
     squares: float
+    """sum of the squared distances to the mean"""
 
     @classmethod
     def of(cls, rows: Tensor) -> Spread:
-        """rows `[n, d]`, n at least 1"""
+        """Of rows `[n, d]`, n at least 1."""
         blocks = ((block, block.mean(0)) for block in map(Tensor.double, rows.split(8192)))
         return cls.joined(
             Spread(len(block), mean, float((block - mean).square().sum())) for block, mean in blocks
@@ -146,34 +148,53 @@ class Spread(NamedTuple):
 def _joined(one: Spread, other: Spread) -> Spread:
     rows, apart = one.rows + other.rows, other.mean - one.mean
     between = float(apart.square().sum()) * one.rows * other.rows / rows
-    return Spread(
-        rows, one.mean + apart * (other.rows / rows), one.squares + other.squares + between
-    )
+    mean = one.mean + apart * (other.rows / rows)
+    return Spread(rows, mean, one.squares + other.squares + between)
+
+
+def row_norms(rows: Tensor) -> Tensor:
+    """Euclidean norm of each of the rows `[n, d]`, float64: float32's squares may overflow."""
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
 
 
 def outlier_limit(norms: Tensor, multiple: float) -> float:
     """The largest norm of a usual row: `multiple` times the median of all norms that are not zero.
 
-    Outliers are rows such as attention sinks, a hundred times as large as the others. A million times is a fill value,
-    left out where it is rare; where it is not, nobody can say which rows are meant, and that is refused. So is one norm
-    that more than half of the rows share, far from that of the others: their median would be the fill value's.
+    Outliers are rows such as attention sinks, a hundred times as large as the others. A million
+    times is a fill value, left out where it is rare; where it is not, nobody can say which rows are
+    meant, and that is refused. So is one norm that more than half of the rows share, far from that
+    of the others: their median would be the fill value's.
     """
-    some = norms[norms > 0].double()
-    if not len(some):
+    nonzero = norms[norms > 0].double()
+    if not len(nonzero):
         return 0.0
-    median = float(some.median())
-    times = SHARED_FILL if (some == median).sum() > len(some) / 2 else FILL
-    apart = int(((some > times * median) | (some * times < median)).sum())
-    if apart > len(some) / 100:
+    median = float(nonzero.median())
+    shared = (nonzero == median).sum() > len(nonzero) / 2
+    times = SHARED_FILL if shared else FILL
+    far = int(((nonzero > times * median) | (nonzero * times < median)).sum())
+    if far > len(nonzero) / 100:
         raise BitlensError(
-            f"{apart:,} of {len(some):,} rows have norms far above or below the median, {median:.2g}: "
-            "either they are fill values or the others are; take the rows of fill values out."
+            f"{far:,} of {len(nonzero):,} rows have norms far above or below the median, "
+            f"{median:.2g}: either they are fill values or the others are; take the rows of fill "
+            "values out."
         )
     return multiple * median
 
 
+def refuse_non_finite(norms: Tensor, documents: Tensor, before: int = 0) -> None:
+    """Name the first row with a NaN or infinity, and its document. before: rows before these."""
+    bad = (~torch.isfinite(norms)).nonzero()
+    if len(bad):
+        row = int(bad[0])
+        raise BitlensError(
+            f"Row {before + row} (document {int(documents[row])}) has a NaN or infinite hidden "
+            "state; load the model with `dtype='float32'`, or store with "
+            "`store_dtype=torch.float32` if float16 overflowed."
+        )
+
+
 class TensorSource(HiddenSource):
-    """Rows that are in memory already, `[rows, d_in]`: for notebooks, experiments and tests. All are training rows."""
+    """Rows in memory, `[rows, d_in]`: for notebooks, experiments and tests. All are trained on."""
 
     def __init__(self, rows: Tensor, about: dict[str, Any] | None = None) -> None:
         if rows.ndim != 2 or len(rows) < 2:
@@ -183,12 +204,12 @@ class TensorSource(HiddenSource):
         if not torch.isfinite(rows).all():
             bad = int((~torch.isfinite(rows)).any(1).nonzero()[0])
             raise BitlensError(f"Row {bad} has a NaN or infinite value; remove it before training.")
-        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        norms = row_norms(rows)
         largest = int(norms.argmax())
         if norms[largest] > FILL * outlier_limit(norms, 1.0) > 0:
             raise BitlensError(
-                f"Row {largest} has a norm of {float(norms[largest]):.2g}, more than a million times the median; "
-                "leave rows of fill values out."
+                f"Row {largest} has a norm of {float(norms[largest]):.2g}, more than a million "
+                "times the median; leave rows of fill values out."
             )
         self.rows, self.d_in = rows, rows.shape[1]
         spread = Spread.of(rows)
@@ -199,10 +220,13 @@ class TensorSource(HiddenSource):
         return f"TensorSource({len(self.rows):,} rows of {self.d_in})"
 
     def windows(self, seed: int, epoch: int) -> list[Any]:
+        """One, which holds all rows."""
         return [None]
 
     def window(self, key: Any) -> Tensor:
+        """All rows."""
         return self.rows
 
     def sample(self, n: int, seed: torch.Generator) -> Tensor:
+        """Up to n rows drawn without replacement, float32 `[<= n, d_in]`."""
         return self.rows[torch.randperm(len(self.rows), generator=seed)[:n]].float()

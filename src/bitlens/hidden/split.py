@@ -1,6 +1,8 @@
-"""Which documents an autoencoder has not seen: one split, recorded by its training and kept by every measurement.
+"""Which documents an autoencoder has not seen: one split, recorded by its training and kept by
+every measurement.
 
-A document is held out by its number (`source.held_out`), so a smaller share is always part of a larger one.
+A document is held out by its number (`source.held_out`), so a smaller share is always part of a
+larger one.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 def documents_of(corpus: Corpus) -> dict[str, Any]:
     """For a manifest: which texts the documents are from, and a digest of how they are numbered.
 
-    The number of a document is its place in the unshuffled corpus, but for datasets that are mixed as they stream.
+    The number of a document is its place in the unshuffled corpus, but for datasets that are
+    shuffled as they are streamed.
     """
     texts = [s if Path(s).exists() else f"{s} ({corpus.split})" for s in corpus.origin()]
     numbered = corpus if corpus.streaming else dataclasses.replace(corpus, shuffle_seed=None)
@@ -28,30 +31,30 @@ def documents_of(corpus: Corpus) -> dict[str, Any]:
 
 
 def held_out_share(store: ActivationStore, metadata: Mapping[str, Any]) -> float | None:
-    """The share of the documents of `store` that is held out, and that the training of an autoencoder of this metadata
-    held out, too. None: the documents of its text are numbered otherwise here, so it is not known.
+    """The share of the store's documents that is held out, and that the training of an autoencoder
+    of this metadata held out, too. None: its text is cut into other documents here, so it is not
+    known.
 
-    A store that was neither opened nor packed with a `test_fraction` takes that of the training; one with a smaller one
-    keeps it, for its held-out documents are among the training's, and a larger one is refused. All of a store of other
-    text is unseen.
+    A store that was neither opened nor packed with a `test_fraction` takes that of the training;
+    one with a smaller one keeps it, for its held-out documents are among the training's, and a
+    larger one is refused. All of a store of other text is unseen.
     """
     trained = (metadata.get("training") or {}).get("test_fraction")
     if trained is None:
         return store.test_fraction
     if not same_numbers(metadata, store.manifest):
         return None if _shared_text(metadata, store.manifest) else store.test_fraction
-    fixed = store.chosen or store.packed_for is not None
-    if fixed and store.test_fraction > trained:
-        way = (
-            f"open the store with test_fraction={trained}"
-            if store.packed_for is None
-            else "train with it"
-        )
+    if not store.chosen and store.packed_for is None:
+        return trained
+    if store.test_fraction > trained:
+        packed = store.packed_for is not None
+        remedy = "train with it" if packed else f"open the store with test_fraction={trained}"
         raise BitlensError(
-            f"{store.path} holds out {store.test_fraction} of its documents, but only {trained} of them were held out of the "
-            f"autoencoder's training, so rows that it was trained on would count as held out; {way}."
+            f"{store.path} holds out {store.test_fraction} of its documents, but only {trained} of "
+            "them were held out of the autoencoder's training, so rows that it was trained on "
+            f"would count as held out; {remedy}."
         )
-    return store.test_fraction if fixed else trained
+    return store.test_fraction
 
 
 def unseen(store: ActivationStore, metadata: Mapping[str, Any]) -> ActivationStore:
@@ -59,30 +62,31 @@ def unseen(store: ActivationStore, metadata: Mapping[str, Any]) -> ActivationSto
     share = held_out_share(store, metadata)
     if share is None:
         raise BitlensError(
-            f"The autoencoder was trained on {_shared_text(metadata, store.manifest)}, which {store.path} cuts into other "
-            "documents, so which of them it has not seen is not known; harvest the text as for its training, or measure "
-            "all rows (`part='all'`)."
+            f"The autoencoder was trained on {_shared_text(metadata, store.manifest)}, which "
+            f"{store.path} cuts into other documents, so which of them it has not seen is not "
+            "known; harvest the text as for its training, or measure all rows (`part='all'`)."
         )
     return store if share == store.test_fraction else store.split(share)
 
 
 def same_numbers(metadata: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
-    """Whether a document has the same number in both, as far as the autoencoder says where it is from."""
-    trained, stored = (
-        (about.get("documents_of") or {}).get("numbering") for about in (metadata, manifest)
-    )
+    """Whether a document has the same number in both, as far as the autoencoder says where it is
+    from."""
+    trained, stored = (_documents(about).get("numbering") for about in (metadata, manifest))
     if trained is None or stored is None:  # imported, or written by an earlier version
         trained, stored = metadata.get("corpus"), manifest.get("corpus")
     return trained is None or trained == stored
 
 
+def _documents(about: Mapping[str, Any]) -> Mapping[str, Any]:
+    return about.get("documents_of") or {}
+
+
 def _shared_text(metadata: Mapping[str, Any], manifest: Mapping[str, Any]) -> str | None:
     """A text of both, or one that lies in a folder of the other's."""
-    ours, theirs = (
-        (about.get("documents_of") or {}).get("texts", ()) for about in (metadata, manifest)
-    )
-    return next((a for a in ours for b in theirs if a == b or _inside(a, b) or _inside(b, a)), None)
-
-
-def _inside(path: str, folder: str) -> bool:
-    return Path(folder) in Path(path).parents
+    for ours in _documents(metadata).get("texts", ()):
+        for theirs in _documents(manifest).get("texts", ()):
+            one, other = Path(ours), Path(theirs)
+            if ours == theirs or other in one.parents or one in other.parents:
+                return ours
+    return None

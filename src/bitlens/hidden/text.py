@@ -13,108 +13,111 @@ from torch import Tensor
 from bitlens.errors import BitlensError
 from bitlens.hidden.documents import Corpus, stretches
 from bitlens.hidden.pieces import cut
-from bitlens.hidden.source import TEST_FRACTION, held_out
+from bitlens.hidden.source import held_out
+from bitlens.options import TEST_FRACTION
 from bitlens.results import brief
 
-STRETCH = 100_000  # characters that are tokenized at once
-GROUP = 64  # texts, of STRETCH characters in all
+STRETCH = 100_000  # characters of a document that are tokenized at once
+GROUP = 16  # of these
 SAMPLE = 200_000  # characters that the number of rows is estimated from
+SAMPLED = 64  # documents at a time
 
 
 class Contexts(NamedTuple):
-    """A batch of contexts, `[batch, context]` each: token ids, which are real (not padding), which make rows of the
-    store (real and not special), and the document of each token."""
+    """A batch of contexts, each field `[batch, context]`, padded on the right."""
 
     __repr__ = brief
 
     tokens: Tensor
+    """token ids"""
     mask: Tensor
+    """which tokens are real, not padding"""
     keep: Tensor
+    """which make rows of the store: real, and not special"""
     document: Tensor
+    """the document of each token, -1 for padding"""
 
 
 class ContextReader:
     """Cuts the documents of a corpus into contexts of one length, always in the same way.
 
-    packed: documents follow one another, separated by the tokenizer's end token, in full contexts; where training and
-    held-out documents meet a new context begins, so that none holds both. Otherwise a context is (the beginning of) one
-    document. What the tokenizer puts around a text (BOS, [CLS], [SEP]) goes around every context. Special tokens are
-    recognised by id and make no rows.
+    packed: documents follow one another, separated by the tokenizer's end token, in full contexts;
+    where training and held-out documents meet a new context begins, so that none holds both.
+    Otherwise a context is (the beginning of) one document. What the tokenizer puts around a text
+    (BOS, [CLS], [SEP]) goes around every context. Special tokens are recognised by id and make no
+    rows.
     """
 
     def __init__(
-        self, corpus: Corpus, tokenizer: Any, length: int, packed: bool = True, bos: bool | None = None,
+        self,
+        corpus: Corpus,
+        tokenizer: Any,
+        length: int,
+        packed: bool = True,
+        bos: bool | None = None,
         test_fraction: float = TEST_FRACTION,
-    ) -> None:  # fmt: skip
-        """bos: begin every context with the BOS token; None: if the tokenizer does so by itself. test_fraction: share of
-        the documents that will be held out, which packing keeps apart."""
+    ) -> None:
+        """bos: begin every context with the BOS token; None: if the tokenizer does so by itself.
+        test_fraction: share of the documents that will be held out, which packing keeps apart."""
         if not 0 <= test_fraction < 1:
             raise BitlensError(f"`test_fraction` must be in [0, 1), not {test_fraction}.")
         self.corpus, self.tokenizer, self.length, self.packed = corpus, tokenizer, length, packed
         self.test_fraction = test_fraction
-        self.before, self.after = _around(tokenizer)
-        begin = tokenizer.bos_token_id
-        if bos is True:
-            if begin is None:
-                raise BitlensError("This tokenizer has no BOS token; leave out `bos`.")
-            self.before = [begin]
-        elif bos is False:
-            self.before = [i for i in self.before if i != begin]
-        self.after = (
-            [i for i in self.after if i != tokenizer.eos_token_id] if packed else self.after
-        )
-        end = (
-            tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-        )
-        self.separator = [] if end is None else [end]
+        begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self.before, self.after = _special_around(tokenizer)
+        if bos and begin is None:
+            raise BitlensError("This tokenizer has no BOS token; leave out `bos`.")
+        if bos is not None:
+            self.before = [begin] if bos else [i for i in self.before if i != begin]
+        if packed:
+            self.after = [i for i in self.after if i != end]
+        separator = tokenizer.sep_token_id if end is None else end
+        self.separator = [] if separator is None else [separator]
         self.room = length - len(self.before) - len(self.after)
         if self.room < 1:
             raise BitlensError(
                 f"A context of {length} tokens has no room for text; choose a longer one."
             )
         self.special = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long)
-        pad = (
-            tokenizer.pad_token_id
-        )  # masked, so any will do that the model knows; one that was added it may not
+        # Padding is masked, so any token will do that the model knows: it may lack an added one.
+        pad = tokenizer.pad_token_id
         self.pad = pad if pad is not None and pad < tokenizer.vocab_size else 0
 
     def __repr__(self) -> str:
-        return f"ContextReader({self.corpus}, contexts of {self.length:,} tokens{', packed' if self.packed else ''})"
+        packed = ", packed" if self.packed else ""
+        return f"ContextReader({self.corpus}, contexts of {self.length:,} tokens{packed})"
 
     @property
     def prepends_bos(self) -> bool:
+        """Whether every context begins with the BOS token."""
         return bool(self.before) and self.before[0] == self.tokenizer.bos_token_id
 
     def tokenized(self) -> Iterator[tuple[int, list[int]]]:
-        """(document, token ids) without special tokens, a long document in several parts; unpacked only its first"""
-        for group in _groups(self._stretches()):
-            yield from zip(
-                (i for i, _ in group), self._ids([text for _, text in group]), strict=True
-            )
+        """(document, token ids) without special tokens; a long document comes in several parts, but
+        where contexts are not packed only its first."""
+        for group in _grouped(self._stretches(), GROUP):
+            ids = self._ids([text for _, text in group])
+            yield from zip((document for document, _ in group), ids, strict=True)
 
     def _stretches(self) -> Iterator[tuple[int, str]]:
+        most = None if self.packed else 1
         for document, text in self.corpus.documents():
-            parts = stretches(text, STRETCH)
-            yield from (
-                (document, part) for part in (parts if self.packed else itertools.islice(parts, 1))
-            )
+            for part in itertools.islice(stretches(text, STRETCH), most):
+                yield document, part
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
     def contexts(self) -> Iterator[tuple[list[int], list[int]]]:
-        """(tokens, documents) of one context after another, not padded"""
-        pieces = (
-            self._packed()
-            if self.packed
-            else ((ids[: self.room], [d]) for d, ids in self.tokenized() if ids)
-        )
-        for ids, documents in pieces:
-            documents = documents * len(ids) if len(documents) == 1 else documents
-            yield (
-                self.before + ids + self.after,
-                documents[:1] * len(self.before) + documents + documents[-1:] * len(self.after),
-            )
+        """(token ids, the document of each) of one context after another, not padded."""
+        for ids, documents in self._packed() if self.packed else self._beginnings():
+            before, after = documents[:1] * len(self.before), documents[-1:] * len(self.after)
+            yield self.before + ids + self.after, before + documents + after
+
+    def _beginnings(self) -> Iterator[tuple[list[int], list[int]]]:
+        for document, ids in self.tokenized():
+            if ids:
+                yield ids[: self.room], [document] * len(ids[: self.room])
 
     def _packed(self) -> Iterator[tuple[list[int], list[int]]]:
         for _, parts in itertools.groupby(self._separated(), lambda part: self._is_test(part[0])):
@@ -123,10 +126,10 @@ class ContextReader:
             for document, ids in parts:
                 tokens += ids
                 documents += [document] * len(ids)
-                whole = len(tokens) // self.room * self.room
-                for start in range(0, whole, self.room):
+                full = len(tokens) // self.room * self.room
+                for start in range(0, full, self.room):
                     yield tokens[start : start + self.room], documents[start : start + self.room]
-                tokens, documents = tokens[whole:], documents[whole:]
+                tokens, documents = tokens[full:], documents[full:]
             if len(tokens) > len(self.separator):
                 yield tokens, documents
 
@@ -139,43 +142,42 @@ class ContextReader:
         return bool(held_out(np.array([document]), self.test_fraction)[0])
 
     def batches(self, size: int, skip: int = 0) -> Iterator[Contexts]:
-        """Batches of `size` contexts (the last may be smaller), padded on the right, after the first `skip` contexts."""
+        """Batches of `size` contexts (the last may be smaller), after the first `skip` contexts."""
         for group in _grouped(itertools.islice(self.contexts(), skip, None), size):
             longest = max(len(ids) for ids, _ in group)
             tokens = np.full((len(group), longest), self.pad, np.int64)
             documents = np.full((len(group), longest), -1, np.int64)
             for row, (ids, owners) in enumerate(group):
                 tokens[row, : len(ids)], documents[row, : len(ids)] = ids, owners
-            real = torch.from_numpy(documents >= 0)
-            ids = torch.from_numpy(tokens)
-            yield Contexts(
-                ids, real, real & ~torch.isin(ids, self.special), torch.from_numpy(documents)
-            )
+            ids, document = torch.from_numpy(tokens), torch.from_numpy(documents)
+            real = document >= 0
+            yield Contexts(ids, real, real & ~torch.isin(ids, self.special), document)
 
     def estimate_rows(self) -> int | None:
-        """About how many tokens the corpus has, from its beginning: exact where that is all, None where it is unknown."""
+        """About how many tokens the corpus has, from its beginning: exact where that is all, None
+        where it is unknown."""
         sample = self.corpus.sample()
         if sample is None:
             return None
         tokens = characters = 0
-        for group in _grouped(sample, GROUP):
-            texts = [text[:STRETCH] for text, _ in group]
-            sizes = [len(ids) for ids in self._ids(texts)]
-            if self.packed:
-                sizes = [
-                    n * len(text) / len(t)
-                    for n, t, (text, _) in zip(sizes, texts, group, strict=True)
-                ]
-            else:
-                sizes = [min(n, self.room) for n in sizes]
-            tokens, characters = tokens + sum(sizes), characters + sum(map(len, texts))
+        for group in _grouped(sample, SAMPLED):
+            beginnings = [text[:STRETCH] for text, _ in group]
+            for (text, _), beginning, ids in zip(
+                group, beginnings, self._ids(beginnings), strict=True
+            ):
+                whole = len(ids) * len(text) / len(beginning)
+                tokens += whole if self.packed else min(len(ids), self.room)
+                characters += len(text)
             if characters >= SAMPLE:
                 return int(tokens / max(group[-1][1], 1e-9))
         return int(tokens)
 
 
-def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What a tokenizer puts before and after every text, seen on the first text that it has tokens for."""
+def _special_around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens that a tokenizer puts before and after every text.
+
+    They are seen on the first text that it has tokens for: a vocabulary may lack even letters.
+    """
     special = set(tokenizer.all_special_ids)
     vocabulary = (cut(tokenizer, [i], ())[0] for i in range(len(tokenizer)) if i not in special)
     for text in itertools.chain(("a", "A", "0"), vocabulary):
@@ -185,20 +187,6 @@ def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
             if full[at : at + len(plain)] == plain:
                 return full[:at], full[at + len(plain) :]
     raise BitlensError("This tokenizer gives no tokens for any text; take that of the model.")
-
-
-def _groups(texts: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Texts to be tokenized together."""
-    group: list[tuple[int, str]] = []
-    size = 0
-    for item in texts:
-        group.append(item)
-        size += len(item[1])
-        if len(group) == GROUP or size >= STRETCH:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 def _grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
