@@ -144,7 +144,7 @@ def test_what_hook_points_mean_everywhere(folder_of, kind):
     whole, states = transformers_own(folder)
     with torch.inference_mode():
         architecture = Architecture(whole, whole.config)
-        trace = Trace(whole, architecture, torch.tensor([[211, 57]]), partial=False)
+        trace = Trace(whole, architecture, torch.tensor([[211, 57]]), partial_model=False)
     check(
         folder,
         accepted(names(architecture.layers), lambda name: trace.find(architecture.want(name))),

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from bitlens import terminal
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.causal.losses import SpliceLosses, SpliceSums
 from bitlens.errors import BitlensError
-from bitlens.hidden.hooks import first_argument
+from bitlens.hidden.hooks import attach
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.paired import PairedStore
 from bitlens.hidden.split import unseen
@@ -57,32 +58,10 @@ class _Batch(NamedTuple):
     """the scored tokens, `[tokens]`"""
 
 
-@contextlib.contextmanager
-def replaced(model: LanguageModel, change: Change) -> Iterator[None]:
-    """Within the block, what passes the model's last hook point is `change` of what would have passed."""
-    hook = model.hooks[-1]
-    module = model.base.get_submodule(hook.path)
-
-    def new(value: Any) -> Any:
-        return (change(value[0]), *value[1:]) if isinstance(value, tuple) else change(value)
-
-    if hook.side == "output":
-        handle = module.register_forward_hook(lambda m, args, out: new(out))
-    else:
-
-        def before(
-            m: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            if args:
-                return new(args), kwargs
-            name = first_argument(kwargs)
-            return args, {**kwargs, name: change(kwargs[name])}
-
-        handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+def replaced(model: LanguageModel, change: Change) -> RemovableHandle:
+    """Within the `with` block, what passes the model's last hook point is `change` of what would
+    have passed."""
+    return attach(model.base, model.hooks[-1], change)
 
 
 class Splice:
