@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,22 +18,13 @@ from bitlens.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from bitlens.causal.faithfulness import Report
     from bitlens.information.intervals import Estimate
 
-COLUMNS = (
-    "l0",
-    "surprisal",
-    "fvu",
-    "ce_spliced",
-    "ce_loss_score",
-    "ce_loss_score_mean",
-    "kl_div",
-    "top1",
-)
-ENDS = tuple(
-    f"{name}_{end}"
-    for name in ("ce_loss_score", "ce_loss_score_mean", "kl_div")
-    for end in ("low", "high")
+SCORES = ("ce_loss_score", "ce_loss_score_mean", "kl_div")
+SHOWN = (
+    *("l0", "surprisal", "fvu", "ce_spliced", *SCORES, "top1"),
+    *(f"{name}_{end}" for name in SCORES for end in ("low", "high")),
 )
 
 
@@ -52,10 +42,12 @@ def faithfulness(
     device: Device = "auto",
     json: Json = None,
 ) -> None:
-    """Print what the language model loses when only the k most surprising bits of every hidden state are kept.
+    """Print what the language model loses when only the k most surprising bits of every hidden
+    state are kept.
 
-    For each k and for the whole code: what is left of the hidden states and of the predictions. For the whole code also
-    how that depends on the position, and the ten tokens that lose most. Intervals are over contexts.
+    For each k and for the whole code: what is left of the hidden states and of the predictions. For
+    the whole code also how that depends on the position, and the ten tokens that lose most.
+    Intervals are over contexts.
 
     Args:
         run: an autoencoder.
@@ -63,75 +55,71 @@ def faithfulness(
         keep: latents to keep of every row; the whole code is always measured, too.
         contexts: contexts that the language model reads, drawn at random.
         by: keep the rarest latents, or those of the largest magnitude times decoder norm.
-        part: test: the held-out documents; all: every row, for text that the autoencoder was not trained on.
-        against: other autoencoders of the hook point: what they lose less on the same contexts, by their whole codes.
+        part: test: the held-out documents; all: every row, for text that the autoencoder was not
+            trained on.
+        against: other autoencoders of the hook point: what they lose less on the same contexts, by
+            their whole codes.
         seed: seed of the contexts.
-        out: also write every token's numbers under the whole code, with its text in context, to this file (.jsonl).
+        out: also write every token's numbers under the whole code, with its text in context, to
+            this file (.jsonl).
         search: how the codes are found.
         device: auto, cpu, cuda.
         json: also write the tables to this file.
     """
-    from bitlens import show
-    from bitlens.causal import faithfulness as measure
-    from bitlens.causal.splice import Splice, load_spliced
-    from bitlens.hidden.split import unseen
+    from bitlens.causal.faithfulness import report, write_tokens
 
     autoencoder, rows = open_pair(run, store, device, search)
     others = {str(path): open_pair(path, store, device, search)[0] for path in against}
-    if part == "test":  # of no training
-        rows = min(
-            (unseen(rows, a.metadata) for a in (autoencoder, *others.values())),
-            key=lambda s: s.test_fraction,
-        )
-    model = load_spliced(autoencoder, rows, pick_device(device))
-    splice = Splice.of_store(model, autoencoder, rows, contexts, part, seed)
-    results = measure.faithfulness(autoencoder, rows, splice, (*keep, None), by=by)
-    tokens, lines = results[-1].tokens, [result.as_dict() for result in results]
-    positions = {name: means._asdict() for name, means in measure.by_position(tokens).items()}
-    show.table(
-        f"{run} on {store}, latents kept: cross-entropy {lines[0]['ce_original']:.3f}, "
-        f"with zeros {lines[0]['ce_zero']:.3f}, with the mean {lines[0]['ce_mean']:.3f}",
-        {
-            "all" if line["k"] is None else str(line["k"]): {
-                name: line[name] for name in (*COLUMNS, *ENDS)
-            }
-            for line in lines
-        },
+    measured = report(
+        autoencoder,
+        rows,
+        others,
+        keep=keep,
+        contexts=contexts,
+        by=by,
+        part=part,
+        seed=seed,
+        device=pick_device(device),
     )
-    show.table("The whole code, by position in the context", positions)
-    show.marked("[bold]The tokens that lose most[/bold]: cross-entropy as it was and as it is")
-    for index in measure.worst(tokens):
-        one = measure.record(splice, tokens, index)
-        sentence = show.example(one["before"], one["token"], one["after"])
-        show.marked(
-            f"{one['ce_original']:6.2f} {one['ce_spliced']:6.2f}  {sentence}", soft_wrap=True
-        )
-    found = measure.differences(results[-1].sums, splice, others)
-    if found:
-        show.rows(
-            f"{run} less another, on the same contexts",
-            [_line(name, of) for name, of in found.items()],
-        )
+    show_report(measured, run, store)
     if out is not None:
-        measure.write_tokens(out, splice, tokens)
-    numbers = {name: {k: asdict(e) for k, e in of.items()} for name, of in found.items()}
-    write_result(
-        json,
-        {
-            "run": str(run),
-            "store": str(store),
-            "by": by,
-            "keep": lines,
-            "positions": positions,
-            "less": numbers,
-        },
-    )
+        write_tokens(out, measured.splice, measured.tokens)
+    write_result(json, {"run": str(run), "store": str(store), **measured.as_dict()})
 
 
-def _line(name: str, differences: dict[str, Estimate]) -> dict[str, str]:
-    """What differs for sure is marked with a star."""
-    ends = {
-        k: f"{e.value:+.4f}" + (f" ± {e.half:.4f}" if e.known else "") + (" *" if e.differs else "")
-        for k, e in differences.items()
+def show_report(measured: Report, run: Path, store: Path) -> None:
+    """Print a table of each k, one of the positions, the tokens that lose most, and the differences
+    to other autoencoders."""
+    from bitlens import show
+    from bitlens.causal.faithfulness import record, worst
+
+    told = measured.as_dict()
+    whole = told["keep"][-1]
+    columns = {
+        "all" if line["k"] is None else str(line["k"]): {name: line[name] for name in SHOWN}
+        for line in told["keep"]
     }
-    return {"": name, **ends}
+    show.table(
+        f"{run} on {store}, latents kept: cross-entropy {whole['ce_original']:.3f}, "
+        f"with zeros {whole['ce_zero']:.3f}, with the mean {whole['ce_mean']:.3f}",
+        columns,
+    )
+    show.table("The whole code, by position in the context", told["positions"])
+    show.marked("[bold]The tokens that lose most[/bold]: cross-entropy as it was and as it is")
+    for index in worst(measured.tokens):
+        token = record(measured.splice, measured.tokens, index)
+        sentence = show.example(token["before"], token["token"], token["after"])
+        losses = f"{token['ce_original']:6.2f} {token['ce_spliced']:6.2f}"
+        show.marked(f"{losses}  {sentence}", soft_wrap=True)
+    if measured.less:
+        lines = [
+            {"": name, **{score: _with_interval(e) for score, e in scores.items()}}
+            for name, scores in measured.less.items()
+        ]
+        show.rows(f"{run} less another, on the same contexts", lines)
+
+
+def _with_interval(difference: Estimate) -> str:
+    """What differs for sure is marked with a star."""
+    interval = f" ± {difference.half:.4f}" if difference.known else ""
+    return f"{difference.value:+.4f}{interval}{' *' if difference.differs else ''}"

@@ -122,7 +122,9 @@ class Architecture:
                 )
             if layer < self.layers:
                 return Wanted(name, layer=layer, kind=kind)
-        choices = [f"{self.blocks}.{i}" for i in range(self.layers)] + [m for m in self.modules if m]
+        choices = [f"{self.blocks}.{i}" for i in range(self.layers)] + [
+            m for m in self.modules if m
+        ]
         near = difflib.get_close_matches(path, choices, n=4, cutoff=0.0)
         raise BitlensError(
             f"There is no hook point '{name}' in this model of {self.layers} layers; the nearest "
