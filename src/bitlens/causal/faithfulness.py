@@ -14,13 +14,13 @@ from torch import Tensor
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.causal.losses import SpliceLosses, SpliceSums
-from bitlens.causal.splice import Change, Splice, SpliceTokens, load_spliced
+from bitlens.causal.splice import Change, Splice, SpliceTokens
 from bitlens.errors import BitlensError
 from bitlens.files import finite, replacing
 from bitlens.hidden.pieces import in_text
 from bitlens.hidden.positions import position_ranges
 from bitlens.hidden.source import NO_ROWS
-from bitlens.hidden.split import held_out_share, unseen
+from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import ActivationStore
 from bitlens.information.intervals import Estimate
 from bitlens.information.moments import Variance, squared_error
@@ -162,18 +162,6 @@ def _rates(autoencoder: Autoencoder, store: ActivationStore) -> Tensor:
     return (on.double() + 0.5) / (len(rows) + 1)
 
 
-@torch.inference_mode()
-def differences(
-    own: SpliceSums, splice: Splice, others: Mapping[str, Autoencoder]
-) -> dict[str, dict[str, Estimate]]:
-    """The scores of one splice less those of other autoencoders' whole codes on the same contexts,
-    by their names."""
-    spliced = splice.tokens(list(others.values())) if others else []
-    return {
-        name: own.less(splice.sums(tokens)) for name, tokens in zip(others, spliced, strict=True)
-    }
-
-
 class PositionLosses(NamedTuple):
     """Means over the scored tokens at some positions of their contexts."""
 
@@ -223,26 +211,24 @@ def write_tokens(path: Path, splice: Splice, tokens: SpliceTokens) -> None:
 
 @dataclass(frozen=True)
 class Report:
-    """What the command `faithfulness` measures of an autoencoder; the last of `kept` is of the
-    whole code."""
+    """An autoencoder with some and, at last, with all latents kept, and beside others."""
 
-    by: By
-    kept: list[Kept]
     splice: Splice
+    kept: list[Kept]
     less: dict[str, dict[str, Estimate]]
-    """the scores of the whole code less those of other autoencoders, on the same contexts"""
+    """scores of the whole code less those of other autoencoders on the same contexts, by name"""
 
     @property
     def tokens(self) -> SpliceTokens:
-        """Of the whole code."""
+        """Of the whole code"""
         return self.kept[-1].tokens
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: a line for each k, the losses by position, the differences."""
+        """For JSON: a line for each k, the losses by position, the differences"""
+        positions = by_position(self.tokens)
         return {
-            "by": self.by,
             "keep": [kept.as_dict() for kept in self.kept],
-            "positions": {n: losses._asdict() for n, losses in by_position(self.tokens).items()},
+            "positions": {name: losses._asdict() for name, losses in positions.items()},
             "less": {
                 name: {score: asdict(estimate) for score, estimate in scores.items()}
                 for name, scores in self.less.items()
@@ -250,24 +236,19 @@ class Report:
         }
 
 
+@torch.inference_mode()
 def report(
     autoencoder: Autoencoder,
     store: ActivationStore,
-    others: Mapping[str, Autoencoder],
-    *,
+    splice: Splice,
     keep: Sequence[int],
-    contexts: int,
-    by: By,
-    part: str,
-    seed: int,
-    device: str,
+    by: By = "surprisal",
+    others: Mapping[str, Autoencoder] | None = None,
 ) -> Report:
-    """Measure an autoencoder, with these and with all latents kept, and what other autoencoders of
-    the hook point lose less on the same contexts; of part `test` none was trained on them."""
-    if part == "test":
-        stores = [unseen(store, each.metadata) for each in (autoencoder, *others.values())]
-        store = min(stores, key=lambda each: each.test_fraction)
-    model = load_spliced(autoencoder, store, device)
-    splice = Splice.of_store(model, autoencoder, store, contexts, part, seed)
+    """`faithfulness` for each k of `keep` and the whole code, and what the whole codes of other
+    autoencoders of the hook point lose less; splice: of contexts that none was trained on."""
     kept = faithfulness(autoencoder, store, splice, (*keep, None), by=by)
-    return Report(by, kept, splice, differences(kept[-1].sums, splice, others))
+    others = others or {}
+    spliced = splice.tokens(list(others.values())) if others else []
+    less = [kept[-1].sums.less(splice.sums(tokens)) for tokens in spliced]
+    return Report(splice, kept, dict(zip(others, less, strict=True)))

@@ -67,27 +67,24 @@ def faithfulness(
         json: also write the tables to this file.
     """
     from bitlens.causal.faithfulness import report, write_tokens
+    from bitlens.causal.splice import Splice, load_spliced
+    from bitlens.hidden.split import unseen
 
     autoencoder, rows = open_pair(run, store, device, search)
     others = {str(path): open_pair(path, store, device, search)[0] for path in against}
-    measured = report(
-        autoencoder,
-        rows,
-        others,
-        keep=keep,
-        contexts=contexts,
-        by=by,
-        part=part,
-        seed=seed,
-        device=pick_device(device),
-    )
-    show_report(measured, run, store)
+    if part == "test":  # the documents of no training
+        splits = [unseen(rows, each.metadata) for each in (autoencoder, *others.values())]
+        rows = min(splits, key=lambda split: split.test_fraction)
+    model = load_spliced(autoencoder, rows, pick_device(device))
+    splice = Splice.of_store(model, autoencoder, rows, contexts, part, seed)
+    measured = report(autoencoder, rows, splice, keep, by, others)
+    show_report(measured, f"{run} on {store}", str(run))
     if out is not None:
-        write_tokens(out, measured.splice, measured.tokens)
-    write_result(json, {"run": str(run), "store": str(store), **measured.as_dict()})
+        write_tokens(out, splice, measured.tokens)
+    write_result(json, {"run": str(run), "store": str(store), "by": by, **measured.as_dict()})
 
 
-def show_report(measured: Report, run: Path, store: Path) -> None:
+def show_report(measured: Report, title: str, run: str) -> None:
     """Print a table of each k, one of the positions, the tokens that lose most, and the differences
     to other autoencoders."""
     from bitlens import show
@@ -100,7 +97,7 @@ def show_report(measured: Report, run: Path, store: Path) -> None:
         for line in told["keep"]
     }
     show.table(
-        f"{run} on {store}, latents kept: cross-entropy {whole['ce_original']:.3f}, "
+        f"{title}, latents kept: cross-entropy {whole['ce_original']:.3f}, "
         f"with zeros {whole['ce_zero']:.3f}, with the mean {whole['ce_mean']:.3f}",
         columns,
     )

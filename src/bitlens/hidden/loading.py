@@ -1,4 +1,5 @@
-"""Load the weights of a language model as far as its hook points need them, and try it on two tokens.
+"""Load the weights of a language model as far as its hook points need them, and try it on two
+tokens.
 
 Whatever cannot be read, or would give other hidden states than the model's own, is refused in a
 sentence.
@@ -42,7 +43,6 @@ class Checkpoint:
         self,
         name: str,
         hooks: list[str],
-        *,
         dtype: str,
         device: str,
         device_map: str | None,

@@ -70,15 +70,7 @@ class LanguageModel:
         dtype: auto (as stored, but float32 for half precision on a CPU), float32, float16 or
         bfloat16. Raises BitlensError for a model that cannot be read or lacks a hook point.
         """
-        checkpoint = Checkpoint(
-            name,
-            hooks,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            revision=revision,
-            causal=causal,
-        )
+        checkpoint = Checkpoint(name, hooks, dtype, device, device_map, revision, causal)
         return cls(name_from_anywhere(name), checkpoint.load())
 
     @classmethod
