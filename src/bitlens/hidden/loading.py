@@ -175,7 +175,7 @@ class Checkpoint:
 
 
 def is_causal(config: Any) -> bool:
-    """Whether the weights are those of a causal language model, as far as the configuration says."""
+    """Whether the weights are a causal language model's, as far as the configuration says."""
     kind = _causal_class(config)
     return kind is not None and any(
         name == kind.__name__ or "ForCausalLM" in name or "LMHeadModel" in name

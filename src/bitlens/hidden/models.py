@@ -127,7 +127,7 @@ class LanguageModel:
 
     @torch.inference_mode()
     def hidden_states(self, tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """tokens, mask `[batch, context]` -> for every hook point, by name, `[batch, context, d]`"""
+        """tokens, mask `[batch, context]` -> of every hook point, by name, `[batch, context, d]`"""
         if mask is not None and not bool(mask.all()) and not self._takes_mask:
             lengths = mask.sum(1).int().tolist()
             rows = [

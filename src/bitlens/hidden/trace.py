@@ -63,7 +63,7 @@ class Trace:
         inside = self.architecture.layer(place.path) is not None
         if inside or not isinstance(value, Tensor) or not isinstance(table, Tensor):
             return
-        # A table that is asked for two consecutive rows is one of positions: the tokens' ids are not.
+        # A table asked for two consecutive rows is one of positions: the tokens' ids are not.
         if table.dim() == 2 and not value.is_floating_point() and value.numel() == 2:
             first, second = value.flatten().tolist()
             if second == first + 1:
