@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -162,6 +162,17 @@ def _rates(autoencoder: Autoencoder, store: ActivationStore) -> Tensor:
     return (on.double() + 0.5) / (len(rows) + 1)
 
 
+@torch.inference_mode()
+def differences(
+    own: SpliceSums, splice: Splice, others: Mapping[str, Autoencoder]
+) -> dict[str, dict[str, Estimate]]:
+    """The scores of one splice less those of other autoencoders' whole codes on the same contexts,
+    by their names."""
+    spliced = splice.tokens(list(others.values())) if others else []
+    scores = [own.less(splice.sums(tokens)) for tokens in spliced]
+    return dict(zip(others, scores, strict=True))
+
+
 class PositionLosses(NamedTuple):
     """Means over the scored tokens at some positions of their contexts."""
 
@@ -183,6 +194,19 @@ def by_position(tokens: SpliceTokens) -> dict[str, PositionLosses]:
         means = (float(column[inside].double().mean()) for column in tokens[2:])
         losses[name] = PositionLosses(int(inside.sum()), *means)
     return losses
+
+
+def summary(kept: Sequence[Kept], less: dict[str, dict[str, Estimate]]) -> dict[str, Any]:
+    """For JSON: a line for each k, the last one's losses by position, and its `differences`."""
+    positions = by_position(kept[-1].tokens)
+    return {
+        "keep": [each.as_dict() for each in kept],
+        "positions": {name: losses._asdict() for name, losses in positions.items()},
+        "less": {
+            name: {score: asdict(difference) for score, difference in scores.items()}
+            for name, scores in less.items()
+        },
+    }
 
 
 def worst(tokens: SpliceTokens, n: int = 10) -> list[int]:
@@ -207,48 +231,3 @@ def write_tokens(path: Path, splice: Splice, tokens: SpliceTokens) -> None:
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for index in range(len(tokens.position)):
             file.write(json.dumps(finite(record(splice, tokens, index)), ensure_ascii=False) + "\n")
-
-
-@dataclass(frozen=True)
-class Report:
-    """An autoencoder with some and, at last, with all latents kept, and beside others."""
-
-    splice: Splice
-    kept: list[Kept]
-    less: dict[str, dict[str, Estimate]]
-    """scores of the whole code less those of other autoencoders on the same contexts, by name"""
-
-    @property
-    def tokens(self) -> SpliceTokens:
-        """Of the whole code"""
-        return self.kept[-1].tokens
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON: a line for each k, the losses by position, the differences"""
-        positions = by_position(self.tokens)
-        return {
-            "keep": [kept.as_dict() for kept in self.kept],
-            "positions": {name: losses._asdict() for name, losses in positions.items()},
-            "less": {
-                name: {score: asdict(estimate) for score, estimate in scores.items()}
-                for name, scores in self.less.items()
-            },
-        }
-
-
-@torch.inference_mode()
-def report(
-    autoencoder: Autoencoder,
-    store: ActivationStore,
-    splice: Splice,
-    keep: Sequence[int],
-    by: By = "surprisal",
-    others: Mapping[str, Autoencoder] | None = None,
-) -> Report:
-    """`faithfulness` for each k of `keep` and the whole code, and what the whole codes of other
-    autoencoders of the hook point lose less; splice: of contexts that none was trained on."""
-    kept = faithfulness(autoencoder, store, splice, (*keep, None), by=by)
-    others = others or {}
-    spliced = splice.tokens(list(others.values())) if others else []
-    less = [kept[-1].sums.less(splice.sums(tokens)) for tokens in spliced]
-    return Report(splice, kept, dict(zip(others, less, strict=True)))

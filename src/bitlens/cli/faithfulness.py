@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bitlens.cli.common import (
     Device,
@@ -18,7 +18,6 @@ from bitlens.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from bitlens.causal.faithfulness import Report
     from bitlens.information.intervals import Estimate
 
 SCORES = ("ce_loss_score", "ce_loss_score_mean", "kl_div")
@@ -66,7 +65,7 @@ def faithfulness(
         device: auto, cpu, cuda.
         json: also write the tables to this file.
     """
-    from bitlens.causal.faithfulness import report, write_tokens
+    from bitlens.causal import faithfulness as measure
     from bitlens.causal.splice import Splice, load_spliced
     from bitlens.hidden.split import unseen
 
@@ -77,43 +76,46 @@ def faithfulness(
         rows = min(splits, key=lambda split: split.test_fraction)
     model = load_spliced(autoencoder, rows, pick_device(device))
     splice = Splice.of_store(model, autoencoder, rows, contexts, part, seed)
-    measured = report(autoencoder, rows, splice, keep, by, others)
-    show_report(measured, f"{run} on {store}", str(run))
+    kept = measure.faithfulness(autoencoder, rows, splice, (*keep, None), by=by)
+    less = measure.differences(kept[-1].sums, splice, others)
+    result = {"run": str(run), "store": str(store), "by": by, **measure.summary(kept, less)}
+    tokens = kept[-1].tokens
+    lose_most = [measure.record(splice, tokens, index) for index in measure.worst(tokens)]
+    show_result(result, lose_most, less)
     if out is not None:
-        write_tokens(out, splice, measured.tokens)
-    write_result(json, {"run": str(run), "store": str(store), "by": by, **measured.as_dict()})
+        measure.write_tokens(out, splice, tokens)
+    write_result(json, result)
 
 
-def show_report(measured: Report, title: str, run: str) -> None:
+def show_result(
+    result: dict[str, Any], lose_most: list[dict[str, Any]], less: dict[str, dict[str, Estimate]]
+) -> None:
     """Print a table of each k, one of the positions, the tokens that lose most, and the differences
     to other autoencoders."""
     from bitlens import show
-    from bitlens.causal.faithfulness import record, worst
 
-    told = measured.as_dict()
-    whole = told["keep"][-1]
-    columns = {
-        "all" if line["k"] is None else str(line["k"]): {name: line[name] for name in SHOWN}
-        for line in told["keep"]
-    }
+    whole = result["keep"][-1]
     show.table(
-        f"{title}, latents kept: cross-entropy {whole['ce_original']:.3f}, "
-        f"with zeros {whole['ce_zero']:.3f}, with the mean {whole['ce_mean']:.3f}",
-        columns,
+        f"{result['run']} on {result['store']}, latents kept: cross-entropy "
+        f"{whole['ce_original']:.3f}, with zeros {whole['ce_zero']:.3f}, with the mean "
+        f"{whole['ce_mean']:.3f}",
+        {
+            "all" if line["k"] is None else str(line["k"]): {name: line[name] for name in SHOWN}
+            for line in result["keep"]
+        },
     )
-    show.table("The whole code, by position in the context", told["positions"])
+    show.table("The whole code, by position in the context", result["positions"])
     show.marked("[bold]The tokens that lose most[/bold]: cross-entropy as it was and as it is")
-    for index in worst(measured.tokens):
-        token = record(measured.splice, measured.tokens, index)
+    for token in lose_most:
         sentence = show.example(token["before"], token["token"], token["after"])
         losses = f"{token['ce_original']:6.2f} {token['ce_spliced']:6.2f}"
         show.marked(f"{losses}  {sentence}", soft_wrap=True)
-    if measured.less:
+    if less:
         lines = [
             {"": name, **{score: _with_interval(e) for score, e in scores.items()}}
-            for name, scores in measured.less.items()
+            for name, scores in less.items()
         ]
-        show.rows(f"{run} less another, on the same contexts", lines)
+        show.rows(f"{result['run']} less another, on the same contexts", lines)
 
 
 def _with_interval(difference: Estimate) -> str:
