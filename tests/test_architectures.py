@@ -1,7 +1,8 @@
 """What hook points mean, for every architecture of transformers that can be built small.
 
-Four invariants: `hidden_states[i]` is transformers' own; resid_pre + attn_out + mlp_out = resid_post; a hook point read
-together with others is what it is alone; a name for which that does not hold is refused in a sentence.
+Four invariants: `hidden_states[i]` is transformers' own; resid_pre + attn_out + mlp_out =
+resid_post; a hook point read together with others is what it is alone; a name for which that does
+not hold is refused in a sentence.
 """
 
 from __future__ import annotations
@@ -119,10 +120,26 @@ def check(folder, names, states):
 
 # What is not refused: all of transformers' hidden states, what attention and MLP add.
 EXPECTED = {
-    "llama": (4, 6), "gemma2": (4, 6), "olmo2": (4, 6), "bert": (4, 0), "roberta": (4, 0), "bloom": (4, 6), "rwkv": (4, 4),
-    "gpt_neox": (4, 6), "granite": (4, 0), "gemma3": (4, 6), "mamba": (4, 0), "opt": (4, 3), "mpt": (4, 6), "cohere": (4, 6),
-    "xlnet": (0, 0), "albert": (0, 0), "xlm": (4, 0), "jamba": (4, 4), "roberta-prelayernorm": (4, 6),
-}  # fmt: skip
+    "llama": (4, 6),
+    "gemma2": (4, 6),
+    "olmo2": (4, 6),
+    "bert": (4, 0),
+    "roberta": (4, 0),
+    "bloom": (4, 6),
+    "rwkv": (4, 4),
+    "gpt_neox": (4, 6),
+    "granite": (4, 0),
+    "gemma3": (4, 6),
+    "mamba": (4, 0),
+    "opt": (4, 3),
+    "mpt": (4, 6),
+    "cohere": (4, 6),
+    "xlnet": (0, 0),
+    "albert": (0, 0),
+    "xlm": (4, 0),
+    "jamba": (4, 4),
+    "roberta-prelayernorm": (4, 6),
+}
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
@@ -152,7 +169,7 @@ def test_what_hook_points_mean_everywhere(folder_of, kind):
     )
 
 
-# --- what a model's configuration does not say -----------------------------------------------------------------------
+# --- what a model's configuration does not say --------------------------------------------------
 
 
 def test_the_models_own_paths_go_before_other_names(folder_of):

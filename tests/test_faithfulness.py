@@ -1,4 +1,5 @@
-"""Which latents are kept, against brute force, and what splicing them costs, against the splice itself."""
+"""Which latents are kept, against brute force, and what splicing them costs, against the splice
+itself."""
 
 import json
 import math

@@ -25,7 +25,8 @@ def model(tiny_llama):
 
 @pytest.fixture
 def live(model, text_folder):
-    """`live(...)`: rows of `tiny_llama` at layers.1 on `text_folder`, in windows of four batches of four contexts."""
+    """`live(...)`: rows of `tiny_llama` at layers.1 on `text_folder`, in windows of four batches of
+    four contexts."""
 
     def make(shuffle_seed=None, **settings):
         corpus = Corpus((str(text_folder),), shuffle_seed=shuffle_seed)

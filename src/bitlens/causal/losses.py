@@ -4,7 +4,7 @@ and paired differences."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,7 +73,8 @@ class SpliceSums(NamedTuple):
             numbers[name] = score.value
             intervals[f"{name}_low"] = score.low if score.known else None
             intervals[f"{name}_high"] = score.high if score.known else None
-        return SpliceLosses(**{**numbers, **intervals, "tokens": int(tokens)})  # type: ignore[arg-type]
+        means: dict[str, Any] = {**numbers, **intervals, "tokens": int(tokens)}
+        return SpliceLosses(**means)
 
     def less(self, other: SpliceSums) -> dict[str, Estimate]:
         """The scores of this splice less those of another on the same contexts, with intervals of
