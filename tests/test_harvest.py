@@ -258,10 +258,8 @@ def test_a_store_that_cannot_fit_the_disk_is_not_begun(job, tmp_path, text_folde
 def test_a_folder_that_is_not_empty_is_refused(job, tmp_path, harvested):
     former = shutil.copytree(harvested, tmp_path / "out")
     sentence = refusal(lambda: harvest(*job(), former))
-    assert (
-        f"{former} is not empty; pass `resume=True` to continue it or `overwrite=True` to replace it"
-        in sentence
-    )
+    ways = "pass `resume=True` to continue it or `overwrite=True` to replace it"
+    assert f"{former} is not empty; {ways}" in sentence
     assert files(former) == files(harvested)
 
 
