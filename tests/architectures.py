@@ -37,6 +37,8 @@ SIZES: dict[str, Any] = {
     **_each(8, "d_head head_dim qk_rope_head_dim qk_nope_head_dim v_head_dim state_size"),
     **_each(8, "mamba_d_state mamba_chunk_size"),
     **_each(16, "q_lora_rank kv_lora_rank qk_head_dim mamba_d_head"),
+    **_each(4, "linear_num_value_heads linear_num_key_heads"),
+    **_each(8, "linear_key_head_dim linear_value_head_dim"),
     **_each(None, "layer_types layers_block_type"),
     "dtype": "float32",
     "image_size": 28,
@@ -53,6 +55,7 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     },
     "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 1},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "vits": {"upsample_initial_channel": 32},
     "dbrx": {"d_model": WIDTH, "n_heads": 4, "n_layers": LAYERS, "vocab_size": VOCABULARY},
 }
 

@@ -100,8 +100,11 @@ def check(folder, names, states):
         return {}
     model = load(folder, *names)
     together = dict(zip(names, read(model), strict=True))
-    for name, hook in zip(names, list(model.hooks), strict=True):
+    places = dict(zip(model.hooks, names, strict=True))  # several names may be of one place
+    for name, hook in zip(names, model.hooks, strict=True):
         assert name in hook.names().values()
+        assert torch.equal(together[name], together[places[hook]])
+    for hook, name in places.items():
         model.hooks = [hook]
         assert torch.equal(read(model)[0], together[name]), f"{name} alone and together"
     for index, state in enumerate(states):
