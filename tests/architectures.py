@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 import transformers
 from transformers.models.auto.modeling_auto import (
@@ -33,7 +32,8 @@ SIZES: dict[str, Any] = {
     **_each(2, "num_key_value_heads n_head_kv num_experts_per_tok mamba_expand pad_token_id"),
     **_each(2, "expert_layer_period attn_layer_period"),
     **_each(1, "n_group topk_group attn_layer_offset eos_token_id"),
-    **_each(0, "bos_token_id router_jitter_noise"),
+    "bos_token_id": 0,
+    "router_jitter_noise": 0.0,
     **_each(8, "d_head head_dim qk_rope_head_dim qk_nope_head_dim v_head_dim state_size"),
     **_each(8, "mamba_d_state mamba_chunk_size"),
     **_each(16, "q_lora_rank kv_lora_rank qk_head_dim mamba_d_head"),
@@ -91,27 +91,27 @@ KINDS = [*dict.fromkeys([*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_MAPPING_NAME
 
 
 def small_model(kind: str) -> Any:
-    """A random model of this type, with the head of a causal language model where there is one;
-    skips what cannot be built or run on text."""
-    try:
-        config = tiny_config(kind)
-        assert not getattr(config, "is_encoder_decoder", False)
-        assert config.get_text_config().num_hidden_layers <= LAYERS
-        with torch.device("meta"):
-            size = sum(p.numel() for p in transformers.AutoModel.from_config(config).parameters())
-        assert size < 30e6, f"{size} parameters"
-        torch.manual_seed(0)
-        kinds: Any = (
-            transformers.AutoModelForCausalLM,
-            transformers.AutoModelForImageTextToText,
-            transformers.AutoModel,
-        )
-        auto = next(kind for kind in kinds if type(config) in kind._model_mapping)
-        model = auto.from_config(config).eval()
-        model.config.use_cache = model.config.get_text_config().use_cache = False
-        assert type(config.get_text_config()) in transformers.MODEL_MAPPING
-        with torch.no_grad():
-            model(input_ids=torch.tensor([[11, 57, 301]]), output_hidden_states=True)
-    except Exception as error:  # many configurations need sizes of their own, or images
-        pytest.skip(f"{kind} cannot be built small: {str(error)[:80]}")
+    """A random model of this type, with the head of a causal language model where there is one.
+
+    Raises one of many kinds of errors for what cannot be built small or run on text: such
+    configurations need sizes of their own, or images.
+    """
+    config = tiny_config(kind)
+    assert not getattr(config, "is_encoder_decoder", False)
+    assert config.get_text_config().num_hidden_layers <= LAYERS
+    assert type(config.get_text_config()) in transformers.MODEL_MAPPING
+    with torch.device("meta"):
+        size = sum(p.numel() for p in transformers.AutoModel.from_config(config).parameters())
+    assert size < 30e6, f"{size} parameters"
+    torch.manual_seed(0)
+    kinds: Any = (
+        transformers.AutoModelForCausalLM,
+        transformers.AutoModelForImageTextToText,
+        transformers.AutoModel,
+    )
+    auto = next(kind for kind in kinds if type(config) in kind._model_mapping)
+    model = auto.from_config(config).eval()
+    model.config.use_cache = model.config.get_text_config().use_cache = False
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[11, 57, 301]]), output_hidden_states=True)
     return model
