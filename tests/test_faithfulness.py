@@ -159,7 +159,7 @@ def test_positions_lie_in_ranges_that_double():
     names, which = position_ranges(torch.tensor([9, 0, 3, 4, 7, 16, 1]))
     assert [names[i] for i in which] == ["8-15", "0", "3", "4-7", "4-7", "16-31", "1"]
     assert names == ["0", "1", "3", "4-7", "8-15", "16-31"]
-    assert position_ranges(torch.tensor([3, 2, 1, 0]), singles=1)[0] == ["0", "1", "2-3"]
+    assert position_ranges(torch.tensor([3, 2, 1, 0]), singles=2)[0] == ["0", "1", "2-3"]
 
 
 def test_worst_tokens_lose_most():
