@@ -1,7 +1,8 @@
 """What hook points mean, for every architecture of transformers that can be built small.
 
-Four invariants: `hidden_states[i]` is transformers' own; resid_pre + attn_out + mlp_out = resid_post; a hook point read
-together with others is what it is alone; a name for which that does not hold is refused in a sentence.
+Four invariants: `hidden_states[i]` is transformers' own; resid_pre + attn_out + mlp_out =
+resid_post; a hook point read together with others is what it is alone; a name for which that does
+not hold is refused in a sentence.
 """
 
 from __future__ import annotations
@@ -99,8 +100,11 @@ def check(folder, names, states):
         return {}
     model = load(folder, *names)
     together = dict(zip(names, read(model), strict=True))
-    for name, hook in zip(names, list(model.hooks), strict=True):
+    places = dict(zip(model.hooks, names, strict=True))  # several names may be of one place
+    for name, hook in zip(names, model.hooks, strict=True):
         assert name in hook.names().values()
+        assert torch.equal(together[name], together[places[hook]])
+    for hook, name in places.items():
         model.hooks = [hook]
         assert torch.equal(read(model)[0], together[name]), f"{name} alone and together"
     for index, state in enumerate(states):
@@ -119,10 +123,26 @@ def check(folder, names, states):
 
 # What is not refused: all of transformers' hidden states, what attention and MLP add.
 EXPECTED = {
-    "llama": (4, 6), "gemma2": (4, 6), "olmo2": (4, 6), "bert": (4, 0), "roberta": (4, 0), "bloom": (4, 6), "rwkv": (4, 4),
-    "gpt_neox": (4, 6), "granite": (4, 0), "gemma3": (4, 6), "mamba": (4, 0), "opt": (4, 3), "mpt": (4, 6), "cohere": (4, 6),
-    "xlnet": (0, 0), "albert": (0, 0), "xlm": (4, 0), "jamba": (4, 4), "roberta-prelayernorm": (4, 6),
-}  # fmt: skip
+    "llama": (4, 6),
+    "gemma2": (4, 6),
+    "olmo2": (4, 6),
+    "bert": (4, 0),
+    "roberta": (4, 0),
+    "bloom": (4, 6),
+    "rwkv": (4, 4),
+    "gpt_neox": (4, 6),
+    "granite": (4, 0),
+    "gemma3": (4, 6),
+    "mamba": (4, 0),
+    "opt": (4, 3),
+    "mpt": (4, 6),
+    "cohere": (4, 6),
+    "xlnet": (0, 0),
+    "albert": (0, 0),
+    "xlm": (4, 0),
+    "jamba": (4, 4),
+    "roberta-prelayernorm": (4, 6),
+}
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
@@ -140,11 +160,14 @@ def test_what_hook_points_mean(folder_of, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - set(EXPECTED)))
 def test_what_hook_points_mean_everywhere(folder_of, kind):
-    folder = folder_of(kind)
+    try:
+        folder = folder_of(kind)
+    except Exception as error:  # many configurations need sizes of their own, or images
+        pytest.skip(f"{kind} cannot be built small: {str(error)[:80]}")
     whole, states = transformers_own(folder)
     with torch.inference_mode():
         architecture = Architecture(whole, whole.config)
-        trace = Trace(whole, architecture, torch.tensor([[211, 57]]), partial=False)
+        trace = Trace(whole, architecture, torch.tensor([[211, 57]]), partial_model=False)
     check(
         folder,
         accepted(names(architecture.layers), lambda name: trace.find(architecture.want(name))),
@@ -152,7 +175,7 @@ def test_what_hook_points_mean_everywhere(folder_of, kind):
     )
 
 
-# --- what a model's configuration does not say -----------------------------------------------------------------------
+# --- what a model's configuration does not say --------------------------------------------------
 
 
 def test_the_models_own_paths_go_before_other_names(folder_of):

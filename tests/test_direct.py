@@ -1,4 +1,5 @@
-"""What a direction does to the next-token logits: against the derivative of each model's own tail, written out."""
+"""What a direction does to the next-token logits: against the derivative of each model's own tail,
+written out."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,13 @@ from bitlens.seeding import generator
 
 WIDTH, LAYERS = 32, 3
 USUAL: dict[str, Any] = {
-    "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": 64,
-    "max_position_embeddings": 128, "initializer_range": 0.2,
-}  # fmt: skip
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+}
 GEMMA = USUAL | {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16}
 GPT2 = {
     "n_embd": WIDTH,
@@ -38,24 +43,31 @@ OPT = {
 CAP = 3.0
 
 Tail = Callable[[Any, Tensor], Tensor]
+
+
+def normed(m: Any, h: Tensor) -> Tensor:
+    """The tail of most models: final norm and head."""
+    return m.lm_head(m.model.norm(h))
+
+
+def opt_tail(m: Any, h: Tensor) -> Tensor:
+    decoder = m.model.decoder
+    return m.lm_head(decoder.project_out(decoder.final_layer_norm(h)))
+
+
+CAPPED = GEMMA | {"final_logit_softcapping": CAP}
+COHERE = USUAL | {"logit_scale": 0.3, "num_key_value_heads": 2}
+GRANITE = USUAL | {"logits_scaling": 8.0, "num_key_value_heads": 2}
 MODELS: dict[str, tuple[Any, dict[str, Any], Tail]] = {
-    "llama": (tf.LlamaConfig, USUAL, lambda m, h: m.lm_head(m.model.norm(h))),
-    "gemma3": (tf.Gemma3TextConfig, GEMMA, lambda m, h: m.lm_head(m.model.norm(h))),
-    "gemma2": (
-        tf.Gemma2Config, GEMMA | {"final_logit_softcapping": CAP},
-        lambda m, h: CAP * torch.tanh(m.lm_head(m.model.norm(h)) / CAP),
-    ),
-    "cohere": (
-        tf.CohereConfig, USUAL | {"logit_scale": 0.3, "num_key_value_heads": 2}, lambda m, h: m.lm_head(m.model.norm(h)) * 0.3
-    ),
-    "granite": (
-        tf.GraniteConfig, USUAL | {"logits_scaling": 8.0, "num_key_value_heads": 2},
-        lambda m, h: m.lm_head(m.model.norm(h)) / 8,
-    ),
+    "llama": (tf.LlamaConfig, USUAL, normed),
+    "gemma3": (tf.Gemma3TextConfig, GEMMA, normed),
+    "gemma2": (tf.Gemma2Config, CAPPED, lambda m, h: CAP * torch.tanh(normed(m, h) / CAP)),
+    "cohere": (tf.CohereConfig, COHERE, lambda m, h: normed(m, h) * 0.3),
+    "granite": (tf.GraniteConfig, GRANITE, lambda m, h: normed(m, h) / 8),
     "gpt2": (tf.GPT2Config, GPT2, lambda m, h: m.lm_head(m.transformer.ln_f(h))),
-    "opt": (tf.OPTConfig, OPT, lambda m, h: m.lm_head(m.model.decoder.project_out(m.model.decoder.final_layer_norm(h)))),
+    "opt": (tf.OPTConfig, OPT, opt_tail),
     "phi": (tf.PhiConfig, USUAL, lambda m, h: m.lm_head(m.model.final_layernorm(h))),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
-"""Which latents are kept, against brute force, and what splicing them costs, against the splice itself."""
+"""Which latents are kept, against brute force, and what splicing them costs, against the splice
+itself."""
 
 import json
 import math
@@ -20,6 +21,7 @@ from bitlens.causal.splice import Splice, SpliceTokens, load_spliced
 from bitlens.cli.faithfulness import faithfulness as command
 from bitlens.errors import BitlensError
 from bitlens.hidden import ActivationStore, LanguageModel
+from bitlens.hidden.positions import position_ranges
 from bitlens.seeding import generator
 
 D, LATENTS = 32, 24
@@ -151,6 +153,13 @@ def test_means_by_position():
     assert [line.tokens for line in lines.values()] == [1, 2, 4, 1]
     assert lines["2-3"] == (2, 2.5, 4.0, 1.5, 0.5)
     assert lines["4-7"] == (4, 5.5, 6.5, 1.5, 0.75)
+
+
+def test_positions_lie_in_ranges_that_double():
+    names, which = position_ranges(torch.tensor([9, 0, 3, 4, 7, 16, 1]))
+    assert [names[i] for i in which] == ["8-15", "0", "3", "4-7", "4-7", "16-31", "1"]
+    assert names == ["0", "1", "3", "4-7", "8-15", "16-31"]
+    assert position_ranges(torch.tensor([3, 2, 1, 0]), singles=2)[0] == ["0", "1", "2-3"]
 
 
 def test_worst_tokens_lose_most():

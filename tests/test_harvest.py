@@ -1,4 +1,5 @@
-"""A harvest keeps exactly the model's hidden states, and no kill, full disk or signal changes a bit of the result."""
+"""A harvest keeps exactly the model's hidden states, and no kill, full disk or signal changes a bit
+of the result."""
 
 from __future__ import annotations
 
@@ -63,7 +64,7 @@ def refusal(work):
     return str(error.value)
 
 
-# --- what is stored --------------------------------------------------------------------------------------------------
+# --- what is stored -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "one document a context"])
@@ -186,7 +187,7 @@ def test_the_plan_tells_the_rows(job, tmp_path):
     assert f"about {plan.rows:,} rows; memory:" in str(plan)
 
 
-# --- trouble ---------------------------------------------------------------------------------------------------------
+# --- trouble ------------------------------------------------------------------------------------
 
 
 def changed_model(folder, out, change):
@@ -257,10 +258,8 @@ def test_a_store_that_cannot_fit_the_disk_is_not_begun(job, tmp_path, text_folde
 def test_a_folder_that_is_not_empty_is_refused(job, tmp_path, harvested):
     former = shutil.copytree(harvested, tmp_path / "out")
     sentence = refusal(lambda: harvest(*job(), former))
-    assert (
-        f"{former} is not empty; pass `resume=True` to continue it or `overwrite=True` to replace it"
-        in sentence
-    )
+    ways = "pass `resume=True` to continue it or `overwrite=True` to replace it"
+    assert f"{former} is not empty; {ways}" in sentence
     assert files(former) == files(harvested)
 
 
@@ -296,11 +295,15 @@ def test_resuming_a_finished_store_changes_nothing(job, tmp_path, small_shards):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"length": 8}, "context_length"), ({"hook": "layers.0"}, "hook"), ({"max_rows": 70}, "max_rows"),
-        ({"batch_size": 2}, "batch_size"), ({"store_dtype": torch.float16}, "dtype"), ({"packed": False}, "packed"),
+        ({"length": 8}, "context_length"),
+        ({"hook": "layers.0"}, "hook"),
+        ({"max_rows": 70}, "max_rows"),
+        ({"batch_size": 2}, "batch_size"),
+        ({"store_dtype": torch.float16}, "dtype"),
+        ({"packed": False}, "packed"),
         ({"bos": True}, "prepend_bos"),
     ],
-)  # fmt: skip
+)
 def test_resuming_with_other_settings_is_refused(job, tmp_path, small_shards, change, named):
     def run(hook="layers.1", length=16, packed=True, bos=None, batch_size=4, **settings):
         model, reader = job(hook, length=length, packed=packed, bos=bos)
@@ -314,7 +317,7 @@ def test_resuming_with_other_settings_is_refused(job, tmp_path, small_shards, ch
     assert files(tmp_path / "out") == before
 
 
-# --- killed, stopped, full: the command as a process -----------------------------------------------------------------
+# --- killed, stopped, full: the command as a process --------------------------------------------
 
 SHARDS = {"bitlens.hidden.harvest.SHARD_BYTES": 1}  # a shard a batch: some 50
 
@@ -322,10 +325,8 @@ SHARDS = {"bitlens.hidden.harvest.SHARD_BYTES": 1}  # a shard a batch: some 50
 @pytest.fixture
 def arguments(tiny_llama, text_folder):
     """A harvest of two hook points, as a command that lacks its output."""
-    return [
-        "harvest", tiny_llama, "--text", text_folder, "--hook", "layers.0", "layers.2", "--context", 8,
-        "--batch-size", 4, "--device", "cpu", "--out",
-    ]  # fmt: skip
+    text = ["--text", text_folder, "--context", 8, "--batch-size", 4, "--device", "cpu"]
+    return ["harvest", tiny_llama, *text, "--hook", "layers.0", "layers.2", "--out"]
 
 
 @pytest.fixture(scope="module")
@@ -438,18 +439,19 @@ def test_what_is_not_asked_for_is_not_held_in_memory(
     for part, bytes_of_text in (("small", 1 << 16), ("large", size)):
         (tmp_path / part).mkdir()
         write_large(tmp_path / part / name, bytes_of_text)
-        command = bitlens_command(
-            "harvest", tiny_llama, "--text", tmp_path / part / name, "--hook", "layers.0", "--out", tmp_path / part / "out",
-            "--context", 64, "--max-rows", 500, "--documents", unit, "--device", "cpu",
-        )  # fmt: skip
+        out = tmp_path / part / "out"
+        text = ["--text", tmp_path / part / name, "--context", 64, "--documents", unit]
+        model = [tiny_llama, "--hook", "layers.0", "--device", "cpu"]
+        command = bitlens_command("harvest", *model, *text, "--max-rows", 500, "--out", out)
         peaks.append(command.peak_memory())
-        assert len(ActivationStore(tmp_path / part / "out")) == 500
+        assert len(ActivationStore(out)) == 500
     assert peaks[1] - peaks[0] < (150e6 if name == "one line.jsonl" else 50e6)
 
 
 def test_no_rows_are_not_asked_for(job, tmp_path):
     for rows in (0, -3):
-        assert f"`max_rows` must be at least 1, not {rows}" in refusal(lambda rows=rows: harvest(*job(), tmp_path / "out", max_rows=rows))  # fmt: skip
+        sentence = refusal(lambda rows=rows: harvest(*job(), tmp_path / "out", max_rows=rows))
+        assert f"`max_rows` must be at least 1, not {rows}" in sentence
     assert not (tmp_path / "out").exists()
 
 

@@ -25,7 +25,8 @@ def model(tiny_llama):
 
 @pytest.fixture
 def live(model, text_folder):
-    """`live(...)`: rows of `tiny_llama` at layers.1 on `text_folder`, in windows of four batches of four contexts."""
+    """`live(...)`: rows of `tiny_llama` at layers.1 on `text_folder`, in windows of four batches of
+    four contexts."""
 
     def make(shuffle_seed=None, **settings):
         corpus = Corpus((str(text_folder),), shuffle_seed=shuffle_seed)
@@ -124,7 +125,7 @@ def test_outliers_are_left_out(live, store):
 )
 def test_the_standardisation_is_that_of_the_usual_rows(live, monkeypatch, factors):
     """factors: of the rows of a position in its context."""
-    rows_of = live_module.iterate_rows
+    rows_of = live_module.hidden_rows
     made = []
 
     def changed(model, batches):
@@ -146,7 +147,7 @@ def test_the_standardisation_is_that_of_the_usual_rows(live, monkeypatch, factor
             made.append((rows, documents))
             yield rows, documents
 
-    monkeypatch.setattr(live_module, "iterate_rows", changed)
+    monkeypatch.setattr(live_module, "hidden_rows", changed)
     source = live()
     rows = torch.cat(
         [rows[torch.from_numpy(~held_out(d.numpy(), 0.2))] for rows, d in made]

@@ -1,4 +1,5 @@
-"""Hidden states are those of transformers, hook points have three names, and nothing above the last is loaded."""
+"""Hidden states are those of transformers, hook points have three names, and nothing above the
+last one is loaded."""
 
 from __future__ import annotations
 
@@ -17,9 +18,12 @@ from conftest import LAYERS, WIDTH
 
 KINDS = ["llama", "gpt2", "gpt_neox", "qwen3", "bert"]
 BLOCKS = {
-    "llama": "model.layers", "gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers", "qwen3": "model.layers",
+    "llama": "model.layers",
+    "gpt2": "transformer.h",
+    "gpt_neox": "gpt_neox.layers",
+    "qwen3": "model.layers",
     "bert": "bert.encoder.layer",
-}  # fmt: skip
+}
 ATTENTION = {"llama": "self_attn", "gpt2": "attn", "gpt_neox": "attention", "qwen3": "self_attn"}
 
 
@@ -110,8 +114,10 @@ def test_the_three_names_of_a_layer_are_one_hook_point(make_model, kind):
     points = [load(make_model(kind), name).hooks[0].names() for name in names]
     module = f"{BLOCKS[kind].partition('.')[2]}.1"
     assert points[0] == {
-        "module": module, "transformers": "hidden_states[2]", "transformer_lens": lens,
-    }  # fmt: skip
+        "module": module,
+        "transformers": "hidden_states[2]",
+        "transformer_lens": lens,
+    }
     assert all(point == points[0] for point in points)
 
 
@@ -132,6 +138,7 @@ def test_the_three_names_of_a_layer_are_one_hook_point(make_model, kind):
             None,
             "blocks.3.hook_resid_post",
         ),  # before the final norm
+        ("llama", "layers.-1", "layers.3", None, "blocks.3.hook_resid_post"),
         ("llama", "hidden_states[4]", "norm", "hidden_states[4]", None),
         (
             "bert",
@@ -166,11 +173,17 @@ def test_names_of_hook_points(make_model, kind, name, module, transformers_name,
 @pytest.mark.parametrize(
     ("name", "near"),
     [
-        ("layers.9", "layers.3"), ("layers.1.mpl", "layers.1.mlp"), ("hidden_states[17]", "layers."), ("norn", "norm"),
-        ("blocks.4.hook_resid_post", "layers.3"), ("layers.1:sideways", "layers.1"), ("", "layers."),
+        ("layers.9", "layers.3"),
+        ("layers.-9", "layers."),
+        ("layers.1.mpl", "layers.1.mlp"),
+        ("hidden_states[17]", "layers."),
+        ("norn", "norm"),
+        ("blocks.4.hook_resid_post", "layers.3"),
+        ("layers.1:sideways", "layers.1"),
+        ("", "layers."),
         ("blocks.1.hook_z", "hook_resid_post"),
     ],
-)  # fmt: skip
+)
 def test_an_unknown_hook_point_lists_the_nearest_names(tiny_llama, name, near):
     with pytest.raises(
         BitlensError, match=rf"There is no hook point '.*: .*{near.replace('.', '[.]')}"
@@ -271,7 +284,7 @@ def test_the_bundled_model_is_installed():
     assert torch.equal(model.hidden_states(tokens)["layers.1"], states[2])
 
 
-# --- models that cannot be loaded ------------------------------------------------------------------------------------
+# --- models that cannot be loaded ---------------------------------------------------------------
 
 
 @pytest.fixture

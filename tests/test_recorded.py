@@ -1,4 +1,5 @@
-"""A store, codes and a run say of which model they are, from anywhere, and another model is never taken for it."""
+"""A store, codes and a run say of which model they are, from anywhere, and another model is never
+taken for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Splicing reconstructions into the forward pass, against a plain computation one context at a time."""
+"""Splicing reconstructions into the forward pass, against a plain computation of one context at a
+time."""
 
 import math
 from types import SimpleNamespace
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from bitlens.autoencoders import BinaryAutoencoder, Transcoder
-from bitlens.causal.splice import Splice, contexts_to_score, load_spliced
+from bitlens.causal.contexts import draw_contexts
+from bitlens.causal.splice import Splice, load_spliced
 from bitlens.errors import BitlensError
 from bitlens.hidden import LanguageModel
 from bitlens.seeding import generator
@@ -76,7 +78,8 @@ def plain_log_probabilities(model, ids, change):
 
 
 def plain_losses(model, change):
-    """-> (cross-entropy, KL from the unchanged model, share of unchanged likeliest tokens, tokens), by loops"""
+    """By loops -> (cross-entropy, KL from the unchanged model, share of unchanged likeliest tokens,
+    tokens)"""
     ce = kl = top1 = count = 0
     for row, counts in zip(*contexts(), strict=True):
         ids = row[row >= 0]
@@ -237,7 +240,10 @@ def test_hidden_states_of_outlying_norm_keep_their_own(load):
     model, (ids, scored) = load("llama"), contexts()
     norms = model.hidden_states(ids[3:])["layers.1"].norm(dim=-1)
     limit = float(norms.median())
-    lossy_below = lambda x: torch.where(x.norm(dim=-1, keepdim=True) <= limit, lossy(x), x)  # noqa: E731
+
+    def lossy_below(x):
+        return torch.where(x.norm(dim=-1, keepdim=True) <= limit, lossy(x), x)
+
     by_limit = losses_of(model, lossy, ids[3:], scored[3:], max_norm=limit)
     assert by_limit.ce_spliced == losses_of(model, lossy_below, ids[3:], scored[3:]).ce_spliced
     assert by_limit.ce_spliced != losses_of(model, lossy, ids[3:], scored[3:]).ce_spliced
@@ -317,7 +323,7 @@ def test_a_model_with_another_number_of_hook_points_is_refused(load):
 
 def test_contexts_to_score_are_those_with_held_out_documents(tiny_store):
     store = tiny_store
-    ids, scored, units = contexts_to_score(store, 10_000)
+    ids, scored, units = draw_contexts(store, 10_000)
     expected = []
     for rows in store.read("all"):
         test = store.is_test(rows.columns["document"])
@@ -339,31 +345,30 @@ def test_contexts_to_score_are_those_with_held_out_documents(tiny_store):
 
 
 def test_contexts_are_drawn_from_all_that_have_held_out_documents(tiny_store):
-    every = contexts_to_score(tiny_store, 10_000).contexts.tolist()
+    every = draw_contexts(tiny_store, 10_000).contexts.tolist()
     drawn = [
-        [every.index(row) for row in contexts_to_score(tiny_store, 3, seed=s).contexts.tolist()]
+        [every.index(row) for row in draw_contexts(tiny_store, 3, seed=s).contexts.tolist()]
         for s in range(20)
     ]
     assert all(places == sorted(set(places)) and len(places) == 3 for places in drawn)
     assert {place for places in drawn for place in places} == set(range(len(every)))
-    assert drawn[0] == [
-        every.index(row) for row in contexts_to_score(tiny_store, 3).contexts.tolist()
-    ]
+    assert drawn[0] == [every.index(row) for row in draw_contexts(tiny_store, 3).contexts.tolist()]
     for seed in range(20):
-        ids, scored, _ = contexts_to_score(tiny_store, 3, seed=seed)
+        ids, scored, _ = draw_contexts(tiny_store, 3, seed=seed)
         held = [
             rows.columns["token"][tiny_store.is_test(rows.columns["document"])]
             for rows in tiny_store.read("all")
         ]
         assert set(ids[scored].tolist()) <= set(torch.cat(held).tolist())
     with pytest.raises(BitlensError, match="At least one context"):
-        contexts_to_score(tiny_store, 0)
+        draw_contexts(tiny_store, 0)
     with pytest.raises(BitlensError, match="no context with held-out rows"):
-        contexts_to_score(tiny_store.split(0.0), 3)
+        draw_contexts(tiny_store.split(0.0), 3)
 
 
 def brute_force(numbers, units, score):
-    """Value and 95 % interval of a score by leaving out one unit after another; numbers: of tokens"""
+    """Value and 95 % interval of a score by leaving out one unit after another; numbers: of
+    tokens"""
     value = score(numbers)
     without = [score([x[units != u] for x in numbers]) for u in range(int(units.max()) + 1)]
     n = len(without)

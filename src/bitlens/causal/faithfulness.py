@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -13,10 +14,11 @@ from torch import Tensor
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.causal.losses import SpliceLosses, SpliceSums
-from bitlens.causal.splice import Splice, SpliceTokens
+from bitlens.causal.splice import Change, Splice, SpliceTokens
 from bitlens.errors import BitlensError
 from bitlens.files import finite, replacing
 from bitlens.hidden.pieces import in_text
+from bitlens.hidden.positions import position_ranges
 from bitlens.hidden.source import NO_ROWS
 from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import ActivationStore
@@ -32,7 +34,8 @@ By = Literal["surprisal", "magnitude"]
 
 
 class Kept(NamedTuple):
-    """What is left of hidden states, and of the language model's predictions, with k latents of each row."""
+    """What is left of hidden states, and of the language model's predictions, with k latents of
+    each row."""
 
     __repr__ = brief
 
@@ -47,17 +50,17 @@ class Kept(NamedTuple):
     tokens: SpliceTokens
     losses: SpliceLosses
     sums: SpliceSums
-    """of the contexts: `a.sums.less(b.sums)` is the difference of two on the same ones, with its interval"""
+    """of the contexts: `a.sums.less(b.sums)` is the difference of two on the same ones"""
 
     def as_dict(self) -> dict[str, Any]:
-        """All but the single tokens and contexts"""
+        """All but the single tokens and contexts."""
         numbers = {"k": self.k, "l0": self.l0, "surprisal": self.surprisal, "fvu": self.fvu}
         return {**numbers, **self.losses._asdict()}
 
 
 def keep_surprising(codes: Tensor, rates: Tensor, k: int | None) -> Tensor:
-    """codes `[..., n_latents]`, rates `[n_latents]` -> the k non-zero latents of the lowest rate, among equals the
-    first; the others are zero. k None: the codes as they are."""
+    """codes `[..., n_latents]`, rates `[n_latents]` -> the k non-zero latents of the lowest rate,
+    among equals the first; the others are zero. k None: the codes as they are."""
     if k is None:
         return codes
     order = rates.argsort(stable=True)
@@ -68,12 +71,39 @@ def keep_surprising(codes: Tensor, rates: Tensor, k: int | None) -> Tensor:
 
 
 def keep_largest(codes: Tensor, norms: Tensor, k: int | None) -> Tensor:
-    """codes `[..., n_latents]`, norms of the decoder's rows `[n_latents]` -> the k latents of the largest magnitude
-    times norm; the others are zero. k None: the codes as they are."""
+    """codes `[..., n_latents]`, norms of the decoder's rows `[n_latents]` -> the k latents of the
+    largest magnitude times norm; the others are zero. k None: the codes as they are."""
     if k is None:
         return codes
     top = (codes.abs() * norms).topk(min(k, codes.shape[-1]), dim=-1).indices
     return torch.zeros_like(codes).scatter(-1, top, codes.gather(-1, top))
+
+
+class _Truncated:
+    """An autoencoder that keeps k latents of every row: of those in their rarer state, which is
+    what on means here. The others are set to their commoner one."""
+
+    def __init__(self, autoencoder: Autoencoder, rates: Tensor, by: By) -> None:
+        """rates `[n_latents]`: how often each latent is not zero"""
+        self.autoencoder, self.by = autoencoder, by
+        self.rates = autoencoder.on_rates(rates)
+        self.off = (self.rates < rates).float()
+        self.norms = autoencoder.W_dec.norm(dim=1)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.autoencoder.encode(x) - self.off
+
+    def keep(self, codes: Tensor, k: int | None) -> Tensor:
+        if self.by == "surprisal":
+            return keep_surprising(codes, self.rates, k)
+        return keep_largest(codes, self.norms, k)
+
+    def decode(self, codes: Tensor, x: Tensor) -> Tensor:
+        return self.autoencoder.decode(codes + self.off, x)
+
+    def change(self, k: int | None) -> Change:
+        """The reconstruction from k latents, to be spliced."""
+        return lambda x: self.decode(self.keep(self.encode(x), k), x)
 
 
 @terminal.shown("faithfulness")
@@ -87,62 +117,48 @@ def faithfulness(
     by: By = "surprisal",
     progress: bool = True,
 ) -> list[Kept]:
-    """Splice reconstructions from the k most surprising (or largest) latents of every row, for each k of `keep`.
+    """Splice reconstructions from the k most surprising (or largest) latents of every row, for each
+    k of `keep`.
 
-    splice: the contexts to score, as `Splice.of_store(language_model, autoencoder, store)` gives them. Firing rates are
-    those of up to 65,536 training rows of the store. A latent counts as on where it is not zero, of a BAE in canonical
-    form, and one that is not kept is set to its other state. progress: show it on standard error.
+    splice: the contexts to score, as `Splice.of_store(language_model, autoencoder, store)` gives
+    them. Firing rates are those of up to 65,536 training rows of the store. A latent counts as on
+    where it is not zero, of a BAE in canonical form, and one that is not kept is set to its other
+    state. progress: show it on standard error.
     """
     if wrong := [k for k in keep if k is not None and k < 0]:
         raise BitlensError(f"The number of latents to keep must not be negative, as {wrong[0]} is.")
     share = held_out_share(store, autoencoder.metadata)
-    rates = _rates(
-        autoencoder, store if share in (None, store.test_fraction) else store.split(share)
-    )
-    off = (autoencoder.on_rates(rates) < rates).float()
-    rates = autoencoder.on_rates(rates)
-    norms = autoencoder.W_dec.norm(dim=1)
-
-    def kept(on: Tensor, k: int | None) -> Tensor:
-        return keep_surprising(on, rates, k) if by == "surprisal" else keep_largest(on, norms, k)
-
-    def change(k: int | None) -> Callable[[Tensor], Tensor]:
-        return lambda x: autoencoder.decode(kept(autoencoder.encode(x) - off, k) + off, x)
-
+    training = store if share in (None, store.test_fraction) else store.split(share)
+    truncated = _Truncated(autoencoder, _rates(autoencoder, training), by)
+    # Of each k: latents on, their surprisal in bits, squared error
     sums = torch.zeros(len(keep), 3, dtype=torch.float64)
     variance = Variance()
     for x, target in splice.hidden_states():
         variance.add(target)
-        on = autoencoder.encode(x) - off
-        for i, k in enumerate(keep):
-            codes = kept(on, k)
-            error = squared_error(target, autoencoder.decode(codes + off, x))
-            numbers = (
-                float((codes != 0).sum()),
-                -float(((codes != 0) * rates.log2()).sum()),
-                error,
-            )
-            sums[i] += torch.tensor(numbers, dtype=torch.float64)
+        codes = truncated.encode(x)
+        for row, k in zip(sums, keep, strict=True):
+            kept = truncated.keep(codes, k)
+            row[0] += int((kept != 0).sum())
+            row[1] -= float(((kept != 0) * truncated.rates.log2()).sum())
+            row[2] += squared_error(target, truncated.decode(kept, x))
     l0, surprisal, _ = (sums / variance.rows).T.tolist()
     fvu = [variance.fvu(error) for error in sums[:, 2].tolist()]
-    tokens = splice.tokens([change(k) for k in keep])
-    sums = [splice.sums(of) for of in tokens]
-    losses = [of.losses() for of in sums]
-    return [
-        Kept(*numbers)
-        for numbers in zip(keep, l0, surprisal, fvu, tokens, losses, sums, strict=True)
-    ]
+    tokens = splice.tokens([truncated.change(k) for k in keep])
+    totals = [splice.sums(of_k) for of_k in tokens]
+    losses = [total.losses() for total in totals]
+    columns = (keep, l0, surprisal, fvu, tokens, losses, totals)
+    return [Kept(*numbers) for numbers in zip(*columns, strict=True)]
 
 
 @terminal.shown("firing rates")
 def _rates(autoencoder: Autoencoder, store: ActivationStore) -> Tensor:
-    """Firing rates `[n_latents]`, float64, with half a count added to each state (Krichevsky & Trofimov 1981)."""
+    """How often each latent is not zero, float64 `[n_latents]`, with half a count added to each
+    state (Krichevsky & Trofimov 1981)."""
     rows = store.sample(RATE_ROWS, generator("faithfulness"))
     if not len(rows):
         raise BitlensError(NO_ROWS)
-    on = torch.stack(
-        [(autoencoder.encode(autoencoder.pair(x)[0]) != 0).sum(0) for x in rows.split(16384)]
-    ).sum(0)
+    inputs = (autoencoder.pair(block)[0] for block in rows.split(16384))
+    on = torch.stack([(autoencoder.encode(x) != 0).sum(0) for x in inputs]).sum(0)
     return (on.double() + 0.5) / (len(rows) + 1)
 
 
@@ -150,11 +166,11 @@ def _rates(autoencoder: Autoencoder, store: ActivationStore) -> Tensor:
 def differences(
     own: SpliceSums, splice: Splice, others: Mapping[str, Autoencoder]
 ) -> dict[str, dict[str, Estimate]]:
-    """The scores of one splice less those of other autoencoders' whole codes on the same contexts, by their names."""
+    """The scores of one splice less those of other autoencoders' whole codes on the same contexts,
+    by their names."""
     spliced = splice.tokens(list(others.values())) if others else []
-    return {
-        name: own.less(splice.sums(tokens)) for name, tokens in zip(others, spliced, strict=True)
-    }
+    scores = [own.less(splice.sums(tokens)) for tokens in spliced]
+    return dict(zip(others, scores, strict=True))
 
 
 class PositionLosses(NamedTuple):
@@ -171,15 +187,26 @@ class PositionLosses(NamedTuple):
 
 def by_position(tokens: SpliceTokens) -> dict[str, PositionLosses]:
     """Positions 1, 2-3, 4-7, 8-15, ... -> what the tokens there lose."""
-    octave = tokens.position.double().log2().floor().long()
-    lines = {}
-    for i in octave.unique().tolist():
-        here = octave == i
-        positions = f"{2**i}-{2 ** (i + 1) - 1}" if i else "1"
-        lines[positions] = PositionLosses(
-            int(here.sum()), *(float(t[here].double().mean()) for t in tokens[2:])
-        )
-    return lines
+    names, which = position_ranges(tokens.position, singles=2)
+    losses = {}
+    for index, name in enumerate(names):
+        inside = which == index
+        means = (float(column[inside].double().mean()) for column in tokens[2:])
+        losses[name] = PositionLosses(int(inside.sum()), *means)
+    return losses
+
+
+def summary(kept: Sequence[Kept], less: dict[str, dict[str, Estimate]]) -> dict[str, Any]:
+    """For JSON: a line for each k, the last one's losses by position, and its `differences`."""
+    positions = by_position(kept[-1].tokens)
+    return {
+        "keep": [each.as_dict() for each in kept],
+        "positions": {name: losses._asdict() for name, losses in positions.items()},
+        "less": {
+            name: {score: asdict(difference) for score, difference in scores.items()}
+            for name, scores in less.items()
+        },
+    }
 
 
 def worst(tokens: SpliceTokens, n: int = 10) -> list[int]:
@@ -189,12 +216,13 @@ def worst(tokens: SpliceTokens, n: int = 10) -> list[int]:
 
 
 def record(splice: Splice, tokens: SpliceTokens, index: int, window: int = 8) -> dict[str, Any]:
-    """The numbers of one scored token, with its text, and up to `window` tokens of its context on either side."""
+    """The numbers of one scored token, with its text, and up to `window` tokens of its context on
+    either side."""
     numbers = {name: value[index].item() for name, value in tokens._asdict().items()}
     ids, position = splice.contexts[numbers["context"]], numbers["position"]
-    here = int((ids[:position] >= 0).sum())
-    parts = in_text(splice.model.tokenizer, ids[ids >= 0].tolist(), here, window)
-    return {**numbers, **dict(zip(("before", "token", "after"), parts, strict=True))}
+    place = int((ids[:position] >= 0).sum())
+    before, token, after = in_text(splice.model.tokenizer, ids[ids >= 0].tolist(), place, window)
+    return {**numbers, "before": before, "token": token, "after": after}
 
 
 def write_tokens(path: Path, splice: Splice, tokens: SpliceTokens) -> None:

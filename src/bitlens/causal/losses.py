@@ -1,9 +1,10 @@
-"""What a language model loses by a splice, from sums over contexts: means, scores, their intervals and paired differences."""
+"""What a language model loses by a splice, from sums over contexts: means, scores, their intervals
+and paired differences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +17,12 @@ SCORES = ("ce_loss_score", "ce_loss_score_mean", "kl_div")
 
 
 class SpliceLosses(NamedTuple):
-    """Means over scored tokens; cross-entropies and KL in nats. A score is 1 where splicing costs nothing and 0 where it
-    costs as much as an ablation: `(ce_ablated - ce_spliced) / (ce_ablated - ce_original)`. The 95 % intervals are over
-    contexts; None: there are too few."""
+    """Means over scored tokens; cross-entropies and KL divergence in nats.
+
+    A score is 1 where splicing costs nothing and 0 where it costs as much as an ablation:
+    `(ce_ablated - ce_spliced) / (ce_ablated - ce_original)`. The 95 % intervals are over contexts;
+    None: there are too few.
+    """
 
     __repr__ = brief
 
@@ -40,7 +44,10 @@ class SpliceLosses(NamedTuple):
 
 
 class SpliceSums(NamedTuple):
-    """Sums over the scored tokens of each independent unit of contexts, float64 `[units]` each."""
+    """Sums over the scored tokens of each independent unit of contexts, float64 `[units]` each.
+
+    `a.less(b)` is the paired difference of two splices of the same contexts.
+    """
 
     __repr__ = brief
 
@@ -54,37 +61,32 @@ class SpliceSums(NamedTuple):
 
     @classmethod
     def mean(cls, several: Sequence[SpliceSums]) -> SpliceSums:
-        """Of several autoencoders on the same contexts, as of several seeds"""
-        return cls(*(torch.stack(x).mean(0) for x in zip(*several, strict=True)))
+        """Of several autoencoders on the same contexts, as of several seeds."""
+        return cls(*(torch.stack(sums).mean(0) for sums in zip(*several, strict=True)))
 
     def losses(self) -> SpliceLosses:
-        original, spliced, zero, mean, _, top1 = (
-            float(x.sum() / self.tokens.sum()) for x in self[1:]
-        )
-        found = dict(zip(SCORES, jackknife(self._scores, self.tokens), strict=True))
-        ends = {
-            f"{name}_{end}": getattr(e, end) if e.known else None
-            for name, e in found.items()
-            for end in ("low", "high")
-        }
-        score, score_mean, kl_div = (e.value for e in found.values())
-        scored = int(self.tokens.sum())
-        return SpliceLosses(
-            original, spliced, zero, mean, score, score_mean, kl_div, top1, scored, **ends
-        )
+        """Means and scores, with the intervals of the scores."""
+        tokens = self.tokens.sum()
+        numbers = {name: float(x.sum() / tokens) for name, x in self._asdict().items()}
+        intervals: dict[str, float | None] = {}
+        for name, score in zip(SCORES, jackknife(self._scores, self.tokens), strict=True):
+            numbers[name] = score.value
+            intervals[f"{name}_low"] = score.low if score.known else None
+            intervals[f"{name}_high"] = score.high if score.known else None
+        means: dict[str, Any] = {**numbers, **intervals, "tokens": int(tokens)}
+        return SpliceLosses(**means)
 
     def less(self, other: SpliceSums) -> dict[str, Estimate]:
-        """The scores of this splice less those of another on the same contexts, with intervals of the paired differences."""
-        if self.tokens.shape != other.tokens.shape or not torch.allclose(
-            self.ce_original, other.ce_original
-        ):
+        """The scores of this splice less those of another on the same contexts, with intervals of
+        the paired differences."""
+        same = self.tokens.shape == other.tokens.shape
+        if not same or not torch.allclose(self.ce_original, other.ce_original):
             raise BitlensError(
-                "Two splices can be compared where they are of the same contexts, and these are not."
+                "Two splices can be compared where they are of the same contexts, and these are "
+                "not."
             )
-        found = jackknife(
-            lambda weights: self._scores(weights) - other._scores(weights), self.tokens
-        )
-        return dict(zip(SCORES, found, strict=True))
+        differences = jackknife(lambda w: self._scores(w) - other._scores(w), self.tokens)
+        return dict(zip(SCORES, differences, strict=True))
 
     def _scores(self, weights: Tensor) -> Tensor:
         """weights of the units `[n, units]` -> `[n, 3]`"""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bitlens.cli.common import (
     Device,
@@ -21,20 +20,10 @@ from bitlens.cli.common import (
 if TYPE_CHECKING:
     from bitlens.information.intervals import Estimate
 
-COLUMNS = (
-    "l0",
-    "surprisal",
-    "fvu",
-    "ce_spliced",
-    "ce_loss_score",
-    "ce_loss_score_mean",
-    "kl_div",
-    "top1",
-)
-ENDS = tuple(
-    f"{name}_{end}"
-    for name in ("ce_loss_score", "ce_loss_score_mean", "kl_div")
-    for end in ("low", "high")
+SCORES = ("ce_loss_score", "ce_loss_score_mean", "kl_div")
+SHOWN = (
+    *("l0", "surprisal", "fvu", "ce_spliced", *SCORES, "top1"),
+    *(f"{name}_{end}" for name in SCORES for end in ("low", "high")),
 )
 
 
@@ -52,10 +41,12 @@ def faithfulness(
     device: Device = "auto",
     json: Json = None,
 ) -> None:
-    """Print what the language model loses when only the k most surprising bits of every hidden state are kept.
+    """Print what the language model loses when only the k most surprising bits of every hidden
+    state are kept.
 
-    For each k and for the whole code: what is left of the hidden states and of the predictions. For the whole code also
-    how that depends on the position, and the ten tokens that lose most. Intervals are over contexts.
+    For each k and for the whole code: what is left of the hidden states and of the predictions. For
+    the whole code also how that depends on the position, and the ten tokens that lose most.
+    Intervals are over contexts.
 
     Args:
         run: an autoencoder.
@@ -63,75 +54,71 @@ def faithfulness(
         keep: latents to keep of every row; the whole code is always measured, too.
         contexts: contexts that the language model reads, drawn at random.
         by: keep the rarest latents, or those of the largest magnitude times decoder norm.
-        part: test: the held-out documents; all: every row, for text that the autoencoder was not trained on.
-        against: other autoencoders of the hook point: what they lose less on the same contexts, by their whole codes.
+        part: test: the held-out documents; all: every row, for text that the autoencoder was not
+            trained on.
+        against: other autoencoders of the hook point: what they lose less on the same contexts, by
+            their whole codes.
         seed: seed of the contexts.
-        out: also write every token's numbers under the whole code, with its text in context, to this file (.jsonl).
+        out: also write every token's numbers under the whole code, with its text in context, to
+            this file (.jsonl).
         search: how the codes are found.
         device: auto, cpu, cuda.
         json: also write the tables to this file.
     """
-    from bitlens import show
     from bitlens.causal import faithfulness as measure
     from bitlens.causal.splice import Splice, load_spliced
     from bitlens.hidden.split import unseen
 
     autoencoder, rows = open_pair(run, store, device, search)
     others = {str(path): open_pair(path, store, device, search)[0] for path in against}
-    if part == "test":  # of no training
-        rows = min(
-            (unseen(rows, a.metadata) for a in (autoencoder, *others.values())),
-            key=lambda s: s.test_fraction,
-        )
+    if part == "test":  # the documents of no training
+        splits = [unseen(rows, each.metadata) for each in (autoencoder, *others.values())]
+        rows = min(splits, key=lambda split: split.test_fraction)
     model = load_spliced(autoencoder, rows, pick_device(device))
     splice = Splice.of_store(model, autoencoder, rows, contexts, part, seed)
-    results = measure.faithfulness(autoencoder, rows, splice, (*keep, None), by=by)
-    tokens, lines = results[-1].tokens, [result.as_dict() for result in results]
-    positions = {name: means._asdict() for name, means in measure.by_position(tokens).items()}
-    show.table(
-        f"{run} on {store}, latents kept: cross-entropy {lines[0]['ce_original']:.3f}, "
-        f"with zeros {lines[0]['ce_zero']:.3f}, with the mean {lines[0]['ce_mean']:.3f}",
-        {
-            "all" if line["k"] is None else str(line["k"]): {
-                name: line[name] for name in (*COLUMNS, *ENDS)
-            }
-            for line in lines
-        },
-    )
-    show.table("The whole code, by position in the context", positions)
-    show.marked("[bold]The tokens that lose most[/bold]: cross-entropy as it was and as it is")
-    for index in measure.worst(tokens):
-        one = measure.record(splice, tokens, index)
-        sentence = show.example(one["before"], one["token"], one["after"])
-        show.marked(
-            f"{one['ce_original']:6.2f} {one['ce_spliced']:6.2f}  {sentence}", soft_wrap=True
-        )
-    found = measure.differences(results[-1].sums, splice, others)
-    if found:
-        show.rows(
-            f"{run} less another, on the same contexts",
-            [_line(name, of) for name, of in found.items()],
-        )
+    kept = measure.faithfulness(autoencoder, rows, splice, (*keep, None), by=by)
+    less = measure.differences(kept[-1].sums, splice, others)
+    result = {"run": str(run), "store": str(store), "by": by, **measure.summary(kept, less)}
+    tokens = kept[-1].tokens
+    lose_most = [measure.record(splice, tokens, index) for index in measure.worst(tokens)]
+    show_result(result, lose_most, less)
     if out is not None:
         measure.write_tokens(out, splice, tokens)
-    numbers = {name: {k: asdict(e) for k, e in of.items()} for name, of in found.items()}
-    write_result(
-        json,
+    write_result(json, result)
+
+
+def show_result(
+    result: dict[str, Any], lose_most: list[dict[str, Any]], less: dict[str, dict[str, Estimate]]
+) -> None:
+    """Print a table of each k, one of the positions, the tokens that lose most, and the differences
+    to other autoencoders."""
+    from bitlens import show
+
+    whole = result["keep"][-1]
+    show.table(
+        f"{result['run']} on {result['store']}, latents kept: cross-entropy "
+        f"{whole['ce_original']:.3f}, with zeros {whole['ce_zero']:.3f}, with the mean "
+        f"{whole['ce_mean']:.3f}",
         {
-            "run": str(run),
-            "store": str(store),
-            "by": by,
-            "keep": lines,
-            "positions": positions,
-            "less": numbers,
+            "all" if line["k"] is None else str(line["k"]): {name: line[name] for name in SHOWN}
+            for line in result["keep"]
         },
     )
+    show.table("The whole code, by position in the context", result["positions"])
+    show.marked("[bold]The tokens that lose most[/bold]: cross-entropy as it was and as it is")
+    for token in lose_most:
+        sentence = show.example(token["before"], token["token"], token["after"])
+        losses = f"{token['ce_original']:6.2f} {token['ce_spliced']:6.2f}"
+        show.marked(f"{losses}  {sentence}", soft_wrap=True)
+    if less:
+        lines = [
+            {"": name, **{score: _with_interval(e) for score, e in scores.items()}}
+            for name, scores in less.items()
+        ]
+        show.rows(f"{result['run']} less another, on the same contexts", lines)
 
 
-def _line(name: str, differences: dict[str, Estimate]) -> dict[str, str]:
+def _with_interval(difference: Estimate) -> str:
     """What differs for sure is marked with a star."""
-    ends = {
-        k: f"{e.value:+.4f}" + (f" ± {e.half:.4f}" if e.known else "") + (" *" if e.differs else "")
-        for k, e in differences.items()
-    }
-    return {"": name, **ends}
+    interval = f" ± {difference.half:.4f}" if difference.known else ""
+    return f"{difference.value:+.4f}{interval}{' *' if difference.differs else ''}"

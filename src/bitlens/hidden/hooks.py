@@ -1,40 +1,43 @@
-"""Name the places in a model where hidden states are read.
+"""Name the places in a model where hidden states are read, and hook functions to them.
 
-One place has up to three names: `layers.4` (module path, output), `hidden_states[5]` (transformers) and
-`blocks.4.hook_resid_post` (TransformerLens). All are accepted; the module path is what bitlens writes, and `PATH:input`
-is what goes into a module. What the other two mean in a model is found by `trace`.
+One place has up to three names: `layers.4` (module path, output), `hidden_states[5]` (transformers)
+and `blocks.4.hook_resid_post` (TransformerLens). All are accepted; the module path is what bitlens
+writes, and `PATH:input` is what goes into a module. What the other two mean in a model is found by
+`trace`.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from bitlens.errors import BitlensError
 
-_KINDS = (
-    "hook_resid_pre", "hook_resid_post", "hook_normalized_resid_post", "hook_attn_out", "hook_mlp_out", "mlp.hook_in",
-)  # fmt: skip
+KINDS = (
+    "hook_resid_pre",
+    "hook_resid_post",
+    "hook_normalized_resid_post",
+    "hook_attn_out",
+    "hook_mlp_out",
+    "mlp.hook_in",
+)
 
 
 @dataclass(frozen=True)
 class HookPoint:
-    """A place in the model: what goes into or comes out of the module at `path` (relative to the base model)."""
+    """A place in the model: what goes into or comes out of the module at `path`, which is relative
+    to the base model. Two are equal where the place is, whatever other names are known of it."""
 
     path: str
     side: str = "output"
-    transformers: str | None = None
-    transformer_lens: str | None = None
-
-    @property
-    def place(self) -> HookPoint:
-        """The same without its other names."""
-        return HookPoint(self.path, self.side)
+    transformers: str | None = field(default=None, compare=False)
+    transformer_lens: str | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -42,7 +45,7 @@ class HookPoint:
         return self.path if self.side == "output" else f"{self.path}:input"
 
     def names(self) -> dict[str, str | None]:
-        """All three namings, for manifests and checkpoints; None where the place has no such name."""
+        """All three names, for manifests and checkpoints; None where the place has no such name."""
         return {
             "module": self.name,
             "transformers": self.transformers,
@@ -52,7 +55,7 @@ class HookPoint:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A hook point as it was asked for: a place, or a promise that the trace of a model finds the place of."""
+    """A hook point as it was asked for: a place, or a promise whose place the trace finds."""
 
     name: str
     place: HookPoint | None = None
@@ -61,7 +64,7 @@ class Wanted:
     layer: int | None = None
     """the layer that has to be loaded for it; None: all of them"""
     kind: str = ""
-    """what TransformerLens calls the place within its block; `layers` for a place that was not named by its own path"""
+    """TransformerLens' name within the block; `layers` for a place not named by its own path"""
 
 
 class Architecture:
@@ -72,53 +75,60 @@ class Architecture:
         self.modules = dict(base.named_modules())
         self.prefix = getattr(base, "base_model_prefix", "")
         self.layers = int(text.num_hidden_layers)
-        roots = (
-            n for n, m in self.modules.items() if type(getattr(m, "config", None)) is type(text)
+        # A vision tower may have as many layers: only the part with the text model's own
+        # configuration is searched.
+        of_text = (
+            path
+            for path, module in self.modules.items()
+            if type(getattr(module, "config", None)) is type(text)
         )
-        within = "".join(
-            f"{n}." for n in [next(roots, "")] if n
-        )  # so that a vision tower of equal depth is not taken
-        lists = [
-            name for name, module in self.modules.items()
-            if isinstance(module, nn.ModuleList) and len(module) == self.layers and name.startswith(within)
-        ]  # fmt: skip
-        if not lists:
-            raise BitlensError(
-                f"{type(base).__name__} keeps its layers in no list of modules; it is not supported."
-            )
-        self.blocks = lists[0]
+        root = next(of_text, "")
+        within = f"{root}." if root else ""
+        for path, module in self.modules.items():
+            is_list = isinstance(module, nn.ModuleList) and len(module) == self.layers
+            if is_list and path.startswith(within):
+                self.blocks = path
+                return
+        raise BitlensError(
+            f"{type(base).__name__} keeps its layers in no list of modules; it is not supported."
+        )
+
+    def block(self, layer: int, side: str = "output") -> HookPoint:
+        """What goes into or comes out of a layer."""
+        return HookPoint(f"{self.blocks}.{layer}", side)
 
     def want(self, name: str) -> Wanted:
         """What a name asks for. The model's own module paths go before the two other namings."""
         path, _, side = name.partition(":")
-        common = re.sub(r"^layers\.(?=\d)", f"{self.blocks}.", path)
-        for own, kind in (
-            (path, ""),
-            (path.removeprefix(f"{self.prefix}."), ""),
-            (common, "layers"),
-        ):
+        from_last = re.fullmatch(r"layers\.-(\d+)", path)
+        if from_last:
+            path = f"layers.{self.layers - int(from_last[1])}"
+        usual = re.sub(r"^layers\.(?=\d)", f"{self.blocks}.", path)
+        paths = ((path, ""), (path.removeprefix(f"{self.prefix}."), ""), (usual, "layers"))
+        for own, kind in paths:
             if own in self.modules and own and side in ("", "input", "output"):
-                return Wanted(
-                    name, HookPoint(own, side or "output"), layer=self.layer(own), kind=kind
-                )
+                place = HookPoint(own, side or "output")
+                return Wanted(name, place, layer=self.layer(own), kind=kind)
         if match := re.fullmatch(r"hidden_states[\[.](\d+)\]?", name):
             index = int(match[1])
             if index <= self.layers:
                 return Wanted(name, state=index, layer=index if index < self.layers else None)
         elif match := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
-            if int(match[1]) < self.layers and match[2] in _KINDS:
-                return Wanted(name, layer=int(match[1]), kind=match[2])
-            if match[2] not in _KINDS:
+            layer, kind = int(match[1]), match[2]
+            if kind not in KINDS:
                 raise BitlensError(
-                    f"There is no hook point '{name}'; of TransformerLens' names these are known: {', '.join(_KINDS)}."
+                    f"There is no hook point '{name}'; of TransformerLens' names these are known: "
+                    f"{', '.join(KINDS)}."
                 )
+            if layer < self.layers:
+                return Wanted(name, layer=layer, kind=kind)
         choices = [f"{self.blocks}.{i}" for i in range(self.layers)] + [
-            n for n in self.modules if n
+            m for m in self.modules if m
         ]
         near = difflib.get_close_matches(path, choices, n=4, cutoff=0.0)
         raise BitlensError(
-            f"There is no hook point '{name}' in this model of {self.layers} layers; the nearest names are: "
-            f"{', '.join(dict.fromkeys(near))}."
+            f"There is no hook point '{name}' in this model of {self.layers} layers; the nearest "
+            f"names are: {', '.join(dict.fromkeys(near))}."
         )
 
     def layer(self, path: str) -> int | None:
@@ -127,30 +137,39 @@ class Architecture:
         return int(match[1]) if match else None
 
     def layer_of_weight(self, key: str) -> int:
-        """The layer that a tensor of a model or of a model around it is in; -1 outside the layers."""
+        """The layer of a tensor of a model, or of a model around it; -1 outside the layers."""
         match = re.search(rf"(?:^|\.){re.escape(self.blocks)}\.(\d+)\.", key)
         return int(match[1]) if match else -1
 
     def last_layer(self, layers: Iterable[int | None]) -> int:
-        """The last of these layers; of all where one of them lies outside the layers."""
-        return max(
-            (self.layers - 1 if layer is None else layer for layer in layers),
-            default=self.layers - 1,
-        )
+        """The last of these layers; that of the model where one of them lies outside the layers."""
+        last = self.layers - 1
+        return max((last if layer is None else layer for layer in layers), default=last)
 
 
-def passed_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The tensor that goes into a module: its first argument."""
-    return args[0] if args else kwargs.get(first_argument(kwargs))
+def attach(base: nn.Module, place: HookPoint, function: Callable[[Any], Any]) -> RemovableHandle:
+    """Call `function` with the tensor that passes a place, in every forward pass of `base`.
 
+    What it returns passes on instead of the tensor, unless it is None. Of several arguments or
+    outputs the tensor is the first. `handle.remove()` or the end of a `with` block undoes it.
+    """
 
-def first_argument(kwargs: dict[str, Any]) -> str:
-    """The name of the tensor that goes into a module which is called by names only."""
-    if "hidden_states" in kwargs:
-        return "hidden_states"
-    return next((name for name, value in kwargs.items() if isinstance(value, Tensor)), "")
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            new = function(args[0])
+            return None if new is None else ((new, *args[1:]), kwargs)
+        tensors = (name for name, value in kwargs.items() if isinstance(value, Tensor))
+        name = "hidden_states" if "hidden_states" in kwargs else next(tensors, "")
+        new = function(kwargs.get(name))
+        return None if new is None else (args, {**kwargs, name: new})
 
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not isinstance(output, tuple | list) or not output:
+            return function(output)
+        new = function(output[0])
+        return None if new is None else (new, *output[1:])
 
-def came_out(value: Any) -> Any:
-    """The tensor that comes out of a module: the first where there are several."""
-    return value[0] if isinstance(value, tuple | list) and value else value
+    module = base.get_submodule(place.path)
+    if place.side == "output":
+        return module.register_forward_hook(after)
+    return module.register_forward_pre_hook(before, with_kwargs=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bitlens.errors import BitlensError
-from bitlens.hidden.harvest import iterate_rows
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.source import HiddenSource, Spread, held_out, outlier_limit, refuse_non_finite
 from bitlens.hidden.split import documents_of
@@ -23,15 +22,21 @@ RESERVOIR_ROWS = 65536
 class LiveSource(HiddenSource):
     """Training rows straight from a model with one hook point.
 
-    A window is a fixed number of consecutive contexts; its rows are shuffled, the windows come in the order of the
-    corpus (give the corpus a `shuffle_seed` to mix its documents). The first windows fill a reservoir, kept in memory:
-    standardisation, pruning and regrowing look at that. Restarting skips windows without running the model.
+    A window is a fixed number of consecutive contexts; its rows are shuffled, the windows come in
+    the order of the corpus (give the corpus a `shuffle_seed` to mix its documents). The first
+    windows fill a reservoir, kept in memory: standardisation, pruning and regrowing look at that.
+    Restarting skips windows without running the model.
     """
 
     def __init__(
-        self, model: LanguageModel, reader: ContextReader, *, batch_size: int = 16, window_contexts: int = 256,
+        self,
+        model: LanguageModel,
+        reader: ContextReader,
+        *,
+        batch_size: int = 16,
+        window_contexts: int = 256,
         outlier_multiple: float = OUTLIER_MULTIPLE,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if len(model.hooks) != 1:
             raise BitlensError("Training without a store takes exactly one hook point.")
         if batch_size < 1:
@@ -42,26 +47,37 @@ class LiveSource(HiddenSource):
         self.batches_per_window = max(1, window_contexts // batch_size)
         (self.d_in,) = model.widths().values()
         self.about = {
-            **model.record, "hook": model.hooks[0].names(), "corpus": reader.corpus.fingerprint(),
-            "documents_of": documents_of(reader.corpus), "context_length": reader.length,
-            "packed": reader.packed, "prepend_bos": reader.prepends_bos, "d_in": self.d_in, "store": None,
-        }  # fmt: skip
+            **model.record,
+            "hook": model.hooks[0].names(),
+            "corpus": reader.corpus.fingerprint(),
+            "documents_of": documents_of(reader.corpus),
+            "context_length": reader.length,
+            "packed": reader.packed,
+            "prepend_bos": reader.prepends_bos,
+            "d_in": self.d_in,
+            "store": None,
+        }
         self._limit = float("inf")
-        rows: list[Tensor] = []
-        for key in self._window_batches():
-            rows.append(self.window(key))
-            if sum(map(len, rows)) >= RESERVOIR_ROWS:
-                break
-        reservoir = torch.cat(rows) if rows else torch.empty(0, self.d_in)
-        if len(reservoir) < 2:
-            raise BitlensError(
-                "The text gave no usable training tokens: it is empty or every document is held out."
-            )
+        reservoir = self._first_rows()
         norm = torch.linalg.vector_norm(reservoir, dim=1, dtype=torch.float64)
         self._limit = outlier_limit(norm, outlier_multiple)
         self._reservoir = reservoir[norm <= self._limit]
         spread = Spread.of(self._reservoir)
         self.mean, self.scale = spread.mean.float(), spread.std
+
+    def _first_rows(self) -> Tensor:
+        """Whole windows of training rows, outliers too, `[about RESERVOIR_ROWS, d_in]`"""
+        rows = [torch.empty(0, self.d_in, dtype=self.model.dtype)]
+        for key in self._window_batches():
+            rows.append(self.window(key))
+            if sum(map(len, rows)) >= RESERVOIR_ROWS:
+                break
+        if sum(map(len, rows)) < 2:
+            raise BitlensError(
+                "The text gave no usable training tokens: it is empty or every document is held "
+                "out."
+            )
+        return torch.cat(rows)
 
     def _window_batches(self) -> Iterator[list[Contexts]]:
         batches = self.reader.batches(self.batch_size)
@@ -69,11 +85,13 @@ class LiveSource(HiddenSource):
             yield group
 
     def windows(self, seed: int, epoch: int) -> Any:
+        """Groups of batches of contexts, in the order of the corpus"""
         return self._window_batches()
 
     def window(self, key: Any) -> Tensor:
+        """The training rows of a group of batches, `[rows, d_in]`, without outliers"""
         kept = []
-        for rows, documents in iterate_rows(self.model, iter(key)):
+        for rows, documents in hidden_rows(self.model, key):
             norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
             refuse_non_finite(norm, documents)
             test = torch.from_numpy(held_out(documents.numpy(), self.test_fraction))
@@ -81,4 +99,17 @@ class LiveSource(HiddenSource):
         return torch.cat(kept)
 
     def sample(self, n: int, seed: torch.Generator) -> Tensor:
+        """Up to n rows of the reservoir without replacement, float32 `[<= n, d_in]`"""
         return self._reservoir[torch.randperm(len(self._reservoir), generator=seed)[:n]].float()
+
+
+def hidden_rows(
+    model: LanguageModel, batches: Iterable[Contexts]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """For a model with one hook point: (hidden states `[rows, d]`, their documents `[rows]`) of
+    every batch of contexts, without special tokens and padding."""
+    (hook,) = model.hooks
+    for batch in batches:
+        state = model.hidden_states(batch.tokens, batch.mask)[hook.name]
+        keep = batch.keep.to(state.device)
+        yield state[keep].cpu(), batch.document[batch.keep]
