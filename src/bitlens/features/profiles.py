@@ -18,7 +18,7 @@ from bitlens.bits.codes import Codes
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import DENSE, binary_entropy, co_occurrence, firing_rates
 from bitlens.bits.words import WORD
-from bitlens.comsem.sampling import canonical, explainers_part, on_rows
+from bitlens.features.sampling import canonical, explainers_part, on_rows
 from bitlens.errors import BitlensError
 from bitlens.features.examples import contexts
 from bitlens.features.token_scores import MIN_ON, clearest, predicted
