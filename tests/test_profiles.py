@@ -11,7 +11,7 @@ import torch
 
 from bitlens.bits import Codes, PackedBits
 from bitlens.cli.features import features
-from bitlens.features.sampling import explainers_part
+from bitlens.features.on_rows import explainers_part
 from bitlens.errors import BitlensError
 from bitlens.features.profiles import Order, Profile, arranged, profiles, write_profiles
 from bitlens.seeding import generator

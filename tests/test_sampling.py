@@ -1,16 +1,16 @@
 """Which rows are drawn for explainer and judge: against brute force, and the chances counted by hand."""
 
+import tracemalloc
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from bitlens.bits import Codes, PackedBits
-from bitlens.comsem.sampling import Plan, trials
+from bitlens.comsem import sampling
+from bitlens.comsem.sampling import Plan, Reservoir, canonical, explainers_part, on_rows, trials
 from bitlens.errors import BitlensError
 from bitlens.features.examples import contexts
-from bitlens.features.sampling import canonical, explainers_part, on_rows
 from bitlens.seeding import generator, mixed
 
 ROWS, LATENTS = 3000, 70
@@ -49,27 +49,34 @@ def corpus(tmp_path_factory) -> Codes:
 # --- on-rows --------------------------------------------------------------------------------------------------------
 
 
-def test_the_rows_are_of_the_smallest_keys_one_of_each_document(drawn):
-    """Against a plain loop, for latents in few documents and in many; no row but by its own key."""
+def test_the_rows_are_those_of_the_smallest_keys_one_of_each_document(drawn):
     bits, document, chosen = drawn
     found = on_rows(bits, document, 6, chosen, seed=3)
-    start = int(torch.randint(2**62, (1,), generator=generator(3, "reservoir")))
-    salts = mixed(mixed(np.arange(LATENTS, dtype=np.uint64)) ^ np.uint64(start))
+    salts = Reservoir(LATENTS, 6, 3)._salts
     for latent in range(LATENTS):
-        rows = ((bits.unpack()[:, latent] > 0) & chosen).nonzero()[:, 0].numpy()
-        expected: dict[int, int] = {}
-        for row in rows[np.argsort(mixed(rows.astype(np.uint64) + salts[latent]))]:
-            expected.setdefault(int(document[row]), int(row))
-        first = list(expected.values())[:6]
-        assert found[latent].tolist() == first + [-1] * (6 - len(first))
-    assert not torch.equal(on_rows(bits, document, 6, chosen, seed=1), found)
+        rows = ((bits.unpack()[:, latent] > 0) & chosen).nonzero()[:, 0]
+        order = rows[
+            torch.from_numpy(mixed(rows.numpy().astype("uint64") + salts[latent]).argsort())
+        ]
+        firsts = list({int(document[r]): int(r) for r in reversed(order.tolist())}.items())[::-1]
+        expected = sorted((order.tolist().index(row), row) for _, row in firsts)
+        expected = [row for _, row in expected][:6]
+        assert found[latent].tolist() == expected + [-1] * (6 - len(expected))
 
 
-def test_rows_of_few_documents_are_found_among_many_of_others():
-    """One document has all of the smallest keys but a few."""
-    document = (torch.arange(20_000) >= 19_997).long()
-    found = on_rows(PackedBits.pack(torch.ones(20_000, 3)), document, 2)
-    assert document[found].sort(1).values.tolist() == [[0, 1]] * 3
+def test_neither_blocks_nor_the_order_of_rows_nor_merging_change_a_sample(drawn, monkeypatch):
+    bits, document, chosen = drawn
+    whole = on_rows(bits, document, 6, chosen)
+    for block in (1, 64, 999):
+        monkeypatch.setattr(sampling, "BLOCK", block)
+        assert torch.equal(on_rows(bits, document, 6, chosen), whole)
+    order = torch.randperm(ROWS, generator=generator("order"))
+    parts = [Reservoir(LATENTS, 6), Reservoir(LATENTS, 6)]
+    for part, rows in zip(parts, order.split(1800), strict=True):
+        part.add(bits[rows], rows, document[rows], chosen[rows])
+    parts[0].merge(parts[1])
+    assert torch.equal(parts[0].rows, whole)
+    assert not torch.equal(on_rows(bits, document, 6, chosen, seed=1), whole)
 
 
 def test_one_row_is_uniform_over_the_on_rows():
@@ -95,9 +102,24 @@ def test_several_rows_are_drawn_one_by_one_each_from_a_new_document():
     assert float(found[:, 0].double().mean()) == pytest.approx(1.5, abs=0.02)
 
 
+def test_the_memory_of_a_sample_does_not_grow_with_the_rows():
+    words = torch.randint(-(2**62), 2**62, (1 << 19, 4), generator=generator("words"))
+    words &= torch.randint(-(2**62), 2**62, words.shape, generator=generator("sparser"))
+    document = torch.arange(len(words)) // 100
+    on_rows(PackedBits(words[:64], 256), document[:64], 5)  # compiles
+    peaks = []
+    for rows in (1 << 17, 1 << 19):
+        tracemalloc.start()
+        on_rows(PackedBits(words[:rows], 256), document[:rows], 5)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
+    assert peaks[1] < 1 << 20
+
+
 def test_a_sample_of_none_is_refused():
     with pytest.raises(BitlensError, match="at least one row"):
-        on_rows(PackedBits.pack(torch.ones(4, 4)), torch.arange(4), 0)
+        Reservoir(4, 0)
 
 
 def test_the_rare_state_is_on(drawn):

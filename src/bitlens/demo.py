@@ -14,7 +14,7 @@ from bitlens.autoencoders import Autoencoder
 from bitlens.bits.codes import Codes
 from bitlens.encode import encode_store
 from bitlens.evaluation import evaluate
-from bitlens.features.examples import examples
+from bitlens.features.examples import random_examples
 from bitlens.features.token_scores import TokenScore, clearest, token_scores
 from bitlens.files import prepare_output, write_json
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
@@ -109,6 +109,6 @@ def _show_features(codes: Codes, scores: list[TokenScore], tokenizer: Any) -> No
         more = f"  and {len(names) - 8} more" if len(names) > 8 else ""
         heading = f"latent {score.latent}, on in {100 * score.rate:.2f} % of rows, F1 {score.f1:.2f}:  {'  '.join(names[:8])}{more}"
         show.out.print("\n" + heading, style="bold")
-        for found in examples(codes, score.latent, tokenizer, n=3):
+        for found in random_examples(codes, score.latent, tokenizer, n=3):
             line = show.example(found.before, found.token, found.after)
             show.marked("   " + line, no_wrap=True, overflow="ellipsis", crop=True)

@@ -10,7 +10,7 @@ from bitlens.cli.common import CodesFolder, Json, On, write_result
 from bitlens.errors import BitlensError
 
 if TYPE_CHECKING:
-    from bitlens.labels.probing import ProbeScore
+    from bitlens.labels.probe import ProbeScore
     from bitlens.labels.scores import LabelScore, LabelScores
 
 
@@ -47,7 +47,7 @@ def labels(
     from bitlens.bits.codes import Codes
     from bitlens.hidden import ActivationStore
     from bitlens.hidden.source import held_out
-    from bitlens.labels.probing import hidden_rows, probe_rows, sparse_probing
+    from bitlens.labels.probe import hidden_rows, probe_rows, sparse_probing
     from bitlens.labels.scores import label_scores
     from bitlens.labels.sources import load_tokenizer, own_labels, read_labels
 

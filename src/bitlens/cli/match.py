@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bitlens.bits.packed import PackedBits
-    from bitlens.features.dense import Explained
+    from bitlens.matching import Explained
     from bitlens.matching import Matching
 
 RunA = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_A")]
@@ -67,7 +67,7 @@ def match(
         json: also write the numbers to this file.
     """
     from bitlens import show
-    from bitlens.features.dense import explain_dense
+    from bitlens.matching import explain_dense
     from bitlens.hidden.split import unseen
     from bitlens.matching import likeness, summary
     from bitlens.matching import match as compare

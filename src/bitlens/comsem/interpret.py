@@ -18,11 +18,10 @@ from bitlens import terminal
 from bitlens.bits.codes import Codes
 from bitlens.bits.statistics import firing_rates
 from bitlens.comsem.judges import Question, Verdict
-from bitlens.comsem.sampling import Trial, trials
+from bitlens.comsem.sampling import Trial, canonical, explainers_part, trials
 from bitlens.comsem.scoring import DEFAULT, Asked, Config, Score, judged, mean, unjudged
 from bitlens.errors import BitlensError
 from bitlens.features.examples import contexts
-from bitlens.features.sampling import canonical, explainers_part
 from bitlens.information.proportions import Rate
 from bitlens.labels.scores import benjamini_hochberg, f1_scores
 from bitlens.labels.sources import Labels

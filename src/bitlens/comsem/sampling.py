@@ -9,21 +9,168 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numba
+import numpy as np
 import torch
 from torch import Tensor
 
 from bitlens.bits.codes import Columns
+from bitlens.bits.kernel import kernel
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import nearest
+from bitlens.bits.statistics import firing_rates, nearest
+from bitlens.bits.words import torch_threads, trailing_zeros
 from bitlens.errors import BitlensError
-from bitlens.features.sampling import explainers_part, on_rows
+from bitlens.hidden.source import held_out
 from bitlens.results import brief
-from bitlens.seeding import generator
+from bitlens.seeding import generator, mixed
 
+# pyright: reportCallIssue=false, reportArgumentType=false
+
+SALT = (
+    1 << 40
+)  # other than that of training's held-out documents, so that the two splits are independent
+BLOCK = 1 << 16  # rows at a time
+GROUP = 8  # words of a row, a cache line, that one thread looks at
 POOL = 1 << 15  # rows of the judge that negatives are sought among
 FEW = 256  # rows of one token that are looked at for some with the latent off
 OFTEN_OFF = 0.1  # share of them: below, the token decides the latent and off is an exception, no other meaning
 NEAREST = 8  # neighbours of a positive that are looked at for one of a new document
+
+
+def canonical(bits: PackedBits, among: Tensor | None = None) -> PackedBits:
+    """The code with the rare state of every latent as 1: those with a rate above 1/2 are flipped, in a copy.
+
+    among: bool `[rows]`, the rows that the rates are of, by default all.
+    """
+    common = firing_rates(bits if among is None else bits[among]) > 0.5
+    return (
+        PackedBits(bits.words ^ PackedBits.pack(common[None]).words, bits.n_latents)
+        if common.any()
+        else bits
+    )
+
+
+def explainers_part(document: Tensor, share: float = 0.5) -> Tensor:
+    """Which rows are of documents that only the explainer sees: a fixed pseudo-random choice by id -> bool `[rows]`"""
+    return torch.from_numpy(held_out(document.numpy() + SALT, share))
+
+
+# --- on-rows ----------------------------------------------------------------------------------------------------------
+
+_mixed = kernel(mixed)
+
+
+@kernel
+def _insert(key, row, document, keys, rows, documents):
+    """Into a list sorted by key: over the entry of the same document if there is one, or else over the last."""
+    at = len(keys) - 1
+    for i in range(len(keys)):
+        if documents[i] == document and rows[i] >= 0:
+            at = i
+            break
+    if key >= keys[at]:
+        return
+    while at > 0 and keys[at - 1] > key:
+        keys[at], rows[at], documents[at] = keys[at - 1], rows[at - 1], documents[at - 1]
+        at -= 1
+    keys[at], rows[at], documents[at] = key, row, document
+
+
+@kernel(parallel=True)
+def _offer(words, numbers, chosen, document, salts, keys, rows, documents):
+    for group in numba.prange((words.shape[1] + GROUP - 1) // GROUP):
+        for i in range(len(words)):
+            if not chosen[i]:
+                continue
+            for w in range(group * GROUP, min((group + 1) * GROUP, words.shape[1])):
+                word = words[i, w]
+                while word != 0:
+                    latent = w * 64 + np.int64(trailing_zeros(word))
+                    word &= word - np.uint64(1)
+                    key = _mixed(np.uint64(numbers[i]) + salts[latent])
+                    if key < keys[latent, -1]:
+                        _insert(
+                            key,
+                            numbers[i],
+                            document[i],
+                            keys[latent],
+                            rows[latent],
+                            documents[latent],
+                        )
+
+
+class Reservoir:
+    """For every latent, rows drawn at random from those in which it is on, each from another document.
+
+    Every pair of latent and row has a pseudo-random key, and the n documents with the smallest keys stay (bottom-k
+    sampling, Cohen & Kaplan 2007): as if on-rows were drawn one by one, and those of documents seen before put back. So
+    the sample depends neither on the order of the rows nor on the blocks in which they come, and its memory is that of
+    `n_latents x n` rows. n: rows of a latent.
+    """
+
+    def __init__(self, n_latents: int, n: int, seed: int = 0) -> None:
+        if n < 1:
+            raise BitlensError(f"A sample has at least one row of each latent, not {n}.")
+        start = (
+            torch.randint(2**62, (1,), generator=generator(seed, "reservoir"))
+            .numpy()
+            .astype(np.uint64)
+        )
+        self._salts = mixed(mixed(np.arange(n_latents, dtype=np.uint64)) ^ start)
+        self._keys = np.full((n_latents, n), np.iinfo(np.uint64).max, np.uint64)
+        self._rows, self._documents = np.full((2, n_latents, n), -1, np.int64)
+
+    def add(
+        self, bits: PackedBits, numbers: Tensor, document: Tensor, chosen: Tensor | None = None
+    ) -> None:
+        """Offer some rows. numbers: of the rows in the corpus, int64 `[rows]`; chosen: bool `[rows]`, others are left out."""
+        chosen = torch.ones(len(bits), dtype=torch.bool) if chosen is None else chosen
+        with torch_threads():
+            _offer(
+                bits.numpy(), numbers.numpy(), chosen.numpy(), document.numpy(),
+                self._salts, self._keys, self._rows, self._documents,
+            )  # fmt: skip
+
+    def merge(self, other: Reservoir) -> None:
+        """Add what another one of the same seed has drawn from other rows."""
+        for latent, (keys, rows, documents) in enumerate(
+            zip(other._keys, other._rows, other._documents, strict=True)
+        ):
+            for key, row, document in zip(keys, rows, documents, strict=True):
+                if row >= 0 and key < self._keys[latent, -1]:
+                    _insert(
+                        key,
+                        row,
+                        document,
+                        self._keys[latent],
+                        self._rows[latent],
+                        self._documents[latent],
+                    )
+
+    @property
+    def rows(self) -> Tensor:
+        """-> int64 `[n_latents, n]`, in random order; -1 where there were fewer documents"""
+        return torch.from_numpy(self._rows)
+
+
+def on_rows(
+    bits: PackedBits, document: Tensor, n: int, chosen: Tensor | None = None, seed: int = 0
+) -> Tensor:
+    """Up to n random on-rows of every latent, each from another document -> int64 `[n_latents, n]`, -1 where there are fewer.
+
+    chosen: bool `[rows]`, the rows to draw from.
+    """
+    reservoir = Reservoir(bits.n_latents, n, seed)
+    for start in range(0, len(bits), BLOCK):
+        block = slice(start, start + BLOCK)
+        numbers = torch.arange(start, min(start + BLOCK, len(bits)))
+        reservoir.add(
+            bits[block], numbers, document[block], None if chosen is None else chosen[block]
+        )
+    return reservoir.rows
+
+
+# --- examples and questions -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,22 @@ class TextFile:
         return column_of(row, self.column, f"{self.path}, {where}")
 
 
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where it is, for errors, and its value) of every line of a file, packed or not."""
+    file = TextFile.__new__(TextFile)
+    file.path, number = path, 0
+
+    def lines(raw: IO[bytes]) -> Iterator[Any]:
+        nonlocal number
+        for number, line in enumerate(file._open(raw, "\n"), 1):
+            if line.strip():
+                yield file._parsed(json.loads, line, f"line {number}")
+
+    file.kind = LINES[0]
+    for value in file._guarded(lines):
+        yield f"{path}, line {number}", value
+
+
 class _Zstandard(io.RawIOBase):
     """Decompresses frame after frame, and refuses an end within one (zstandard's own reader takes it for the end)."""
 

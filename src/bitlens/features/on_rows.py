@@ -1,0 +1,87 @@
+"""Rows that show what a latent is on for: drawn at random, each from another document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitlens.bits.packed import PackedBits
+from bitlens.bits.statistics import firing_rates
+from bitlens.bits.words import WORD
+from bitlens.errors import BitlensError
+from bitlens.hidden.source import held_out
+from bitlens.seeding import generator, mixed
+
+SALT = 1 << 40  # the split is independent of that of training's held-out documents
+CANDIDATES = 64  # times as many rows as are drawn, among which there are mostly documents enough
+
+
+def canonical(bits: PackedBits, among: Tensor | None = None) -> PackedBits:
+    """The code with the rare state of every latent as 1: those that fire at a rate above 1/2 are flipped, in a copy.
+
+    among: bool `[rows]`, the rows that the rates are of, by default all.
+    """
+    common = firing_rates(bits if among is None else bits[among]) > 0.5
+    if not common.any():
+        return bits
+    return PackedBits(bits.words ^ PackedBits.pack(common[None]).words, bits.n_latents)
+
+
+def explainers_part(document: Tensor, share: float = 0.5) -> Tensor:
+    """Which rows are of documents that only the explainer sees: a fixed pseudo-random choice by id -> bool `[rows]`"""
+    return torch.from_numpy(held_out(document.numpy() + SALT, share))
+
+
+def on_rows(
+    bits: PackedBits,
+    document: Tensor,
+    n: int,
+    chosen: Tensor | None = None,
+    seed: int = 0,
+    latents: Sequence[int] | None = None,
+) -> Tensor:
+    """Up to n random on-rows of each latent, every one from another document.
+
+    Every pair of latent and row has a pseudo-random key, and the n documents with the smallest keys
+    are drawn (bottom-k sampling, Cohen & Kaplan 2007): as if on-rows were drawn one by one, and
+    those of documents seen before put back.
+
+    document: int64 `[rows]`; chosen: bool `[rows]`, the rows to draw from; latents: by default all
+    -> int64 `[latents, n]` in random order, -1 where there are fewer documents.
+    """
+    if n < 1:
+        raise BitlensError(f"A sample has at least one row of each latent, not {n}.")
+    wanted = range(bits.n_latents) if latents is None else latents
+    start = torch.randint(2**62, (1,), generator=generator(seed, "reservoir")).numpy()
+    salts = mixed(mixed(np.arange(bits.n_latents, dtype=np.uint64)) ^ start.astype(np.uint64))
+    drawn = np.full((len(wanted), n), -1, np.int64)
+    column, columns = -1, np.empty(0)
+    for place in sorted(range(len(wanted)), key=wanted.__getitem__):
+        word, latent = divmod(wanted[place], WORD)
+        if word != column:  # a word of latents at a time, so that memory does not grow with them
+            part = PackedBits(bits.words[:, word : word + 1], WORD).transpose()
+            column, columns = word, part.numpy().view(np.uint8)
+        on = np.unpackbits(columns[latent], count=len(bits), bitorder="little").view(bool)
+        rows = np.flatnonzero(on if chosen is None else on & chosen.numpy())
+        keys = mixed(rows.astype(np.uint64) + salts[wanted[place]])
+        picked = _first_of_documents(rows, keys, document.numpy(), n)
+        drawn[place, : len(picked)] = picked
+    return torch.from_numpy(drawn)
+
+
+def _first_of_documents(
+    rows: np.ndarray, keys: np.ndarray, document: np.ndarray, n: int
+) -> np.ndarray:
+    """The n rows with the smallest keys, one of each document, in the order of the keys."""
+    for size in (CANDIDATES * n, len(rows)):
+        order = np.arange(len(rows))
+        if size < len(rows):
+            order = np.argpartition(keys, size)[:size]
+        order = order[keys[order].argsort()]
+        firsts = np.sort(np.unique(document[rows[order]], return_index=True)[1])
+        if len(firsts) >= n:
+            break
+    return rows[order[firsts[:n]]]
