@@ -14,11 +14,11 @@ from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
 from bitlens.autoencoders.sparse import TopKAutoencoder
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
-from bitlens.features.dense import explain, explain_dense
+from bitlens.bits.entropies import conditional_entropy_from_counts
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
-from bitlens.matching import Pairs, likeness, match, stability, summary
+from bitlens.matching import Pairs, explain, explain_dense, likeness, match, stability, summary
 from bitlens.seeding import generator
 
 ROWS = 4000
@@ -118,7 +118,7 @@ def test_blocks_make_no_difference(monkeypatch):
     a = planted(*[0.1] * 70)
     b = a[:, torch.randperm(70, generator=generator("order"))] ^ planted(*[0.02] * 70, name="noise")
     whole = match(PackedBits.pack(a), PackedBits.pack(b))
-    monkeypatch.setattr("bitlens.matching.BLOCK", 13)
+    monkeypatch.setattr("bitlens.matching.pairs.BLOCK", 13)
     blocks = match(PackedBits.pack(a), PackedBits.pack(b))
     assert whole.category == blocks.category
     assert torch.equal(whole.jaccard, blocks.jaccard)
@@ -311,13 +311,12 @@ def test_independent_latents_explain_nothing(seed):
 
 def test_the_correction_makes_up_for_what_counting_misses():
     """H(a | b) of independent latents is H(a); as counted in 40 rows it is lower by about 1 / (40 ln 2) bits."""
-    from bitlens.features.dense import _conditional_entropy
 
     estimates, plain = [], []
     for seed in range(2000):
         a, b = planted(0.4, 0.5, name=f"correction {seed}", rows=40).long().T
         counts = torch.bincount(2 * b + a, minlength=4).view(2, 2, 1)
-        estimates.append(float(_conditional_entropy(counts)))
+        estimates.append(float(conditional_entropy_from_counts(counts, (0, 1), 1)))
         plain.append(entropy(a.numpy(), b.numpy()) - entropy(b.numpy()))
     truth = -(0.4 * math.log2(0.4) + 0.6 * math.log2(0.6))
     assert np.mean(plain) == pytest.approx(truth - 1 / (40 * math.log(2)), abs=0.006)

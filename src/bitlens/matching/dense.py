@@ -1,6 +1,6 @@
-"""What a latent of one dictionary is in terms of another: which few latents together explain it, and how far.
+"""What a dense latent is in terms of another dictionary: which few latents together explain it.
 
-For dense latents above all: what no single latent of a sparser dictionary matches may still be said by a few of them.
+What no single latent of a sparser dictionary matches may still be said by a few of them.
 """
 
 from __future__ import annotations
@@ -9,17 +9,11 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from bitlens import terminal
+from bitlens.bits.entropies import binary_entropy, conditional_entropy_from_counts
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import (
-    binary_entropy,
-    co_occurrence,
-    counted_entropy,
-    dense,
-    firing_rates,
-)
+from bitlens.bits.statistics import co_occurrence, dense, firing_rates
 from bitlens.results import brief
 
 
@@ -39,27 +33,24 @@ class Explained(NamedTuple):
 
 
 def explain(a: PackedBits, latent: int, b: PackedBits, most: int = 5) -> Explained:
-    """Up to `most` latents of B, chosen one by one, that leave least of H(a), counted over their joint states.
+    """Up to `most` latents of B, chosen one by one, that leave least of H(a), counted over their
+    joint states.
 
-    Entropies have Miller and Madow's correction. One more latent has to save more bits than it costs to name it and its
-    parameters, `log2 m + 2^k / 2 log2 rows` for the (k + 1)-th (Rissanen 1978): among many some always seem to tell.
+    One more latent has to save more bits than it costs to name it and its parameters, `log2 m +
+    2^k / 2 log2 rows` for the (k + 1)-th (Rissanen 1978): among many some always seem to tell.
     """
     n = len(a)
     on = a.column(latent)
     rate = on.double().mean()
-    entropy = left = float(binary_entropy(rate)) + (0 < float(rate) < 1) / (2 * n * math.log(2))
-    by: list[int] = []
-    shares: list[float] = []
-    state = torch.zeros_like(on)
+    entropy = float(binary_entropy(rate)) + (0 < float(rate) < 1) / (2 * n * math.log(2))
+    left, by, shares = entropy, list[int](), list[float]()
+    state = torch.zeros_like(on)  # of the k latents chosen so far, read as a number of k bits
     for k in range(most):
-        cells = PackedBits.pack(
-            (2 * state + on)[:, None] == torch.arange(2 ** (k + 1), device=on.device)
-        )
-        ons = co_occurrence(cells, b).cpu()
-        counts = torch.stack([cells.column_counts()[:, None] - ons, ons], 1)
-        after = _conditional_entropy(
-            counts.view(2**k, 2, 2, -1).transpose(1, 2).reshape(2 ** (k + 1), 2, -1)
-        )
+        states = torch.arange(2 ** (k + 1), device=on.device)
+        cells = PackedBits.pack((2 * state + on)[:, None] == states)  # of state and a
+        with_b = co_occurrence(cells, b).cpu()
+        counts = torch.stack([cells.column_counts()[:, None] - with_b, with_b])
+        after = conditional_entropy_from_counts(counts.view(2, 2**k, 2, -1), (0, 1, 2), 2)
         best = int(after.argmin())
         if n * (left - float(after[best])) <= math.log2(b.n_latents) + 2**k / 2 * math.log2(n):
             break
@@ -72,12 +63,8 @@ def explain(a: PackedBits, latent: int, b: PackedBits, most: int = 5) -> Explain
 
 @terminal.shown("dense latents")
 def explain_dense(a: PackedBits, b: PackedBits, most: int = 5) -> list[Explained]:
-    """Every latent of A that is on in more than a tenth of the rows, but not in all, in terms of B."""
+    """Every latent of A that is on in more than a tenth of the rows, but not in all, in terms of
+    B."""
     rates = firing_rates(a)
     latents = (dense(rates) & (rates < 1)).nonzero()[:, 0]
     return [explain(a, latent, b, most) for latent in latents.tolist()]
-
-
-def _conditional_entropy(counts: Tensor) -> Tensor:
-    """H(a | s) in bits, Miller and Madow's correction included, from counts `[states of s, 2, m]` -> `[m]`"""
-    return counted_entropy(counts, (0, 1)) - counted_entropy(counts.sum(1), (0,))

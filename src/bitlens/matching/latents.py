@@ -1,113 +1,42 @@
-"""Two dictionaries compared: which latents of one are the same as, part of, or absent from the other.
-
-Everything but the decoder cosines is read from exact counts of the rows in which two latents are on together, and is
-corrected for what independent latents of the same rates would show: one that is always on overlaps with all others.
-"""
+"""Two dictionaries compared: which latents of one are the same as, part of, or absent from the
+other."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from bitlens import terminal
 from bitlens.autoencoders.binary import NEGLIGIBLE
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import co_occurrence, counted_information
 from bitlens.errors import BitlensError
+from bitlens.matching.pairs import BLOCK, Pairs
 from bitlens.results import brief
 
 SAME, CONTAINED, COSINE = 0.5, 0.8, 0.7
 ALPHA = 0.05
-BLOCK = 512  # latents of A whose measures are in memory at a time
 CATEGORIES = ("same", "contained", "contains", "absent", "dead", "stuck")
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Rows in which latents are on, alone and in pairs: a `[n]`, b `[m]`, both `[n, m]`. Measures are float64 `[n, m]`."""
-
-    __repr__ = brief
-
-    rows: int
-    a: Tensor
-    b: Tensor
-    both: Tensor
-
-    @classmethod
-    def of(cls, a: PackedBits, b: PackedBits) -> Pairs:
-        """Two codes of the same rows."""
-        if len(a) == 0:
-            raise BitlensError("There are no rows to compare the codes on; encode some first.")
-        return cls(len(a), a.column_counts(), b.column_counts(), co_occurrence(a, b).int().cpu())
-
-    @property
-    def T(self) -> Pairs:
-        """B against A."""
-        return Pairs(self.rows, self.b, self.a, self.both.T)
-
-    def blocks(self) -> Iterator[tuple[slice, Pairs]]:
-        """Some latents of A at a time: measures of all pairs of wide codes would not fit in memory together."""
-        for start in range(0, len(self.a), BLOCK):
-            block = slice(start, start + BLOCK)
-            yield block, replace(self, a=self.a[block], both=self.both[block])
-
-    def jaccard(self) -> Tensor:
-        """`|A & B| / |A | B|`; 0 if neither is ever on."""
-        return self.both.double() / (self.a[:, None] + self.b - self.both).clamp_min(1)
-
-    def containment(self) -> Tensor:
-        """`|A & B| / |A|`, the share of a's rows in which b is on, too; 0 if a is never on."""
-        return self.both.double() / self.a[:, None].clamp_min(1)
-
-    def agreement(self) -> Tensor:
-        """Jaccard corrected for chance, `(J - J0) / (1 - J0)` with `J0 = pq / (p + q - pq)` of independent latents."""
-        p, q = self.a[:, None].double() / self.rows, self.b.double() / self.rows
-        return _above_chance(self.jaccard(), p * q / (p + q - p * q).clamp_min(1e-300))
-
-    def implication(self) -> Tensor:
-        """Containment corrected for chance, `(C - q) / (1 - q)` with b's rate q: 1 if a implies b, 0 if independent.
-
-        Loevinger's H of two items (1948).
-        """
-        return _above_chance(self.containment(), self.b.double() / self.rows)
-
-    def mutual_information(self) -> Tensor:
-        """I(a; b) in bits a row, as counted."""
-        return counted_information(self.both, self.a[:, None], self.b, self.rows).clamp_min(0)
-
-    def surprise(self) -> Tensor:
-        """Bits: independent latents of these counts overlap as much with a chance of at most `2^-surprise`.
-
-        `|A| KL(C || q)`, or the same from b's side if that is more (Hoeffding 1963, theorems 1 and 4); 0 where the overlap
-        is not above chance.
-        """
-        return torch.maximum(self._surprise(), self.T._surprise().T)
-
-    def _surprise(self) -> Tensor:
-        c, q, xlogy = self.containment(), self.b.double() / self.rows, torch.xlogy
-        divergence = xlogy(c, c) - xlogy(c, q) + xlogy(1 - c, 1 - c) - xlogy(1 - c, 1 - q)
-        return torch.where(c > q, self.a[:, None] * divergence / math.log(2), 0)
-
-
-def _above_chance(value: Tensor, chance: Tensor) -> Tensor:
-    return torch.where(chance < 1, (value - chance) / (1 - chance), 0)
+Decoders = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Matching:
-    """What becomes of every latent of A in B; all `[n]`. An index is -1 and a value 0 where there is none."""
+    """What becomes of every latent of A in B; all `[n]`. An index is -1 and a value 0 where there
+    is none."""
 
     __repr__ = brief
 
     category: list[str]
-    """same, contained, contains, absent; dead or stuck where a is on, or off, in fewer than 1 row in 10,000"""
+    """same, contained, contains, absent; dead or stuck where a is on, or off, in fewer than 1 row
+    in 10,000"""
     rate: Tensor
     best: Tensor
     """the latent of B with the highest Jaccard, corrected for chance"""
@@ -134,14 +63,18 @@ class Matching:
     @property
     def live(self) -> Tensor:
         """Latents that are neither dead nor stuck, bool `[n]`"""
-        return torch.tensor([c not in ("dead", "stuck") for c in self.category], dtype=torch.bool)
+        return ~self.are("dead", "stuck")
+
+    def are(self, *categories: str) -> Tensor:
+        """Which latents are of one of these categories, bool `[n]`"""
+        return torch.tensor([c in categories for c in self.category], dtype=torch.bool)
 
 
 @terminal.shown("match")
 def match(
     a: PackedBits,
     b: PackedBits,
-    decoders: tuple[Tensor, Tensor] | None = None,
+    decoders: Decoders | None = None,
     *,
     same: float = SAME,
     contained: float = CONTAINED,
@@ -150,10 +83,11 @@ def match(
 ) -> Matching:
     """Find every latent of A in B, where both are codes of the same rows.
 
-    A latent of A is, by the first that holds, `same` as one whose Jaccard, corrected for chance, reaches `same`;
-    `contained` in one that it implies by `contained` or more (a specialisation); `contains` if there are latents of B that
-    imply it so (a generalisation, or split in B); else `absent`. A pair counts only if chance alone would show any such
-    overlap among all pairs with a probability below `alpha` (Bonferroni; rows are taken as independent).
+    A latent of A is, by the first that holds, `same` as one whose Jaccard, corrected for chance,
+    reaches `same`; `contained` in one that it implies by `contained` or more (a specialisation);
+    `contains` if there are latents of B that imply it so (a generalisation, or split in B); else
+    `absent`. A pair counts only if chance alone would show any such overlap among all pairs with a
+    probability below `alpha` (Bonferroni; rows are taken as independent).
 
     decoders: `W_dec` of both, `[n, d]` and `[m, d]`, for the cosines.
     """
@@ -162,13 +96,10 @@ def match(
             raise BitlensError(f"{name} must be above 0 and at most 1, not {value}.")
     pairs = Pairs.of(a, b)
     n, m = pairs.both.shape
-    rate, rate_b = pairs.a.double() / pairs.rows, pairs.b.double() / pairs.rows
-    live, live_b = _live(rate), _live(rate_b)
-    agreement, implied, implying = (
-        torch.zeros(n, m),
-        torch.zeros(n, m),
-        torch.zeros(n, m, dtype=torch.bool),
-    )
+    rate = pairs.a.double() / pairs.rows
+    live, live_b = _live(rate), _live(pairs.b.double() / pairs.rows)
+    agreement, implied = torch.zeros(2, n, m)
+    implying = torch.zeros(n, m, dtype=torch.bool)
     for block, some in pairs.blocks():
         credible = (some.surprise() >= math.log2(n * m / alpha)) & live[block, None] & live_b
         agreement[block] = some.agreement().clamp_min(0) * credible
@@ -178,23 +109,24 @@ def match(
     container, implication = _highest(implied)
     parts = [row.nonzero()[:, 0].tolist() for row in implying]
     partner = _one_to_one(agreement, live, live_b)
-    category = [
-        "same" if jaccard[i] >= same else "contained" if implication[i] >= contained else "contains" if parts[i] else "absent"
-        for i in range(n)
-    ]  # fmt: skip
-    constant = ["dead" if p < 0.5 else "stuck" for p in rate.tolist()]
+    partner_jaccard = agreement.gather(1, partner.clamp_min(0)[:, None])[:, 0]
     nearest, nearest_cosine, partner_cosine = _cosines(decoders, partner, live_b)
+    first_that_holds = {
+        "dead": ~live & (rate < 0.5),
+        "stuck": ~live,
+        "same": jaccard >= same,
+        "contained": implication >= contained,
+        "contains": implying.any(1),
+        "absent": torch.ones_like(live),
+    }
+    names, holds = list(first_that_holds), torch.stack(list(first_that_holds.values()))
     return Matching(
-        category=[
-            c if alive else k for c, k, alive in zip(category, constant, live.tolist(), strict=True)
-        ],
+        category=[names[i] for i in holds.int().argmax(0).tolist()],
         rate=rate,
         best=best,
         jaccard=jaccard,
         partner=partner,
-        partner_jaccard=torch.where(
-            partner >= 0, agreement.gather(1, partner.clamp_min(0)[:, None])[:, 0], 0
-        ),
+        partner_jaccard=torch.where(partner >= 0, partner_jaccard, 0),
         partner_cosine=partner_cosine,
         container=container,
         implication=implication,
@@ -216,7 +148,7 @@ def _highest(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _one_to_one(agreement: Tensor, live: Tensor, live_b: Tensor) -> Tensor:
-    """Each latent's partner under the optimal assignment (Kuhn 1955; Crouse 2016), -1 for none `[n]`"""
+    """Each latent's partner under the optimal assignment (Kuhn 1955; Crouse 2016), -1 for none."""
     from scipy.optimize import linear_sum_assignment
 
     ours, theirs = live.nonzero()[:, 0], live_b.nonzero()[:, 0]
@@ -238,59 +170,51 @@ def _covered(a: PackedBits, b: PackedBits, parts: list[list[int]]) -> Tensor:
 
 
 def _cosines(
-    decoders: tuple[Tensor, Tensor] | None, partner: Tensor, live_b: Tensor
+    decoders: Decoders | None, partner: Tensor, live_b: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The live latent of B with the highest decoder cosine to each of A, that cosine, and the partner's, each `[n]`"""
+    """The live latent of B with the highest decoder cosine to each of A, that cosine, and the
+    partner's, each `[n]`"""
     none, nan = torch.full_like(partner, -1), torch.full(partner.shape, torch.nan)
     if decoders is None:
         return none, nan, nan
-    ours, theirs = (
-        _directions(d, len(of)) for d, of in zip(decoders, (partner, live_b), strict=True)
-    )
+    for decoder, latents in zip(decoders, (partner, live_b), strict=True):
+        if decoder.ndim != 2 or len(decoder) != len(latents):
+            raise BitlensError(
+                f"A decoder of {len(latents)} latents must be [{len(latents)}, d], not "
+                f"{list(decoder.shape)}."
+            )
+    ours, theirs = (normalize(decoder.detach().float().cpu(), dim=1) for decoder in decoders)
     if ours.shape[1] != theirs.shape[1]:
         raise BitlensError(
-            f"Decoders of width {ours.shape[1]} and {theirs.shape[1]} cannot be compared; both must read one hook point."
+            f"Decoders of width {ours.shape[1]} and {theirs.shape[1]} cannot be compared; both "
+            "must read one hook point."
         )
     if not live_b.any():
         return none, nan, nan
-    cosines, columns = zip(
-        *((block @ theirs[live_b].T).max(1) for block in ours.split(BLOCK)), strict=True
-    )
-    nearest = live_b.nonzero()[:, 0][torch.cat(columns)]
-    return (
-        nearest,
-        torch.cat(cosines),
-        torch.where(partner >= 0, (ours * theirs[partner]).sum(1), torch.nan),
-    )
-
-
-def _directions(decoder: Tensor, n_latents: int) -> Tensor:
-    if decoder.ndim != 2 or len(decoder) != n_latents:
-        raise BitlensError(
-            f"A decoder of {n_latents} latents must be [{n_latents}, d], not {list(decoder.shape)}."
-        )
-    return torch.nn.functional.normalize(decoder.detach().float().cpu(), dim=1)
+    highest = [(block @ theirs[live_b].T).max(1) for block in ours.split(BLOCK)]
+    column = torch.cat([block.indices for block in highest])
+    with_partner = torch.where(partner >= 0, (ours * theirs[partner]).sum(1), torch.nan)
+    return live_b.nonzero()[column, 0], torch.cat([b.values for b in highest]), with_partner
 
 
 def summary(matching: Matching) -> dict[str, float | None]:
-    """A matching in numbers: latents of each category; shares and means are of live latents, None if there are none.
+    """A matching in numbers: latents of each category; shares and means are of live latents, None
+    if there are none.
 
-    `one_to_one`: share with a partner of corrected Jaccard >= .5; `jaccard_q*`: quantiles of the best Jaccard; `parts`,
-    `covered`: means over the latents in `contains`; `split`: those of them that are covered by .8 or more; `mcs`: mean max
-    cosine similarity (Sharkey et al. 2022); `revived`: dead latents with a live one of B within a decoder cosine of .7.
+    `one_to_one`: share with a partner of corrected Jaccard >= .5; `jaccard_q*`: quantiles of the
+    best Jaccard; `parts`, `covered`: means over the latents in `contains`; `split`: those of them
+    that are covered by .8 or more; `mcs`: mean max cosine similarity (Sharkey et al. 2022);
+    `revived`: dead latents with a live one of B within a decoder cosine of .7.
     """
-    live = matching.live
-    split = torch.tensor([c == "contains" for c in matching.category], dtype=torch.bool)
-    dead = torch.tensor([c == "dead" for c in matching.category], dtype=torch.bool)
-    quantiles = {
-        f"jaccard_q{q}": _quantile(matching.jaccard[live], q / 100) for q in (10, 25, 50, 75, 90)
-    }
-    parts = torch.tensor([float(len(p)) for p in matching.parts])
+    live, split, dead = matching.live, matching.are("contains"), matching.are("dead")
+    parts = torch.tensor([len(p) for p in matching.parts])
     return {
         **{c: matching.category.count(c) for c in CATEGORIES},
         "live": int(live.sum()),
-        "one_to_one": _mean((matching.partner_jaccard >= SAME).float()[live]),
-        **quantiles,
+        "one_to_one": _mean((matching.partner_jaccard >= SAME)[live]),
+        **{
+            f"jaccard_q{q}": _quantile(matching.jaccard[live], q / 100) for q in (10, 25, 50, 75, 90)
+        },
         "parts": _mean(parts[split]),
         "covered": _mean(matching.covered[split]),
         "split": int((matching.covered[split] >= CONTAINED).sum()),
@@ -315,7 +239,8 @@ class Stability(NamedTuple):
     __repr__ = brief
 
     shared: float
-    """share of live latents with a one-to-one partner of corrected Jaccard >= .5 and, with decoders, of cosine >= .7"""
+    """share of live latents with a one-to-one partner of corrected Jaccard >= .5 and, with
+    decoders, of cosine >= .7"""
     jaccard: float
     """mean corrected Jaccard of live latents and their partners, 0 for those without"""
     cosine: float
@@ -325,9 +250,11 @@ class Stability(NamedTuple):
 
 
 def stability(codes: list[PackedBits], decoders: list[Tensor] | None = None) -> Stability:
-    """Do runs of several seeds find the same latents? Codes of the same rows, and their `W_dec` `[n, d]`.
+    """Do runs of several seeds find the same latents? Codes of the same rows, and their `W_dec`
+    `[n, d]`.
 
-    After Paulo & Belrose 2025 (arXiv 2501.16615), who assign latents by their weights and call those above .7 shared.
+    After Paulo & Belrose 2025 (arXiv 2501.16615), who assign latents by their weights and call
+    those above .7 shared.
     """
     if len(codes) < 2:
         raise BitlensError(f"Stability compares at least two codes, not {len(codes)}.")
@@ -336,29 +263,22 @@ def stability(codes: list[PackedBits], decoders: list[Tensor] | None = None) -> 
             f"There are {len(codes)} codes and {len(decoders)} decoders; each code needs its own."
         )
     return likeness(
-        match(codes[i], codes[j], None if decoders is None else (decoders[i], decoders[j]))
+        match(codes[i], codes[j], decoders and (decoders[i], decoders[j]))
         for i, j in permutations(range(len(codes)), 2)
     )
 
 
 def likeness(matchings: Iterable[Matching]) -> Stability:
-    """The same from matchings, one for each ordered pair of codes."""
-    return Stability(
-        *torch.tensor([_likeness(m) for m in matchings], dtype=torch.float64).mean(0).tolist()
-    )
+    """`stability` from matchings, one for each ordered pair of codes."""
+    numbers = torch.tensor([_likeness(m) for m in matchings], dtype=torch.float64)
+    return Stability(*numbers.mean(0).tolist())
 
 
-def _likeness(matching: Matching) -> tuple[float, ...]:
+def _likeness(matching: Matching) -> list[float]:
     live, jaccard, cosine = matching.live, matching.partner_jaccard, matching.partner_cosine
     shared = (jaccard >= SAME) & (cosine.isnan() | (cosine >= COSINE))
     paired = live & (matching.partner >= 0)
-    means = (
-        _mean(v)
-        for v in (
-            shared.float()[live],
-            jaccard[live],
-            cosine[paired],
-            matching.nearest_cosine[live],
-        )
+    means = map(
+        _mean, (shared[live], jaccard[live], cosine[paired], matching.nearest_cosine[live])
     )
-    return tuple(math.nan if mean is None else mean for mean in means)
+    return [math.nan if mean is None else mean for mean in means]
