@@ -119,7 +119,9 @@ def test_a_window_wider_than_the_document_stops_at_its_ends(text):
 
 
 def test_examples_are_drawn_by_seed(text):
-    rows = [[e.row for e in random_examples(text, 65, letters, n=4, seed=seed)] for seed in (0, 0, 1)]
+    rows = [
+        [e.row for e in random_examples(text, 65, letters, n=4, seed=seed)] for seed in (0, 0, 1)
+    ]
     assert rows[0] == rows[1] != rows[2]
     assert len(rows[0]) == 4
 

@@ -46,9 +46,7 @@ def in_context(columns: Columns, row: int, tokenizer: Any, window: int) -> Examp
     other = (~same).nonzero()[:, 0] + first
     start = max(other[other < row].tolist(), default=first - 1) + 1
     end = min(other[other > row].tolist(), default=last)
-    return Example(
-        row, *in_text(tokenizer, columns.token[start:end].tolist(), row - start, window)
-    )
+    return Example(row, *in_text(tokenizer, columns.token[start:end].tolist(), row - start, window))
 
 
 def marked(example: Example) -> str:

@@ -20,9 +20,10 @@ CANDIDATES = 64  # times as many rows as are drawn, among which there are mostly
 
 
 def canonical(bits: PackedBits, among: Tensor | None = None) -> PackedBits:
-    """The code with the rare state of every latent as 1: those that fire at a rate above 1/2 are flipped, in a copy.
+    """The code with the rare state of every latent as 1.
 
-    among: bool `[rows]`, the rows that the rates are of, by default all.
+    Latents with a firing rate above 1/2 are flipped, in a copy. among: bool `[rows]`, the rows that
+    the rates are of, by default all.
     """
     common = firing_rates(bits if among is None else bits[among]) > 0.5
     if not common.any():
@@ -31,7 +32,10 @@ def canonical(bits: PackedBits, among: Tensor | None = None) -> PackedBits:
 
 
 def explainers_part(document: Tensor, share: float = 0.5) -> Tensor:
-    """Which rows are of documents that only the explainer sees: a fixed pseudo-random choice by id -> bool `[rows]`"""
+    """Which rows are of documents that only an explainer sees -> bool `[rows]`
+
+    A fixed pseudo-random choice by the ids `[rows]` of documents.
+    """
     return torch.from_numpy(held_out(document.numpy() + SALT, share))
 
 

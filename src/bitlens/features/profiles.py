@@ -46,7 +46,7 @@ class Near:
 
 @dataclass(frozen=True)
 class Promoted:
-    """A token whose logit the latent raises, above the mean over all tokens, per unit of the code."""
+    """A token whose logit the latent raises, above that of the mean token, per unit of the code."""
 
     token: int
     text: str
@@ -71,7 +71,7 @@ class Profile:
     burstiness: float
     """log2 |h - mean| of the on-state, as in arXiv 2509.20997: log2(1 - rate), at most 0"""
     dispersion: float
-    """variance of the on-rows of a document over that of independent rows (binomial): 1 for these"""
+    """variance of the on-rows of a document over that of independent rows (binomial)"""
     again: float
     """rate in the next 16 rows of the document after an on-row, over the rate; 1 for independent
     rows"""
@@ -179,9 +179,7 @@ def _similar(directions: Tensor, top: int) -> list[list[Near]]:
     return nearest
 
 
-def _promoted(
-    directions: Tensor, effect: Effect, tokenizer: Any, top: int
-) -> list[list[Promoted]]:
+def _promoted(directions: Tensor, effect: Effect, tokenizer: Any, top: int) -> list[list[Promoted]]:
     raised: list[tuple[list[int], list[float]]] = []
     for block in directions.split(EFFECTS):
         logits = effect(block)

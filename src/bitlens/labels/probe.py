@@ -107,6 +107,20 @@ def sparse_probing(
     return [probed.score(kind, given) for kind, given in inputs.items()]
 
 
+def probe_sample(
+    codes: Codes, labels: Labels, test: Tensor, store: ActivationStore | None, seed: int = 0
+) -> list[ProbeScore]:
+    """`sparse_probing` on a sample of the rows of codes, and of their hidden states in `store`."""
+    rows = probe_rows(labels, test, seed=seed)
+    return sparse_probing(
+        codes.bits[rows],
+        labels._replace(ids=labels.ids[rows]),
+        codes.document[rows],
+        test[rows],
+        dense=None if store is None else hidden_rows(store, codes, rows),
+    )
+
+
 def probe_rows(labels: Labels, test: Tensor, n: int = MAX_ROWS, seed: int = 0) -> Tensor:
     """Up to n fitting and n held-out rows that have a label, drawn at random -> int64, ascending.
 

@@ -196,9 +196,7 @@ def _rows_of(documents: np.ndarray) -> dict[int, np.ndarray]:
 
 def _tokens(tokenizer: Any, text: str, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The first n tokens of a text that are not special: ids `[n]`, start and end `[n, 2]`."""
-    encoded = tokenizer(
-        text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    )
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = np.array(encoded["input_ids"], np.int64)
     usual = ~np.isin(ids, np.array(tokenizer.all_special_ids, np.int64))
     return ids[usual][:n], np.array(encoded["offset_mapping"]).reshape(-1, 2)[usual][:n]

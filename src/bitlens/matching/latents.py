@@ -55,10 +55,9 @@ class Matching:
     """latents of B that imply a"""
     covered: Tensor
     """share of a's rows in which one of its parts is on"""
-    nearest: Tensor
-    """the live latent of B with the decoder direction nearest to a's, dead latents of A included"""
     nearest_cosine: Tensor
-    """NaN without decoders"""
+    """highest cosine of its decoder direction, also if it is dead, to that of a live latent of B;
+    NaN without decoders"""
 
     @property
     def live(self) -> Tensor:
@@ -110,7 +109,7 @@ def match(
     parts = [row.nonzero()[:, 0].tolist() for row in implying]
     partner = _one_to_one(agreement, live, live_b)
     partner_jaccard = agreement.gather(1, partner.clamp_min(0)[:, None])[:, 0]
-    nearest, nearest_cosine, partner_cosine = _cosines(decoders, partner, live_b)
+    partner_cosine, nearest_cosine = _cosines(decoders, partner, live_b)
     first_that_holds = {
         "dead": ~live & (rate < 0.5),
         "stuck": ~live,
@@ -132,7 +131,6 @@ def match(
         implication=implication,
         parts=parts,
         covered=_covered(a, b, parts),
-        nearest=nearest,
         nearest_cosine=nearest_cosine,
     )
 
@@ -169,14 +167,11 @@ def _covered(a: PackedBits, b: PackedBits, parts: list[list[int]]) -> Tensor:
     return covered
 
 
-def _cosines(
-    decoders: Decoders | None, partner: Tensor, live_b: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The live latent of B with the highest decoder cosine to each of A, that cosine, and the
-    partner's, each `[n]`"""
-    none, nan = torch.full_like(partner, -1), torch.full(partner.shape, torch.nan)
+def _cosines(decoders: Decoders | None, partner: Tensor, live_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Decoder cosines of each latent of A to its partner, and the highest to a live one of B."""
+    unknown = torch.full(partner.shape, torch.nan)
     if decoders is None:
-        return none, nan, nan
+        return unknown, unknown
     for decoder, latents in zip(decoders, (partner, live_b), strict=True):
         if decoder.ndim != 2 or len(decoder) != len(latents):
             raise BitlensError(
@@ -190,11 +185,9 @@ def _cosines(
             "must read one hook point."
         )
     if not live_b.any():
-        return none, nan, nan
-    highest = [(block @ theirs[live_b].T).max(1) for block in ours.split(BLOCK)]
-    column = torch.cat([block.indices for block in highest])
-    with_partner = torch.where(partner >= 0, (ours * theirs[partner]).sum(1), torch.nan)
-    return live_b.nonzero()[column, 0], torch.cat([b.values for b in highest]), with_partner
+        return unknown, unknown
+    to_partner = torch.where(partner >= 0, (ours * theirs[partner]).sum(1), torch.nan)
+    return to_partner, torch.cat([(x @ theirs[live_b].T).amax(1) for x in ours.split(BLOCK)])
 
 
 def summary(matching: Matching) -> dict[str, float | None]:
@@ -212,13 +205,11 @@ def summary(matching: Matching) -> dict[str, float | None]:
         **{c: matching.category.count(c) for c in CATEGORIES},
         "live": int(live.sum()),
         "one_to_one": _mean((matching.partner_jaccard >= SAME)[live]),
-        **{
-            f"jaccard_q{q}": _quantile(matching.jaccard[live], q / 100) for q in (10, 25, 50, 75, 90)
-        },
+        "jaccard_q50": _quantile(matching.jaccard[live], 0.5),
+        "jaccard_q90": _quantile(matching.jaccard[live], 0.9),
         "parts": _mean(parts[split]),
         "covered": _mean(matching.covered[split]),
         "split": int((matching.covered[split] >= CONTAINED).sum()),
-        "partner_jaccard": _mean(matching.partner_jaccard[live]),
         "partner_cosine": _mean(matching.partner_cosine[live & (matching.partner >= 0)]),
         "mcs": _mean(matching.nearest_cosine[live]),
         "revived": int((matching.nearest_cosine[dead] >= COSINE).sum()),
@@ -278,7 +269,5 @@ def _likeness(matching: Matching) -> list[float]:
     live, jaccard, cosine = matching.live, matching.partner_jaccard, matching.partner_cosine
     shared = (jaccard >= SAME) & (cosine.isnan() | (cosine >= COSINE))
     paired = live & (matching.partner >= 0)
-    means = map(
-        _mean, (shared[live], jaccard[live], cosine[paired], matching.nearest_cosine[live])
-    )
+    means = map(_mean, (shared[live], jaccard[live], cosine[paired], matching.nearest_cosine[live]))
     return [math.nan if mean is None else mean for mean in means]

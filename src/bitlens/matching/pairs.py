@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bitlens.bits.entropies import information_from_counts
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import co_occurrence
 from bitlens.errors import BitlensError
@@ -72,11 +71,6 @@ class Pairs:
         """Containment corrected for chance, `(C - q) / (1 - q)` with b's rate q: 1 if a implies b,
         0 if they are independent. Loevinger's H of two items (1948)."""
         return _above_chance(self.containment(), self.b.double() / self.rows)
-
-    def mutual_information(self) -> Tensor:
-        """I(a; b) in bits a row, as counted."""
-        information = information_from_counts(self.both, self.a[:, None], self.b, self.rows)
-        return information.clamp_min(0)
 
     def surprise(self) -> Tensor:
         """Bits: independent latents of these counts overlap as much with a chance of at most
