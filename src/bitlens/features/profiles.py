@@ -135,7 +135,8 @@ def profiles(
     if tokenizer is not None and examples:
         drawn = on_rows(rare, codes.document[codes.usual], examples, seed=seed)
         shared["examples"] = _examples(codes, drawn, tokenizer, window)
-    basics = zip(flipped.tolist(), rates.tolist(), binary_entropy(rates).tolist(), strict=True)
+    entropies = binary_entropy(rates.float())
+    basics = zip(flipped.tolist(), rates.tolist(), entropies.tolist(), strict=True)
     return [
         Profile(
             latent,

@@ -49,8 +49,9 @@ def explain(a: PackedBits, latent: int, b: PackedBits, most: int = 5) -> Explain
         states = torch.arange(2 ** (k + 1), device=on.device)
         cells = PackedBits.pack((2 * state + on)[:, None] == states)  # of state and a
         with_b = co_occurrence(cells, b).cpu()
-        counts = torch.stack([cells.column_counts()[:, None] - with_b, with_b])
-        after = conditional_entropy_from_counts(counts.view(2, 2**k, 2, -1), (0, 1, 2), 2)
+        counts = torch.stack([cells.column_counts()[:, None] - with_b, with_b], 1)
+        by_state = counts.view(2**k, 2, 2, -1).transpose(1, 2).flatten(0, 1)  # [state and b, a, m]
+        after = conditional_entropy_from_counts(by_state, (0, 1), 1)
         best = int(after.argmin())
         if n * (left - float(after[best])) <= math.log2(b.n_latents) + 2**k / 2 * math.log2(n):
             break

@@ -254,7 +254,7 @@ def stability(codes: list[PackedBits], decoders: list[Tensor] | None = None) -> 
             f"There are {len(codes)} codes and {len(decoders)} decoders; each code needs its own."
         )
     return likeness(
-        match(codes[i], codes[j], decoders and (decoders[i], decoders[j]))
+        match(codes[i], codes[j], (decoders[i], decoders[j]) if decoders else None)
         for i, j in permutations(range(len(codes)), 2)
     )
 
