@@ -175,7 +175,7 @@ def label_scores(
         [labels.names[c] for c in classes.tolist()],
         rows=int(held_out.sum()),
         fit_f1=_counted_f1(bits, columns, fit).float(),
-        share=labels.count(held_out)[classes] / held_out.sum(),
+        share=labels.class_counts(held_out)[classes] / held_out.sum(),
         precision=scores.precision,
         recall=scores.recall,
         f1=Interval(scores.f1, scores.f1_low, scores.f1_high),

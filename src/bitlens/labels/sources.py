@@ -40,7 +40,7 @@ class Labels(NamedTuple):
     def frequent(self, parts: list[Tensor], min_rows: int, min_others: int = 0) -> Tensor:
         """Classes with `min_rows` rows, and `min_others` rows of other classes, in each part (bool
         `[rows]`) -> int64, those with most rows in the first part first; there must be some."""
-        counts = torch.stack([self.count(part) for part in parts])
+        counts = torch.stack([self.class_counts(part) for part in parts])
         others = counts.sum(1, keepdim=True) - counts
         enough = ((counts >= min_rows) & (others >= min_others)).all(0)
         if not enough.any():
@@ -51,7 +51,7 @@ class Labels(NamedTuple):
         order = counts[0].argsort(descending=True, stable=True)
         return order[enough[order]]
 
-    def count(self, rows: Tensor) -> Tensor:
+    def class_counts(self, rows: Tensor) -> Tensor:
         """Rows of each class among these, bool `[rows]` -> int64 `[classes]`"""
         return self.ids[rows & (self.ids >= 0)].bincount(minlength=len(self.names))
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import permutations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -190,7 +190,7 @@ def _cosines(decoders: Decoders | None, partner: Tensor, live_b: Tensor) -> tupl
     return to_partner, torch.cat([(x @ theirs[live_b].T).amax(1) for x in ours.split(BLOCK)])
 
 
-def summary(matching: Matching) -> dict[str, float | None]:
+def summary(matching: Matching) -> dict[str, Any]:
     """A matching in numbers: latents of each category; shares and means are of live latents, None
     if there are none.
 
