@@ -72,11 +72,7 @@ def features(
     every = profiles(corpus, tokenizer=tokenizer, W_dec=W_dec, effect=effect, examples=examples)
     chosen = [every[i] for i in latents] or arranged(every, sort)[:top]
     rows = len(corpus) - corpus.outliers
-    if not latents:
-        show.rows(f"{codes}: {rows:,} rows", [_line(profile) for profile in chosen])
-    for profile in chosen if latents else ():
-        _page(profile)
-    show.out.print(show.SIGNS, style="dim")
+    _show(chosen, None if latents else f"{codes}: {rows:,} rows")
     if out is not None:
         write_profiles(out, every)
     shown = [asdict(profile) for profile in chosen]
@@ -96,6 +92,18 @@ def _decoder(run: Path, codes: Any) -> tuple[Tensor, str | None]:
     scale, hook = ("scale_out", "target_hook") if model.transcodes else ("scale", "hook")
     module = (model.metadata.get(hook) or {}).get("module")
     return model.W_dec.detach() * model.get_buffer(scale), module
+
+
+def _show(profiles: list[Profile], table: str | None) -> None:
+    """In a table of this title, or a page on each."""
+    from bitlens import show
+
+    if table is not None:
+        show.rows(table, [_line(profile) for profile in profiles])
+    else:
+        for profile in profiles:
+            _page(profile)
+    show.out.print(show.SIGNS, style="dim")
 
 
 def _line(profile: Profile) -> dict[str, Any]:

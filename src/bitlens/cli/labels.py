@@ -69,23 +69,12 @@ def labels(
 
     scored, probed = _scored(corpus, labellings, test, probe)
     known = "a fifth of the documents, which the autoencoder may know"
-    measured = "held-out documents" if fraction else known
-    show.rows(f"{codes}: latents against labels, on {measured}", [s.summary() for s in scored])
-    for scores in scored:
-        title = f"{scores.name}: the best latents, each with the class it was credited with"
-        show.rows(title, [_line(score) for score in scores.by_latent()[:top]])
-    aucs = [{"ROC-AUC": n, **{p.features: p.auc for p in kinds}} for n, kinds in probed.items()]
-    if probes and aucs:
-        show.rows("Logistic probes on k latents: mean over the most frequent classes", aucs)
+    title = f"{codes}: latents against labels, on {'held-out documents' if fraction else known}"
+    _show(title, scored, probed if probes else {}, top)
     if out:
         _write_csv(out, scored)
     records = [
-        {
-            **scores.summary(),
-            "by_class": [score._asdict() for score in scores.by_class()],
-            "by_latent": [score._asdict() for score in scores.by_latent()],
-            "probes": [score._asdict() for score in probed.get(scores.name, [])],
-        }
+        {**scores.as_dict(), "probes": [p._asdict() for p in probed.get(scores.name, [])]}
         for scores in scored
     ]
     return {"codes": str(codes), "labellings": records}
@@ -115,6 +104,20 @@ def _scored(
             f"No labelling of {codes.path} could be scored; encode more text, or hold out more."
         )
     return scored, probed
+
+
+def _show(
+    title: str, scored: list[LabelScores], probed: dict[str, list[ProbeScore]], top: int
+) -> None:
+    from bitlens import show
+
+    show.rows(title, [scores.summary() for scores in scored])
+    for scores in scored:
+        title = f"{scores.name}: the best latents, each with the class it was credited with"
+        show.rows(title, [_line(score) for score in scores.by_latent()[:top]])
+    aucs = [{"ROC-AUC": n, **{p.features: p.auc for p in kinds}} for n, kinds in probed.items()]
+    if aucs:
+        show.rows("Logistic probes on k latents: mean over the most frequent classes", aucs)
 
 
 def _line(score: LabelScore) -> dict[str, Any]:

@@ -120,6 +120,14 @@ class LabelScores:
             "dependent_pairs": float(self.dependent.double().mean()),
         }
 
+    def as_dict(self) -> dict[str, Any]:
+        """The summary, and all scores by class and by latent."""
+        return {
+            **self.summary(),
+            "by_class": [score._asdict() for score in self.by_class()],
+            "by_latent": [score._asdict() for score in self.by_latent()],
+        }
+
     def _pair(self, latent: int, label: int) -> LabelScore:
         numbers = (*self.f1, self.precision, self.recall, *self.mutual_information)
         values = [float(number[latent, label]) for number in numbers]

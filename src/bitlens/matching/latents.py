@@ -107,8 +107,7 @@ def match(
     best, jaccard = _highest(agreement)
     container, implication = _highest(implied)
     parts = [row.nonzero()[:, 0].tolist() for row in implying]
-    partner = _one_to_one(agreement, live, live_b)
-    partner_jaccard = agreement.gather(1, partner.clamp_min(0)[:, None])[:, 0]
+    partner, partner_jaccard = _one_to_one(agreement, live, live_b)
     partner_cosine, nearest_cosine = _cosines(decoders, partner, live_b)
     first_that_holds = {
         "dead": ~live & (rate < 0.5),
@@ -118,14 +117,13 @@ def match(
         "contains": implying.any(1),
         "absent": torch.ones_like(live),
     }
-    names, holds = list(first_that_holds), torch.stack(list(first_that_holds.values()))
     return Matching(
-        category=[names[i] for i in holds.int().argmax(0).tolist()],
+        category=_categories(first_that_holds),
         rate=rate,
         best=best,
         jaccard=jaccard,
         partner=partner,
-        partner_jaccard=torch.where(partner >= 0, partner_jaccard, 0),
+        partner_jaccard=partner_jaccard,
         partner_cosine=partner_cosine,
         container=container,
         implication=implication,
@@ -133,6 +131,13 @@ def match(
         covered=_covered(a, b, parts),
         nearest_cosine=nearest_cosine,
     )
+
+
+def _categories(first_that_holds: dict[str, Tensor]) -> list[str]:
+    """For each latent the first name whose condition, bool `[n]`, it meets."""
+    conditions = torch.stack(list(first_that_holds.values())).int()
+    names = list(first_that_holds)
+    return [names[i] for i in conditions.argmax(0).tolist()]
 
 
 def _live(rates: Tensor) -> Tensor:
@@ -145,15 +150,17 @@ def _highest(values: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(highest > 0, column, -1), highest
 
 
-def _one_to_one(agreement: Tensor, live: Tensor, live_b: Tensor) -> Tensor:
-    """Each latent's partner under the optimal assignment (Kuhn 1955; Crouse 2016), -1 for none."""
+def _one_to_one(agreement: Tensor, live: Tensor, live_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Each latent's partner under the optimal assignment (Kuhn 1955; Crouse 2016), -1 for none, and
+    their agreement."""
     from scipy.optimize import linear_sum_assignment
 
     ours, theirs = live.nonzero()[:, 0], live_b.nonzero()[:, 0]
     i, j = linear_sum_assignment(agreement[ours][:, theirs].numpy(), maximize=True)
-    partner = torch.full_like(live, -1, dtype=torch.int64)
+    partner, value = torch.full_like(live, -1, dtype=torch.int64), torch.zeros(len(live))
     partner[ours[torch.from_numpy(i)]] = theirs[torch.from_numpy(j)]
-    return torch.where(agreement.gather(1, partner.clamp_min(0)[:, None])[:, 0] > 0, partner, -1)
+    value[partner >= 0] = agreement[partner >= 0, partner[partner >= 0]]
+    return torch.where(value > 0, partner, -1), value
 
 
 def _covered(a: PackedBits, b: PackedBits, parts: list[list[int]]) -> Tensor:
