@@ -174,9 +174,7 @@ def compare(
     contest: Contest, library: str, architecture: str, lrs: list[float] | None, k: int, tries: int
 ) -> dict[str, Any]:
     """The best of a library's learning rates at l0 k, and bitlens at the l0 that it has."""
-    rates = set(
-        lrs or (SPARSE["lr"], contest.default_lr(library, architecture), 1e-3)
-    )
+    rates = set(lrs or (SPARSE["lr"], contest.default_lr(library, architecture), 1e-3))
     found = [contest.reference_at(library, architecture, lr, k, tries) for lr in sorted(rates)]
     ends = [min(points, key=lambda p: apart(p, k)) for points in found]
     ranked = zip(

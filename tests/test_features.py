@@ -8,7 +8,7 @@ import torch
 
 from bitlens.bits import Codes, PackedBits
 from bitlens.errors import BitlensError
-from bitlens.features.examples import examples
+from bitlens.features.examples import random_examples
 from bitlens.features.token_scores import token_scores
 
 
@@ -105,7 +105,7 @@ def text(tmp_path) -> Codes:
 
 
 def test_an_example_is_the_token_amid_its_own_document(text):
-    found = examples(text, 65, letters, n=100, window=3)
+    found = random_examples(text, 65, letters, n=100, window=3)
     expected = {0: ("", "a", "bcd"), 4: ("bcd", "e", "fgh"), 9: ("ghi", "j", "")}
     assert len(found) == 6, "one from each document"
     assert len({example.row // 10 for example in found}) == 6
@@ -114,15 +114,17 @@ def test_an_example_is_the_token_amid_its_own_document(text):
 
 
 def test_a_window_wider_than_the_document_stops_at_its_ends(text):
-    for example in examples(text, 65, letters, n=3, window=50):
+    for example in random_examples(text, 65, letters, n=3, window=50):
         assert example.before + example.token + example.after == "abcdefghij"
 
 
 def test_examples_are_drawn_by_seed(text):
-    rows = [[e.row for e in examples(text, 65, letters, n=4, seed=seed)] for seed in (0, 0, 1)]
+    rows = [
+        [e.row for e in random_examples(text, 65, letters, n=4, seed=seed)] for seed in (0, 0, 1)
+    ]
     assert rows[0] == rows[1] != rows[2]
     assert len(rows[0]) == 4
 
 
 def test_a_latent_that_is_never_on_has_no_examples(text):
-    assert examples(text, 7, letters) == []
+    assert random_examples(text, 7, letters) == []

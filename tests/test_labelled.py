@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from bitlens.bits import Codes, PackedBits
-from bitlens.cli import _call
+from bitlens.cli.labels import labels as command
 from bitlens.errors import BitlensError
 from bitlens.hidden import Corpus
 from bitlens.hidden.models import BUNDLED, bundled_folder
@@ -204,10 +204,6 @@ def test_bad_files_are_refused_by_name(tmp_path, bundled, line, clue):
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def command(*arguments: object) -> None:
-    _call(["labels", *map(str, arguments)])
-
-
 @pytest.fixture
 def planted(tmp_path, bundled):
     """Codes of 80 bundled documents; latent 0 is on at commas, 1 at whatever follows " the", 2 in shouted documents."""
@@ -239,23 +235,12 @@ def planted(tmp_path, bundled):
 
 def test_the_command_finds_what_was_planted(tmp_path, planted, capsys):
     codes, file = planted
-    command(
-        codes,
-        "--labels",
-        file,
-        "--json",
-        tmp_path / "out.json",
-        "--out",
-        tmp_path / "out.csv",
-        "--top",
-        3,
-    )
+    record = command(codes, labels=file, out=tmp_path / "out.csv", top=3)
     shown = capsys.readouterr().out
     assert all(
         name in shown
         for name in ("genre", "next token", "spelling", "position", "k = 1", "95 % interval")
     )
-    record = json.loads((tmp_path / "out.json").read_text())
     found = {labelling["labelling"]: labelling for labelling in record["labellings"]}
     assert next(iter(found)) == "genre"
     assert [(s["latent"], s["label"], s["f1"]) for s in found["genre"]["by_latent"][:1]] == [
@@ -294,12 +279,9 @@ def test_the_command_leaves_rows_of_outlying_norm_out(tmp_path, planted, capsys)
         4,
         {"model": BUNDLED, "test_fraction": 0.3},
     )
-    command(tmp_path / "sinks", "--labels", file, "--no-probes", "--json", tmp_path / "out.json")
+    record = command(tmp_path / "sinks", labels=file, probes=False)
     assert f"{int((~usual).sum()):,} rows of outlying norm are left out" in capsys.readouterr().err
-    found = {
-        labelling["labelling"]: labelling
-        for labelling in json.loads((tmp_path / "out.json").read_text())["labellings"]
-    }
+    found = {labelling["labelling"]: labelling for labelling in record["labellings"]}
     best = found["token"]["by_latent"][0]
     assert (best["latent"], best["label"], best["f1"]) == (0, ",", 1.0)
     held = torch.from_numpy(held_out(whole.document.numpy(), 0.3))
@@ -310,7 +292,7 @@ def test_the_command_goes_on_after_a_labelling_with_too_few_rows(tmp_path, plant
     codes, _ = planted
     first = next(iter(Corpus((BUNDLED,)).documents()))[1]
     file = write_lines(tmp_path / "few.jsonl", [{"text": first, "labels": {"lone": "x"}}])
-    command(codes, "--labels", file, "--no-probes")
+    command(codes, labels=file, probes=False)
     said = capsys.readouterr()
     assert "No class of 'lone'" in said.err
     assert "spelling: the best latents" in said.out

@@ -5,7 +5,7 @@ import torch
 
 from bitlens.bits import Codes, PackedBits
 from bitlens.errors import BitlensError
-from bitlens.labels.probing import _fit, _losses, hidden_rows, probe_rows, roc_auc, sparse_probing
+from bitlens.labels.probe import _fit, _losses, hidden_rows, probe_rows, roc_auc, sparse_probing
 from bitlens.labels.sources import Labels
 
 N = 3000

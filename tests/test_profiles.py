@@ -2,7 +2,6 @@
 
 import json
 import math
-from itertools import combinations
 from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
@@ -14,6 +13,7 @@ from bitlens.cli.features import features
 from bitlens.errors import BitlensError
 from bitlens.features.on_rows import explainers_part
 from bitlens.features.profiles import Order, Profile, arranged, profiles, write_profiles
+from bitlens.features.token_scores import token_scores
 from bitlens.seeding import generator
 
 ROWS = 6000
@@ -221,10 +221,9 @@ def codes(tiny_llama, tokenizer, tmp_path) -> Codes:
 
 
 def test_the_command_shows_a_table_and_writes_all_profiles(codes, tmp_path, capsys):
-    features(codes.path, top=1, out=tmp_path / "all.jsonl", json=tmp_path / "shown.json")
+    shown = features(codes.path, top=1, out=tmp_path / "all.jsonl")
     assert "on %" in capsys.readouterr().out
     assert len((tmp_path / "all.jsonl").read_text().splitlines()) == 2
-    shown = json.loads((tmp_path / "shown.json").read_text())
     assert len(shown["profiles"]) == 1
 
 
@@ -260,39 +259,22 @@ def test_the_command_names_what_is_wrong(codes, tmp_path):
 # --- in what order --------------------------------------------------------------------------------------------------
 
 
-def test_token_f1_is_that_of_the_best_set_of_the_explainers_half_in_the_other(bits, corpus, found):
-    """Against all sets of the six tokens."""
-    token, document = columns()
-    half = explainers_part(document)
-    sets = [torch.tensor(s) for size in range(1, 7) for s in combinations(range(6), size)]
-
-    def f1(on: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor) -> float:
-        guess = torch.isin(token, tokens)
-        return float(2 * (on & guess & rows).sum() / ((on & rows).sum() + (guess & rows).sum()))
-
-    for latent in (0, 1, 2, 3, 4, 7):
-        on = bits[:, latent] ^ found[latent].flipped
-        best = max(sets, key=lambda tokens: f1(on, tokens, half))
-        assert found[latent].token_f1 == pytest.approx(f1(on, best, ~half))
-        assert found[latent].token_set == len(best)
+def test_token_f1_is_that_of_tokens_chosen_in_the_explainers_half(bits, corpus, found):
+    flipped = torch.tensor([profile.flipped for profile in found])
+    held_out = ~explainers_part(corpus.document)
+    scores = token_scores(PackedBits.pack(bits ^ flipped), corpus.token, held_out)
+    assert [score.latent for score in scores] == [0, 1, 2, 3, 4, 5, 7]
+    for score in scores:
+        profile = found[score.latent]
+        assert (profile.token_f1, profile.token_set) == (score.f1, len(score.tokens))
     assert math.isnan(found[6].token_f1), "never on"
 
 
 def of(
     latent: int, rate: float = 0.01, f1: float = math.nan, tokens: int = 1, again: float = 1.0
 ) -> Profile:
-    return Profile(
-        latent,
-        False,
-        rate,
-        0.1,
-        1.0,
-        0.0,
-        dispersion=-again,
-        again=again,
-        token_f1=f1,
-        token_set=tokens,
-    )
+    numbers = {"dispersion": -again, "again": again, "token_f1": f1, "token_set": tokens}
+    return Profile(latent, False, rate, 0.1, 1.0, 0.0, **numbers)
 
 
 def test_rows_of_outlying_norm_are_no_part_of_a_profile(bits, tmp_path):

@@ -14,7 +14,7 @@ from bitlens.autoencoders import Autoencoder
 from bitlens.bits.codes import Codes
 from bitlens.encode import encode_store
 from bitlens.evaluation import evaluate
-from bitlens.features.examples import examples
+from bitlens.features.examples import random_examples
 from bitlens.features.token_scores import TokenScore, clearest, token_scores
 from bitlens.files import prepare_output, write_json
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
@@ -116,6 +116,6 @@ def _show_features(codes: Codes, scores: list[TokenScore], tokenizer: Any) -> No
             f"latent {score.latent}, on in {100 * score.rate:.2f} % of rows, F1 {score.f1:.2f}:"
         )
         show.out.print(f"\n{heading}  {'  '.join(names[:8])}{more}", style="bold")
-        for one in examples(codes, score.latent, tokenizer, n=3):
+        for one in random_examples(codes, score.latent, tokenizer, n=3):
             line = show.example(one.before, one.token, one.after)
             show.marked("   " + line, no_wrap=True, overflow="ellipsis", crop=True)

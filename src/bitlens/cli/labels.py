@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitlens.cli.common import CodesFolder, Json, On, write_result
+from bitlens.cli.common import CodesFolder, On
 from bitlens.errors import BitlensError
 
 if TYPE_CHECKING:
-    from bitlens.labels.probing import ProbeScore
+    from torch import Tensor
+
+    from bitlens.bits.codes import Codes
+    from bitlens.labels.probe import ProbeScore
     from bitlens.labels.scores import LabelScore, LabelScores
+    from bitlens.labels.sources import Labels
 
 
 def labels(
@@ -22,33 +27,32 @@ def labels(
     probes: On = True,
     seed: int = 0,
     out: Path | None = None,
-    json: Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Score latents against known labels: the judge that needs no language model.
 
-    Labels are every row's token, the next token, the token's spelling, its position, and those of a file. A latent is
-    credited with the class that it detects best on training documents, and scored on held-out ones: those of the
-    autoencoder's training, or a fifth if there were none. Rows of outlying norm are left out.
+    Labels are every row's token, the next token, the token's spelling, its position, and those of a
+    file. A latent is credited with the class that it detects best on training documents, and scored
+    on held-out ones: those of the autoencoder's training, or a fifth if there were none. Rows of
+    outlying norm are left out.
 
     Args:
         codes: folder of codes, from `bitlens encode`.
-        labels: JSON lines of labelled text (also .gz): a line for each document of the corpus that was harvested, with
-            {"text": ..., "spans": {"pos": [[start, end, "NOUN"], ...]}, "labels": {"genre": "news"}}.
+        labels: JSON lines of labelled text (also .gz): a line for each document of the corpus that
+            was harvested, with {"text": ..., "spans": {"pos": [[start, end, "NOUN"], ...]},
+            "labels": {"genre": "news"}}.
         store: the hidden states behind the codes: probe these, too.
         top: latents shown for each labelling.
-        probes: leave out the logistic probes on k latents, which are fitted on a sample of the rows.
+        probes: leave out the logistic probes on k latents, fitted on a sample of the rows.
         seed: seed of that sample.
         out: also write every latent's class and scores to this CSV file.
-        json: also write the numbers to this file.
     """
     import torch
 
-    from bitlens import show, terminal
+    from bitlens import show
     from bitlens.bits.codes import Codes
     from bitlens.hidden import ActivationStore
     from bitlens.hidden.source import held_out
-    from bitlens.labels.probing import hidden_rows, probe_rows, sparse_probing
-    from bitlens.labels.scores import label_scores
+    from bitlens.labels.probe import probe_sample
     from bitlens.labels.sources import load_tokenizer, own_labels, read_labels
 
     corpus = Codes(codes)
@@ -56,66 +60,77 @@ def labels(
     fraction = corpus.manifest.get("test_fraction")
     test = torch.from_numpy(held_out(corpus.document.numpy(), fraction or 0.2))
     tokenizer = load_tokenizer(corpus)
-    given = read_labels(labels, corpus, tokenizer) if labels else []
+    labellings = read_labels(labels, corpus, tokenizer) if labels else []
+    show.left_out(corpus.outliers)
+    labellings = [x.only(corpus.usual) for x in (*labellings, *own_labels(corpus, tokenizer))]
+
+    def probe(labelling: Labels) -> list[ProbeScore]:
+        return probe_sample(corpus, labelling, test, hidden, seed) if probes else []
+
+    scored, probed = _scored(corpus, labellings, test, probe)
+    known = "a fifth of the documents, which the autoencoder may know"
+    title = f"{codes}: latents against labels, on {'held-out documents' if fraction else known}"
+    _show(title, scored, probed if probes else {}, top)
+    if out:
+        _write_csv(out, scored)
+    records = [
+        {**scores.as_dict(), "probes": [p._asdict() for p in probed.get(scores.name, [])]}
+        for scores in scored
+    ]
+    return {"codes": str(codes), "labellings": records}
+
+
+def _scored(
+    codes: Codes,
+    labellings: list[Labels],
+    test: Tensor,
+    probe: Callable[[Labels], list[ProbeScore]],
+) -> tuple[list[LabelScores], dict[str, list[ProbeScore]]]:
+    """The scores of every labelling that has rows enough, and its probes, by name."""
+    from bitlens import show, terminal
+    from bitlens.labels.scores import label_scores
+
     scored: list[LabelScores] = []
     probed: dict[str, list[ProbeScore]] = {}
-    show.left_out(corpus.outliers)
-    for labelling in (of.only(corpus.usual) for of in [*given, *own_labels(corpus, tokenizer)]):
+    for labelling in labellings:
         terminal.at(0, labelling.name)
         try:
-            scored.append(label_scores(corpus.bits, labelling, corpus.document, test))
-            if probes:
-                rows = probe_rows(labelling, test, seed=seed)
-                sample = labelling._replace(ids=labelling.ids[rows])
-                dense = hidden_rows(hidden, corpus, rows) if hidden else None
-                probed[labelling.name] = sparse_probing(
-                    corpus.bits[rows], sample, corpus.document[rows], test[rows], dense=dense
-                )
+            scored.append(label_scores(codes.bits, labelling, codes.document, test))
+            probed[labelling.name] = probe(labelling)
         except BitlensError as error:  # one labelling with too few rows leaves the others
             show.err.print(str(error), soft_wrap=True)
     if not scored:
         raise BitlensError(
-            f"No labelling of {codes} could be scored; encode more text, or hold out more of it."
+            f"No labelling of {codes.path} could be scored; encode more text, or hold out more."
         )
-    measured = (
-        "held-out documents"
-        if fraction
-        else "a fifth of the documents, which the autoencoder may know"
-    )
-    show.rows(f"{codes}: latents against labels, on {measured}", [s.summary() for s in scored])
+    return scored, probed
+
+
+def _show(
+    title: str, scored: list[LabelScores], probed: dict[str, list[ProbeScore]], top: int
+) -> None:
+    from bitlens import show
+
+    show.rows(title, [scores.summary() for scores in scored])
     for scores in scored:
         title = f"{scores.name}: the best latents, each with the class it was credited with"
         show.rows(title, [_line(score) for score in scores.by_latent()[:top]])
-    if probed:
-        lines = [
-            {"ROC-AUC": name, **{p.features: p.auc for p in found}}
-            for name, found in probed.items()
-        ]
-        show.rows("Logistic probes on k latents: mean over the most frequent classes", lines)
-    if out:
-        _write_csv(out, scored)
-    write_result(
-        json,
-        {"codes": str(codes), "labellings": [_record(s, probed.get(s.name, [])) for s in scored]},
-    )
+    aucs = [{"ROC-AUC": n, **{p.features: p.auc for p in kinds}} for n, kinds in probed.items()]
+    if aucs:
+        show.rows("Logistic probes on k latents: mean over the most frequent classes", aucs)
 
 
 def _line(score: LabelScore) -> dict[str, Any]:
     """A score as it is shown; names with spaces around them are quoted."""
     name = score.label
     return {
-        "latent": score.latent, "class": name if name and name == name.strip() else repr(name), "F1": score.f1,
-        "95 % interval": f"{score.f1_low:.3f} to {score.f1_high:.3f}", "precision": score.precision,
-        "recall": score.recall, "bits": score.mutual_information,
-    }  # fmt: skip
-
-
-def _record(scores: LabelScores, probes: list[ProbeScore]) -> dict[str, Any]:
-    return {
-        **scores.summary(),
-        "by_class": [score._asdict() for score in scores.by_class()],
-        "by_latent": [score._asdict() for score in scores.by_latent()],
-        "probes": [score._asdict() for score in probes],
+        "latent": score.latent,
+        "class": name if name and name == name.strip() else repr(name),
+        "F1": score.f1,
+        "95 % interval": f"{score.f1_low:.3f} to {score.f1_high:.3f}",
+        "precision": score.precision,
+        "recall": score.recall,
+        "bits": score.mutual_information,
     }
 
 

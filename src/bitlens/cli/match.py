@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from bitlens.cli.common import Device, Json, StoreFolder, open_pair, write_result
+from bitlens.cli.common import Device, StoreFolder, open_pair
+from bitlens.errors import BitlensError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from bitlens.bits.packed import PackedBits
-    from bitlens.features.dense import Explained
-    from bitlens.matching import Matching
+    from bitlens.matching import Explained, Matching
 
 RunA = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_A")]
 RunB = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_B")]
@@ -30,15 +30,11 @@ _MEANINGS = {
     "dead": "on in < 1 of 10,000 rows",
     "stuck": "off in < 1 of 10,000 rows",
     "one_to_one": "share with a partner of their own, Jaccard >= .5",
-    "jaccard_q10": "best Jaccard of live latents: 10 % are below",
-    "jaccard_q25": "a quarter are below",
-    "jaccard_q50": "the median",
-    "jaccard_q75": "a quarter are above",
+    "jaccard_q50": "best Jaccard of live latents: the median",
     "jaccard_q90": "10 % are above",
     "parts": "latents that imply one that `contains`, mean",
     "covered": "share of its rows in which one of them is on, mean",
     "split": "latents that `contains`, covered by .8 or more",
-    "partner_jaccard": "one to one, mean; 0 without a partner",
     "partner_cosine": "decoder cosine of partners, mean",
     "mcs": "highest decoder cosine, mean",
     "revived": "dead, but a live latent has its direction: cosine >= .7",
@@ -46,17 +42,13 @@ _MEANINGS = {
 
 
 def match(
-    run: RunA,
-    other: RunB,
-    store: StoreFolder,
-    rows: int | None = None,
-    device: Device = "auto",
-    json: Json = None,
-) -> None:
-    """Compare two autoencoders of one hook point: which latents of one are the same as, part of, or absent from the other.
+    run: RunA, other: RunB, store: StoreFolder, rows: int | None = None, device: Device = "auto"
+) -> dict[str, Any]:
+    """Compare two autoencoders of one hook point: which latents of one are the same as, part of, or
+    absent from the other.
 
-    Both encode the documents of the store that were held out from the training of both. Jaccards and shares are
-    corrected for what independent latents of the same rates would show.
+    Both encode the documents of the store that were held out from the training of both. Jaccards
+    and shares are corrected for what independent latents of the same rates would show.
 
     Args:
         run: an autoencoder, A.
@@ -64,48 +56,45 @@ def match(
         store: hidden states of their hook point.
         rows: read only so many of the held-out rows.
         device: auto, cpu, cuda.
-        json: also write the numbers to this file.
     """
-    from bitlens import show
-    from bitlens.features.dense import explain_dense
+    from bitlens import matching, show
     from bitlens.hidden.split import unseen
-    from bitlens.matching import likeness, summary
-    from bitlens.matching import match as compare
 
     opened = [open_pair(path, store, device) for path in (run, other)]
-    pairs = [(model, unseen(source, model.metadata)) for model, source in opened]
-    data = min((source for _, source in pairs), key=lambda source: source.test_fraction)
-    models = [model for model, _ in pairs]
+    models = [model for model, _ in opened]
+    sources = [unseen(source, model.metadata) for model, source in opened]
+    data = min(sources, key=lambda source: source.test_fraction)
     (a, b), token = _encode(models, data, rows)
-    decoders = models[0].W_dec.detach().cpu(), models[1].W_dec.detach().cpu()
-    matchings = compare(a, b, decoders), compare(b, a, decoders[::-1])
-    numbers = [summary(m) for m in matchings]
-    alike = likeness(matchings)._asdict()
-    dense = explain_dense(a, b), explain_dense(b, a)
+    W_a, W_b = (model.W_dec.detach().cpu() for model in models)
+    a_in_b, b_in_a = matching.match(a, b, (W_a, W_b)), matching.match(b, a, (W_b, W_a))
+    numbers = matching.summary(a_in_b), matching.summary(b_in_a)
+    stability = matching.likeness([a_in_b, b_in_a])._asdict()
+    dense_a, dense_b = matching.explain_dense(a, b), matching.explain_dense(b, a)
 
     show.out.print(f"A: {run}, B: {other}; {len(a):,} held-out rows of {store}", soft_wrap=True)
     lines = [
-        {"": k, "A in B": numbers[0][k], "B in A": numbers[1][k], " ": _MEANINGS[k]}
-        for k in _MEANINGS
+        {"": k, "A in B": numbers[0][k], "B in A": numbers[1][k], " ": meaning}
+        for k, meaning in _MEANINGS.items()
     ]
     show.rows("Every latent of one in the other", lines)
-    show.rows("Stability", [alike])
-    lines = [_dense_line("A", dense[0]), _dense_line("B", dense[1])]
+    show.rows("Stability", [stability])
+    lines = [_dense_line("A", dense_a), _dense_line("B", dense_b)]
     show.rows("Dense latents: share of their entropy that the other's latents explain", lines)
-    if (tokenizer := _tokenizer(data, token)) is not None:
-        say = _speaker(tokenizer, token)
-        for name, matching, ours, theirs in (("A", matchings[0], a, b), ("B", matchings[1], b, a)):
-            show.rows(
-                f"Some latents of {name}, and the tokens they are on most",
-                _examples(matching, ours, theirs, say),
-            )
-    write_result(
-        json,
-        {
-            "a": str(run), "b": str(other), "store": str(store), "rows": len(a), "a_in_b": numbers[0], "b_in_a": numbers[1],
-            "stability": alike, "dense_a": [e._asdict() for e in dense[0]], "dense_b": [e._asdict() for e in dense[1]],
-        },
-    )  # fmt: skip
+    if (text := _text_of_tokens(data, token)) is not None:
+        for name, found, ours, theirs in (("A", a_in_b, a, b), ("B", b_in_a, b, a)):
+            lines = _examples(found, ours, theirs, token, text)
+            show.rows(f"Some latents of {name}, and the tokens they are on most", lines)
+    return {
+        "a": str(run),
+        "b": str(other),
+        "store": str(store),
+        "rows": len(a),
+        "a_in_b": numbers[0],
+        "b_in_a": numbers[1],
+        "stability": stability,
+        "dense_a": [explained._asdict() for explained in dense_a],
+        "dense_b": [explained._asdict() for explained in dense_b],
+    }
 
 
 def _encode(models: list[Any], store: Any, most: int | None) -> tuple[list[PackedBits], Tensor]:
@@ -113,103 +102,101 @@ def _encode(models: list[Any], store: Any, most: int | None) -> tuple[list[Packe
     import torch
 
     from bitlens.bits.packed import PackedBits
-    from bitlens.errors import BitlensError
 
     if most is not None and most < 1:
         raise BitlensError(f"--rows must be at least 1, not {most}.")
     for model in models:
         store.require_width(model.d_in)
-    words: list[list[Any]] = [[] for _ in models]
-    tokens: list[Any] = []
+    words: list[list[Tensor]] = [[] for _ in models]
+    tokens: list[Tensor] = []
     left = len(store) if most is None else most
     with torch.inference_mode():
         for block in store.read("test"):
             x = block.hidden[:left]
-            for mine, model in zip(words, models, strict=True):
-                mine.append(model.encode_bits(model.pair(x.to(model.mean.device))[0]).words.cpu())
+            for parts, model in zip(words, models, strict=True):
+                parts.append(model.encode_bits(model.pair(x.to(model.mean.device))[0]).words.cpu())
             tokens.append(block.columns["token"][:left])
-            if (left := left - len(x)) <= 0:
+            left -= len(x)
+            if not left:
                 break
     if not tokens:
         raise BitlensError(
             f"{store.path} has no held-out rows to compare on; harvest more documents."
         )
-    return [
-        PackedBits(torch.cat(w), m.n_latents) for w, m in zip(words, models, strict=True)
-    ], torch.cat(tokens)
+    bits = [PackedBits(torch.cat(w), m.n_latents) for w, m in zip(words, models, strict=True)]
+    return bits, torch.cat(tokens)
 
 
 def _dense_line(name: str, explained: list[Explained]) -> dict[str, Any]:
-    """How many there are, the share of their entropy that is explained, on average, and the best explained."""
+    """How many there are, the share of their entropy that is explained, on average, and the best
+    explained."""
     if not explained:
         return {"": name, "dense": 0}
-    shares = [[e.shares[0], e.shares[-1]] if e.shares else [0.0, 0.0] for e in explained]
-    one, all_ = (sum(column) / len(column) for column in zip(*shares, strict=True))
+    one = [e.shares[0] if e.shares else 0.0 for e in explained]
+    together = [e.shares[-1] if e.shares else 0.0 for e in explained]
     best = max(explained, key=lambda e: max(e.shares, default=0.0))
-    by = " ".join(map(str, best.by)) or "none"
     return {
-        "": name, "dense": len(explained), "best one": one, "up to five": all_, "best explained": str(best.latent),
-        "its share": max(best.shares, default=0.0), "by": by,
-    }  # fmt: skip
+        "": name,
+        "dense": len(explained),
+        "best one": sum(one) / len(one),
+        "up to five": sum(together) / len(together),
+        "best explained": str(best.latent),
+        "its share": max(best.shares, default=0.0),
+        "by": " ".join(map(str, best.by)) or "none",
+    }
 
 
-def _tokenizer(store: Any, token: Tensor) -> Any:
-    """Of the store's model; None for a store without tokens, or if the model is not there."""
+def _text_of_tokens(store: Any, token: Tensor) -> dict[int, str] | None:
+    """How the tokens read; None for a store without tokens, or if its tokenizer is not there."""
     from bitlens import show
-    from bitlens.errors import BitlensError
-    from bitlens.hidden import LanguageModel
+    from bitlens.hidden.pieces import token_texts
+    from bitlens.labels.sources import load_tokenizer
 
-    manifest = store.manifest
-    if int(token.min()) < 0 or not (manifest.get("model") and manifest.get("hook")):
+    if int(token.min()) < 0:
         return None
     try:
-        hook = manifest["hook"]["module"]
-        return LanguageModel.again(manifest, store.path, [hook], device="cpu").tokenizer
+        return token_texts(load_tokenizer(store), token.unique().tolist())
     except BitlensError as error:
         show.err.print(f"Without examples: {error}", soft_wrap=True)
         return None
 
 
-def _speaker(tokenizer: Any, token: Tensor) -> Any:
-    """-> a function: a latent's most common tokens, as they read in a text"""
-    from bitlens import show
-    from bitlens.hidden.pieces import token_texts
-
-    def say(bits: PackedBits, latent: int) -> str:
-        on = bits.column(latent).bool()
-        ids, counts = token[on].unique(return_counts=True)
-        common = ids[counts.argsort(descending=True, stable=True)[:TOKENS]].tolist()
-        return " ".join(map(show.token, token_texts(tokenizer, common).values()))
-
-    return say
-
-
-def _examples(matching: Matching, a: PackedBits, b: PackedBits, say: Any) -> list[dict[str, Any]]:
-    """A few latents of each category, drawn at random, each with the latent of the other that makes it so."""
+def _examples(
+    found: Matching, a: PackedBits, b: PackedBits, token: Tensor, text: dict[int, str]
+) -> list[dict[str, Any]]:
+    """A few latents of each category, drawn at random, each with the latent of the other that makes
+    it so."""
     import torch
 
+    from bitlens import show
     from bitlens.seeding import generator
+
+    def tokens(bits: PackedBits, latent: int) -> str:
+        ids, counts = token[bits.column(latent).bool()].unique(return_counts=True)
+        common = ids[counts.argsort(descending=True, stable=True)[:TOKENS]].tolist()
+        return " ".join(show.token(text[i]) for i in common)
 
     lines = []
     for category in ("same", "contained", "contains", "absent"):
-        found = [i for i, c in enumerate(matching.category) if c == category]
-        for i in torch.randperm(len(found), generator=generator("match", category))[
-            :EXAMPLES
-        ].tolist():
-            latent = found[i]
-            best, container, parts = (
-                int(matching.best[latent]),
-                int(matching.container[latent]),
-                matching.parts[latent],
-            )
-            other = {"contained": container, "contains": parts[0] if parts else -1}.get(
-                category, best
-            )
+        latents = found.are(category).nonzero()[:, 0]
+        order = torch.randperm(len(latents), generator=generator("match", category))
+        for latent in latents[order[:EXAMPLES]].tolist():
+            other, parts = int(found.best[latent]), found.parts[latent]
+            if category == "contained":
+                other = int(found.container[latent])
+            elif category == "contains":
+                other = parts[0]
             lines.append(
                 {
-                    "": category, "latent": latent, "on %": 100 * float(matching.rate[latent]), "tokens": say(a, latent),
-                    "other": other if other >= 0 else None, "its tokens": say(b, other) if other >= 0 else "",
-                    "Jaccard": float(matching.jaccard[latent]), "implies": float(matching.implication[latent]), "parts": len(parts),
+                    "": category,
+                    "latent": latent,
+                    "on %": 100 * float(found.rate[latent]),
+                    "tokens": tokens(a, latent),
+                    "other": other if other >= 0 else None,
+                    "its tokens": tokens(b, other) if other >= 0 else "",
+                    "Jaccard": float(found.jaccard[latent]),
+                    "implies": float(found.implication[latent]),
+                    "parts": len(parts),
                 }
-            )  # fmt: skip
+            )
     return lines

@@ -1,4 +1,4 @@
-"""Where a latent is on: tokens in their context, from different documents."""
+"""Where a latent is on: tokens in their context."""
 
 from __future__ import annotations
 
@@ -21,40 +21,37 @@ class Example(NamedTuple):
     after: str
 
 
-def examples(
+def random_examples(
     codes: Codes, latent: int, tokenizer: Any, n: int = 4, window: int = 8, seed: int = 0
 ) -> list[Example]:
-    """Up to n rows of usual norm with the latent on, drawn at random from different documents; window: tokens shown on
-    each side."""
+    """Up to n rows of usual norm with the latent on, drawn at random from different documents.
+
+    window: tokens shown on each side.
+    """
     on = (codes.bits.column(latent).bool() & codes.usual).nonzero()[:, 0]
     order = on[torch.randperm(len(on), generator=generator(seed, "examples", latent))]
-    found: list[Example] = []
-    documents: set[int] = set()
+    row_of_document: dict[int, int] = {}
     for row in order.tolist():
-        document = int(codes.document[row])
-        if document not in documents:
-            documents.add(document)
-            found.append(in_context(codes, row, tokenizer, window))
-        if len(found) == n:
+        row_of_document.setdefault(int(codes.document[row]), row)
+        if len(row_of_document) == n:
             break
-    return found
+    return [in_context(codes, row, tokenizer, window) for row in row_of_document.values()]
 
 
-def in_context(codes: Columns, row: int, tokenizer: Any, window: int) -> Example:
+def in_context(columns: Columns, row: int, tokenizer: Any, window: int) -> Example:
     """The row's token amid its neighbours of the same document, as they read there."""
-    low, high = max(0, row - window - BYTES), min(len(codes.token), row + window + BYTES)
-    same = (codes.document[low:high] == codes.document[row]).tolist()
-    first = last = row - low
-    while first > 0 and same[first - 1]:
-        first -= 1
-    while last + 1 < len(same) and same[last + 1]:
-        last += 1
-    ids = codes.token[low + first : low + last + 1].tolist()
-    return Example(row, *in_text(tokenizer, ids, row - low - first, window))
+    # A few tokens more than are shown: the first and last may be only part of a character.
+    first, last = max(0, row - window - BYTES), row + window + BYTES
+    same = columns.document[first:last] == columns.document[row]
+    other = (~same).nonzero()[:, 0] + first
+    start = max(other[other < row].tolist(), default=first - 1) + 1
+    end = min(other[other > row].tolist(), default=last)
+    return Example(row, *in_text(tokenizer, columns.token[start:end].tolist(), row - start, window))
 
 
 def marked(example: Example) -> str:
-    """The token in its context, «like» this; spaces before it stay outside, line ends show as ⏎."""
+    """The token in its context, «like» this, on one line: spaces before it stay outside, and line
+    ends show as ⏎."""
     space, core = outside(example.token)
     return f"{example.before}{space}«{core}»{example.after}".replace("\n", "⏎")
 

@@ -1,8 +1,8 @@
-"""How well a latent can be told from the token it fires on: a sign of meaning that needs no judge."""
+"""How well the token tells whether a latent is on: a sign of meaning that needs no judge."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 from bitlens import terminal
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import DENSE
+from bitlens.bits.words import WORD
 from bitlens.errors import BitlensError
 from bitlens.labels.scores import GOOD
 from bitlens.results import brief
@@ -20,93 +21,112 @@ T = TypeVar("T")
 
 
 class TokenScore(NamedTuple):
-    """How well a set of tokens predicts a latent. The set is chosen on training rows, `f1` is from held-out rows."""
+    """How well a set of tokens predicts a latent: chosen on training rows, scored on others."""
 
     __repr__ = brief
 
     latent: int
     rate: float
     f1: float
+    """on held-out rows"""
     tokens: list[int]
 
     @property
     def dense(self) -> bool:
-        """On in more than a tenth of the rows: always on has a high F1 for all tokens together."""
+        """On in more than a tenth of the rows: "all tokens" has a high F1 for what is always on."""
         return self.rate > DENSE
 
     @property
     def good(self) -> bool:
+        """F1 above .5 of a latent that is not dense."""
         return self.f1 > GOOD and not self.dense
+
+
+def rows_on(bits: PackedBits) -> Iterator[np.ndarray]:
+    """The rows in which each latent is on, ascending; 64 latents are unpacked at a time."""
+    for word in range(bits.words.shape[1]):
+        n_latents = min(WORD, bits.n_latents - word * WORD)
+        block = PackedBits(bits.words[:, word : word + 1].contiguous(), n_latents)
+        for column in block.transpose().numpy():
+            unpacked = np.unpackbits(column.view(np.uint8), count=len(bits), bitorder="little")
+            yield np.flatnonzero(unpacked)
+
+
+class TokenSets:
+    """Chooses tokens that predict a latent on some rows, and scores the choice on the others."""
+
+    def __init__(self, token: np.ndarray, fit: np.ndarray) -> None:
+        """token: id of each row `[rows]`; fit: bool `[rows]`, those to choose by."""
+        self.token, self.fit = token, fit
+        self.size = int(token.max()) + 1
+        self.seen_fit, self.seen_check = self._counts(np.arange(len(token)))
+
+    def best(self, on: np.ndarray, min_on: int = MIN_ON) -> tuple[list[int], float] | None:
+        """The set with the highest F1 on the fitting rows, its most frequent token first, and its
+        F1 on the others. on: the rows with the latent on; None below `min_on` in either part.
+
+        Tokens are added in the order of the share of their occurrences that are on.
+        """
+        fit, check = self._counts(on)
+        if min(fit.sum(), check.sum()) < min_on:
+            return None
+        present = np.flatnonzero(fit)
+        order = present[np.argsort(-fit[present] / self.seen_fit[present], kind="stable")]
+        f1 = _f1(fit[order].cumsum(), fit.sum(), self.seen_fit[order].cumsum())
+        chosen = order[: int(np.argmax(f1)) + 1]
+        held_out = _f1(check[chosen].sum(), check.sum(), self.seen_check[chosen].sum())
+        return chosen[np.argsort(-fit[chosen])].tolist(), float(held_out)
+
+    def _counts(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of each token, of the fitting ones and of the others."""
+        fit = self.fit[rows]
+        return (
+            np.bincount(self.token[rows[fit]], minlength=self.size),
+            np.bincount(self.token[rows[~fit]], minlength=self.size),
+        )
+
+
+def _f1(hits: np.ndarray, on: np.ndarray, guesses: np.ndarray) -> np.ndarray:
+    return 2 * hits / (on + guesses)
 
 
 @terminal.shown("token F1")
 def token_scores(
     bits: PackedBits, token: Tensor, test: Tensor, min_on: int = MIN_ON
 ) -> list[TokenScore]:
-    """For every latent that is on in at least `min_on` held-out and training rows: the set of tokens that predicts it
-    with the highest F1 on the training rows, and its F1 on the held-out ones.
+    """The score of every latent that is on in at least `min_on` held-out and training rows.
 
-    token: id of each row `[rows]`; test: bool `[rows]`, the held-out rows. Tokens are taken in order of the share of their occurrences that are on.
+    token: id of each row `[rows]`; test: bool `[rows]`, the held-out rows.
     """
-    tokens, held = token.numpy(), test.numpy()
-    if not len(tokens):
+    if not len(token):
         raise BitlensError("There are no rows to score latents on.")
-    if tokens.min() < 0:
+    if token.min() < 0:
         raise BitlensError(
             "These rows have no tokens: they come from hidden states imported without them."
         )
-    size = int(tokens.max()) + 1
-    seen, seen_test = (
-        np.bincount(tokens[~held], minlength=size),
-        np.bincount(tokens[held], minlength=size),
-    )
-    columns = bits.transpose()
+    sets = TokenSets(token.numpy(), ~test.numpy())
     scores = []
-    for latent in range(bits.n_latents):
-        on = (
-            PackedBits(columns.words[latent : latent + 1], columns.n_latents).unpack()[0].numpy()
-            > 0
-        )
-        fit = np.bincount(tokens[on & ~held], minlength=size)
-        check = np.bincount(tokens[on & held], minlength=size)
-        if fit.sum() < min_on or check.sum() < min_on:
-            continue
-        chosen, f1 = predicted(fit, check, seen, seen_test)
-        scores.append(
-            TokenScore(latent, float(on.mean()), f1, chosen[np.argsort(-fit[chosen])].tolist())
-        )
+    for latent, on in enumerate(rows_on(bits)):
+        if best := sets.best(on, min_on):
+            tokens, f1 = best
+            scores.append(TokenScore(latent, len(on) / len(token), f1, tokens))
     return scores
 
 
-def predicted(
-    fit: np.ndarray, check: np.ndarray, seen: np.ndarray, seen_check: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """The set of tokens that predicts "on" best on some rows, and its F1 on others, from counts by token: of the on-rows
-    and of all rows, of the former part and the latter."""
-    chosen = _best_set(fit, seen)
-    return chosen, float(2 * check[chosen].sum() / (check.sum() + seen_check[chosen].sum()))
-
-
-def clearest(found: Sequence[T], f1: Callable[[T], float], tokens: Callable[[T], int]) -> list[T]:
-    """In order of F1, but those that a single token predicts at most every other one, as they would fill any list."""
-    ordered = sorted(found, key=lambda one: -f1(one))
-    single, several = (
-        [one for one in ordered if (tokens(one) == 1) == kind] for kind in (True, False)
-    )
+def clearest(
+    candidates: Sequence[T], f1: Callable[[T], float], tokens: Callable[[T], int]
+) -> list[T]:
+    """In order of F1, but those that a single token predicts at most every other one, as they
+    would fill any list. tokens: the size of the set."""
+    ordered = sorted(candidates, key=lambda one: -f1(one))
+    single = [one for one in ordered if tokens(one) == 1]
+    several = [one for one in ordered if tokens(one) != 1]
     chosen: list[T] = []
-    taken = 0
-    while several and taken < len(single):
-        if 2 * taken <= len(chosen) and f1(single[taken]) >= f1(several[0]):
-            chosen.append(single[taken])
-            taken += 1
+    n_single = 0
+    while several and n_single < len(single):
+        if 2 * n_single <= len(chosen) and f1(single[n_single]) >= f1(several[0]):
+            chosen.append(single[n_single])
+            n_single += 1
         else:
             chosen.append(several.pop(0))
-    return chosen + several + single[taken:]
-
-
-def _best_set(on: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Tokens whose occurrences predict "on" with the highest F1. on, seen: counts by token."""
-    present = np.flatnonzero(on)
-    order = present[np.argsort(-on[present] / seen[present], kind="stable")]
-    hits, guesses = on[order].cumsum(), seen[order].cumsum()
-    return order[: int(np.argmax(2 * hits / (on.sum() + guesses))) + 1]
+    return chosen + several + single[n_single:]

@@ -1,0 +1,18 @@
+"""Dictionaries compared: the latents of one in terms of those of another."""
+
+from bitlens.matching.dense import Explained, explain, explain_dense
+from bitlens.matching.latents import Matching, Stability, likeness, match, stability, summary
+from bitlens.matching.pairs import Pairs
+
+__all__ = [
+    "Explained",
+    "Matching",
+    "Pairs",
+    "Stability",
+    "explain",
+    "explain_dense",
+    "likeness",
+    "match",
+    "stability",
+    "summary",
+]
