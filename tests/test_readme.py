@@ -72,6 +72,15 @@ def test_what_python_code_imports_exists(page: Path) -> None:
                 assert hasattr(bitlens, node.attr), node.attr
 
 
+def test_the_tour_of_the_architecture_names_what_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    steps = re.findall(r"\| `([a-z_/]+\.py)` \| `(\w+)` \|", page)
+    assert len(steps) > 20
+    for file, name in steps:
+        module = importlib.import_module("bitlens." + file[:-3].replace("/", "."))
+        assert hasattr(module, name), (file, name)
+
+
 def test_style() -> None:
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(
