@@ -31,7 +31,7 @@ ROW_COLUMNS_BYTES = 28  # token, document, position, context, norm, context_toke
 
 @dataclass(frozen=True)
 class Plan:
-    """What a harvest will take, known before it starts; None where the text's size is unknown."""
+    """What a harvest will take; None where the text's size is unknown."""
 
     rows: int | None
     model_bytes: int
@@ -39,7 +39,7 @@ class Plan:
     store_bytes: int | None
     free_bytes: int
     left_out: list[str]
-    """files in the folders of text that are not read"""
+    """files that are not read as text"""
 
     def __str__(self) -> str:
         from rich.filesize import decimal
@@ -50,14 +50,14 @@ class Plan:
         )
         if self.rows is not None and self.store_bytes is not None:
             rows, stores = f"about {self.rows:,} rows", f"{decimal(self.store_bytes)} of stores"
-        said = (
+        sentence = (
             f"{rows}; memory: {decimal(self.model_bytes)} model + {decimal(self.batch_bytes)} "
             f"batch and shard buffers; disk: {stores}, {decimal(self.free_bytes)} free"
         )
         if self.left_out:
             more = f" and {len(self.left_out) - 5:,} more" if len(self.left_out) > 5 else ""
-            said += f"; not read as text: {', '.join(self.left_out[:5])}{more}"
-        return said
+            sentence += f"; not read as text: {', '.join(self.left_out[:5])}{more}"
+        return sentence
 
 
 @terminal.shown("harvest")
@@ -76,13 +76,12 @@ def harvest(
     stop: Callable[[], str | None] = lambda: None,
     progress: bool = True,
 ) -> list[ActivationStore]:
-    """Harvest every hook point of `model` -> its stores, which share rows: row i is the same token
-    in all of them.
+    """Harvest every hook point of `model` -> its stores: row i is the same token in all of them.
 
     reader: the text; a string is a source as in `Corpus`, read in contexts of 256 tokens (fewer if
-    the model reads fewer). out: the store, or with several hook points a folder with a store for
-    each. max_rows: stop after so many rows. store_dtype: by default the model's. stop: asked after
-    every batch; a name (of a signal) ends the harvest by `Interrupted`, and `resume` continues it.
+    the model reads fewer). out: the store, or with several hook points a folder of stores.
+    max_rows: stop after so many rows. store_dtype: by default the model's. stop: asked after every
+    batch; a name (of a signal) ends the harvest by `Interrupted`, and `resume` continues it.
     progress: show it on standard error.
     """
     for name, value in (("max_rows", max_rows), ("batch_size", batch_size)):
@@ -90,7 +89,7 @@ def harvest(
             raise BitlensError(f"`{name}` must be at least 1, not {value}.")
     if not model.hooks:
         raise BitlensError(
-            "There is nothing to harvest: the language model was loaded without a hook point."
+            "There is nothing to harvest: the model was loaded without a hook point."
         )
     if isinstance(reader, str):
         length = min(256, model.longest_context() or 256)
@@ -106,13 +105,18 @@ def harvest(
             f"The disk is too full: the stores need about {plan.store_bytes:,} bytes, {out} has "
             f"{plan.free_bytes:,} free; lower `max_rows` or choose another disk."
         )
-    folders = job.folders()
+    names = list(model.widths())
+    folders = {name: job.out / folder_name(name) for name in names}
+    if len(names) == 1:
+        folders = {names[0]: job.out}
     marker = (next(iter(folders.values())) / MANIFEST).relative_to(job.out)
     prepare_output(job.out, resume, overwrite, str(marker))
     writers = {}
     for hook in model.hooks:
         folders[hook.name].mkdir(exist_ok=True)
-        writers[hook.name] = StoreWriter(folders[hook.name], job.about(hook), outlier_multiple)
+        about = origin(model, reader, hook) | {"dtype": str(job.dtype).removeprefix("torch.")}
+        about |= {"max_rows": max_rows, "batch_size": batch_size}
+        writers[hook.name] = StoreWriter(folders[hook.name], about, outlier_multiple)
     if all(writer.complete for writer in writers.values()):
         return [ActivationStore(folder) for folder in folders.values()]
     done = min(len(writer.shards) for writer in writers.values())
@@ -125,6 +129,23 @@ def harvest(
 def folder_name(hook: str) -> str:
     """A hook point's name as a folder."""
     return hook.replace(":", "-").replace("/", "-")
+
+
+def origin(model: LanguageModel, reader: ContextReader, hook: HookPoint) -> dict[str, Any]:
+    """What manifests and checkpoints say of the origin of hidden states."""
+    return {
+        **model.record,
+        "hook": hook.names(),
+        "d_in": model.widths()[hook.name],
+        "dtype": "",
+        "corpus": reader.corpus.fingerprint(),
+        "documents_of": documents_of(reader.corpus),
+        "text": reader.corpus.origin(),
+        "context_length": reader.length,
+        "packed": reader.packed,
+        "test_fraction": reader.test_fraction,
+        "prepend_bos": reader.prepends_bos,
+    }
 
 
 @dataclass(frozen=True)
@@ -154,32 +175,6 @@ class _Job:
             free_bytes=shutil.disk_usage(existing).free,
             left_out=corpus.left_out(),
         )
-
-    def folders(self) -> dict[str, Path]:
-        """Of the store of each hook point, by its name"""
-        names = list(self.model.widths())
-        if len(names) == 1:
-            return {names[0]: self.out}
-        return {name: self.out / folder_name(name) for name in names}
-
-    def about(self, hook: HookPoint) -> dict[str, Any]:
-        """What the manifest of a hook point's store says of its origin"""
-        reader = self.reader
-        return {
-            **self.model.record,
-            "hook": hook.names(),
-            "d_in": self.model.widths()[hook.name],
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "corpus": reader.corpus.fingerprint(),
-            "documents_of": documents_of(reader.corpus),
-            "text": reader.corpus.origin(),
-            "context_length": reader.length,
-            "packed": reader.packed,
-            "test_fraction": reader.test_fraction,
-            "prepend_bos": reader.prepends_bos,
-            "max_rows": self.max_rows,
-            "batch_size": self.batch_size,
-        }
 
     def write(
         self, writers: dict[str, StoreWriter], planned: int | None, stop: Callable[[], str | None]
