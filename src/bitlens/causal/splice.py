@@ -58,8 +58,7 @@ class _Batch(NamedTuple):
 
 
 class Splice:
-    """A language model on some contexts, to be run with something else in place of its hidden
-    states.
+    """A language model on some contexts, to be run with something else in place of hidden states.
 
     A `change` maps what passes the model's first hook point, `[n, length, d_in]`, to what then
     passes its last one, `[n, length, d_out]` or broadcastable to it: an autoencoder has one hook
@@ -81,9 +80,9 @@ class Splice:
         max_bytes: int = 1 << 29,
     ) -> None:
         """model: a whole causal model. contexts `[n, length]`: token ids, -1 is padding. scored:
-        bool, same shape: the tokens whose prediction counts. mean `[d_out]`: of hidden states, for
-        mean ablation. units `[n]`: numbers from 0 of what intervals take for independent; by
-        default each context is. max_bytes: of the logits of a batch."""
+        bool, same shape: the tokens whose prediction counts. mean `[d_out]`: for mean ablation.
+        units `[n]`: numbers from 0 of what intervals take for independent, by default contexts.
+        max_bytes: of the logits of a batch."""
         special = torch.tensor(sorted(model.tokenizer.all_special_ids))
         self.model, self.contexts, self.mean, self.max_norm = model, contexts, mean, max_norm
         self.units = torch.arange(len(contexts)) if units is None else units
@@ -114,13 +113,11 @@ class Splice:
         part: str = "test",
         seed: int = 0,
     ) -> Splice:
-        """On up to `limit` contexts, drawn at random, with tokens of this part of a store (`test`
-        or `all`), which are scored; `test` are the documents that the autoencoder's training held
-        out.
+        """On up to `limit` contexts, drawn at random, with tokens of this part of a store (`test`,
+        what the autoencoder's training held out, or `all`), which are scored.
 
-        Mean ablation takes the mean of the store's usual rows (of what a transcoder writes, of its
-        target's), whatever the autoencoder took for one. autoencoder: None for one hook point whose
-        autoencoders share this, in a store that is split as they were trained.
+        Mean ablation takes the mean of the store's usual rows (for a transcoder, of its target's).
+        autoencoder: None where several share this, in a store that is split as they were trained.
         """
         mean = store.mean
         if autoencoder is not None:
@@ -147,8 +144,7 @@ class Splice:
 
     @torch.inference_mode()
     def tokens(self, changes: Sequence[Change]) -> list[SpliceTokens]:
-        """What each change costs, token by token; the original forward pass is made once for all
-        of them."""
+        """What each change costs, token by token; the original pass is made once for all."""
         batches: list[list[SpliceTokens]] = [[] for _ in changes]
         for batch in self._batches("with reconstructions"):
             original = self._log_probabilities(batch, None)
@@ -156,12 +152,9 @@ class Splice:
             context, position = batch.scored.cpu().nonzero().T
             for change, parts in zip(changes, batches, strict=True):
                 spliced = self._log_probabilities(batch, change)
-                numbers = (
-                    ce,
-                    _cross_entropy(spliced, batch.targets),
-                    (original.exp() * (original - spliced)).sum(-1),
-                    spliced.argmax(-1) == likeliest,
-                )
+                ce_spliced = _cross_entropy(spliced, batch.targets)
+                kl_div = (original.exp() * (original - spliced)).sum(-1)
+                numbers = (ce, ce_spliced, kl_div, spliced.argmax(-1) == likeliest)
                 places = batch.rows[context], position + 1
                 parts.append(SpliceTokens(*places, *(number.cpu() for number in numbers)))
         return [SpliceTokens(*map(torch.cat, zip(*parts, strict=True))) for parts in batches]
@@ -169,8 +162,7 @@ class Splice:
     @cached_property
     @torch.inference_mode()
     def ablated(self) -> tuple[Tensor, Tensor]:
-        """Cross-entropies of every scored token with zeros and with the mean in place of the hidden
-        states, `[tokens]` each."""
+        """Cross-entropies with zeros and with the mean in place of the hidden states, `[tokens]`."""
         zero, mean = [], []
         for batch in self._batches("with zeros and the mean"):
             for constant, parts in ((torch.zeros_like(self.mean), zero), (self.mean, mean)):

@@ -43,11 +43,10 @@ Documents = Iterator[tuple[str, float]]  # each with the share (0 to 1) that was
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents from text files, tables, folders of them, or Hugging Face datasets, as a stream."""
+    """Documents from files, folders, datasets (NAME or NAME:CONFIG) or 'bundled', as a stream. The
+    fields are those of `TextConfig`, where `unit` is called `documents`."""
 
     sources: tuple[str, ...]
-    """files, folders, datasets (NAME or NAME:CONFIG), or 'bundled'; the other fields as of
-    `TextConfig`, where `unit` is called `documents`"""
     text_column: str = "text"
     split: str = "train"
     streaming: bool = False
@@ -82,7 +81,7 @@ class Corpus:
         )
 
     def fingerprint(self) -> str:
-        """A digest of what the text holds, wherever it lies: the same rows, the same digest."""
+        """A digest of what the text holds, wherever it lies."""
         contents: list[Any] = []
         for source in self.sources:
             if folder := saved_folder(source):
@@ -104,7 +103,7 @@ class Corpus:
         ]
 
     def left_out(self) -> list[str]:
-        """Files in the folders that are not read: of an unknown kind, or about the folder."""
+        """Files in the folders that are not read."""
         places = [_local(source) for source in self.sources if not _is_dataset(source)]
         return [
             str(file.relative_to(folder))
@@ -115,7 +114,7 @@ class Corpus:
         ]
 
     def _is_streamed(self, source: str) -> bool:
-        """Whether this is a dataset that is read as it is used, so shuffled in a buffer only."""
+        """Whether this is read as it is used, so shuffled in a buffer only."""
         return self.streaming and _local(source) is None
 
     def _parts(self) -> Iterator[tuple[int, Documents]]:

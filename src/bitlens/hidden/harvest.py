@@ -114,14 +114,14 @@ def harvest(
     writers = {}
     for hook in model.hooks:
         folders[hook.name].mkdir(exist_ok=True)
-        about = origin(model, reader, hook) | {"dtype": str(job.dtype).removeprefix("torch.")}
-        about |= {"max_rows": max_rows, "batch_size": batch_size}
+        settings = {"max_rows": max_rows, "batch_size": batch_size}
+        about = origin(model, reader, hook, job.dtype) | settings
         writers[hook.name] = StoreWriter(folders[hook.name], about, outlier_multiple)
     if all(writer.complete for writer in writers.values()):
         return [ActivationStore(folder) for folder in folders.values()]
     done = min(len(writer.shards) for writer in writers.values())
     for writer in writers.values():
-        writer.keep(done)
+        writer.shards = writer.shards[:done]  # a shard that not all of them have is written again
     job.write(writers, plan.rows, stop)
     return [writer.finish() for writer in writers.values()]
 
@@ -131,13 +131,15 @@ def folder_name(hook: str) -> str:
     return hook.replace(":", "-").replace("/", "-")
 
 
-def origin(model: LanguageModel, reader: ContextReader, hook: HookPoint) -> dict[str, Any]:
+def origin(
+    model: LanguageModel, reader: ContextReader, hook: HookPoint, dtype: torch.dtype
+) -> dict[str, Any]:
     """What manifests and checkpoints say of the origin of hidden states."""
     return {
         **model.record,
         "hook": hook.names(),
         "d_in": model.widths()[hook.name],
-        "dtype": "",
+        "dtype": str(dtype).removeprefix("torch."),
         "corpus": reader.corpus.fingerprint(),
         "documents_of": documents_of(reader.corpus),
         "text": reader.corpus.origin(),
@@ -183,13 +185,14 @@ class _Job:
         first = next(iter(writers.values()))
         begun, rows = time.perf_counter(), first.rows
         batches = self.reader.batches(self.batch_size, skip=first.contexts)
-        shard, shard_contexts = _Shard(self.dtype, self.reader.length), self._shard_contexts()
+        # Whole batches, so that a resumed harvest sees the same ones.
+        row_bytes = max(self.model.widths().values()) * self.dtype.itemsize
+        batch_bytes = self.batch_size * self.reader.length * row_bytes
+        shard_contexts = max(1, SHARD_BYTES // batch_bytes) * self.batch_size
+        shard = _Shard(self.dtype, self.reader.length)
         with ThreadPoolExecutor(1) as pool:
             written = pool.submit(lambda: None)
-            while self.max_rows is None or rows < self.max_rows:
-                batch = next(batches, None)
-                if batch is None:
-                    break
+            while rows != self.max_rows and (batch := next(batches, None)) is not None:
                 states = self.model.hidden_states(batch.tokens, batch.mask)
                 left = None if self.max_rows is None else self.max_rows - rows
                 rows += shard.add(batch, states, left)
@@ -199,8 +202,7 @@ class _Job:
                     written.result()  # raises what went wrong there
                     written = pool.submit(shard.write, writers)
                     shard = _Shard(self.dtype, self.reader.length)
-                signal = None if rows == self.max_rows else stop()
-                if signal:
+                if rows != self.max_rows and (signal := stop()):
                     raise Interrupted(
                         f"Stopped by {signal} after {rows:,} rows: whole shards are kept; continue "
                         "with `resume=True`."
@@ -208,12 +210,6 @@ class _Job:
             written.result()
             if shard.contexts:
                 shard.write(writers)
-
-    def _shard_contexts(self) -> int:
-        """Contexts of a shard: whole batches, so that a resumed harvest sees the same batches."""
-        width = max(self.model.widths().values())
-        batch_bytes = self.batch_size * self.reader.length * width * self.dtype.itemsize
-        return max(1, SHARD_BYTES // batch_bytes) * self.batch_size
 
 
 class _Shard:

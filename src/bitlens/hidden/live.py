@@ -52,7 +52,7 @@ class LiveSource(HiddenSource):
         self.test_fraction = reader.test_fraction
         self.batches_per_window = max(1, window_contexts // batch_size)
         (self.d_in,) = model.widths().values()
-        about = origin(model, reader, model.hooks[0])
+        about = origin(model, reader, model.hooks[0], model.dtype)
         self.about = {key: about[key] for key in ABOUT if key in about} | {"store": None}
         self._limit = float("inf")
         reservoir = self._first_rows()
