@@ -162,7 +162,7 @@ class Splice:
     @cached_property
     @torch.inference_mode()
     def ablated(self) -> tuple[Tensor, Tensor]:
-        """Cross-entropies with zeros and the mean in place of the hidden states, `[tokens]` each."""
+        """Cross-entropies with zeros and the mean in place of hidden states, `[tokens]` each."""
         zero, mean = [], []
         for batch in self._batches("with zeros and the mean"):
             for constant, parts in ((torch.zeros_like(self.mean), zero), (self.mean, mean)):
