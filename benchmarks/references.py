@@ -34,9 +34,9 @@ from benchmarks.speed.rivals import TRAINERS, Run, Trainer, versions
 from bitlens.autoencoders.registry import SPARSE
 from bitlens.hidden import Corpus
 from bitlens.hidden.harvest import harvest
-from bitlens.hidden.models import BUNDLED
 from bitlens.hidden.text import ContextReader
 from bitlens.information.moments import Variance, squared_error
+from bitlens.options import BUNDLED
 
 ARCHITECTURES = ["relu", "gated", "topk", "batch_topk", "jumprelu"]
 AIMS_AT_L0 = (

@@ -385,7 +385,8 @@ def test_damaged_files(tmp_path, suffix, damage):
     hidden = states(ROWS, WIDTH)
     saved_npy(file, hidden) if suffix == ".npy" else saved(file, hidden=hidden)
     file.write_bytes(damage(file.read_bytes()))
-    assert f"{file} could not be read" in refusal(file, out=tmp_path / "out")
+    fault = "is damaged" if suffix == ".safetensors" else "could not be read"
+    assert f"{file} {fault}" in refusal(file, out=tmp_path / "out")
 
 
 def test_files_that_are_not_there_or_of_another_kind(tmp_path):

@@ -6,7 +6,8 @@ import torch
 from safetensors import safe_open
 
 from bitlens.hidden import Corpus, LanguageModel
-from bitlens.hidden.models import BUNDLED, bundled_folder
+from bitlens.hidden.loading import bundled_folder
+from bitlens.options import BUNDLED
 
 
 def test_model_is_small_and_half_precision() -> None:

@@ -533,7 +533,7 @@ def test_the_help_of_a_flag_says_what_the_flag_does(capsys):
     with pytest.raises(SystemExit):
         main(["harvest", "--help"])
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "--no-packed let every context hold the beginning of one document" in said
+    assert "with --no-packed, each begins one" in said
 
 
 def test_bad_input_ends_with_one_sentence_and_status_2(

@@ -24,8 +24,9 @@ from bitlens.cli import main
 from bitlens.comsem import registry
 from bitlens.comsem.calls import Calls
 from bitlens.hidden import Corpus
-from bitlens.hidden.models import BUNDLED, bundled_folder
+from bitlens.hidden.loading import bundled_folder
 from bitlens.labels.sources import load_tokenizer
+from bitlens.options import BUNDLED
 from language_model_server import LanguageModelServer
 
 LETTERS = "taws"

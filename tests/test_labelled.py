@@ -12,9 +12,10 @@ from bitlens.bits import Codes, PackedBits
 from bitlens.cli.labels import labels as command
 from bitlens.errors import BitlensError
 from bitlens.hidden import Corpus
-from bitlens.hidden.models import BUNDLED, bundled_folder
+from bitlens.hidden.loading import bundled_folder
 from bitlens.hidden.source import held_out
 from bitlens.labels.sources import load_tokenizer, own_labels, read_labels, spelling
+from bitlens.options import BUNDLED
 
 
 def write_codes(folder, bits, token, document, position=None, **about) -> Codes:

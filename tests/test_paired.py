@@ -18,9 +18,9 @@ from bitlens.evaluation import evaluate
 from bitlens.files import read_tensors
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel, PairedStore, TensorSource
 from bitlens.hidden.harvest import harvest
-from bitlens.hidden.models import BUNDLED
 from bitlens.hidden.text import ContextReader
 from bitlens.hidden.writer import StoreWriter
+from bitlens.options import BUNDLED
 from bitlens.seeding import generator
 from bitlens.training import train
 from bitlens.training.checkpoint import STATE

@@ -16,7 +16,7 @@ from bitlens.errors import BitlensError
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.live import LiveSource
-from bitlens.hidden.recorded import digest, recorded_model
+from bitlens.hidden.loading import digest, recorded_model
 from bitlens.hidden.text import ContextReader
 from bitlens.labels.sources import load_tokenizer
 from conftest import WIDTH
@@ -51,7 +51,8 @@ def test_a_folder_is_found_from_elsewhere(made, tmp_path, monkeypatch):
     shutil.copytree(tmp_path / "here" / "model", tmp_path / "there" / "model")
     change_one_number(tmp_path / "there" / "model")
     monkeypatch.chdir(tmp_path / "there")
-    assert load_spliced(AUTOENCODER, store, "cpu").digest == store.manifest["model_digest"]
+    again = load_spliced(AUTOENCODER, store, "cpu")
+    assert again.record["model_digest"] == store.manifest["model_digest"]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from bitlens.autoencoders import BinaryAutoencoder, Transcoder
-from bitlens.causal.contexts import draw_contexts
-from bitlens.causal.splice import Splice, load_spliced
+from bitlens.causal.splice import Splice, draw_contexts, load_spliced
 from bitlens.errors import BitlensError
 from bitlens.hidden import LanguageModel
 from bitlens.seeding import generator
@@ -345,14 +344,14 @@ def test_contexts_to_score_are_those_with_held_out_documents(tiny_store):
 
 
 def test_contexts_are_drawn_from_all_that_have_held_out_documents(tiny_store):
-    every = draw_contexts(tiny_store, 10_000).contexts.tolist()
+    every = draw_contexts(tiny_store, 10_000)[0].tolist()
     drawn = [
-        [every.index(row) for row in draw_contexts(tiny_store, 3, seed=s).contexts.tolist()]
+        [every.index(row) for row in draw_contexts(tiny_store, 3, seed=s)[0].tolist()]
         for s in range(20)
     ]
     assert all(places == sorted(set(places)) and len(places) == 3 for places in drawn)
     assert {place for places in drawn for place in places} == set(range(len(every)))
-    assert drawn[0] == [every.index(row) for row in draw_contexts(tiny_store, 3).contexts.tolist()]
+    assert drawn[0] == [every.index(row) for row in draw_contexts(tiny_store, 3)[0].tolist()]
     for seed in range(20):
         ids, scored, _ = draw_contexts(tiny_store, 3, seed=seed)
         held = [

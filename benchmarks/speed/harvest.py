@@ -10,8 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import bitlens.hidden.harvest as harvesting
 from bitlens.hidden import Corpus, LanguageModel
-from bitlens.hidden.models import BUNDLED
 from bitlens.hidden.text import ContextReader
+from bitlens.options import BUNDLED
 
 
 def harvest_overhead(

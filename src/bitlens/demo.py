@@ -19,9 +19,9 @@ from bitlens.features.token_scores import TokenScore, clearest, token_scores
 from bitlens.files import prepare_output, write_json
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
-from bitlens.hidden.models import BUNDLED
 from bitlens.hidden.pieces import token_texts
 from bitlens.hidden.text import ContextReader
+from bitlens.options import BUNDLED
 from bitlens.results import Number
 from bitlens.training import TrainConfig, train
 from bitlens.version import __version__

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from bitlens.bits.codes import Columns
-from bitlens.causal.splice import replaced
 from bitlens.errors import BitlensError
 from bitlens.hidden.documents import Corpus
+from bitlens.hidden.hooks import attach
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.store import OUTLIER_MULTIPLE
 from bitlens.hidden.text import ContextReader
@@ -31,10 +31,9 @@ ADDED = ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 class DirectEffect:
     """Derivative of a model's own logits along directions in its residual stream.
 
-    The model itself is run and differentiated in forward mode from its last block's output on, so
-    its final norm (gain and centring), head, biases, logit scale and softcap count as they are.
-    `state [d]`: the point at which the derivative is taken, the mean of that output over some text,
-    as a norm's derivative depends on where it is.
+    The model itself is differentiated in forward mode from its last block's output on, so its final
+    norm, head, biases, logit scale and softcap count as they are. `state [d]`: the point at which
+    it is, the mean of that output over some text.
     """
 
     def __init__(self, model: LanguageModel, contexts: Sequence[list[int]], skip: int = 0) -> None:
@@ -53,7 +52,7 @@ class DirectEffect:
     def __call__(self, directions: Tensor) -> Tensor:
         """directions `[n, d]`, in the model's own units -> change of the logit of every token that
         the tokenizer has, per unit of each direction, `[n, tokens]`"""
-        name = self.model.name
+        name, hook = self.model.name, self.model.hooks[-1]
         if directions.shape[1] != len(self.state):
             raise BitlensError(
                 f"The decoder writes states of width {directions.shape[1]}, but the head of {name} "
@@ -66,7 +65,7 @@ class DirectEffect:
             state = forward_ad.make_dual(self.state.expand_as(tangent).contiguous(), tangent)
             tokens = self._token.expand(len(directions), 1).to(self.model.device)
             try:
-                with replaced(self.model, lambda x: state.to(x.dtype)):
+                with attach(self.model.base, hook, lambda x: state.to(x.dtype)):
                     effect = forward_ad.unpack_dual(network(input_ids=tokens).logits).tangent
             except NotImplementedError:  # an operation without a forward derivative
                 pass
@@ -107,7 +106,7 @@ def direct_effect(codes: Columns, hook: str | None = None) -> DirectEffect:
 
 
 def _beginnings(codes: Columns, model: LanguageModel, before: list[int]) -> list[list[int]]:
-    """Token ids of the first LENGTH tokens of CONTEXTS documents, spread over all."""
+    """The first LENGTH tokens of CONTEXTS documents, spread over all."""
     length = min(LENGTH, model.longest_context() or LENGTH) - len(before)
     changes = (codes.document[1:] != codes.document[:-1]).nonzero()[:, 0] + 1
     documents = codes.token.tensor_split(changes)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -14,15 +13,13 @@ from torch import Tensor
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.causal.losses import SpliceLosses, SpliceSums
-from bitlens.causal.splice import Change, Splice, SpliceTokens
+from bitlens.causal.splice import Splice, SpliceTokens
 from bitlens.errors import BitlensError
 from bitlens.files import finite, replacing
 from bitlens.hidden.pieces import in_text
-from bitlens.hidden.positions import position_ranges
 from bitlens.hidden.source import NO_ROWS
 from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import ActivationStore
-from bitlens.information.intervals import Estimate
 from bitlens.information.moments import Variance, squared_error
 from bitlens.results import Number, brief
 from bitlens.seeding import generator
@@ -34,8 +31,7 @@ By = Literal["surprisal", "magnitude"]
 
 
 class Kept(NamedTuple):
-    """What is left of hidden states, and of the language model's predictions, with k latents of
-    each row."""
+    """What is left of hidden states and of predictions with k latents of each row."""
 
     __repr__ = brief
 
@@ -101,10 +97,6 @@ class _Truncated:
     def decode(self, codes: Tensor, x: Tensor) -> Tensor:
         return self.autoencoder.decode(codes + self.off, x)
 
-    def change(self, k: int | None) -> Change:
-        """The reconstruction from k latents, to be spliced."""
-        return lambda x: self.decode(self.keep(self.encode(x), k), x)
-
 
 @terminal.shown("faithfulness")
 @torch.inference_mode()
@@ -120,10 +112,9 @@ def faithfulness(
     """Splice reconstructions from the k most surprising (or largest) latents of every row, for each
     k of `keep`.
 
-    splice: the contexts to score, as `Splice.of_store(language_model, autoencoder, store)` gives
-    them. Firing rates are those of up to 65,536 training rows of the store. A latent counts as on
-    where it is not zero, of a BAE in canonical form, and one that is not kept is set to its other
-    state. progress: show it on standard error.
+    splice: the contexts to score, as of `Splice.of_store(language_model, autoencoder, store)`.
+    Firing rates are those of up to 65,536 training rows of the store. progress: show it on standard
+    error.
     """
     if wrong := [k for k in keep if k is not None and k < 0]:
         raise BitlensError(f"The number of latents to keep must not be negative, as {wrong[0]} is.")
@@ -143,7 +134,10 @@ def faithfulness(
             row[2] += squared_error(target, truncated.decode(kept, x))
     l0, surprisal, _ = (sums / variance.rows).T.tolist()
     fvu = [variance.fvu(error) for error in sums[:, 2].tolist()]
-    tokens = splice.tokens([truncated.change(k) for k in keep])
+    changes = [
+        lambda x, k=k: truncated.decode(truncated.keep(truncated.encode(x), k), x) for k in keep
+    ]
+    tokens = splice.tokens(changes)
     totals = [splice.sums(of_k) for of_k in tokens]
     losses = [total.losses() for total in totals]
     columns = (keep, l0, surprisal, fvu, tokens, losses, totals)
@@ -162,17 +156,6 @@ def _rates(autoencoder: Autoencoder, store: ActivationStore) -> Tensor:
     return (on.double() + 0.5) / (len(rows) + 1)
 
 
-@torch.inference_mode()
-def differences(
-    own: SpliceSums, splice: Splice, others: Mapping[str, Autoencoder]
-) -> dict[str, dict[str, Estimate]]:
-    """The scores of one splice less those of other autoencoders' whole codes on the same contexts,
-    by their names."""
-    spliced = splice.tokens(list(others.values())) if others else []
-    scores = [own.less(splice.sums(tokens)) for tokens in spliced]
-    return dict(zip(others, scores, strict=True))
-
-
 class PositionLosses(NamedTuple):
     """Means over the scored tokens at some positions of their contexts."""
 
@@ -187,32 +170,14 @@ class PositionLosses(NamedTuple):
 
 def by_position(tokens: SpliceTokens) -> dict[str, PositionLosses]:
     """Positions 1, 2-3, 4-7, 8-15, ... -> what the tokens there lose."""
-    names, which = position_ranges(tokens.position, singles=2)
+    exponents = torch.frexp(tokens.position.double()).exponent - 1
     losses = {}
-    for index, name in enumerate(names):
-        inside = which == index
+    for exponent in exponents.unique().tolist():
+        inside, low = exponents == exponent, 1 << exponent
         means = (float(column[inside].double().mean()) for column in tokens[2:])
+        name = "1" if low == 1 else f"{low}-{2 * low - 1}"
         losses[name] = PositionLosses(int(inside.sum()), *means)
     return losses
-
-
-def summary(kept: Sequence[Kept], less: dict[str, dict[str, Estimate]]) -> dict[str, Any]:
-    """For JSON: a line for each k, the last one's losses by position, and its `differences`."""
-    positions = by_position(kept[-1].tokens)
-    return {
-        "keep": [each.as_dict() for each in kept],
-        "positions": {name: losses._asdict() for name, losses in positions.items()},
-        "less": {
-            name: {score: asdict(difference) for score, difference in scores.items()}
-            for name, scores in less.items()
-        },
-    }
-
-
-def worst(tokens: SpliceTokens, n: int = 10) -> list[int]:
-    """Indices of the tokens whose cross-entropy rises most, those first."""
-    rise = tokens.ce_spliced - tokens.ce_original
-    return rise.topk(min(n, len(rise))).indices.tolist()
 
 
 def record(splice: Splice, tokens: SpliceTokens, index: int, window: int = 8) -> dict[str, Any]:

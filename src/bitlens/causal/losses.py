@@ -1,5 +1,4 @@
-"""What a language model loses by a splice, from sums over contexts: means, scores, their intervals
-and paired differences."""
+"""What a language model loses by a splice, from sums over contexts."""
 
 from __future__ import annotations
 
@@ -17,11 +16,10 @@ SCORES = ("ce_loss_score", "ce_loss_score_mean", "kl_div")
 
 
 class SpliceLosses(NamedTuple):
-    """Means over scored tokens; cross-entropies and KL divergence in nats.
+    """Means over scored tokens, in nats, with 95 % intervals over contexts (None: too few).
 
     A score is 1 where splicing costs nothing and 0 where it costs as much as an ablation:
-    `(ce_ablated - ce_spliced) / (ce_ablated - ce_original)`. The 95 % intervals are over contexts;
-    None: there are too few.
+    `(ce_ablated - ce_spliced) / (ce_ablated - ce_original)`.
     """
 
     __repr__ = brief
@@ -44,10 +42,7 @@ class SpliceLosses(NamedTuple):
 
 
 class SpliceSums(NamedTuple):
-    """Sums over the scored tokens of each independent unit of contexts, float64 `[units]` each.
-
-    `a.less(b)` is the paired difference of two splices of the same contexts.
-    """
+    """Sums over the scored tokens of each independent unit of contexts, float64 `[units]` each."""
 
     __repr__ = brief
 
@@ -77,14 +72,10 @@ class SpliceSums(NamedTuple):
         return SpliceLosses(**means)
 
     def less(self, other: SpliceSums) -> dict[str, Estimate]:
-        """The scores of this splice less those of another on the same contexts, with intervals of
-        the paired differences."""
+        """Paired differences of the scores to those of another splice of the same contexts."""
         same = self.tokens.shape == other.tokens.shape
         if not same or not torch.allclose(self.ce_original, other.ce_original):
-            raise BitlensError(
-                "Two splices can be compared where they are of the same contexts, and these are "
-                "not."
-            )
+            raise BitlensError("Only splices of the same contexts can be compared; these are not.")
         differences = jackknife(lambda w: self._scores(w) - other._scores(w), self.tokens)
         return dict(zip(SCORES, differences, strict=True))
 

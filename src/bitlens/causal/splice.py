@@ -8,27 +8,27 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from bitlens import terminal
 from bitlens.autoencoders.base import Autoencoder
-from bitlens.causal.contexts import draw_contexts
 from bitlens.causal.losses import SpliceLosses, SpliceSums
 from bitlens.errors import BitlensError
 from bitlens.hidden.hooks import attach
 from bitlens.hidden.models import LanguageModel
-from bitlens.hidden.paired import PairedStore
 from bitlens.hidden.split import unseen
-from bitlens.hidden.store import ActivationStore
+from bitlens.hidden.store import ActivationStore, PairedStore
 from bitlens.results import brief
+from bitlens.seeding import generator
 
 Change = Callable[[Tensor], Tensor]
 
 
 class SpliceTokens(NamedTuple):
-    """One entry a scored token, `[tokens]` each, in the order of the contexts; on the CPU."""
+    """One entry a scored token, `[tokens]` each, in the order of the contexts, on the CPU;
+    cross-entropies and KL divergence (original to spliced) in nats."""
 
     __repr__ = brief
 
@@ -37,20 +37,16 @@ class SpliceTokens(NamedTuple):
     position: Tensor
     """of the token in its context; its prediction is made one before"""
     ce_original: Tensor
-    """cross-entropy of the language model, nats"""
     ce_spliced: Tensor
-    """the same with reconstructions in place of the hidden states"""
     kl_div: Tensor
-    """KL divergence of the next-token distribution, original to spliced, nats"""
     top1: Tensor
     """bool: whether the likeliest token stays the same"""
 
 
 class _Batch(NamedTuple):
-    """Some of the contexts, on the model's device but for `rows`."""
+    """Some of the contexts (`rows`), on the model's device."""
 
     rows: Tensor
-    """index into the contexts"""
     tokens: Tensor
     mask: Tensor
     usual: Tensor
@@ -61,15 +57,8 @@ class _Batch(NamedTuple):
     """the scored tokens, `[tokens]`"""
 
 
-def replaced(model: LanguageModel, change: Change) -> RemovableHandle:
-    """Within the `with` block, what passes the model's last hook point is `change` of what would
-    have passed."""
-    return attach(model.base, model.hooks[-1], change)
-
-
 class Splice:
-    """A language model on some contexts, to be run with something else in place of its hidden
-    states.
+    """A language model on some contexts, to be run with something else in place of hidden states.
 
     A `change` maps what passes the model's first hook point, `[n, length, d_in]`, to what then
     passes its last one, `[n, length, d_out]` or broadcastable to it: an autoencoder has one hook
@@ -91,9 +80,9 @@ class Splice:
         max_bytes: int = 1 << 29,
     ) -> None:
         """model: a whole causal model. contexts `[n, length]`: token ids, -1 is padding. scored:
-        bool, same shape: the tokens whose prediction counts. mean `[d_out]`: of hidden states, for
-        mean ablation. units `[n]`: numbers from 0 of what intervals take for independent; by
-        default each context is. max_bytes: of the logits of a batch."""
+        bool, same shape: the tokens whose prediction counts. mean `[d_out]`: for mean ablation.
+        units `[n]`: numbers from 0 of what intervals take for independent, by default contexts.
+        max_bytes: of the logits of a batch."""
         special = torch.tensor(sorted(model.tokenizer.all_special_ids))
         self.model, self.contexts, self.mean, self.max_norm = model, contexts, mean, max_norm
         self.units = torch.arange(len(contexts)) if units is None else units
@@ -124,13 +113,11 @@ class Splice:
         part: str = "test",
         seed: int = 0,
     ) -> Splice:
-        """On up to `limit` contexts, drawn at random, with tokens of this part of a store (`test`
-        or `all`), which are scored; `test` are the documents that the autoencoder's training held
-        out.
+        """On up to `limit` contexts, drawn at random, with tokens of this part of a store (`test`,
+        what the autoencoder's training held out, or `all`), which are scored.
 
-        Mean ablation takes the mean of the store's usual rows (of what a transcoder writes, of its
-        target's), whatever the autoencoder took for one. autoencoder: None for one hook point whose
-        autoencoders share this, in a store that is split as they were trained.
+        Mean ablation takes the mean of the store's usual rows (for a transcoder, of its target's).
+        autoencoder: None where several share this, in a store that is split as they were trained.
         """
         mean = store.mean
         if autoencoder is not None:
@@ -157,8 +144,7 @@ class Splice:
 
     @torch.inference_mode()
     def tokens(self, changes: Sequence[Change]) -> list[SpliceTokens]:
-        """What each change costs, token by token; the original forward pass is made once for all
-        of them."""
+        """What each change costs, token by token; the original pass is made once for all."""
         batches: list[list[SpliceTokens]] = [[] for _ in changes]
         for batch in self._batches("with reconstructions"):
             original = self._log_probabilities(batch, None)
@@ -166,12 +152,9 @@ class Splice:
             context, position = batch.scored.cpu().nonzero().T
             for change, parts in zip(changes, batches, strict=True):
                 spliced = self._log_probabilities(batch, change)
-                numbers = (
-                    ce,
-                    _cross_entropy(spliced, batch.targets),
-                    (original.exp() * (original - spliced)).sum(-1),
-                    spliced.argmax(-1) == likeliest,
-                )
+                ce_spliced = _cross_entropy(spliced, batch.targets)
+                kl_div = (original.exp() * (original - spliced)).sum(-1)
+                numbers = (ce, ce_spliced, kl_div, spliced.argmax(-1) == likeliest)
                 places = batch.rows[context], position + 1
                 parts.append(SpliceTokens(*places, *(number.cpu() for number in numbers)))
         return [SpliceTokens(*map(torch.cat, zip(*parts, strict=True))) for parts in batches]
@@ -179,8 +162,7 @@ class Splice:
     @cached_property
     @torch.inference_mode()
     def ablated(self) -> tuple[Tensor, Tensor]:
-        """Cross-entropies of every scored token with zeros and with the mean in place of the hidden
-        states, `[tokens]` each."""
+        """Cross-entropies with zeros and the mean in place of hidden states, `[tokens]` each."""
         zero, mean = [], []
         for batch in self._batches("with zeros and the mean"):
             for constant, parts in ((torch.zeros_like(self.mean), zero), (self.mean, mean)):
@@ -218,7 +200,7 @@ class Splice:
                     return torch.where(usual, change(read[first]).to(x), x)
 
                 stack.enter_context(self.model.reading(read, stop=False))
-                stack.enter_context(replaced(self.model, spliced))
+                stack.enter_context(attach(self.model.base, self.model.hooks[-1], spliced))
             logits = self.model.model(**self.model.inputs(batch.tokens, batch.mask)).logits
         return logits[:, :-1][batch.scored].float().log_softmax(-1)
 
@@ -228,7 +210,6 @@ class Splice:
 
 
 def _require_hooks(model: LanguageModel, autoencoder: Any) -> None:
-    """Refuse a model without one hook point, or two for a transcoder."""
     needed = 2 if getattr(autoencoder, "transcodes", False) else 1
     if len(model.hooks) != needed:
         raise BitlensError(
@@ -239,8 +220,45 @@ def _require_hooks(model: LanguageModel, autoencoder: Any) -> None:
 
 
 def _cross_entropy(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    """`[tokens, vocabulary]`, `[tokens]` -> nats, `[tokens]`"""
     return -log_probabilities.gather(-1, targets[:, None])[:, 0]
+
+
+def draw_contexts(
+    store: ActivationStore, limit: int, part: str = "test", seed: int = 0
+) -> list[Tensor]:
+    """Up to `limit` contexts with tokens of this part (`test` or `all`), drawn at random, in the
+    order of the text: token ids `[n, length]` (-1 is padding), which tokens are of the part, and
+    units `[n]`, from 0: contexts that begin in the same document vary together."""
+    if limit < 1:
+        raise BitlensError(f"At least one context must be read, not {limit}.")
+    counts = torch.tensor([len(contexts) for contexts, _, _ in _shards(store, part)])
+    total = int(counts.sum())
+    drawn = torch.randperm(total, generator=generator(seed, "contexts"))[:limit].sort().values
+    if not len(drawn):
+        raise BitlensError(
+            f"{store.path} has no context with held-out rows to score; harvest more documents, or "
+            "measure all (`part='all'`)."
+        )
+    ends = counts.cumsum(0)
+    of_shards = drawn.tensor_split(torch.searchsorted(drawn, ends)[:-1])
+    parts = [
+        [column[rows - start] for column in shard]
+        for shard, rows, start in zip(_shards(store, part), of_shards, ends - counts, strict=True)
+    ]
+    contexts, scored, document = map(torch.cat, zip(*parts, strict=True))
+    return [contexts, scored, document.unique(return_inverse=True)[1]]
+
+
+def _shards(store: ActivationStore, part: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Of every shard the contexts with tokens of this part, which tokens those are, and the
+    document of each context's first."""
+    for contexts, columns in store.contexts():
+        chosen = store.is_test(columns["document"]) | (part == "all")
+        context, position = columns["context"][chosen].long(), columns["position"][chosen].long()
+        scored = torch.zeros(contexts.shape, dtype=torch.bool)
+        scored[context, position] = True
+        rows, first = np.unique(context.numpy(), return_index=True)
+        yield contexts[rows], scored[rows], columns["document"][chosen][first].long()
 
 
 def load_spliced(

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bitlens.cli.common import (
     Device,
-    Json,
     RunFolder,
     Search,
     SearchFlags,
     StoreFolder,
     open_pair,
     pick_device,
-    write_result,
 )
 
 if TYPE_CHECKING:
     from bitlens.information.intervals import Estimate
 
+WORST = 10  # tokens that are shown
 SCORES = ("ce_loss_score", "ce_loss_score_mean", "kl_div")
 SHOWN = (
     *("l0", "surprisal", "fvu", "ce_spliced", *SCORES, "top1"),
@@ -39,8 +40,7 @@ def faithfulness(
     out: Path | None = None,
     search: SearchFlags = Search(),  # noqa: B008
     device: Device = "auto",
-    json: Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Print what the language model loses when only the k most surprising bits of every hidden
     state are kept.
 
@@ -63,7 +63,6 @@ def faithfulness(
             this file (.jsonl).
         search: how the codes are found.
         device: auto, cpu, cuda.
-        json: also write the tables to this file.
     """
     from bitlens.causal import faithfulness as measure
     from bitlens.causal.splice import Splice, load_spliced
@@ -77,21 +76,31 @@ def faithfulness(
     model = load_spliced(autoencoder, rows, pick_device(device))
     splice = Splice.of_store(model, autoencoder, rows, contexts, part, seed)
     kept = measure.faithfulness(autoencoder, rows, splice, (*keep, None), by=by)
-    less = measure.differences(kept[-1].sums, splice, others)
-    result = {"run": str(run), "store": str(store), "by": by, **measure.summary(kept, less)}
-    tokens = kept[-1].tokens
-    lose_most = [measure.record(splice, tokens, index) for index in measure.worst(tokens)]
-    show_result(result, lose_most, less)
+    whole = kept[-1]
+    spliced = splice.tokens(list(others.values())) if others else []
+    less = {
+        name: whole.sums.less(splice.sums(tokens))
+        for name, tokens in zip(others, spliced, strict=True)
+    }
+    result = {
+        "run": str(run),
+        "store": str(store),
+        "by": by,
+        "keep": [each.as_dict() for each in kept],
+        "positions": {k: v._asdict() for k, v in measure.by_position(whole.tokens).items()},
+        "less": {name: {k: asdict(v) for k, v in scores.items()} for name, scores in less.items()},
+    }
+    rise = whole.tokens.ce_spliced - whole.tokens.ce_original
+    worst = rise.topk(min(WORST, len(rise))).indices.tolist()
+    _show(result, [measure.record(splice, whole.tokens, index) for index in worst], less)
     if out is not None:
-        measure.write_tokens(out, splice, tokens)
-    write_result(json, result)
+        measure.write_tokens(out, splice, whole.tokens)
+    return result
 
 
-def show_result(
-    result: dict[str, Any], lose_most: list[dict[str, Any]], less: dict[str, dict[str, Estimate]]
+def _show(
+    result: dict[str, Any], worst: list[dict[str, Any]], less: Mapping[str, Mapping[str, Estimate]]
 ) -> None:
-    """Print a table of each k, one of the positions, the tokens that lose most, and the differences
-    to other autoencoders."""
     from bitlens import show
 
     whole = result["keep"][-1]
@@ -106,7 +115,7 @@ def show_result(
     )
     show.table("The whole code, by position in the context", result["positions"])
     show.marked("[bold]The tokens that lose most[/bold]: cross-entropy as it was and as it is")
-    for token in lose_most:
+    for token in worst:
         sentence = show.example(token["before"], token["token"], token["after"])
         losses = f"{token['ce_original']:6.2f} {token['ce_spliced']:6.2f}"
         show.marked(f"{losses}  {sentence}", soft_wrap=True)

@@ -5,22 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitlens.cli.common import (
-    Files,
-    Json,
-    ModelFlags,
-    ModelName,
-    TextFlags,
-    open_text,
-    write_result,
-)
+from bitlens.cli.common import Files, ModelFlags, ModelName, TextFlags, open_text
 from bitlens.cli.flags import in_flags
 from bitlens.hidden.config import ModelConfig
 from bitlens.options import TEST_FRACTION
 
 if TYPE_CHECKING:
     from bitlens.hidden import ActivationStore
-    from bitlens.hidden.harvest import Plan
 
 
 def harvest(
@@ -36,8 +27,7 @@ def harvest(
     outlier_multiple: float = 10.0,
     resume: bool = False,
     overwrite: bool = False,
-    json: Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Run a language model over text and store its hidden states, one store for each hook point.
 
     Special tokens (BOS, padding, end of text) make no rows. A killed harvest goes on with --resume.
@@ -55,10 +45,10 @@ def harvest(
         outlier_multiple: rows whose norm is above this multiple of the median are never trained on.
         resume: continue a harvest that was stopped.
         overwrite: replace a store that is there.
-        json: also write the result to this file.
     """
     import torch
 
+    from bitlens import show
     from bitlens.hidden.harvest import harvest as run
     from bitlens.training.signals import stop_on_signals
 
@@ -74,17 +64,10 @@ def harvest(
             store_dtype=None if store_dtype == "auto" else getattr(torch, store_dtype),
             resume=resume,
             overwrite=overwrite,
-            announce=_announce,
+            announce=lambda plan: show.warn(in_flags(f"Plan: {plan}", harvest)),
             stop=lambda: stop.signal,
         )
-    _report(stores)
-    write_result(json, {"stores": [_summary(store) for store in stores]})
-
-
-def _announce(plan: Plan) -> None:
-    from bitlens import show
-
-    show.err.print(in_flags(f"Plan: {plan}", harvest), soft_wrap=True)
+    return {"stores": _report(stores)}
 
 
 def import_(
@@ -97,8 +80,7 @@ def import_(
     name: str = "imported",
     outlier_multiple: float = 10.0,
     overwrite: bool = False,
-    json: Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Make a store of hidden states from elsewhere (.npy, .npz, .safetensors, .parquet, .h5).
 
     Args:
@@ -113,7 +95,6 @@ def import_(
         name: what to call the origin.
         outlier_multiple: rows whose norm is above this multiple of the median are never trained on.
         overwrite: replace a store that is there.
-        json: also write the result to this file.
     """
     from bitlens.hidden.arrays import import_arrays
 
@@ -128,25 +109,22 @@ def import_(
         outlier_multiple=outlier_multiple,
         overwrite=overwrite,
     )
-    _report([store])
-    write_result(json, _summary(store))
+    return _report([store])[0]
 
 
-def _report(stores: list[ActivationStore]) -> None:
+def _report(stores: list[ActivationStore]) -> list[dict[str, Any]]:
+    """Print what was made -> for JSON, what the manifests say."""
     from bitlens import show
 
+    summaries = []
     for store in stores:
-        about = store.manifest
-        show.out.print(
+        about = {k: v for k, v in store.manifest.items() if k not in ("mean", "shards")}
+        show.say(
             f"{store.path}: {len(store):,} rows of {store.d_in} from {about['documents']:,} "
             f"documents, {about['model']} at {about['hook']['module']}; std {store.scale:.4g}, "
-            f"{about['outliers']} rows of outlying norm",
-            soft_wrap=True,
+            f"{about['outliers']} rows of outlying norm"
         )
+        summaries.append({"store": str(store.path), **about})
     for warning in dict.fromkeys(warning for store in stores for warning in store.warnings()):
-        show.err.print(warning, soft_wrap=True)
-
-
-def _summary(store: ActivationStore) -> dict[str, Any]:
-    about = {k: v for k, v in store.manifest.items() if k not in ("mean", "shards")}
-    return {"store": str(store.path), **about}
+        show.warn(warning)
+    return summaries

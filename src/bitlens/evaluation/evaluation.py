@@ -19,9 +19,8 @@ from bitlens.evaluation.sparsity import Sparsity
 from bitlens.evaluation.speed import Speed
 from bitlens.evaluation.subject import Subject
 from bitlens.hidden.models import LanguageModel
-from bitlens.hidden.paired import PairedStore
 from bitlens.hidden.split import unseen
-from bitlens.hidden.store import ActivationStore
+from bitlens.hidden.store import ActivationStore, PairedStore
 from bitlens.information.moments import Covariance
 from bitlens.results import brief
 

@@ -4,33 +4,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitlens.hidden.config import TextConfig
-    from bitlens.hidden.documents import Corpus
-    from bitlens.hidden.models import HookPoint, LanguageModel
-    from bitlens.hidden.paired import PairedStore
-    from bitlens.hidden.source import HiddenSource, TensorSource
-    from bitlens.hidden.store import ActivationStore
+    from bitlens.hidden.documents import Corpus as Corpus
+    from bitlens.hidden.models import LanguageModel as LanguageModel
+    from bitlens.hidden.source import HiddenSource as HiddenSource
+    from bitlens.hidden.source import TensorSource as TensorSource
+    from bitlens.hidden.store import ActivationStore as ActivationStore
+    from bitlens.hidden.store import PairedStore as PairedStore
 
-_HOME = {
-    "ActivationStore": "store",
-    "Corpus": "documents",
-    "HiddenSource": "source",
-    "HookPoint": "models",
-    "LanguageModel": "models",
-    "PairedStore": "paired",
-    "TensorSource": "source",
-    "TextConfig": "config",
-}
-__all__ = [
-    "ActivationStore",
-    "Corpus",
-    "HiddenSource",
-    "HookPoint",
-    "LanguageModel",
-    "PairedStore",
-    "TensorSource",
-    "TextConfig",
-]
+_HOME = {"Corpus": "documents", "LanguageModel": "models"}
+_HOME |= dict.fromkeys(("HiddenSource", "TensorSource"), "source")
+_HOME |= dict.fromkeys(("ActivationStore", "PairedStore"), "store")
 
 
 def __getattr__(name: str) -> Any:

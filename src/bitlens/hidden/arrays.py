@@ -11,12 +11,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bitlens import terminal
 from bitlens.errors import BitlensError
-from bitlens.files import prepare_output, sha256
+from bitlens.files import prepare_output, read_tensors, sha256
 from bitlens.hidden.store import MANIFEST, OUTLIER_MULTIPLE, ActivationStore
 from bitlens.hidden.writer import StoreWriter
 
@@ -38,10 +37,9 @@ def import_arrays(
 ) -> ActivationStore:
     """Store the arrays of `files`, in this order, as one store.
 
-    hidden: name of the array of hidden states inside a file (needed where there are several
-    matrices), `[rows, d]` or `[items, positions, d]` (an item is then a document). tokens,
-    documents, positions: names of integer arrays of the same rows; without documents every row is
-    its own, without positions they count up within a document.
+    hidden: name of the array of hidden states, `[rows, d]` or `[items, positions, d]` (an item is
+    then a document). tokens, documents, positions: names of integer arrays of the same rows;
+    without documents every row is its own, without positions they count up within a document.
     """
     if not files:
         raise BitlensError("Nothing to import: name at least one file.")
@@ -98,26 +96,20 @@ def _about(name: str, files: list[Path], states: Any) -> dict[str, Any]:
 
 def _open(file: Path) -> dict[str, Any]:
     """Arrays by name, lazily where the format allows; nothing is unpickled."""
-    suffix = file.suffix.lower()
     readers = {
-        ".npy": lambda: {"hidden": np.load(file, mmap_mode="r", allow_pickle=False)},
-        ".npz": lambda: dict(np.load(file, allow_pickle=False)),
-        ".safetensors": lambda: _open_safetensors(file),
-        ".parquet": lambda: _open_parquet(file),
-        ".h5": lambda: _open_hdf5(file),
-        ".hdf5": lambda: _open_hdf5(file),
+        ".npy": lambda file: {"hidden": np.load(file, mmap_mode="r", allow_pickle=False)},
+        ".npz": lambda file: dict(np.load(file, allow_pickle=False)),
+        ".safetensors": read_tensors,
+        ".parquet": _open_parquet,
+        ".h5": _open_hdf5,
+        ".hdf5": _open_hdf5,
     }
-    if suffix not in readers:
+    if (suffix := file.suffix.lower()) not in readers:
         raise BitlensError(f"{file} has none of the known endings: {', '.join(readers)}.")
     try:
-        return readers[suffix]()
-    except (ValueError, OSError, EOFError, BadZipFile, zlib.error, SafetensorError) as error:
+        return readers[suffix](file)
+    except (ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
         raise BitlensError(f"{file} could not be read: {str(error).splitlines()[0]}") from error
-
-
-def _open_safetensors(file: Path) -> dict[str, Any]:
-    with safe_open(file, framework="pt") as handle:
-        return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
 
 
 def _open_hdf5(file: Path) -> dict[str, Any]:
@@ -133,19 +125,14 @@ def _open_hdf5(file: Path) -> dict[str, Any]:
 
 def _open_parquet(file: Path) -> dict[str, Any]:
     """Columns of lists and of integers."""
-    import pyarrow as arrow
     import pyarrow.parquet as parquet
 
     table = parquet.read_table(file)
     columns = {
-        name: _ParquetColumn(table[name].combine_chunks(), f"the column '{name}' of {file}")
-        for name in table.column_names
+        name: _ParquetColumn(column.combine_chunks(), f"the column '{name}' of {file}")
+        for name, column in zip(table.column_names, table.columns, strict=True)
     }
-    return {
-        name: column
-        for name, column in columns.items()
-        if column.ndim > 1 or arrow.types.is_integer(column.values.type)
-    }
+    return {k: v for k, v in columns.items() if v.ndim > 1 or v.dtype.kind in "iu"}
 
 
 class _ParquetColumn:
@@ -222,7 +209,7 @@ def _hidden_states(arrays: dict[str, Any], name: str | None, file: Path) -> Any:
 
 
 def _column(arrays: dict[str, Any], name: str, states: Any, file: Path) -> np.ndarray:
-    """An integer for every row; of items with positions, one for each item will do."""
+    """An integer for every row, or for every item."""
     column = np.asarray(_named(arrays, name, file))
     if states.ndim == 3 and column.shape == states.shape[:1]:
         column = _per_row(column, states)

@@ -31,12 +31,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """A text and how it is cut into documents and contexts.
-
-    Texts are files (.txt, .md; .jsonl, .json, .csv, .tsv, .parquet with a column of text; all but
-    the last also compressed), folders of files, Hugging Face datasets, and the text that comes
-    with bitlens.
-    """
+    """A text and how it is cut into documents and contexts."""
 
     text: tuple[str, ...]
     """files (text, tables; also compressed), folders, datasets (NAME, NAME:CONFIG), or 'bundled'"""
@@ -61,14 +56,8 @@ class TextConfig:
         """The documents of the text."""
         from bitlens.hidden.documents import Corpus
 
-        return Corpus(
-            sources=tuple(self.text),
-            text_column=self.text_column,
-            split=self.split,
-            streaming=self.streaming,
-            unit=self.documents,
-            shuffle_seed=self.shuffle_seed,
-        )
+        settings = (self.text_column, self.split, self.streaming, self.documents)
+        return Corpus(tuple(self.text), *settings, self.shuffle_seed)
 
     def reader(self, tokenizer: Any, test_fraction: float = TEST_FRACTION) -> ContextReader:
         """The contexts of the text. test_fraction: share of the documents that will be held out."""

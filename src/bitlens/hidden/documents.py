@@ -10,18 +10,27 @@ import itertools
 import json
 import os
 import tempfile
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any
 
-import numpy as np
 import torch
 
 from bitlens.errors import BitlensError
 from bitlens.files import sha256
-from bitlens.hidden import hub
-from bitlens.hidden.reading import COMPRESSED, KNOWN, TextFile, column_of, ending, is_text
+from bitlens.hidden.reading import (
+    COMPRESSED,
+    KNOWN,
+    TextFile,
+    column_of,
+    ending,
+    is_text,
+    load_dataset,
+    rows_of,
+    saved_folder,
+)
 from bitlens.options import BUNDLED, Unit
 from bitlens.seeding import generator
 
@@ -29,20 +38,15 @@ LONG, PIECE = 8000, 2000  # characters, four or so a token
 ABOUT_A_FOLDER = ("readme", "license", "licence")
 
 
-class _Part(NamedTuple):
-    """A file or dataset: its documents, each with the share (0 to 1) that was read by its end."""
-
-    bytes: int
-    documents: Iterator[tuple[str, float]]
+Documents = Iterator[tuple[str, float]]  # each with the share (0 to 1) that was read by its end
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents from text files, tables, folders of them, or Hugging Face datasets, as a stream."""
+    """Documents from files, folders, datasets (NAME or NAME:CONFIG) or 'bundled', as a stream. The
+    fields are those of `TextConfig`, where `unit` is called `documents`."""
 
     sources: tuple[str, ...]
-    """files, folders, datasets (NAME or NAME:CONFIG), or 'bundled'; the other fields as of
-    `TextConfig`, where `unit` is called `documents`"""
     text_column: str = "text"
     split: str = "train"
     streaming: bool = False
@@ -52,33 +56,35 @@ class Corpus:
     def documents(self) -> Iterator[tuple[int, str]]:
         """(id, text) of every document with text in it; the id is its place in the unshuffled
         corpus, but for datasets that are shuffled as they are streamed."""
-        numbered = enumerate(self._texts())
+        numbered = enumerate(text for _, documents in self._parts() for text, _ in documents)
         if self.shuffle_seed is not None and not any(map(self._is_streamed, self.sources)):
-            spool = self._spool
-            order = torch.randperm(len(spool), generator=generator(self.shuffle_seed, "documents"))
-            numbered = ((i, spool.read(i)) for i in map(int, order))
+            order = torch.randperm(
+                len(self._spool[1]) - 1, generator=generator(self.shuffle_seed, "documents")
+            )
+            numbered = ((i, self._spooled(i)) for i in order.tolist())
         return ((i, text) for i, text in numbered if text.strip())
 
-    def sample(self) -> Iterator[tuple[str, float]] | None:
+    def sample(self) -> Documents | None:
         """Documents in the order of the source, each with the share of the corpus that was read;
         None where a dataset would have to be fetched."""
-        if any(_is_dataset(source) and not hub.saved_folder(source) for source in self.sources):
+        if any(_is_dataset(source) and not saved_folder(source) for source in self.sources):
             return None
         parts = list(self._parts())
-        total = max(1, sum(part.bytes for part in parts))
-        before = itertools.accumulate((part.bytes for part in parts), initial=0)
+        sizes = [size for size, _ in parts]
+        total = max(1, sum(sizes))
+        before = itertools.accumulate(sizes, initial=0)
         return (
-            (text, (begin + share * part.bytes) / total)
-            for begin, part in zip(before, parts, strict=False)
-            for text, share in part.documents
+            (text, (begin + share * size) / total)
+            for begin, (size, documents) in zip(before, parts, strict=False)
+            for text, share in documents
             if text.strip()
         )
 
     def fingerprint(self) -> str:
-        """A digest of what the text holds, wherever it lies: the same rows, the same digest."""
+        """A digest of what the text holds, wherever it lies."""
         contents: list[Any] = []
         for source in self.sources:
-            if folder := hub.saved_folder(source):
+            if folder := saved_folder(source):
                 files = sorted(folder.rglob("*"))
                 contents.append([self.split, [_digest(p) for p in files if p.is_file()]])
             elif _is_dataset(source):
@@ -97,32 +103,30 @@ class Corpus:
         ]
 
     def left_out(self) -> list[str]:
-        """Files in the folders that are not read: of an unknown kind, or about the folder."""
+        """Files in the folders that are not read."""
         places = [_local(source) for source in self.sources if not _is_dataset(source)]
-        folders = [place for place in places if place and place.is_dir()]
         return [
             str(file.relative_to(folder))
-            for folder in folders
+            for folder in places
+            if folder and folder.is_dir()
             for file in _walk(folder)
             if not _is_read(file)
         ]
 
     def _is_streamed(self, source: str) -> bool:
-        """Whether this is a dataset that is read as it is used, so shuffled in a buffer only."""
+        """Whether this is read as it is used, so shuffled in a buffer only."""
         return self.streaming and _local(source) is None
 
-    def _texts(self) -> Iterator[str]:
-        return (text for part in self._parts() for text, _ in part.documents)
-
-    def _parts(self) -> Iterator[_Part]:
+    def _parts(self) -> Iterator[tuple[int, Documents]]:
+        """Bytes and documents of every file or dataset."""
         for source in self.sources:
             if _is_dataset(source):
-                folder = hub.saved_folder(source)
+                folder = saved_folder(source)
                 size = sum(p.stat().st_size for p in folder.rglob("*")) if folder else 0
-                yield _Part(size, self._of_dataset(source))
+                yield size, self._of_dataset(source)
             else:
                 for file in self._files(source):
-                    yield _Part(file.stat().st_size, self._of_file(file))
+                    yield file.stat().st_size, self._of_file(file)
 
     def _files(self, source: str) -> list[Path]:
         path = _local(source)
@@ -137,56 +141,47 @@ class Corpus:
             raise BitlensError(f"{path} holds no text: expected files ending in {KNOWN}.")
         return files
 
-    def _of_file(self, path: Path) -> Iterator[tuple[str, float]]:
+    def _of_file(self, path: Path) -> Documents:
         file = TextFile(path, self.text_column)
         for lines in file.texts():
             for document in _cut(lines, self.unit):
                 yield document, file.share()
 
-    def _of_dataset(self, source: str) -> Iterator[tuple[str, float]]:
+    def _of_dataset(self, source: str) -> Documents:
         seed = self.shuffle_seed if self._is_streamed(source) else None
-        data = hub.load_dataset(source, self.split, self.streaming, seed)
+        data = load_dataset(source, self.split, self.streaming, seed)
         total = len(data) if hasattr(data, "__len__") else 0
-        for number, row in enumerate(hub.rows_of(data, source), 1):
+        for number, row in enumerate(rows_of(data, source), 1):
             text = column_of(row, self.text_column, f"{source}, row {number}")
             for document in _cut(io.StringIO(text, newline=""), self.unit):
                 yield document, number / max(number, total)
 
     @functools.cached_property
-    def _spool(self) -> _Spool:
-        return _Spool(self._texts())
-
-
-class _Spool:
-    """Texts in a temporary file, to be read in any order."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        ends = [0]
+    def _spool(self) -> tuple[IO[bytes], array[int]]:
+        """All documents in a temporary file, to be read in any order, and where each begins."""
+        starts = array("q", [0])
         try:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115
-            for text in texts:
-                ends.append(ends[-1] + self._file.write(text.encode()))
-            self._file.flush()
+            file = tempfile.TemporaryFile()  # noqa: SIM115
+            for text, _ in itertools.chain.from_iterable(part for _, part in self._parts()):
+                starts.append(starts[-1] + file.write(text.encode()))
+            file.flush()
         except OSError as error:
             raise BitlensError(
                 "Shuffling takes a temporary file as large as the text, and there is no room for it"
                 f" in {tempfile.gettempdir()} ({error.strerror}); name another folder in TMPDIR."
             ) from error
-        self._ends = np.array(ends)
+        return file, starts
 
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def read(self, i: int) -> str:
-        start, stop = self._ends[i : i + 2].tolist()
-        return os.pread(self._file.fileno(), stop - start, start).decode()
+    def _spooled(self, i: int) -> str:
+        file, starts = self._spool
+        return os.pread(file.fileno(), starts[i + 1] - starts[i], starts[i]).decode()
 
 
 # --- which files ----------------------------------------------------------------------------------
 
 
 def _local(source: str) -> Path | None:
-    """The file or folder that a source names; None where it can only be a dataset of the hub."""
+    """The file or folder that a source names; None where it can only be a dataset of the"""
     if source == BUNDLED:
         return Path(str(importlib.resources.files("bitlens") / "bundled" / "corpus.jsonl.gz"))
     path = Path(source).expanduser()
@@ -202,19 +197,16 @@ def _local(source: str) -> Path | None:
 
 
 def _is_dataset(source: str) -> bool:
-    return _local(source) is None or hub.saved_folder(source) is not None
+    return _local(source) is None or saved_folder(source) is not None
 
 
 def _walk(folder: Path) -> list[Path]:
-    """The files below a folder, in the order of their names, without hidden ones.
-
-    Links are followed, and each file and folder comes once however many links lead to it.
-    """
+    """The files below a folder, in the order of their names, without hidden ones; each comes once,
+    however many links lead to it."""
     paths: list[Path] = []
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
+        if (real := os.path.realpath(place)) in seen:
             folders.clear()
             continue
         seen.add(real)
@@ -263,11 +255,8 @@ def _cut(lines: Iterable[str], unit: Unit) -> Iterator[str]:
 
 
 def _pieces(lines: Iterable[str]) -> Iterator[str]:
-    """A text of at most LONG characters as it is, a longer one in pieces of PIECE or more.
-
-    They end with a paragraph, or where that would make them twice as long, with a line; in lines
-    that are as long, with a word.
-    """
+    """A text of at most LONG characters as it is, a longer one in pieces of PIECE or more; they end
+    with a paragraph, or where that would make them twice as long with a line or a word."""
     held: list[str] = []
     size = 0
     for piece in _grown(part for line in lines for part in stretches(line, PIECE)):

@@ -31,7 +31,7 @@ ROW_COLUMNS_BYTES = 28  # token, document, position, context, norm, context_toke
 
 @dataclass(frozen=True)
 class Plan:
-    """What a harvest will take, known before it starts; None where the text's size is unknown."""
+    """What a harvest will take; None where the text's size is unknown."""
 
     rows: int | None
     model_bytes: int
@@ -39,7 +39,7 @@ class Plan:
     store_bytes: int | None
     free_bytes: int
     left_out: list[str]
-    """files in the folders of text that are not read"""
+    """files that are not read as text"""
 
     def __str__(self) -> str:
         from rich.filesize import decimal
@@ -50,14 +50,14 @@ class Plan:
         )
         if self.rows is not None and self.store_bytes is not None:
             rows, stores = f"about {self.rows:,} rows", f"{decimal(self.store_bytes)} of stores"
-        said = (
+        sentence = (
             f"{rows}; memory: {decimal(self.model_bytes)} model + {decimal(self.batch_bytes)} "
             f"batch and shard buffers; disk: {stores}, {decimal(self.free_bytes)} free"
         )
         if self.left_out:
             more = f" and {len(self.left_out) - 5:,} more" if len(self.left_out) > 5 else ""
-            said += f"; not read as text: {', '.join(self.left_out[:5])}{more}"
-        return said
+            sentence += f"; not read as text: {', '.join(self.left_out[:5])}{more}"
+        return sentence
 
 
 @terminal.shown("harvest")
@@ -76,13 +76,12 @@ def harvest(
     stop: Callable[[], str | None] = lambda: None,
     progress: bool = True,
 ) -> list[ActivationStore]:
-    """Harvest every hook point of `model` -> its stores, which share rows: row i is the same token
-    in all of them.
+    """Harvest every hook point of `model` -> its stores: row i is the same token in all of them.
 
     reader: the text; a string is a source as in `Corpus`, read in contexts of 256 tokens (fewer if
-    the model reads fewer). out: the store, or with several hook points a folder with a store for
-    each. max_rows: stop after so many rows. store_dtype: by default the model's. stop: asked after
-    every batch; a name (of a signal) ends the harvest by `Interrupted`, and `resume` continues it.
+    the model reads fewer). out: the store, or with several hook points a folder of stores.
+    max_rows: stop after so many rows. store_dtype: by default the model's. stop: asked after every
+    batch; a name (of a signal) ends the harvest by `Interrupted`, and `resume` continues it.
     progress: show it on standard error.
     """
     for name, value in (("max_rows", max_rows), ("batch_size", batch_size)):
@@ -90,7 +89,7 @@ def harvest(
             raise BitlensError(f"`{name}` must be at least 1, not {value}.")
     if not model.hooks:
         raise BitlensError(
-            "There is nothing to harvest: the language model was loaded without a hook point."
+            "There is nothing to harvest: the model was loaded without a hook point."
         )
     if isinstance(reader, str):
         length = min(256, model.longest_context() or 256)
@@ -106,18 +105,23 @@ def harvest(
             f"The disk is too full: the stores need about {plan.store_bytes:,} bytes, {out} has "
             f"{plan.free_bytes:,} free; lower `max_rows` or choose another disk."
         )
-    folders = job.folders()
+    names = list(model.widths())
+    folders = {name: job.out / folder_name(name) for name in names}
+    if len(names) == 1:
+        folders = {names[0]: job.out}
     marker = (next(iter(folders.values())) / MANIFEST).relative_to(job.out)
     prepare_output(job.out, resume, overwrite, str(marker))
     writers = {}
     for hook in model.hooks:
         folders[hook.name].mkdir(exist_ok=True)
-        writers[hook.name] = StoreWriter(folders[hook.name], job.about(hook), outlier_multiple)
+        settings = {"max_rows": max_rows, "batch_size": batch_size}
+        about = origin(model, reader, hook, job.dtype) | settings
+        writers[hook.name] = StoreWriter(folders[hook.name], about, outlier_multiple)
     if all(writer.complete for writer in writers.values()):
         return [ActivationStore(folder) for folder in folders.values()]
     done = min(len(writer.shards) for writer in writers.values())
     for writer in writers.values():
-        writer.keep(done)
+        writer.shards = writer.shards[:done]  # a shard that not all of them have is written again
     job.write(writers, plan.rows, stop)
     return [writer.finish() for writer in writers.values()]
 
@@ -125,6 +129,25 @@ def harvest(
 def folder_name(hook: str) -> str:
     """A hook point's name as a folder."""
     return hook.replace(":", "-").replace("/", "-")
+
+
+def origin(
+    model: LanguageModel, reader: ContextReader, hook: HookPoint, dtype: torch.dtype
+) -> dict[str, Any]:
+    """What manifests and checkpoints say of the origin of hidden states."""
+    return {
+        **model.record,
+        "hook": hook.names(),
+        "d_in": model.widths()[hook.name],
+        "dtype": str(dtype).removeprefix("torch."),
+        "corpus": reader.corpus.fingerprint(),
+        "documents_of": documents_of(reader.corpus),
+        "text": reader.corpus.origin(),
+        "context_length": reader.length,
+        "packed": reader.packed,
+        "test_fraction": reader.test_fraction,
+        "prepend_bos": reader.prepends_bos,
+    }
 
 
 @dataclass(frozen=True)
@@ -155,32 +178,6 @@ class _Job:
             left_out=corpus.left_out(),
         )
 
-    def folders(self) -> dict[str, Path]:
-        """Of the store of each hook point, by its name"""
-        names = list(self.model.widths())
-        if len(names) == 1:
-            return {names[0]: self.out}
-        return {name: self.out / folder_name(name) for name in names}
-
-    def about(self, hook: HookPoint) -> dict[str, Any]:
-        """What the manifest of a hook point's store says of its origin"""
-        reader = self.reader
-        return {
-            **self.model.record,
-            "hook": hook.names(),
-            "d_in": self.model.widths()[hook.name],
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "corpus": reader.corpus.fingerprint(),
-            "documents_of": documents_of(reader.corpus),
-            "text": reader.corpus.origin(),
-            "context_length": reader.length,
-            "packed": reader.packed,
-            "test_fraction": reader.test_fraction,
-            "prepend_bos": reader.prepends_bos,
-            "max_rows": self.max_rows,
-            "batch_size": self.batch_size,
-        }
-
     def write(
         self, writers: dict[str, StoreWriter], planned: int | None, stop: Callable[[], str | None]
     ) -> None:
@@ -188,13 +185,14 @@ class _Job:
         first = next(iter(writers.values()))
         begun, rows = time.perf_counter(), first.rows
         batches = self.reader.batches(self.batch_size, skip=first.contexts)
-        shard, shard_contexts = _Shard(self.dtype, self.reader.length), self._shard_contexts()
+        # Whole batches, so that a resumed harvest sees the same ones.
+        row_bytes = max(self.model.widths().values()) * self.dtype.itemsize
+        batch_bytes = self.batch_size * self.reader.length * row_bytes
+        shard_contexts = max(1, SHARD_BYTES // batch_bytes) * self.batch_size
+        shard = _Shard(self.dtype, self.reader.length)
         with ThreadPoolExecutor(1) as pool:
             written = pool.submit(lambda: None)
-            while self.max_rows is None or rows < self.max_rows:
-                batch = next(batches, None)
-                if batch is None:
-                    break
+            while rows != self.max_rows and (batch := next(batches, None)) is not None:
                 states = self.model.hidden_states(batch.tokens, batch.mask)
                 left = None if self.max_rows is None else self.max_rows - rows
                 rows += shard.add(batch, states, left)
@@ -204,8 +202,7 @@ class _Job:
                     written.result()  # raises what went wrong there
                     written = pool.submit(shard.write, writers)
                     shard = _Shard(self.dtype, self.reader.length)
-                signal = None if rows == self.max_rows else stop()
-                if signal:
+                if rows != self.max_rows and (signal := stop()):
                     raise Interrupted(
                         f"Stopped by {signal} after {rows:,} rows: whole shards are kept; continue "
                         "with `resume=True`."
@@ -213,12 +210,6 @@ class _Job:
             written.result()
             if shard.contexts:
                 shard.write(writers)
-
-    def _shard_contexts(self) -> int:
-        """Contexts of a shard: whole batches, so that a resumed harvest sees the same batches."""
-        width = max(self.model.widths().values())
-        batch_bytes = self.batch_size * self.reader.length * width * self.dtype.itemsize
-        return max(1, SHARD_BYTES // batch_bytes) * self.batch_size
 
 
 class _Shard:

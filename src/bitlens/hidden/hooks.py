@@ -1,9 +1,8 @@
 """Name the places in a model where hidden states are read, and hook functions to them.
 
 One place has up to three names: `layers.4` (module path, output), `hidden_states[5]` (transformers)
-and `blocks.4.hook_resid_post` (TransformerLens). All are accepted; the module path is what bitlens
-writes, and `PATH:input` is what goes into a module. What the other two mean in a model is found by
-`trace`.
+and `blocks.4.hook_resid_post` (TransformerLens). `PATH:input` is what goes into a module. What the
+other two names mean in a model is found by `trace`.
 """
 
 from __future__ import annotations
@@ -19,20 +18,14 @@ from torch.utils.hooks import RemovableHandle
 
 from bitlens.errors import BitlensError
 
-KINDS = (
-    "hook_resid_pre",
-    "hook_resid_post",
-    "hook_normalized_resid_post",
-    "hook_attn_out",
-    "hook_mlp_out",
-    "mlp.hook_in",
-)
+KINDS = ("hook_resid_pre", "hook_resid_post", "hook_normalized_resid_post")
+KINDS += ("hook_attn_out", "hook_mlp_out", "mlp.hook_in")
 
 
 @dataclass(frozen=True)
 class HookPoint:
-    """A place in the model: what goes into or comes out of the module at `path`, which is relative
-    to the base model. Two are equal where the place is, whatever other names are known of it."""
+    """What goes into or comes out of the module at `path` of the base model. Two are equal where
+    the place is, whatever other names are known of it."""
 
     path: str
     side: str = "output"
@@ -46,11 +39,8 @@ class HookPoint:
 
     def names(self) -> dict[str, str | None]:
         """All three names, for manifests and checkpoints; None where the place has no such name."""
-        return {
-            "module": self.name,
-            "transformers": self.transformers,
-            "transformer_lens": self.transformer_lens,
-        }
+        other = {"transformers": self.transformers, "transformer_lens": self.transformer_lens}
+        return {"module": self.name, **other}
 
 
 @dataclass(frozen=True)
@@ -62,7 +52,7 @@ class Wanted:
     state: int | None = None
     """index into transformers' `hidden_states`"""
     layer: int | None = None
-    """the layer that has to be loaded for it; None: all of them"""
+    """that has to be loaded for it; None: all of them"""
     kind: str = ""
     """TransformerLens' name within the block; `layers` for a place not named by its own path"""
 
@@ -77,12 +67,8 @@ class Architecture:
         self.layers = int(text.num_hidden_layers)
         # A vision tower may have as many layers: only the part with the text model's own
         # configuration is searched.
-        of_text = (
-            path
-            for path, module in self.modules.items()
-            if type(getattr(module, "config", None)) is type(text)
-        )
-        root = next(of_text, "")
+        configs = {path: getattr(m, "config", None) for path, m in self.modules.items()}
+        root = next((path for path, own in configs.items() if type(own) is type(text)), "")
         within = f"{root}." if root else ""
         for path, module in self.modules.items():
             is_list = isinstance(module, nn.ModuleList) and len(module) == self.layers
@@ -100,8 +86,7 @@ class Architecture:
     def want(self, name: str) -> Wanted:
         """What a name asks for. The model's own module paths go before the two other namings."""
         path, _, side = name.partition(":")
-        from_last = re.fullmatch(r"layers\.-(\d+)", path)
-        if from_last:
+        if from_last := re.fullmatch(r"layers\.-(\d+)", path):
             path = f"layers.{self.layers - int(from_last[1])}"
         usual = re.sub(r"^layers\.(?=\d)", f"{self.blocks}.", path)
         paths = ((path, ""), (path.removeprefix(f"{self.prefix}."), ""), (usual, "layers"))
@@ -122,9 +107,7 @@ class Architecture:
                 )
             if layer < self.layers:
                 return Wanted(name, layer=layer, kind=kind)
-        choices = [f"{self.blocks}.{i}" for i in range(self.layers)] + [
-            m for m in self.modules if m
-        ]
+        choices = [*(self.block(i).path for i in range(self.layers)), *filter(None, self.modules)]
         near = difflib.get_close_matches(path, choices, n=4, cutoff=0.0)
         raise BitlensError(
             f"There is no hook point '{name}' in this model of {self.layers} layers; the nearest "
@@ -148,11 +131,9 @@ class Architecture:
 
 
 def attach(base: nn.Module, place: HookPoint, function: Callable[[Any], Any]) -> RemovableHandle:
-    """Call `function` with the tensor that passes a place, in every forward pass of `base`.
-
-    What it returns passes on instead of the tensor, unless it is None. Of several arguments or
-    outputs the tensor is the first. `handle.remove()` or the end of a `with` block undoes it.
-    """
+    """Call `function` with the tensor (of several the first) that passes a place, in every forward
+    pass of `base`; what it returns passes on instead, unless it is None. The end of a `with` block
+    undoes it."""
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:

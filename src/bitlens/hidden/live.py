@@ -10,10 +10,17 @@ import torch
 from torch import Tensor
 
 from bitlens.errors import BitlensError
+from bitlens.hidden.harvest import origin
 from bitlens.hidden.models import LanguageModel
-from bitlens.hidden.source import HiddenSource, Spread, held_out, outlier_limit, refuse_non_finite
-from bitlens.hidden.split import documents_of
-from bitlens.hidden.store import OUTLIER_MULTIPLE
+from bitlens.hidden.source import (
+    HiddenSource,
+    Spread,
+    held_out,
+    outlier_limit,
+    refuse_non_finite,
+    row_norms,
+)
+from bitlens.hidden.store import ABOUT, OUTLIER_MULTIPLE
 from bitlens.hidden.text import ContextReader, Contexts
 
 RESERVOIR_ROWS = 65536
@@ -23,9 +30,8 @@ class LiveSource(HiddenSource):
     """Training rows straight from a model with one hook point.
 
     A window is a fixed number of consecutive contexts; its rows are shuffled, the windows come in
-    the order of the corpus (give the corpus a `shuffle_seed` to mix its documents). The first
-    windows fill a reservoir, kept in memory: standardisation, pruning and regrowing look at that.
-    Restarting skips windows without running the model.
+    the order of the corpus. The first ones fill a reservoir, kept in memory: standardisation,
+    pruning and regrowing look at that. Restarting skips windows without running the model.
     """
 
     def __init__(
@@ -46,20 +52,11 @@ class LiveSource(HiddenSource):
         self.test_fraction = reader.test_fraction
         self.batches_per_window = max(1, window_contexts // batch_size)
         (self.d_in,) = model.widths().values()
-        self.about = {
-            **model.record,
-            "hook": model.hooks[0].names(),
-            "corpus": reader.corpus.fingerprint(),
-            "documents_of": documents_of(reader.corpus),
-            "context_length": reader.length,
-            "packed": reader.packed,
-            "prepend_bos": reader.prepends_bos,
-            "d_in": self.d_in,
-            "store": None,
-        }
+        about = origin(model, reader, model.hooks[0], model.dtype)
+        self.about = {key: about[key] for key in ABOUT if key in about} | {"store": None}
         self._limit = float("inf")
         reservoir = self._first_rows()
-        norm = torch.linalg.vector_norm(reservoir, dim=1, dtype=torch.float64)
+        norm = row_norms(reservoir)
         self._limit = outlier_limit(norm, outlier_multiple)
         self._reservoir = reservoir[norm <= self._limit]
         spread = Spread.of(self._reservoir)
@@ -67,32 +64,28 @@ class LiveSource(HiddenSource):
 
     def _first_rows(self) -> Tensor:
         """Whole windows of training rows, outliers too, `[about RESERVOIR_ROWS, d_in]`"""
-        rows = [torch.empty(0, self.d_in, dtype=self.model.dtype)]
-        for key in self._window_batches():
-            rows.append(self.window(key))
-            if sum(map(len, rows)) >= RESERVOIR_ROWS:
+        rows = torch.empty(0, self.d_in, dtype=self.model.dtype)
+        for key in self.windows(0, 0):
+            rows = torch.cat([rows, self.window(key)])
+            if len(rows) >= RESERVOIR_ROWS:
                 break
-        if sum(map(len, rows)) < 2:
+        if len(rows) < 2:
             raise BitlensError(
-                "The text gave no usable training tokens: it is empty or every document is held "
-                "out."
+                "The text gave no usable training tokens: it is empty or all of it is held out."
             )
-        return torch.cat(rows)
+        return rows
 
-    def _window_batches(self) -> Iterator[list[Contexts]]:
+    def windows(self, seed: int, epoch: int) -> Iterator[list[Contexts]]:
+        """Groups of batches of contexts, in the order of the corpus, whatever the seed."""
         batches = self.reader.batches(self.batch_size)
         while group := list(itertools.islice(batches, self.batches_per_window)):
             yield group
-
-    def windows(self, seed: int, epoch: int) -> Any:
-        """Groups of batches of contexts, in the order of the corpus"""
-        return self._window_batches()
 
     def window(self, key: Any) -> Tensor:
         """The training rows of a group of batches, `[rows, d_in]`, without outliers"""
         kept = []
         for rows, documents in hidden_rows(self.model, key):
-            norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+            norm = row_norms(rows)
             refuse_non_finite(norm, documents)
             test = torch.from_numpy(held_out(documents.numpy(), self.test_fraction))
             kept.append(rows[~test & (norm <= self._limit)])
@@ -106,8 +99,8 @@ class LiveSource(HiddenSource):
 def hidden_rows(
     model: LanguageModel, batches: Iterable[Contexts]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """For a model with one hook point: (hidden states `[rows, d]`, their documents `[rows]`) of
-    every batch of contexts, without special tokens and padding."""
+    """(hidden states `[rows, d]`, their documents `[rows]`) of every batch of contexts, without
+    special tokens and padding."""
     (hook,) = model.hooks
     for batch in batches:
         state = model.hidden_states(batch.tokens, batch.mask)[hook.name]

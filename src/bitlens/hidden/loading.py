@@ -1,15 +1,16 @@
-"""Load the weights of a language model as far as its hook points need them, and try it on two
-tokens.
-
-Whatever cannot be read, or would give other hidden states than the model's own, is refused in a
-sentence.
+"""Find a language model, load its weights as far as its hook points need them, and try it on two
+tokens. What would give other hidden states than the model's own is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import importlib.resources
+import os
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,19 +19,17 @@ from safetensors import SafetensorError
 from torch import nn
 
 from bitlens.errors import BitlensError
+from bitlens.files import sha256
 from bitlens.hidden.hooks import Architecture, HookPoint
-from bitlens.hidden.recorded import folder_of
 from bitlens.hidden.trace import NeedsAllLayers, Trace
 from bitlens.options import BUNDLED
 
 
 class Loaded(NamedTuple):
-    """A model that was read and tried."""
+    """A model that was read and tried; `model` is called, hook points are paths of `base`."""
 
     model: nn.Module
-    """the module to call: the base model, or the whole causal language model"""
     base: nn.Module
-    """the base model, which the paths of hook points are relative to"""
     tokenizer: Any
     hooks: list[HookPoint]
     trace: Trace
@@ -67,18 +66,18 @@ class Checkpoint:
                 raise BitlensError(
                     f"{name} is an encoder-decoder model; bitlens reads causal models and encoders."
                 )
-            if causal and not is_causal(config):
+            causal_class = _causal_class(config)
+            if causal and not _is_causal(config, causal_class):
                 raise BitlensError(
                     f"{name} is not a causal language model, so it has no next-token loss."
                 )
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(
-                self.where, revision=revision
-            )
+            tokenizers = transformers.AutoTokenizer
+            self.tokenizer = tokenizers.from_pretrained(self.where, revision=revision)
             with torch.device("meta"):
                 skeleton = transformers.AutoModel.from_config(config)
             self.architecture = Architecture(skeleton, config)
             self.wanted = [self.architecture.want(hook) for hook in hooks]
-            self.kind: Any = _causal_class(config) if causal else type(skeleton)
+            self.kind: Any = causal_class if causal else type(skeleton)
             self.settings = {
                 "config": config,
                 "revision": revision,
@@ -87,7 +86,7 @@ class Checkpoint:
             }
 
     def load(self) -> Loaded:
-        """The model without the layers above its last hook point; a causal one is whole."""
+        """Without the layers above the last hook point; a causal model is whole."""
         every = needed = self.architecture.layers
         if not self.causal:
             # A layer more than the hook points need shows what transformers has after the last one
@@ -119,10 +118,8 @@ class Checkpoint:
         return Loaded(model, base, self.tokenizer, hooks, trace)
 
     def _read_weights(self, layers: int) -> tuple[Any, list[str]]:
-        """The model with its first `layers` layers, and the names of weights that the files lack.
-
-        Those are filled with NaN: what is read shows it where it depends on them.
-        """
+        """The model with its first `layers` layers, and the names of weights that the files lack,
+        which are filled with NaN: what is read shows it where it depends on them."""
         whole, blocks = self.kind, self.architecture.blocks
 
         def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -142,8 +139,8 @@ class Checkpoint:
 
     @torch.inference_mode()
     def _try(self, model: Any, base: Any, layers: int, missing: list[str]) -> Trace:
-        """Run two tokens; refused if the model does not run on them, needs weights that the files
-        lack, or predicts a token from what comes after it."""
+        """Run two tokens; refused if that fails, needs weights that the files lack, or predicts a
+        token from what comes after it."""
         special = set(self.tokenizer.all_special_ids)
         vocabulary = range(embeddings(base) or len(self.tokenizer))
         usual = [token for token in vocabulary if token not in special] or [0]
@@ -174,9 +171,8 @@ class Checkpoint:
         return BitlensError(f"The weights of '{self.name}' are incomplete: they lack {key}.")
 
 
-def is_causal(config: Any) -> bool:
-    """Whether the weights are a causal language model's, as far as the configuration says."""
-    kind = _causal_class(config)
+def _is_causal(config: Any, kind: Any) -> bool:
+    """Whether the weights are a causal model's of this class, as far as the configuration says."""
     return kind is not None and any(
         name == kind.__name__ or "ForCausalLM" in name or "LMHeadModel" in name
         for name in getattr(config, "architectures", None) or ()
@@ -184,8 +180,7 @@ def is_causal(config: Any) -> bool:
 
 
 def _causal_class(config: Any) -> Any:
-    """The class with a next-token head; of a model that reads images too the one that also writes
-    text."""
+    """The class with a next-token head, also of a model that reads images too."""
     import transformers
 
     kinds = (
@@ -231,17 +226,73 @@ def _reason(error: Exception, name: str) -> str:
         return f"its weights are damaged ({text}); download or copy them again"
     if isinstance(error, ImportError):
         return f"a package is missing: {text}"
-    told = {
+    reasons = {
         "trust_remote_code": "it needs code of its own to run, which bitlens never loads",
         "mismatched_sizes": "its weights have other shapes than its config.json says",
         "safetensors": "it has no safetensors weights; convert it with save_pretrained first",
     }
-    for word, reason in told.items():
+    for word, reason in reasons.items():
         if word in str(error):
             return reason
     if Path(name).exists() or name == BUNDLED:
         return text
-    return (
-        "it is neither a folder here nor a model that the Hugging Face Hub gave (name, access or "
-        "network)"
-    )
+    return "it is neither a folder here nor a model that the Hub gave (name, access or network)"
+
+
+# --- where a model lies, and whether it is the same one -------------------------------------------
+
+
+def bundled_folder() -> Path:
+    """Folder of the language model that is installed with bitlens."""
+    return Path(str(importlib.resources.files("bitlens") / "bundled" / "model"))
+
+
+def folder_of(name: str) -> str:
+    """Where a model of this name is: a folder, or again the name, of a model on the hub."""
+    if name == BUNDLED:
+        return str(bundled_folder())
+    return os.path.expanduser(name)  # noqa: PTH111 - without a home it stays as it is
+
+
+def name_from_anywhere(name: str) -> str:
+    """The absolute path of a model in a folder; the name of any other."""
+    folder = Path(folder_of(name))
+    return str(folder.resolve()) if name != BUNDLED and folder.is_dir() else name
+
+
+def digest(name: str) -> str | None:
+    """SHA-256 of config.json and the safetensors weights of a model in a folder; None for one on
+    the hub."""
+    folder = Path(folder_of(name))
+    if not folder.is_dir():
+        return None
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    with ThreadPoolExecutor(4) as pool:
+        digests = pool.map(sha256, (file for file in files if file.is_file()))
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def recorded_model(manifest: dict[str, Any], path: Path | str) -> tuple[str, str | None]:
+    """Name and revision of the model that the manifest of the folder `path` names; refused if there
+    is none, if its folder is gone, or if another model is there now."""
+    name, revision = manifest.get("model"), manifest.get("revision")
+    if name is None:
+        raise BitlensError(f"{path} names no language model: it comes from imported hidden states.")
+    way_out = f'write the path of the right one as "model" into {Path(path) / "manifest.json"}'
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        raise BitlensError(
+            f"The folder {name} of the language model behind {path} is gone; put it back, or "
+            f"{way_out}."
+        )
+    if revision is not None and Path(name).is_dir():
+        raise BitlensError(
+            f"{path} was made with '{name}' from the Hugging Face Hub, but here that is a folder; "
+            "call the command elsewhere."
+        )
+    recorded = manifest.get("model_digest")
+    if recorded is not None and digest(name) != recorded:
+        raise BitlensError(
+            f"The language model '{name}' is another one than when {path} was made: its "
+            f"configuration or weights differ; put the former one back, or {way_out}."
+        )
+    return name, revision

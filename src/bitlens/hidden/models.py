@@ -15,18 +15,16 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bitlens import terminal
 from bitlens.errors import BitlensError
-from bitlens.hidden.hooks import HookPoint, attach
-from bitlens.hidden.loading import Checkpoint, Loaded, embeddings
-from bitlens.hidden.recorded import (
-    BUNDLED,
-    bundled_folder,
+from bitlens.hidden.hooks import attach
+from bitlens.hidden.loading import (
+    Checkpoint,
+    Loaded,
     digest,
+    embeddings,
     folder_of,
     name_from_anywhere,
     recorded_model,
 )
-
-__all__ = ["BUNDLED", "HookPoint", "LanguageModel", "bundled_folder"]
 
 
 class _AllRead(Exception):
@@ -36,8 +34,7 @@ class _AllRead(Exception):
 class LanguageModel:
     """A Hugging Face model with its tokenizer, its hook points and nothing above the last of them.
 
-    `model` is the module to call (the base model, or the whole causal model), `base` the base
-    model, which the hook points' paths are relative to.
+    `model` is the module to call (the base model `base`, or the whole causal model).
     """
 
     def __init__(self, name: str, loaded: Loaded) -> None:
@@ -65,10 +62,9 @@ class LanguageModel:
         """Load a model by hub name or folder ('bundled' is the one that comes with bitlens).
 
         Layers above the last hook point are not kept, unless `causal` asks for the whole causal
-        language model. Two tokens are run through the model, to check what its hook points are
-        called. Only safetensors weights are read, and no code from the model's folder is ever run.
-        dtype: auto (as stored, but float32 for half precision on a CPU), float32, float16 or
-        bfloat16. Raises BitlensError for a model that cannot be read or lacks a hook point.
+        language model. Only safetensors weights are read, and no code from the model's folder is
+        run. dtype: auto (as stored, but float32 on a CPU), float32, float16 or bfloat16.
+        BitlensError for a model that cannot be read or lacks a hook point.
         """
         checkpoint = Checkpoint(name, hooks, dtype, device, device_map, revision, causal)
         return cls(name_from_anywhere(name), checkpoint.load())
@@ -77,20 +73,16 @@ class LanguageModel:
     def again(
         cls, manifest: dict[str, Any], folder: Path | str, hooks: list[str], **settings: Any
     ) -> LanguageModel:
-        """Load the model that a manifest (of a store or of codes, in `folder`) names; refused if
-        another one is there now. settings: as for `load`."""
+        """Load the model that the manifest of `folder` names; refused if another is there now.
+        settings: as for `load`."""
         name, revision = recorded_model(manifest, folder)
         return cls.load(name, hooks, revision=revision, **settings)
 
     @cached_property
-    def digest(self) -> str | None:
-        """Of the configuration and weights in the model's folder; None for one from the hub."""
-        return digest(self.name)
-
-    @property
     def record(self) -> dict[str, str | None]:
-        """What a manifest keeps of the model, so that another one is not taken for it later."""
-        return {"model": self.name, "revision": self.revision, "model_digest": self.digest}
+        """What a manifest keeps of the model, so that another one is not taken for it later; a
+        digest of the files in a folder, None for one from the hub."""
+        return {"model": self.name, "revision": self.revision, "model_digest": digest(self.name)}
 
     @property
     def revision(self) -> str | None:
@@ -105,10 +97,7 @@ class LanguageModel:
     @contextlib.contextmanager
     def reading(self, into: dict[str, Tensor], stop: bool = True) -> Iterator[None]:
         """Within the block a forward pass leaves the hidden states of all hook points in `into`,
-        by name; what is there already stays.
-
-        stop: end the pass, by an exception that the block swallows, once all were read.
-        """
+        by name; what is there already stays. stop: end the pass once all were read."""
         hooks = {hook.name: hook for hook in self.hooks}
 
         def keep(name: str, value: Any) -> None:
@@ -141,11 +130,8 @@ class LanguageModel:
         return states
 
     def inputs(self, tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """tokens, mask `[batch, context]` -> what the model is called with, on its device.
-
-        Tokens that the model has no embedding for are refused; where they are masked, another
-        stands in for them.
-        """
+        """tokens, mask `[batch, context]` -> what the model is called with, on its device. A token
+        without an embedding is refused, unless it is masked."""
         # A mask of ones only is left out, which lets attention take its faster causal path.
         mask = None if mask is None or bool(mask.all()) else mask
         beyond = tokens >= (self.vocabulary or torch.inf)
@@ -175,8 +161,8 @@ class LanguageModel:
         return dict(self._widths)
 
     def longest_context(self) -> int | None:
-        """Tokens that the model reads at once, as its configuration says or its learned positions
-        allow; None if neither says."""
+        """Tokens that the model reads at once, by its configuration and learned positions; None if
+        neither says."""
         config = self.config.get_text_config()
         limits = [
             getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")
@@ -195,5 +181,5 @@ class LanguageModel:
             )
 
     def memory(self) -> int:
-        """Bytes of the weights that are loaded."""
+        """Bytes of the weights."""
         return sum(p.numel() * p.element_size() for p in self.model.parameters())

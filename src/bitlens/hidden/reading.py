@@ -1,4 +1,4 @@
-"""One file of text: what it is, by its ending, and its texts, read as a stream."""
+"""Texts of one source, read as a stream: of a file, by its ending, or of a Hugging Face dataset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +23,7 @@ TABLES = (*LINES, ".json", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 KNOWN = f"{', '.join(PLAIN + TABLES)}; all but .parquet also with {', '.join(COMPRESSED)} after it"
 BLOCK = 1 << 18  # bytes or characters that are read at once
+BUFFER = 10_000  # rows among which a dataset is shuffled while it is streamed
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -39,10 +40,9 @@ def is_text(path: Path | str) -> bool:
 
 
 class TextFile:
-    """The texts of one file, read as a stream."""
+    """One file. column: of the text, in a table. kind: an ending, if not that of the name."""
 
     def __init__(self, path: Path, column: str, kind: str | None = None) -> None:
-        """column: of the text, in a table. kind: an ending, if not that of the name."""
         if kind is None and not is_text(path):
             raise BitlensError(f"{path} has none of the endings that are read as text: {KNOWN}.")
         self.path, self.column, self.kind = path, column, kind or ending(path)
@@ -68,7 +68,7 @@ class TextFile:
     def rows(self) -> Iterator[tuple[str, Any]]:
         """(where it is, for errors, and its value) of every row of a table."""
         readers = {".parquet": self._parquet, ".json": self._json}
-        readers |= {".csv": self._csv, ".tsv": self._csv}
+        readers |= dict.fromkeys((".csv", ".tsv"), self._csv)
         return self._guarded(readers.get(self.kind, self._lines)())
 
     def _guarded(self, items: Iterator[Any]) -> Iterator[Any]:
@@ -79,20 +79,15 @@ class TextFile:
         except (gzip.BadGzipFile, zlib.error, EOFError, lzma.LZMAError) as error:
             raise BitlensError(f"{self.path} could not be decompressed: {error}.") from None
         except (OSError, ValueError, csv.Error, RecursionError) as error:  # pyarrow's are of these
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise BitlensError(f"{self.path} could not be read: {reason}") from error
+            raise BitlensError(f"{self.path} could not be read: {_first_line(error)}") from error
 
     def _not_utf8(self, reason: object) -> BitlensError:
         return BitlensError(f"{self.path} is not UTF-8 text ({reason}); convert it first.")
 
     @contextlib.contextmanager
     def _open(self, newline: str) -> Iterator[io.TextIOWrapper]:
-        openers: dict[str, Any] = {
-            ".gz": gzip.open,
-            ".bz2": bz2.open,
-            ".xz": lzma.open,
-            ".zst": lambda raw: io.BufferedReader(_Zstandard(raw), BLOCK),
-        }
+        openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+        openers[".zst"] = lambda raw: io.BufferedReader(_Zstandard(raw), BLOCK)
         opener = openers.get(self.path.suffix.lower())
         with self.path.open("rb") as self._raw:
             stream: Any = opener(self._raw) if opener else self._raw
@@ -110,7 +105,7 @@ class TextFile:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     where = f"{self.path}, line {number}"
-                    yield where, _parsed(json.loads, line, where)
+                    yield where, _parsed(line, where)
 
     def _json(self) -> Iterator[tuple[str, Any]]:
         """An array of objects, or one object after another, in blocks as large as needed."""
@@ -120,33 +115,33 @@ class TextFile:
                 text = block.lstrip()
             array = text.startswith("[")
             text = text[1:] if array else text
+            between = re.compile(r"[, \t\r\n]*" if array else r"[ \t\r\n]*")
             while True:
-                at = _skip(text, at, ", \t\r\n" if array else " \t\r\n")
+                at = between.match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]
                 if array and text[at : at + 1] == "]":
-                    return self._end(text[at + 1 :], file)
+                    break
                 try:
                     value, at = decoder.raw_decode(text, at)
                 except json.JSONDecodeError:
                     block = file.read(max(BLOCK, len(text)))
                     if not block and at < len(text):  # says what is wrong
-                        _parsed(json.loads, text[at:], f"{self.path}, document {number + 1}")
+                        _parsed(text[at:], f"{self.path}, document {number + 1}")
                     if not block and array:
                         message = f"{self.path} ends before its array of documents does."
                         raise BitlensError(message) from None
                     if not block:
-                        return None
+                        return
                     text, at = text[at:] + block, 0
                     continue
                 number += 1
                 yield f"{self.path}, document {number}", value
                 if at > BLOCK:
                     text, at = text[at:], 0
-
-    def _end(self, rest: str, file: io.TextIOWrapper) -> None:
-        if rest.strip() or any(block.strip() for block in iter(lambda: file.read(BLOCK), "")):
-            raise BitlensError(
-                f"{self.path} goes on after its array of documents; one array is a file."
-            )
+            rest = text[at + 1 :]
+            if rest.strip() or any(block.strip() for block in iter(lambda: file.read(BLOCK), "")):
+                raise BitlensError(
+                    f"{self.path} goes on after its array of documents; one array is a file."
+                )
 
     def _csv(self) -> Iterator[tuple[str, Any]]:
         csv.field_size_limit(2**31 - 1)
@@ -186,27 +181,18 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     return TextFile(path, "", LINES[0]).rows()
 
 
-def _parsed(parse: Callable[[str], Any], text: str, where: str) -> Any:
+def _parsed(text: str, where: str) -> Any:
     try:
-        return parse(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise BitlensError(
             f"{where} is not JSON ({error}); an object for every document is expected."
         ) from None
 
 
-def _skip(text: str, at: int, characters: str) -> int:
-    """The next place of a character that is none of these, or the end."""
-    while at < len(text) and text[at] in characters:
-        at += 1
-    return at
-
-
 def column_of(row: Any, column: str, where: str) -> str:
-    """The text of one row of a table: nothing else is taken for text, but null, which is empty.
-
-    A lone surrogate, which JSON can hold and UTF-8 cannot, becomes U+FFFD.
-    """
+    """The text of one row of a table; null is empty, and a lone surrogate, which JSON can hold and
+    UTF-8 cannot, becomes U+FFFD."""
     if not isinstance(row, dict) or column not in row:
         raise _no_column(where, column, list(row) if isinstance(row, dict) else [])
     text = row[column]
@@ -249,7 +235,7 @@ def _decompressed(raw: IO[bytes]) -> Iterator[bytes]:
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
     frame: Any = None
-    rest = b""
+    rest = b""  # of what was read, after the end of a frame
     while rest := rest or raw.read(1 << 14):
         frame = frame or decompressor.decompressobj()
         try:
@@ -263,3 +249,61 @@ def _decompressed(raw: IO[bytes]) -> Iterator[bytes]:
             yield block
     if frame is not None:
         raise EOFError("the compressed data end too early")
+
+
+# --- datasets -------------------------------------------------------------------------------------
+
+
+def saved_folder(source: str) -> Path | None:
+    """The folder of a dataset that `save_to_disk` wrote, if `source` is one."""
+    path = Path(source.removeprefix("hf:")).expanduser()
+    try:
+        saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+    except (OSError, ValueError):  # not a name that a folder could have
+        return None
+    return path if saved else None
+
+
+def load_dataset(
+    source: str, split: str, streaming: bool = False, shuffle_seed: int | None = None
+) -> Any:
+    """The split of a dataset (NAME, NAME:CONFIG or a saved folder, also with hf: before it).
+
+    shuffle_seed: of an order that is shuffled within a buffer as the rows are read.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise BitlensError("Reading datasets needs a library: pip install datasets.") from None
+    name, _, config = source.removeprefix("hf:").partition(":")
+    with _readable(source):
+        if folder := saved_folder(source):
+            data: Any = datasets.load_from_disk(str(folder))
+            data = data[split] if isinstance(data, datasets.DatasetDict) else data
+        else:
+            data = datasets.load_dataset(name, config or None, split=split, streaming=streaming)
+        if shuffle_seed is not None:
+            data = data.to_iterable_dataset() if isinstance(data, datasets.Dataset) else data
+            data = data.shuffle(seed=shuffle_seed, buffer_size=BUFFER)
+    return data
+
+
+def rows_of(data: Any, source: str) -> Iterator[Any]:
+    """The rows of a loaded dataset; what goes wrong in between is raised as a `BitlensError`."""
+    with _readable(source):
+        yield from data
+
+
+@contextlib.contextmanager
+def _readable(source: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the library raises many kinds
+        raise BitlensError(
+            f"'{source}' is neither a file here nor a dataset that could be read: "
+            f"{_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

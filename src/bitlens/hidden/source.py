@@ -1,12 +1,11 @@
 """Where training rows come from: one interface for a store, a live model and a tensor.
 
-Rows arrive in windows that fit in memory. An epoch visits the windows in random order and the rows
-of a window in random order, all from one seed, so a `Position` is enough to restart anywhere.
+Rows arrive in windows that fit in memory, in random order, as are the rows of a window, all from
+one seed, so a `Position` is enough to restart anywhere.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -39,9 +38,8 @@ class Position(NamedTuple):
 class HiddenSource:
     """Shuffled, seeded, restartable batches of raw hidden states, and their standardisation.
 
-    A subclass sets `d_in`, `mean [d_in]`, `scale`, `about` (model, hook point and whatever else
-    names the origin) and defines `windows`, `window` and `sample`. All give training rows only:
-    held-out documents never appear.
+    A subclass sets `d_in`, `mean [d_in]`, `scale`, `about` (model, hook point, ...) and defines
+    `windows`, `window` and `sample`, which give training rows only, no held-out documents.
     """
 
     d_in: int
@@ -49,7 +47,7 @@ class HiddenSource:
     scale: float
     about: dict[str, Any]
     test_fraction: float
-    """share of the documents that is held out; rows in memory, without documents, have none"""
+    """share of the documents that is held out; rows in memory have none"""
 
     def split(self, test_fraction: float) -> HiddenSource:
         """The same source with another share of its documents held out."""
@@ -109,22 +107,20 @@ class HiddenSource:
 def held_out(documents: np.ndarray, fraction: float) -> np.ndarray:
     """Which documents, integer ids, are kept for testing -> bool, same shape.
 
-    A fixed pseudo-random choice by id, so a longer corpus keeps the split, and a smaller fraction
-    is part of a larger. Document 0 always is, so that a small corpus has a test set, too.
+    A fixed pseudo-random choice by id, so a longer corpus keeps the split. Document 0 always is
+    one, so that a small corpus has a test set, too.
     """
     uniform = (mixed(documents.astype(np.uint64)) >> np.uint64(11)).astype(np.float64) / 2**53
     return (uniform < fraction) | ((documents == 0) & (fraction > 0))
 
 
 class Spread(NamedTuple):
-    """Mean and squared distances of rows, float64. Parts are joined without the cancellation of
-    sums of squares (Chan, Golub, LeVeque 1979)."""
+    """Mean `[d]` and summed squared distances to it of rows, float64. Parts are joined without the
+    cancellation of sums of squares (Chan, Golub, LeVeque 1979)."""
 
     rows: int
     mean: Tensor
-    """`[d]`"""
     squares: float
-    """sum of the squared distances to the mean"""
 
     @classmethod
     def of(cls, rows: Tensor) -> Spread:
@@ -137,19 +133,18 @@ class Spread(NamedTuple):
     @classmethod
     def joined(cls, parts: Iterable[Spread]) -> Spread:
         """Of the rows of all parts, in their order."""
-        return functools.reduce(_joined, parts)
+        one, *others = parts
+        for other in others:
+            rows, apart = one.rows + other.rows, other.mean - one.mean
+            between = float(apart.square().sum()) * one.rows * other.rows / rows
+            mean = one.mean + apart * (other.rows / rows)
+            one = Spread(rows, mean, one.squares + other.squares + between)
+        return one
 
     @property
     def std(self) -> float:
         """Of all components together."""
         return math.sqrt(self.squares / (self.rows * len(self.mean)))
-
-
-def _joined(one: Spread, other: Spread) -> Spread:
-    rows, apart = one.rows + other.rows, other.mean - one.mean
-    between = float(apart.square().sum()) * one.rows * other.rows / rows
-    mean = one.mean + apart * (other.rows / rows)
-    return Spread(rows, mean, one.squares + other.squares + between)
 
 
 def row_norms(rows: Tensor) -> Tensor:
@@ -160,10 +155,9 @@ def row_norms(rows: Tensor) -> Tensor:
 def outlier_limit(norms: Tensor, multiple: float) -> float:
     """The largest norm of a usual row: `multiple` times the median of all norms that are not zero.
 
-    Outliers are rows such as attention sinks, a hundred times as large as the others. A million
-    times is a fill value, left out where it is rare; where it is not, nobody can say which rows are
-    meant, and that is refused. So is one norm that more than half of the rows share, far from that
-    of the others: their median would be the fill value's.
+    A norm a million times the median is a fill value, left out where it is rare; where it is not,
+    nobody can say which rows are meant, and that is refused. So is one norm that more than half of
+    the rows share, far from that of the others: their median would be the fill value's.
     """
     nonzero = norms[norms > 0].double()
     if not len(nonzero):
@@ -220,7 +214,7 @@ class TensorSource(HiddenSource):
         return f"TensorSource({len(self.rows):,} rows of {self.d_in})"
 
     def windows(self, seed: int, epoch: int) -> list[Any]:
-        """One, which holds all rows."""
+        """One, of all rows."""
         return [None]
 
     def window(self, key: Any) -> Tensor:
@@ -228,5 +222,5 @@ class TensorSource(HiddenSource):
         return self.rows
 
     def sample(self, n: int, seed: torch.Generator) -> Tensor:
-        """Up to n rows drawn without replacement, float32 `[<= n, d_in]`."""
+        """Up to n rows, float32 `[<= n, d_in]`."""
         return self.rows[torch.randperm(len(self.rows), generator=seed)[:n]].float()

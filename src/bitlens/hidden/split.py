@@ -1,13 +1,12 @@
 """Which documents an autoencoder has not seen: one split, recorded by its training and kept by
-every measurement.
-
-A document is held out by its number (`source.held_out`), so a smaller share is always part of a
-larger one.
+every measurement. A document is held out by its number (`source.held_out`), so a smaller share is
+always part of a larger one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +19,7 @@ if TYPE_CHECKING:
 
 
 def documents_of(corpus: Corpus) -> dict[str, Any]:
-    """For a manifest: which texts the documents are from, and a digest of how they are numbered.
-
-    The number of a document is its place in the unshuffled corpus, but for datasets that are
-    shuffled as they are streamed.
-    """
+    """For a manifest: which texts the documents are from, and a digest of how they are numbered."""
     texts = [s if Path(s).exists() else f"{s} ({corpus.split})" for s in corpus.origin()]
     numbered = corpus if corpus.streaming else dataclasses.replace(corpus, shuffle_seed=None)
     return {"texts": texts, "numbering": numbered.fingerprint()}
@@ -32,12 +27,10 @@ def documents_of(corpus: Corpus) -> dict[str, Any]:
 
 def held_out_share(store: ActivationStore, metadata: Mapping[str, Any]) -> float | None:
     """The share of the store's documents that is held out, and that the training of an autoencoder
-    of this metadata held out, too. None: its text is cut into other documents here, so it is not
-    known.
+    of this metadata held out, too; None where the same text is cut into other documents here.
 
-    A store that was neither opened nor packed with a `test_fraction` takes that of the training;
-    one with a smaller one keeps it, for its held-out documents are among the training's, and a
-    larger one is refused. All of a store of other text is unseen.
+    A store that was neither opened nor packed with a `test_fraction` takes the training's; a
+    smaller one is kept, a larger one refused. All of a store of other text is unseen.
     """
     trained = (metadata.get("training") or {}).get("test_fraction")
     if trained is None:
@@ -70,23 +63,19 @@ def unseen(store: ActivationStore, metadata: Mapping[str, Any]) -> ActivationSto
 
 
 def same_numbers(metadata: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
-    """Whether a document has the same number in both, as far as the autoencoder says where it is
-    from."""
-    trained, stored = (_documents(about).get("numbering") for about in (metadata, manifest))
+    """Whether a document has the same number in both, as far as the metadata tells."""
+    documents = [about.get("documents_of") or {} for about in (metadata, manifest)]
+    trained, stored = (each.get("numbering") for each in documents)
     if trained is None or stored is None:  # imported, or written by an earlier version
         trained, stored = metadata.get("corpus"), manifest.get("corpus")
     return trained is None or trained == stored
 
 
-def _documents(about: Mapping[str, Any]) -> Mapping[str, Any]:
-    return about.get("documents_of") or {}
-
-
 def _shared_text(metadata: Mapping[str, Any], manifest: Mapping[str, Any]) -> str | None:
     """A text of both, or one that lies in a folder of the other's."""
-    for ours in _documents(metadata).get("texts", ()):
-        for theirs in _documents(manifest).get("texts", ()):
-            one, other = Path(ours), Path(theirs)
-            if ours == theirs or other in one.parents or one in other.parents:
-                return ours
+    documents = [about.get("documents_of") or {} for about in (metadata, manifest)]
+    for ours, theirs in itertools.product(*(each.get("texts", ()) for each in documents)):
+        one, other = Path(ours), Path(theirs)
+        if ours == theirs or other in one.parents or one in other.parents:
+            return ours
     return None

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,13 +33,16 @@ ABOUT = (
     *("model", "revision", "model_digest", "hook", "corpus", "documents_of", "context_length"),
     *("packed", "prepend_bos", "d_in", "rows", "std", "outlier_norm"),
 )
+# What two stores of one harvest have in common, beside the rows of each shard.
+OF_ONE_HARVEST = ("model", "revision", "model_digest", "corpus", "context_length", "packed")
+OF_ONE_HARVEST += ("prepend_bos", "test_fraction")
 WINDOW_BYTES = 1 << 30
 OUTLIER_MULTIPLE = 10.0  # of the median norm
 FEW_DOCUMENTS = 50
 
 
 class Rows(NamedTuple):
-    """Some rows of a store, in the order of the text."""
+    """Some rows, in the order of the text."""
 
     __repr__ = brief
 
@@ -51,18 +53,15 @@ class Rows(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Indices of a shard's rows, without those of outlying norm."""
+    """Indices of a shard's rows, int64, without those of outlying norm."""
 
-    train: np.ndarray
-    test: np.ndarray
+    train: Tensor
+    test: Tensor
 
 
 class ActivationStore(HiddenSource):
-    """A finished store, memory-mapped. As a `HiddenSource` it gives the training rows.
-
-    Held-out documents and rows of outlying norm (above `outlier_multiple` times the median norm, as
-    recorded) are never trained on. Each shard's checksum is verified when it is first read.
-    """
+    """A finished store, memory-mapped. As a `HiddenSource` it gives the training rows: no held-out
+    documents, no rows of outlying norm. Each shard's checksum is verified when it is first read."""
 
     def __init__(self, path: Path | str, test_fraction: float | None = None) -> None:
         """test_fraction: share of the documents that is held out; by default what the store was
@@ -96,8 +95,7 @@ class ActivationStore(HiddenSource):
 
     @property
     def packed_for(self) -> float | None:
-        """The test fraction that the contexts were packed for, so that none holds both parts; None:
-        any will do."""
+        """The test fraction that contexts are packed for, so that none holds both parts."""
         return self.manifest.get("test_fraction") if self.manifest.get("packed") else None
 
     def _fraction(self, asked: float | None) -> float:
@@ -176,7 +174,7 @@ class ActivationStore(HiddenSource):
                 usual = columns["norm"] <= self.outlier_norm
                 test = self.is_test(columns["document"])
                 parts = (usual & ~test, usual & test)
-                self._splits.append(Split(*(part.numpy().nonzero()[0] for part in parts)))
+                self._splits.append(Split(*(part.nonzero()[:, 0] for part in parts)))
         return self._splits
 
     def usual(self) -> Tensor:
@@ -187,7 +185,7 @@ class ActivationStore(HiddenSource):
     # --- training rows ----------------------------------------------------------------------------
 
     def windows(self, seed: int, epoch: int) -> list[Any]:
-        """Indices of the shards of each window, of WINDOW_BYTES at most if it is not one shard."""
+        """The shards of each window, of WINDOW_BYTES at most if it is not one shard."""
         order = torch.randperm(len(self.shards), generator=generator(seed, "shards", epoch))
         windows: list[tuple[int, ...]] = []
         size = WINDOW_BYTES
@@ -203,28 +201,24 @@ class ActivationStore(HiddenSource):
         """The training rows of these shards, `[rows, d_in]`; those of one window are kept."""
         if self._window is None or self._window[0] != key:
             self._window = None  # the former window is freed before the next is read
-            parts = [
-                self.shard(i, ["hidden"])["hidden"][torch.from_numpy(self.splits()[i].train)]
-                for i in key
-            ]
+            parts = [self.shard(i, ["hidden"])["hidden"][self.splits()[i].train] for i in key]
             self._window = (key, parts[0] if len(parts) == 1 else torch.cat(parts))
         return self._window[1]
 
     def sample(self, n: int, seed: torch.Generator) -> Tensor:
-        """Up to n training rows drawn without replacement, float32 `[<= n, d_in]`."""
+        """Up to n training rows, float32 `[<= n, d_in]`."""
         total = sum(len(split.train) for split in self.splits())
         if total <= 1 << 24:
             chosen = torch.randperm(total, generator=seed)[:n]
         else:  # a permutation of all would take too long; of so many, few are drawn twice
             chosen = torch.randint(total, (n,), generator=seed).unique()
-        chosen = chosen.sort().values.numpy()
+        chosen = chosen.sort().values
         parts, first = [], 0
-        for index, split in enumerate(self.splits()):
-            inside = chosen[(chosen >= first) & (chosen < first + len(split.train))] - first
-            first += len(split.train)
+        for index, (train, _) in enumerate(self.splits()):
+            inside = chosen[(chosen >= first) & (chosen < first + len(train))] - first
+            first += len(train)
             if len(inside):
-                hidden = self.shard(index, ["hidden"])["hidden"]
-                parts.append(hidden[torch.from_numpy(split.train[inside])].float())
+                parts.append(self.shard(index, ["hidden"])["hidden"][train[inside]].float())
         return torch.cat(parts) if parts else torch.empty(0, self.d_in)
 
     # --- rows in the order of the text ------------------------------------------------------------
@@ -236,13 +230,9 @@ class ActivationStore(HiddenSource):
         """
         for index, split in enumerate(self.splits()):
             tensors = self.shard(index)
-            rows = {
-                "train": split.train,
-                "test": split.test,
-                "usual": np.sort(np.concatenate(split)),
-                "all": np.arange(self.shards[index]["rows"]),
-            }[part]
-            for chosen in torch.from_numpy(rows).split(block):
+            usual, every = torch.cat(split).sort().values, torch.arange(len(tensors["norm"]))
+            rows = {**split._asdict(), "usual": usual, "all": every}[part]
+            for chosen in rows.split(block):
                 columns = {name: tensors[name][chosen] for name in COLUMNS}
                 yield Rows(tensors["hidden"][chosen], columns)
 
@@ -257,3 +247,53 @@ class ActivationStore(HiddenSource):
         for index in range(len(self.shards)):
             tensors = self.shard(index, [*COLUMNS, "context", "context_tokens"])
             yield tensors.pop("context_tokens").long(), tensors
+
+
+class PairedStore(ActivationStore):
+    """The store `inputs` whose rows hold the same token's hidden state in `targets` beside their
+    own, `[rows, d_in + d_out]`. A row of outlying norm in either is left out. For transcoders."""
+
+    def __init__(
+        self, inputs: Path | str, targets: Path | str, test_fraction: float | None = None
+    ) -> None:
+        super().__init__(inputs, test_fraction)
+        self.targets = target = ActivationStore(targets, test_fraction)
+        rows = [[shard["rows"] for shard in store.shards] for store in (self, target)]
+        differ = any(self.manifest.get(k) != target.manifest.get(k) for k in OF_ONE_HARVEST)
+        if rows[0] != rows[1] or differ:
+            raise BitlensError(
+                f"{inputs} and {targets} are not of one harvest; harvest both hook points at once."
+            )
+        self.d_out, self.mean_out, self.scale_out = target.d_in, target.mean, target.scale
+        hook = target.manifest.get("hook")
+        self.about = {**self.about, "target": str(targets), "target_hook": hook}
+
+    @classmethod
+    def beside(
+        cls, inputs: Path | str, target_hook: str, test_fraction: float | None = None
+    ) -> PairedStore:
+        """With the store of `target_hook` in the same folder, as a harvest of several has it."""
+        for file in sorted(Path(inputs).resolve().parent.glob(f"*/{MANIFEST}")):
+            manifest = read_manifest(file, SCHEMA, WHAT)
+            hook = (manifest.get("hook") or {}).get("module")
+            if manifest.get("kind") == KIND and hook == target_hook:
+                return cls(inputs, file.parent, test_fraction)
+        raise BitlensError(
+            f"There is no store of {target_hook} beside {inputs}: harvest both hook points into "
+            "one folder."
+        )
+
+    def __repr__(self) -> str:
+        return f"PairedStore({super().__repr__()} -> {self.targets!r})"
+
+    def shard(self, index: int, names: list[str] | None = None) -> dict[str, Tensor]:
+        """Of `inputs`; `hidden` is that of both, `norm` infinite where the target's is outlying."""
+        tensors = super().shard(index, names)
+        both = [name for name in ("hidden", "norm") if name in tensors]
+        target = self.targets.shard(index, both)
+        if "hidden" in tensors:
+            tensors["hidden"] = torch.cat([tensors["hidden"], target["hidden"]], 1)
+        if "norm" in tensors:
+            outlying = target["norm"] > self.targets.outlier_norm
+            tensors["norm"] = tensors["norm"].masked_fill(outlying, torch.inf)
+        return tensors

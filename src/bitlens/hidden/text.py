@@ -29,23 +29,21 @@ class Contexts(NamedTuple):
     __repr__ = brief
 
     tokens: Tensor
-    """token ids"""
     mask: Tensor
     """which tokens are real, not padding"""
     keep: Tensor
     """which make rows of the store: real, and not special"""
     document: Tensor
-    """the document of each token, -1 for padding"""
+    """of each token, -1 for padding"""
 
 
 class ContextReader:
     """Cuts the documents of a corpus into contexts of one length, always in the same way.
 
-    packed: documents follow one another, separated by the tokenizer's end token, in full contexts;
-    where training and held-out documents meet a new context begins, so that none holds both.
-    Otherwise a context is (the beginning of) one document. What the tokenizer puts around a text
-    (BOS, [CLS], [SEP]) goes around every context. Special tokens are recognised by id and make no
-    rows.
+    packed: documents follow one another, separated by the tokenizer's end token, in full contexts,
+    none of which holds both training and held-out documents. Otherwise a context is the beginning
+    of one document. What the tokenizer puts around a text (BOS, [CLS], [SEP]) goes around every
+    context. Special tokens are recognised by id and make no rows.
     """
 
     def __init__(
@@ -57,8 +55,7 @@ class ContextReader:
         bos: bool | None = None,
         test_fraction: float = TEST_FRACTION,
     ) -> None:
-        """bos: begin every context with the BOS token; None: if the tokenizer does so by itself.
-        test_fraction: share of the documents that will be held out, which packing keeps apart."""
+        """bos: begin every context with the BOS token; None: if the tokenizer does so by itself."""
         if not 0 <= test_fraction < 1:
             raise BitlensError(f"`test_fraction` must be in [0, 1), not {test_fraction}.")
         self.corpus, self.tokenizer, self.length, self.packed = corpus, tokenizer, length, packed
@@ -95,32 +92,35 @@ class ContextReader:
     def tokenized(self) -> Iterator[tuple[int, list[int]]]:
         """(document, token ids) without special tokens; a long document comes in several parts, but
         where contexts are not packed only its first."""
-        for group in _grouped(self._stretches(), GROUP):
-            ids = self._ids([text for _, text in group])
-            yield from zip((document for document, _ in group), ids, strict=True)
-
-    def _stretches(self) -> Iterator[tuple[int, str]]:
         most = None if self.packed else 1
-        for document, text in self.corpus.documents():
-            for part in itertools.islice(stretches(text, STRETCH), most):
-                yield document, part
+        parts = (
+            (document, part)
+            for document, text in self.corpus.documents()
+            for part in itertools.islice(stretches(text, STRETCH), most)
+        )
+        for group in _grouped(parts, GROUP):
+            documents, texts = zip(*group, strict=True)
+            yield from zip(documents, self._ids(list(texts)), strict=True)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
     def contexts(self) -> Iterator[tuple[list[int], list[int]]]:
         """(token ids, the document of each) of one context after another, not padded."""
-        for ids, documents in self._packed() if self.packed else self._beginnings():
+        beginnings = (
+            (ids[: self.room], [document] * len(ids[: self.room]))
+            for document, ids in self.tokenized()
+            if ids
+        )
+        for ids, documents in self._packed() if self.packed else beginnings:
             before, after = documents[:1] * len(self.before), documents[-1:] * len(self.after)
             yield self.before + ids + self.after, before + documents + after
 
-    def _beginnings(self) -> Iterator[tuple[list[int], list[int]]]:
-        for document, ids in self.tokenized():
-            if ids:
-                yield ids[: self.room], [document] * len(ids[: self.room])
-
     def _packed(self) -> Iterator[tuple[list[int], list[int]]]:
-        for _, parts in itertools.groupby(self._separated(), lambda part: self._is_test(part[0])):
+        def is_test(part: tuple[int, list[int]]) -> bool:
+            return bool(held_out(np.array([part[0]]), self.test_fraction)[0])
+
+        for _, parts in itertools.groupby(self._separated(), is_test):
             tokens: list[int] = []
             documents: list[int] = []
             for document, ids in parts:
@@ -137,9 +137,6 @@ class ContextReader:
         for document, parts in itertools.groupby(self.tokenized(), lambda part: part[0]):
             yield from parts
             yield document, self.separator
-
-    def _is_test(self, document: int) -> bool:
-        return bool(held_out(np.array([document]), self.test_fraction)[0])
 
     def batches(self, size: int, skip: int = 0) -> Iterator[Contexts]:
         """Batches of `size` contexts (the last may be smaller), after the first `skip` contexts."""
@@ -161,11 +158,9 @@ class ContextReader:
             return None
         tokens = characters = 0
         for group in _grouped(sample, SAMPLED):
-            beginnings = [text[:STRETCH] for text, _ in group]
-            for (text, _), beginning, ids in zip(
-                group, beginnings, self._ids(beginnings), strict=True
-            ):
-                whole = len(ids) * len(text) / len(beginning)
+            beginnings = self._ids([text[:STRETCH] for text, _ in group])
+            for (text, _), ids in zip(group, beginnings, strict=True):
+                whole = len(ids) * len(text) / min(len(text), STRETCH)
                 tokens += whole if self.packed else min(len(ids), self.room)
                 characters += len(text)
             if characters >= SAMPLE:
@@ -174,10 +169,8 @@ class ContextReader:
 
 
 def _special_around(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The tokens that a tokenizer puts before and after every text.
-
-    They are seen on the first text that it has tokens for: a vocabulary may lack even letters.
-    """
+    """The tokens that a tokenizer puts before and after every text, as seen on the first text that
+    it has tokens for: a vocabulary may lack even letters."""
     special = set(tokenizer.all_special_ids)
     vocabulary = (cut(tokenizer, [i], ())[0] for i in range(len(tokenizer)) if i not in special)
     for text in itertools.chain(("a", "A", "0"), vocabulary):

@@ -1,8 +1,5 @@
-"""Run two tokens through a loaded model, and check by what it does that the names of its hook
-points hold.
-
-Nothing is taken from a table of architectures: a name is given only to the place whose value is the
-one that the name promises, in this very model.
+"""Run two tokens through a loaded model, and give names to its hook points by what it does: to the
+place whose value is the one that the name promises, in this very model.
 """
 
 from __future__ import annotations
@@ -80,19 +77,17 @@ class Trace:
 
     def has_nan(self, wanted: list[Wanted]) -> bool:
         """Whether what was asked for is not a number."""
-        states = self.hidden_states
-        values: list[Tensor | None] = []
         for each in wanted:
-            if each.state is None:
-                place = each.place or self.architecture.block(each.layer or 0)
-                values.append(self.values.get(place))
-            elif each.state < len(states):
-                values.append(states[each.state])
-        return any(value is not None and bool(value.isnan().any()) for value in values)
+            place = each.place or self.architecture.block(each.layer or 0)
+            value = self.values.get(place)
+            if each.state is not None:
+                value = dict(enumerate(self.hidden_states)).get(each.state)
+            if value is not None and bool(value.isnan().any()):
+                return True
+        return False
 
     def find(self, wanted: Wanted) -> HookPoint:
-        """The hook point that was asked for, with the names that hold for it; refused in a
-        sentence if there is none."""
+        """The hook point that was asked for, with the names that hold for it."""
         if wanted.kind == "layers" and not self.stacked:
             raise BitlensError(
                 f"This model keeps its layers in no one list, so there is no {wanted.name}; hook a "
@@ -114,22 +109,25 @@ class Trace:
                 f"The module {place.path} runs {self.calls[place.path]} times in one pass, so what "
                 "it gives is no one hidden state; hook a module that runs once."
             )
-        return HookPoint(
-            place.path, place.side, self._name_of_state(place), self._name_in_block(place)
+        value, layer = self.values[place], self.architecture.layer(place.path)
+        named = {} if layer is None else self._named_in_block(layer)
+        states = (i for i, state in enumerate(self.hidden_states) if _same(value, state))
+        names = (
+            next((f"hidden_states[{i}]" for i in states), None),
+            next((f"blocks.{layer}.{k}" for k, other in named.items() if other == place), None),
         )
+        return HookPoint(place.path, place.side, *names)
 
     # --- transformers' names ----------------------------------------------------------------------
 
     @cached_property
     def stacked(self) -> bool:
-        """Whether what each layer gives is what the next one gets, or one of transformers' hidden
-        states."""
+        """Whether what each layer gives is what the next gets, or one of transformers' states."""
         block = self.architecture.block
         for layer in range(self.architecture.layers - 1):
             given, got = self.values.get(block(layer)), self.values.get(block(layer + 1, "input"))
-            if given is None or got is None:
-                continue
-            if not any(_same(given, state) for state in (got, *self.hidden_states)):
+            known = given is not None and got is not None
+            if known and not any(_same(given, state) for state in (got, *self.hidden_states)):
                 return False
         return True
 
@@ -149,12 +147,6 @@ class Trace:
             f"module path, for example {block(max(0, index - 1)).name}."
         )
 
-    def _name_of_state(self, place: HookPoint) -> str | None:
-        for index, state in enumerate(self.hidden_states):
-            if _same(self.values[place], state):
-                return f"hidden_states[{index}]"
-        return None
-
     # --- TransformerLens' names -------------------------------------------------------------------
 
     def _place_in_block(self, layer: int, kind: str) -> HookPoint:
@@ -163,28 +155,20 @@ class Trace:
             return place
         path = self.architecture.block(layer).path
         inside, reason = [], "no such place"
-        module, word = {"hook_attn_out": ("attention", "att"), "hook_mlp_out": ("MLP", "mlp")}.get(
-            kind, ("", "")
-        )
+        module = {"hook_attn_out": "attention", "hook_mlp_out": "MLP"}.get(kind)
         if module:
             reason = f"no module there gives just what the {module} adds to the residual stream"
             names = [p.name for p in self._residual_wide(layer)]
-            inside = [name for name in names if word in name.removeprefix(path).lower()]
+            inside = [name for name in names if module[:3].lower() in name[len(path) :].lower()]
         if self._norm_at_the_end(layer):
             reason = (
-                "its layers end in a norm over the residual stream, so nothing is added to it from "
-                "end to end"
+                "its layers end in a norm over the residual stream, so nothing is just added to it"
             )
         example = min(inside, key=lambda name: name.count("."), default=path)
         raise BitlensError(
             f"There is no blocks.{layer}.{kind} in this model: {reason}; hook a module path, for "
             f"example {example}."
         )
-
-    def _name_in_block(self, place: HookPoint) -> str | None:
-        layer = self.architecture.layer(place.path)
-        named = {} if layer is None else self._named_in_block(layer)
-        return next((f"blocks.{layer}.{k}" for k, other in named.items() if other == place), None)
 
     def _named_in_block(self, layer: int) -> dict[str, HookPoint]:
         """TransformerLens' names in this block -> the places that they hold for."""
@@ -204,11 +188,8 @@ class Trace:
     def _below(self, layer: int) -> dict[HookPoint, Tensor]:
         """Outputs of the modules in a block, in the order in which they were made."""
         prefix = f"{self.architecture.block(layer).path}."
-        return {
-            place: value
-            for place, value in self.values.items()
-            if place.side == "output" and place.path.startswith(prefix)
-        }
+        outputs = {p: value for p, value in self.values.items() if p.side == "output"}
+        return {p: value for p, value in outputs.items() if p.path.startswith(prefix)}
 
     def _residual_wide(self, layer: int) -> list[HookPoint]:
         """Outputs in a block as wide as the residual stream; of equal ones the outermost."""
@@ -231,13 +212,10 @@ class Trace:
         for first, second in itertools.combinations(self._residual_wide(layer), 2):
             if not _adds_up(post, pre, self.values[first], self.values[second]):
                 continue
-            first_attends, second_attends = (
-                "att" in place.path.removeprefix(block.path).lower() for place in (first, second)
-            )
-            if second_attends and not first_attends:  # where the MLP is called first
+            attends = ["att" in p.path.removeprefix(block.path).lower() for p in (first, second)]
+            if attends == [False, True]:  # where the MLP is called first
                 return {"hook_mlp_out": first, "hook_attn_out": second}
-            attention = {"hook_attn_out": first} if first_attends else {}
-            return {"hook_mlp_out": second} | attention
+            return {"hook_mlp_out": second} | ({"hook_attn_out": first} if attends[0] else {})
         return {}
 
     def _norm_at_the_end(self, layer: int) -> str | None:

@@ -17,17 +17,14 @@ NOT_COMPARED = ("text", "documents_of")  # where a text lies; what it holds is n
 
 
 class StoreWriter:
-    """Writes a store by shards. Killed at any moment, it goes on after the last whole one."""
+    """Writes a store by shards; killed at any moment, it goes on after the last whole one."""
 
     def __init__(
         self, path: Path, about: dict[str, Any], outlier_multiple: float = OUTLIER_MULTIPLE
     ) -> None:
         """about: what the manifest says of the origin; a store that is there must say the same."""
         if not outlier_multiple >= 1:
-            raise BitlensError(
-                f"`outlier_multiple` must be at least 1, not {outlier_multiple}: below, usual rows "
-                "are outliers."
-            )
+            raise BitlensError(f"`outlier_multiple` must be at least 1, not {outlier_multiple}.")
         self.path = path
         self.outlier_multiple = outlier_multiple
         self.about = {**about, "outlier_multiple": outlier_multiple}
@@ -40,8 +37,7 @@ class StoreWriter:
 
     def _continue(self, former: dict[str, Any]) -> None:
         """Take over what was written by the writer of this manifest."""
-        ignored = [*NOT_COMPARED]
-        digest = self.about.get("model_digest")
+        ignored, digest = [*NOT_COMPARED], self.about.get("model_digest")
         if digest is not None and former.get("model_digest") == digest:
             ignored.append("model")  # a folder, which may lie elsewhere now
         changed = [k for k, v in self.about.items() if k not in ignored and former.get(k) != v]
@@ -55,17 +51,13 @@ class StoreWriter:
 
     @property
     def rows(self) -> int:
-        """Rows that are written."""
+        """Written so far."""
         return sum(shard["rows"] for shard in self.shards)
 
     @property
     def contexts(self) -> int:
-        """Contexts that are done."""
+        """Done so far."""
         return sum(shard["contexts"] for shard in self.shards)
-
-    def keep(self, shards: int) -> None:
-        """Forget all but the first `shards` shards, which are then written again."""
-        self.shards = self.shards[:shards]
 
     def add(
         self,
@@ -74,11 +66,8 @@ class StoreWriter:
         contexts: Tensor | None = None,
         done: int = 0,
     ) -> None:
-        """Write one shard.
-
-        hidden: `[rows, d_in]`. columns: token, document, position and, with contexts
-        `[contexts, length]`, context. done: contexts of the corpus that this shard covers.
-        """
+        """Write one shard. hidden: `[rows, d_in]`. columns: token, document, position and, with
+        contexts `[contexts, length]`, context. done: contexts of the corpus that it covers."""
         file = f"shard-{len(self.shards):05d}.safetensors"
         norm = row_norms(hidden)
         refuse_non_finite(norm, columns["document"], self.rows)
@@ -109,11 +98,8 @@ class StoreWriter:
                 "The text gave no usable tokens: it is empty or holds only special tokens."
             )
         files = [self.path / shard["file"] for shard in self.shards]
-        norms, documents = [], []
-        for file in files:
-            columns = read_tensors(file, ["norm", "document"])
-            norms.append(columns["norm"])
-            documents.append(columns["document"].unique())
+        columns = [read_tensors(file, ["norm", "document"]) for file in files]
+        norms = [shard["norm"] for shard in columns]
         limit = outlier_limit(torch.cat(norms), self.outlier_multiple)
         usual = [norm <= limit for norm in norms]
         spread = Spread.joined(
@@ -121,7 +107,7 @@ class StoreWriter:
         )
         result = {
             "complete": True,
-            "documents": len(torch.cat(documents).unique()),
+            "documents": len(torch.cat([shard["document"] for shard in columns]).unique()),
             "mean": spread.mean.tolist(),
             "std": spread.std,
             "outlier_norm": limit,

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from bitlens.bits.codes import Columns
 from bitlens.errors import BitlensError
+from bitlens.hidden.loading import folder_of, recorded_model
 from bitlens.hidden.pieces import UNREADABLE, token_texts
 from bitlens.hidden.reading import json_lines
-from bitlens.hidden.recorded import folder_of, recorded_model
 from bitlens.information.positions import position_bucket
 from bitlens.results import brief
 

@@ -18,8 +18,8 @@ from bitlens.autoencoders.settings import Settings
 from bitlens.bits.statistics import binary_entropy
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import prepare_output
-from bitlens.hidden.paired import PairedStore
 from bitlens.hidden.source import NO_ROWS, HiddenSource, Position
+from bitlens.hidden.store import PairedStore
 from bitlens.options import Logger
 from bitlens.seeding import generator
 from bitlens.training.checkpoint import (

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from bitlens.errors import BitlensError
-from bitlens.hidden import Corpus, hub
-from bitlens.hidden.reading import json_lines
+from bitlens.hidden import Corpus
+from bitlens.hidden.reading import json_lines, load_dataset, rows_of
 from bitlens.seeding import generator
 
 MOST_LABELS = 100
@@ -69,9 +69,9 @@ def _rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
         return
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         raise BitlensError(f"There is no file {path}.")
-    data = hub.load_dataset(source, split)
+    data = load_dataset(source, split)
     classes = {n: f.int2str for n, f in data.features.items() if hasattr(f, "int2str")}
-    for row in hub.rows_of(data, source):
+    for row in rows_of(data, source):
         for name, label_of in classes.items():
             labelled = row[name] is not None and row[name] >= 0
             row[name] = label_of(row[name]) if labelled else None
