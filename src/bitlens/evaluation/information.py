@@ -8,11 +8,9 @@ from typing import Annotated, Any
 import torch
 
 from bitlens import terminal
-from bitlens.autoencoders import Autoencoder
 from bitlens.bits.packed import PackedBits
 from bitlens.evaluation.measured import Measured
 from bitlens.hidden.source import held_out
-from bitlens.hidden.store import ActivationStore
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.entropy import plug_in_bits
 from bitlens.information.magnitudes import quantise_magnitudes
@@ -42,26 +40,18 @@ class Information:
         """-> the numbers, by name; None without `joint`, or with too few rows for a covariance"""
         covariance = measured.covariance
         if covariance is None:
-            part = "all" if measured.part == "all" else "usual"
-            covariance = usual_covariance(measured.autoencoder, measured.store, part)
-        gaussian = gaussian_bound(covariance, measured.fvu)
+            # of training and held-out rows: the estimate needs many
+            blocks = measured.store.read("all" if measured.part == "all" else "usual")
+            pair, device = measured.autoencoder.pair, measured.autoencoder.mean.device
+            covariance = Covariance.of(pair(rows.hidden.to(device))[1] for rows in blocks)
         marginal, tree = plug_in_bits(measured.bits, measured.documents)
         return {
             "bits_marginal": marginal,
             "bits_tree": tree,
             "bits_joint": _joint(measured) if measured.joint else None,
             "bits_magnitudes": _magnitudes(measured),
-            "bits_gaussian": gaussian,
+            "bits_gaussian": gaussian_bound(covariance, measured.fvu),
         }
-
-
-def usual_covariance(
-    autoencoder: Autoencoder, store: ActivationStore, part: str = "usual"
-) -> Covariance:
-    """Covariance of what `autoencoder` reconstructs of all usual rows of the store, of training and
-    of held-out ones; with part `all` of outlying rows, too."""
-    device = autoencoder.mean.device
-    return Covariance.of(autoencoder.pair(rows.hidden.to(device))[1] for rows in store.read(part))
 
 
 @terminal.shown("bits_joint")

@@ -59,15 +59,11 @@ class Measured:
             variance.add(target)
             error += squared_error(target, x_hat)
             cosine += float(cosine_similarity(target.double(), x_hat.double(), dim=1).sum())
-        if variance.rows < 2 and part == "test":
-            raise BitlensError(
-                f"{store.path} has {variance.rows} held-out rows; harvest more documents, or pass "
-                "`part='all'`."
-            )
         if variance.rows < 2:
-            raise BitlensError(
-                f"{store.path} has {variance.rows} rows of usual norm; two are needed."
-            )
+            kind, way = "rows of usual norm", "two are needed"
+            if part == "test":
+                kind, way = "held-out rows", "harvest more documents, or pass `part='all'`"
+            raise BitlensError(f"{store.path} has {variance.rows} {kind}; {way}.")
         bits, ids = PackedBits(torch.cat(words), autoencoder.n_latents), torch.cat(documents)
         return cls(autoencoder, store, part, variance, error, cosine, bits, ids, seconds)
 
