@@ -39,8 +39,8 @@ _MODULES = {
     "encode": ("encode_store",),
     "errors": ("BitlensError",),
     "evaluation": ("Evaluation", "evaluate"),
-    "hidden": ("ActivationStore", "Corpus", "HiddenSource", "LanguageModel", "PairedStore")
-    + ("TensorSource",),
+    "hidden": ("ActivationStore", "Corpus", "HiddenSource", "LanguageModel", "PairedStore"),
+    "hidden.source": ("TensorSource",),
     "hidden.harvest": ("harvest",),
     "hidden.text": ("ContextReader",),
     "information.entropy": ("entropy",),

@@ -23,9 +23,8 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path, renamed to `path` when the block ends well, and removed otherwise.
 
-    It lies in a folder of its own: libraries put temporary files of theirs beside what they write,
-    and what a kill leaves behind is removed when `path` is written again. A disk that fills up
-    becomes a `BitlensError`; what stood at `path` before is untouched.
+    It lies in a folder of its own, for temporary files of libraries; what a kill leaves behind is
+    removed by the next write. A full disk is a `BitlensError`, and what stood there is untouched.
     """
     if path.is_dir():
         raise BitlensError(f"{path} is a folder; name a file.")
@@ -72,14 +71,10 @@ def refuse_unwritable(path: Path) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` as JSON, atomically.
-
-    NaN and infinity become null, so that every reader accepts the file.
-    """
+    """Write `value` as JSON, atomically; NaN and infinity become null."""
+    text = json.dumps(finite(value), indent=1, allow_nan=False)
     with replacing(path) as temporary:
-        temporary.write_text(
-            json.dumps(finite(value), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def finite(value: Any) -> Any:
@@ -193,12 +188,9 @@ def write_tensors(
     with replacing(path) as temporary:
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata=dict(metadata or {}))
-        with contextlib.suppress(
-            OSError
-        ):  # safetensors makes private files: readable by whom the folder is
+        with contextlib.suppress(OSError):  # safetensors makes private files
             temporary.chmod(path.parent.stat().st_mode & 0o666)
-        digest = sha256(temporary)
-    return digest
+        return sha256(temporary)
 
 
 def read_tensors(
@@ -207,10 +199,8 @@ def read_tensors(
     """Tensors of a safetensors file, memory-mapped; all of them, or those in `names`."""
     try:
         with safe_open(path, framework="pt", device=device) as file:
-            return {
-                name: file.get_tensor(name)
-                for name in (names if names is not None else file.keys())
-            }
+            chosen = file.keys() if names is None else names
+            return {name: file.get_tensor(name) for name in chosen}
     except FileNotFoundError:
         raise BitlensError(f"{path} is missing; restore it or make its folder again.") from None
     except SafetensorError as error:
@@ -243,8 +233,7 @@ def _is_ours(marker: Path) -> bool:
 def prepare_output(path: Path, resume: bool | None, overwrite: bool, marker: str) -> None:
     """Make the output folder. One that holds something is refused unless resumed or overwritten.
 
-    resume: None where the work cannot be resumed. `marker` is the file that shows the folder to be
-    one of ours: nothing else is ever deleted.
+    resume: None where the work cannot be. marker: the file without which a folder is never deleted.
     """
     real = path.resolve()  # a link stays, what it leads to is made or replaced
     if real.exists() and not real.is_dir():

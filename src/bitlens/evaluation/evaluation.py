@@ -49,15 +49,15 @@ def evaluate(
     joint: bool = True,
     progress: bool = True,
 ) -> Evaluation:
-    """Measure an autoencoder on the documents of a store that its training held out.
+    """Measure an autoencoder on the documents of a store that its training held out
+    (`bitlens.hidden.split.unseen`).
 
-    Which these are: `bitlens.hidden.split.unseen`. language_model: a whole causal model hooked
-    where the store was (for a transcoder also where it writes), for the cross-entropy numbers;
-    without one they are None. splice, covariance: what `Splice.of_store` and `Covariance.of` made
-    of the store, so that several autoencoders of one hook point share what does not depend on them. part: `test`, or `all` for a store that the autoencoder was not trained on. outliers: with
-    part `all`, take rows of outlying norm, too, which are never trained on and are otherwise left
-    out. joint: measure `bits_joint`, which takes longer than all the rest; otherwise it is None.
-    progress: show it on standard error.
+    language_model: a whole causal model hooked where the store was (for a transcoder also where it
+    writes), for the cross-entropy numbers; without one they are None. splice, covariance: what
+    `Splice.of_store` and `Covariance.of` made of the store, shared by several autoencoders. part:
+    `test`, or `all` for a store that the autoencoder was not trained on. outliers: with part `all`,
+    take rows of outlying norm, too. joint: measure `bits_joint`, which takes longer than all the
+    rest; otherwise it is None. progress: show it on standard error.
     """
     store.require_width(autoencoder.d_in)
     if autoencoder.transcodes != isinstance(store, PairedStore):

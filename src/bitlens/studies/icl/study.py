@@ -23,8 +23,17 @@ from bitlens.labels.probe import label_information
 from bitlens.studies.cells import Cell, Row, Study
 from bitlens.studies.figures import Panel, draw_panels, groups
 from bitlens.studies.icl.config import NO_DEMONSTRATIONS, IclConfig
-from bitlens.studies.icl.examples import Examples, read_examples, sentences, word_salad
-from bitlens.studies.icl.prompts import Draw, Template, draw_prompts, short_enough, write_prompts
+from bitlens.studies.icl.prompts import (
+    Draw,
+    Examples,
+    Template,
+    draw_prompts,
+    read_examples,
+    sentences,
+    short_enough,
+    word_salad,
+    write_prompts,
+)
 from bitlens.studies.icl.reading import accuracy, longest_example, read_prompts
 from bitlens.studies.measuring import measure_rows
 from bitlens.training import train
@@ -39,10 +48,8 @@ HIDDEN = "hidden."
 XLABEL = "demonstrations in the prompt"
 ENTROPIES = {"bits_joint": "joint entropy", "bits_marginal": "sum of marginals"}
 INFORMATION = {"label_bits": "probe", "label_bits_latent": "best latent"}
-FIGURES = (  # name, what is drawn, and beside what
-    ("entropy", ENTROPIES, {}),
-    ("label", INFORMATION, {"label_entropy": "H(label)"}),
-)
+FIGURES = (("entropy", ENTROPIES, {}), ("label", INFORMATION, {"label_entropy": "H(label)"}))
+"""Name, what is drawn, and beside what."""
 
 
 def run(config: IclConfig, study: Study) -> list[Row]:
@@ -154,8 +161,8 @@ def measure_cell(cell: Cell, out: Path, config: IclConfig) -> Row:
     rows, labels, held_out = kept[state].float(), kept["label"], kept["held_out"]
     autoencoder = train(TensorSource(rows[~held_out]), config.training(cell["seed"])).cpu()
     numbers, bits = measure_rows(autoencoder, rows, held_out, seed=cell["seed"])
-    told = label_information(bits, labels, held_out, cell["seed"])
-    return {**numbers, **accuracy(kept["scores"], labels), **told}
+    information = label_information(bits, labels, held_out, cell["seed"])
+    return {**numbers, **accuracy(kept["scores"], labels), **information}
 
 
 def draw(rows: Sequence[Row], out: Path) -> None:
