@@ -101,11 +101,10 @@ def _mend_streams() -> None:
 
 def _find(arguments: list[str]) -> tuple[str, Mapping[str, str], str | None]:
     """-> `bitlens` or `bitlens study`, what can be called there, and the place of what is named."""
-    name, commands, position = "bitlens", COMMANDS, 0
-    if arguments[:1] == ["study"]:
-        name, commands, position = "bitlens study", STUDIES, 1
-    named = arguments[position] if len(arguments) > position else ""
-    return name, commands, commands.get(named)
+    study = arguments[:1] == ["study"]
+    name, commands = ("bitlens study", STUDIES) if study else ("bitlens", COMMANDS)
+    named = arguments[1:2] if study else arguments[:1]
+    return name, commands, commands.get("".join(named))
 
 
 def _load(place: str) -> Callable[..., Any]:

@@ -11,9 +11,8 @@ from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.causal.splice import Splice
 from bitlens.errors import BitlensError
-from bitlens.evaluation.information import Information
 from bitlens.evaluation.measured import Measured
-from bitlens.evaluation.numbers import Losses, Reconstruction, Sparsity, Speed, Subject
+from bitlens.evaluation.numbers import Information, Losses, Reconstruction, Sparsity, Speed, Subject
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.paired import PairedStore
 from bitlens.hidden.split import unseen

@@ -23,10 +23,9 @@ from bitlens.information.moments import Covariance, Variance, squared_error
 class Measured:
     """An autoencoder and the rows it was measured on.
 
-    part: of the store's rows that was read, `test`, `usual` or `all`. variance: of the rows
-    `[n, d]` that are to be reconstructed. squared_error: summed over rows and components. cosine:
-    summed over rows. bits: which latents are not zero. documents `[n]`. seconds: of encoding and
-    decoding. joint, covariance, splice: see `evaluate`.
+    part: of the store's rows, `test`, `usual` or `all`. variance: of the rows to reconstruct.
+    squared_error: over rows and components. cosine: over rows. bits: latents that are not zero.
+    seconds: of encoding and decoding. joint, covariance, splice: see `evaluate`.
     """
 
     autoencoder: Autoencoder

@@ -1,8 +1,8 @@
 """In-context learning in bits: the entropy of a prompt's last hidden state as demonstrations are
-added, and what it still tells of the query's label.
+added, and what it tells of the query's label.
 
-After the section on in-context learning of arXiv 2509.20997, with different demonstrations in every
-prompt and with controls whose demonstrations teach nothing. See docs/study-icl.md.
+After arXiv 2509.20997, with different demonstrations in every prompt and with controls whose
+demonstrations teach nothing. See docs/study-icl.md.
 """
 
 from __future__ import annotations
@@ -53,10 +53,7 @@ FIGURES = (("entropy", ENTROPIES, {}), ("label", INFORMATION, {"label_entropy": 
 
 
 def run(config: IclConfig, study: Study) -> list[Row]:
-    """Read the prompts, train and measure every cell.
-
-    Hidden states and cells are kept in the folder, and a resumed study goes on from them.
-    """
+    """Read the prompts, train and measure every cell; hidden states stay in the folder, too."""
     config.refuse_nonsense()
     template = Template(config.template)
     model = config.load(causal=True)

@@ -1,7 +1,6 @@
 """Entropy along a text and through the layers: bits of a hidden state at each position and depth.
 
-After the section on normal text of arXiv 2509.20997, with two kinds of autoencoders: one for every
-layer and position, and one for a layer that all its positions share. See docs/study-sequence.md.
+After the section on normal text of arXiv 2509.20997; see docs/study-sequence.md.
 """
 
 from __future__ import annotations
