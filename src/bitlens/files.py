@@ -158,10 +158,8 @@ def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
         raise BitlensError(f"{path} is not the manifest of {what}: the key 'schema' is missing.")
     if manifest["schema"] > schema:
-        raise BitlensError(
-            f"{path} has schema {manifest['schema']}, but this bitlens reads up to {schema}; "
-            "upgrade bitlens to open it."
-        )
+        newer = f"{path} has schema {manifest['schema']}, but this bitlens reads up to {schema}"
+        raise BitlensError(f"{newer}; upgrade bitlens to open it.")
     _refuse_other_forms(manifest, path, what)
     return manifest
 
@@ -169,9 +167,7 @@ def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
 def required(manifest: Mapping[str, Any], key: str, path: Path) -> Any:
     """`manifest[key]`, or an error that names the missing key and the file."""
     if key not in manifest:
-        raise BitlensError(
-            f"{path} lacks the key '{key}'; it was altered or written by another program."
-        )
+        raise BitlensError(f"{path} lacks the key '{key}'; another program wrote or changed it.")
     return manifest[key]
 
 
@@ -223,11 +219,10 @@ def verify_shard(path: Path, expected: str) -> None:
 
 def _is_ours(marker: Path) -> bool:
     """Whether this file was written by bitlens."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         content = json.loads(marker.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and ("schema" in content or "bitlens" in content)
+        return isinstance(content, dict) and ("schema" in content or "bitlens" in content)
+    return False
 
 
 def prepare_output(path: Path, resume: bool | None, overwrite: bool, marker: str) -> None:
@@ -239,9 +234,7 @@ def prepare_output(path: Path, resume: bool | None, overwrite: bool, marker: str
     if real.exists() and not real.is_dir():
         raise BitlensError(f"{path} is a file; name a folder for the output.")
     if real.is_dir() and not os.access(real, os.W_OK | os.X_OK):
-        raise BitlensError(
-            f"The folder {path} cannot be written to; name another one for the output."
-        )
+        raise BitlensError(f"The folder {path} cannot be written to; name another one.")
     if real.is_dir() and any(real.iterdir()) and not resume:
         if not overwrite:
             way = "" if resume is None else "`resume=True` to continue it or "

@@ -121,10 +121,8 @@ def _texts(
     fits = short_enough(others, examples.names, template, model.tokenizer, limit)
     others = list(itertools.compress(others, fits.tolist()))
     if len(others) < most:
-        raise BitlensError(
-            f"Only {len(others)} unrelated sentences fit into prompts of k = {most}; name other "
-            "text."
-        )
+        fitting = f"Only {len(others)} unrelated sentences fit into prompts of k = {most}"
+        raise BitlensError(f"{fitting}; name other text.")
     return examples, others
 
 
