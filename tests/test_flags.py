@@ -12,7 +12,7 @@ import pytest
 
 import bitlens
 from bitlens.cli import COMMANDS, STUDIES, main
-from bitlens.cli.flags import RENAMED, flags_of, in_flags
+from bitlens.cli.calling import RENAMED, flags_of, in_flags
 
 ROOT = Path(bitlens.__file__).parent
 CLI = sorted((ROOT / "cli").glob("*.py"))

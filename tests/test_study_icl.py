@@ -19,8 +19,15 @@ from bitlens.information.dependence import label_entropy
 from bitlens.labels.probe import label_information
 from bitlens.studies.cells import Study
 from bitlens.studies.icl.config import IclConfig
-from bitlens.studies.icl.examples import read_examples, sentences, word_salad
-from bitlens.studies.icl.prompts import Template, draw_prompts, permuted_labels, write_prompts
+from bitlens.studies.icl.prompts import (
+    Template,
+    draw_prompts,
+    permuted_labels,
+    read_examples,
+    sentences,
+    word_salad,
+    write_prompts,
+)
 from bitlens.studies.icl.reading import longest_example, read_prompts
 from bitlens.studies.icl.study import run
 
@@ -247,7 +254,7 @@ def test_a_whole_study_and_what_is_left_of_it_when_resumed(labelled, tmp_path):
         ({"ks": (0, 60)}, "are short enough for k = 60; lower `ks`"),
         ({"n_prompts": 241}, "241 prompts need more: 240 of the 240 texts"),
         ({"n_prompts": 10}, "10 prompts are too few"),
-        ({"ks": (-1,)}, "`ks` must be numbers of demonstrations from 0"),
+        ({"ks": (-1,)}, "`ks` must be numbers from 0"),
         ({"conditions": ("wrong",)}, "conditions among correct, shuffled, unrelated"),
         ({"data": "nowhere.jsonl"}, "There is no file nowhere.jsonl"),
         ({"model": "./no-model"}, "The model './no-model' could not be loaded"),

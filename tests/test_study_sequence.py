@@ -81,22 +81,20 @@ def test_the_rows_of_a_cell_are_the_models_own_hidden_states_at_its_position(
                 )
             documents.append(owners[5])
     test = store.is_test(torch.tensor(documents))
-    sample = rows_at(store, 5, Rows(int((~test).sum()), int(test.sum())))
-    assert sample.document.tolist() == documents
-    assert torch.equal(sample.test, test)
-    torch.testing.assert_close(sample.hidden, torch.stack(expected), rtol=1e-4, atol=1e-5)
+    hidden, document, held_out = rows_at(store, 5, Rows(int((~test).sum()), int(test.sum())))
+    assert document.tolist() == documents
+    assert torch.equal(held_out, test)
+    torch.testing.assert_close(hidden, torch.stack(expected), rtol=1e-4, atol=1e-5)
 
 
 def test_fewer_rows_are_spread_over_the_text_without_repeats(store):
-    whole = rows_at(store, 5, common_rows(store, [5]))
-    some = rows_at(store, 5, Rows(20, 9))
-    for part, n in ((~whole.test, 20), (whole.test, 9)):
+    whole, _, whole_test = rows_at(store, 5, common_rows(store, [5]))
+    some, document, test = rows_at(store, 5, Rows(20, 9))
+    for part, n in ((~whole_test, 20), (whole_test, 9)):
         indices = torch.arange(n) * int(part.sum()) // n
         assert len(set(indices.tolist())) == n
-        assert torch.equal(
-            some.hidden[some.test if n == 9 else ~some.test], whole.hidden[part][indices]
-        )
-    assert some.document.tolist() == sorted(some.document.tolist())
+        assert torch.equal(some[test if n == 9 else ~test], whole[part][indices])
+    assert document.tolist() == sorted(document.tolist())
 
 
 def test_every_position_gets_the_rows_of_the_poorest(store):

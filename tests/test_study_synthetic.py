@@ -117,7 +117,7 @@ def test_shannons_bound_is_what_noise_leaves_of_the_bits(share: float) -> None:
 def test_what_cannot_be_planted_is_refused() -> None:
     with pytest.raises(BitlensError, match="There is no family 'rings'; choose from: independent"):
         PlantedBits.of("rings", 4, 0.1, 0)
-    with pytest.raises(BitlensError, match="not 4 and 1"):
+    with pytest.raises(BitlensError, match="not 4, 1"):
         PlantedBits.of("pairs", 4, 1.0, 0)
     with pytest.raises(BitlensError, match="do not fit hidden states of width 16"):
         replace(TINY, ranks=(17,)).cells()

@@ -134,7 +134,7 @@ def test_an_unknown_architecture_is_named():
 
 
 def test_settings_and_their_help_import_nothing_heavy():
-    code = "import sys, bitlens.cli.train_help; assert not {'torch', 'numba'} & set(sys.modules)"
+    code = "import sys, bitlens.cli.runs; assert not {'torch', 'numba'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bitlens.version import __version__ as __version__
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from bitlens.matching import match
     from bitlens.results import to_pandas
     from bitlens.training import TrainConfig, train
-    from bitlens.version import __version__ as __version__
 
 _MODULES = {
     "autoencoders": ("Autoencoder", "BinaryAutoencoder", "TopKAutoencoder"),
@@ -38,10 +39,8 @@ _MODULES = {
     "encode": ("encode_store",),
     "errors": ("BitlensError",),
     "evaluation": ("Evaluation", "evaluate"),
-    "hidden": (
-        *("ActivationStore", "Corpus", "HiddenSource"),
-        *("LanguageModel", "PairedStore", "TensorSource"),
-    ),
+    "hidden": ("ActivationStore", "Corpus", "HiddenSource", "LanguageModel", "PairedStore"),
+    "hidden.source": ("TensorSource",),
     "hidden.harvest": ("harvest",),
     "hidden.text": ("ContextReader",),
     "information.entropy": ("entropy",),
@@ -49,7 +48,6 @@ _MODULES = {
     "matching": ("match",),
     "results": ("to_pandas",),
     "training": ("TrainConfig", "train"),
-    "version": ("__version__",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -41,18 +41,17 @@ SIDE_BY_SIDE = (
 def run_demo(
     out: Path, n_latents: int = 1024, steps: int = 2000, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Harvest, train a BAE, evaluate it and show features; then a TopK autoencoder beside it.
-
-    The TopK autoencoder has the BAE's width and sparsity. -> the numbers of both, also in
-    `OUT/demo.json`
-    """
+    """Harvest, train a BAE, evaluate it and show features; then a TopK autoencoder of its width and
+    sparsity beside it -> the numbers of both, also in `OUT/demo.json`"""
     prepare_output(out, resume=None, overwrite=overwrite, marker=MARKER)
     write_json(out / MARKER, {"bitlens": "unfinished demo"})
     show.marked(
         "[bold]1. From text to hidden states[/bold]: "
         "the bundled language model reads the bundled text."
     )
-    store = _harvest(out / "store")
+    model = LanguageModel.load(BUNDLED, [HOOK])
+    reader = ContextReader(Corpus((BUNDLED,)), model.tokenizer, CONTEXT, packed=False)
+    (store,) = harvest(model, reader, out / "store", store_dtype=torch.float16)
     show.marked(
         f"   {len(store):,} rows of {store.d_in} floats at {HOOK}, the middle of the model.\n"
         "[bold]2. From hidden states to bits[/bold]: "
@@ -82,13 +81,6 @@ def run_demo(
     return both
 
 
-def _harvest(out: Path) -> ActivationStore:
-    model = LanguageModel.load(BUNDLED, [HOOK])
-    reader = ContextReader(Corpus((BUNDLED,)), model.tokenizer, CONTEXT, packed=False)
-    (store,) = harvest(model, reader, out, store_dtype=torch.float16)
-    return store
-
-
 def _run(
     store: ActivationStore, config: TrainConfig, out: Path, name: str, causal: LanguageModel
 ) -> tuple[dict[str, Any], list[TokenScore]]:
@@ -112,9 +104,8 @@ def _show_features(codes: Codes, scores: list[TokenScore], tokenizer: Any) -> No
     for score in clearest(scores, lambda s: s.f1, lambda s: len(s.tokens))[:10]:
         names = list(dict.fromkeys(show.token(text[token]) for token in score.tokens))
         more = f"  and {len(names) - 8} more" if len(names) > 8 else ""
-        heading = (
-            f"latent {score.latent}, on in {100 * score.rate:.2f} % of rows, F1 {score.f1:.2f}:"
-        )
+        rate = f"on in {100 * score.rate:.2f} % of rows"
+        heading = f"latent {score.latent}, {rate}, F1 {score.f1:.2f}:"
         show.out.print(f"\n{heading}  {'  '.join(names[:8])}{more}", style="bold")
         for one in random_examples(codes, score.latent, tokenizer, n=3):
             line = show.example(one.before, one.token, one.after)

@@ -32,12 +32,10 @@ def encode_store(
 ) -> Codes:
     """Encode every row of `store`, held-out and outlying ones, too, and write the codes to `out`.
 
-    `usual` of the codes says which rows are not of outlying norm. name: what the codes' manifest
-    calls the autoencoder. progress: show it on standard error.
+    name: what the codes' manifest calls the autoencoder. progress: show it on standard error.
     """
     store.require_width(autoencoder.d_in)
-    share = held_out_share(store, autoencoder.metadata)
-    out = Path(out)
+    share, out = held_out_share(store, autoencoder.metadata), Path(out)
     prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST)
     kept = ("model", "revision", "model_digest", "hook", "documents")
     about = {
@@ -64,15 +62,7 @@ def _parts(
         columns.append({**rows.columns, "usual": usual[done : done + len(x)]})
         done += len(x)
         terminal.at(done, total=len(store))
-        if done - first >= PART_ROWS:
-            yield _join(words, columns, autoencoder.n_latents)
+        if done - first >= PART_ROWS or done == len(store):
+            joined = {name: torch.cat([block[name] for block in columns]) for name in columns[0]}
+            yield PackedBits(torch.cat(words), autoencoder.n_latents), joined
             words, columns, first = [], [], done
-    if words:
-        yield _join(words, columns, autoencoder.n_latents)
-
-
-def _join(
-    words: list[Tensor], columns: list[dict[str, Tensor]], n_latents: int
-) -> tuple[PackedBits, dict[str, Tensor]]:
-    joined = {name: torch.cat([block[name] for block in columns]) for name in columns[0]}
-    return PackedBits(torch.cat(words), n_latents), joined

@@ -23,9 +23,8 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path, renamed to `path` when the block ends well, and removed otherwise.
 
-    It lies in a folder of its own: libraries put temporary files of theirs beside what they write,
-    and what a kill leaves behind is removed when `path` is written again. A disk that fills up
-    becomes a `BitlensError`; what stood at `path` before is untouched.
+    It lies in a folder of its own, for temporary files of libraries; what a kill leaves behind is
+    removed by the next write. A full disk is a `BitlensError`, and what stood there is untouched.
     """
     if path.is_dir():
         raise BitlensError(f"{path} is a folder; name a file.")
@@ -72,14 +71,10 @@ def refuse_unwritable(path: Path) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` as JSON, atomically.
-
-    NaN and infinity become null, so that every reader accepts the file.
-    """
+    """Write `value` as JSON, atomically; NaN and infinity become null."""
+    text = json.dumps(finite(value), indent=1, allow_nan=False)
     with replacing(path) as temporary:
-        temporary.write_text(
-            json.dumps(finite(value), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def finite(value: Any) -> Any:
@@ -163,10 +158,8 @@ def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
         raise BitlensError(f"{path} is not the manifest of {what}: the key 'schema' is missing.")
     if manifest["schema"] > schema:
-        raise BitlensError(
-            f"{path} has schema {manifest['schema']}, but this bitlens reads up to {schema}; "
-            "upgrade bitlens to open it."
-        )
+        newer = f"{path} has schema {manifest['schema']}, but this bitlens reads up to {schema}"
+        raise BitlensError(f"{newer}; upgrade bitlens to open it.")
     _refuse_other_forms(manifest, path, what)
     return manifest
 
@@ -174,9 +167,7 @@ def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
 def required(manifest: Mapping[str, Any], key: str, path: Path) -> Any:
     """`manifest[key]`, or an error that names the missing key and the file."""
     if key not in manifest:
-        raise BitlensError(
-            f"{path} lacks the key '{key}'; it was altered or written by another program."
-        )
+        raise BitlensError(f"{path} lacks the key '{key}'; another program wrote or changed it.")
     return manifest[key]
 
 
@@ -193,12 +184,9 @@ def write_tensors(
     with replacing(path) as temporary:
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata=dict(metadata or {}))
-        with contextlib.suppress(
-            OSError
-        ):  # safetensors makes private files: readable by whom the folder is
+        with contextlib.suppress(OSError):  # safetensors makes private files
             temporary.chmod(path.parent.stat().st_mode & 0o666)
-        digest = sha256(temporary)
-    return digest
+        return sha256(temporary)
 
 
 def read_tensors(
@@ -207,10 +195,8 @@ def read_tensors(
     """Tensors of a safetensors file, memory-mapped; all of them, or those in `names`."""
     try:
         with safe_open(path, framework="pt", device=device) as file:
-            return {
-                name: file.get_tensor(name)
-                for name in (names if names is not None else file.keys())
-            }
+            chosen = file.keys() if names is None else names
+            return {name: file.get_tensor(name) for name in chosen}
     except FileNotFoundError:
         raise BitlensError(f"{path} is missing; restore it or make its folder again.") from None
     except SafetensorError as error:
@@ -233,26 +219,22 @@ def verify_shard(path: Path, expected: str) -> None:
 
 def _is_ours(marker: Path) -> bool:
     """Whether this file was written by bitlens."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         content = json.loads(marker.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and ("schema" in content or "bitlens" in content)
+        return isinstance(content, dict) and ("schema" in content or "bitlens" in content)
+    return False
 
 
 def prepare_output(path: Path, resume: bool | None, overwrite: bool, marker: str) -> None:
     """Make the output folder. One that holds something is refused unless resumed or overwritten.
 
-    resume: None where the work cannot be resumed. `marker` is the file that shows the folder to be
-    one of ours: nothing else is ever deleted.
+    resume: None where the work cannot be. marker: the file without which a folder is never deleted.
     """
     real = path.resolve()  # a link stays, what it leads to is made or replaced
     if real.exists() and not real.is_dir():
         raise BitlensError(f"{path} is a file; name a folder for the output.")
     if real.is_dir() and not os.access(real, os.W_OK | os.X_OK):
-        raise BitlensError(
-            f"The folder {path} cannot be written to; name another one for the output."
-        )
+        raise BitlensError(f"The folder {path} cannot be written to; name another one.")
     if real.is_dir() and any(real.iterdir()) and not resume:
         if not overwrite:
             way = "" if resume is None else "`resume=True` to continue it or "

@@ -32,18 +32,14 @@ def numbers_of(kind: type) -> dict[str, Number]:
 
 def brief(self: Any) -> str:
     """The `repr` of a dataclass or named tuple: its numbers, and kind and size of what is long."""
-    return (
-        f"{type(self).__name__}({', '.join(f'{k}={_short(v)}' for k, v in _fields(self).items())})"
-    )
+    numbers = ", ".join(f"{name}={_short(value)}" for name, value in _fields(self).items())
+    return f"{type(self).__name__}({numbers})"
 
 
 def _short(value: Any) -> str:
     if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return (
-            f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-            if value.shape
-            else _short(value.item())
-        )
+        kind, shape = str(value.dtype).removeprefix("torch."), list(value.shape)
+        return f"{kind}{shape}" if shape else _short(value.item())
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, str):
@@ -61,16 +57,13 @@ def _short(value: Any) -> str:
 def to_pandas(results: Any) -> Any:
     """Results as a pandas DataFrame, which needs pandas to be installed.
 
-    results: one result, a row, or columns where all of it is as long; a list of results, a row
-    each; or a dict of them, a row each under its name. Of an estimate with its interval `x` the
-    columns are `x`, `x_low` and `x_high`.
+    results: one result (a row, or columns where all of it is as long), a list of them (a row each),
+    or a dict (rows with names). An estimate `x` has the columns `x`, `x_low` and `x_high`.
     """
     try:
         import pandas
     except ImportError:
-        raise BitlensError(
-            "A DataFrame needs pandas, which is not installed here: pip install pandas."
-        ) from None
+        raise BitlensError("A DataFrame needs pandas: pip install pandas.") from None
     records = results.records() if hasattr(results, "records") else results
     if isinstance(records, Mapping) and records and all(map(_is_record, records.values())):
         return pandas.DataFrame(map(_row, records.values()), index=list(records))

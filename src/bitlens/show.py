@@ -79,7 +79,8 @@ def table(
         grid.add_column("", style="dim")
     names = dict.fromkeys(name for column in columns.values() for name in column)
     for name in names:
-        if name == "architecture" or _is_end(name, names):
+        stem, _, end = name.rpartition("_")
+        if name == "architecture" or (end in ("low", "high") and stem in names):
             continue
         number = numbers.get(name, Number(""))
         values = [_with_interval(name, column, number.format) for column in columns.values()]
@@ -89,12 +90,6 @@ def table(
     out.print(grid)
     if not beside:
         out.print(meanings)
-
-
-def _is_end(name: str, names: Mapping[str, Any]) -> bool:
-    """Whether this is an end of the interval of another number, which is shown beside that."""
-    stem, _, end = name.rpartition("_")
-    return end in ("low", "high") and stem in names
 
 
 def _with_interval(name: str, column: Mapping[str, Any], form: str) -> str:
@@ -114,14 +109,10 @@ def rows(title: str, lines: Sequence[Mapping[str, Any]]) -> None:
         text = any(isinstance(line.get(name), str) for line in lines)
         grid.add_column(name, justify="left" if text else "right")
     for line in lines:
-        grid.add_row(*(_cell(line.get(name)) for name in names))
+        values = (line.get(name, "-") for name in names)
+        cells = (f"{value:.3g}" if isinstance(value, float) else value for value in values)
+        grid.add_row(*("-" if cell is None else str(cell) for cell in cells))
     out.print(grid)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def entropy(title: str, result: Entropy) -> None:
@@ -177,8 +168,7 @@ def plain(text: str) -> str:
 
 
 def token(text: str) -> str:
-    """A single token whose spaces can be seen: as dots, and other characters without ink as
-    codes."""
+    """A single token with spaces as dots, and other characters without ink as codes."""
     named = {" ": "·", "\n": "⏎"}
     return "".join(named.get(c) or (c if c.isprintable() else ascii(c)[1:-1]) for c in text) or "''"
 

@@ -28,10 +28,8 @@ T = TypeVar("T")
 
 
 def open_console(stderr: bool) -> Console:
-    """A console that prints text as it is, and goes on in silence when its reader has gone.
-
-    What is written to files is not lost then.
-    """
+    """A console that prints text as it is, and goes on in silence when its reader has gone: what is
+    written to files is not lost then."""
     from rich.console import Console
 
     class Lasting(Console):
@@ -47,6 +45,13 @@ def silence(stream: Any) -> None:
     """From here on what is written to this stream goes nowhere."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _later(seconds: float, call: Callable[..., Any], *args: Any) -> threading.Timer:
+    timer = threading.Timer(seconds, call, args)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 @functools.cache
@@ -110,9 +115,7 @@ class _Screen:
             self._progress.update(task, completed=bar.done, note=bar.note, total=bar.total)
 
     def _wait(self, seconds: float) -> None:
-        self._timer = threading.Timer(seconds, self._say, (seconds,))
-        self._timer.daemon = True
-        self._timer.start()
+        self._timer = _later(seconds, self._say, seconds)
 
     def _say(self, waited: float) -> None:
         if bars := [str(bar) for bar in self.bars]:
@@ -124,34 +127,26 @@ _screen = _Screen()
 
 
 def _rich_progress() -> Any:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as rich
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    return Progress(
-        *columns, console=console(), transient=True, redirect_stdout=sys.stdout.isatty()
+    return rich.Progress(
+        rich.TextColumn("{task.description}", markup=False),
+        rich.BarColumn(bar_width=24),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[note]}", markup=False),
+        console=console(),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
     )
 
 
 class _Interrupt:
     """Ctrl-C that cannot be lost.
 
-    Python drops an exception that is raised in a callback (of a weak reference, of an import's
-    lock, of C), and some libraries clear any. What was not heard is raised again where work says
-    how far it is.
+    Python drops what is raised in a callback (of a weak reference, an import's lock, C), and some
+    libraries clear any exception: it is raised again where work says how far it is.
     """
 
     def __init__(self) -> None:
@@ -159,11 +154,8 @@ class _Interrupt:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Until `listen` is called in the block, Ctrl-C ends the process with a word.
-
-        Raised in the middle of an import, an exception could become anything. Another handler than
-        Python's own is left alone.
-        """
+        """Until `listen` is called in the block, Ctrl-C ends the process with a word: raised in the
+        middle of an import, it could become anything. Another's handler is left alone."""
         former = signal.getsignal(signal.SIGINT)
         if former is not signal.default_int_handler:
             yield
@@ -207,10 +199,7 @@ class _Interrupt:
         if not issubclass(what.exc_type, KeyboardInterrupt):
             sys.__unraisablehook__(what)
             return
-        # outside of the callback
-        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-        again.daemon = True
-        again.start()
+        _later(0.05, os.kill, os.getpid(), signal.SIGINT)  # outside of the callback
 
 
 interrupt = _Interrupt()
@@ -218,10 +207,7 @@ interrupt = _Interrupt()
 
 @contextlib.contextmanager
 def bar(title: str, total: int | None = None, shown: bool = True) -> Iterator[Bar]:
-    """Show this work while the block runs.
-
-    shown False: neither this nor any work within the block.
-    """
+    """Show this work while the block runs; `shown` False: neither this nor any work within it."""
     one = Bar(title, total)
     if not shown:
         _screen.hidden += 1

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 COMMANDS = {  # name: module of this package and its function
-    "demo": "demo:demo",
+    "demo": "runs:demo",
     "harvest": "stores:harvest",
     "import": "stores:import_",
     "train": "runs:train",
@@ -82,7 +82,7 @@ def _status(arguments: list[str]) -> int:
 def _fail(sentence: str, status: int, arguments: list[str]) -> int:
     _, _, place = _find(arguments)
     if place:
-        from bitlens.cli.flags import in_flags
+        from bitlens.cli.calling import in_flags
 
         sentence = in_flags(sentence, _load(place))
     print(sentence, file=sys.stderr)
@@ -101,11 +101,10 @@ def _mend_streams() -> None:
 
 def _find(arguments: list[str]) -> tuple[str, Mapping[str, str], str | None]:
     """-> `bitlens` or `bitlens study`, what can be called there, and the place of what is named."""
-    name, commands, position = "bitlens", COMMANDS, 0
-    if arguments[:1] == ["study"]:
-        name, commands, position = "bitlens study", STUDIES, 1
-    named = arguments[position] if len(arguments) > position else ""
-    return name, commands, commands.get(named)
+    study = arguments[:1] == ["study"]
+    name, commands = ("bitlens study", STUDIES) if study else ("bitlens", COMMANDS)
+    named = arguments[1:2] if study else arguments[:1]
+    return name, commands, commands.get("".join(named))
 
 
 def _load(place: str) -> Callable[..., Any]:
@@ -134,9 +133,9 @@ def _call(arguments: list[str]) -> None:
     from bitlens.cli.calling import call
 
     if rest[0] == "train" and {"-h", "--help"} & set(rest):
-        from bitlens.cli.train_help import for_help
+        from bitlens.cli.runs import train_for_help
 
-        command = for_help(command, rest)
+        command = train_for_help(rest)
 
     call(command, f"{name} {rest[0]}", rest[1:])
 

@@ -1,46 +1,38 @@
 """How commands are called: flags are parsed, and results written where `--json` says.
 
 A command is a function of its flags that prints what a person wants to see and returns what a
-program wants to read: a dictionary, or a result with `as_dict`. It has no flag --json of its own.
+program wants to read, a dictionary for `--json`. Errors name what can be done in Python; on the
+command line the same is a flag.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
+import re
 import typing
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
 from bitlens import terminal
-from bitlens.cli.flags import flags_of
 
 Command = Callable[..., Any]
 OUT_IS_A_FILE = {"faithfulness", "features", "labels", "compress"}
 JSON_HELP = "also write the numbers to this file."
+QUOTES = "'\""
+RENAMED = {"length": "context", "unit": "documents", "hooks": "hook", "column": "text_column"}
 
 
 def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
-    """Run `command` with these arguments of the command line; prog: what help calls it."""
-    tyro.cli(
-        with_json(command, prog.split()[-1]),
-        prog=prog,
-        args=arguments,
-        config=(
-            tyro.conf.OmitArgPrefixes,
-            tyro.conf.OmitSubcommandPrefixes,
-            tyro.conf.FlagCreatePairsOff,
-        ),
-    )
+    """Run `command` with these arguments of the command line; prog: what help calls it.
 
-
-def with_json(command: Command, name: str) -> Callable[..., None]:
-    """`command` with a flag --json, under a bar of its name, after what takes seconds to import."""
-    own_json = "json" in flags_of(command)
+    It gets a flag --json and runs under a bar of its name, after what takes seconds to import.
+    """
+    name = prog.split()[-1]
 
     def called(*args: Any, json: Path | None = None, **kwargs: Any) -> None:
         with terminal.bar(name):
@@ -51,31 +43,59 @@ def with_json(command: Command, name: str) -> Callable[..., None]:
 
             from bitlens.files import refuse_unwritable, write_json
 
-            if own_json and json is not None:
-                kwargs["json"] = json
             given = inspect.signature(command).bind(*args, **kwargs).arguments
-            outputs = [json, getattr(given.get("options"), "json", None)]
-            outputs += [given.get("out")] if name in OUT_IS_A_FILE else []
-            for path in outputs:
+            for path in (json, given.get("out") if name in OUT_IS_A_FILE else None):
                 if path is not None:  # said now, not after the work
                     refuse_unwritable(path)
             result = command(*args, **kwargs)
-            if json is not None and not own_json:
-                write_json(json, result.as_dict() if hasattr(result, "as_dict") else result)
+            if json is not None:
+                write_json(json, result)
 
-    if own_json:
-        return functools.update_wrapper(called, command)
-    text = inspect.getdoc(command) or ""
-    heading = "" if "\nArgs:\n" in text else "\n\nArgs:"
-    flag = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=None)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    flag = inspect.Parameter("json", kind, default=None, annotation=Path | None)
+    show_as(called, command, json=flag)
+    heading = "" if "\nArgs:\n" in str(called.__doc__) else "\n\nArgs:"
+    called.__doc__ = f"{called.__doc__}{heading}\n    json: {JSON_HELP}"
+    options = ("OmitArgPrefixes", "OmitSubcommandPrefixes", "FlagCreatePairsOff")
+    config = tuple(getattr(tyro.conf, option) for option in options)
+    tyro.cli(called, prog=prog, args=arguments, config=config)
+
+
+def show_as(function: Command, command: Command, **changed: inspect.Parameter) -> None:
+    """Let tyro read of `function` the docstring and parameters of `command`, but for those that
+    are changed or added. (`functools.wraps` would lead it on to the command itself.)"""
     signature = inspect.signature(command)
-    # What tyro reads; `functools.wraps` would lead it on to the command itself.
-    called.__doc__ = f"{text}{heading}\n    json: {JSON_HELP}"
-    called.__annotations__ = {
-        **typing.get_type_hints(command, include_extras=True),
-        "json": Path | None,
-    }
-    vars(called)["__signature__"] = signature.replace(
-        parameters=[*signature.parameters.values(), flag]
-    )
-    return called
+    parameters = {**signature.parameters, **changed}
+    hints = {name: parameter.annotation for name, parameter in changed.items()}
+    function.__doc__ = inspect.getdoc(command) or ""
+    function.__annotations__ = {**typing.get_type_hints(command, include_extras=True), **hints}
+    vars(function)["__signature__"] = signature.replace(parameters=list(parameters.values()))
+
+
+def flags_of(command: Command) -> set[str]:
+    """Names of a command's arguments that are flags, with underscores."""
+    flags: set[str] = set()
+    for name, hint in typing.get_type_hints(command).items():
+        if name in inspect.signature(command).parameters:
+            flags |= {field.name for field in fields(hint)} if is_dataclass(hint) else {name}
+    return flags
+
+
+def in_flags(sentence: str, command: Command) -> str:
+    """The sentence with every `name` and `name=value` as a flag, where the command has that flag.
+
+    Others lose their quotes.
+    """
+    flags = flags_of(command)
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match["name"], match["value"]
+        name = next((n for n in (name, RENAMED.get(name, "")) if n in flags), None)
+        if name is None:
+            return match[0].strip("`")
+        dashed = name.replace("_", "-")
+        if value in (None, "True", "False"):
+            return f"--{'no-' if value == 'False' else ''}{dashed}"
+        return f"--{dashed} {value.removeprefix('torch.').strip(QUOTES)}"
+
+    return re.sub(r"`(?P<name>[A-Za-z_]+)(=(?P<value>[^`]+))?`", flag, sentence)

@@ -15,11 +15,9 @@ if TYPE_CHECKING:
     from bitlens.hidden import LanguageModel
     from bitlens.hidden.text import ContextReader
 
-Json = Path | None
 Device = str
-On = Annotated[
-    bool, tyro.conf.arg(help_behavior_hint="")
-]  # a flag --no-NAME; its help says what that does
+# a flag --no-NAME; its help says what that does
+On = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 ModelName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Files = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE ...")]
@@ -89,12 +87,3 @@ def pick_device(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BitlensError(f"There is no device '{device}' here; use --device cpu.")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-def write_result(path: Json, value: dict[str, Any]) -> None:
-    """For commands that still have a --json of their own; see `bitlens.cli.calling`."""
-    if path is not None:
-        from bitlens.files import write_json
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, value)

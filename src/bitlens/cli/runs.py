@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import inspect
+from dataclasses import fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
+from bitlens.cli.calling import Command, show_as
 from bitlens.cli.common import (
     Device,
-    Json,
     On,
     RunFolder,
     Search,
@@ -20,13 +23,30 @@ from bitlens.cli.common import (
     open_pair,
     open_text,
     pick_device,
-    write_result,
 )
-from bitlens.cli.train_help import name_without_effect
 from bitlens.errors import BitlensError
 from bitlens.hidden.config import ModelConfig, TextConfig
 from bitlens.options import TEST_FRACTION, Logger
-from bitlens.training.config import TrainConfig
+from bitlens.training.config import PRESETS, TrainConfig, settings_that_apply
+
+
+def demo(
+    out: Path = Path("bitlens-demo"),
+    n_latents: int = 1024,
+    steps: int = 2000,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """The whole job on the bundled model and text, offline, in minutes.
+
+    Args:
+        out: folder for everything that is made.
+        n_latents: width of both autoencoders.
+        steps: training steps of both.
+        overwrite: replace a former demo.
+    """
+    from bitlens.demo import run_demo
+
+    return run_demo(out, n_latents, steps, overwrite)
 
 
 def train(
@@ -40,11 +60,11 @@ def train(
     log: tuple[Logger, ...] = (),
     resume: bool = False,
     overwrite: bool = False,
-    json: Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Train an autoencoder on a store, or with --stream straight from a model.
 
-    The result is a folder with cfg.json and sae_weights.safetensors. A killed run goes on, bit-exactly, with --resume.
+    The result is a folder with cfg.json and sae_weights.safetensors. A killed run goes on,
+    bit-exactly, with --resume.
 
     Args:
         source: a store; with --stream a language model.
@@ -57,37 +77,81 @@ def train(
         log: further loggers beside metrics.jsonl: tensorboard, wandb.
         resume: continue a run that was stopped.
         overwrite: replace a run that is there.
-        json: also write the last numbers of the training to this file.
     """
     from bitlens import show
     from bitlens.hidden import ActivationStore, PairedStore
-    from bitlens.hidden.live import LiveSource
     from bitlens.training import train as run
 
-    name_without_effect(config)
-    fraction = config.test_fraction
+    _name_without_effect(config)
     if stream:
-        if not text.text or not hook:
-            raise BitlensError("--stream needs the text and the hook point: add --text and --hook.")
-        held_out = TEST_FRACTION if fraction is None else fraction
-        loading = ModelConfig(device=config.device)
-        language_model, reader = open_text(source, (hook,), text, held_out, loading)
-        if left_out := reader.corpus.left_out():
-            show.err.print(f"Not read as text: {', '.join(left_out)}", soft_wrap=True)
-        rows: Any = LiveSource(language_model, reader)
+        rows: Any = _live(source, text, hook, config)
     elif target is not None:
-        rows = PairedStore(source, target, fraction)
+        rows = PairedStore(source, target, config.test_fraction)
     else:
-        rows = ActivationStore(source, fraction)
+        rows = ActivationStore(source, config.test_fraction)
     last: dict[str, Any] = {}
     autoencoder = run(
         rows, config, out, resume=resume, overwrite=overwrite, loggers=log, report=last.update
     )
-    show.out.print(
-        f"{out}: {autoencoder.architecture} with {autoencoder.n_latents:,} live latents of {autoencoder.metadata['n_latents_trained']:,}, d_in {autoencoder.d_in}",
-        soft_wrap=True,
+    n_latents, trained = autoencoder.n_latents, autoencoder.metadata["n_latents_trained"]
+    show.say(
+        f"{out}: {autoencoder.architecture} with {n_latents:,} live latents of {trained:,}, "
+        f"d_in {autoencoder.d_in}"
     )
-    write_result(json, {"run": str(out), "n_latents": autoencoder.n_latents, **last})
+    return {"run": str(out), "n_latents": n_latents, **last}
+
+
+def _live(model: str, text: TextConfig, hook: str, config: TrainConfig) -> Any:
+    """Hidden states that are made as the training needs them."""
+    from bitlens import show
+    from bitlens.hidden.live import LiveSource
+
+    if not text.text or not hook:
+        raise BitlensError("--stream needs the text and the hook point: add --text and --hook.")
+    fraction = TEST_FRACTION if config.test_fraction is None else config.test_fraction
+    loading = ModelConfig(device=config.device)
+    language_model, reader = open_text(model, (hook,), text, fraction, loading)
+    if left_out := reader.corpus.left_out():
+        show.warn(f"Not read as text: {', '.join(left_out)}")
+    return LiveSource(language_model, reader)
+
+
+def _name_without_effect(config: TrainConfig) -> None:
+    """Print the flags that were given and that the architecture does not read."""
+    from bitlens import show
+
+    coding = PRESETS.get(config.preset, {}).get("coding")
+    applying = settings_that_apply(config.architecture, coding)
+    idle = [
+        f"--{field.name.replace('_', '-')}"
+        for field in fields(config)
+        if field.name not in applying and getattr(config, field.name) != field.default
+    ]
+    if idle:
+        show.warn(f"Without effect on this run: {', '.join(idle)}.")
+
+
+def train_for_help(arguments: list[str]) -> Command:
+    """`train` as its help should show it: with the settings of the architecture that the arguments
+    name."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--architecture", default="bae")
+    applying = settings_that_apply(parser.parse_known_args(arguments)[0].architecture)
+    hints = get_type_hints(TrainConfig)
+    hidden = [
+        (field.name, tyro.conf.Suppress[hints[field.name]], field.default)
+        for field in fields(TrainConfig)
+        if field.name not in applying
+    ]
+    config = make_dataclass("Config", hidden, bases=(TrainConfig,), frozen=True)
+
+    def shown(*args: Any, **kwargs: Any) -> None:
+        """Never called: only its help is read."""
+
+    flag = inspect.signature(train).parameters["config"]
+    annotation = Annotated[config, tyro.conf.arg(name="")]
+    show_as(shown, train, config=flag.replace(annotation=annotation, default=config()))
+    return shown
 
 
 def encode(
@@ -134,8 +198,8 @@ def evaluate(
     Args:
         run: an autoencoder.
         store: hidden states of its hook point.
-        part: test: the held-out documents; all: every document, for text that the autoencoder was not
-            trained on.
+        part: test: the held-out documents; all: every document, for text that the autoencoder was
+            not trained on.
         outliers: with --part all, take rows of outlying norm, too; they are never trained on.
         contexts: contexts that the language model reads for the cross-entropy numbers.
         ce: leave out the cross-entropy numbers, for which the language model runs with
@@ -181,7 +245,7 @@ def _rows_of_part(autoencoder: Any, store: Any, part: str) -> Any:
             show.warn(
                 "This store is other text than the training's; --part all takes every row of it."
             )
-    elif autoencoder.metadata.get("corpus") and same_text:
+    elif same_text and autoencoder.metadata.get("corpus"):
         show.warn(
             "The autoencoder was trained on this text: with --part all, most rows measured are "
             "not held out."

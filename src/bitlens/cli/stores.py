@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bitlens.cli.calling import in_flags
 from bitlens.cli.common import Files, ModelFlags, ModelName, TextFlags, open_text
-from bitlens.cli.flags import in_flags
 from bitlens.hidden.config import ModelConfig
 from bitlens.options import TEST_FRACTION
 

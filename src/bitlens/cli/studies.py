@@ -53,10 +53,7 @@ def _run(name: str, options: RunOptions, config: Any) -> dict[str, Any]:
             fvu = f"fvu {row['fvu']:.4f}" if "fvu" in row else ""
             bar.at(done, "not measured" if "error" in row else fvu, total)
 
-        def say(stage: str) -> None:
-            show.err.print(stage, soft_wrap=True)
-
-        rows = module.run(config, Study(**vars(options), report=report, say=say))
+        rows = module.run(config, Study(**vars(options), report=report, say=show.warn))
     result: dict[str, Any] = {"rows": rows}
     if hasattr(module, "summary"):
         result = {"summary": module.summary(rows)}
@@ -64,16 +61,12 @@ def _run(name: str, options: RunOptions, config: Any) -> dict[str, Any]:
     failed = [row for row in rows if "error" in row]
     for row in failed[:MOST_FAILURES]:
         settings = ", ".join(f"{name} {value}" for name, value in row.items() if name != "error")
-        show.err.print(f"Not measured: {settings}: {row['error']}", soft_wrap=True)
-    if len(failed) > MOST_FAILURES:
-        left = len(failed) - MOST_FAILURES
-        show.err.print(f"{left} more were not measured; the table says why.")
-    files = sorted(
-        path.name for ending in ("md", "png") for path in options.out.glob(f"*.{ending}")
-    )
-    show.out.print(
+        show.warn(f"Not measured: {settings}: {row['error']}")
+    if (left := len(failed) - MOST_FAILURES) > 0:
+        show.warn(f"{left} more were not measured; the table says why.")
+    files = sorted(path.name for path in options.out.iterdir() if path.suffix in (".md", ".png"))
+    show.say(
         f"{options.out}: table.parquet and table.csv with {len(rows)} rows; {', '.join(files)} "
-        "(figures also as .svg)",
-        soft_wrap=True,
+        "(figures also as .svg)"
     )
     return {"study": str(options.out), **result}

@@ -6,6 +6,7 @@ See docs/codec.md for the format.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import zlib
@@ -38,13 +39,11 @@ INDEX = np.dtype(
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of a compressed file; they add up to its size."""
+    """Bytes of a compressed file: all documents, the model, and header and index; their sum."""
 
     streams: int
-    """the bits of all documents"""
     model: int
     head: int
-    """header and index of the documents"""
 
 
 def compress(
@@ -52,8 +51,8 @@ def compress(
 ) -> Compressed:
     """Write `bits` to the file `out`, in place of one that is there, document by document.
 
-    documents: int64 `[rows]`, the rows of a document together. model: fitted on these latents, to
-    any rows. about: what the file says of the origin of the bits, for JSON.
+    documents: int64 `[rows]`, the rows of a document together. model: fitted on these latents.
+    about: what the file says of the origin of the bits, for JSON.
     """
     ids = documents.cpu().numpy().astype(np.int64)
     if len(ids) != len(bits) or len(model.order) != bits.n_latents:
@@ -119,24 +118,29 @@ class Damaged(BitlensError):
 class Compressed:
     """A file of compressed bits: what it holds, and any document of it.
 
-    Opening reads and checks the header, the index and the model; streams are read when they are
-    asked for. Iteration gives `(document, bits)` in the order of the file.
+    Opening checks header, index and model; streams are read when they are asked for. Iteration
+    gives `(document, bits)` in the order of the file.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        try:
-            with self.path.open("rb") as file:
-                self._open(file)
-                size = file.seek(0, 2)
-        except OSError as error:
-            raise BitlensError(f"{self.path} cannot be read: {error.strerror}.") from error
+        with self._reading() as file:
+            self._open(file)
+            size = file.seek(0, 2)
         expected = sum(vars(self.sizes).values())
         if size != expected:
             raise BitlensError(
                 f"{self.path} is truncated or was appended to: it has {size} bytes, not "
                 f"{expected}; restore it or compress the codes again."
             )
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[BinaryIO]:
+        try:
+            with self.path.open("rb") as file:
+                yield file
+        except OSError as error:
+            raise BitlensError(f"{self.path} cannot be read: {error.strerror}.") from error
 
     def _open(self, file: BinaryIO) -> None:
         header = self._read_header(file)
@@ -169,15 +173,13 @@ class Compressed:
         if len(text) != length or zlib.crc32(text) != checksum:
             raise self._damaged("header")
         header = json.loads(text)
-        if header["kind"] == KIND and "residual" in header:
+        kind, schema = header["kind"], header["schema"]
+        if kind == KIND and "residual" in header:
+            raise BitlensError(f"{self.path} has a residual, not read any more; compress again.")
+        if kind != KIND or schema > SCHEMA:
             raise BitlensError(
-                f"{self.path} was written with a residual, which is not read any more; compress "
-                "its store again."
-            )
-        if header["kind"] != KIND or header["schema"] > SCHEMA:
-            raise BitlensError(
-                f"{self.path} has schema {header['schema']} of {header['kind']}, but this bitlens "
-                f"reads up to {SCHEMA} of {KIND}; upgrade bitlens to open it."
+                f"{self.path} has schema {schema} of {kind}, but this bitlens reads up to {SCHEMA} "
+                f"of {KIND}; upgrade bitlens to open it."
             )
         return header
 
@@ -216,11 +218,8 @@ class Compressed:
         return PackedBits(torch.from_numpy(words.view(np.int64)), self.n_latents)
 
     def verify(self, decode: bool = True) -> list[int]:
-        """Ids of the documents that are damaged.
-
-        decode: decode every document; without it checksums of what is stored are compared, which
-        finds all damage but a coder that decodes otherwise.
-        """
+        """Ids of damaged documents; without `decode` only checksums are compared, which
+        finds all damage but a coder that decodes otherwise."""
         damaged = []
         for document in self.documents.tolist():
             try:
@@ -234,12 +233,9 @@ class Compressed:
         if document_id not in self._places:
             raise BitlensError(f"{self.path} has no document {document_id}.")
         i = self._places[document_id]
-        try:
-            with self.path.open("rb") as file:
-                file.seek(int(self._offsets[i]))
-                stream = file.read(int(self.stream_bytes[i]))
-        except OSError as error:
-            raise BitlensError(f"{self.path} cannot be read: {error.strerror}.") from error
+        with self._reading() as file:
+            file.seek(int(self._offsets[i]))
+            stream = file.read(int(self.stream_bytes[i]))
         if len(stream) != self.stream_bytes[i] or zlib.crc32(stream) != self._index[i]["stream"]:
             raise Damaged(
                 f"Document {document_id} of {self.path} is damaged: its checksum differs; restore "

@@ -86,40 +86,34 @@ def _write_bits(words, latent, symbols):
 
 @dataclass(frozen=True)
 class Quantised:
-    """An autoregression in integers.
-
-    order `[n_latents]` int64: the latents as they are predicted. biases int32 `[n_latents]`:
-    log-odds where all latents are off, in units. weights int16 `[n_latents, n_latents]`: in units,
-    zero on and below the diagonal. table uint32 `[levels]`: probabilities of being on in 2^-24.
-    level_shift: bits of a sum of units that its level leaves out. weight_shift: bits of a weight in
-    units that are always zero. chunk: rows coded side by side.
-    """
+    """An autoregression in integers: log-odds in units of 2^-8."""
 
     order: np.ndarray
+    """int64 `[n_latents]`: the latents as they are predicted"""
     biases: np.ndarray
+    """int32 `[n_latents]`: log-odds where all latents are off"""
     weights: np.ndarray
+    """int16 `[n_latents, n_latents]`, zero on and below the diagonal"""
     table: np.ndarray
+    """uint32 `[levels]`: probabilities of being on, in 2^-24"""
     weight_shift: int
+    """bits of a weight that are always zero"""
     level_shift: int
+    """bits of a sum that its level leaves out"""
     chunk: int
+    """rows coded side by side"""
 
     @classmethod
     def of(cls, model: Autoregression) -> Quantised:
-        """The nearest integers; what the rates subtract becomes part of the biases.
-
-        Log-odds beyond 16 count as 16.
-        """
+        """The nearest integers; what the rates subtract becomes part of the biases."""
         n, shift = len(model.order), UNIT_BITS - WEIGHT_BITS
         weights, first = np.zeros((n, n), np.int16), 0
         for block in model.weights:
             end = len(block)
-            steps = np.rint(
-                np.triu(block.detach().numpy(), 1 - first) * np.float32(1 << WEIGHT_BITS)
-            )
+            upper = np.triu(block.detach().numpy(), 1 - first)
+            steps = np.rint(upper * np.float32(1 << WEIGHT_BITS))
             if not np.isfinite(steps).all():
-                raise BitlensError(
-                    "The autoregression has weights that are not finite; fit it again."
-                )
+                raise BitlensError("The autoregression's weights are not finite; fit it again.")
             weights[:end, first:end] = np.clip(steps, -LARGEST, LARGEST).astype(np.int16) << shift
             first = end
         rates, biases = model.rates.double().numpy(), model.biases.detach().double().numpy()
@@ -140,8 +134,7 @@ class Quantised:
 
     @cached_property
     def pairs(self) -> np.ndarray:
-        """Probabilities of off and on, float32 `[levels, 2]`: integers over a power of two, without
-        any rounding."""
+        """Probabilities of off and on, float32 `[levels, 2]`, exact: over a power of two."""
         one = np.int64(1) << PROBABILITY_BITS
         on = self.table.astype(np.int64)
         return (np.stack([one - on, on], 1) / one).astype(np.float32)
@@ -185,12 +178,9 @@ class Quantised:
         return words
 
     def to_bytes(self) -> bytes:
-        """The model as the file holds it.
-
-        Order, biases, table, the least weight and how many values there are from it to the
-        greatest, their frequencies, and the weights above the diagonal, row by row, range coded
-        under those frequencies.
-        """
+        """The model as the file holds it: order, biases, table, the least weight and how many
+        values there are up to the greatest, their frequencies, and the weights above the diagonal,
+        row by row, range coded under those frequencies."""
         n, stream = len(self.order), coder()
         steps = self.weights >> self.weight_shift
         counts = np.zeros(2 * LARGEST + 1, np.int64)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,29 +45,24 @@ class Line:
 class Compression:
     """A compressed store beside what else could be done with its held-out rows.
 
-    lines: by their names in `bitlens.show`; all but `file` are about the held-out rows.
+    bits_joint: code length of the held-out rows under the float model, in bits a row. ratio: bytes
+    of the streams over the code length. lines: by their names in `bitlens.show`; all but `file` are
+    about the held-out rows.
     """
 
     __repr__ = brief
 
     rows: int
-    """rows of the file"""
     held_out_rows: int
-    """rows that all lines but the file's are about"""
     dtype: str
     bits_joint: float
-    """code length of these rows under the float model, in bits a row"""
     ratio: float
-    """bytes of the streams over the code length"""
     lines: dict[str, Line]
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Every row of a store: its bits, document, and whether that is held out.
-
-    largest: of each component, absolute.
-    """
+class _Rows(NamedTuple):
+    """Every row of a store: its bits, document, and whether that is held out; and the largest
+    absolute value of each component."""
 
     bits: PackedBits
     documents: Tensor
@@ -87,8 +82,7 @@ def compress_store(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Compression:
-    """Write the rows of `store` to the file `out`, coded by a model fitted on the training
-    documents.
+    """Write the rows of `store` to the file `out`, coded by a model of the training documents.
 
     run: folder of the autoencoder. documents: `all`, or `test` for the held-out ones (of a split
     without any, the last fifth). progress: show it on standard error.
@@ -96,13 +90,14 @@ def compress_store(
     run, out = Path(run), Path(out)
     store.require_width(autoencoder.d_in)
     if not isinstance(autoencoder, BinaryAutoencoder):
-        raise BitlensError(
-            f"{run} is a {autoencoder.architecture} autoencoder, whose bits alone give no hidden "
-            "states back; compress with a bae."
-        )
+        kind = autoencoder.architecture
+        raise BitlensError(f"The bits of a {kind} give no hidden states back; compress with a bae.")
     store = store.split(held_out_share(store, autoencoder.metadata) or 0.0)
     dtype = required(store.manifest, "dtype", store.path / MANIFEST)
-    _refuse_occupied(out, overwrite)
+    if out.is_dir():
+        raise BitlensError(f"{out} is a folder; name a file for the output.")
+    if out.exists():
+        _refuse_occupied(out, overwrite)
     terminal.stage("bits")
     rows = _encode(autoencoder, store)
     terminal.stage("autoregression")
@@ -125,14 +120,11 @@ def compress_store(
 
 
 def _refuse_occupied(out: Path, overwrite: bool) -> None:
-    if out.is_dir():
-        raise BitlensError(f"{out} is a folder; name a file for the output.")
-    if out.exists() and not overwrite:
+    if not overwrite:
         raise BitlensError(f"{out} is there already; pass `overwrite=True` to replace it.")
-    if out.exists():
-        with out.open("rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:
-                raise BitlensError(f"{out} was not written by this command; choose another file.")
+    with out.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise BitlensError(f"{out} was not written by this command; choose another file.")
 
 
 @torch.inference_mode()
@@ -162,8 +154,7 @@ def _compare(
     rows: _Rows,
     model: Autoregression,
 ) -> Compression:
-    """Every line is about the same held-out rows, the first documents up to 8 MiB, but the file's
-    own."""
+    """All lines but the file's are about the same held-out rows: first documents up to 8 MiB."""
     hidden, documents = _some_held_out(store, rows)
     bits = rows.bits[rows.held_out][: len(hidden)]
     streams = int(file.stream_bytes[torch.isin(file.documents, torch.unique(documents))].sum())
@@ -171,7 +162,6 @@ def _compare(
     int8 = (hidden.float() / scale).round().to(torch.int8)
     usual = torch.linalg.vector_norm(hidden, dim=1, dtype=torch.float64) <= store.outlier_norm
     fvu_of_bits = fvu(hidden[usual], reconstruct(autoencoder, bits)[usual])
-    words, whole = bits.numpy().astype("<u8").tobytes(), file.path.stat().st_size
 
     def line(size: int, lost: float, count: int = len(hidden)) -> Line:
         return Line(size, 8 * size / count, lost)
@@ -185,20 +175,17 @@ def _compare(
         ratio=8 * streams / len(hidden) / length if length else 1.0,
         lines={
             "streams": line(streams, fvu_of_bits),
-            "words": line(len(words), fvu_of_bits),
-            "words_zstd": line(_zstd(words), fvu_of_bits),
-            "int8_zstd": line(
-                _zstd(int8.numpy().tobytes()), fvu(hidden[usual], (int8 * scale)[usual])
-            ),
-            "stored_zstd": line(_zstd(hidden.view(torch.uint8).numpy().tobytes()), 0.0),
-            "file": line(whole, fvu_of_bits, file.rows),
+            "words": line(bits.words.nbytes, fvu_of_bits),
+            "words_zstd": line(_zstd(bits.words), fvu_of_bits),
+            "int8_zstd": line(_zstd(int8), fvu(hidden[usual], (int8 * scale)[usual])),
+            "stored_zstd": line(_zstd(hidden), 0.0),
+            "file": line(file.path.stat().st_size, fvu_of_bits, file.rows),
         },
     )
 
 
 def _some_held_out(store: ActivationStore, rows: _Rows) -> tuple[Tensor, Tensor]:
-    """Hidden states of the first held-out documents, whole ones up to `COMPARED_BYTES`, and the
-    document of each row."""
+    """Hidden states of the first held-out documents, up to `COMPARED_BYTES`, and documents."""
     ids = rows.documents[rows.held_out]
     ends = torch.unique_consecutive(ids, return_counts=True)[1].cumsum(0)
     row_bytes = store.d_in * getattr(torch, store.manifest["dtype"]).itemsize
@@ -213,18 +200,18 @@ def _some_held_out(store: ActivationStore, rows: _Rows) -> tuple[Tensor, Tensor]
     return torch.cat(hidden)[:n], ids[:n]
 
 
-def _zstd(data: bytes) -> int:
+def _zstd(data: Tensor) -> int:
     """Bytes of `data` under zstd -19."""
     zstandard: Any = import_module("zstandard")
-    return len(zstandard.ZstdCompressor(level=19).compress(data))
+    content = data.contiguous().view(torch.uint8).numpy().tobytes()
+    return len(zstandard.ZstdCompressor(level=19).compress(content))
 
 
 # --- back -----------------------------------------------------------------------------------------
 
 
 def reconstruct(autoencoder: BinaryAutoencoder, bits: PackedBits) -> Tensor:
-    """The hidden states that these bits stand for, float32 `[rows, d_in]`, summed in float64 and
-    rounded once."""
+    """The hidden states that these bits stand for, float32 `[rows, d_in]`, rounded once."""
     w_dec, b_dec, scale, mean = (
         tensor.detach().cpu().double()
         for tensor in (autoencoder.W_dec, autoencoder.b_dec, autoencoder.scale, autoencoder.mean)
@@ -249,8 +236,7 @@ def decompress_file(
     overwrite: bool = False,
     progress: bool = True,
 ) -> tuple[ActivationStore, list[int]]:
-    """Write the reconstructions of `file`, in float32, to the store `out` -> the store, and the
-    documents left out.
+    """Write the reconstructions of `file`, float32, to the store `out` -> it, documents left out
 
     run: the autoencoder that compressed the file. skip_damaged: leave out damaged documents;
     without it nothing is written if there is one. progress: show it on standard error.
@@ -268,9 +254,7 @@ def decompress_file(
     about = {key: file.about.get(key) for key in KEPT_OF_MANIFEST}
     about |= {"d_in": autoencoder.d_in, "dtype": "float32", "context_length": None}
     writer = StoreWriter(out, {**about, "decompressed": str(file.path)})
-    waiting: list[
-        tuple[int, Tensor]
-    ] = []  # documents and their hidden states, until a shard is full
+    waiting: list[tuple[int, Tensor]] = []  # documents and hidden states, until a shard is full
     done = 0
     for document in file.documents.tolist():
         if document in damaged:

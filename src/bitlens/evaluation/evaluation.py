@@ -11,13 +11,8 @@ from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.causal.splice import Splice
 from bitlens.errors import BitlensError
-from bitlens.evaluation.information import Information
-from bitlens.evaluation.losses import Losses
 from bitlens.evaluation.measured import Measured
-from bitlens.evaluation.reconstruction import Reconstruction
-from bitlens.evaluation.sparsity import Sparsity
-from bitlens.evaluation.speed import Speed
-from bitlens.evaluation.subject import Subject
+from bitlens.evaluation.numbers import Information, Losses, Reconstruction, Sparsity, Speed, Subject
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.split import unseen
 from bitlens.hidden.store import ActivationStore, PairedStore
@@ -26,24 +21,11 @@ from bitlens.results import brief
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(
-    # From the last row of the table to the first, as fields of dataclasses are inherited.
-    Losses,
-    Speed,
-    Information,
-    Sparsity,
-    Reconstruction,
-    Subject,
-):
+class Evaluation(Losses, Speed, Information, Sparsity, Reconstruction, Subject):
+    # from the last row of the table to the first, as fields of dataclasses are inherited
     """All numbers. What each means: `bitlens.results.numbers_of(Evaluation)`, docs/numbers.md."""
 
     __repr__ = brief
-
-    @staticmethod
-    def measure(measured: Measured) -> dict[str, Any]:
-        """-> the numbers of all groups, by name"""
-        groups = reversed(Evaluation.__bases__)
-        return {name: value for group in groups for name, value in group.measure(measured).items()}
 
     def as_dict(self) -> dict[str, str | int | float | None]:
         """The numbers by name, as JSON files have them."""
@@ -65,16 +47,15 @@ def evaluate(
     joint: bool = True,
     progress: bool = True,
 ) -> Evaluation:
-    """Measure an autoencoder on the documents of a store that its training held out.
+    """Measure an autoencoder on the documents of a store that its training held out
+    (`bitlens.hidden.split.unseen`).
 
-    Which these are: `bitlens.hidden.split.unseen`. language_model: a whole causal model hooked
-    where the store was (for a transcoder also where it writes), for the cross-entropy numbers;
-    without one they are None. splice, covariance: what `Splice.of_store` and `usual_covariance`
-    made of the store, so that several autoencoders of one hook point share what does not depend on
-    them. part: `test`, or `all` for a store that the autoencoder was not trained on. outliers: with
-    part `all`, take rows of outlying norm, too, which are never trained on and are otherwise left
-    out. joint: measure `bits_joint`, which takes longer than all the rest; otherwise it is None.
-    progress: show it on standard error.
+    language_model: a whole causal model hooked where the store was (for a transcoder also where it
+    writes), for the cross-entropy numbers; without one they are None. splice, covariance: what
+    `Splice.of_store` and `Covariance.of` made of the store, shared by several autoencoders. part:
+    `test`, or `all` for a store that the autoencoder was not trained on. outliers: with part `all`,
+    take rows of outlying norm, too. joint: measure `bits_joint`, which takes longer than all the
+    rest; otherwise it is None. progress: show it on standard error.
     """
     store.require_width(autoencoder.d_in)
     if autoencoder.transcodes != isinstance(store, PairedStore):
@@ -89,7 +70,11 @@ def evaluate(
     if part == "test":
         store = unseen(store, autoencoder.metadata)
     rows = "usual" if part == "all" and not outliers else part
-    measured = replace(Measured.of(autoencoder, store, rows), joint=joint, covariance=covariance)
+    measured = Measured.of(autoencoder, store, rows)
     if language_model and not splice:
         splice = Splice.of_store(language_model, autoencoder, store, max_contexts, part)
-    return Evaluation(**Evaluation.measure(replace(measured, splice=splice)))
+    measured = replace(measured, joint=joint, covariance=covariance, splice=splice)
+    numbers: dict[str, Any] = {}
+    for group in reversed(Evaluation.__bases__):
+        numbers |= group.measure(measured)
+    return Evaluation(**numbers)

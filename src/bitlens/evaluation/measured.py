@@ -23,10 +23,9 @@ from bitlens.information.moments import Covariance, Variance, squared_error
 class Measured:
     """An autoencoder and the rows it was measured on.
 
-    part: of the store's rows that was read, `test`, `usual` or `all`. variance: of the rows
-    `[n, d]` that are to be reconstructed. squared_error: summed over rows and components. cosine:
-    summed over rows. bits: which latents are not zero. documents `[n]`. seconds: of encoding and
-    decoding. joint, covariance, splice: see `evaluate`.
+    part: of the store's rows, `test`, `usual` or `all`. variance: of the rows to reconstruct.
+    squared_error: over rows and components. cosine: over rows. bits: latents that are not zero.
+    seconds: of encoding and decoding. joint, covariance, splice: see `evaluate`.
     """
 
     autoencoder: Autoencoder
@@ -59,15 +58,11 @@ class Measured:
             variance.add(target)
             error += squared_error(target, x_hat)
             cosine += float(cosine_similarity(target.double(), x_hat.double(), dim=1).sum())
-        if variance.rows < 2 and part == "test":
-            raise BitlensError(
-                f"{store.path} has {variance.rows} held-out rows; harvest more documents, or pass "
-                "`part='all'`."
-            )
         if variance.rows < 2:
-            raise BitlensError(
-                f"{store.path} has {variance.rows} rows of usual norm; two are needed."
-            )
+            kind, way = "rows of usual norm", "two are needed"
+            if part == "test":
+                kind, way = "held-out rows", "harvest more documents, or pass `part='all'`"
+            raise BitlensError(f"{store.path} has {variance.rows} {kind}; {way}.")
         bits, ids = PackedBits(torch.cat(words), autoencoder.n_latents), torch.cat(documents)
         return cls(autoencoder, store, part, variance, error, cosine, bits, ids, seconds)
 

@@ -30,7 +30,7 @@ from bitlens.version import __version__
 MANIFEST = "study.json"
 SCHEMA = 1
 MEANING = 2  # raised when a number comes to mean something else, so that no folder mixes both
-Cell = Mapping[str, Any]
+Cell = dict[str, Any]
 Row = dict[str, Any]
 Measure = Callable[[Cell], Row]
 
@@ -40,7 +40,7 @@ class Study(RunOptions):
     """A study that is run: its folder, and what was measured in it."""
 
     report: Callable[[int, int, Row], None] = lambda done, total, row: None
-    """called after every cell with the cells that are done, the number of all, and the row"""
+    """called after every cell: cells that are done, all cells, and the row"""
     say: Callable[[str], None] = lambda stage: None
     """told what the study does next"""
     planned: int = 0
@@ -68,17 +68,18 @@ class Study(RunOptions):
     ) -> list[Row]:
         """Measure every cell that is not measured yet -> the rows of all, each with its settings.
 
-        measure: a function of a module (workers import it). same: what else the numbers depend on;
-        a cell is only taken as measured if it was under the same. A cell that cannot be measured
-        gives a row with the sentence under `error`, is not kept, and does not stop the others.
+        measure: a function of a module (workers import it). same: what else the numbers depend on.
+        A cell that cannot be measured gives a row with the sentence under `error`, is tried again
+        next time, and does not stop the others.
         """
         folder = self.out / "cells"
         folder.mkdir(exist_ok=True)
-        files = [folder / f"{_key(cell, same or {})}.json" for cell in cells]
+        version = [__version__, MEANING]
+        settings = ({"cell": cell, "same": same or {}, "version": version} for cell in cells)
+        texts = (json.dumps(each, sort_keys=True).encode() for each in settings)
+        files = [folder / f"{hashlib.sha256(text).hexdigest()[:24]}.json" for text in texts]
         rows: dict[int, Row] = {
-            i: json.loads(file.read_text(encoding="utf-8"))
-            for i, file in enumerate(files)
-            if file.exists()
+            i: json.loads(file.read_text("utf-8")) for i, file in enumerate(files) if file.exists()
         }
         missing = [(i, cell) for i, cell in enumerate(cells) if i not in rows]
         # a cell's own Interrupted is suppressed: the sentence below is that of them all
@@ -150,11 +151,6 @@ def _guarded(measure: Measure, cell: Cell) -> Row:
         raise
     except BitlensError as error:
         return {"error": str(error)}
-
-
-def _key(cell: Cell, same: Mapping[str, Any]) -> str:
-    settings = {"cell": dict(cell), "same": dict(same), "version": [__version__, MEANING]}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:

@@ -42,7 +42,6 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
 }
 Size = tuple[float, float]
-Styles = Mapping[Any, dict[str, Any]]
 
 
 @contextlib.contextmanager
@@ -69,21 +68,19 @@ class Panel:
     x: str
     y: str
     series: str
-    """column of whose values each is drawn on its own"""
+    """column whose values are drawn each on its own"""
     kind: Literal["line", "points"] = "line"
-    """line: means over rows of the same x, in a band from the lowest `y_low` to the highest
-    `y_high`; points: every row"""
+    """line: means over rows of one x, banded from least `y_low` to largest `y_high`; points: all"""
     references: Mapping[str, str] = field(default_factory=dict)
-    """columns whose means are broken lines beside all series, and their names"""
+    """columns whose means are broken lines, and their names"""
     ordered: bool = False
-    """the series have an order, as layers do, and are drawn in shades from dark to light"""
+    """series in shades from dark to light, as of layers"""
     even: bool = False
-    """values of x at even distances, as words are in any case"""
+    """values of x at even distances, as words are"""
     log: str = ""
-    """axes with a logarithmic scale: x, y or xy"""
+    """axes with a logarithmic scale, such as xy"""
     title: str = ""
     labels: tuple[str, str] = ("", "")
-    """of the axes"""
 
 
 def groups(rows: Sequence[Row], column: str) -> dict[Any, list[Row]]:
@@ -160,7 +157,7 @@ def _places(axes: Any, panel: Panel) -> dict[Any, float]:
     return {value: place for place, value in enumerate(values)}
 
 
-def _draw(axes: Any, panel: Panel, styles: Styles) -> None:
+def _draw(axes: Any, panel: Panel, styles: Mapping[Any, dict[str, Any]]) -> None:
     places = _places(axes, panel)
 
     def line(rows: list[Row], column: str, over: Any = fmean) -> tuple[list[float], list[float]]:
@@ -174,17 +171,17 @@ def _draw(axes: Any, panel: Panel, styles: Styles) -> None:
             axes.plot(x, y, **styles[label])
     series = groups(panel.rows, panel.series)
     for i, (name, rows) in enumerate(series.items()):
-        if panel.kind == "points":
-            rows = _with(panel.y, rows)
-            beside = panel.even and panel.x != panel.series
-            shift = 0.12 * (i - (len(series) - 1) / 2) if beside else 0.0
-            x = [places[row[panel.x]] + shift for row in rows]
-            style = {"linestyle": "", "alpha": 0.7, "markeredgewidth": 0, **styles[name]}
-            axes.plot(x, [row[panel.y] for row in rows], **style)
-        else:
+        if panel.kind == "line":
             axes.plot(*line(rows, panel.y), **{**styles[name], "marker": "o"})
             low, high = f"{panel.y}_low", f"{panel.y}_high"
             banded = _with(low, _with(high, rows))
             (x, lowest), (_, highest) = line(banded, low, min), line(banded, high, max)
             band = {"color": styles[name]["color"], "alpha": 0.18, "linewidth": 0}
             axes.fill_between(x, lowest, highest, **band)
+            continue
+        rows = _with(panel.y, rows)
+        beside = panel.even and panel.x != panel.series
+        shift = 0.12 * (i - (len(series) - 1) / 2) if beside else 0.0
+        x = [places[row[panel.x]] + shift for row in rows]
+        style = {"linestyle": "", "alpha": 0.7, "markeredgewidth": 0, **styles[name]}
+        axes.plot(x, [row[panel.y] for row in rows], **style)

@@ -27,13 +27,11 @@ def measure_rows(
     documents: Tensor | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, Any], PackedBits]:
-    """Measure an autoencoder on raw `rows [n, d]` -> numbers under the names of the field, and the
-    rows' bits
+    """Measure an autoencoder on raw `rows [n, d]` -> numbers by name, and the rows' bits
 
-    test: bool `[n]`: fvu, l0 and dense are those of these rows, and so are the code lengths, under
-    models fitted on the other rows. The Gaussian bound has the covariance of all rows, and is None
-    below 4 rows a component. Of every estimate `x` of the entropy the interval is given as `x_low`
-    and `x_high`.
+    test: bool `[n]`: fvu, l0, dense and code lengths are those of these rows, under models fitted
+    on the others. The Gaussian bound has the covariance of all rows, and is None below 4 rows a
+    component. The interval of an estimate `x` of the entropy is `x_low` to `x_high`.
     """
     variance, error, words = Variance(), 0.0, []
     for block, held in zip(rows.split(BLOCK), test.split(BLOCK), strict=True):

@@ -68,9 +68,6 @@ class CompareConfig:
         refuse_unknown("architecture", self.architectures, ARCHITECTURES)
         refuse_unknown("variant", self.variants, VARIANTS)
         if BAE not in self.architectures:
-            raise BitlensError(
-                f"The comparison needs '{BAE}' among its architectures: its l0 is that of "
-                "all others."
-            )
+            raise BitlensError(f"It needs '{BAE}' among its architectures: all get its l0.")
         if not self.prices or not self.seeds:
             raise BitlensError("The comparison needs at least one price and one seed.")

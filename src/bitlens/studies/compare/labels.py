@@ -1,5 +1,4 @@
-"""How many latents and labels meet, with every latent on wherever it is not zero and with each cut
-at its best."""
+"""How many latents and labels meet, with every latent on where not zero, and cut at its best."""
 
 from __future__ import annotations
 
@@ -51,10 +50,9 @@ def label_numbers(
     documents.
 
     `latents_f1`: latents with a label; `labels_covered`: labels with a latent; `token_latents`:
-    latents, on in at most a tenth of the rows, that a set of tokens predicts with an F1 above .5.
-    All of them twice: with every latent on wherever it is not zero, and, as `..._cut`, on only
-    above that quantile of its values, of `CUTS`, with which it meets some label best on the fitting
-    rows.
+    sparse latents that a set of tokens predicts with an F1 above .5. All of them twice: with every
+    latent on wherever it is not zero, and, as `..._cut`, only above that quantile of its values, of
+    `CUTS`, with which it meets some label best on the fitting rows.
     """
     test, usual = store.is_test(columns.document), columns.usual
     if not labels or len(columns.document[test & usual].unique()) < GROUPS:
@@ -85,8 +83,7 @@ def graded(trained: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
 def codes_above(
     trained: Autoencoder, store: ActivationStore, cuts: tuple[float, ...]
 ) -> list[PackedBits]:
-    """Which latents of every row are on, and above these quantiles of the values that they have
-    where they are on: a code for each quantile. At 0 it is every latent that is on."""
+    """For each quantile of a latent's values where it is on: a code of the latents above it."""
     device, samples = trained.mean.device, []
     for rows in store.read("train"):
         on, values = graded(trained, rows.hidden[::CUT_EVERY].to(device))
@@ -103,8 +100,7 @@ def codes_above(
 
 
 def _best_cuts(codes: list[PackedBits], labels: list[Labels], fit: Tensor) -> PackedBits:
-    """Of every latent the code in which it meets some label with the highest F1 on the fitting
-    rows; the first, if several."""
+    """Of every latent the (first) code with the highest F1 of any label on the fitting rows."""
     met = [torch.cat([f1_scores(code, one, fit) for one in labels], 1).max(1) for code in codes]
     best = torch.stack([highest.values for highest in met]).argmax(0)
     words = torch.zeros_like(codes[0].words)

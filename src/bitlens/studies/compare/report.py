@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from bitlens.studies.figures import Panel, draw_panels, groups
 NOT_RIVALS = ("random", "PCA")
 CONTEXTS = "contexts_spliced"  # a row's sums over contexts, for paired differences
 HIGH, LOW, NEITHER = 1, -1, 0
+FLOAT = torch.float64
 
 
 class Number(NamedTuple):
@@ -60,8 +62,7 @@ def total_bits(row: Row) -> float | None:
 
 
 def draw(rows: Sequence[Row], out: Path) -> None:
-    """`compare`: bits, l0, cross-entropy and labels of the architectures; `variants`: bits over fvu
-    of all binary ones."""
+    """`compare`: the architectures; `variants`: bits over fvu of all binary ones."""
     rows = [{**row, "bits": total_bits(row)} for row in rows]
     main = [row for row in rows if row["name"] not in VARIANTS]
     # the others lie far off and would shrink the rest
@@ -78,9 +79,8 @@ def draw(rows: Sequence[Row], out: Path) -> None:
     loss = Panel(trained, "l0", "ce_loss_score", labels=labels_of_loss, **style)
     named = Panel(priced, "name", "latents_f1", labels=("", "latents of one label"), **style)
     draw_panels(out / "compare", [[bits, fvu], [loss, named]], (5.0, 3.7))
-    draw_panels(
-        out / "variants", [[Panel(binary, "fvu", "bits", labels=labels, **bound)]], (6.4, 4.4)
-    )
+    kinds = Panel(binary, "fvu", "bits", labels=labels, **bound)
+    draw_panels(out / "variants", [[kinds]], (6.4, 4.4))
 
 
 def write_report(
@@ -101,33 +101,28 @@ def write_report(
         "other trained architecture by more than chance between seeds (Welch's t at 5 %; of one "
         "seed nothing is) and, of `ce_loss_score` and `kl_div`, between contexts (paired).",
     ]
-    for price in config.prices:
-        for width in dict.fromkeys(row["n_latents"] for row in rows):
-            part = [row for row in measured if (row["price"], row["n_latents"]) == (price, width)]
-            main = [row for row in part if row["name"] not in VARIANTS]
-            others = [row for row in part if row["name"] in VARIANTS]
-            heading = f"## {width:,} latents, price {price}"
-            if main:
-                lines += ["", heading, "", *_table(main)]
-            if others:
-                lines += ["", f"{heading}, binary autoencoders of other kinds", "", *_table(others)]
+    widths = dict.fromkeys(row["n_latents"] for row in rows)
+    for price, width in itertools.product(config.prices, widths):
+        part = [row for row in measured if (row["price"], row["n_latents"]) == (price, width)]
+        for variants, kind in ((False, ""), (True, ", binary autoencoders of other kinds")):
+            if own := [row for row in part if (row["name"] in VARIANTS) == variants]:
+                lines += ["", f"## {width:,} latents, price {price}{kind}", "", *_table(own)]
     lines += ["", "![Bits, l0, loss and labels](compare.svg)", ""]
     lines += ["![Binary autoencoders of all kinds](variants.svg)", ""]
-    failed = [row for row in rows if "error" in row]
+    failed = [
+        f"* {row['name']}, price {row['price']}, seed {row['seed']}: {row['error']}"
+        for row in rows
+        if "error" in row
+    ]
     if failed:
-        lines += ["## Not measured", ""]
-        lines += [
-            f"* {row['name']}, price {row['price']}, seed {row['seed']}: {row['error']}"
-            for row in failed
-        ]
-        lines += [""]
+        lines += ["## Not measured", "", *failed, ""]
     with replacing(out / "compare.md") as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
 
 
 def _table(rows: list[Row]) -> list[str]:
-    """Numbers down, architectures across: means over the column's seeds, with half of their
-    interval where there are several. A mean over fewer says over how many."""
+    """Numbers down, architectures across: means over seeds, with half of their interval where there
+    are several; a mean over fewer seeds says over how many."""
     columns = groups(rows, "name")
     heads = [f"{n} ({len(rows)})" if len(rows) > 1 else n for n, rows in columns.items()]
     lines = ["| | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(columns)]
@@ -182,9 +177,8 @@ def _differs(key: str, ours: list[Row], theirs: list[Row]) -> bool:
     over_seeds = difference(*values)
     if key not in SCORES or not all(CONTEXTS in row for row in (*ours, *theirs)):
         return over_seeds.differs
-    a, b = (SpliceSums.mean([_sums(row) for row in rows]) for rows in (ours, theirs))
+    a, b = (
+        SpliceSums.mean([SpliceSums(*torch.tensor(row[CONTEXTS], dtype=FLOAT)) for row in rows])
+        for rows in (ours, theirs)
+    )
     return a.less(b)[key].differs and (over_seeds.differs or not over_seeds.known)
-
-
-def _sums(row: Row) -> SpliceSums:
-    return SpliceSums(*(torch.tensor(x, dtype=torch.float64) for x in row[CONTEXTS]))

@@ -1,5 +1,4 @@
-"""Which architecture is better at what? All of them on the same rows, at the same l0, with several
-seeds."""
+"""Which architecture is better at what? All on the same rows, at one l0, with several seeds."""
 
 from __future__ import annotations
 
@@ -8,10 +7,10 @@ import json
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,11 +37,7 @@ BINARY = {BAE, "random", *VARIANTS}
 
 
 def run(config: CompareConfig, study: Study) -> list[Row]:
-    """Train and measure everything; `compare.md` and the trained runs stay in the folder, too.
-
-    A training that was stopped goes on from its last checkpoint. What diverges is a row with its
-    error and does not stop the others.
-    """
+    """Train and measure everything; `compare.md` and the trained runs stay in the folder, too."""
     config.refuse_nonsense()
     study.open("compare", asdict(config))
     store = _store(config, study.out)
@@ -77,11 +72,9 @@ def run(config: CompareConfig, study: Study) -> list[Row]:
     first = config.prices[0]
     for alike in measure(stable, measure_stability, seeds=config.seeds, price=first):
         numbers = {key: value for key, value in alike.items() if key.startswith("stability")}
+        same_runs = {"name": alike["name"], "n_latents": alike["n_latents"], "price": first}
         for row in rows:
-            if (
-                all(row[key] == alike[key] for key in ("name", "n_latents"))
-                and row["price"] == first
-            ):
+            if same_runs.items() <= row.items():
                 row |= numbers
     write_report(study.out, rows, config, store)
     return study.finish(rows, draw)
@@ -94,9 +87,8 @@ def _store(config: CompareConfig, out: Path) -> ActivationStore:
     manifest = path / "manifest.json"
     if not manifest.exists() or not json.loads(manifest.read_text())["complete"]:
         model = LanguageModel.load(BUNDLED, ["layers.2"])
-        reader = ContextReader(
-            Corpus((TEXT,)), model.tokenizer, 256, test_fraction=config.test_fraction
-        )
+        fraction = config.test_fraction
+        reader = ContextReader(Corpus((TEXT,)), model.tokenizer, 256, test_fraction=fraction)
         harvest(model, reader, path, resume=path.exists())
     return ActivationStore(path, config.test_fraction)
 
@@ -118,10 +110,8 @@ def run_folder(out: Path, cell: Cell) -> Path:
     return out / "runs" / f"{name}-{cell['n_latents']}-price{cell['price']}-seed{cell['seed']}"
 
 
-@dataclass(frozen=True)
-class Shared:
-    """What all cells measure with: the store, the covariance of its rows, and of text the labels of
-    the rows and its language model on some contexts; neither for imported hidden states."""
+class Shared(NamedTuple):
+    """What all cells measure with; no splice and no labels for imported hidden states."""
 
     store: ActivationStore
     covariance: Covariance
@@ -186,8 +176,7 @@ def _training_seconds(folder: Path, trained: Autoencoder) -> float:
 
 @torch.inference_mode()
 def measure_stability(cell: Cell, config: CompareConfig, out: Path, store: str) -> Row:
-    """How alike the runs of all seeds are, by the rows in which their latents are on and by decoder
-    directions."""
+    """How alike the runs of all seeds are, by the rows that latents are on in and by direction."""
     rows = ActivationStore(store, config.test_fraction)
     cells = ({**cell, "price": config.prices[0], "seed": seed} for seed in config.seeds)
     folders = [folder for c in cells if ((folder := run_folder(out, c)) / "cfg.json").exists()]
@@ -202,8 +191,5 @@ def measure_stability(cell: Cell, config: CompareConfig, out: Path, store: str) 
     ]
     bits = [PackedBits(words, run.n_latents) for words, run in zip(codes, runs, strict=True)]
     alike = stability(bits, [run.W_dec for run in runs])
-    return {
-        "stability": alike.shared,
-        "stability_jaccard": alike.jaccard,
-        "stability_cosine": alike.cosine,
-    }
+    measures = {"": alike.shared, "_jaccard": alike.jaccard, "_cosine": alike.cosine}
+    return {f"stability{ending}": value for ending, value in measures.items()}

@@ -44,17 +44,12 @@ class IclConfig(ModelConfig):
     def refuse_nonsense(self) -> None:
         """Raise BitlensError for what is wrong before any file is read."""
         if not self.ks or min(self.ks) < 0:
-            raise BitlensError(
-                f"`ks` must be numbers of demonstrations from 0, not {list(self.ks)}."
-            )
+            raise BitlensError(f"`ks` must be numbers from 0, not {list(self.ks)}.")
         known = get_args(Condition)
         if not self.seeds or not self.conditions or not set(self.conditions) <= set(known):
             raise BitlensError(f"Name at least one seed, and conditions among {', '.join(known)}.")
         if self.n_prompts < FEWEST_PROMPTS:
-            raise BitlensError(
-                f"{self.n_prompts} prompts are too few to measure on; take at least "
-                f"{FEWEST_PROMPTS}."
-            )
+            raise BitlensError(f"{self.n_prompts} prompts are too few; take {FEWEST_PROMPTS}.")
 
     def sets_of_prompts(self) -> list[tuple[str, int, int]]:
         """(condition, k, seed) of every set; without demonstrations the conditions are one."""

@@ -1,19 +1,90 @@
-"""Prompts of k demonstrations and a query: which texts they hold, and how they are written."""
+"""Labelled texts, and prompts made of them: k demonstrations and a query."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bitlens.errors import BitlensError
+from bitlens.hidden import Corpus
+from bitlens.hidden.reading import json_lines, load_dataset, rows_of
 from bitlens.seeding import generator
-from bitlens.studies.icl.examples import Examples
 
+MOST_LABELS = 100
 HELD_OUT = 0.2
+
+
+class Examples(NamedTuple):
+    """Labelled texts, each text once."""
+
+    texts: tuple[str, ...]
+    labels: Tensor
+    """place in `names` of each text's label, int64 `[texts]`"""
+    names: tuple[str, ...]
+
+
+def read_examples(
+    source: str, text_column: str = "text", label_column: str = "label", split: str = "train"
+) -> Examples:
+    """Labelled texts of a file (.jsonl, .jsonl.gz) or a Hugging Face dataset (NAME, NAME:CONFIG or
+    a saved folder), without rows that lack text or label and texts that came before."""
+    labels: dict[str, str] = {}
+    for where, row in _rows(source, split):
+        for column in (text_column, label_column):
+            if not isinstance(row, dict) or column not in row:
+                names = ", ".join(row) if isinstance(row, dict) else "none"
+                raise BitlensError(
+                    f"{where} has no column '{column}'; name them with `text_column` and "
+                    f"`label_column`: {names}."
+                )
+        values = (row[text_column], row[label_column])
+        text, label = ("" if value is None else str(value).strip() for value in values)
+        if text and label:
+            labels.setdefault(text, label)
+    names = tuple(sorted(set(labels.values())))
+    if not 2 <= len(names) <= MOST_LABELS:
+        raise BitlensError(
+            f"The column '{label_column}' of {source} has {len(names)} different labels, and the "
+            f"study needs 2 to {MOST_LABELS}; name another with `label_column`."
+        )
+    places = torch.tensor([names.index(label) for label in labels.values()])
+    return Examples(tuple(labels), places, names)
+
+
+def _rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
+    """(where it is, row) of every row; classes that are kept as integers get their names."""
+    path = Path(source)
+    if path.is_file():
+        yield from json_lines(path)
+        return
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise BitlensError(f"There is no file {path}.")
+    data = load_dataset(source, split)
+    classes = {n: f.int2str for n, f in data.features.items() if hasattr(f, "int2str")}
+    for row in rows_of(data, source):
+        for name, label_of in classes.items():
+            labelled = row[name] is not None and row[name] >= 0
+            row[name] = label_of(row[name]) if labelled else None
+        yield source, row
+
+
+def word_salad(texts: Sequence[str], seed: int) -> list[str]:
+    """As many texts, as long, with the words of all dealt over them: no grammar, no meaning."""
+    words = [word for text in texts for word in text.split()]
+    dealt = iter(torch.randperm(len(words), generator=generator(seed, "word salad")).tolist())
+    return [" ".join(words[next(dealt)] for _ in text.split()) for text in texts]
+
+
+def sentences(source: str, text_column: str, split: str) -> list[str]:
+    """Sentences of any text that `Corpus` reads, each once."""
+    texts = (text for _, text in Corpus((source,), text_column, split, unit="file").documents())
+    parts = (part.strip() for text in texts for part in re.split(r"(?<=[.!?])\s+|\n+", text))
+    return list(dict.fromkeys(part for part in parts if part))
 
 
 class Template:
@@ -79,8 +150,7 @@ class Draw(NamedTuple):
 def draw_prompts(labels: Tensor, n_prompts: int, k: int, balanced: bool, seed: int) -> Draw:
     """Draw queries and, anew for every prompt, k demonstrations.
 
-    labels: of all texts. balanced: every label equally often among the demonstrations of a prompt,
-    to within one.
+    labels: of all texts. balanced: every label equally often in a prompt, to within one.
     """
     queries = torch.randperm(len(labels), generator=generator(seed, "queries"))[:n_prompts]
     held_out = torch.arange(n_prompts) >= n_prompts - int(HELD_OUT * n_prompts)
@@ -96,23 +166,15 @@ def draw_prompts(labels: Tensor, n_prompts: int, k: int, balanced: bool, seed: i
             f"A prompt needs {rounds} demonstrations {which}, and there are {fewest}; give more "
             "texts, or lower `ks` or `n_prompts`."
         )
-    chosen = [
-        _demonstrations(piles, query, rounds, generator(seed, "demonstrations", i))[:k]
-        for i, query in enumerate(queries)
-    ]
-    return Draw(queries, held_out, torch.stack(chosen))
-
-
-def _demonstrations(
-    piles: list[Tensor], query: Tensor, rounds: int, random: torch.Generator
-) -> Tensor:
-    """In every round one of each pile, the piles in random order."""
-    shuffled = [pile[torch.randperm(len(pile), generator=random)] for pile in piles]
-    dealt = torch.stack([pile[pile != query][:rounds] for pile in shuffled], 1)
-    if not rounds:
-        return dealt.flatten()
-    turns = [torch.randperm(len(piles), generator=random) for _ in range(rounds)]
-    return dealt.gather(1, torch.stack(turns)).flatten()
+    chosen = torch.empty(n_prompts, k, dtype=torch.long)
+    for i, query in enumerate(queries if k else ()):
+        random = generator(seed, "demonstrations", i)
+        shuffled = [pile[torch.randperm(len(pile), generator=random)] for pile in piles]
+        dealt = torch.stack([pile[pile != query][:rounds] for pile in shuffled], 1)
+        # in every round one of each pile, the piles in random order
+        turns = [torch.randperm(len(piles), generator=random) for _ in range(rounds)]
+        chosen[i] = dealt.gather(1, torch.stack(turns)).flatten()[:k]
+    return Draw(queries, held_out, chosen)
 
 
 def permuted_labels(labels: Tensor, seed: int) -> Tensor:
@@ -135,9 +197,8 @@ def write_prompts(
 ) -> list[str]:
     """Prompts of the first k demonstrations drawn.
 
-    condition: shuffled gives the demonstrations permuted labels, unrelated the texts of `others`
-    under their own labels. The queries are the same under every condition and for every k, and a
-    larger k only adds demonstrations.
+    condition: shuffled gives the demonstrations permuted labels, unrelated the texts of `others`.
+    Queries are the same for every condition and k, and a larger k only adds demonstrations.
     """
     texts: Sequence[str] = examples.texts
     labels = examples.labels[drawn.demonstrations]

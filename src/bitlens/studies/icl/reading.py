@@ -44,10 +44,9 @@ def read_prompts(
     labels: Sequence[Sequence[int]],
     batch_size: int = 16,
 ) -> Reading:
-    """Run a causal model over prompts. labels: token ids of the continuations.
+    """Run a causal model over prompts, padded on the right, where no token sees it.
 
-    Padding is on the right, where no token before it can see it, so all states are those of the
-    prompt alone.
+    labels: token ids of the continuations.
     """
     before = tokens_before(model.tokenizer)
     ids = [[*before, *i] for i in token_ids(prompts, model.tokenizer)]

@@ -1,8 +1,8 @@
 """In-context learning in bits: the entropy of a prompt's last hidden state as demonstrations are
-added, and what it still tells of the query's label.
+added, and what it tells of the query's label.
 
-After the section on in-context learning of arXiv 2509.20997, with different demonstrations in every
-prompt and with controls whose demonstrations teach nothing. See docs/study-icl.md.
+After arXiv 2509.20997, with different demonstrations in every prompt and with controls whose
+demonstrations teach nothing. See docs/study-icl.md.
 """
 
 from __future__ import annotations
@@ -23,8 +23,17 @@ from bitlens.labels.probe import label_information
 from bitlens.studies.cells import Cell, Row, Study
 from bitlens.studies.figures import Panel, draw_panels, groups
 from bitlens.studies.icl.config import NO_DEMONSTRATIONS, IclConfig
-from bitlens.studies.icl.examples import Examples, read_examples, sentences, word_salad
-from bitlens.studies.icl.prompts import Draw, Template, draw_prompts, short_enough, write_prompts
+from bitlens.studies.icl.prompts import (
+    Draw,
+    Examples,
+    Template,
+    draw_prompts,
+    read_examples,
+    sentences,
+    short_enough,
+    word_salad,
+    write_prompts,
+)
 from bitlens.studies.icl.reading import accuracy, longest_example, read_prompts
 from bitlens.studies.measuring import measure_rows
 from bitlens.training import train
@@ -39,17 +48,12 @@ HIDDEN = "hidden."
 XLABEL = "demonstrations in the prompt"
 ENTROPIES = {"bits_joint": "joint entropy", "bits_marginal": "sum of marginals"}
 INFORMATION = {"label_bits": "probe", "label_bits_latent": "best latent"}
-FIGURES = (  # name, what is drawn, and beside what
-    ("entropy", ENTROPIES, {}),
-    ("label", INFORMATION, {"label_entropy": "H(label)"}),
-)
+FIGURES = (("entropy", ENTROPIES, {}), ("label", INFORMATION, {"label_entropy": "H(label)"}))
+"""Name, what is drawn, and beside what."""
 
 
 def run(config: IclConfig, study: Study) -> list[Row]:
-    """Read the prompts, train and measure every cell.
-
-    Hidden states and cells are kept in the folder, and a resumed study goes on from them.
-    """
+    """Read the prompts, train and measure every cell; hidden states stay in the folder, too."""
     config.refuse_nonsense()
     template = Template(config.template)
     model = config.load(causal=True)
@@ -117,10 +121,8 @@ def _texts(
     fits = short_enough(others, examples.names, template, model.tokenizer, limit)
     others = list(itertools.compress(others, fits.tolist()))
     if len(others) < most:
-        raise BitlensError(
-            f"Only {len(others)} unrelated sentences fit into prompts of k = {most}; name other "
-            "text."
-        )
+        fitting = f"Only {len(others)} unrelated sentences fit into prompts of k = {most}"
+        raise BitlensError(f"{fitting}; name other text.")
     return examples, others
 
 
@@ -154,8 +156,8 @@ def measure_cell(cell: Cell, out: Path, config: IclConfig) -> Row:
     rows, labels, held_out = kept[state].float(), kept["label"], kept["held_out"]
     autoencoder = train(TensorSource(rows[~held_out]), config.training(cell["seed"])).cpu()
     numbers, bits = measure_rows(autoencoder, rows, held_out, seed=cell["seed"])
-    told = label_information(bits, labels, held_out, cell["seed"])
-    return {**numbers, **accuracy(kept["scores"], labels), **told}
+    information = label_information(bits, labels, held_out, cell["seed"])
+    return {**numbers, **accuracy(kept["scores"], labels), **information}
 
 
 def draw(rows: Sequence[Row], out: Path) -> None:

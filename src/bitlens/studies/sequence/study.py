@@ -1,7 +1,6 @@
 """Entropy along a text and through the layers: bits of a hidden state at each position and depth.
 
-After the section on normal text of arXiv 2509.20997, with two kinds of autoencoders: one for every
-layer and position, and one for a layer that all its positions share. See docs/study-sequence.md.
+After the section on normal text of arXiv 2509.20997; see docs/study-sequence.md.
 """
 
 from __future__ import annotations
@@ -28,15 +27,8 @@ from bitlens.training import train
 from bitlens.training.signals import stop_on_signals
 
 OF_THE_STORE = (
-    "model",
-    "revision",
-    "model_digest",
-    "corpus",
-    "context_length",
-    "packed",
-    "prepend_bos",
-    "dtype",
-    "max_rows",
+    *("model", "revision", "model_digest", "corpus"),
+    *("context_length", "packed", "prepend_bos", "dtype", "max_rows"),
 )
 SETTINGS = ("test_fraction", "preset", "n_latents", "steps")
 
@@ -100,11 +92,7 @@ def text_positions(config: SequenceConfig, reader: ContextReader) -> list[int]:
 
 
 def _harvest(
-    config: SequenceConfig,
-    model: LanguageModel,
-    reader: ContextReader,
-    study: Study,
-    hooks: list[str],
+    config: SequenceConfig, model: LanguageModel, reader: ContextReader, study: Study, hooks: list
 ) -> ActivationStore:
     """Harvest every hook point -> the store of the first; all have the same rows."""
     folder = study.out / "stores" if len(hooks) > 1 else _store_folder(study.out, hooks[0])
@@ -160,21 +148,11 @@ def common_rows(
     return Rows(training, held_out)
 
 
-class Sample(NamedTuple):
-    """Rows of one position in the order of the text."""
+def rows_at(store: ActivationStore, position: int, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """So many rows of this position, evenly spread over the text: hidden states, float32 `[n, d]`,
+    documents, and whether these are held out.
 
-    hidden: Tensor
-    """float32 `[n, d]`"""
-    document: Tensor
-    test: Tensor
-    """bool"""
-
-
-def rows_at(store: ActivationStore, position: int, rows: Rows) -> Sample:
-    """So many rows of this position, evenly spread over the text.
-
-    Rows of outlying norm are among them: a position where all have it, as the first often does, is
-    measured like any other.
+    Rows of outlying norm are among them: all of the first position often have it.
     """
     hidden, documents = [], []
     for index in range(len(store.shards)):
@@ -185,7 +163,7 @@ def rows_at(store: ActivationStore, position: int, rows: Rows) -> Sample:
     document = torch.cat(documents)
     test = store.is_test(document)
     chosen = torch.cat([_spread(~test, rows.training), _spread(test, rows.test)]).sort().values
-    return Sample(torch.cat(hidden)[chosen].float(), document[chosen], test[chosen])
+    return torch.cat(hidden)[chosen].float(), document[chosen], test[chosen]
 
 
 def _spread(which: Tensor, n: int) -> Tensor:
@@ -195,8 +173,7 @@ def _spread(which: Tensor, n: int) -> Tensor:
 
 
 def _measure(out: Path, config: SequenceConfig, rows: Rows, cell: Cell) -> Row:
-    manifest = _store_folder(out, cell["layer"]) / "manifest.json"
-    store = _opened(manifest.parent, manifest.stat().st_mtime_ns)
+    store = _opened(out, cell)
     hidden, document, test = rows_at(store, cell["position"], rows)
     if cell["autoencoder"] == "shared":
         autoencoder = _shared(out, config, store, cell)
@@ -211,15 +188,19 @@ def _measure(out: Path, config: SequenceConfig, rows: Rows, cell: Cell) -> Row:
     return {**numbers, "joint_over_gaussian": ratio}
 
 
+def _opened(out: Path, cell: Cell) -> ActivationStore:
+    manifest = _store_folder(out, cell["layer"]) / "manifest.json"
+    return _last_opened(manifest.parent, manifest.stat().st_mtime_ns)
+
+
 @functools.lru_cache(maxsize=1)
-def _opened(path: Path, written: int) -> ActivationStore:
+def _last_opened(path: Path, written: int) -> ActivationStore:
     """The store of the cells in hand: one that is opened anew checks all its shards again."""
     return ActivationStore(path)
 
 
 def _train_shared(out: Path, config: SequenceConfig, cell: Cell) -> Row:
-    store = ActivationStore(_store_folder(out, cell["layer"]))
-    return {"live": _shared(out, config, store, cell).n_latents}
+    return {"live": _shared(out, config, _opened(out, cell), cell).n_latents}
 
 
 def _shared(out: Path, config: SequenceConfig, store: ActivationStore, cell: Cell) -> Autoencoder:

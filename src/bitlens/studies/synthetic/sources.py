@@ -24,23 +24,18 @@ class PlantedBits:
     parents: Tensor
     """int64 `[rank]`, -1 for none"""
     given: Tensor
-    """chance to be on with the parent off and on, float64 `[rank, 2]`; both the same without a
-    parent"""
+    """chance to be on with the parent off and on (the same without one), float64 `[rank, 2]`"""
 
     @classmethod
     def of(cls, family: str, rank: int, p: float, seed: int) -> PlantedBits:
         """The bits of a family, each on with chance p.
 
-        pairs: every other bit copies the one before half of the time; chain: every bit does; tree:
-        every bit copies a random earlier one half of the time; nested: thermometers of four bits,
-        all five levels equally likely whatever p; independent, magnitudes, noise: no bit depends on
-        another.
+        Half of the time copy: in pairs every other bit the one before, in a chain every bit, in a
+        tree every bit a random earlier one. nested: thermometers of four bits, all five levels
+        equally likely whatever p. No bit depends on another in all other families.
         """
         if not (rank >= 1 and 0 < p < 1):
-            raise BitlensError(
-                f"Planted bits need a rank of at least 1 and a rate between 0 and 1, not {rank} "
-                f"and {p}."
-            )
+            raise BitlensError(f"Ranks are at least 1 and rates between 0 and 1, not {rank}, {p}.")
         refuse_unknown("family", [family], FAMILIES)
         index, none = torch.arange(rank), torch.full((rank,), -1)
         level = index % NESTED
@@ -103,9 +98,8 @@ def hidden_states(
 ) -> Tensor:
     """Rows `[n, d]`: the sum of the orthonormal `directions [rank, d]` of the bits that are on.
 
-    magnitudes: each bit that is on has a length of its own, log-normal with `strength` as the
-    spread of its logarithm. noise: Gaussian in all d dimensions, `strength` of the variance of the
-    rows.
+    magnitudes: the lengths of bits are log-normal, `strength` the spread of their logarithm. noise:
+    Gaussian in all d dimensions, `strength` of the variance of the rows.
     """
     codes = bits.float()
     if family == "magnitudes":
@@ -121,10 +115,9 @@ def shannon_bits(rates: Tensor, d: int, share: float, fvu: float) -> float:
     """Shannon's lower bound on the bits a row that any code needs at this `fvu`, for independent
     planted bits in noise.
 
-    With differential entropy h and squared error D, `R(D) >= h(x) - d/2 log2(2 pi e D / d)`
-    (Shannon 1959). Along its direction each bit is seen through noise, and `h(x)` is that of the
-    noise plus `I(bit; bit + noise)` for each. rates `[rank]`; share: of the noise in the variance.
-    Negative where the error is far above the noise: no bound then.
+    `R(D) >= h(x) - d/2 log2(2 pi e D / d)` with differential entropy h and squared error D (Shannon
+    1959); `h(x)` is that of the noise plus `I(bit; bit + noise)` for each bit. rates `[rank]`;
+    share: of the noise in the variance. Negative, and no bound, where the error is far above it.
     """
     p = rates.double()
     noise = float((p * (1 - p)).sum()) * share / (1 - share) / d

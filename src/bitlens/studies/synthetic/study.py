@@ -1,5 +1,4 @@
-"""Is the entropy that an autoencoder measures the true one? Planted bits of known entropy,
-recovered or not."""
+"""Is the entropy that an autoencoder measures the true one? Planted bits, recovered or not."""
 
 from __future__ import annotations
 
@@ -45,8 +44,7 @@ def run(config: SyntheticConfig, study: Study) -> list[Row]:
 def planted(
     cell: Cell, config: SyntheticConfig
 ) -> tuple[PlantedBits, Callable[[str, int], tuple[Tensor, Tensor]]]:
-    """The source of a cell, and a function that draws from it: name of the draw, n -> rows `[n,
-    d]`, bits `[n, rank]`"""
+    """The source of a cell, and a function: name of a draw, n -> rows `[n, d]`, bits `[n, rank]`"""
     source = PlantedBits.of(cell["family"], cell["rank"], cell["p"], cell["seed"])
     names = tuple(cell[name] for name in ("family", "rank", "p", "strength", "seed"))
     square = torch.randn(config.d_in, config.d_in, generator=generator("directions", *names))
@@ -61,8 +59,7 @@ def planted(
 
 
 def measure_cell(cell: Cell, config: SyntheticConfig) -> Row:
-    """Train on rows of a cell's source and measure on others -> truth, estimates and how they
-    compare"""
+    """Train on rows of a cell's source and measure on others -> truth, estimates, their errors"""
     source, draw = planted(cell, config)
     training = TrainConfig(
         n_latents=config.n_latents,
@@ -90,16 +87,16 @@ def measure_cell(cell: Cell, config: SyntheticConfig) -> Row:
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One line for each family and variant: how many cells, and how many found the truth."""
     lines = []
+
+    def share(good: list[bool]) -> str:
+        return f"{sum(good)} of {len(good)}"
+
+    def middle(numbers: list[float]) -> float | None:
+        return median(numbers) if numbers else None
+
     for family, variant in dict.fromkeys((row["family"], row["variant"]) for row in rows):
         cells = [row for row in rows if (row["family"], row["variant"]) == (family, variant)]
         measured = [row for row in cells if "error" not in row]
-
-        def share(good: list[bool]) -> str:
-            return f"{sum(good)} of {len(good)}"
-
-        def middle(numbers: list[float]) -> float | None:
-            return median(numbers) if numbers else None
-
         right = [abs(row["bits_tree_error"]) <= 0.02 and row["fvu"] <= 0.01 for row in measured]
         near = [abs(row["bits_joint_error"]) <= 0.03 for row in measured]
         lines.append(
@@ -166,16 +163,18 @@ def _draw_variants(rows: list[Row], path: Path) -> None:
         if case(row) in shared
     ]
     style: dict[str, Any] = {"series": "rate", "kind": "points", "log": "y", "even": True}
-    ratio = Panel(rows, "variant", "ratio", references={"one": "the truth"}, **style)
-    ratio = replace(ratio, labels=("", "bits_marginal / true entropy"))
-    error = Panel(rows, "variant", "fvu", references={"target": "fvu of .01"}, **style)
-    error = replace(error, labels=("", "fvu, at least 1e-6"))
-    draw_panels(path, [[ratio, error]], (4.8, 4.2))
+    panels = [
+        Panel(rows, "variant", y, references=references, labels=("", label), **style)
+        for y, references, label in (
+            ("ratio", {"one": "the truth"}, "bits_marginal / true entropy"),
+            ("fvu", {"target": "fvu of .01"}, "fvu, at least 1e-6"),
+        )
+    ]
+    draw_panels(path, [panels], (4.8, 4.2))
 
 
 def _draw_failure(rows: list[Row], label: str, path: Path) -> None:
-    """What is measured where more than bits is planted, beside the planted entropy and the bounds;
-    below it the fvu."""
+    """What is measured where more than bits is planted, beside the bounds; below it the fvu."""
     estimates, errors = (
         [{**row, "number": name, "value": row[name]} for name in names for row in rows]
         for names in (("bits_marginal", "bits_joint"), ("fvu",))
