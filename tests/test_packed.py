@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import binary_entropy, co_occurrence, firing_rates
+from bitlens.bits.entropies import binary_entropy
+from bitlens.bits.statistics import co_occurrence, firing_rates
 from bitlens.bits.words import WORD, words_for
 
 WIDTHS = (1, 7, 63, 64, 65, 127, 128, 130, 200)

@@ -18,7 +18,7 @@ from bitlens.autoencoders.objective import Losses, Price
 from bitlens.autoencoders.settings import Settings
 from bitlens.bits.descent import descend, gram
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import firing_rates
+from bitlens.bits.statistics import firing_rates, sums
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator
 
@@ -87,7 +87,7 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         model = self.model
         self._set_prices(self._price())
         bits = self._bits(x)
-        error = _sums(bits, model.W_dec).add_(model.b_dec).sub_(x)
+        error = sums(bits, model.W_dec).add_(model.b_dec).sub_(x)
         mse = error.square().mean()
         error *= 2 / error.numel()
         model.W_dec.grad, counts = _sums_by_latent(bits, error)
@@ -110,7 +110,7 @@ class DescentLearner(Learner[BinaryAutoencoder]):
             return
         model, seed = self.model, generator(self.settings.seed, "restart", step)
         rows = self.sample(max(len(dead), SMALL_SAMPLE), seed)
-        residual = rows - _sums(self._bits(rows), model.W_dec) - model.b_dec
+        residual = rows - sums(self._bits(rows), model.W_dec) - model.b_dec
         chances = residual.square().sum(1).cpu().clamp_min(1e-12)
         drawn = torch.multinomial(chances, len(dead), len(rows) < len(dead), generator=seed)
         model.W_dec[dead] = RESTART_LENGTH * residual[drawn.to(residual.device)]
@@ -126,18 +126,9 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         return self.model.canonical(firing_rates(self._bits(rows)).to(rows.device))
 
 
-def _sums(bits: PackedBits, matrix: Tensor) -> Tensor:
-    """`H @ matrix`, float32 `[rows, d]`."""
-    if matrix.device.type != "cpu":
-        return bits.unpack() @ matrix.detach()
-    from bitlens.bits.products import gather_sums  # compiled when first used
-
-    return torch.from_numpy(gather_sums(bits.numpy(), matrix.detach().numpy()))
-
-
 def _sums_by_latent(bits: PackedBits, rows: Tensor) -> tuple[Tensor, Tensor]:
     """-> `H^T rows`, float32 `[n_latents, d]`, and in how many rows each latent is on."""
-    if rows.device.type != "cpu":
+    if rows.device.type != "cpu":  # only a CPU transposes packed bits
         h = bits.unpack()
         return h.T @ rows, h.sum(0)
-    return _sums(bits.transpose(), rows), bits.column_counts()
+    return sums(bits.transpose(), rows), bits.column_counts()

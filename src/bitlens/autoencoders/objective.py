@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bitlens.bits import statistics
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import binary_entropy
+from bitlens.bits.entropies import binary_entropy
 from bitlens.options import PriceKind, Weighting
 
 
@@ -69,9 +69,7 @@ def covariance_penalty(h: Tensor) -> Tensor:
 
     Its gradient is `2 / (n - 1) * (h - p) @ sign(cov)` off the diagonal. Both from packed bits.
     """
-    penalty, gradient = statistics.covariance(PackedBits.pack(h), with_gradient=h.requires_grad)
-    if gradient is None:
-        return penalty
+    penalty, gradient = statistics.covariance(PackedBits.pack(h))
     return penalty + ((h - h.detach()) * gradient).sum()  # adds nothing but the gradient
 
 

@@ -25,7 +25,7 @@ def _padded(matrix: Tensor) -> Tensor:
 
 
 def co_occurrence(bits: PackedBits, others: PackedBits | None = None) -> Tensor:
-    """Rows in which two latents are both on -> int64 `[n, n]`, or `[n, m]` with another code"""
+    """See `statistics.co_occurrence`."""
     shape = bits.n_latents, (bits if others is None else others).n_latents
     counts = torch.zeros(shape, dtype=torch.int64, device=bits.words.device)
     for start in range(0, len(bits), ROWS):
@@ -37,24 +37,20 @@ def co_occurrence(bits: PackedBits, others: PackedBits | None = None) -> Tensor:
     return counts
 
 
-def covariance(bits: PackedBits, with_gradient: bool = True) -> tuple[Tensor, Tensor | None]:
-    """`sum_{i != j} |cov_ij|`, unbiased, and its gradient `2 / (n - 1) (h - p) @ sign(cov)`.
-
-    -> (float64 scalar, float32 `[n, n_latents]` or None)
-    """
+def covariance(bits: PackedBits) -> tuple[Tensor, Tensor]:
+    """See `statistics.covariance`."""
     h, n = bits.unpack(torch.int8), len(bits)
     columns = h.T.contiguous()
     counts = h.sum(0, dtype=torch.int64)
     total = torch.zeros((), dtype=torch.float64, device=h.device)
-    gradient = torch.empty(h.shape, device=h.device) if with_gradient else None
+    gradient = torch.empty(h.shape, device=h.device)
     for first in range(0, bits.n_latents, TILE):
         part = slice(first, first + TILE)
         v = n * product(columns, h[:, part]).long() - counts[:, None] * counts[part]
         v[part].fill_diagonal_(0)
         total += v.abs().sum(1).double().sum()
-        if gradient is not None:
-            products = product(h, v.sign().to(torch.int8)).double()
-            gradient[:, part] = (products - products.mean(0)) * (2 / (n - 1))
+        products = product(h, v.sign().to(torch.int8)).double()
+        gradient[:, part] = (products - products.mean(0)) * (2 / (n - 1))
     return total / (n * (n - 1)), gradient
 
 
@@ -66,10 +62,7 @@ def hamming(queries: PackedBits, codes: PackedBits) -> Tensor:
 
 
 def nearest(queries: PackedBits, codes: PackedBits, k: int) -> tuple[Tensor, Tensor]:
-    """The k codes nearest to each query; among equals the first codes.
-
-    -> (int32 distances, int64 indices), `[n, k]`, nearest first
-    """
+    """See `statistics.nearest`."""
     best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.words.device)
     for start in range(0, len(codes), ROWS):
         distances = hamming(queries, codes[start : start + ROWS]).long()

@@ -15,7 +15,7 @@ from bitlens.autoencoders.base import CONFIG, Autoencoder
 from bitlens.autoencoders.learner import Sampler
 from bitlens.autoencoders.objective import Losses
 from bitlens.autoencoders.settings import Settings
-from bitlens.bits.statistics import binary_entropy
+from bitlens.bits.entropies import binary_entropy
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import prepare_output
 from bitlens.hidden.paired import PairedStore
