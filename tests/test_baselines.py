@@ -22,12 +22,12 @@ from bitlens.autoencoders import (
     TopKAutoencoder,
 )
 from bitlens.autoencoders.jumprelu import JumpReLULearner
+from bitlens.autoencoders.learner import make_learner
 from bitlens.errors import BitlensError
 from bitlens.files import read_tensors
 from bitlens.hidden import TensorSource
 from bitlens.training import train
 from bitlens.training.checkpoint import STATE
-from bitlens.training.learners import make_learner
 from test_resume import PowerCut, cut_at, rows, same, settings
 
 D, LATENTS, K = 6, 14, 3

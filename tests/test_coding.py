@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
 from bitlens.autoencoders.descent import FLIPS
+from bitlens.autoencoders.learner import make_learner
 from bitlens.bits.descent import descend
 from bitlens.cli import main
 from bitlens.encode import encode_store
@@ -16,7 +17,6 @@ from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, TensorSource
 from bitlens.hidden.arrays import import_arrays
 from bitlens.training import TrainConfig, train
-from bitlens.training.learners import make_learner
 
 D = 12
 

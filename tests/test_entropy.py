@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from bitlens.autoencoders import BinaryAutoencoder
 from bitlens.bits.codes import Codes
-from bitlens.bits.packed import PackedBits
 from bitlens.bits.entropies import binary_entropy
+from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import co_occurrence
 from bitlens.cli import main
 from bitlens.encode import encode_store

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitlens.bits.packed import PackedBits
 from bitlens.bits.entropies import binary_entropy
+from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import co_occurrence, firing_rates
 from bitlens.bits.words import WORD, words_for
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder, SkipTranscoder, TopKAutoencoder, Transcoder
+from bitlens.autoencoders.learner import make_learner
 from bitlens.cli import main
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
@@ -24,7 +25,6 @@ from bitlens.hidden.writer import StoreWriter
 from bitlens.seeding import generator
 from bitlens.training import train
 from bitlens.training.checkpoint import STATE
-from bitlens.training.learners import make_learner
 from test_resume import PowerCut, cut_at, same, settings
 
 D_IN, D_OUT, LATENTS, K = 10, 6, 40, 4

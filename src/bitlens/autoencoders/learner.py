@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.objective import Losses
+from bitlens.autoencoders.registry import find
 from bitlens.autoencoders.settings import Settings
 
 Model = TypeVar("Model", bound=Autoencoder)
@@ -56,3 +57,13 @@ class Learner(Generic[Model]):
     def finish(self) -> Autoencoder:
         """After the last step: the autoencoder as it is saved."""
         return self.model
+
+
+def build(settings: Settings, d_in: int, d_out: int) -> Autoencoder:
+    """The autoencoder that a run's settings name, not yet initialised."""
+    return find(settings.architecture).load_model().build(d_in, d_out, settings)
+
+
+def make_learner(model: Autoencoder, settings: Settings, sample: Sampler) -> Learner:
+    """The learner that a run's settings name."""
+    return find(settings.architecture, settings.coding).load_learner()(model, settings, sample)

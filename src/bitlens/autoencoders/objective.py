@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from bitlens.bits import statistics
-from bitlens.bits.packed import PackedBits
 from bitlens.bits.entropies import binary_entropy
+from bitlens.bits.packed import PackedBits
 from bitlens.options import PriceKind, Weighting
 
 

@@ -2,17 +2,19 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from bitlens import terminal
 from bitlens.autoencoders.base import CONFIG, Autoencoder
-from bitlens.autoencoders.learner import Sampler
+from bitlens.autoencoders.learner import Sampler, build, make_learner
 from bitlens.autoencoders.objective import Losses
 from bitlens.autoencoders.settings import Settings
 from bitlens.bits.entropies import binary_entropy
@@ -31,9 +33,7 @@ from bitlens.training.checkpoint import (
     write_or_compare,
 )
 from bitlens.training.config import TrainConfig
-from bitlens.training.learners import build, make_learner
 from bitlens.training.metrics import MetricsLog, Record
-from bitlens.training.prefetch import prefetched
 from bitlens.training.signals import stop_on_signals
 from bitlens.version import __version__
 
@@ -41,6 +41,7 @@ WARM_UP = 0.05  # share of the steps in which the learning rate rises
 LOWEST_RATE = 0.02  # that it falls to, as a share of its peak
 NO_SPREAD = 1e-7  # of the largest mean: what rounding leaves of no spread at all
 Report = Callable[[Record], None]
+T = TypeVar("T")
 
 
 @terminal.shown("train")
@@ -251,3 +252,14 @@ def _standardised_batches(
     device = model.W_enc.device
     for rows, position in source.batches(settings.batch_size, settings.seed, start):
         yield model.standardise_rows(rows.to(device, non_blocking=True)), position
+
+
+def prefetched(source: Iterator[T], depth: int = 2) -> Iterator[T]:
+    """The items of `source`, prepared in a thread of its own, at most `depth` ahead. An error there
+    is raised here. To be closed when it is left early."""
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        ahead: deque[Any] = deque(thread.submit(next, source, end) for _ in range(depth))
+        while (item := ahead.popleft().result()) is not end:
+            ahead.append(thread.submit(next, source, end))
+            yield item
