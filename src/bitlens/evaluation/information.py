@@ -78,7 +78,7 @@ def _joint(measured: Measured) -> float | None:
         fit, ids = _training_bits(measured)
     if len(fit) < 2 or not len(bits):
         return None
-    return float(Autoregression.of_rows(fit, ids).code_lengths(bits).mean())
+    return float(Autoregression.fit(fit, ids).code_lengths(bits).mean())
 
 
 def _training_bits(measured: Measured) -> tuple[PackedBits, torch.Tensor]:

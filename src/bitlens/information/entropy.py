@@ -8,9 +8,11 @@ that reservation: what rows of documents that the model of the code has not seen
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,9 +23,9 @@ from bitlens.bits.statistics import co_occurrence
 from bitlens.errors import BitlensError
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.intervals import Estimate, jackknife
-from bitlens.information.lower_bound import lower_bits
 from bitlens.information.tree import Blocks, Tree, TreeCounts, chow_liu, supported
 from bitlens.results import Number, brief
+from bitlens.seeding import mixed
 
 
 @dataclass(frozen=True)
@@ -165,13 +167,11 @@ def _held_out(
     -> of latents on their own, under the tree, and under the autoregression
     """
     fit, held = bits[~test], bits[test]
-    fit_blocks, blocks = (
-        Blocks.of(len(part), None if documents is None else documents[rows])
-        for part, rows in ((fit, ~test), (held, test))
-    )
-    fit_counts = TreeCounts.of(fit, Blocks.whole(len(fit)), tree)
-    simple = _code_lengths(fit_counts, TreeCounts.of(held, blocks, tree), tree)
-    model = Autoregression.fit(fit, tree, fit_counts, fit_blocks.bounds, seed=seed)
+    of_fit, of_held = (None if documents is None else documents[rows] for rows in (~test, test))
+    blocks = Blocks.of(len(held), of_held)
+    counts = TreeCounts.of(fit, Blocks.whole(len(fit)), tree)
+    simple = _code_lengths(counts, TreeCounts.of(held, blocks, tree), tree)
+    model = Autoregression.fit(fit, of_fit, seed, tree=tree)
     lengths = model.code_lengths(held)
     sums = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     of_blocks = sums[torch.from_numpy(blocks.bounds)].diff()
@@ -194,3 +194,27 @@ def _code_lengths(fit: TreeCounts, held: TreeCounts, tree: Tree) -> Tensor:
     root = tree.parents < 0
     given[root] = own[root][:, :, None]
     return torch.stack([marginal, -(held.tables(tree) * given).sum((1, 2, 3))])
+
+
+def lower_bits(
+    bits: PackedBits, documents: Tensor | None = None, confidence: float = 0.95
+) -> float:
+    """Bits a row that the distribution of these rows carries at least, with this confidence.
+
+    The entropy of the rows as counted is in expectation never above the true one (it is concave in
+    the distribution), and replacing a document of m among n rows moves it by at most
+    `m (log2 n + log2 e) / n`, so by McDiarmid's inequality it is seldom far above its expectation.
+    It can never exceed log2 n; no bound without assumptions can by much (McAllester & Stratos
+    2020), so with many bits the truth lies far above. documents: as for `entropy`.
+    """
+    n = len(bits)
+    if n == 0:
+        raise BitlensError("There are no rows, so there is no entropy.")
+    hashes = np.zeros(n, np.uint64)  # two rows that share one by accident only lower the entropy
+    for column in bits.numpy().T:
+        hashes = mixed(hashes ^ column)
+    counts = torch.from_numpy(np.unique(hashes, return_counts=True)[1].astype(np.float64))
+    entropy = math.log2(n) - float((counts * counts.log2()).sum()) / n
+    sizes = torch.ones(n) if documents is None else documents.unique(return_counts=True)[1]
+    change = (math.log2(n) + math.log2(math.e)) * float((sizes.double() / n).square().sum().sqrt())
+    return max(0.0, entropy - change * math.sqrt(-math.log(1 - confidence) / 2))
