@@ -1,7 +1,6 @@
-"""The kernels on a GPU: products of 0/1 matrices in int8, summed in int32, hence exact.
+"""The kernels on a GPU: products of 0/1 matrices in int8, summed in int32, hence exact; in tiles.
 
-Everything is cut into tiles, so that no matrix of numbers of width squared is held but the one that
-is asked for. The functions run on any device, which is how they are tested where there is no GPU.
+They run on any device, which is how they are tested where there is no GPU.
 """
 
 import torch
@@ -15,22 +14,17 @@ ROWS = 1 << 16  # rows unpacked at a time
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """int8 `[m, k]` @ `[k, n]` -> int32 `[m, n]`. int8 units want multiples of 32 as sizes."""
-    m, n = len(a), b.shape[1]
-    return torch._int_mm(_padded(a), _padded(b))[:m, :n]  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _padded(matrix: Tensor) -> Tensor:
-    more = (0, -matrix.shape[1] % 32, 0, -len(matrix) % 32)
-    return torch.nn.functional.pad(matrix, more) if any(more) else matrix
+    padded = (torch.nn.functional.pad(x, (0, -x.shape[1] % 32, 0, -len(x) % 32)) for x in (a, b))
+    return torch._int_mm(*padded)[: len(a), : b.shape[1]]  # pyright: ignore[reportPrivateImportUsage]
 
 
 def co_occurrence(bits: PackedBits, others: PackedBits | None = None) -> Tensor:
     """See `statistics.co_occurrence`."""
-    shape = bits.n_latents, (bits if others is None else others).n_latents
+    others = bits if others is None else others
+    shape = bits.n_latents, others.n_latents
     counts = torch.zeros(shape, dtype=torch.int64, device=bits.words.device)
     for start in range(0, len(bits), ROWS):
-        block = bits[start : start + ROWS].unpack(torch.int8)
-        other = block if others is None else others[start : start + ROWS].unpack(torch.int8)
+        block, other = (b[start : start + ROWS].unpack(torch.int8) for b in (bits, others))
         for first in range(0, bits.n_latents, TILE):
             part = slice(first, first + TILE)
             counts[part] += product(block[:, part].T.contiguous(), other)

@@ -32,14 +32,11 @@ def sums(bits: PackedBits, matrix: Tensor) -> Tensor:
 
 
 def co_occurrence(bits: PackedBits, others: PackedBits | None = None) -> Tensor:
-    """`N = H^T G`: the rows in which latent i and latent j of `others` are both on, int64 `[n, m]`
-
-    others: another code of the same rows; without it the same code, `[n_latents, n_latents]`.
-    """
+    """`N = H^T G`: the rows in which latent i and latent j of `others`, another code of the same
+    rows or by default the same code, are both on, int64 `[n, m]`"""
     if others is not None and len(others) != len(bits):
-        raise BitlensError(
-            f"Codes of {len(bits):,} rows and of {len(others):,} are not of the same hidden states."
-        )
+        rows = f"{len(bits):,} rows and of {len(others):,}"
+        raise BitlensError(f"Codes of {rows} are not of the same hidden states.")
     if bits.words.device.type != "cpu":
         return cuda.co_occurrence(bits, others)
     counts = torch.zeros(bits.n_latents, (others or bits).n_latents, dtype=torch.int64)
@@ -58,9 +55,7 @@ def covariance(bits: PackedBits) -> tuple[Tensor, Tensor]:
     -> (float64 scalar, `2 / (n - 1) (h - p) @ sign(cov)` as float32 `[rows, n_latents]`)
     """
     if not 2 <= len(bits) <= ROWS:  # beyond, integer sums over pairs could leave 64 bits
-        raise BitlensError(
-            f"The covariance of a minibatch needs between 2 and 2^20 rows, not {len(bits):,}."
-        )
+        raise BitlensError(f"A covariance needs between 2 and 2^20 rows, not {len(bits):,}.")
     if bits.words.device.type != "cpu":
         return cuda.covariance(bits)
     penalty, gradient = covariance_cpu.covariance(bits.numpy(), bits.n_latents)
@@ -73,14 +68,10 @@ def nearest(queries: PackedBits, codes: PackedBits, k: int) -> tuple[Tensor, Ten
     -> (distances int32, indices int64), each `[len(queries), k]`, nearest first
     """
     if queries.n_latents != codes.n_latents:
-        raise BitlensError(
-            f"Codes of {queries.n_latents} latents cannot be compared with codes of "
-            f"{codes.n_latents}."
-        )
+        widths = f"{queries.n_latents} latents cannot be compared with codes of {codes.n_latents}"
+        raise BitlensError(f"Codes of {widths}.")
     if not 1 <= k <= len(codes):
-        raise BitlensError(
-            f"There are {len(codes)} codes to search, so k must be between 1 and that, not {k}."
-        )
+        raise BitlensError(f"There are {len(codes)} codes to search: k is 1 to that, not {k}.")
     if queries.words.device.type != "cpu":
         return cuda.nearest(queries, codes, k)
     distances, indices = cpu.nearest(queries.numpy(), codes.numpy(), k)

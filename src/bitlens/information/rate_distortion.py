@@ -35,7 +35,7 @@ def gaussian_bits(covariance: Tensor, fvu: float) -> float:
     total = float(covariance.double().trace())
     if not math.isfinite(total) or total <= 0:
         raise BitlensError(
-            "The rate-distortion bound needs data with variance; all rows are equal or not finite."
+            "The rate-distortion bound needs variance; the rows are all equal or not finite."
         )
     if math.isnan(fvu):
         raise BitlensError(
