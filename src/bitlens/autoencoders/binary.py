@@ -67,18 +67,13 @@ class BinaryAutoencoder(Autoencoder):
         other._buffers = dict(self._buffers)
         other.settings = {**self.settings, "coding": coding or self.coding}
         if flips is not None and (flips < 0 or other.coding == "step"):
-            raise BitlensError(
-                f"A descent may make 0 or more flips a row, not {flips} "
-                f"with coding '{other.coding}'."
-            )
+            asked = f"{flips} with coding '{other.coding}'"
+            raise BitlensError(f"A descent may make 0 or more flips a row, not {asked}.")
         other.flips = flips
         if price is not None:
             other.price = torch.full((self.n_latents,), price).to(self.W_dec)
         if other.coding == "descent" and other.price is None:
-            raise BitlensError(
-                "This autoencoder was trained for coding 'step' and has no prices: "
-                "name one for descent."
-            )
+            raise BitlensError("Trained for coding 'step', it has no prices: name one for descent.")
         return other
 
     def code(self, z: Tensor) -> Tensor:
@@ -125,17 +120,14 @@ class BinaryAutoencoder(Autoencoder):
         a price: its latents are not flipped, and only those that are never on go.
         """
         if rates.shape != (self.n_latents,):
-            raise BitlensError(
-                f"canonical() needs {self.n_latents} firing rates, not {list(rates.shape)}."
-            )
+            shape = list(rates.shape)
+            raise BitlensError(f"canonical() needs {self.n_latents} firing rates, not {shape}.")
         rates = rates.to(self.W_enc.device)
         searched = self.coding == "descent"
         flip = (rates > 0.5) & (not searched)
         keep = rates > 0 if searched else torch.minimum(rates, 1 - rates) >= NEGLIGIBLE
         if not keep.any():
-            raise BitlensError(
-                "Every latent is constant on these rows: the autoencoder has collapsed; lower lam."
-            )
+            raise BitlensError("Every latent is constant: the autoencoder collapsed; lower lam.")
         sign = torch.where(flip, -1.0, 1.0)
         constant = (self.W_dec.double() * flip[:, None]).sum(0)
         values = {

@@ -1,9 +1,7 @@
 """How a binary autoencoder learns whose bits are found by descent.
 
 Sparse coding, as Olshausen and Field (1996) have it, with bits: the bits of a batch are searched
-under the dictionary as it is, and the dictionary then takes a gradient step at these bits. No
-gradient passes a step function. What is minimised is the same as ever, the squared error and the
-price of the bits that are on.
+under the dictionary as it is, which then takes a gradient step at these bits.
 """
 
 import math
@@ -58,18 +56,8 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         model.W_enc.copy_(model.W_dec.T)
         model.b_enc.copy_(-(model.W_dec.square().sum(1) + model.prices) / 2)
         if not self._bits(rows[:SMALL_SAMPLE]).words.any():
-            raise BitlensError(
-                f"No latent is worth its price in any row: lam {self.settings.lam} switches "
-                "everything off; lower `lam`."
-            )
-
-    def _price(self) -> float:
-        """Of a bit that is on, at this step: from `anneal` times the final price it falls,
-        linearly, over the first half. Few bits a row, at first, make latents that each stand for
-        much; more bits come when these are there."""
-        done = min(1.0, self.step / self.settings.steps / ANNEALED)
-        start = self.settings.anneal
-        return self.final_price * (start + (1 - start) * done)
+            lam = self.settings.lam
+            raise BitlensError(f"No latent is worth its price in any row: lower `lam` ({lam}).")
 
     def _set_prices(self, price: float) -> None:
         """Of every latent: dearer for one that is on in more than a share `COMMON` of the rows."""
@@ -84,8 +72,10 @@ class DescentLearner(Learner[BinaryAutoencoder]):
     @torch.no_grad()
     def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
         """Search the bits, then leave the gradients at these bits in the parameters."""
-        model = self.model
-        self._set_prices(self._price())
+        model, start = self.model, self.settings.anneal
+        # Few bits a row, at first, make latents that each stand for much; more come afterwards.
+        done = min(1.0, self.step / self.settings.steps / ANNEALED)
+        self._set_prices(self.final_price * (start + (1 - start) * done))
         bits = self._bits(x)
         error = sums(bits, model.W_dec).add_(model.b_dec).sub_(x)
         mse = error.square().mean()

@@ -61,9 +61,9 @@ class Learner(Generic[Model]):
 
 def build(settings: Settings, d_in: int, d_out: int) -> Autoencoder:
     """The autoencoder that a run's settings name, not yet initialised."""
-    return find(settings.architecture).load_model().build(d_in, d_out, settings)
+    return find(settings.architecture).load()[0].build(d_in, d_out, settings)
 
 
 def make_learner(model: Autoencoder, settings: Settings, sample: Sampler) -> Learner:
     """The learner that a run's settings name."""
-    return find(settings.architecture, settings.coding).load_learner()(model, settings, sample)
+    return find(settings.architecture, settings.coding).load()[1](model, settings, sample)

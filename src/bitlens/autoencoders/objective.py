@@ -3,10 +3,9 @@
     loss = mse(x_hat, x) + (lam / d_in) * sum_j price(p_j)
            + (gamma / n_latents^2) * sum_{i != j} |cov(h)_ij|
 
-for standardised rows `x [n, d_in]`, codes `h [n, n_latents]` and firing rates `p = mean(h)`. With
-inputs of unit variance the mse is about the fraction of variance unexplained, so `lam` reads as
-"fvu paid for a bit per dimension" and means the same at every width. `weighting="paper"` instead
-takes the plain sums of arXiv 2509.20997, eq. 4-6.
+for standardised rows `x [n, d_in]`, codes `h [n, n_latents]` and firing rates `p = mean(h)`; `lam`
+reads as "fvu paid for a bit per dimension". `weighting="paper"` instead takes the plain sums of
+arXiv 2509.20997, eq. 4-6.
 """
 
 import math

@@ -34,9 +34,7 @@ class SparseAutoencoder(Autoencoder):
         """The same autoencoder, sharing its weights, with inference-time optimisation: k latents a
         row by orthogonal matching pursuit on the decoder. None: by its encoder."""
         if k is not None and (not 1 <= k <= self.n_latents or self.transcodes):
-            raise BitlensError(
-                f"A pursuit takes 1 to {self.n_latents} latents of an autoencoder, not k = {k}."
-            )
+            raise BitlensError(f"A pursuit takes 1 to {self.n_latents} latents, not k = {k}.")
         other = copy.copy(self)
         other.pursued = k
         return other

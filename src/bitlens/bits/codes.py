@@ -30,22 +30,27 @@ class Columns(Protocol):
     @property
     def path(self) -> Path:
         """The folder"""
+        ...
 
     @property
     def manifest(self) -> dict[str, Any]:
         """What the folder says of itself"""
+        ...
 
     @property
     def token(self) -> torch.Tensor:
         """Token id of each row"""
+        ...
 
     @property
     def document(self) -> torch.Tensor:
         """Document of each row"""
+        ...
 
     @property
     def position(self) -> torch.Tensor:
         """Position of each row in the context that the model saw"""
+        ...
 
 
 class Codes:

@@ -1,9 +1,8 @@
 """How many bits of information a code carries, in bits a row: estimates, bounds and intervals.
 
-From packed bits alone, streaming over blocks of whole documents. `marginal` and `tree` are plug-in
-estimates with the correction of Miller (1955) and Madow; both are upper bounds on the joint entropy
-of the rows' distribution, up to what the correction misses. The code lengths are bounds without
-that reservation: what rows of documents that the model of the code has not seen cost to write down.
+`marginal` and `tree` are plug-in estimates with the correction of Miller (1955) and Madow: upper
+bounds on the joint entropy of the rows' distribution, up to what the correction misses. The code
+lengths are bounds without that reservation: what unseen documents cost to write down.
 """
 
 from __future__ import annotations
@@ -56,17 +55,13 @@ class Entropy:
 
 @terminal.shown("bits_tree")
 def plug_in_bits(bits: PackedBits, documents: Tensor | None = None) -> tuple[float, float]:
-    """Corrected entropy of the latents on their own, and under the Chow-Liu tree, in bits a row.
-
-    The second is never more than the first. documents: of every row `[rows]`; without them rows
-    count as independent where edges of the tree are chosen.
-    """
+    """Corrected entropy of the latents on their own, and (never more) under the Chow-Liu tree, in
+    bits a row. documents: of every row `[rows]`; without them rows count as independent."""
     tree = chow_liu(co_occurrence(bits), len(bits))
     if documents is not None:
         tree = supported(tree, TreeCounts.of(bits, Blocks.of(len(bits), documents), tree))
-    marginal, under_tree = _marginal_and_tree(
-        TreeCounts.of(bits, Blocks.whole(len(bits)), tree), tree
-    )
+    counts = TreeCounts.of(bits, Blocks.whole(len(bits)), tree)
+    marginal, under_tree = _marginal_and_tree(counts, tree)
     return float(marginal), float(under_tree)
 
 
@@ -91,10 +86,8 @@ def entropy(
     if test is None:
         test = blocks.last_fifth()
     if not test.any() or test.all():
-        raise BitlensError(
-            "A code length is fitted on some documents and measured on others, and here all rows "
-            "are on one side; encode more documents."
-        )
+        what = "A code length is fitted on some documents and measured on others"
+        raise BitlensError(f"{what}, and here all rows are on one side; encode more documents.")
     terminal.stage("pairs")
     pairs = co_occurrence(bits[~test])
     fit_tree = chow_liu(pairs, int((~test).sum()))
@@ -126,9 +119,8 @@ def _checked(
         raise BitlensError(f"An entropy needs at least two rows, not {len(bits)}.")
     for name, column in (("documents", documents), ("test", test)):
         if column is not None and column.shape != (len(bits),):
-            raise BitlensError(
-                f"There are {len(bits)} rows of bits, but {name} has shape {list(column.shape)}."
-            )
+            shape = list(column.shape)
+            raise BitlensError(f"There are {len(bits)} rows of bits, but {name} has shape {shape}.")
     if test is not None and test.dtype != torch.bool:
         raise BitlensError(f"test must be a bool for every row, not {test.dtype}.")
     documents, test = (None if column is None else column.cpu() for column in (documents, test))
@@ -145,10 +137,8 @@ def _marginal_and_tree(counts: TreeCounts, tree: Tree) -> tuple[Tensor, Tensor]:
 
 
 def _plug_in(bits: PackedBits, blocks: Blocks, tree: Tree, unbiased: bool) -> list[Estimate]:
-    """-> marginal and tree entropy of all rows
-
-    unbiased: less the bias of few documents, which the correction for independent rows leaves.
-    """
+    """-> marginal and tree entropy of all rows. unbiased: less the bias of few documents, which the
+    correction for independent rows leaves."""
     counts = TreeCounts.of(bits, blocks, tree)
     tree = supported(tree, counts)
 
@@ -162,10 +152,7 @@ def _plug_in(bits: PackedBits, blocks: Blocks, tree: Tree, unbiased: bool) -> li
 def _held_out(
     bits: PackedBits, documents: Tensor | None, test: Tensor, tree: Tree, seed: int
 ) -> list[Estimate]:
-    """Code lengths of the rows in `test` under models of the others.
-
-    -> of latents on their own, under the tree, and under the autoregression
-    """
+    """Code lengths of the rows in `test`, by the others: latents alone, tree, autoregression."""
     fit, held = bits[~test], bits[test]
     of_fit, of_held = (None if documents is None else documents[rows] for rows in (~test, test))
     blocks = Blocks.of(len(held), of_held)

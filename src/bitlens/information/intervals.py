@@ -1,9 +1,8 @@
-"""95 % intervals of numbers from few independent units: documents, contexts, groups of them, seeds.
+"""95 % intervals of numbers from few independent units (documents, contexts, seeds), and tests.
 
-One way for all: the jackknife, which leaves out a unit at a time (Quenouille 1956, Tukey 1958),
-with quantiles of Student's t. Units of unequal size count as the equal ones that would vary as much
-(Kish 1965): a long document beside many short ones is little more than one. Below two of these
-there is no interval.
+The jackknife leaves out a unit at a time (Quenouille 1956, Tukey 1958), with quantiles of Student's
+t. Units of unequal size count as the equal ones that would vary as much (Kish 1965). Below two of
+these there is no interval.
 """
 
 from __future__ import annotations
@@ -74,10 +73,7 @@ def normal_deviate(t: Tensor, freedom: float) -> Tensor:
 
 
 def degrees_of_freedom(sizes: Tensor | Sequence[float]) -> float:
-    """One less than the equal units that are worth as much as units of these sizes.
-
-    Units without a size do not count.
-    """
+    """One less than the equal units that are worth as much as units of these sizes."""
     sizes = torch.as_tensor(sizes, dtype=torch.float64)
     worth = float(sizes.sum().square() / sizes.square().sum().clamp_min(1e-300))
     return worth * (1 + 1e-12) - 1
@@ -98,8 +94,7 @@ def jackknife(
     """Each number of a statistic of all units, with its interval.
 
     statistic: float64 weights of the units `[n, units]` -> `[n, numbers]`. sizes: of the units
-    `[units]`, none of which is 0. unbiased: less the bias that the jackknife estimates, for numbers
-    that few units make too low or high.
+    `[units]`, none of which is 0. unbiased: less the bias that the jackknife estimates.
     """
     units = len(sizes)
     (values,) = statistic(torch.ones(1, units, dtype=torch.float64))
@@ -146,10 +141,7 @@ def wilson(k: int, n: int) -> Estimate:
 
 
 def mean_of_two(a: Estimate, b: Estimate) -> Estimate:
-    """The mean of two independent rates; its interval is recovered from theirs.
-
-    MOVER: Newcombe 1998, Zou & Donner 2008.
-    """
+    """The mean of two independent rates, by MOVER (Newcombe 1998, Zou & Donner 2008)."""
     value = (a.value + b.value) / 2
     low = value - math.hypot(a.value - a.low, b.value - b.low) / 2
     high = value + math.hypot(a.high - a.value, b.high - b.value) / 2
@@ -160,8 +152,7 @@ def sign_flip(right: Sequence[bool], other: Sequence[bool], positives: int) -> f
     """One-sided exact p-value that two explanations are as often right, by balanced accuracy.
 
     right, other: whether they are right for each row, the first `positives` of which are positives.
-    Of rows where only one is right each is as likely to be; the statistic is the difference of
-    balanced accuracies, compared as integers.
+    The statistic is the difference of balanced accuracies, compared as integers.
     """
     negatives = len(right) - positives
     d = [int(a) - int(b) for a, b in zip(right, other, strict=True)]
@@ -177,10 +168,8 @@ def sign_flip(right: Sequence[bool], other: Sequence[bool], positives: int) -> f
 
 
 def fisher(yes: int, positives: int, wrong: int, negatives: int) -> float:
-    """One-sided exact p-value that yes is no likelier for positives than for negatives.
-
-    yes: of the positives; wrong: yes of the negatives (Fisher 1935, The Design of Experiments).
-    """
+    """One-sided exact p-value (Fisher 1935) that yes, said of `yes` positives and `wrong`
+    negatives, is no likelier for positives."""
     all_yes = yes + wrong
     ways = (
         math.comb(positives, i) * math.comb(negatives, all_yes - i)

@@ -59,10 +59,9 @@ def quantise_magnitudes(
 
     rows: raw hidden states `[n, d_in]`, of a transcoder with its targets beside them. The
     quantiser's step is one for all latents, as a length along the decoder's row, so that all errors
-    weigh the same; an fvu below 1e-11 may rise as one of 1e-11 may. Entropies are each latent's own
-    symbols' as counted, with Miller and Madow's correction: low, if anything. fit: other rows; with
-    them magnitudes are coded in context, too. BitlensError if no latent is on, or no
-    step is fine enough.
+    weigh the same. Entropies are each latent's own symbols' as counted, with Miller and Madow's
+    correction: low, if anything. fit: other rows; with them magnitudes are coded in context, too.
+    BitlensError if no latent is on, or no step is fine enough.
     """
     quantiser = _Quantiser(autoencoder)
     blocks = quantiser.blocks(rows)
@@ -79,10 +78,8 @@ def quantise_magnitudes(
     allowed = (1 + rise) * max(quantiser.error(blocks, None), EXACT * variance.total)
     step = _coarsest(quantiser, blocks, allowed, longest)
     if step is None:
-        raise BitlensError(
-            "No quantiser of 32 bits keeps the rise of fvu within the share "
-            f"{rise:g}: leave out the rows of outlying norm, or allow more."
-        )
+        cure = "leave out the rows of outlying norm, or allow more"
+        raise BitlensError(f"No quantiser of 32 bits keeps fvu from rising by {rise:g}: {cure}.")
     latents = torch.cat([block.latent for block in blocks])
     symbols = torch.cat([quantiser.symbols(block, step) for block in blocks]).long()
     alone = bits = _symbol_bits(latents.cpu(), symbols.cpu()) / len(rows)
@@ -156,10 +153,7 @@ class _Quantiser:
 
 
 def _symbol_bits(latents: Tensor, symbols: Tensor) -> float:
-    """Entropy of each latent's symbols times their number, summed over latents.
-
-    With Miller and Madow's correction; tables of counts would be of very unequal length.
-    """
+    """Entropy of each latent's symbols times their number, summed over latents, corrected."""
     span = int(symbols.max() - symbols.min()) + 1
     pairs, counts = (latents * span + symbols - symbols.min()).unique(return_counts=True)
     owner, counts = pairs // span, counts.double()
