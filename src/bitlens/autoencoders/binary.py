@@ -20,13 +20,10 @@ NEGLIGIBLE = 1e-4  # a latent on (or off) in a smaller share of rows counts as c
 class BinaryAutoencoder(Autoencoder):
     """`x_hat = h W_dec + b_dec` in model space, with bits h of 0.0 or 1.0.
 
-    coding: how the bits of a row are found.
-
-    * `step`: `h = step(x W_enc + b_enc)`, one linear map and a threshold, as in the paper.
-    * `descent`: searched, so that flipping no bit, and exchanging no two, lowers
-      `|x - h W_dec - b_dec|^2 + price . h`. `price [n_latents]` is what a bit that is on costs, in
-      model space. The encoder is then trained to predict these bits; `coded("step")` is the same
-      autoencoder with the encoder's bits alone.
+    coding: how the bits of a row are found. `step`: `h = step(x W_enc + b_enc)`, as in the paper.
+    `descent`: searched, so that flipping no bit, and exchanging no two, lowers
+    `|x - h W_dec - b_dec|^2 + price . h`, with prices `[n_latents]` in model space; the encoder is
+    then trained to predict these bits.
     """
 
     architecture = "bae"
@@ -58,9 +55,9 @@ class BinaryAutoencoder(Autoencoder):
     ) -> Self:
         """The same autoencoder, sharing its weights, with its bits found in another way.
 
-        coding: `descent` or `step`; by default its own. flips: the most flips a row of a descent,
-        which then begins at the encoder's bits; 0 leaves these. price: of every bit that is on, in
-        model space (squared error of a row), which one that was trained for `step` needs.
+        flips: the most flips a row of a descent, which then begins at the encoder's bits; 0 leaves
+        these. price: of every bit that is on, in model space (squared error of a row), which one
+        that was trained for `step` needs.
         """
         _refuse_unknown(coding or self.coding)
         other = copy.copy(self)
@@ -114,10 +111,9 @@ class BinaryAutoencoder(Autoencoder):
         """The same function with every latent's rare state as 1, and without constant latents.
 
         rates: firing rate of each latent `[n_latents]`, measured on the data. A latent above 1/2 is
-        flipped (encoder negated, decoder row negated, its constant folded into b_dec); one whose
-        rarer state has a rate below 1e-4 is removed. So "on" is always the informative state, and
-        reconstructions are unchanged. A descent starts with all bits off and makes rare what costs
-        a price: its latents are not flipped, and only those that are never on go.
+        flipped (encoder and decoder row negated, its constant folded into b_dec); one whose rarer
+        state has a rate below 1e-4 is removed. A descent makes rare what costs a price: its latents
+        are not flipped, and only those that are never on go.
         """
         if rates.shape != (self.n_latents,):
             shape = list(rates.shape)

@@ -18,11 +18,8 @@ LARGE_SAMPLE = 65536  # rows that the final form is fitted on
 
 
 class Learner(Generic[Model]):
-    """The moving parts of training one architecture.
-
-    `state` is saved in checkpoints with the weights. Randomness must be drawn by name, from
-    `generator(seed, ...)`, so that a resumed run draws the same.
-    """
+    """The moving parts of training one architecture. `state` is saved in checkpoints; randomness
+    must be drawn by name, from `generator(seed, ...)`, so that a resumed run draws the same."""
 
     closed_form: ClassVar[bool] = False  # True: `start` finds the result, there are no steps
 
@@ -40,10 +37,7 @@ class Learner(Generic[Model]):
         raise NotImplementedError
 
     def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
-        """Leave the loss's gradients in the parameters.
-
-        -> (terms of the loss, firing rates `[n_latents]`)
-        """
+        """Leave gradients in the parameters -> (terms of the loss, firing rates `[n_latents]`)."""
         self.model.zero_grad(set_to_none=True)
         bf16 = self.settings.precision == "bf16"
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):

@@ -22,8 +22,7 @@ from bitlens.options import PriceKind, Weighting
 
 
 class Price(NamedTuple):
-    """What a latent costs at firing rate p, in bits; symmetric in p and 1 - p, so polarity costs
-    nothing.
+    """What a latent costs at firing rate p, in bits; symmetric in p and 1 - p.
 
     `entropy`: the binary entropy H2(p). `onbit`: `q log2((1 - p0) / p0)` with `q = min(p, 1 - p)`:
     every on-bit costs the same, as under a code with the fixed sparse prior p0.
@@ -64,17 +63,13 @@ def batch_price(p: Tensor, n: int, price: Price) -> Tensor:
 
 
 def covariance_penalty(h: Tensor) -> Tensor:
-    """`sum_{i != j} |cov(h)_ij|` with the unbiased covariance, h `[n, n_latents]` of 0 and 1.
-
-    Its gradient is `2 / (n - 1) * (h - p) @ sign(cov)` off the diagonal. Both from packed bits.
-    """
+    """`sum_{i != j} |cov(h)_ij|` (unbiased) and its gradient from bits; h `[n, n_latents]`."""
     penalty, gradient = statistics.covariance(PackedBits.pack(h))
     return penalty + ((h - h.detach()) * gradient).sum()  # adds nothing but the gradient
 
 
 def dense_covariance_penalty(h: Tensor) -> Tensor:
-    """The same by plain products and autograd, in float64 so that a covariance of zero is zero: the
-    reference."""
+    """The same by plain products and autograd, in float64 so that a covariance of 0 is 0."""
     h, n = h.double(), len(h)
     counts = h.sum(0)
     products = n * h.T @ h - counts[:, None] * counts
