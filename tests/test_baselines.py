@@ -379,7 +379,7 @@ def test_principal_components_are_those_of_an_svd(k):
             {"architecture": "relu", "k": 0},
             "`k` must be between 1 and 40, the number of latents, not 0",
         ),
-        ({"architecture": "pca", "k": 13}, "12 principal components, not 13"),
+        ({"architecture": "pca", "k": 13}, "12 components, not 13"),
         (
             {"architecture": "gated", "sparsity": 0.0},
             "`sparsity` must be above 0 and finite, not 0.0",

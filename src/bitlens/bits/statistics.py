@@ -18,11 +18,6 @@ def firing_rates(bits: PackedBits) -> Tensor:
     return bits.column_counts().double() / len(bits)
 
 
-def dense(rates: Tensor) -> Tensor:
-    """Which latents are on (not zero) in more than a tenth of the rows -> bool, the same shape."""
-    return rates > DENSE
-
-
 def sums(bits: PackedBits, matrix: Tensor) -> Tensor:
     """`H @ matrix`, a float32 matrix `[n_latents, d]` -> float32 `[rows, d]`"""
     matrix = matrix.detach()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.binary import NEGLIGIBLE
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import dense, firing_rates
+from bitlens.bits.statistics import DENSE, firing_rates
 from bitlens.evaluation.measured import Measured
 from bitlens.results import Number
 
@@ -41,7 +41,7 @@ def latent_numbers(autoencoder: Autoencoder, bits: PackedBits) -> dict[str, Any]
         "live": len(p) - dead - stuck,
         "dead": dead,
         "stuck": stuck,
-        "dense": int(dense(on).sum()),
+        "dense": int((on > DENSE).sum()),
         "highest_rate": float(on.max()),
     }
 

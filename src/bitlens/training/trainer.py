@@ -123,7 +123,11 @@ class _Run:
         self.log = None
         if folder is not None:
             self.log = MetricsLog(folder, self.reached.step, loggers, asdict(settings))
-        self.batches = _standardised_batches(source, model, settings, self.reached.position)
+        position, device = self.reached.position, model.W_enc.device
+        self.batches = (
+            (model.standardise_rows(rows.to(device, non_blocking=True)), position)
+            for rows, position in source.batches(settings.batch_size, settings.seed, position)
+        )
         if model.W_enc.is_cuda:  # on a CPU a second thread would only take cores from the step
             self.batches = prefetched(self.batches)
         self.clock, self.rows_since = time.perf_counter(), 0
@@ -228,14 +232,6 @@ def _initial_model(source: HiddenSource, settings: Settings) -> Autoencoder:
         "sae_lens_version": "6.18.0",  # the version of SAELens' folder layout that this one follows
     }
     return model
-
-
-def _standardised_batches(
-    source: HiddenSource, model: Autoencoder, settings: Settings, start: Position
-) -> Generator[tuple[Tensor, Position], None, None]:
-    device = model.W_enc.device
-    for rows, position in source.batches(settings.batch_size, settings.seed, start):
-        yield model.standardise_rows(rows.to(device, non_blocking=True)), position
 
 
 def prefetched(source: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
