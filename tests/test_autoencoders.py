@@ -19,9 +19,10 @@ from bitlens.autoencoders import (
     TopKAutoencoder,
     Transcoder,
 )
-from bitlens.autoencoders.binarize import Surrogate, binarize
+from bitlens.autoencoders.step import binarize
 from bitlens.errors import BitlensError
 from bitlens.files import read_tensors, write_tensors
+from bitlens.options import Surrogate
 from bitlens.seeding import generator
 
 D, LATENTS = 7, 20

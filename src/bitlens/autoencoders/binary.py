@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class BinaryAutoencoder(Autoencoder):
     def __init__(self, d_in: int, n_latents: int, coding: Coding = "step") -> None:
         _refuse_unknown(coding)
         super().__init__(d_in, n_latents, coding=coding)
-        self.price: Tensor | None
+        self.price: Any  # [n_latents]; None where none was needed
         self.register_buffer("price", torch.zeros(n_latents) if coding == "descent" else None)
         self.flips: int | None = None
         self._gram: tuple[tuple[int, float], Tensor | None] | None = None
@@ -43,12 +43,6 @@ class BinaryAutoencoder(Autoencoder):
     def coding(self) -> Coding:
         """`descent` or `step`."""
         return self.settings["coding"]
-
-    @property
-    def prices(self) -> Tensor:
-        """What each bit that is on costs `[n_latents]`, for one that is searched."""
-        assert self.price is not None
-        return self.price
 
     def coded(
         self, coding: Coding | None = None, flips: int | None = None, price: float | None = None
@@ -90,7 +84,7 @@ class BinaryAutoencoder(Autoencoder):
             return PackedBits.step(self.pre_activations(x))
         start = None if self.flips is None else PackedBits.step(self.pre_activations(x))
         x, W, b = x.reshape(-1, self.d_in), self.W_dec.detach().float(), self.b_dec.detach().float()
-        return descend(x, W, b, self.prices, G=self._cached_gram(), start=start, flips=self.flips)
+        return descend(x, W, b, self.price, G=self._cached_gram(), start=start, flips=self.flips)
 
     def on_rates(self, rates: Tensor) -> Tensor:
         """Firing rates in canonical form `[n_latents]`."""
@@ -135,7 +129,7 @@ class BinaryAutoencoder(Autoencoder):
             "scale": self.scale,
         }
         if searched:
-            values["price"] = self.prices[keep]
+            values["price"] = self.price[keep]
         out = type(self)(self.d_in, len(values["b_enc"]), self.coding).to(self.mean.device)
         for name, value in values.items():
             getattr(out, name).copy_(value)

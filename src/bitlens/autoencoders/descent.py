@@ -52,9 +52,9 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         length = self.settings.scale * math.sqrt(model.d_in)
         model.W_dec.copy_(W / W.norm(dim=1, keepdim=True).clamp_min(1e-12) * length)
         model.b_dec.zero_()
-        model.prices.fill_(self.final_price)
+        model.price.fill_(self.final_price)
         model.W_enc.copy_(model.W_dec.T)
-        model.b_enc.copy_(-(model.W_dec.square().sum(1) + model.prices) / 2)
+        model.b_enc.copy_(-(model.W_dec.square().sum(1) + model.price) / 2)
         if not self._bits(rows[:SMALL_SAMPLE]).words.any():
             lam = self.settings.lam
             raise BitlensError(f"No latent is worth its price in any row: lower `lam` ({lam}).")
@@ -62,12 +62,12 @@ class DescentLearner(Learner[BinaryAutoencoder]):
     def _set_prices(self, price: float) -> None:
         """Of every latent: dearer for one that is on in more than a share `COMMON` of the rows."""
         rates = self.state["on"] * (1 - MEMORY) / self.settings.batch_size
-        torch.mul(rates.div(COMMON).clamp_(1, HIGHEST_PRICE), price, out=self.model.prices)
+        torch.mul(rates.div(COMMON).clamp_(1, HIGHEST_PRICE), price, out=self.model.price)
 
     def _bits(self, x: Tensor) -> PackedBits:
         W, b = self.model.W_dec.detach(), self.model.b_dec.detach()
         G = gram(W) if len(W) <= GRAM_UP_TO * len(x) else None
-        return descend(x, W, b, self.model.prices, G=G, flips=FLIPS, exchanges=False)
+        return descend(x, W, b, self.model.price, G=G, flips=FLIPS, exchanges=False)
 
     @torch.no_grad()
     def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
@@ -88,7 +88,7 @@ class DescentLearner(Learner[BinaryAutoencoder]):
             prediction_error = model.pre_activations(x).sigmoid_().sub_(bits.unpack()).div_(len(x))
             model.W_enc.grad, model.b_enc.grad = x.T @ prediction_error, prediction_error.sum(0)
         rates, zero = counts.double() / len(x), mse.new_zeros(())
-        price = (rates * model.prices).sum().float() / model.d_in
+        price = (rates * model.price).sum().float() / model.d_in
         return Losses(mse + price, mse, price, zero, zero), rates
 
     @torch.no_grad()

@@ -1,10 +1,22 @@
-"""How a binary autoencoder learns whose bits are those of one linear map and a step."""
+"""How a binary autoencoder learns whose bits are those of one linear map and a step.
+
+The derivative of the step is zero almost everywhere, so the backward pass uses a surrogate: with
+`g` the gradient of the loss in the bit and `w` a width per latent,
+
+| name      | dz                                        |                                        |
+| --------- | ----------------------------------------- | -------------------------------------- |
+| `clipped` | `g * (abs(z) < w)`                        | straight-through inside a window       |
+| `sigmoid` | `g * s (1 - s) / w`, `s = sigmoid(z / w)` | the derivative of a sigmoid of width w |
+| `ste`     | `g`                                       | plain straight-through                 |
+| `paper`   | `g (1 - g)`                               | as in the code of arXiv 2509.20997     |
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bitlens.autoencoders.base import Autoencoder
-from bitlens.autoencoders.binarize import binarize
 from bitlens.autoencoders.binary import BinaryAutoencoder
 from bitlens.autoencoders.learner import LARGE_SAMPLE, SMALL_SAMPLE, Learner, Sampler
 from bitlens.autoencoders.objective import (
@@ -21,11 +33,45 @@ from bitlens.autoencoders.settings import Settings
 from bitlens.bits import products
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import covariance, firing_rates, sums
+from bitlens.options import Surrogate
 from bitlens.seeding import generator
 
 SPREAD_RATE = 0.05  # of the moving average of each latent's standard deviation of z
 # share of pairs (row, latent) on or in the window from which on whole products are faster
 WHOLE_PRODUCTS_FROM = 0.4
+
+
+class _Binarize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, width: Tensor, surrogate: Surrogate) -> Tensor:
+        ctx.surrogate = surrogate
+        if surrogate == "clipped":
+            ctx.save_for_backward(z.abs() < width)
+        elif surrogate == "sigmoid":
+            ctx.save_for_backward(z, width)
+        return (z > 0).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (g,) = gradients
+        if ctx.surrogate == "clipped":
+            (inside,) = ctx.saved_tensors
+            g = g * inside
+        elif ctx.surrogate == "sigmoid":
+            z, width = ctx.saved_tensors
+            s = torch.sigmoid(z / width)
+            g = g * s * (1 - s) / width
+        elif ctx.surrogate == "paper":
+            g = g * (1 - g)
+        return g, None, None
+
+
+def binarize(z: Tensor, width: Tensor | float = 1.0, surrogate: Surrogate = "clipped") -> Tensor:
+    """Step to 0 or 1 with a surrogate gradient.
+
+    z `[..., n_latents]`; width `[n_latents]` or a number, in units of z.
+    """
+    return _Binarize.apply(z, torch.as_tensor(width, dtype=z.dtype, device=z.device), surrogate)  # pyright: ignore[reportReturnType]
 
 
 def log_uniform(range_: tuple[float, ...], n: int, seed: torch.Generator) -> Tensor:
