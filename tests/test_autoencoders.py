@@ -19,9 +19,10 @@ from bitlens.autoencoders import (
     TopKAutoencoder,
     Transcoder,
 )
-from bitlens.autoencoders.binarize import Surrogate, binarize
+from bitlens.autoencoders.step import binarize
 from bitlens.errors import BitlensError
 from bitlens.files import read_tensors, write_tensors
+from bitlens.options import Surrogate
 from bitlens.seeding import generator
 
 D, LATENTS = 7, 20
@@ -269,7 +270,7 @@ def edited(folder, **changes) -> None:
     [
         ({"schema": 3}, "schema 3, but this bitlens reads up to 2; upgrade"),
         ({"schema": None}, "'schema' is missing"),
-        ({"architecture": "nonsense"}, "architecture 'nonsense'; expected one of: bae, batch_topk"),
+        ({"architecture": "nonsense"}, "architecture 'nonsense', not one of: bae, batch_topk"),
         ({"architecture": None}, "lacks the key 'architecture'"),
         ({"d_in": None}, "lacks the key 'd_in'"),
         ({"d_sae": None}, "lacks the key 'd_sae'"),
@@ -287,7 +288,7 @@ def test_a_checkpoint_that_cannot_be_read_gives_one_error(tmp_path, changes, mes
 
 def test_another_kind_than_the_one_asked_for_is_refused(tmp_path):
     build("topk").save(tmp_path)
-    with pytest.raises(BitlensError, match="architecture 'topk'; expected one of: bae"):
+    with pytest.raises(BitlensError, match="architecture 'topk', not one of: bae"):
         BinaryAutoencoder.from_pretrained(tmp_path)
 
 
@@ -313,7 +314,7 @@ def test_missing_and_damaged_files_give_one_error(tmp_path):
 
 @pytest.mark.parametrize("widths", [(0, 4), (4, 0)])
 def test_an_empty_autoencoder_is_refused(widths):
-    with pytest.raises(BitlensError, match="at least one input and one latent"):
+    with pytest.raises(BitlensError, match="an input and a latent at least"):
         BinaryAutoencoder(*widths)
 
 

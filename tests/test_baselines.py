@@ -22,12 +22,12 @@ from bitlens.autoencoders import (
     TopKAutoencoder,
 )
 from bitlens.autoencoders.jumprelu import JumpReLULearner
+from bitlens.autoencoders.learner import make_learner
 from bitlens.errors import BitlensError
 from bitlens.files import read_tensors
 from bitlens.hidden import TensorSource
 from bitlens.training import train
 from bitlens.training.checkpoint import STATE
-from bitlens.training.learners import make_learner
 from test_resume import PowerCut, cut_at, rows, same, settings
 
 D, LATENTS, K = 6, 14, 3
@@ -379,7 +379,7 @@ def test_principal_components_are_those_of_an_svd(k):
             {"architecture": "relu", "k": 0},
             "`k` must be between 1 and 40, the number of latents, not 0",
         ),
-        ({"architecture": "pca", "k": 13}, "12 principal components, not 13"),
+        ({"architecture": "pca", "k": 13}, "12 components, not 13"),
         (
             {"architecture": "gated", "sparsity": 0.0},
             "`sparsity` must be above 0 and finite, not 0.0",

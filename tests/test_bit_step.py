@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bitlens.autoencoders import BinaryAutoencoder, bit_step
+from bitlens.autoencoders import BinaryAutoencoder, step
 from bitlens.autoencoders.objective import Price, batch_price, dense_covariance_penalty, weights
 from bitlens.autoencoders.step import StepLearner
 from bitlens.bits import products
@@ -11,7 +11,7 @@ from bitlens.hidden import TensorSource
 from bitlens.training import TrainConfig, train
 
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
-SPARSE, DENSE = 2.0, 0.0  # values of bit_step.WHOLE_PRODUCTS_FROM that force one branch
+SPARSE, DENSE = 2.0, 0.0  # values of step.WHOLE_PRODUCTS_FROM that force one branch
 branches = pytest.mark.parametrize("branch", [SPARSE, DENSE], ids=["sparse", "dense"])
 
 
@@ -70,7 +70,7 @@ def assert_same_step(one: StepLearner, other: StepLearner, x: torch.Tensor) -> N
 @pytest.mark.parametrize("gamma", [0.0, 10.0])
 @pytest.mark.parametrize("preset", ["step", "measure"])
 def test_a_step_is_that_of_autograd(monkeypatch, preset, gamma, weighting, branch):
-    monkeypatch.setattr(bit_step, "WHOLE_PRODUCTS_FROM", branch)
+    monkeypatch.setattr(step, "WHOLE_PRODUCTS_FROM", branch)
     changes = {"preset": preset, "gamma": gamma, "weighting": weighting}
     one, other = (learner(13, 137, reference, **changes) for reference in (False, True))
     for seed in range(3):  # the windows follow the spreads of all batches so far
@@ -84,7 +84,7 @@ def test_a_step_is_that_of_autograd(monkeypatch, preset, gamma, weighting, branc
     ("d", "n_latents"), [(1, 1), (3, 15), (16, 16), (17, 63), (5, 64), (33, 65), (48, 130)]
 )
 def test_any_width_and_any_number_of_rows(monkeypatch, d, n_latents, gamma, branch):
-    monkeypatch.setattr(bit_step, "WHOLE_PRODUCTS_FROM", branch)
+    monkeypatch.setattr(step, "WHOLE_PRODUCTS_FROM", branch)
     for n in (2, 3, 63, 64, 129):
         one, other = (
             learner(d, n_latents, reference, preset="measure", gamma=gamma)
@@ -106,7 +106,7 @@ def with_constants(of: StepLearner) -> StepLearner:
 @pytest.mark.parametrize("gamma", [0.0, 10.0])
 @pytest.mark.parametrize("preset", ["step", "measure"])
 def test_latents_that_are_always_on_or_off(monkeypatch, preset, gamma, branch):
-    monkeypatch.setattr(bit_step, "WHOLE_PRODUCTS_FROM", branch)
+    monkeypatch.setattr(step, "WHOLE_PRODUCTS_FROM", branch)
     one, other = (
         with_constants(learner(9, 70, reference, preset=preset, gamma=gamma))
         for reference in (False, True)
@@ -122,14 +122,14 @@ def test_latents_that_are_always_on_or_off(monkeypatch, preset, gamma, branch):
 
 @branches
 def test_rows_that_are_not_contiguous(monkeypatch, branch):
-    monkeypatch.setattr(bit_step, "WHOLE_PRODUCTS_FROM", branch)
+    monkeypatch.setattr(step, "WHOLE_PRODUCTS_FROM", branch)
     one, other = (learner(13, 70, reference, gamma=10.0) for reference in (False, True))
     assert_same_step(one, other, clear_rows(one, 90).T.contiguous().T)
 
 
 @branches
 def test_all_latents_off_and_all_on(monkeypatch, branch):
-    monkeypatch.setattr(bit_step, "WHOLE_PRODUCTS_FROM", branch)
+    monkeypatch.setattr(step, "WHOLE_PRODUCTS_FROM", branch)
     for bias in (-100.0, 100.0):
         pair = [learner(9, 70, reference, gamma=10.0) for reference in (False, True)]
         for one in pair:
@@ -157,7 +157,7 @@ def test_codes_with_many_bits_on_take_whole_products_and_others_do_not(monkeypat
 @pytest.mark.parametrize("gamma", [0.0, 10.0])
 @pytest.mark.parametrize("preset", ["step", "measure"])
 def test_gradients_are_those_of_float64_on_the_same_bits(monkeypatch, preset, gamma, branch):
-    monkeypatch.setattr(bit_step, "WHOLE_PRODUCTS_FROM", branch)
+    monkeypatch.setattr(step, "WHOLE_PRODUCTS_FROM", branch)
     made = learner(13, 137, False, preset=preset, gamma=gamma)
     x = clear_rows(made, 90)
     losses, _ = made.backward(x)
@@ -186,12 +186,12 @@ def rounded(a: torch.Tensor, b: torch.Tensor, bf16: bool) -> torch.Tensor:
 
 
 @branches
-@pytest.mark.parametrize("product", [bit_step._product, rounded], ids=["here", "rounded"])
+@pytest.mark.parametrize("product", [step._product, rounded], ids=["here", "rounded"])
 @pytest.mark.parametrize("gamma", [0.0, 10.0])
 @pytest.mark.parametrize("preset", ["step", "measure"])
 def test_bf16_is_close_to_fp32(monkeypatch, preset, gamma, product, branch):
-    monkeypatch.setattr(bit_step, "WHOLE_PRODUCTS_FROM", branch)
-    monkeypatch.setattr(bit_step, "_product", product)
+    monkeypatch.setattr(step, "WHOLE_PRODUCTS_FROM", branch)
+    monkeypatch.setattr(step, "_product", product)
     before = torch.get_float32_matmul_precision()
     one, other = (
         learner(64, 200, False, preset=preset, gamma=gamma, precision=precision)
@@ -209,7 +209,7 @@ def test_bf16_is_close_to_fp32(monkeypatch, preset, gamma, product, branch):
 
 @branches
 def test_gradient_buffers_are_kept_from_step_to_step(monkeypatch, branch):
-    monkeypatch.setattr(bit_step, "WHOLE_PRODUCTS_FROM", branch)
+    monkeypatch.setattr(step, "WHOLE_PRODUCTS_FROM", branch)
     made = learner(13, 137, False, gamma=10.0)
     made.backward(rows(90, 13))
     first, addresses = gradients(made), [p.grad.data_ptr() for p in made.model.parameters()]
@@ -226,9 +226,9 @@ def test_gradient_buffers_are_kept_from_step_to_step(monkeypatch, branch):
 @pytest.mark.parametrize("surrogate", ["sigmoid", "ste", "paper"])
 def test_other_surrogates_take_autograd(monkeypatch, surrogate):
     def refuse(*arguments):
-        raise AssertionError("bit_step knows only the clipped surrogate")
+        raise AssertionError("packed bits know only the clipped surrogate")
 
-    monkeypatch.setattr(bit_step, "bit_step", refuse)
+    monkeypatch.setattr(StepLearner, "_backward_packed", refuse)
     one, other = (
         learner(13, 40, reference, surrogate=surrogate, gamma=1.0) for reference in (False, True)
     )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
 from bitlens.autoencoders.descent import FLIPS
+from bitlens.autoencoders.learner import make_learner
 from bitlens.bits.descent import descend
 from bitlens.cli import main
 from bitlens.encode import encode_store
@@ -16,7 +17,6 @@ from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, TensorSource
 from bitlens.hidden.arrays import import_arrays
 from bitlens.training import TrainConfig, train
-from bitlens.training.learners import make_learner
 
 D = 12
 
@@ -220,7 +220,7 @@ def test_what_is_not_finite_is_refused(bae):
 
 
 def test_a_price_that_switches_everything_off_is_refused():
-    with pytest.raises(BitlensError, match="switches everything off; lower `lam`"):
+    with pytest.raises(BitlensError, match="No latent is worth its price in any row: lower `lam`"):
         train(TensorSource(rows()), settings(lam=1e6))
 
 

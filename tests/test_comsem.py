@@ -20,8 +20,8 @@ from bitlens.comsem.openai_server import OpenAIServer
 from bitlens.comsem.sampling import Trial
 from bitlens.comsem.scoring import Config, Explained, RowQuestion, judged
 from bitlens.errors import BitlensError
-from bitlens.information.intervals import NORMAL
-from bitlens.information.proportions import Rate, fisher, mean_of_two, sign_flip, wilson
+from bitlens.information.intervals import NORMAL, fisher, mean_of_two, sign_flip, wilson
+from bitlens.information.intervals import Estimate as Rate
 from bitlens.labels.sources import Labels
 from bitlens.seeding import generator
 from language_model_server import LanguageModelServer, by_letter

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from bitlens.autoencoders import BinaryAutoencoder
 from bitlens.bits.codes import Codes
+from bitlens.bits.entropies import binary_entropy
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import binary_entropy, co_occurrence
+from bitlens.bits.statistics import co_occurrence
 from bitlens.cli import main
 from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
@@ -22,8 +23,7 @@ from bitlens.hidden.store import ActivationStore
 from bitlens.information import autoregression
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.dependence import _conditional_entropy, information, label_entropy
-from bitlens.information.entropy import entropy, plug_in_bits
-from bitlens.information.lower_bound import lower_bits
+from bitlens.information.entropy import entropy, lower_bits, plug_in_bits
 from bitlens.information.tree import Blocks, TreeCounts, chow_liu
 
 
@@ -198,11 +198,9 @@ def mutual_plug_in(a: torch.Tensor, b: torch.Tensor) -> float:
     return of(a) + of(b) - of(a, b)
 
 
-def fitted(bits: torch.Tensor, **settings: int) -> Autoregression:
+def fitted(bits: torch.Tensor) -> Autoregression:
     packed = PackedBits.pack(bits)
-    tree = chow_liu(co_occurrence(packed), len(bits))
-    counts = TreeCounts.of(packed, Blocks(np.array([0, len(bits)])), tree)
-    return Autoregression.fit(packed, tree, counts, Blocks.of(len(bits), None).bounds, **settings)
+    return Autoregression.fit(packed)
 
 
 def test_an_autoregression_is_a_distribution() -> None:

@@ -109,7 +109,7 @@ def test_joint_bits_are_the_code_length_under_a_model_of_the_training_documents(
         PackedBits(torch.cat([model.encode_bits(r.hidden).words for r in rows]), LATENTS)
         for rows in (fit, test)
     ]
-    fitted = Autoregression.of_rows(bits[0], torch.cat([rows.columns["document"] for rows in fit]))
+    fitted = Autoregression.fit(bits[0], torch.cat([rows.columns["document"] for rows in fit]))
     expected = float(fitted.code_lengths(bits[1]).mean())
     assert evaluate(model, store).bits_joint == pytest.approx(expected)
     assert evaluate(model, store, joint=False).bits_joint is None

@@ -208,14 +208,6 @@ def searches(draw) -> tuple[np.ndarray, np.ndarray, int]:
 
 @given(searches())
 @property_test
-def test_hamming_counts_the_bits_that_differ(search):
-    queries, codes, _ = search
-    for a, b in ((queries, codes), (codes, queries)):
-        assert np.array_equal(cpu.hamming(pack(a), pack(b)), distances_between(a, b))
-
-
-@given(searches())
-@property_test
 def test_nearest_is_sorted_and_among_equals_has_the_lowest_index(search):
     queries, codes, k = search
     distances, indices = cpu.nearest(pack(queries), pack(codes), k)
@@ -245,10 +237,6 @@ def test_covariance_penalty_is_exact_and_its_gradient_has_exact_signs(bits):
     assert penalty == expected
     assert gradient.shape == bits.shape
     assert close(gradient, slopes, 1e-6)
-    assert covariance_cpu.covariance(pack(bits), bits.shape[1], with_gradient=False) == (
-        expected,
-        None,
-    )
 
 
 @pytest.mark.parametrize(
@@ -398,7 +386,6 @@ def results_of_all_kernels() -> list[np.ndarray]:
         "transpose": lambda: cpu.transpose(words, 200),
         "column_counts": lambda: cpu.column_counts(words, 200),
         "co_occurrence": lambda: cpu.co_occurrence(columns),
-        "hamming": lambda: cpu.hamming(words, words),
         "nearest": lambda: cpu.nearest(narrow[:9], narrow, 300),  # many equals
         "covariance": lambda: covariance_cpu.covariance(words, 200),
         "column_std": lambda: products.column_std(z),
@@ -453,13 +440,11 @@ def test_counts_and_covariance_for_a_gpu(in_tiles, bits, tiles):
     (penalty, gradient), (exact, slopes) = cuda.covariance(h), covariance_of(bits)
     assert penalty.dtype == torch.float64
     assert float(penalty) == pytest.approx(exact, rel=1e-14)
-    assert gradient is not None
     assert gradient.dtype == torch.float32
     assert close(gradient.numpy(), slopes, 1e-6)
     on_cpu, same_slopes = statistics.covariance(h)
     assert float(penalty) == pytest.approx(float(on_cpu), rel=1e-14)
     assert close(gradient.numpy(), same_slopes.numpy(), 1e-6)
-    assert cuda.covariance(h, with_gradient=False) == (penalty, None)
 
 
 @given(searches(), TILES)
@@ -469,7 +454,6 @@ def test_distances_for_a_gpu(in_tiles, search, tiles):
     (a, b, k), (queries, codes) = search, map(packed, search[:2])
     expected = distances_between(a, b)
     assert np.array_equal(cuda.hamming(queries, codes).numpy(), expected)
-    assert torch.equal(cuda.hamming(queries, codes), statistics.hamming(queries, codes))
     found, same = cuda.nearest(queries, codes, k), statistics.nearest(queries, codes, k)
     for actual, brute, other in zip(found, nearest_of(expected, k), same, strict=True):
         assert np.array_equal(actual.numpy(), brute)
@@ -516,10 +500,6 @@ def rows_in_no_memory(rows: int) -> PackedBits:
             lambda: statistics.nearest(ones(2, 3), ones(5, 4), 1),
             "3 latents cannot be compared with codes of 4",
         ),
-        (
-            lambda: statistics.hamming(ones(2, 3), ones(5, 4)),
-            "3 latents cannot be compared with codes of 4",
-        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_sentence(ask, message):
@@ -530,10 +510,8 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(ask, message):
     assert str(error.value).endswith(".")
 
 
-def test_no_rows_have_no_counts_and_no_distances():
+def test_no_rows_have_no_counts():
     assert statistics.co_occurrence(ones(0)).tolist() == [[0] * 3] * 3
-    assert statistics.hamming(ones(0), ones(4)).shape == (0, 4)
-    assert statistics.hamming(ones(4), ones(0)).shape == (4, 0)
 
 
 def test_no_queries_have_no_neighbours():
@@ -543,7 +521,6 @@ def test_no_queries_have_no_neighbours():
 
 def everything(bits: PackedBits) -> list[torch.Tensor]:
     penalty, gradient = statistics.covariance(bits)
-    assert gradient is not None
     return [
         bits.unpack(),
         bits.row_counts(),
@@ -553,7 +530,6 @@ def everything(bits: PackedBits) -> list[torch.Tensor]:
         statistics.co_occurrence(bits),
         penalty,
         gradient,
-        statistics.hamming(bits[:9], bits),
         *statistics.nearest(bits[:9], bits, 5),
     ]
 

@@ -7,8 +7,7 @@ import torch
 
 from bitlens.autoencoders import TopKAutoencoder, Transcoder
 from bitlens.errors import BitlensError
-from bitlens.information.context import context_bits
-from bitlens.information.magnitudes import quantise_magnitudes
+from bitlens.information.magnitudes import context_bits, quantise_magnitudes
 from bitlens.information.moments import fvu
 from bitlens.seeding import generator
 

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitlens.bits.entropies import binary_entropy
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import binary_entropy, co_occurrence, firing_rates
+from bitlens.bits.statistics import co_occurrence, firing_rates
 from bitlens.bits.words import WORD, words_for
 
 WIDTHS = (1, 7, 63, 64, 65, 127, 128, 130, 200)
@@ -70,14 +71,6 @@ def test_counts_equal_sums(bits):
     assert torch.equal(firing_rates(packed), bits.double().mean(0))
 
 
-@given(bit_matrices())
-@property_test
-def test_transpose_is_the_matrix_transpose(bits):
-    transposed = PackedBits.pack(bits).transpose()
-    assert torch.equal(transposed.unpack(), bits.T)
-    assert torch.equal(transposed.words, PackedBits.pack(bits.T).words)
-
-
 @given(bit_matrices(), st.data())
 @property_test
 def test_indexing_selects_rows(bits, data):
@@ -89,13 +82,6 @@ def test_indexing_selects_rows(bits, data):
     mask = bits[:, 0] > 0
     for rows in (slice(start, stop), slice(None, None, 3), chosen, mask):
         assert torch.equal(packed[rows].unpack(), bits[rows])
-
-
-@given(bit_matrices())
-@property_test
-def test_co_occurrence_is_the_gram_matrix(bits):
-    whole = bits.long()
-    assert torch.equal(co_occurrence(PackedBits.pack(bits)), whole.T @ whole)
 
 
 def test_operations_agree_over_many_blocks():
@@ -159,13 +145,3 @@ def test_binary_entropy_at_known_points():
     assert binary_entropy(p).dtype == torch.float64
     assert binary_entropy(p).tolist() == pytest.approx(expected, abs=1e-6)
     assert binary_entropy(p)[:2].tolist() == [0.0, 0.0]
-
-
-def test_counting_leaves_torch_its_number_of_threads():
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        co_occurrence(PackedBits.pack(torch.ones(100, 70)))
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(threads)

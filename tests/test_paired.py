@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder, SkipTranscoder, TopKAutoencoder, Transcoder
+from bitlens.autoencoders.learner import make_learner
 from bitlens.cli import main
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
@@ -24,7 +25,6 @@ from bitlens.options import BUNDLED
 from bitlens.seeding import generator
 from bitlens.training import train
 from bitlens.training.checkpoint import STATE
-from bitlens.training.learners import make_learner
 from test_resume import PowerCut, cut_at, same, settings
 
 D_IN, D_OUT, LATENTS, K = 10, 6, 40, 4
@@ -180,7 +180,7 @@ def test_stores_of_two_harvests_are_refused(tmp_path, other):
 @pytest.mark.parametrize("architecture", ["bae", "topk", "pca"])
 def test_a_target_without_a_transcoder_is_refused(bent, architecture):
     with pytest.raises(
-        BitlensError, match=f"{architecture} reconstructs its input and takes no target"
+        BitlensError, match=f"{architecture} reconstructs its input: it takes no target"
     ):
         train(bent, settings(architecture=architecture, k=K))
 
@@ -220,7 +220,7 @@ def test_a_transcoder_is_its_formula(architecture):
 
 def test_a_skip_transcoder_decodes_only_with_its_input():
     model = filled("skip_transcoder")
-    with pytest.raises(BitlensError, match=r"depends on its input, too: call decode\(codes, x\)"):
+    with pytest.raises(BitlensError, match=r"needs its input, too: call decode\(codes, x\)"):
         model.decode(torch.zeros(3, LATENTS))
 
 

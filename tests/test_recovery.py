@@ -9,7 +9,7 @@ import torch
 
 from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.objective import Price
-from bitlens.bits.statistics import binary_entropy
+from bitlens.bits.entropies import binary_entropy
 from bitlens.hidden import TensorSource
 from bitlens.training import PRESETS, TrainConfig, train
 

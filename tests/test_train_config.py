@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 import pytest
 
 from bitlens.autoencoders.base import Autoencoder
-from bitlens.autoencoders.learner import Learner
+from bitlens.autoencoders.learner import Learner, build, make_learner
 from bitlens.autoencoders.registry import ARCHITECTURES, find
 from bitlens.autoencoders.settings import Settings
 from bitlens.cli import main
@@ -16,7 +16,6 @@ from bitlens.errors import BitlensError
 from bitlens.hidden import TensorSource
 from bitlens.training import PRESETS, TrainConfig, train
 from bitlens.training.config import settings_that_apply
-from bitlens.training.learners import build, make_learner
 from bitlens.training.trainer import learning_rate
 from test_resume import rows, settings
 

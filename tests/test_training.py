@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
+from bitlens.autoencoders.learner import build, make_learner
 from bitlens.autoencoders.topk import TopKLearner
 from bitlens.errors import BitlensError
 from bitlens.hidden import TensorSource
 from bitlens.hidden.arrays import import_arrays
 from bitlens.hidden.source import HiddenSource
 from bitlens.training import PRESETS, TrainConfig, train
-from bitlens.training.learners import build, make_learner
-from bitlens.training.prefetch import prefetched
+from bitlens.training.trainer import prefetched
 
 LOGGED = {
     "step",

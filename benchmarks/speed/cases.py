@@ -22,12 +22,12 @@ from benchmarks.speed.harvest import harvest_overhead
 from benchmarks.speed.machine import Peaks
 from benchmarks.speed.timing import Timing, interleaved
 from bitlens.autoencoders import BinaryAutoencoder, TopKAutoencoder
+from bitlens.autoencoders.learner import make_learner
 from bitlens.bits.descent import descend, gram
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import co_occurrence, covariance, nearest
 from bitlens.errors import BitlensError
 from bitlens.training.config import TrainConfig
-from bitlens.training.learners import make_learner
 
 BATCH = 512
 OURS = "bitlens"

@@ -8,19 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from bitlens.autoencoders.registry import ARCHITECTURES
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what the package itself uses; the others are looked up alike
     from bitlens.autoencoders.base import Autoencoder as Autoencoder
-    from bitlens.autoencoders.batch_topk import BatchTopKAutoencoder as BatchTopKAutoencoder
     from bitlens.autoencoders.binary import BinaryAutoencoder as BinaryAutoencoder
-    from bitlens.autoencoders.gated import GatedAutoencoder as GatedAutoencoder
-    from bitlens.autoencoders.jumprelu import JumpReLUAutoencoder as JumpReLUAutoencoder
-    from bitlens.autoencoders.pca import PCAAutoencoder as PCAAutoencoder
-    from bitlens.autoencoders.random import RandomAutoencoder as RandomAutoencoder
-    from bitlens.autoencoders.relu import ReLUAutoencoder as ReLUAutoencoder
     from bitlens.autoencoders.sparse import SparseAutoencoder as SparseAutoencoder
     from bitlens.autoencoders.topk import TopKAutoencoder as TopKAutoencoder
-    from bitlens.autoencoders.transcoder import SkipTranscoder as SkipTranscoder
-    from bitlens.autoencoders.transcoder import Transcoder as Transcoder
 
 _MODULES = {"Autoencoder": "base", "SparseAutoencoder": "sparse"}
 _MODULES |= {architecture.model: architecture.module for architecture in ARCHITECTURES.values()}

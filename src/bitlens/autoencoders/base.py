@@ -24,9 +24,7 @@ class Autoencoder(nn.Module):
 
     The parameters `W_enc [d_in, n_latents]`, `b_enc`, `W_dec [n_latents, d_out]`, `b_dec` live in
     model space; the buffers `mean [d_in]` and `scale` (one number) map raw hidden states there and
-    back, so callers only see raw space. Every method accepts any leading dimensions.
-
-    A subclass defines `code`, the nonlinearity of the pre-activations.
+    back. Every method accepts any leading dimensions. A subclass defines `code`.
     """
 
     architecture: ClassVar[str]
@@ -37,13 +35,12 @@ class Autoencoder(nn.Module):
     transcodes: ClassVar[bool] = False  # predicts another hook point than the one it reads
 
     def __init__(self, d_in: int, n_latents: int, **settings: Any) -> None:
-        """settings: those of `setting_names`, kept in `cfg.json`; `d_out`, the width of the
-        reconstruction, is d_in unless it is among them."""
+        """settings: those of `setting_names`, kept in `cfg.json`; `d_out` is d_in unless given."""
         super().__init__()
         if d_in < 1 or n_latents < 1:
+            counts = f"{d_in} and {n_latents}"
             raise BitlensError(
-                "An autoencoder needs at least one input and one latent, "
-                f"not {d_in} and {n_latents}."
+                f"An autoencoder needs an input and a latent at least, not {counts}."
             )
         self.d_in, self.n_latents, self.settings = d_in, n_latents, settings
         self.d_out: int = settings.get("d_out", d_in)
@@ -52,10 +49,8 @@ class Autoencoder(nn.Module):
         self.b_enc = nn.Parameter(torch.empty(n_latents))
         self.W_dec = nn.Parameter(torch.empty(n_latents, self.d_out))
         self.b_dec = nn.Parameter(torch.empty(self.d_out))
-        self.mean: Tensor
-        self.scale: Tensor
-        self.register_buffer("mean", torch.zeros(d_in))
-        self.register_buffer("scale", torch.ones(()))
+        self.mean = nn.Buffer(torch.zeros(d_in))
+        self.scale = nn.Buffer(torch.ones(()))
         self.initialise(torch.Generator().manual_seed(0))
 
     @classmethod
@@ -67,13 +62,13 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
         """Uniform weights of width 1/sqrt(fan-in), in the order W_enc, b_enc, W_dec; b_dec is 0."""
-        widths = (
-            (self.W_enc, self.d_in**-0.5),
-            (self.b_enc, self.d_in**-0.5),
-            (self.W_dec, self.n_latents**-0.5),
-        )
-        for tensor, width in widths:
-            tensor.copy_((torch.rand(tensor.shape, generator=generator) * 2 - 1) * width)
+        for tensor, fan_in in (
+            (self.W_enc, self.d_in),
+            (self.b_enc, self.d_in),
+            (self.W_dec, self.n_latents),
+        ):
+            uniform = torch.rand(tensor.shape, generator=generator) * 2 - 1
+            tensor.copy_(uniform * fan_in**-0.5)
         self.b_dec.zero_()
 
     # --- model space ------------------------------------------------------------------------------
@@ -98,15 +93,12 @@ class Autoencoder(nn.Module):
         """Raw hidden states `[..., d_in]` -> the same in model space, float32."""
         if x.shape[-1] != self.d_in:
             hook = self.metadata.get("hook", {}).get("module", "another hook point")
-            raise BitlensError(
-                f"This autoencoder takes hidden states of width {self.d_in}, not {x.shape[-1]}; "
-                f"it was trained on {hook}."
-            )
+            widths = f"hidden states of width {self.d_in}, not {x.shape[-1]}"
+            raise BitlensError(f"This autoencoder takes {widths}; it was trained on {hook}.")
         return (x.to(self.mean.device).float() - self.mean) / self.scale
 
     def standardise_rows(self, rows: Tensor) -> Tensor:
-        """Raw training rows -> the same in model space; a transcoder's are an input and a target,
-        side by side."""
+        """Raw training rows, a transcoder's with their targets beside them -> in model space."""
         return self.standardise(rows)
 
     def pair(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,17 +115,12 @@ class Autoencoder(nn.Module):
 
     def on_rates(self, rates: Tensor) -> Tensor:
         """Firing rates in canonical form, given how often each latent is not zero `[n_latents]`.
-
-        The same, but for bits that the canonical form would flip. Every `l0`, `dense` and firing
-        rate that bitlens reports is of these.
-        """
+        Every `l0`, `dense` and firing rate that bitlens reports is of these."""
         return rates
 
     def decode(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
-        """Codes `[..., n_latents]` -> raw hidden states `[..., d_out]`.
-
-        x: what was encoded, which only a skip transcoder needs.
-        """
+        """Codes `[..., n_latents]` -> raw hidden states `[..., d_out]`. x: what was encoded, which
+        only a skip transcoder needs."""
         return self.reconstruct(codes) * self.scale + self.mean
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,7 +129,7 @@ class Autoencoder(nn.Module):
 
     def canonical(self, rates: Tensor) -> Autoencoder:
         """The same function with "on" as every latent's rare state, by the firing rates
-        `[n_latents]`. A sparse autoencoder has this form already."""
+        `[n_latents]`."""
         return self
 
     def extra_repr(self) -> str:
@@ -199,11 +186,9 @@ class Autoencoder(nn.Module):
         """The class of this name, which is `cls` or a subclass of it."""
 
         def fits(name: str) -> bool:
-            return issubclass(ARCHITECTURES[name].load_model(), cls)
+            return issubclass(ARCHITECTURES[name].load()[0], cls)
 
         if architecture not in ARCHITECTURES or not fits(architecture):
             fitting = ", ".join(filter(fits, sorted(ARCHITECTURES)))
-            raise BitlensError(
-                f"{path} has architecture '{architecture}'; expected one of: {fitting}."
-            )
-        return ARCHITECTURES[architecture].load_model()
+            raise BitlensError(f"{path} has architecture '{architecture}', not one of: {fitting}.")
+        return ARCHITECTURES[architecture].load()[0]

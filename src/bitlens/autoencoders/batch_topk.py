@@ -1,7 +1,7 @@
 """BatchTopK autoencoders (Bussmann et al. 2024, arXiv 2412.06410)."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.learner import LARGE_SAMPLE
@@ -17,8 +17,7 @@ class BatchTopKAutoencoder(TopKAutoencoder):
 
     def __init__(self, d_in: int, n_latents: int, k: int) -> None:
         super().__init__(d_in, n_latents, k)
-        self.threshold: Tensor
-        self.register_buffer("threshold", torch.zeros(()))
+        self.threshold = nn.Buffer(torch.zeros(()))
 
     def code(self, z: Tensor) -> Tensor:
         """Those above the threshold, rectified."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -20,13 +20,10 @@ NEGLIGIBLE = 1e-4  # a latent on (or off) in a smaller share of rows counts as c
 class BinaryAutoencoder(Autoencoder):
     """`x_hat = h W_dec + b_dec` in model space, with bits h of 0.0 or 1.0.
 
-    coding: how the bits of a row are found.
-
-    * `step`: `h = step(x W_enc + b_enc)`, one linear map and a threshold, as in the paper.
-    * `descent`: searched, so that flipping no bit, and exchanging no two, lowers
-      `|x - h W_dec - b_dec|^2 + price . h`. `price [n_latents]` is what a bit that is on costs, in
-      model space. The encoder is then trained to predict these bits; `coded("step")` is the same
-      autoencoder with the encoder's bits alone.
+    coding: how the bits of a row are found. `step`: `h = step(x W_enc + b_enc)`, as in the paper.
+    `descent`: searched, so that flipping no bit, and exchanging no two, lowers
+    `|x - h W_dec - b_dec|^2 + price . h`, with prices `[n_latents]` in model space; the encoder is
+    then trained to predict these bits.
     """
 
     architecture = "bae"
@@ -37,7 +34,7 @@ class BinaryAutoencoder(Autoencoder):
     def __init__(self, d_in: int, n_latents: int, coding: Coding = "step") -> None:
         _refuse_unknown(coding)
         super().__init__(d_in, n_latents, coding=coding)
-        self.price: Tensor | None
+        self.price: Any  # [n_latents]; None where none was needed
         self.register_buffer("price", torch.zeros(n_latents) if coding == "descent" else None)
         self.flips: int | None = None
         self._gram: tuple[tuple[int, float], Tensor | None] | None = None
@@ -47,38 +44,27 @@ class BinaryAutoencoder(Autoencoder):
         """`descent` or `step`."""
         return self.settings["coding"]
 
-    @property
-    def prices(self) -> Tensor:
-        """What each bit that is on costs `[n_latents]`, for one that is searched."""
-        assert self.price is not None
-        return self.price
-
     def coded(
         self, coding: Coding | None = None, flips: int | None = None, price: float | None = None
     ) -> Self:
         """The same autoencoder, sharing its weights, with its bits found in another way.
 
-        coding: `descent` or `step`; by default its own. flips: the most flips a row of a descent,
-        which then begins at the encoder's bits; 0 leaves these. price: of every bit that is on, in
-        model space (squared error of a row), which one that was trained for `step` needs.
+        flips: the most flips a row of a descent, which then begins at the encoder's bits; 0 leaves
+        these. price: of every bit that is on, in model space (squared error of a row), which one
+        that was trained for `step` needs.
         """
         _refuse_unknown(coding or self.coding)
         other = copy.copy(self)
         other._buffers = dict(self._buffers)
         other.settings = {**self.settings, "coding": coding or self.coding}
         if flips is not None and (flips < 0 or other.coding == "step"):
-            raise BitlensError(
-                f"A descent may make 0 or more flips a row, not {flips} "
-                f"with coding '{other.coding}'."
-            )
+            asked = f"{flips} with coding '{other.coding}'"
+            raise BitlensError(f"A descent may make 0 or more flips a row, not {asked}.")
         other.flips = flips
         if price is not None:
             other.price = torch.full((self.n_latents,), price).to(self.W_dec)
         if other.coding == "descent" and other.price is None:
-            raise BitlensError(
-                "This autoencoder was trained for coding 'step' and has no prices: "
-                "name one for descent."
-            )
+            raise BitlensError("Trained for coding 'step', it has no prices: name one for descent.")
         return other
 
     def code(self, z: Tensor) -> Tensor:
@@ -98,7 +84,7 @@ class BinaryAutoencoder(Autoencoder):
             return PackedBits.step(self.pre_activations(x))
         start = None if self.flips is None else PackedBits.step(self.pre_activations(x))
         x, W, b = x.reshape(-1, self.d_in), self.W_dec.detach().float(), self.b_dec.detach().float()
-        return descend(x, W, b, self.prices, G=self._cached_gram(), start=start, flips=self.flips)
+        return descend(x, W, b, self.price, G=self._cached_gram(), start=start, flips=self.flips)
 
     def on_rates(self, rates: Tensor) -> Tensor:
         """Firing rates in canonical form `[n_latents]`."""
@@ -119,23 +105,19 @@ class BinaryAutoencoder(Autoencoder):
         """The same function with every latent's rare state as 1, and without constant latents.
 
         rates: firing rate of each latent `[n_latents]`, measured on the data. A latent above 1/2 is
-        flipped (encoder negated, decoder row negated, its constant folded into b_dec); one whose
-        rarer state has a rate below 1e-4 is removed. So "on" is always the informative state, and
-        reconstructions are unchanged. A descent starts with all bits off and makes rare what costs
-        a price: its latents are not flipped, and only those that are never on go.
+        flipped (encoder and decoder row negated, its constant folded into b_dec); one whose rarer
+        state has a rate below 1e-4 is removed. A descent makes rare what costs a price: its latents
+        are not flipped, and only those that are never on go.
         """
         if rates.shape != (self.n_latents,):
-            raise BitlensError(
-                f"canonical() needs {self.n_latents} firing rates, not {list(rates.shape)}."
-            )
+            shape = list(rates.shape)
+            raise BitlensError(f"canonical() needs {self.n_latents} firing rates, not {shape}.")
         rates = rates.to(self.W_enc.device)
         searched = self.coding == "descent"
         flip = (rates > 0.5) & (not searched)
         keep = rates > 0 if searched else torch.minimum(rates, 1 - rates) >= NEGLIGIBLE
         if not keep.any():
-            raise BitlensError(
-                "Every latent is constant on these rows: the autoencoder has collapsed; lower lam."
-            )
+            raise BitlensError("Every latent is constant: the autoencoder collapsed; lower lam.")
         sign = torch.where(flip, -1.0, 1.0)
         constant = (self.W_dec.double() * flip[:, None]).sum(0)
         values = {
@@ -147,7 +129,7 @@ class BinaryAutoencoder(Autoencoder):
             "scale": self.scale,
         }
         if searched:
-            values["price"] = self.prices[keep]
+            values["price"] = self.price[keep]
         out = type(self)(self.d_in, len(values["b_enc"]), self.coding).to(self.mean.device)
         for name, value in values.items():
             getattr(out, name).copy_(value)

@@ -1,9 +1,7 @@
 """How a binary autoencoder learns whose bits are found by descent.
 
 Sparse coding, as Olshausen and Field (1996) have it, with bits: the bits of a batch are searched
-under the dictionary as it is, and the dictionary then takes a gradient step at these bits. No
-gradient passes a step function. What is minimised is the same as ever, the squared error and the
-price of the bits that are on.
+under the dictionary as it is, which then takes a gradient step at these bits.
 """
 
 import math
@@ -18,7 +16,7 @@ from bitlens.autoencoders.objective import Losses, Price
 from bitlens.autoencoders.settings import Settings
 from bitlens.bits.descent import descend, gram
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import firing_rates
+from bitlens.bits.statistics import firing_rates, sums
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator
 
@@ -54,40 +52,32 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         length = self.settings.scale * math.sqrt(model.d_in)
         model.W_dec.copy_(W / W.norm(dim=1, keepdim=True).clamp_min(1e-12) * length)
         model.b_dec.zero_()
-        model.prices.fill_(self.final_price)
+        model.price.fill_(self.final_price)
         model.W_enc.copy_(model.W_dec.T)
-        model.b_enc.copy_(-(model.W_dec.square().sum(1) + model.prices) / 2)
+        model.b_enc.copy_(-(model.W_dec.square().sum(1) + model.price) / 2)
         if not self._bits(rows[:SMALL_SAMPLE]).words.any():
-            raise BitlensError(
-                f"No latent is worth its price in any row: lam {self.settings.lam} switches "
-                "everything off; lower `lam`."
-            )
-
-    def _price(self) -> float:
-        """Of a bit that is on, at this step: from `anneal` times the final price it falls,
-        linearly, over the first half. Few bits a row, at first, make latents that each stand for
-        much; more bits come when these are there."""
-        done = min(1.0, self.step / self.settings.steps / ANNEALED)
-        start = self.settings.anneal
-        return self.final_price * (start + (1 - start) * done)
+            lam = self.settings.lam
+            raise BitlensError(f"No latent is worth its price in any row: lower `lam` ({lam}).")
 
     def _set_prices(self, price: float) -> None:
         """Of every latent: dearer for one that is on in more than a share `COMMON` of the rows."""
         rates = self.state["on"] * (1 - MEMORY) / self.settings.batch_size
-        torch.mul(rates.div(COMMON).clamp_(1, HIGHEST_PRICE), price, out=self.model.prices)
+        torch.mul(rates.div(COMMON).clamp_(1, HIGHEST_PRICE), price, out=self.model.price)
 
     def _bits(self, x: Tensor) -> PackedBits:
         W, b = self.model.W_dec.detach(), self.model.b_dec.detach()
         G = gram(W) if len(W) <= GRAM_UP_TO * len(x) else None
-        return descend(x, W, b, self.model.prices, G=G, flips=FLIPS, exchanges=False)
+        return descend(x, W, b, self.model.price, G=G, flips=FLIPS, exchanges=False)
 
     @torch.no_grad()
     def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
         """Search the bits, then leave the gradients at these bits in the parameters."""
-        model = self.model
-        self._set_prices(self._price())
+        model, start = self.model, self.settings.anneal
+        # Few bits a row, at first, make latents that each stand for much; more come afterwards.
+        done = min(1.0, self.step / self.settings.steps / ANNEALED)
+        self._set_prices(self.final_price * (start + (1 - start) * done))
         bits = self._bits(x)
-        error = _sums(bits, model.W_dec).add_(model.b_dec).sub_(x)
+        error = sums(bits, model.W_dec).add_(model.b_dec).sub_(x)
         mse = error.square().mean()
         error *= 2 / error.numel()
         model.W_dec.grad, counts = _sums_by_latent(bits, error)
@@ -98,7 +88,7 @@ class DescentLearner(Learner[BinaryAutoencoder]):
             prediction_error = model.pre_activations(x).sigmoid_().sub_(bits.unpack()).div_(len(x))
             model.W_enc.grad, model.b_enc.grad = x.T @ prediction_error, prediction_error.sum(0)
         rates, zero = counts.double() / len(x), mse.new_zeros(())
-        price = (rates * model.prices).sum().float() / model.d_in
+        price = (rates * model.price).sum().float() / model.d_in
         return Losses(mse + price, mse, price, zero, zero), rates
 
     @torch.no_grad()
@@ -110,7 +100,7 @@ class DescentLearner(Learner[BinaryAutoencoder]):
             return
         model, seed = self.model, generator(self.settings.seed, "restart", step)
         rows = self.sample(max(len(dead), SMALL_SAMPLE), seed)
-        residual = rows - _sums(self._bits(rows), model.W_dec) - model.b_dec
+        residual = rows - sums(self._bits(rows), model.W_dec) - model.b_dec
         chances = residual.square().sum(1).cpu().clamp_min(1e-12)
         drawn = torch.multinomial(chances, len(dead), len(rows) < len(dead), generator=seed)
         model.W_dec[dead] = RESTART_LENGTH * residual[drawn.to(residual.device)]
@@ -126,18 +116,9 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         return self.model.canonical(firing_rates(self._bits(rows)).to(rows.device))
 
 
-def _sums(bits: PackedBits, matrix: Tensor) -> Tensor:
-    """`H @ matrix`, float32 `[rows, d]`."""
-    if matrix.device.type != "cpu":
-        return bits.unpack() @ matrix.detach()
-    from bitlens.bits.products import gather_sums  # compiled when first used
-
-    return torch.from_numpy(gather_sums(bits.numpy(), matrix.detach().numpy()))
-
-
 def _sums_by_latent(bits: PackedBits, rows: Tensor) -> tuple[Tensor, Tensor]:
     """-> `H^T rows`, float32 `[n_latents, d]`, and in how many rows each latent is on."""
-    if rows.device.type != "cpu":
+    if rows.device.type != "cpu":  # only a CPU transposes packed bits
         h = bits.unpack()
         return h.T @ rows, h.sum(0)
-    return _sums(bits.transpose(), rows), bits.column_counts()
+    return sums(bits.transpose(), rows), bits.column_counts()

@@ -24,11 +24,8 @@ class GatedAutoencoder(SparseAutoencoder):
 
 class GatedLearner(PenaltyLearner[GatedAutoencoder]):
     """Pays the L1 norm of the rectified gate, which must also reconstruct by itself through a
-    decoder that this loss does not move (eq. 8).
-
-    Adam keeps its momentum, which the paper turns off: in runs of thousands of steps the error is
-    7 % lower with it.
-    """
+    decoder that this loss does not move (eq. 8). Adam keeps its momentum, which the paper turns
+    off: in runs of thousands of steps the error is 7 % lower with it."""
 
     def penalised(self, x: Tensor) -> Penalty:
         """The sum of the rectified gate, and its own squared error."""

@@ -46,9 +46,8 @@ class JumpReLULearner(PenaltyLearner[JumpReLUAutoencoder]):
     """Pays the number of latents that are on, whose gradient in the thresholds is estimated with a
     rectangular kernel (eq. 11 and 12). Adam keeps its momentum, as for gated autoencoders.
 
-    The thresholds themselves are trained, not their logarithms, and the kernel is wide (0.5 where
-    rows have unit variance per component; in the paper 0.001 of rows of unit norm): in runs of
-    thousands of steps they would hardly move otherwise.
+    The thresholds themselves are trained, not their logarithms, and the kernel is wide (0.5; in the
+    paper 0.001 of rows of unit norm): in runs of thousands of steps they would hardly move.
     """
 
     BANDWIDTH = 0.5

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.objective import Losses
+from bitlens.autoencoders.registry import find
 from bitlens.autoencoders.settings import Settings
 
 Model = TypeVar("Model", bound=Autoencoder)
@@ -17,11 +18,8 @@ LARGE_SAMPLE = 65536  # rows that the final form is fitted on
 
 
 class Learner(Generic[Model]):
-    """The moving parts of training one architecture.
-
-    `state` is saved in checkpoints with the weights. Randomness must be drawn by name, from
-    `generator(seed, ...)`, so that a resumed run draws the same.
-    """
+    """The moving parts of training one architecture. `state` is saved in checkpoints; randomness
+    must be drawn by name, from `generator(seed, ...)`, so that a resumed run draws the same."""
 
     closed_form: ClassVar[bool] = False  # True: `start` finds the result, there are no steps
 
@@ -39,10 +37,7 @@ class Learner(Generic[Model]):
         raise NotImplementedError
 
     def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
-        """Leave the loss's gradients in the parameters.
-
-        -> (terms of the loss, firing rates `[n_latents]`)
-        """
+        """Leave gradients in the parameters -> (terms of the loss, firing rates `[n_latents]`)."""
         self.model.zero_grad(set_to_none=True)
         bf16 = self.settings.precision == "bf16"
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
@@ -56,3 +51,13 @@ class Learner(Generic[Model]):
     def finish(self) -> Autoencoder:
         """After the last step: the autoencoder as it is saved."""
         return self.model
+
+
+def build(settings: Settings, d_in: int, d_out: int) -> Autoencoder:
+    """The autoencoder that a run's settings name, not yet initialised."""
+    return find(settings.architecture).load()[0].build(d_in, d_out, settings)
+
+
+def make_learner(model: Autoencoder, settings: Settings, sample: Sampler) -> Learner:
+    """The learner that a run's settings name."""
+    return find(settings.architecture, settings.coding).load()[1](model, settings, sample)

@@ -3,10 +3,9 @@
     loss = mse(x_hat, x) + (lam / d_in) * sum_j price(p_j)
            + (gamma / n_latents^2) * sum_{i != j} |cov(h)_ij|
 
-for standardised rows `x [n, d_in]`, codes `h [n, n_latents]` and firing rates `p = mean(h)`. With
-inputs of unit variance the mse is about the fraction of variance unexplained, so `lam` reads as
-"fvu paid for a bit per dimension" and means the same at every width. `weighting="paper"` instead
-takes the plain sums of arXiv 2509.20997, eq. 4-6.
+for standardised rows `x [n, d_in]`, codes `h [n, n_latents]` and firing rates `p = mean(h)`; `lam`
+reads as "fvu paid for a bit per dimension". `weighting="paper"` instead takes the plain sums of
+arXiv 2509.20997, eq. 4-6.
 """
 
 import math
@@ -17,14 +16,13 @@ import torch
 from torch import Tensor
 
 from bitlens.bits import statistics
+from bitlens.bits.entropies import binary_entropy
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import binary_entropy
 from bitlens.options import PriceKind, Weighting
 
 
 class Price(NamedTuple):
-    """What a latent costs at firing rate p, in bits; symmetric in p and 1 - p, so polarity costs
-    nothing.
+    """What a latent costs at firing rate p, in bits; symmetric in p and 1 - p.
 
     `entropy`: the binary entropy H2(p). `onbit`: `q log2((1 - p0) / p0)` with `q = min(p, 1 - p)`:
     every on-bit costs the same, as under a code with the fixed sparse prior p0.
@@ -65,19 +63,13 @@ def batch_price(p: Tensor, n: int, price: Price) -> Tensor:
 
 
 def covariance_penalty(h: Tensor) -> Tensor:
-    """`sum_{i != j} |cov(h)_ij|` with the unbiased covariance, h `[n, n_latents]` of 0 and 1.
-
-    Its gradient is `2 / (n - 1) * (h - p) @ sign(cov)` off the diagonal. Both from packed bits.
-    """
-    penalty, gradient = statistics.covariance(PackedBits.pack(h), with_gradient=h.requires_grad)
-    if gradient is None:
-        return penalty
+    """`sum_{i != j} |cov(h)_ij|` (unbiased) and its gradient from bits; h `[n, n_latents]`."""
+    penalty, gradient = statistics.covariance(PackedBits.pack(h))
     return penalty + ((h - h.detach()) * gradient).sum()  # adds nothing but the gradient
 
 
 def dense_covariance_penalty(h: Tensor) -> Tensor:
-    """The same by plain products and autograd, in float64 so that a covariance of zero is zero: the
-    reference."""
+    """The same by plain products and autograd, in float64 so that a covariance of 0 is 0."""
     h, n = h.double(), len(h)
     counts = h.sum(0)
     products = n * h.T @ h - counts[:, None] * counts

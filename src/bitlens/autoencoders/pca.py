@@ -19,9 +19,7 @@ class PCAAutoencoder(Autoencoder):
 
     def __init__(self, d_in: int, n_latents: int) -> None:
         if n_latents > d_in:
-            raise BitlensError(
-                f"There are {d_in} principal components, not {n_latents}: choose k up to {d_in}."
-            )
+            raise BitlensError(f"There are {d_in} components, not {n_latents}: lower k to {d_in}.")
         super().__init__(d_in, n_latents)
 
     @classmethod

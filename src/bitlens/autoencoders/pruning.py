@@ -1,8 +1,7 @@
 """Rate-distortion pruning and regrowing: which latents are worth their price, in closed form.
 
-Both are pure functions of (standardised rows, parameters). Gradient descent alone cannot remove
-duplicates: the slope of the entropy is zero at p = 1/2, so copies of a fair bit are a stationary
-point of the loss.
+Gradient descent alone cannot remove duplicates: the slope of the entropy is zero at p = 1/2, so
+copies of a fair bit are a stationary point of the loss.
 """
 
 import math
@@ -73,8 +72,7 @@ def prune(
     bits = code_rows(rows, P)
     rates = firing_rates(bits).to(rows.device)
     live = ((rates > 0) & (rates < 1)).nonzero()[:, 0]
-    p = rates[live]
-    mean = rows.mean(0)
+    p, mean = rates[live], rows.mean(0)
     centred = rows - mean
     G = co_occurrence(bits).double()[live][:, live].div_(n).sub_(p[:, None] * p)
     G.diagonal().mul_(1 + ridge)
@@ -142,21 +140,18 @@ def least_squares(rows: Tensor, P: Parameters, ridge: float = 1e-5) -> Parameter
 def propose(
     rows: Tensor, P: Parameters, price: Price, lam: float, generator: torch.Generator
 ) -> tuple[Parameters, Tensor]:
-    """Offer pruning a choice: dead latents become candidates along random rows, with decoder rows
-    of zero.
+    """Offer pruning a choice: dead latents become candidates along rows, drawn by their squared
+    distance from the mean (as k-means++ draws its centres), with decoder rows of zero.
 
-    rows: standardised `[n, d_in]`, drawn with chances proportional to their squared distance from
-    the mean (as k-means++ draws its centres). Where planted bits are rare, most rows are single
-    bits: the candidates free a code whose latents each stand for several, from which gradient
-    descent alone finds no way out.
+    They free a code whose latents each stand for several, from which gradient descent alone finds
+    no way out. rows: standardised `[n, d_in]`.
 
     -> (parameters, indices of the candidates); reconstructions are unchanged
     """
     P, dead, _ = _without_dead(rows, P)
     if len(dead):
         centred = rows - rows.mean(0)
-        chances = centred.square().sum(1)
-        _restart(dead, P, rows, centred, _drawn(centred, chances, len(dead), generator), price, lam)
+        _restart(dead, P, rows, centred, centred.square().sum(1), price, lam, generator)
         P.W_dec[dead] = 0
     return P, dead
 
@@ -166,23 +161,17 @@ def regrow(
     rows: Tensor, P: Parameters, price: Price, lam: float, generator: torch.Generator
 ) -> tuple[Parameters, Tensor]:
     """Restart dead latents along the residuals of random rows, each at the threshold that gains
-    most.
-
-    rows: standardised `[n, d_in]`. Nothing is restarted once less than 1 % of the variance is
-    unexplained.
+    most; none once less than 1 % of the variance is unexplained. rows: standardised `[n, d_in]`.
 
     -> (parameters, indices of the restarted latents, whose optimiser state is to be cleared)
     """
     P, dead, bits = _without_dead(rows, P)
-    blocks = [
-        block - bits[i * BLOCK : (i + 1) * BLOCK].unpack() @ P.W_dec - P.b_dec
-        for i, block in enumerate(rows.split(BLOCK))
-    ]
-    residual = torch.cat(blocks)
+    starts = range(0, len(rows), BLOCK)
+    parts = [bits[start : start + BLOCK].unpack() @ P.W_dec for start in starts]
+    residual = rows - torch.cat(parts) - P.b_dec
     if len(dead) == 0 or residual.var(0).sum() < 0.01 * rows.var(0).sum():
         return P, dead[:0]
-    seeds = _drawn(residual, torch.ones(len(rows)), len(dead), generator)
-    _restart(dead, P, rows, residual, seeds, price, lam)
+    _restart(dead, P, rows, residual, torch.ones(len(rows)), price, lam, generator)
     # Shorter, since many latents start on the same residual.
     P.W_dec[dead] *= 0.3 / max(1, math.sqrt(len(dead)) / 8)
     return P, dead
@@ -200,23 +189,20 @@ def _without_dead(rows: Tensor, P: Parameters) -> tuple[Parameters, Tensor, Pack
     return P, dead, bits
 
 
-def _drawn(targets: Tensor, chances: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """n of the targets, drawn with these chances -> `[n, d]`."""
-    drawn = torch.multinomial(chances.cpu(), n, replacement=True, generator=generator)
-    return targets[drawn.to(targets.device)]
-
-
 def _restart(
     dead: Tensor,
     P: Parameters,
     rows: Tensor,
     targets: Tensor,
-    seeds: Tensor,
+    chances: Tensor,
     price: Price,
     lam: float,
+    generator: torch.Generator,
 ) -> None:
-    """Set the dead latents, in place, along the seeds `[len(dead), d]`, each at the threshold on
-    the rows that explains most of the targets, both `[n, d]`."""
+    """Set the dead latents, in place, along targets drawn with these chances, each at the threshold
+    on the rows that explains most of the targets, both `[n, d]`."""
+    drawn = torch.multinomial(chances.cpu(), len(dead), replacement=True, generator=generator)
+    seeds = targets[drawn.to(targets.device)]
     norms = P.W_enc.norm(dim=0)
     live = norms[norms > 0]
     size = live.median() if len(live) else norms.new_tensor(rows.shape[1] ** -0.5)
@@ -231,10 +217,8 @@ def _best_threshold(
     rows: Tensor, targets: Tensor, V: Tensor, price: Price, lam: float
 ) -> tuple[Tensor, Tensor]:
     """For directions V `[d, m]` the bias at which one latent gains most, after its price, and its
-    decoder row.
-
-    The gain is the variance of the targets between the on and the off rows, along V (Otsu 1979);
-    every threshold between two values is tried, and set in the middle, so that no row lies on it.
+    decoder row. The gain is the variance of the targets between the on and the off rows, along V
+    (Otsu 1979); a threshold lies in the middle between two values, so that no row lies on it.
     """
     n, d = rows.shape
     unsorted = rows @ V

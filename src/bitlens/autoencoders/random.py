@@ -41,16 +41,14 @@ class RandomLearner(Learner[RandomAutoencoder]):
     def _matched(self, rows: Tensor, seed: torch.Generator) -> Tensor:
         """Firing rates of the live latents of the run `match` on these rows; drawn from where the
         numbers differ."""
-        other = Autoencoder.from_pretrained(self.settings.match, str(rows.device))
+        settings = self.settings
+        other = Autoencoder.from_pretrained(settings.match, str(rows.device))
         raw = rows * self.model.scale + self.model.mean
         counts = [other.encode_bits(block).column_counts() for block in raw.split(4096)]
         rates = torch.stack(counts).sum(0) / len(rows)
         rates = rates[(rates > 0) & (rates < 1)].cpu()
         if not len(rates):
-            raise BitlensError(
-                f"No latent of {self.settings.match} is on in some rows and off in others; "
-                "match another run."
-            )
+            raise BitlensError(f"Every latent of {settings.match} is constant; match another run.")
         if len(rates) == self.model.n_latents:
             return rates
         return rates[torch.randint(len(rates), (self.model.n_latents,), generator=seed)]

@@ -27,13 +27,10 @@ class Entry(NamedTuple):
     settings: tuple[str, ...]
     defaults: dict[str, float] = {}  # noqa: RUF012
 
-    def load_model(self) -> Any:
-        """The subclass of `Autoencoder`."""
-        return getattr(importlib.import_module(f"bitlens.autoencoders.{self.module}"), self.model)
-
-    def load_learner(self) -> Any:
-        """The subclass of `Learner`."""
-        return getattr(importlib.import_module(f"bitlens.autoencoders.{self.module}"), self.learner)
+    def load(self) -> tuple[Any, Any]:
+        """The subclasses of `Autoencoder` and of `Learner`."""
+        module = importlib.import_module(f"bitlens.autoencoders.{self.module}")
+        return getattr(module, self.model), getattr(module, self.learner)
 
 
 ARCHITECTURES = {
@@ -56,7 +53,6 @@ BAE_BY_STEP = Entry("step", "BinaryAutoencoder", "StepLearner", STEP)
 def find(name: str, coding: str = "descent") -> Entry:
     """The architecture of this name; a binary autoencoder learns in another way for each coding."""
     if name not in ARCHITECTURES:
-        raise BitlensError(
-            f"There is no architecture '{name}'; choose one of: {', '.join(ARCHITECTURES)}."
-        )
+        names = ", ".join(ARCHITECTURES)
+        raise BitlensError(f"There is no architecture '{name}'; choose one of: {names}.")
     return BAE_BY_STEP if (name, coding) == ("bae", "step") else ARCHITECTURES[name]

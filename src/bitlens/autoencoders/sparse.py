@@ -1,5 +1,5 @@
-"""What sparse autoencoders with real-valued latents share: the model, its unit decoder rows, and
-the controller that brings those with a penalty to a given l0."""
+"""What sparse autoencoders with real-valued latents share: the model, its unit decoder rows,
+inference-time optimisation, and the controller that brings those with a penalty to a given l0."""
 
 import copy
 import math
@@ -11,13 +11,14 @@ from torch import Tensor
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.learner import Learner, Sampler
 from bitlens.autoencoders.objective import Losses
-from bitlens.autoencoders.pursuit import pursue
 from bitlens.autoencoders.settings import Settings
 from bitlens.errors import BitlensError
 
 FIRST_WEIGHT = 0.3  # of the penalty, unless it is given
 WARM_UP = 0.05  # share of the steps in which it rises from zero, as the learning rate does
 ADAPTATION = 0.01  # of its logarithm, a step, for an l0 that is off by a factor of e
+BLOCK_BYTES = 64 << 20  # of the correlations of a block of rows in a pursuit
+RIDGE = 1e-6
 
 
 class SparseAutoencoder(Autoencoder):
@@ -33,9 +34,7 @@ class SparseAutoencoder(Autoencoder):
         """The same autoencoder, sharing its weights, with inference-time optimisation: k latents a
         row by orthogonal matching pursuit on the decoder. None: by its encoder."""
         if k is not None and (not 1 <= k <= self.n_latents or self.transcodes):
-            raise BitlensError(
-                f"A pursuit takes 1 to {self.n_latents} latents of an autoencoder, not k = {k}."
-            )
+            raise BitlensError(f"A pursuit takes 1 to {self.n_latents} latents, not k = {k}.")
         other = copy.copy(self)
         other.pursued = k
         return other
@@ -44,9 +43,10 @@ class SparseAutoencoder(Autoencoder):
         """Raw hidden states `[..., d_in]` -> codes `[..., n_latents]`, float32."""
         if self.pursued is None:
             return super().encode(x)
-        rows = self.standardise(x).reshape(-1, self.d_in)
-        codes = pursue(rows, self.W_dec.detach().float(), self.b_dec.detach().float(), self.pursued)
-        return codes.view(*x.shape[:-1], self.n_latents)
+        targets = self.standardise(x).reshape(-1, self.d_in) - self.b_dec.detach().float()
+        W, block = self.W_dec.detach().float(), max(16, BLOCK_BYTES // (4 * self.n_latents))
+        codes = [pursue(rows, W, self.pursued) for rows in targets.split(block)]
+        return torch.cat(codes).view(*x.shape[:-1], self.n_latents)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
@@ -90,27 +90,28 @@ class SparseLearner(Learner[Sparse]):
             self.model.normalise_decoder()
 
 
-class SparsityController:
-    """Moves the logarithm of the penalty's weight until k latents are on in the mean, so that all
-    architectures can be compared at one l0. A weight that is given stays."""
+@torch.no_grad()
+def pursue(target: Tensor, W: Tensor, k: int) -> Tensor:
+    """Orthogonal matching pursuit (Pati, Rezaiifar and Krishnaprasad 1993): k times, choose the
+    latent that explains most of the residual, in its positive direction, and fit all magnitudes
+    anew by least squares.
 
-    def __init__(self, settings: Settings) -> None:
-        first = math.log(settings.sparsity or FIRST_WEIGHT)
-        self.log_weight = torch.tensor(first, dtype=torch.float64)
-        self.fixed = settings.sparsity is not None
-        self.k, self.rising_steps = settings.k, WARM_UP * settings.steps
-
-    def weight(self, step: int) -> float:
-        """Of the penalty, at this step."""
-        risen = min(1.0, (step + 1) / self.rising_steps)
-        return risen * math.exp(float(self.log_weight))
-
-    def observe(self, step: int, l0: float) -> None:
-        """Once the weight has risen: up where more than k are on, down where fewer are."""
-        if self.fixed or step + 1 < self.rising_steps:
-            return
-        off_by = math.log(max(l0, 0.01 * self.k) / self.k)
-        self.log_weight += ADAPTATION * max(-1.0, min(1.0, off_by))
+    target `[n, d]`, W `[m, d]` with rows of unit norm -> codes `[n, m]`, at most k not zero
+    """
+    n, rows = len(target), torch.arange(len(target), device=target.device)
+    residual, chosen = target, rows.new_empty(n, 0)
+    values = target.new_zeros(n, 0)
+    is_chosen = torch.zeros(n, len(W), dtype=torch.bool, device=target.device)
+    for _ in range(k if n else 0):
+        best = (residual @ W.T).masked_fill_(is_chosen, -torch.inf).max(1).indices
+        is_chosen[rows, best] = True
+        chosen = torch.cat([chosen, best[:, None]], 1)
+        directions = W[chosen]  # [n, latents so far, d]
+        products = directions @ directions.transpose(1, 2)
+        products.diagonal(dim1=1, dim2=2).add_(RIDGE)
+        values = torch.linalg.solve(products, (directions @ target[:, :, None]))[:, :, 0]
+        residual = target - (values[:, None, :] @ directions)[:, 0]
+    return target.new_zeros(n, len(W)).scatter_(1, chosen, values)
 
 
 class Penalty(NamedTuple):
@@ -123,12 +124,17 @@ class Penalty(NamedTuple):
 
 
 class PenaltyLearner(SparseLearner[Sparse]):
-    """Squared error plus a weighted penalty, in units of squared error per row over d_in."""
+    """Squared error plus a weighted penalty, in units of squared error per row over d_in.
+
+    A weight that is not given is found by a sparsity controller: it moves until k latents are on in
+    the mean, so that all architectures can be compared at one l0.
+    """
 
     def __init__(self, model: Sparse, settings: Settings, sample: Sampler) -> None:
         super().__init__(model, settings, sample)
-        self.controller = SparsityController(settings)
-        self.state = {"log_sparsity": self.controller.log_weight}
+        first = math.log(settings.sparsity or FIRST_WEIGHT)
+        self.state = {"log_sparsity": torch.tensor(first, dtype=torch.float64)}
+        self.rising_steps = WARM_UP * settings.steps
 
     def penalised(self, x: Tensor) -> Penalty:
         """What the architecture defines. x: standardised `[n, d_in]`."""
@@ -138,6 +144,10 @@ class PenaltyLearner(SparseLearner[Sparse]):
         """The squared error, the penalty at its present weight, and any auxiliary loss."""
         codes, x_hat, penalty, auxiliary = self.penalised(x)
         mse = torch.mean((x_hat.float() - x) ** 2)
-        price = self.controller.weight(self.step) / x.shape[1] * penalty
-        self.controller.observe(self.step, float((codes.detach() > 0).sum() / len(x)))
+        log_weight, risen = self.state["log_sparsity"], (self.step + 1) / self.rising_steps
+        weight = min(1.0, risen) * math.exp(float(log_weight))
+        price = weight / x.shape[1] * penalty
+        if self.settings.sparsity is None and risen >= 1:  # up where more than k are on
+            l0, k = float((codes.detach() > 0).sum() / len(x)), self.settings.k
+            log_weight += ADAPTATION * max(-1.0, min(1.0, math.log(max(l0, 0.01 * k) / k)))
         return Losses(mse + price + auxiliary, mse, price, mse.new_zeros(()), auxiliary), codes

@@ -20,9 +20,7 @@ class TopKAutoencoder(SparseAutoencoder):
 
     def __init__(self, d_in: int, n_latents: int, k: int, **settings: Any) -> None:
         if not 1 <= k <= n_latents:
-            raise BitlensError(
-                f"{self.architecture} needs 1 <= k <= {n_latents} latents, not k = {k}."
-            )
+            raise BitlensError(f"{self.architecture} needs 1 <= k <= {n_latents}, not k = {k}.")
         super().__init__(d_in, n_latents, k=k, **settings)
         self.k = k
 
@@ -42,8 +40,7 @@ class TopKLearner(SparseLearner[TopK]):
 
     def __init__(self, model: TopK, settings: Settings, sample: Sampler) -> None:
         super().__init__(model, settings, sample)
-        batches_since_on = torch.zeros(model.n_latents, device=model.W_enc.device)
-        self.state = {"silent": batches_since_on}
+        self.state = {"silent": torch.zeros(model.n_latents, device=model.W_enc.device)}  # batches
         self.patience = max(20, settings.steps // 20)
 
     def code(self, z: Tensor) -> Tensor:

@@ -24,10 +24,8 @@ class Transcoder(TopKAutoencoder):
 
     def __init__(self, d_in: int, n_latents: int, k: int, d_out: int) -> None:
         super().__init__(d_in, n_latents, k, d_out=d_out)
-        self.mean_out: Tensor
-        self.scale_out: Tensor
-        self.register_buffer("mean_out", torch.zeros(d_out))
-        self.register_buffer("scale_out", torch.ones(()))
+        self.mean_out = nn.Buffer(torch.zeros(d_out))
+        self.scale_out = nn.Buffer(torch.ones(()))
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
@@ -69,9 +67,7 @@ class SkipTranscoder(Transcoder):
     def decode(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
         """Codes and raw input -> raw target."""
         if x is None:
-            raise BitlensError(
-                "A skip transcoder's output depends on its input, too: call decode(codes, x)."
-            )
+            raise BitlensError("A skip transcoder needs its input, too: call decode(codes, x).")
         return super().decode(codes) + self.standardise(x) @ self.W_skip * self.scale_out
 
 

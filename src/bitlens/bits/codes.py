@@ -62,7 +62,7 @@ class Codes:
     """
 
     def __init__(self, path: Path | str, verify: bool = True) -> None:
-        """verify: compare every shard with its checksum first; False leaves that out."""
+        """verify: compare every shard with its checksum first."""
         self.path = Path(path)
         manifest = self.path / MANIFEST
         self.manifest = read_manifest(manifest, SCHEMA, "a folder of codes")
@@ -133,11 +133,8 @@ class Codes:
         n_latents: int,
         about: dict[str, Any],
     ) -> Codes:
-        """Write codes into a folder, a shard for each part.
-
-        parts: bits, and the columns token, document, position and usual of the same rows. about:
-        what the manifest says of their origin (autoencoder, store, model, hook point).
-        """
+        """Write a shard for each part: bits, and the columns of the same rows. about: what the
+        manifest says of their origin (autoencoder, store, model, hook point)."""
         path.mkdir(parents=True, exist_ok=True)
         head = {"schema": SCHEMA, "kind": "bitlens.codes"}
         write_json(path / MANIFEST, {**head, "complete": False})

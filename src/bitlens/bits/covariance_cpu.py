@@ -185,14 +185,8 @@ def _centre(row, means, scale, out):
         out[j] = (row[j] - means[j]) * scale
 
 
-def covariance(
-    rows: np.ndarray, n_latents: int, with_gradient: bool = True
-) -> tuple[float, np.ndarray | None]:
-    """`sum_{i != j} |cov_ij|`, unbiased, of the n rows, and `2 / (n - 1) (h - p) @ sign(cov)`.
-
-    rows: row-major uint64 `[n, words]`, 2 <= n <= 2^20 -> (penalty, float32 `[n, n_latents]` or
-    None)
-    """
+def covariance(rows: np.ndarray, n_latents: int) -> tuple[float, np.ndarray]:
+    """See `statistics.covariance`. rows: row-major uint64 `[n, words]`, 2 <= n <= 2^20"""
     n, words = rows.shape
     ons = np.zeros(words * 64, np.int32 if n <= INT32_ROWS else np.int64)
     ons[:n_latents] = cpu.column_counts(rows, n_latents)
@@ -204,10 +198,7 @@ def covariance(
     sums = np.zeros(words, np.int64)
     with torch_threads():
         _signs(columns, by_word, ons, n, positive, negative, sums)
-        gradient = None
-        if with_gradient:
-            rows = np.pad(rows, ((0, -n % 4), (0, 0)))
-            gradient = np.empty((len(rows), words * 64), np.float32)
-            _gradient(rows, n, positive, negative, 2 / (n - 1), gradient.view(np.int32), gradient)
-            gradient = np.ascontiguousarray(gradient[:n, :n_latents])
-    return sum(sums.tolist()) / (n * (n - 1)), gradient
+        rows = np.pad(rows, ((0, -n % 4), (0, 0)))
+        gradient = np.empty((len(rows), words * 64), np.float32)
+        _gradient(rows, n, positive, negative, 2 / (n - 1), gradient.view(np.int32), gradient)
+    return sum(sums.tolist()) / (n * (n - 1)), np.ascontiguousarray(gradient[:n, :n_latents])

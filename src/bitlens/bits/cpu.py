@@ -1,5 +1,7 @@
 """Popcount kernels for the CPU: pack, transpose, count, pair, compare. All results are exact."""
 
+from itertools import product
+
 import numba
 import numpy as np
 
@@ -151,19 +153,15 @@ def _count_tile(left, right, counts):
 
 
 @kernel(parallel=True)
-def _co_occurrence(left, right, counts, tiles):
+def _co_occurrence(left, right, counts, tiles, mirror):
     for t in numba.prange(len(tiles)):
         a, b = tiles[t, 0], tiles[t, 1]
         tile = np.zeros((TILE, TILE), np.int64)
         _count_tile(left[a : a + TILE], right[b : b + TILE], tile)
-        counts[a : a + TILE, b : b + TILE] += tile[: counts.shape[0] - a, : counts.shape[1] - b]
-
-
-@kernel(parallel=True)
-def _mirror(counts):
-    for i in numba.prange(len(counts)):
-        for j in range(i):
-            counts[i, j] = counts[j, i]
+        inside = tile[: counts.shape[0] - a, : counts.shape[1] - b]
+        counts[a : a + TILE, b : b + TILE] += inside
+        if mirror and a != b:
+            counts[b : b + TILE, a : a + TILE] += inside.T
 
 
 def _chunk(columns: np.ndarray, first: int) -> np.ndarray:
@@ -176,18 +174,15 @@ def co_occurrence(columns: np.ndarray, others: np.ndarray | None = None) -> np.n
 
     columns, others: column-major uint64 `[n, words]`, `[m, words]` -> int64 `[n, m]`, or `[n, n]`
     """
-    shape = len(columns), len(columns if others is None else others)
-    counts = np.zeros(shape, np.int64)
-    starts = [(a, b) for a in range(0, shape[0], TILE) for b in range(0, shape[1], TILE)]
-    starts = [(a, b) for a, b in starts if others is not None or a <= b]
-    tiles = np.array(starts, np.int64).reshape(-1, 2)
+    n, m = len(columns), len(columns if others is None else others)
+    counts, mirror = np.zeros((n, m), np.int64), others is None
+    starts = product(range(0, n, TILE), range(0, m, TILE))
+    tiles = np.array([(a, b) for a, b in starts if a <= b or not mirror], np.int64).reshape(-1, 2)
     with torch_threads():
         for first in range(0, columns.shape[1], CHUNK):
             left = _chunk(columns, first)
             right = left if others is None else _chunk(others, first)
-            _co_occurrence(left, right, counts, tiles)
-        if others is None:
-            _mirror(counts)
+            _co_occurrence(left, right, counts, tiles, mirror)
     return counts
 
 
@@ -213,7 +208,7 @@ def _add_distances(word, words, distances):
 def _distances(query, codes, by_word, distances):
     """Of one query to some codes, row by row, or by word where several queries share them."""
     distances[:] = 0
-    if len(by_word) == 0:
+    if by_word.size == 0:
         for j in range(len(codes)):
             for w in range(len(query)):
                 distances[j] += np.int32(popcount(query[w] ^ codes[j, w]))
@@ -223,33 +218,6 @@ def _distances(query, codes, by_word, distances):
         _add_distances_of_4(query[w : w + 4], by_word[w : w + 4], distances)
     for w in range(whole, len(query)):
         _add_distances(query[w], by_word[w], distances)
-
-
-@kernel
-def _by_word(codes, n_queries):
-    """The codes word by word, if there are queries enough to pay for it."""
-    if n_queries < FEW:
-        return np.empty((0, len(codes)), np.uint64)
-    return np.ascontiguousarray(codes.T)
-
-
-@kernel(parallel=True)
-def _hamming(queries, codes, distances):
-    for part in numba.prange((len(codes) + CODES - 1) // CODES):
-        some = codes[part * CODES : (part + 1) * CODES]
-        by_word = _by_word(some, len(queries))
-        sums = np.empty(len(some), np.int32)
-        for i in range(len(queries)):
-            _distances(queries[i], some, by_word, sums)
-            distances[i, part * CODES : part * CODES + len(some)] = sums
-
-
-def hamming(queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Bits in which rows differ: uint64 `[n, words]` and `[m, words]` -> int32 `[n, m]`"""
-    distances = np.empty((len(queries), len(codes)), np.int32)
-    with torch_threads():
-        _hamming(queries, codes, distances)
-    return distances
 
 
 @kernel
@@ -278,7 +246,7 @@ def _nearest(queries, codes, distances, indices):
         end = min(len(codes), (part + 1) * share)
         for first in range(part * share, end, CODES):
             some = codes[first : min(end, first + CODES)]
-            by_word = _by_word(some, n)
+            by_word = np.ascontiguousarray((some if n >= FEW else some[:0]).T)
             sums = np.empty(len(some), np.int32)
             for i in range(n):
                 _distances(queries[i], some, by_word, sums)

@@ -1,7 +1,6 @@
-"""The kernels on a GPU: products of 0/1 matrices in int8, summed in int32, hence exact.
+"""The kernels on a GPU: products of 0/1 matrices in int8, summed in int32, hence exact; in tiles.
 
-Everything is cut into tiles, so that no matrix of numbers of width squared is held but the one that
-is asked for. The functions run on any device, which is how they are tested where there is no GPU.
+They run on any device, which is how they are tested where there is no GPU.
 """
 
 import torch
@@ -15,46 +14,37 @@ ROWS = 1 << 16  # rows unpacked at a time
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """int8 `[m, k]` @ `[k, n]` -> int32 `[m, n]`. int8 units want multiples of 32 as sizes."""
-    m, n = len(a), b.shape[1]
-    return torch._int_mm(_padded(a), _padded(b))[:m, :n]  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _padded(matrix: Tensor) -> Tensor:
-    more = (0, -matrix.shape[1] % 32, 0, -len(matrix) % 32)
-    return torch.nn.functional.pad(matrix, more) if any(more) else matrix
+    padded = (torch.nn.functional.pad(x, (0, -x.shape[1] % 32, 0, -len(x) % 32)) for x in (a, b))
+    return torch._int_mm(*padded)[: len(a), : b.shape[1]]  # pyright: ignore[reportPrivateImportUsage]
 
 
 def co_occurrence(bits: PackedBits, others: PackedBits | None = None) -> Tensor:
-    """Rows in which two latents are both on -> int64 `[n, n]`, or `[n, m]` with another code"""
-    shape = bits.n_latents, (bits if others is None else others).n_latents
+    """See `statistics.co_occurrence`."""
+    others = bits if others is None else others
+    shape = bits.n_latents, others.n_latents
     counts = torch.zeros(shape, dtype=torch.int64, device=bits.words.device)
     for start in range(0, len(bits), ROWS):
-        block = bits[start : start + ROWS].unpack(torch.int8)
-        other = block if others is None else others[start : start + ROWS].unpack(torch.int8)
+        block, other = (b[start : start + ROWS].unpack(torch.int8) for b in (bits, others))
         for first in range(0, bits.n_latents, TILE):
             part = slice(first, first + TILE)
             counts[part] += product(block[:, part].T.contiguous(), other)
     return counts
 
 
-def covariance(bits: PackedBits, with_gradient: bool = True) -> tuple[Tensor, Tensor | None]:
-    """`sum_{i != j} |cov_ij|`, unbiased, and its gradient `2 / (n - 1) (h - p) @ sign(cov)`.
-
-    -> (float64 scalar, float32 `[n, n_latents]` or None)
-    """
+def covariance(bits: PackedBits) -> tuple[Tensor, Tensor]:
+    """See `statistics.covariance`."""
     h, n = bits.unpack(torch.int8), len(bits)
     columns = h.T.contiguous()
     counts = h.sum(0, dtype=torch.int64)
     total = torch.zeros((), dtype=torch.float64, device=h.device)
-    gradient = torch.empty(h.shape, device=h.device) if with_gradient else None
+    gradient = torch.empty(h.shape, device=h.device)
     for first in range(0, bits.n_latents, TILE):
         part = slice(first, first + TILE)
         v = n * product(columns, h[:, part]).long() - counts[:, None] * counts[part]
         v[part].fill_diagonal_(0)
         total += v.abs().sum(1).double().sum()
-        if gradient is not None:
-            products = product(h, v.sign().to(torch.int8)).double()
-            gradient[:, part] = (products - products.mean(0)) * (2 / (n - 1))
+        products = product(h, v.sign().to(torch.int8)).double()
+        gradient[:, part] = (products - products.mean(0)) * (2 / (n - 1))
     return total / (n * (n - 1)), gradient
 
 
@@ -66,10 +56,7 @@ def hamming(queries: PackedBits, codes: PackedBits) -> Tensor:
 
 
 def nearest(queries: PackedBits, codes: PackedBits, k: int) -> tuple[Tensor, Tensor]:
-    """The k codes nearest to each query; among equals the first codes.
-
-    -> (int32 distances, int64 indices), `[n, k]`, nearest first
-    """
+    """See `statistics.nearest`."""
     best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.words.device)
     for start in range(0, len(codes), ROWS):
         distances = hamming(queries, codes[start : start + ROWS]).long()

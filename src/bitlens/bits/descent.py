@@ -33,10 +33,7 @@ CANDIDATES = 192
 
 @torch.no_grad()
 def gram(W: Tensor) -> Tensor | None:
-    """`W W^T` `[m, m]`, or None where it would take more than 4 GiB. W `[m, d]`
-
-    Only half of it is computed, and mirrored.
-    """
+    """`W W^T` `[m, m]`, half of it computed, or None where it would take more than 4 GiB."""
     m = len(W)
     if 4 * m**2 > GRAM_BYTES:
         return None
@@ -87,11 +84,8 @@ def descend(
 
     W `[m, d]`: what each latent adds. b `[d]`. price `[m]`: of a bit that is on, in units of
     squared error summed over a row. G: `gram(W)`, if it is at hand. start: bits to begin with; by
-    default none is on. flips: at most so many a row. exchanges: leave a code only where no exchange
-    of two bits gains, either.
-
-    The energy of a row never rises, and no single flip lowers the energy of what is returned, but
-    by rounding (unless `flips` ran out).
+    default none is on. flips: at most so many a row; unless they run out, no single flip lowers the
+    energy of what is returned. exchanges: nor does an exchange of two bits.
     """
     if not torch.isfinite(x).all():
         raise BitlensError("Rows with NaN or infinite values have no code; leave them out.")

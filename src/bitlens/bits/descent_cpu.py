@@ -17,7 +17,7 @@ import numpy as np
 
 from bitlens.bits.kernel import kernel
 from bitlens.bits.products import dot, dots
-from bitlens.bits.words import positions, torch_threads, words_for
+from bitlens.bits.words import positions, torch_threads
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
 
@@ -35,14 +35,6 @@ def _subtract(a, g, step):
     most = ON
     for j in range(len(a)):
         a[j] -= step * g[j]
-        most = max(most, a[j])
-    return most
-
-
-@kernel(fastmath=FAST)
-def _largest(a):
-    most = ON
-    for j in range(len(a)):
         most = max(most, a[j])
     return most
 
@@ -149,7 +141,7 @@ def _descend_row(a, G, filled, W, bits, spans, on, gains, count, most, exchanges
     for e in range(count):
         _fill_row(G, on[e], filled, W, bits)
     for span in range(len(spans)):
-        spans[span] = _largest(a[span * SPAN : (span + 1) * SPAN])
+        spans[span] = a[span * SPAN : (span + 1) * SPAN].max()
     while flips < most:
         k = _best_off(a, spans)
         entry, gain = _best_on(G, on, gains, count, a[k])
@@ -255,12 +247,9 @@ def descend(
     a: float32 `[n, m]`, `b_j - G_jj - 2 sum_{i on} G_ij` of each row, used up. G: float32 `[m, m]`,
     symmetric; without it `W W^T` of the dictionary W, float32 `[m, d]`, and rows are searched only
     among the bits that are on and so many `candidates` of the highest gains. words: uint64
-    `[n, ceil(m / 64)]`, changed in place. most: int64 `[n]`, flips a row. exchanges: where no
-    single flip gains, try all pairs of one bit that is on and one that is off. tolerance: float32
-    `[n]`.
+    `[n, ceil(m / 64)]`, changed in place. most: int64 `[n]`, flips a row. tolerance: float32 `[n]`.
     """
     flips = np.empty(len(a), np.int64)
-    assert words.shape == (len(a), words_for(a.shape[1]))
     with torch_threads():
         if G is not None:
             _descend(a, G, words, flips, most, exchanges, tolerance)

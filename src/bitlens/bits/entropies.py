@@ -23,10 +23,7 @@ def entropy_from_counts(counts: Tensor, dims: tuple[int, ...] = (-1,)) -> Tensor
 
 
 def conditional_entropy_from_counts(counts: Tensor, dims: tuple[int, ...], variable: int) -> Tensor:
-    """H(variable | the rest) in bits, both entropies corrected as in `entropy_from_counts`.
-
-    counts: tables over `dims`, of which `variable` is the one whose entropy is asked for.
-    """
+    """H(variable | the rest) in bits, both entropies corrected; `variable` is one of `dims`."""
     given = counts.sum(variable, keepdim=True)
     return entropy_from_counts(counts, dims) - entropy_from_counts(given, dims)
 

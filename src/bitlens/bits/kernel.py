@@ -18,9 +18,8 @@ from bitlens import terminal
 def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """`numba.njit` of a function at module level; also as a decorator with numba's options.
 
-    What is compiled is kept beside the package or in the user's cache folder. Where neither can be
-    written, or the disk is full, or what is kept there cannot be read, every process compiles for
-    itself.
+    What is compiled is kept beside the package or in the user's cache folder. Where that cannot be
+    written or read, every process compiles for itself.
     """
     if function is None:
         return functools.partial(kernel, **options)

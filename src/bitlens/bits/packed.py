@@ -16,8 +16,7 @@ from bitlens.errors import BitlensError
 class PackedBits:
     """A bit matrix, row-major: bit `j` of row `i` is bit `j % 64` of `words[i, j // 64]`.
 
-    words: int64 `[rows, ceil(n_latents / 64)]`, read as unsigned. Bits
-    beyond `n_latents` in a row's last word are zero; every function here keeps them so.
+    words: int64 `[rows, ceil(n_latents / 64)]`, read as unsigned; bits beyond `n_latents` are zero.
     """
 
     words: torch.Tensor

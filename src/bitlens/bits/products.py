@@ -1,9 +1,5 @@
 """Products of bit matrices with float matrices, summing only where a bit is on (CPU kernels).
 
-A code with a few percent of its bits on needs that few percent of the multiplications, and none of
-them is a multiplication. The same holds for its gradient, since a clipped surrogate passes it only
-in a narrow window.
-
 The order of additions is part of a kernel's contract: trained weights depend on it to the last bit.
 """
 

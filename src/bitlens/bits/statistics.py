@@ -1,14 +1,9 @@
 """Exact counts over packed bits, on whichever device they are."""
 
-from typing import Literal, overload
-
 import torch
 from torch import Tensor
 
-from bitlens.bits import covariance_cpu, cpu, cuda
-from bitlens.bits.entropies import binary_entropy as binary_entropy
-from bitlens.bits.entropies import entropy_from_counts as counted_entropy  # noqa: F401
-from bitlens.bits.entropies import information_from_counts as counted_information  # noqa: F401
+from bitlens.bits import covariance_cpu, cpu, cuda, products
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 
@@ -23,23 +18,20 @@ def firing_rates(bits: PackedBits) -> Tensor:
     return bits.column_counts().double() / len(bits)
 
 
-def dense(rates: Tensor) -> Tensor:
-    """Which latents are on in more than a tenth of the rows -> bool, the same shape.
-
-    On is not zero, for every architecture (`Autoencoder.on_rates`).
-    """
-    return rates > DENSE
+def sums(bits: PackedBits, matrix: Tensor) -> Tensor:
+    """`H @ matrix`, a float32 matrix `[n_latents, d]` -> float32 `[rows, d]`"""
+    matrix = matrix.detach()
+    if matrix.device.type != "cpu":
+        return bits.unpack() @ matrix
+    return torch.from_numpy(products.gather_sums(bits.numpy(), matrix.numpy()))
 
 
 def co_occurrence(bits: PackedBits, others: PackedBits | None = None) -> Tensor:
-    """`N = H^T G`: the rows in which latent i and latent j of `others` are both on, int64 `[n, m]`
-
-    others: another code of the same rows; without it the same code, `[n_latents, n_latents]`.
-    """
+    """`N = H^T G`: the rows in which latent i and latent j of `others`, another code of the same
+    rows or by default the same code, are both on, int64 `[n, m]`"""
     if others is not None and len(others) != len(bits):
-        raise BitlensError(
-            f"Codes of {len(bits):,} rows and of {len(others):,} are not of the same hidden states."
-        )
+        rows = f"{len(bits):,} rows and of {len(others):,}"
+        raise BitlensError(f"Codes of {rows} are not of the same hidden states.")
     if bits.words.device.type != "cpu":
         return cuda.co_occurrence(bits, others)
     counts = torch.zeros(bits.n_latents, (others or bits).n_latents, dtype=torch.int64)
@@ -50,35 +42,19 @@ def co_occurrence(bits: PackedBits, others: PackedBits | None = None) -> Tensor:
     return counts
 
 
-@overload
-def covariance(bits: PackedBits, with_gradient: Literal[True] = True) -> tuple[Tensor, Tensor]: ...
-@overload
-def covariance(bits: PackedBits, with_gradient: bool) -> tuple[Tensor, Tensor | None]: ...
-def covariance(bits: PackedBits, with_gradient: bool = True) -> tuple[Tensor, Tensor | None]:
-    """The covariance penalty of a minibatch, `sum_{i != j} |cov(h)_ij|`, and its gradient.
+def covariance(bits: PackedBits) -> tuple[Tensor, Tensor]:
+    """The covariance penalty of 2 to 2^20 rows, `sum_{i != j} |cov(h)_ij|`, and its gradient.
 
-    The covariance is the unbiased one. Penalty and gradient come from integer counts, so signs and
-    zeros are exact. At least two rows, at most 2^20.
+    The covariance is the unbiased one; from integer counts, so signs and zeros are exact.
 
-    -> (float64 scalar, `2 / (n - 1) (h - p) @ sign(cov)` as float32 `[rows, n_latents]`, or None)
+    -> (float64 scalar, `2 / (n - 1) (h - p) @ sign(cov)` as float32 `[rows, n_latents]`)
     """
     if not 2 <= len(bits) <= ROWS:  # beyond, integer sums over pairs could leave 64 bits
-        raise BitlensError(
-            f"The covariance of a minibatch needs between 2 and 2^20 rows, not {len(bits):,}."
-        )
+        raise BitlensError(f"A covariance needs between 2 and 2^20 rows, not {len(bits):,}.")
     if bits.words.device.type != "cpu":
-        return cuda.covariance(bits, with_gradient)
-    penalty, slopes = covariance_cpu.covariance(bits.numpy(), bits.n_latents, with_gradient)
-    gradient = None if slopes is None else torch.from_numpy(slopes)
-    return torch.tensor(penalty, dtype=torch.float64), gradient
-
-
-def hamming(queries: PackedBits, codes: PackedBits) -> Tensor:
-    """Bits in which rows differ, many to many -> int32 `[len(queries), len(codes)]`"""
-    _check_same_width(queries, codes)
-    if queries.words.device.type != "cpu":
-        return cuda.hamming(queries, codes)
-    return torch.from_numpy(cpu.hamming(queries.numpy(), codes.numpy()))
+        return cuda.covariance(bits)
+    penalty, gradient = covariance_cpu.covariance(bits.numpy(), bits.n_latents)
+    return torch.tensor(penalty, dtype=torch.float64), torch.from_numpy(gradient)
 
 
 def nearest(queries: PackedBits, codes: PackedBits, k: int) -> tuple[Tensor, Tensor]:
@@ -86,19 +62,12 @@ def nearest(queries: PackedBits, codes: PackedBits, k: int) -> tuple[Tensor, Ten
 
     -> (distances int32, indices int64), each `[len(queries), k]`, nearest first
     """
-    _check_same_width(queries, codes)
+    if queries.n_latents != codes.n_latents:
+        widths = f"{queries.n_latents} latents cannot be compared with codes of {codes.n_latents}"
+        raise BitlensError(f"Codes of {widths}.")
     if not 1 <= k <= len(codes):
-        raise BitlensError(
-            f"There are {len(codes)} codes to search, so k must be between 1 and that, not {k}."
-        )
+        raise BitlensError(f"There are {len(codes)} codes to search: k is 1 to that, not {k}.")
     if queries.words.device.type != "cpu":
         return cuda.nearest(queries, codes, k)
     distances, indices = cpu.nearest(queries.numpy(), codes.numpy(), k)
     return torch.from_numpy(distances), torch.from_numpy(indices)
-
-
-def _check_same_width(a: PackedBits, b: PackedBits) -> None:
-    if a.n_latents != b.n_latents:
-        raise BitlensError(
-            f"Codes of {a.n_latents} latents cannot be compared with codes of {b.n_latents}."
-        )

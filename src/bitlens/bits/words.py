@@ -1,8 +1,7 @@
 """What the CPU kernels share: instructions on one machine word, and threads.
 
 Kernels take plain numpy arrays of words. Their inner loops run over contiguous memory with counters
-that cannot be negative; then LLVM turns them into the widest vectors, and the vector popcount, that
-the processor has. Elsewhere they are ordinary loops with the same results.
+that cannot be negative, so that LLVM turns them into the processor's widest vectors.
 """
 
 import contextlib
@@ -29,11 +28,8 @@ def words_for(n_bits: int) -> int:
 
 @contextlib.contextmanager
 def torch_threads() -> Iterator[None]:
-    """As many threads as torch has, for kernels within.
-
-    Both may share one OpenMP, in which numba would set the number for torch, too: that would change
-    torch's speed, and the last bits of its results, from the first kernel on.
-    """
+    """As many threads as torch has, for kernels within. Both may share one OpenMP, in which numba
+    would set the number for torch, too, and change the last bits of its results."""
     threads = torch.get_num_threads()
     most: int = numba.config.NUMBA_NUM_THREADS  # pyright: ignore
     numba.set_num_threads(min(threads, most))

@@ -102,7 +102,7 @@ def compress_store(
     rows = _encode(autoencoder, store)
     terminal.stage("autoregression")
     training = ~rows.held_out
-    model = Autoregression.of_rows(rows.bits[training], rows.documents[training], seed)
+    model = Autoregression.fit(rows.bits[training], rows.documents[training], seed)
     terminal.stage("streams")
     chosen = torch.ones_like(training) if documents == "all" else rows.held_out
     about = {

@@ -27,7 +27,7 @@ from bitlens.comsem.scoring import DEFAULT, Config, Explained, RowQuestion, Scor
 from bitlens.errors import BitlensError
 from bitlens.features.examples import contexts
 from bitlens.features.on_rows import canonical, explainers_part
-from bitlens.information.proportions import Rate
+from bitlens.information.intervals import Estimate as Rate
 from bitlens.labels.scores import benjamini_hochberg, f1_scores
 from bitlens.labels.sources import Labels
 from bitlens.results import brief

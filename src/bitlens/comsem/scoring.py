@@ -16,7 +16,8 @@ from torch import Tensor
 from bitlens.comsem.judges import Verdict
 from bitlens.comsem.sampling import JudgedRow, Plan, Trial
 from bitlens.errors import BitlensError
-from bitlens.information.proportions import Rate, fisher, mean_of_two, sign_flip, wilson
+from bitlens.information.intervals import Estimate as Rate
+from bitlens.information.intervals import fisher, mean_of_two, sign_flip, wilson
 from bitlens.labels.scores import LEVEL
 from bitlens.results import brief
 from bitlens.seeding import generator

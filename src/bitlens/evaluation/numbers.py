@@ -11,7 +11,7 @@ from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.binary import NEGLIGIBLE
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import dense, firing_rates
+from bitlens.bits.statistics import DENSE, firing_rates
 from bitlens.evaluation.measured import Measured
 from bitlens.hidden.source import held_out
 from bitlens.information.autoregression import Autoregression
@@ -43,7 +43,7 @@ def latent_numbers(autoencoder: Autoencoder, bits: PackedBits) -> dict[str, Any]
         "live": len(p) - dead - stuck,
         "dead": dead,
         "stuck": stuck,
-        "dense": int(dense(on).sum()),
+        "dense": int((on > DENSE).sum()),
         "highest_rate": float(on.max()),
     }
 
@@ -62,7 +62,7 @@ def _joint(measured: Measured) -> float | None:
         fit, ids = _training_bits(measured)
     if len(fit) < 2 or not len(bits):
         return None
-    return float(Autoregression.of_rows(fit, ids).code_lengths(bits).mean())
+    return float(Autoregression.fit(fit, ids).code_lengths(bits).mean())
 
 
 def _training_bits(measured: Measured) -> tuple[PackedBits, torch.Tensor]:

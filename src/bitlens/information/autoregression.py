@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.products import gather_sums
-from bitlens.bits.statistics import co_occurrence
+from bitlens.bits.statistics import co_occurrence, sums
+from bitlens.bits.words import words_for
 from bitlens.information.tree import Blocks, Tree, TreeCounts, chow_liu
 from bitlens.seeding import generator
 
@@ -28,6 +28,9 @@ BLOCK = 512  # latents whose weights form one matrix, of all rows up to their ow
 BATCH = 2048
 UNPACKED = 8192  # rows that are reordered at a time
 RATE = 1e-2
+
+
+EPOCHS = 4  # at least
 
 
 class Schedule(NamedTuple):
@@ -57,31 +60,22 @@ class Autoregression:
     weights: list[Tensor]
 
     @classmethod
-    def of_rows(
-        cls, bits: PackedBits, documents: Tensor | None = None, seed: int = 0
-    ) -> Autoregression:
-        """Fit the tree of these rows, then the weights. documents: of every row `[rows]`."""
-        tree = chow_liu(co_occurrence(bits), len(bits))
-        counts = TreeCounts.of(bits, Blocks.whole(len(bits)), tree)
-        return cls.fit(bits, tree, counts, Blocks.of(len(bits), documents).bounds, seed=seed)
-
-    @classmethod
     def fit(
         cls,
         bits: PackedBits,
-        tree: Tree,
-        counts: TreeCounts,
-        bounds: np.ndarray,
-        *,
-        epochs: int = 4,
+        documents: Tensor | None = None,
         seed: int = 0,
+        *,
+        tree: Tree | None = None,
     ) -> Autoregression:
-        """Adam on minibatches of rows, from the tree on.
+        """Adam on minibatches of rows, from the Chow-Liu tree on.
 
-        tree, counts: of these rows. bounds: edges of the blocks of rows that belong together
-        (documents). A twentieth of the blocks, at least one where there are two, decides when to
-        stop. epochs: at least so many, and more of a small sample.
+        documents: of every row `[rows]`; a twentieth of them, at least one where there are two,
+        decides when to stop. tree: of these rows, if it is at hand.
         """
+        tree = tree or chow_liu(co_occurrence(bits), len(bits))
+        counts = TreeCounts.of(bits, Blocks.whole(len(bits)), tree)
+        bounds = Blocks.of(len(bits), documents).bounds
         model = cls._from_tree(tree, counts)
         ordered = model._ordered(bits)
         held_out = _validation_rows(bounds, seed)
@@ -89,7 +83,7 @@ class Autoregression:
 
         batch = min(BATCH, max(1, len(rows) // 16))
         schedule = PATIENT if bits.n_latents <= FEW_LATENTS else USUAL
-        epochs = max(epochs, min(schedule.epochs, schedule.steps * batch // len(rows)))
+        epochs = max(EPOCHS, min(schedule.epochs, schedule.steps * batch // len(rows)))
         optimizer = torch.optim.Adam([model.biases, *model.weights], lr=RATE, fused=True)
         steps, step = epochs * (len(rows) // batch), 0
         best, chosen = model._mean_length(check), model._copy()
@@ -149,23 +143,21 @@ class Autoregression:
     def _blocks(self, ordered: PackedBits) -> Iterator[tuple[int, Tensor, Tensor]]:
         """For each block of latents: its first, log-odds and bits, `[rows, latents in it]`"""
         h = ordered.unpack()
-        words = ordered.numpy()
         for first, weights in zip(range(0, ordered.n_latents, BLOCK), self.weights, strict=True):
             end = len(weights)
-            columns = np.ascontiguousarray(words[:, : -(-end // 64)])
-            logits = torch.from_numpy(gather_sums(columns, weights.numpy()))
+            logits = sums(PackedBits(ordered.words[:, : words_for(end)], end), weights)
             logits += self.biases[first:end] - self.rates[:end] @ weights
             yield first, logits, h[:, first:end]
 
     def _set_gradients(self, ordered: PackedBits) -> None:
         """Set the gradients of the mean code length, in nats."""
-        columns = ordered.transpose().numpy()
+        columns = ordered.transpose()
         self.biases.grad = torch.empty_like(self.biases)
         for (first, logits, h), weights in zip(self._blocks(ordered), self.weights, strict=True):
             end = len(weights)
             error = torch.sigmoid(logits).sub_(h).div_(len(ordered))
             total = error.sum(0)
-            gradient = torch.from_numpy(gather_sums(columns[:end], error.numpy()))
+            gradient = sums(columns[:end], error)
             gradient -= self.rates[:end, None] * total
             gradient[first:end].triu_(1)
             weights.grad = gradient

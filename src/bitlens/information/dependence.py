@@ -35,33 +35,22 @@ def information(
     permutations: int = 20,
     seed: int = 0,
 ) -> Information:
-    """I(latent; label) of every latent, in bits, less what chance alone would show.
-
-    As counted, information is high: rare bits under many labels seem informative in any sample.
-    What remains on average when the labels are permuted is therefore subtracted; where the two are
-    independent the result scatters about zero, so it may be slightly negative.
+    """I(latent; label) of every latent, in bits, less what remains on average when the labels are
+    permuted: rare bits under many labels seem informative in any sample.
 
     labels: integers `[rows]`; without documents they are permuted over rows. documents: of every
     row `[rows]`, consecutive rows of one document together: then a document gets the labels of
-    another, from a random place in it on and over again, so that what is alike within documents
-    stays alike; permuted over rows, labels of whole documents and latents that come in bursts would
-    seem to inform each other.
+    another, from a random place in it on and over again. Permuted over rows, labels of whole
+    documents and latents that come in bursts would seem to inform each other.
     """
-    if labels.ndim != 1 or len(labels) != len(bits):
-        raise BitlensError(
-            f"There are {len(bits)} rows of bits and {list(labels.shape)} labels; each row needs "
-            "one."
-        )
-    if documents is not None and documents.shape != labels.shape:
-        raise BitlensError(
-            f"There are {list(labels.shape)} labels and {list(documents.shape)} documents; each "
-            "row has one."
-        )
+    for name, column in (("labels", labels), ("documents", documents)):
+        if column is not None and column.shape != (len(bits),):
+            shape = list(column.shape)
+            raise BitlensError(f"{len(bits)} rows of bits need one of {name} each, not {shape}.")
     if len(bits) == 0:
         raise BitlensError("There are no rows, so there is no entropy.")
-    if documents is None:
-        sizes = torch.ones_like(labels)
-    else:
+    sizes = torch.ones_like(labels)
+    if documents is not None:
         sizes = documents.unique_consecutive(return_counts=True)[1]
     random = generator(seed, "permuted labels")
     own = _conditional_entropy(bits, labels)
@@ -74,11 +63,7 @@ def information(
 
 
 def _conditional_entropy(bits: PackedBits, labels: Tensor) -> Tensor:
-    """H(latent | label) of every latent, in bits, as counted -> float64 `[n_latents]`
-
-    Low where a label has few rows: by about 1 / (2 n ln 2) for every label under which the latent
-    is not truly constant.
-    """
+    """H(latent | label) of every latent, in bits, as counted -> float64 `[n_latents]`"""
     total = torch.zeros(bits.n_latents, dtype=torch.float64)
     for label in labels.unique():
         rows = (labels == label).nonzero()[:, 0]
@@ -87,11 +72,8 @@ def _conditional_entropy(bits: PackedBits, labels: Tensor) -> Tensor:
 
 
 def _permutation(sizes: Tensor, random: torch.Generator) -> Tensor:
-    """For every row the row whose label it gets.
-
-    Documents of these sizes `[documents]` change places, and each is read from a random row on,
-    over again where it is shorter than its place.
-    """
+    """For every row the row whose label it gets: documents of these sizes `[documents]` change
+    places, and each is read from a random row on, over again where it is shorter than its place."""
     order = torch.randperm(len(sizes), generator=random)
     if len(sizes) == int(sizes.sum()):
         return order

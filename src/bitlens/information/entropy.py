@@ -1,16 +1,17 @@
 """How many bits of information a code carries, in bits a row: estimates, bounds and intervals.
 
-From packed bits alone, streaming over blocks of whole documents. `marginal` and `tree` are plug-in
-estimates with the correction of Miller (1955) and Madow; both are upper bounds on the joint entropy
-of the rows' distribution, up to what the correction misses. The code lengths are bounds without
-that reservation: what rows of documents that the model of the code has not seen cost to write down.
+`marginal` and `tree` are plug-in estimates with the correction of Miller (1955) and Madow: upper
+bounds on the joint entropy of the rows' distribution, up to what the correction misses. The code
+lengths are bounds without that reservation: what unseen documents cost to write down.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,9 +22,9 @@ from bitlens.bits.statistics import co_occurrence
 from bitlens.errors import BitlensError
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.intervals import Estimate, jackknife
-from bitlens.information.lower_bound import lower_bits
 from bitlens.information.tree import Blocks, Tree, TreeCounts, chow_liu, supported
 from bitlens.results import Number, brief
+from bitlens.seeding import mixed
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,13 @@ class Entropy:
 
 @terminal.shown("bits_tree")
 def plug_in_bits(bits: PackedBits, documents: Tensor | None = None) -> tuple[float, float]:
-    """Corrected entropy of the latents on their own, and under the Chow-Liu tree, in bits a row.
-
-    The second is never more than the first. documents: of every row `[rows]`; without them rows
-    count as independent where edges of the tree are chosen.
-    """
+    """Corrected entropy of the latents on their own, and (never more) under the Chow-Liu tree, in
+    bits a row. documents: of every row `[rows]`; without them rows count as independent."""
     tree = chow_liu(co_occurrence(bits), len(bits))
     if documents is not None:
         tree = supported(tree, TreeCounts.of(bits, Blocks.of(len(bits), documents), tree))
-    marginal, under_tree = _marginal_and_tree(
-        TreeCounts.of(bits, Blocks.whole(len(bits)), tree), tree
-    )
+    counts = TreeCounts.of(bits, Blocks.whole(len(bits)), tree)
+    marginal, under_tree = _marginal_and_tree(counts, tree)
     return float(marginal), float(under_tree)
 
 
@@ -89,10 +86,8 @@ def entropy(
     if test is None:
         test = blocks.last_fifth()
     if not test.any() or test.all():
-        raise BitlensError(
-            "A code length is fitted on some documents and measured on others, and here all rows "
-            "are on one side; encode more documents."
-        )
+        what = "A code length is fitted on some documents and measured on others"
+        raise BitlensError(f"{what}, and here all rows are on one side; encode more documents.")
     terminal.stage("pairs")
     pairs = co_occurrence(bits[~test])
     fit_tree = chow_liu(pairs, int((~test).sum()))
@@ -124,9 +119,8 @@ def _checked(
         raise BitlensError(f"An entropy needs at least two rows, not {len(bits)}.")
     for name, column in (("documents", documents), ("test", test)):
         if column is not None and column.shape != (len(bits),):
-            raise BitlensError(
-                f"There are {len(bits)} rows of bits, but {name} has shape {list(column.shape)}."
-            )
+            shape = list(column.shape)
+            raise BitlensError(f"There are {len(bits)} rows of bits, but {name} has shape {shape}.")
     if test is not None and test.dtype != torch.bool:
         raise BitlensError(f"test must be a bool for every row, not {test.dtype}.")
     documents, test = (None if column is None else column.cpu() for column in (documents, test))
@@ -143,10 +137,8 @@ def _marginal_and_tree(counts: TreeCounts, tree: Tree) -> tuple[Tensor, Tensor]:
 
 
 def _plug_in(bits: PackedBits, blocks: Blocks, tree: Tree, unbiased: bool) -> list[Estimate]:
-    """-> marginal and tree entropy of all rows
-
-    unbiased: less the bias of few documents, which the correction for independent rows leaves.
-    """
+    """-> marginal and tree entropy of all rows. unbiased: less the bias of few documents, which the
+    correction for independent rows leaves."""
     counts = TreeCounts.of(bits, blocks, tree)
     tree = supported(tree, counts)
 
@@ -160,18 +152,13 @@ def _plug_in(bits: PackedBits, blocks: Blocks, tree: Tree, unbiased: bool) -> li
 def _held_out(
     bits: PackedBits, documents: Tensor | None, test: Tensor, tree: Tree, seed: int
 ) -> list[Estimate]:
-    """Code lengths of the rows in `test` under models of the others.
-
-    -> of latents on their own, under the tree, and under the autoregression
-    """
+    """Code lengths of the rows in `test`, by the others: latents alone, tree, autoregression."""
     fit, held = bits[~test], bits[test]
-    fit_blocks, blocks = (
-        Blocks.of(len(part), None if documents is None else documents[rows])
-        for part, rows in ((fit, ~test), (held, test))
-    )
-    fit_counts = TreeCounts.of(fit, Blocks.whole(len(fit)), tree)
-    simple = _code_lengths(fit_counts, TreeCounts.of(held, blocks, tree), tree)
-    model = Autoregression.fit(fit, tree, fit_counts, fit_blocks.bounds, seed=seed)
+    of_fit, of_held = (None if documents is None else documents[rows] for rows in (~test, test))
+    blocks = Blocks.of(len(held), of_held)
+    counts = TreeCounts.of(fit, Blocks.whole(len(fit)), tree)
+    simple = _code_lengths(counts, TreeCounts.of(held, blocks, tree), tree)
+    model = Autoregression.fit(fit, of_fit, seed, tree=tree)
     lengths = model.code_lengths(held)
     sums = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     of_blocks = sums[torch.from_numpy(blocks.bounds)].diff()
@@ -194,3 +181,27 @@ def _code_lengths(fit: TreeCounts, held: TreeCounts, tree: Tree) -> Tensor:
     root = tree.parents < 0
     given[root] = own[root][:, :, None]
     return torch.stack([marginal, -(held.tables(tree) * given).sum((1, 2, 3))])
+
+
+def lower_bits(
+    bits: PackedBits, documents: Tensor | None = None, confidence: float = 0.95
+) -> float:
+    """Bits a row that the distribution of these rows carries at least, with this confidence.
+
+    The entropy of the rows as counted is in expectation never above the true one (it is concave in
+    the distribution), and replacing a document of m among n rows moves it by at most
+    `m (log2 n + log2 e) / n`, so by McDiarmid's inequality it is seldom far above its expectation.
+    It can never exceed log2 n; no bound without assumptions can by much (McAllester & Stratos
+    2020), so with many bits the truth lies far above. documents: as for `entropy`.
+    """
+    n = len(bits)
+    if n == 0:
+        raise BitlensError("There are no rows, so there is no entropy.")
+    hashes = np.zeros(n, np.uint64)  # two rows that share one by accident only lower the entropy
+    for column in bits.numpy().T:
+        hashes = mixed(hashes ^ column)
+    counts = torch.from_numpy(np.unique(hashes, return_counts=True)[1].astype(np.float64))
+    entropy = math.log2(n) - float((counts * counts.log2()).sum()) / n
+    sizes = torch.ones(n) if documents is None else documents.unique(return_counts=True)[1]
+    change = (math.log2(n) + math.log2(math.e)) * float((sizes.double() / n).square().sum().sqrt())
+    return max(0.0, entropy - change * math.sqrt(-math.log(1 - confidence) / 2))

@@ -1,9 +1,8 @@
-"""95 % intervals of numbers from few independent units: documents, contexts, groups of them, seeds.
+"""95 % intervals of numbers from few independent units (documents, contexts, seeds), and tests.
 
-One way for all: the jackknife, which leaves out a unit at a time (Quenouille 1956, Tukey 1958),
-with quantiles of Student's t. Units of unequal size count as the equal ones that would vary as much
-(Kish 1965): a long document beside many short ones is little more than one. Below two of these
-there is no interval.
+The jackknife leaves out a unit at a time (Quenouille 1956, Tukey 1958), with quantiles of Student's
+t. Units of unequal size count as the equal ones that would vary as much (Kish 1965). Below two of
+these there is no interval.
 """
 
 from __future__ import annotations
@@ -74,10 +73,7 @@ def normal_deviate(t: Tensor, freedom: float) -> Tensor:
 
 
 def degrees_of_freedom(sizes: Tensor | Sequence[float]) -> float:
-    """One less than the equal units that are worth as much as units of these sizes.
-
-    Units without a size do not count.
-    """
+    """One less than the equal units that are worth as much as units of these sizes."""
     sizes = torch.as_tensor(sizes, dtype=torch.float64)
     worth = float(sizes.sum().square() / sizes.square().sum().clamp_min(1e-300))
     return worth * (1 + 1e-12) - 1
@@ -98,8 +94,7 @@ def jackknife(
     """Each number of a statistic of all units, with its interval.
 
     statistic: float64 weights of the units `[n, units]` -> `[n, numbers]`. sizes: of the units
-    `[units]`, none of which is 0. unbiased: less the bias that the jackknife estimates, for numbers
-    that few units make too low or high.
+    `[units]`, none of which is 0. unbiased: less the bias that the jackknife estimates.
     """
     units = len(sizes)
     (values,) = statistic(torch.ones(1, units, dtype=torch.float64))
@@ -130,3 +125,54 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Estimate:
     spread = sum(p * p / (len(x) - 1) for p, x in zip(parts, (a, b), strict=True))
     half = student_quantile(sum(parts) ** 2 / spread) * math.sqrt(sum(parts)) if spread else 0.0
     return Estimate(value, value - half, value + half)
+
+
+# --- shares of right answers ---------------------------------------------------------------------
+
+
+def wilson(k: int, n: int) -> Estimate:
+    """k of n with Wilson's 95 % interval (1927); NaN within 0 and 1 for n = 0."""
+    if n == 0:
+        return Estimate(math.nan, 0.0, 1.0)
+    p, z2 = k / n, NORMAL**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = NORMAL / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def mean_of_two(a: Estimate, b: Estimate) -> Estimate:
+    """The mean of two independent rates, by MOVER (Newcombe 1998, Zou & Donner 2008)."""
+    value = (a.value + b.value) / 2
+    low = value - math.hypot(a.value - a.low, b.value - b.low) / 2
+    high = value + math.hypot(a.high - a.value, b.high - b.value) / 2
+    return Estimate(value, low, high)
+
+
+def sign_flip(right: Sequence[bool], other: Sequence[bool], positives: int) -> float:
+    """One-sided exact p-value that two explanations are as often right, by balanced accuracy.
+
+    right, other: whether they are right for each row, the first `positives` of which are positives.
+    The statistic is the difference of balanced accuracies, compared as integers.
+    """
+    negatives = len(right) - positives
+    d = [int(a) - int(b) for a, b in zip(right, other, strict=True)]
+    observed = negatives * sum(d[:positives]) + positives * sum(d[positives:])
+    m, n = sum(map(abs, d[:positives])), sum(map(abs, d[positives:]))
+    ways = sum(
+        math.comb(m, i) * math.comb(n, j)
+        for i in range(m + 1)
+        for j in range(n + 1)
+        if negatives * (2 * i - m) + positives * (2 * j - n) >= observed
+    )
+    return ways / 2 ** (m + n)
+
+
+def fisher(yes: int, positives: int, wrong: int, negatives: int) -> float:
+    """One-sided exact p-value (Fisher 1935) that yes, said of `yes` positives and `wrong`
+    negatives, is no likelier for positives."""
+    all_yes = yes + wrong
+    ways = (
+        math.comb(positives, i) * math.comb(negatives, all_yes - i)
+        for i in range(yes, min(positives, all_yes) + 1)
+    )
+    return sum(ways) / math.comb(positives + negatives, all_yes)

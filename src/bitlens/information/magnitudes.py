@@ -11,7 +11,6 @@ from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder
 from bitlens.errors import BitlensError
-from bitlens.information.context import context_bits
 from bitlens.information.moments import Variance, squared_error
 from bitlens.results import brief
 
@@ -20,6 +19,10 @@ EXACT = 1e-11  # an fvu up to this is rounding, and counts as so much
 HALVINGS = 12
 FINEST = 30  # halvings of the longest magnitude: symbols are int32
 BLOCK = 2048
+FEATURES = 256  # of the context that predict a magnitude: those that correlate with it most
+FEWEST = 24  # rows in which a latent must be on for a prediction
+RIDGE = 30.0  # in rows
+UNEXPECTED = 0.001  # chance that a symbol is none that the prediction expects
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,9 @@ def quantise_magnitudes(
 
     rows: raw hidden states `[n, d_in]`, of a transcoder with its targets beside them. The
     quantiser's step is one for all latents, as a length along the decoder's row, so that all errors
-    weigh the same; an fvu below 1e-11 may rise as one of 1e-11 may. Entropies are each latent's own
-    symbols' as counted, with Miller and Madow's correction: low, if anything. fit: other rows; with
-    them magnitudes are coded in context, too (`context.py`). BitlensError if no latent is on, or no
-    step is fine enough.
+    weigh the same. Entropies are each latent's own symbols' as counted, with Miller and Madow's
+    correction: low, if anything. fit: other rows; with them magnitudes are coded in context, too.
+    BitlensError if no latent is on, or no step is fine enough.
     """
     quantiser = _Quantiser(autoencoder)
     blocks = quantiser.blocks(rows)
@@ -76,10 +78,8 @@ def quantise_magnitudes(
     allowed = (1 + rise) * max(quantiser.error(blocks, None), EXACT * variance.total)
     step = _coarsest(quantiser, blocks, allowed, longest)
     if step is None:
-        raise BitlensError(
-            "No quantiser of 32 bits keeps the rise of fvu within the share "
-            f"{rise:g}: leave out the rows of outlying norm, or allow more."
-        )
+        cure = "leave out the rows of outlying norm, or allow more"
+        raise BitlensError(f"No quantiser of 32 bits keeps fvu from rising by {rise:g}: {cure}.")
     latents = torch.cat([block.latent for block in blocks])
     symbols = torch.cat([quantiser.symbols(block, step) for block in blocks]).long()
     alone = bits = _symbol_bits(latents.cpu(), symbols.cpu()) / len(rows)
@@ -153,10 +153,7 @@ class _Quantiser:
 
 
 def _symbol_bits(latents: Tensor, symbols: Tensor) -> float:
-    """Entropy of each latent's symbols times their number, summed over latents.
-
-    With Miller and Madow's correction; tables of counts would be of very unequal length.
-    """
+    """Entropy of each latent's symbols times their number, summed over latents, corrected."""
     span = int(symbols.max() - symbols.min()) + 1
     pairs, counts = (latents * span + symbols - symbols.min()).unique(return_counts=True)
     owner, counts = pairs // span, counts.double()
@@ -164,3 +161,93 @@ def _symbol_bits(latents: Tensor, symbols: Tensor) -> float:
     nats = torch.special.xlogy(ons, ons).sum() - torch.special.xlogy(counts, counts).sum()
     states = len(counts) - int((ons > 0).sum())
     return float(nats / math.log(2)) + states / (2 * math.log(2))
+
+
+# --- magnitudes in context ------------------------------------------------------------------------
+
+
+def context_bits(fit: Tensor, symbols: Tensor) -> float:
+    """Code length of quantised magnitudes, bits a row, under models fitted on other rows.
+
+    They depend on each other as the latents do: coding each by its own frequencies overstates what
+    they cost, as the sum of the bits' entropies overstates the bits.
+
+    fit `[n, m]`, symbols `[rows, m]`: magnitudes as whole numbers, 0 where a latent is off. Every
+    latent has its own model, of its symbol where it is on: the better on `fit` of (a) its smoothed
+    frequencies, (b) a logistic distribution around a ridge regression on the latents that are on
+    (all, known beforehand) and the magnitudes of those before it, by index.
+    """
+    reach = max(int(values.abs().max()) if values.numel() else 0 for values in (fit, symbols)) + 1
+    total = 0.0
+    for j in range(fit.shape[1]):
+        rows = symbols[symbols[:, j] != 0]
+        if len(rows):
+            total += _latent_bits(fit[fit[:, j] != 0], rows, j, reach)
+    return total / len(symbols)
+
+
+def _latent_bits(fit: Tensor, rows: Tensor, j: int, reach: int) -> float:
+    """Bits of latent j's symbols in rows in which it is on."""
+    by_frequency = _frequency_bits(fit[:, j], rows[:, j], reach)
+    if len(fit) < FEWEST:
+        return by_frequency
+    half = len(fit) // 2  # which of the two is better is decided by rows that neither has seen
+    first, second = fit[:half], fit[half:]
+    if _predicted_bits(first, second, j) < _frequency_bits(first[:, j], second[:, j], reach):
+        return _predicted_bits(fit, rows, j)
+    return by_frequency
+
+
+def _frequency_bits(fit: Tensor, symbols: Tensor, reach: int) -> float:
+    """Under frequencies mixed with a geometric distribution, so that any symbol can be coded."""
+    geometric = _tail(symbols) / (2.5 - 2 * 0.5**reach)  # of all symbols from -reach to reach
+    if not len(fit):
+        return float(-torch.log2(geometric).sum())
+    values, counts = fit.unique(return_counts=True)
+    place = torch.searchsorted(values, symbols.contiguous()).clamp_max(len(values) - 1)
+    seen = torch.where(values[place] == symbols, counts[place], 0)
+    return float(-torch.log2((seen + 2 * geometric) / (len(fit) + 2)).sum())
+
+
+def _tail(symbols: Tensor) -> Tensor:
+    """A half for each unit of size, float64; beyond 64, where next to nothing is left, no less."""
+    return 0.5 ** symbols.double().abs().clamp(1, 64)
+
+
+def _predicted_bits(fit: Tensor, rows: Tensor, j: int) -> float:
+    """Under a discretised logistic distribution around a ridge regression on the context."""
+    predicted, scale = _regression(fit, rows, j)
+    symbol = rows[:, j].double()
+
+    def mass(at: Tensor | float) -> Tensor:
+        """Of the whole number `at`"""
+        upper, lower = (at + 0.5 - predicted) / scale, (at - 0.5 - predicted) / scale
+        return torch.sigmoid(upper) - torch.sigmoid(lower)
+
+    # where the latent is on, 0 is impossible
+    logistic = (1 - UNEXPECTED) * mass(symbol).clamp_min(0) / (1 - mass(0.0)).clamp_min(1e-3)
+    chance = logistic + UNEXPECTED * _tail(symbol) / 2
+    return float(-torch.log2(chance).sum())
+
+
+def _regression(fit: Tensor, rows: Tensor, j: int) -> tuple[Tensor, float]:
+    """-> latent j's symbol as predicted in each row, and the scale of the logistic error"""
+    context, others = _context(fit, j), _context(rows, j)
+    y = fit[:, j].double()
+    middle, spread = context.mean(0), context.std(0)
+    centred = context - middle
+    strength = (centred.T @ (y - y.mean())).abs() / (spread * math.sqrt(len(fit)) + 1e-9)
+    best = strength.topk(min(FEATURES, len(fit) // 4 + 1, len(strength))).indices
+    A = centred[:, best]
+    penalty = RIDGE * spread[best].square() + 1e-6
+    weights = torch.linalg.solve(A.T @ A + torch.diag(penalty), A.T @ (y - y.mean()))
+    residual = y - y.mean() - A @ weights
+    freedom = max(1.0, len(fit) - len(best) / 2)
+    deviation = float(residual.square().sum() / freedom) ** 0.5
+    scale = max(deviation * math.sqrt(3) / math.pi, 0.05)
+    return y.mean() + (others[:, best] - middle[best]) @ weights, scale
+
+
+def _context(rows: Tensor, j: int) -> Tensor:
+    """Which latents are on, and the magnitudes of those before latent j, float64 `[n, m + j]`"""
+    return torch.cat([(rows != 0).double(), rows[:, :j].double()], 1)

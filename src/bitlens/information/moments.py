@@ -11,10 +11,7 @@ from torch import Tensor
 
 
 class Variance:
-    """The variance of rows `[n, d]` that come in blocks, about their own mean.
-
-    It is what every fraction of variance unexplained is a fraction of.
-    """
+    """The variance of rows `[n, d]` that come in blocks, about their own mean."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -42,11 +39,8 @@ class Variance:
         return self._squares - float(self._sum.square().sum()) / max(1, self.rows)
 
     def fvu(self, squared_error: float) -> float:
-        """Fraction of variance unexplained by reconstructions of these rows.
-
-        squared_error: theirs, summed over rows and components. 1 for the mean of the rows; NaN for
-        rows without variance.
-        """
+        """Fraction of variance unexplained, by the reconstructions' squared error, summed over rows
+        and components; NaN for rows without variance."""
         return squared_error / self.total if self.total > 0 else math.nan
 
 

@@ -18,12 +18,7 @@ def gaussian_bound(covariance: Covariance, fvu: float) -> float | None:
     The spectrum of few rows is more uneven than that of their source, so that the bound comes out
     low: on white rows by .1 bits a component at 4 rows a component, by .01 at 40.
     """
-    if math.isnan(fvu):
-        raise BitlensError(
-            "The rows are all equal, so the fraction of their variance that is unexplained has no "
-            "meaning."
-        )
-    if covariance.rows < ROWS_A_COMPONENT * len(covariance.matrix):
+    if covariance.rows < ROWS_A_COMPONENT * len(covariance.matrix) and not math.isnan(fvu):
         return None
     return gaussian_bits(covariance.matrix, fvu)
 
@@ -40,7 +35,7 @@ def gaussian_bits(covariance: Tensor, fvu: float) -> float:
     total = float(covariance.double().trace())
     if not math.isfinite(total) or total <= 0:
         raise BitlensError(
-            "The rate-distortion bound needs data with variance; all rows are equal or not finite."
+            "The rate-distortion bound needs variance; the rows are all equal or not finite."
         )
     if math.isnan(fvu):
         raise BitlensError(

@@ -83,15 +83,13 @@ def chow_liu(co_occurrence: Tensor, rows: int) -> Tree:
     """The maximum spanning forest by Prim's algorithm; no matrix of mutual informations is made.
 
     An edge must save more bits than it costs to name, log2 of the latents for the parent and half a
-    log2 of the rows for the parameter (Rissanen 1978), or the latent stays a root: no sample of
-    independent latents looks quite independent.
+    log2 of the rows for the parameter (Rissanen 1978), or the latent stays a root.
 
     co_occurrence: `H^T H`, int64 `[n_latents, n_latents]`, of so many rows.
     """
+    cost = _edge_cost(rows, len(co_occurrence))
     with torch_threads():
-        parents, order = _spanning_tree(
-            co_occurrence.numpy(), rows, _edge_cost(rows, len(co_occurrence))
-        )
+        parents, order = _spanning_tree(co_occurrence.numpy(), rows, cost)
     return Tree(torch.from_numpy(parents), torch.from_numpy(order))
 
 
@@ -148,13 +146,13 @@ class TreeCounts:
     @classmethod
     def of(cls, bits: PackedBits, blocks: Blocks, tree: Tree) -> TreeCounts:
         """Count the rows of these blocks."""
-        parents = tree.parents.clamp_min(0).numpy()
+        parents = tree.parents.clamp_min(0)
         ons = torch.zeros(len(blocks), bits.n_latents, dtype=torch.int64)
         both = torch.zeros_like(ons)
         for i, (start, stop) in enumerate(pairwise(blocks.bounds.tolist())):
-            columns = bits[start:stop].transpose().numpy()
-            ons[i] = _bit_counts(columns)
-            both[i] = _bit_counts(columns & columns[parents])
+            columns = bits[start:stop].transpose()
+            ons[i] = columns.row_counts()
+            both[i] = PackedBits(columns.words & columns.words[parents], stop - start).row_counts()
         return cls(blocks.rows, ons, both)
 
     def tables(self, tree: Tree) -> Tensor:
@@ -169,18 +167,12 @@ class TreeCounts:
         return TreeCounts(*(weights @ count.double() for count in (self.rows, self.ons, self.both)))
 
 
-def _bit_counts(columns: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.bitwise_count(columns).sum(1, dtype=np.int64))
-
-
 def supported(tree: Tree, counts: TreeCounts) -> Tree:
     """The tree without the edges that pay only where rows of a document count as independent.
 
     counts: of every document. The bits that an edge saves are divided by the design effect of its
-    covariance (Rao & Scott 1984) and read as a normal deviate z of Student's t: z^2 / (2 ln 2). Of
-    latents that are each on in whole documents any two of few documents look related, by as many
-    bits as the documents have rows. The parents of the others stay, though a second best may have
-    been better.
+    covariance (Rao & Scott 1984) and read as a normal deviate z of Student's t: z^2 / (2 ln 2). The
+    parents of the others stay, though a second best may have been better.
     """
     freedom = degrees_of_freedom(counts.rows)
     if freedom < 1:
@@ -194,11 +186,8 @@ def supported(tree: Tree, counts: TreeCounts) -> Tree:
 
 
 def _design_effect(tree: Tree, counts: TreeCounts) -> Tensor:
-    """How much more a latent's covariance with its parent varies than it would over single rows.
-
-    The variance between documents over that of independent rows of the same joint distribution,
-    `[n_latents]`, at least 1.
-    """
+    """The variance of a latent's covariance with its parent between documents over that of
+    independent rows of the same joint distribution, `[n_latents]`, at least 1."""
     rows, ons, both = (x.double() for x in (counts.rows[:, None], counts.ons, counts.both))
     documents, n, theirs = len(rows), rows.sum(), ons[:, tree.parents.clamp_min(0)]
     p, q = ons.sum(0) / n, theirs.sum(0) / n

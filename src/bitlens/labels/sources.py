@@ -16,7 +16,6 @@ from bitlens.errors import BitlensError
 from bitlens.hidden.loading import folder_of, recorded_model
 from bitlens.hidden.pieces import UNREADABLE, token_texts
 from bitlens.hidden.reading import json_lines
-from bitlens.information.positions import position_bucket
 from bitlens.results import brief
 
 MIN_ROWS = 20
@@ -226,3 +225,11 @@ def _classes_of_characters(
                     f"{where} has the span {span}; a span is [start, end, class] within the text."
                 )
     return classes
+
+
+def position_bucket(position: int, alone: int = 4) -> str:
+    """Name of the bucket: of positions below `alone` their own, then 4-7, 8-15 and so on."""
+    if position < alone:
+        return str(position)
+    low = 1 << (position.bit_length() - 1)
+    return f"{low}-{2 * low - 1}" if low > 1 else "1"

@@ -13,7 +13,7 @@ import torch
 from bitlens import terminal
 from bitlens.bits.entropies import binary_entropy, conditional_entropy_from_counts
 from bitlens.bits.packed import PackedBits
-from bitlens.bits.statistics import co_occurrence, dense, firing_rates
+from bitlens.bits.statistics import DENSE, co_occurrence, firing_rates
 from bitlens.results import brief
 
 
@@ -67,5 +67,5 @@ def explain_dense(a: PackedBits, b: PackedBits, most: int = 5) -> list[Explained
     """Every latent of A that is on in more than a tenth of the rows, but not in all, in terms of
     B."""
     rates = firing_rates(a)
-    latents = (dense(rates) & (rates < 1)).nonzero()[:, 0]
+    latents = ((rates > DENSE) & (rates < 1)).nonzero()[:, 0]
     return [explain(a, latent, b, most) for latent in latents.tolist()]

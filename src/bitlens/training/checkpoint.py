@@ -1,8 +1,7 @@
 """The files of an unfinished run: what it is, and a state from which it goes on bit-exactly.
 
-The state is one safetensors file, replaced atomically: the weights, Adam's moments, the learner's
-own state, and in its header the step and the position in the data. Randomness needs no state: every
-draw is seeded by its name (see `seeding.py`).
+The state is one safetensors file: the weights, Adam's moments, the learner's own state, and in its
+header the step and the position in the data. Every random draw is seeded by its name (`seeding`).
 """
 
 import json
@@ -23,8 +22,8 @@ from bitlens.training.config import TrainConfig
 
 RUN, STATE = "training.json", "state.safetensors"
 SCHEMA = 1  # of both
-MAY_CHANGE = {"log_every", "checkpoint_every"}
-MAY_MOVE = {"store", "target", "documents_of"}  # where rows or texts lie
+MAY_DIFFER = {"log_every", "checkpoint_every", "store", "target", "documents_of"}
+START_AGAIN = "start again with `overwrite=True`"
 
 
 class Progress(NamedTuple):
@@ -51,8 +50,7 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, learner: Learner, optimizer: torch.optim.Optimizer
 ) -> Progress | None:
-    """Put a saved state back into the learner and the optimiser, in place; None where there is no
-    checkpoint yet."""
+    """Put a saved state back into the learner and the optimiser; None where there is none yet."""
     path = folder / STATE
     if not path.exists():
         return None
@@ -60,14 +58,10 @@ def load_checkpoint(
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("bitlens", "{}"))
     except SafetensorError as error:
-        raise BitlensError(
-            f"The checkpoint {path} is damaged ({error}); start again with `overwrite=True`."
-        ) from error
+        raise BitlensError(f"{path} is damaged ({error}); {START_AGAIN}.") from error
     if header.get("schema", 0) > SCHEMA:
-        raise BitlensError(
-            f"{path} has schema {header['schema']}, newer than {SCHEMA}; "
-            "upgrade bitlens to resume it."
-        )
+        newer = f"has schema {header['schema']}, newer than {SCHEMA}"
+        raise BitlensError(f"{path} {newer}; upgrade bitlens to resume it.")
     tensors = read_tensors(path)
     try:
         learner.model.load_state_dict(_below("model.", tensors))
@@ -79,10 +73,7 @@ def load_checkpoint(
             optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
         return Progress(header["step"], Position(*header["position"]))
     except (KeyError, RuntimeError) as error:
-        raise BitlensError(
-            f"The checkpoint {path} does not fit this run ({error}); "
-            "start again with `overwrite=True`."
-        ) from error
+        raise BitlensError(f"{path} does not fit this run ({error}); {START_AGAIN}.") from error
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -90,10 +81,8 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_or_compare(folder: Path, settings: Settings, about: dict[str, Any]) -> None:
-    """Record what the run is in `training.json`; a resumed run must be the same one.
-
-    about: what the source says of its rows.
-    """
+    """Record what the run is in `training.json`; a resumed run must be the same one. about: what
+    the source says of its rows."""
     path = folder / RUN
     run = {"schema": SCHEMA, "config": asdict(settings), "source": about}
     if not path.exists():
@@ -101,7 +90,7 @@ def write_or_compare(folder: Path, settings: Settings, about: dict[str, Any]) ->
         return
     before = _flat(read_manifest(path, SCHEMA, "a training run"))
     now = _flat(json.loads(json.dumps(run)))
-    may_differ = MAY_CHANGE | MAY_MOVE
+    may_differ = set(MAY_DIFFER)
     if now.get("model_digest") is not None and now["model_digest"] == before.get("model_digest"):
         may_differ.add("model")
     changed = [
@@ -110,9 +99,9 @@ def write_or_compare(folder: Path, settings: Settings, about: dict[str, Any]) ->
         if name not in may_differ and value != before.get(name)
     ]
     if changed:
+        cure = "resume it with the same ones, or replace it with `overwrite=True`"
         raise BitlensError(
-            f"{folder} holds a run with other settings ({'; '.join(changed)}); "
-            "resume it with the same ones, or replace it with `overwrite=True`."
+            f"{folder} holds a run with other settings ({'; '.join(changed)}); {cure}."
         )
 
 

@@ -137,9 +137,8 @@ class TrainConfig:
     def resolved(self, d_in: int, device: str) -> Settings:
         """Nothing left open, for hidden states of this width; refuses what makes no sense."""
         if self.preset not in PRESETS:
-            raise BitlensError(
-                f"There is no preset '{self.preset}'; choose one of: {', '.join(PRESETS)}."
-            )
+            names = ", ".join(PRESETS)
+            raise BitlensError(f"There is no preset '{self.preset}'; choose one of: {names}.")
         defaults = {**PRESETS[self.preset], **find(self.architecture).defaults}
         defaults["n_latents"] = 4 * d_in
         if self.architecture != "bae":

@@ -14,11 +14,8 @@ Record = dict[str, Any]
 
 
 class MetricsLog:
-    """Appends one object a line to `metrics.jsonl` and passes it on to the loggers.
-
-    Opened at a step, it first drops the lines after that step, so that a resumed run has every step
-    once.
-    """
+    """Appends one object a line to `metrics.jsonl` and passes it on to the loggers. Lines after the
+    step at which it is opened are dropped, so that a resumed run has every step once."""
 
     def __init__(
         self, folder: Path, step: int, loggers: tuple[Logger, ...] = (), about: Record | None = None

@@ -4,21 +4,17 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from bitlens import terminal
 
 
-class StopRequest:
-    """`signal` is the name of the signal that asked for an end, or None."""
-
-    signal: str | None = None
-
-
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Within the block SIGINT and SIGTERM only set `request.signal`; a second one acts as usual."""
-    request = StopRequest()
+def stop_on_signals() -> Iterator[SimpleNamespace]:
+    """Within the block SIGINT and SIGTERM only set `signal`, to their name; a second one acts as
+    usual."""
+    request = SimpleNamespace(signal=None)
     # Only the main thread may handle signals.
     if threading.current_thread() is not threading.main_thread():
         yield request

@@ -2,20 +2,22 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from bitlens import terminal
 from bitlens.autoencoders.base import CONFIG, Autoencoder
-from bitlens.autoencoders.learner import Sampler
+from bitlens.autoencoders.learner import build, make_learner
 from bitlens.autoencoders.objective import Losses
 from bitlens.autoencoders.settings import Settings
-from bitlens.bits.statistics import binary_entropy
+from bitlens.bits.entropies import binary_entropy
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import prepare_output
 from bitlens.hidden.source import NO_ROWS, HiddenSource, Position
@@ -31,9 +33,7 @@ from bitlens.training.checkpoint import (
     write_or_compare,
 )
 from bitlens.training.config import TrainConfig
-from bitlens.training.learners import build, make_learner
 from bitlens.training.metrics import MetricsLog, Record
-from bitlens.training.prefetch import prefetched
 from bitlens.training.signals import stop_on_signals
 from bitlens.version import __version__
 
@@ -41,6 +41,7 @@ WARM_UP = 0.05  # share of the steps in which the learning rate rises
 LOWEST_RATE = 0.02  # that it falls to, as a share of its peak
 NO_SPREAD = 1e-7  # of the largest mean: what rounding leaves of no spread at all
 Report = Callable[[Record], None]
+T = TypeVar("T")
 
 
 @terminal.shown("train")
@@ -58,11 +59,9 @@ def train(
     """Train an autoencoder on the rows of `source` and return it, a BAE in canonical form.
 
     out: folder for checkpoints, `metrics.jsonl` and the result; without one nothing is written.
-    resume: go on from the last checkpoint in `out`, with the same weights as if the run had never
-    stopped. report: called with every record that goes to `metrics.jsonl`. progress: show it on
-    standard error. A `test_fraction` of the config other than the source's is set on the source, or
-    refused where it cannot be; which documents were held out is recorded, and `evaluate` keeps to
-    it.
+    resume: go on from the last checkpoint in `out`, bit-exactly. report: called with every record
+    that goes to `metrics.jsonl`. progress: show it on standard error. A `test_fraction` of the
+    config other than the source's is set on the source, or refused where it cannot be.
     """
     device = _device(config.device)
     # Compiled kernels set the number of threads when they are loaded, later, and the sums of MKL
@@ -108,7 +107,14 @@ class _Run:
         report: Report,
     ) -> None:
         self.model, self.settings, self.folder, self.report = model, settings, folder, report
-        self.learner = make_learner(model, settings, _sampler(source, model))
+
+        def sample(n: int, seed: torch.Generator) -> Tensor:
+            rows = source.sample(n, seed)
+            if len(rows) < 2:
+                raise BitlensError(NO_ROWS)
+            return model.standardise_rows(rows.to(model.W_enc.device))
+
+        self.learner = make_learner(model, settings, sample)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=self.settings.lr, fused=True)
         reached = load_checkpoint(folder, self.learner, self.optimizer) if folder else None
         if reached is None:
@@ -117,7 +123,11 @@ class _Run:
         self.log = None
         if folder is not None:
             self.log = MetricsLog(folder, self.reached.step, loggers, asdict(settings))
-        self.batches = _standardised_batches(source, model, settings, self.reached.position)
+        position, device = self.reached.position, model.W_enc.device
+        self.batches = (
+            (model.standardise_rows(rows.to(device, non_blocking=True)), position)
+            for rows, position in source.batches(settings.batch_size, settings.seed, position)
+        )
         if model.W_enc.is_cuda:  # on a CPU a second thread would only take cores from the step
             self.batches = prefetched(self.batches)
         self.clock, self.rows_since = time.perf_counter(), 0
@@ -138,10 +148,10 @@ class _Run:
                     save_checkpoint(self.folder, self.learner, self.optimizer, self.reached)
                 if signal:
                     where = f"saved in {self.folder}; continue it with `resume=True`"
-                    outcome = where if self.folder else "nothing was saved"
-                    raise Interrupted(
-                        f"Stopped by {signal} after step {step} of {steps}: {outcome}."
+                    done = (
+                        f"step {step} of {steps}: {where if self.folder else 'nothing was saved'}"
                     )
+                    raise Interrupted(f"Stopped by {signal} after {done}.")
 
     def _step(self) -> tuple[Losses, Tensor]:
         step, learner = self.reached.step, self.learner
@@ -166,10 +176,8 @@ class _Run:
         speed = self.rows_since / (time.perf_counter() - self.clock)
         record["rows_per_second"] = round(speed, 1)
         if not math.isfinite(record["total"]):
-            raise BitlensError(
-                f"The loss is not finite at step {step}: training diverged; lower `lr`, "
-                "or check the hidden states."
-            )
+            cure = "training diverged; lower `lr`, or check the hidden states"
+            raise BitlensError(f"The loss is not finite at step {step}: {cure}.")
         self.report(record)
         words = "mse {mse:.4f}  l0 {l0:.1f}  {rows_per_second:,.0f} rows/s".format(**record)
         terminal.at(step, words, self.settings.steps)
@@ -179,8 +187,7 @@ class _Run:
 
     def close(self) -> None:
         """End the reading ahead and the log."""
-        if isinstance(self.batches, Generator):
-            self.batches.close()
+        self.batches.close()
         if self.log is not None:
             self.log.close()
 
@@ -193,11 +200,10 @@ def learning_rate(settings: Settings, step: int) -> float:
 
 
 def _device(name: str) -> str:
-    there = torch.cuda.is_available()
-    if name.startswith("cuda") and not there:
+    if name.startswith("cuda") and not torch.cuda.is_available():
         raise BitlensError(f"There is no device '{name}' here; use cpu.")
     if name == "auto":
-        return "cuda" if there else "cpu"
+        return "cuda" if torch.cuda.is_available() else "cpu"
     return name
 
 
@@ -206,19 +212,12 @@ def _initial_model(source: HiddenSource, settings: Settings) -> Autoencoder:
     paired = isinstance(source, PairedStore)
     model: Any = build(settings, source.d_in, source.d_out if paired else source.d_in)
     if model.transcodes and not paired:
-        raise BitlensError(
-            "A transcoder needs two stores of one harvest, what an MLP reads and what it adds: "
-            "pass the second as `target`."
-        )
+        what = "two stores of one harvest, what an MLP reads and what it adds"
+        raise BitlensError(f"A transcoder needs {what}: pass the second as `target`.")
     if paired and not model.transcodes:
-        raise BitlensError(
-            f"The architecture {settings.architecture} reconstructs its input and takes no target."
-        )
+        raise BitlensError(f"{settings.architecture} reconstructs its input: it takes no target.")
     if not source.scale > NO_SPREAD * float(source.mean.abs().max()):
-        raise BitlensError(
-            "All hidden states are equal: there is nothing to encode; "
-            "check the hook point and the text."
-        )
+        raise BitlensError("All hidden states are equal; check the hook point and the text.")
     model.initialise(generator(settings.seed, "weights"))
     model.mean.copy_(source.mean)
     model.scale.fill_(source.scale)
@@ -235,19 +234,12 @@ def _initial_model(source: HiddenSource, settings: Settings) -> Autoencoder:
     return model
 
 
-def _sampler(source: HiddenSource, model: Autoencoder) -> Sampler:
-    def sample(n: int, seed: torch.Generator) -> Tensor:
-        rows = source.sample(n, seed)
-        if len(rows) < 2:
-            raise BitlensError(NO_ROWS)
-        return model.standardise_rows(rows.to(model.W_enc.device))
-
-    return sample
-
-
-def _standardised_batches(
-    source: HiddenSource, model: Autoencoder, settings: Settings, start: Position
-) -> Iterator[tuple[Tensor, Position]]:
-    device = model.W_enc.device
-    for rows, position in source.batches(settings.batch_size, settings.seed, start):
-        yield model.standardise_rows(rows.to(device, non_blocking=True)), position
+def prefetched(source: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
+    """The items of `source`, prepared in a thread of its own, at most `depth` ahead. An error there
+    is raised here. To be closed when it is left early."""
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        ahead: deque[Any] = deque(thread.submit(next, source, end) for _ in range(depth))
+        while (item := ahead.popleft().result()) is not end:
+            ahead.append(thread.submit(next, source, end))
+            yield item

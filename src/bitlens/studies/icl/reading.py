@@ -12,7 +12,7 @@ from torch import Tensor
 from bitlens.errors import BitlensError
 from bitlens.hidden import Corpus, LanguageModel
 from bitlens.hidden.text import ContextReader
-from bitlens.information.proportions import wilson
+from bitlens.information.intervals import wilson
 from bitlens.studies.icl.prompts import token_ids
 
 
