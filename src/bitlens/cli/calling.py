@@ -6,7 +6,6 @@ program wants to read: a dictionary, or a result with `as_dict`. It has no flag 
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import typing
@@ -17,7 +16,6 @@ from typing import Any
 import tyro
 
 from bitlens import terminal
-from bitlens.cli.flags import flags_of
 
 Command = Callable[..., Any]
 OUT_IS_A_FILE = {"faithfulness", "features", "labels", "compress"}
@@ -40,7 +38,6 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
 
 def with_json(command: Command, name: str) -> Callable[..., None]:
     """`command` with a flag --json, under a bar of its name, after what takes seconds to import."""
-    own_json = "json" in flags_of(command)
 
     def called(*args: Any, json: Path | None = None, **kwargs: Any) -> None:
         with terminal.bar(name):
@@ -51,20 +48,14 @@ def with_json(command: Command, name: str) -> Callable[..., None]:
 
             from bitlens.files import refuse_unwritable, write_json
 
-            if own_json and json is not None:
-                kwargs["json"] = json
             given = inspect.signature(command).bind(*args, **kwargs).arguments
-            outputs = [json, getattr(given.get("options"), "json", None)]
-            outputs += [given.get("out")] if name in OUT_IS_A_FILE else []
-            for path in outputs:
+            for path in (json, given.get("out") if name in OUT_IS_A_FILE else None):
                 if path is not None:  # said now, not after the work
                     refuse_unwritable(path)
             result = command(*args, **kwargs)
-            if json is not None and not own_json:
+            if json is not None:
                 write_json(json, result.as_dict() if hasattr(result, "as_dict") else result)
 
-    if own_json:
-        return functools.update_wrapper(called, command)
     text = inspect.getdoc(command) or ""
     heading = "" if "\nArgs:\n" in text else "\n\nArgs:"
     flag = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=None)

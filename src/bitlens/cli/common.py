@@ -1,4 +1,4 @@
-"""What the commands share: types of arguments, opening what they name, writing results."""
+"""What the commands share: types of arguments, and opening what they name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from bitlens.hidden import LanguageModel
     from bitlens.hidden.text import ContextReader
 
-Json = Path | None
 Device = str
 On = Annotated[
     bool, tyro.conf.arg(help_behavior_hint="")
@@ -89,12 +88,3 @@ def pick_device(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BitlensError(f"There is no device '{device}' here; use --device cpu.")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-def write_result(path: Json, value: dict[str, Any]) -> None:
-    """For commands that still have a --json of their own; see `bitlens.cli.calling`."""
-    if path is not None:
-        from bitlens.files import write_json
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, value)

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bitlens.cli.common import (
     Device,
-    Json,
     RunFolder,
     Search,
     SearchFlags,
     StoreFolder,
     open_pair,
     pick_device,
-    write_result,
 )
 
 if TYPE_CHECKING:
@@ -39,8 +37,7 @@ def faithfulness(
     out: Path | None = None,
     search: SearchFlags = Search(),  # noqa: B008
     device: Device = "auto",
-    json: Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Print what the language model loses when only the k most surprising bits of every hidden
     state are kept.
 
@@ -63,7 +60,6 @@ def faithfulness(
             this file (.jsonl).
         search: how the codes are found.
         device: auto, cpu, cuda.
-        json: also write the tables to this file.
     """
     from bitlens.causal import faithfulness as measure
     from bitlens.causal.splice import Splice, load_spliced
@@ -84,7 +80,7 @@ def faithfulness(
     show_result(result, lose_most, less)
     if out is not None:
         measure.write_tokens(out, splice, tokens)
-    write_result(json, result)
+    return result
 
 
 def show_result(

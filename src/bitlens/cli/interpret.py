@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from bitlens.cli.common import Json, write_result
 from bitlens.comsem.registry import JUDGES, settings_class, settings_of
 from bitlens.errors import BitlensError
 
@@ -60,11 +59,8 @@ class Judging(*map(settings_class, JUDGES)):  # pyright: ignore[reportGeneralTyp
 
 
 def interpret(
-    codes: CodesFolders,
-    out: Path,
-    judging: Annotated[Judging, tyro.conf.arg(name="")] = Judging(),
-    json: Json = None,
-) -> None:
+    codes: CodesFolders, out: Path, judging: Annotated[Judging, tyro.conf.arg(name="")] = Judging()
+) -> dict[str, Any]:
     """Explain what latents mean, and judge the explanations on unseen tokens (ComSem).
 
     The judge says yes or no, never a number. It reads tokens with the latent on and matched ones
@@ -79,7 +75,6 @@ def interpret(
         out: folder of the results: scores.jsonl, scores.parquet (of several codes in folders of
             their names), and calls.sqlite with all that was asked and answered.
         judging: who explains and judges, and what.
-        json: also write the summaries to this file.
     """
     from bitlens import show
     from bitlens.features.profiles import write_records
@@ -109,7 +104,7 @@ def interpret(
         show.table(f"Latents judged by {judging.judge}", summaries)
         _say_unanswered(summaries)
     config = asdict(judging.config())
-    write_result(json, {"judge": judging.judge, "config": config, "codes": summaries})
+    return {"judge": judging.judge, "config": config, "codes": summaries}
 
 
 def _judged(path: Path, record: Path, judging: Judging) -> Results | None:

@@ -9,7 +9,6 @@ import tyro
 
 from bitlens.cli.common import (
     Device,
-    Json,
     On,
     RunFolder,
     Search,
@@ -20,7 +19,6 @@ from bitlens.cli.common import (
     open_pair,
     open_text,
     pick_device,
-    write_result,
 )
 from bitlens.cli.train_help import name_without_effect
 from bitlens.errors import BitlensError
@@ -40,8 +38,7 @@ def train(
     log: tuple[Logger, ...] = (),
     resume: bool = False,
     overwrite: bool = False,
-    json: Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Train an autoencoder on a store, or with --stream straight from a model.
 
     The result is a folder with cfg.json and sae_weights.safetensors. A killed run goes on, bit-exactly, with --resume.
@@ -57,7 +54,6 @@ def train(
         log: further loggers beside metrics.jsonl: tensorboard, wandb.
         resume: continue a run that was stopped.
         overwrite: replace a run that is there.
-        json: also write the last numbers of the training to this file.
     """
     from bitlens import show
     from bitlens.hidden import ActivationStore, PairedStore
@@ -87,7 +83,7 @@ def train(
         f"{out}: {autoencoder.architecture} with {autoencoder.n_latents:,} live latents of {autoencoder.metadata['n_latents_trained']:,}, d_in {autoencoder.d_in}",
         soft_wrap=True,
     )
-    write_result(json, {"run": str(out), "n_latents": autoencoder.n_latents, **last})
+    return {"run": str(out), "n_latents": autoencoder.n_latents, **last}
 
 
 def encode(

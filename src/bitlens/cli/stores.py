@@ -5,15 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitlens.cli.common import (
-    Files,
-    Json,
-    ModelFlags,
-    ModelName,
-    TextFlags,
-    open_text,
-    write_result,
-)
+from bitlens.cli.common import Files, ModelFlags, ModelName, TextFlags, open_text
 from bitlens.cli.flags import in_flags
 from bitlens.hidden.config import ModelConfig
 from bitlens.options import TEST_FRACTION
@@ -36,8 +28,7 @@ def harvest(
     outlier_multiple: float = 10.0,
     resume: bool = False,
     overwrite: bool = False,
-    json: Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Run a language model over text and store its hidden states, one store for each hook point.
 
     Special tokens (BOS, padding, end of text) make no rows. A killed harvest goes on with --resume.
@@ -55,7 +46,6 @@ def harvest(
         outlier_multiple: rows whose norm is above this multiple of the median are never trained on.
         resume: continue a harvest that was stopped.
         overwrite: replace a store that is there.
-        json: also write the result to this file.
     """
     import torch
 
@@ -78,7 +68,7 @@ def harvest(
             stop=lambda: stop.signal,
         )
     _report(stores)
-    write_result(json, {"stores": [_summary(store) for store in stores]})
+    return {"stores": [_summary(store) for store in stores]}
 
 
 def _announce(plan: Plan) -> None:
@@ -97,8 +87,7 @@ def import_(
     name: str = "imported",
     outlier_multiple: float = 10.0,
     overwrite: bool = False,
-    json: Json = None,
-) -> None:
+) -> dict[str, Any]:
     """Make a store of hidden states from elsewhere (.npy, .npz, .safetensors, .parquet, .h5).
 
     Args:
@@ -113,7 +102,6 @@ def import_(
         name: what to call the origin.
         outlier_multiple: rows whose norm is above this multiple of the median are never trained on.
         overwrite: replace a store that is there.
-        json: also write the result to this file.
     """
     from bitlens.hidden.arrays import import_arrays
 
@@ -129,7 +117,7 @@ def import_(
         overwrite=overwrite,
     )
     _report([store])
-    write_result(json, _summary(store))
+    return _summary(store)
 
 
 def _report(stores: list[ActivationStore]) -> None:
