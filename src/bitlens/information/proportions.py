@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from bitlens.information.intervals import NORMAL, Estimate
 
-Rate = Estimate  # of a proportion, or of a mean of two
-
 
 def wilson(k: int, n: int) -> Estimate:
     """k of n with Wilson's 95 % interval (1927); NaN within 0 and 1 for n = 0."""
