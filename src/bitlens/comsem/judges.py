@@ -107,11 +107,10 @@ def explain_prompt(texts: Sequence[str]) -> Messages:
 
 def judge_prompt(explanation: str, texts: Sequence[str]) -> Messages:
     """Ask of one text or of several at once whether the explanation fits."""
+    said = quoted(explanation)
     if len(texts) == 1:
-        return _user(JUDGE.format(explanation=quoted(explanation), text=quoted(texts[0])))
-    return _user(
-        JUDGE_MANY.format(explanation=quoted(explanation), texts=_numbered(texts), n=len(texts))
-    )
+        return _user(JUDGE.format(explanation=said, text=quoted(texts[0])))
+    return _user(JUDGE_MANY.format(explanation=said, texts=_numbered(texts), n=len(texts)))
 
 
 def quoted(text: str) -> str:

@@ -79,11 +79,6 @@ class Trial:
         kinds = {"positive": self.positives, "random": self.random, "hard": self.hard}
         return [JudgedRow(row, kind) for kind, rows in kinds.items() for row in rows]
 
-    @property
-    def rows(self) -> list[int]:
-        """All rows that are shown to someone."""
-        return [*self.examples, *(judged.row for judged in self.judged)]
-
 
 def trials(
     bits: PackedBits,
@@ -152,24 +147,21 @@ class _Negatives:
     def _same_tokens(self, latent: int, positives: Tensor, draw: torch.Generator) -> Iterator[int]:
         """For each positive in turn a row with its token, then for each a second one, and so on."""
         lists = []
-        for token in self.token[positives]:
-            first, last = (
-                int(torch.searchsorted(self.sorted_tokens, token, right=right))
-                for right in (False, True)
-            )
+        tokens = self.token[positives].contiguous()
+        firsts = torch.searchsorted(self.sorted_tokens, tokens).tolist()
+        lasts = torch.searchsorted(self.sorted_tokens, tokens, right=True).tolist()
+        for first, last in zip(firsts, lasts, strict=True):
             rows = self.by_token[first + torch.randint(last - first, (FEW,), generator=draw)]
             off = rows[~self.bits[rows].column(latent).bool()]
             lists.append(off.tolist() if len(off) >= OFTEN_OFF * FEW else [])
-        turns = chain.from_iterable(zip_longest(*lists))
-        return (row for row in turns if row is not None)
+        return (row for row in chain.from_iterable(zip_longest(*lists)) if row is not None)
 
     def _nearest(self, off: Tensor, positives: Tensor) -> Sequence[int]:
         """For each positive in turn the nearest row, then for each the second one, and so on."""
         rows = self.pool[off]
         if not len(positives) or not len(rows):
             return []
-        k = min(NEAREST, len(rows))
-        _, places = nearest(self.bits[positives], self.pool_bits[off], k)
+        _, places = nearest(self.bits[positives], self.pool_bits[off], min(NEAREST, len(rows)))
         return rows[places.T.flatten()].tolist()
 
     def _distinct(self, rows: Iterable[int], n: int, used: set[int]) -> list[int]:

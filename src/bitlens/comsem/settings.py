@@ -86,7 +86,7 @@ class LanguageModelSettings(JudgeSettings):
             texts, questions = planned(codes, latents, tokenizer, config)
             costs = explainer.estimate(texts), judge.estimate(questions)
             total = Cost(*(sum(parts) for parts in zip(*costs, strict=True)))
-            hint = "" if total.cost else " (name --prices for the cost)"
+            hint = "" if total.cost else " (name prices for the cost)"
             terminal.say(
                 f"About {total.calls:,} calls, {total.input_tokens:,} tokens to read, "
                 f"{total.output_tokens:,} to write; cost {total.cost:.4f}{hint}"

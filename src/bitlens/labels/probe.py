@@ -85,10 +85,7 @@ def sparse_probing(
     the best for every fifth fitting document. Rows without a label do not count. Everything is
     unpacked: `probe_rows` draws a sample.
     """
-    if not len(features) == len(labels.ids) == len(documents) == len(test):
-        raise BitlensError(
-            f"There are {len(features):,} rows and {len(labels.ids):,} labels; each row needs one."
-        )
+    labels.require(features, documents, test)
     classes = labels.frequent([~test, test], min_rows, min_others=min_rows)[:max_classes]
     rows = (labels.ids >= 0).nonzero()[:, 0]
     truth = (labels.ids[rows][:, None] == classes).T

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +50,13 @@ class Labels(NamedTuple):
             )
         order = counts[0].argsort(descending=True, stable=True)
         return order[enough[order]]
+
+    def require(self, features: Sized, *columns: Tensor) -> None:
+        """BitlensError unless features and columns have as many rows as there are labels."""
+        if any(len(each) != len(self.ids) for each in (features, *columns)):
+            raise BitlensError(
+                f"There are {len(features):,} rows and {len(self.ids):,} labels; each needs one."
+            )
 
     def class_counts(self, rows: Tensor) -> Tensor:
         """Rows of each class among these, bool `[rows]` -> int64 `[classes]`"""
