@@ -197,10 +197,10 @@ def planned(
 def comsem_by_labels(
     codes: Codes, latents: Sequence[int], labels: Labels, config: Config = DEFAULT
 ) -> Results:
-    """The same without a language model.
+    """The same without a language model, on rows that have a label.
 
-    An explanation is the class of highest F1 on the explainer's rows, and the judgement whether a
-    row has it. Rows without a label have no part in it.
+    An explanation is the class of highest F1 on the explainer's rows; the judge says whether a row
+    has it.
     """
     labels = labels.only(codes.usual)
     drawn = _Drawn.of(codes, latents, labels.ids >= 0, config)

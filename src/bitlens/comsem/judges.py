@@ -1,8 +1,7 @@
 """What an explainer and a judge are, and what a language model is asked.
 
 ComSem (arXiv 2509.20997): an explainer names what the tokens of a latent have in common, a judge
-says of tokens that it has not seen whether the name fits. Language models read and write words
-only, never the value of an activation.
+says of unseen tokens whether the name fits. Neither reads the value of an activation.
 """
 
 from __future__ import annotations

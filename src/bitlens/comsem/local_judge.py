@@ -29,9 +29,8 @@ EXPLANATION_TOKENS = 40
 class LocalJudge:
     """Answers by the log-odds `log P(yes) - log P(no)` of the token after the prompt.
 
-    P(yes) sums over the first tokens of Yes, yes and YES with and without a space before; tokens
-    with which a no may begin too are left out. calls: where answers are recorded, and read again;
-    batch: prompts that the model reads at once.
+    P(yes) sums over the first tokens of `YES` but those with which a no may begin. calls: where
+    answers are recorded, and read again; batch: prompts that the model reads at once.
     """
 
     def __init__(self, model: LanguageModel, calls: Calls | None = None, batch: int = 8) -> None:
@@ -81,10 +80,9 @@ class LocalJudge:
 
 
 class LocalExplainer:
-    """Explains in the likeliest words, one token after the other, up to the end of a line.
+    """Explains in the likeliest words, up to the end of a line; calls: as for the judge.
 
-    tokens: that an explanation may have, and eight times as many where that cuts it off; calls:
-    where whole explanations are recorded, and read again.
+    tokens: that an explanation may have, and eight times as many where that cuts it off.
     """
 
     def __init__(

@@ -22,8 +22,8 @@ VERDICT_TOKENS, EXPLANATION_TOKENS = 16, 60
 class OpenAIJudge:
     """Asks for several verdicts at once, and again one by one for those that could not be read.
 
-    Texts of one explanation and group are asked together, in an order that has nothing to do with
-    which of them are positives: the same texts are in the same batches, whatever the explanation.
+    Texts of one explanation and group are asked together, in an order that does not depend on the
+    explanation or on which of them are positives.
     """
 
     def __init__(self, server: OpenAIServer, calls: Calls, batch: int = 10) -> None:

@@ -134,8 +134,7 @@ def estimate(server: OpenAIServer, calls: Calls, prompts: Sequence[Prompt]) -> C
 def ask(server: OpenAIServer, calls: Calls, prompts: Sequence[Prompt]) -> list[Call | None]:
     """The whole answer to each prompt; None where even the largest limit of tokens cut it off.
 
-    Prompts on record are not sent; each other one is recorded as it is answered. After the first
-    failure nothing more is sent, but what is under way is awaited and recorded.
+    Prompts on record are not sent. After a failure only what is under way is awaited and recorded.
     """
     if missing := _missing(server, calls, prompts):
         if server.prices is None and calls.max_cost < math.inf:

@@ -1,7 +1,6 @@
 """Which rows a latent is explained and judged by: on-rows for each, and off-rows to tell them from.
 
-Everything is read from packed codes. A document is either the explainer's or the judge's, so a
-judge never sees one that the explanation was made from.
+A document is either the explainer's or the judge's.
 """
 
 from __future__ import annotations
@@ -90,7 +89,6 @@ def trials(
     """Draw the rows of each of these latents, fewer for one that is rarely on or rarely off.
 
     bits: as from `canonical`; among: bool `[rows]`, the rows to draw from, by default all.
-    Neighbours and random negatives are sought among `POOL` random rows of the judge's.
     """
     document, chosen = columns.document, list(latents)
     if wrong := [latent for latent in chosen if not 0 <= latent < bits.n_latents]:

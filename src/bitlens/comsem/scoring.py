@@ -58,10 +58,7 @@ UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Score:
-    """How well an explanation tells the rows of a latent from others. Unclear answers are wrong.
-
-    Of a latent that nobody was asked about only the reason is known.
-    """
+    """How well an explanation tells the rows of a latent from others. Unclear answers are wrong."""
 
     __repr__ = brief
 
@@ -101,8 +98,8 @@ def judged(
 ) -> list[Score]:
     """Ask about every latent's rows with its own explanation and with `config.shuffles` of others.
 
-    rates: firing rates of all latents. Other explanations that fit these rows themselves (Fisher's
-    test at `config.level`) are no nulls: more are asked about instead, up to `MOST` times as many.
+    rates: of all latents. Others that fit these rows themselves (Fisher's test at `config.level`)
+    are no nulls: more are asked about instead, up to `MOST` times as many.
     """
     others = _others([explanation for _, explanation in explained], config)
     pairs = zip(explained, others, strict=True)
@@ -132,8 +129,7 @@ class _Answers(NamedTuple):
     verdicts: list[Verdict]
 
     def right(self, unclear: bool = False, unfinished: bool = False) -> list[bool]:
-        """Whether each is right; unclear, unfinished: what answers that are neither yes nor no,
-        or came to no end, count as."""
+        """Whether each is right, with what unclear and unfinished answers count as."""
         neither = [unclear if v.finished else unclear or unfinished for v in self.verdicts]
         return [
             default if v.yes is None else v.yes == (row.kind == "positive")
@@ -163,8 +159,7 @@ class _Answers(NamedTuple):
         return fisher(sum(yes), len(yes), len(no) - sum(no), len(no))
 
     def better(self, null: _Answers) -> float:
-        """P-value that these are no more often right than those with another explanation, of which
-        unclear ones count as right."""
+        """P-value that these are no more often right than a null, whose unclear ones are."""
         easy = ("positive", "random")
         own, other = self.part(self.right(), *easy), null.part(null.right(unclear=True), *easy)
         return sign_flip(own, other, sum(row.kind == "positive" for row in self.rows))

@@ -1,7 +1,7 @@
 """What a judge brings to `bitlens interpret`: its settings, each a flag, and how it is run.
 
-A new judge is a file with a class of settings, as in `openai_judge.py`, and a line in
-`registry.py`. Nothing heavy is imported before a judge is run, so that `--help` comes at once.
+A new judge is a file with a class of settings and a line in `registry.py`. Such a file imports
+nothing heavy before the judge is run, so that `--help` comes at once.
 """
 
 from __future__ import annotations

@@ -24,10 +24,8 @@ class Example(NamedTuple):
 def random_examples(
     codes: Codes, latent: int, tokenizer: Any, n: int = 4, window: int = 8, seed: int = 0
 ) -> list[Example]:
-    """Up to n rows of usual norm with the latent on, drawn at random from different documents.
-
-    window: tokens shown on each side.
-    """
+    """Up to n rows of usual norm with the latent on, from different documents, with `window` tokens
+    on each side."""
     on = (codes.bits.column(latent).bool() & codes.usual).nonzero()[:, 0]
     order = on[torch.randperm(len(on), generator=generator(seed, "examples", latent))]
     row_of_document: dict[int, int] = {}
@@ -50,8 +48,7 @@ def in_context(columns: Columns, row: int, tokenizer: Any, window: int) -> Examp
 
 
 def marked(example: Example) -> str:
-    """The token in its context, «like» this, on one line: spaces before it stay outside, and line
-    ends show as ⏎."""
+    """The token in its context, «like» this, on one line; spaces before it stay outside."""
     space, core = outside(example.token)
     return f"{example.before}{space}«{core}»{example.after}".replace("\n", "⏎")
 

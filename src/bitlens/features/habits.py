@@ -102,8 +102,7 @@ class TokenHabits:
         return habits
 
     def _preferred(self, tokens: np.ndarray, rows_of: np.ndarray) -> list[Preference]:
-        """By count * log2(lift): lift alone would put first what was seen once, and count what is
-        common anyway. rows_of: how often each token is seen at all."""
+        """By count * log2(lift): lift alone puts first what was seen once. rows_of: by token."""
         if not len(tokens):
             return []
         present, count = np.unique(tokens, return_counts=True)

@@ -1,5 +1,4 @@
-"""Everything about a latent that can be counted: how often, where and on which tokens it is on,
-and what is near to it."""
+"""Everything about a latent that can be counted: when it is on, and what is near to it."""
 
 from __future__ import annotations
 
@@ -109,10 +108,9 @@ def profiles(
 ) -> list[Profile]:
     """A profile of every latent of these codes, from their rows of usual norm.
 
-    tokenizer: of the language model, for tokens and examples. W_dec: `[n_latents, d]`; its sign is
-    turned where the latent's is. effect: directions `[n, d]` -> what each does to the logits
-    `[n, vocabulary]`, as a `causal.direct.DirectEffect` does. top: entries of each list; examples:
-    of each latent, with `window` tokens on each side; tree: on up to 131,072 rows, evenly spaced.
+    W_dec: `[n_latents, d]`. effect: directions `[n, d]` -> logits `[n, vocabulary]`, as a
+    `causal.direct.DirectEffect` does. top: entries of each list; examples: of each latent, with
+    `window` tokens on each side; tree: on up to 131,072 rows.
     """
     bits = codes.bits[codes.usual]
     if W_dec is not None and (W_dec.ndim != 2 or len(W_dec) != bits.n_latents):
@@ -206,10 +204,8 @@ def _examples(codes: Codes, drawn: Tensor, tokenizer: Any, window: int) -> list[
 def arranged(found: Sequence[Profile], by: Order) -> list[Profile]:
     """The profiles in an order; those that have no such number come last.
 
-    clear: by `token_f1`, those of a single token at most every other one, dense latents (on in more
-    than a tenth of the rows) after the others; rate: on most first; rare: on least, but at all;
-    again, dispersion: the most bursting first, within a document and among documents; index: as the
-    code has them.
+    clear: by `token_f1`, those of a single token at most every other one, dense latents last; rate,
+    rare: on most, or least, but at all; again, dispersion: the most bursting first.
     """
     if by == "index":
         return list(found)

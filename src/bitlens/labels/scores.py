@@ -1,5 +1,4 @@
-"""How well single latents stand for known labels: precision, recall, F1 and mutual information,
-from popcounts."""
+"""How well single latents stand for known labels: F1 and mutual information, from popcounts."""
 
 from __future__ import annotations
 
@@ -63,8 +62,7 @@ class LabelScore(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelScores:
-    """Every latent against every class of a labelling, `[n_latents, classes]` each, on held-out
-    rows but for `fit_f1`."""
+    """Every latent against every class, `[n_latents, classes]`, on held-out rows but `fit_f1`."""
 
     __repr__ = brief
 
@@ -91,8 +89,7 @@ class LabelScores:
         return benjamini_hochberg(self.p_value)
 
     def by_latent(self) -> list[LabelScore]:
-        """Every latent that meets a class in the fitting rows, with its best class there; highest
-        held-out F1 first."""
+        """Every latent with its best class on the fitting rows; highest held-out F1 first."""
         best = self.fit_f1.max(1)
         met = best.values.nonzero()[:, 0].tolist()
         pairs = [self._pair(latent, int(best.indices[latent])) for latent in met]
@@ -106,9 +103,7 @@ class LabelScores:
     records = by_latent  # rows of its DataFrame
 
     def summary(self) -> dict[str, Any]:
-        """latents_f1: latents with a good F1 for their class; labels_covered: classes with a good
-        F1 of their latent; label_f1: mean of all classes' F1; dependent_pairs: share of pairs
-        called dependent."""
+        """Counts of latents and classes with a good F1, and means over classes and pairs."""
         by_class = self.by_class()
         return {
             "labelling": self.name,
@@ -147,18 +142,15 @@ def label_scores(
     groups: int = GROUPS,
     progress: bool = True,
 ) -> LabelScores:
-    """Score the on-state of every latent as a detector of every class, on the rows of bool
-    `test [rows]`.
+    """Score the on-state of every latent as a detector of every class, on rows of bool `test`.
 
-    documents: int64 `[rows]`. Classes with fewer than `min_rows` fitting or held-out rows are left
-    out, and all but the `max_classes` most frequent; their rows count as rows of another class,
-    rows without a label do not count at all.
+    Classes with fewer than `min_rows` fitting or held-out rows are left out, and all but the
+    `max_classes` most frequent; their rows count as another class, rows without a label not at all.
 
-    Rows of one document are not independent, so held-out documents are joined to `groups` groups of
-    neighbours of about equal size. Intervals are those of the delete-a-group jackknife (Shao & Wu
-    1989). Independence is tested by the covariance over its cluster-robust standard error (Liang &
-    Zeger 1986), which is taken to be no smaller than that of a latent and a class that are each as
-    alike within documents as they are, and independent of each other.
+    Intervals are those of the delete-a-group jackknife (Shao & Wu 1989) over `groups` groups of
+    neighbouring documents (int64 `[rows]`). Independence is tested by the covariance over its
+    cluster-robust standard error (Liang & Zeger 1986), taken to be no smaller than that of a latent
+    and a class that are independent, but each as alike within documents as they are.
     """
     labels.require(bits, documents, test)
     fit, held_out = ((labels.ids >= 0) & part for part in (~test, test))
@@ -189,15 +181,14 @@ def label_scores(
 
 
 def f1_scores(bits: PackedBits, labels: Labels, rows: Tensor, min_rows: int = MIN_ROWS) -> Tensor:
-    """F1 of every latent for every class with `min_rows` of these rows (bool `[rows]`), the most
-    frequent first, float64 `[n_latents, classes]`."""
+    """F1 for every class with `min_rows` of these rows (bool `[rows]`), the most frequent first,
+    float64 `[n_latents, classes]`."""
     classes = labels.frequent([rows], min_rows)[:MAX_CLASSES]
     return _counted_f1(bits, _class_columns(labels.ids, classes), rows & (labels.ids >= 0))
 
 
 def best_labels(scores: Sequence[LabelScores]) -> list[LabelScore]:
-    """Every latent that meets a class of some labelling, with the one it meets best on the fitting
-    rows, held out."""
+    """Every latent with the class, of all labellings, that it meets best on the fitting rows."""
     best: dict[int, tuple[float, LabelScore]] = {}
     for labelling in scores:
         fit_f1 = labelling.fit_f1.max(1).values.tolist()
@@ -208,8 +199,7 @@ def best_labels(scores: Sequence[LabelScores]) -> list[LabelScore]:
 
 
 def benjamini_hochberg(p_value: Tensor, level: float = LEVEL) -> Tensor:
-    """Which of many tests reject at this false discovery rate (Benjamini & Hochberg 1995) -> bool,
-    the same shape."""
+    """Which tests reject at this false discovery rate (Benjamini & Hochberg 1995), bool."""
     ordered = p_value.flatten().sort().values
     passed = ordered[ordered <= level * torch.arange(1, len(ordered) + 1) / len(ordered)]
     return p_value <= (passed[-1] if len(passed) else -1)

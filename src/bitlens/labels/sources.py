@@ -80,8 +80,8 @@ def load_tokenizer(codes: Columns) -> Any:
 
 
 def own_labels(codes: Columns, tokenizer: Any) -> list[Labels]:
-    """The labellings that any text has: `token`, `next token` (of the same document), `spelling`
-    (see there) and `position` (see `position_bucket`). Tokens that read alike are one class."""
+    """The labellings that any text has: `token`, `next token`, `spelling` and `position`. Tokens
+    that read alike are one class."""
     token = codes.token.long()
     if token.min() < 0:
         raise BitlensError(
@@ -109,9 +109,8 @@ def following(codes: Columns) -> Tensor:
 
 
 def spelling(token: str) -> str:
-    """The orthographic class of a token's own characters: newline, space, bytes (part of a
-    character), number, punctuation, upper case, capitalised, word (lower case, after a space) or
-    continuation."""
+    """The orthographic class of a token: newline, space, bytes, number, punctuation, upper case,
+    capitalised, word (lower case, after a space) or continuation."""
     core = token.strip()
     letters = [c for c in core if c.isalpha()]
     if UNREADABLE in token:
@@ -221,8 +220,7 @@ def _last_characters(text: str, offsets: np.ndarray) -> np.ndarray:
 def _classes_of_characters(
     length: int, spans: list[Any], number: dict[str, int], where: str
 ) -> np.ndarray:
-    """Class of each character, -1 for none and for the place behind the last; new classes get the
-    next `number`."""
+    """Class of each character, -1 for none, and a last -1; new classes get the next `number`."""
     classes = np.full(length + 1, -1)
     for span in spans:
         match span:

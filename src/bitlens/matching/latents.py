@@ -1,5 +1,4 @@
-"""Two dictionaries compared: which latents of one are the same as, part of, or absent from the
-other."""
+"""Which latents of one dictionary are the same as, part of, or absent from those of another."""
 
 from __future__ import annotations
 
@@ -29,8 +28,8 @@ Decoders = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Matching:
-    """What becomes of every latent of A in B; all `[n]`. An index is -1 and a value 0 where there
-    is none."""
+    """What becomes of every latent of A in B, `[n]`; -1 (index) or 0 (value) where there is
+    none."""
 
     __repr__ = brief
 
@@ -82,13 +81,11 @@ def match(
 ) -> Matching:
     """Find every latent of A in B, where both are codes of the same rows.
 
-    A latent of A is, by the first that holds, `same` as one whose Jaccard, corrected for chance,
-    reaches `same`; `contained` in one that it implies by `contained` or more (a specialisation);
-    `contains` if there are latents of B that imply it so (a generalisation, or split in B); else
-    `absent`. A pair counts only if chance alone would show any such overlap among all pairs with a
-    probability below `alpha` (Bonferroni; rows are taken as independent).
-
-    decoders: `W_dec` of both, `[n, d]` and `[m, d]`, for the cosines.
+    A latent of A is, by the first that holds, `same` as one whose corrected Jaccard reaches `same`;
+    `contained` in one that it implies by `contained` or more; `contains` if latents of B imply it
+    so; else `absent`. A pair counts only if chance alone would show any such overlap among all
+    pairs with a probability below `alpha` (Bonferroni; rows are taken as independent). decoders:
+    `W_dec` of both, `[n, d]` and `[m, d]`, for the cosines.
     """
     for name, value in (("same", same), ("contained", contained), ("alpha", alpha)):
         if not 0 < value <= 1:
@@ -146,8 +143,7 @@ def _highest(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _one_to_one(agreement: Tensor, live: Tensor, live_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Each latent's partner under the optimal assignment (Kuhn 1955; Crouse 2016), -1 for none, and
-    their agreement."""
+    """Each latent's partner in the optimal assignment (Crouse 2016), -1 for none; agreement."""
     from scipy.optimize import linear_sum_assignment
 
     ours, theirs = live.nonzero()[:, 0], live_b.nonzero()[:, 0]
@@ -193,8 +189,7 @@ def _cosines(decoders: Decoders | None, partner: Tensor, live_b: Tensor) -> tupl
 
 
 class Summary(TypedDict):
-    """A matching in numbers: counts of latents, and shares and means of live ones, None if there
-    are none."""
+    """A matching in counts of latents, and means over live ones, None if there are none."""
 
     live: Annotated[int, Number("neither dead nor stuck")]
     same: Annotated[int, Number("Jaccard with one latent of the other >= .5")]
@@ -259,11 +254,9 @@ class Stability(NamedTuple):
 
 
 def stability(codes: list[PackedBits], decoders: list[Tensor] | None = None) -> Stability:
-    """Do runs of several seeds find the same latents? Codes of the same rows, and their `W_dec`
-    `[n, d]`.
+    """Do runs of several seeds find the same latents? Codes of the same rows, and their `W_dec`.
 
-    After Paulo & Belrose 2025 (arXiv 2501.16615), who assign latents by their weights and call
-    those above .7 shared.
+    After Paulo & Belrose 2025 (arXiv 2501.16615), who assign latents by their weights.
     """
     if len(codes) < 2:
         raise BitlensError(f"Stability compares at least two codes, not {len(codes)}.")
