@@ -12,7 +12,7 @@ QUOTES = "'\""
 RENAMED = {"length": "context", "unit": "documents", "hooks": "hook", "column": "text_column"}
 
 
-def flags_of(command: Callable[..., None]) -> set[str]:
+def flags_of(command: Callable[..., object]) -> set[str]:
     """Names of a command's arguments that are flags, with underscores."""
     flags: set[str] = set()
     for name, hint in typing.get_type_hints(command).items():
@@ -21,7 +21,7 @@ def flags_of(command: Callable[..., None]) -> set[str]:
     return flags
 
 
-def in_flags(sentence: str, command: Callable[..., None]) -> str:
+def in_flags(sentence: str, command: Callable[..., object]) -> str:
     """The sentence with every `name` and `name=value` as a flag, where the command has that flag.
 
     Others lose their quotes.

@@ -17,7 +17,7 @@ from bitlens.bits.codes import Columns
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import nearest
 from bitlens.errors import BitlensError
-from bitlens.features.on_rows import explainers_part, on_rows
+from bitlens.features.on_rows import explainers_part, on_rows, refuse_unknown
 from bitlens.results import brief
 from bitlens.seeding import generator
 
@@ -91,10 +91,7 @@ def trials(
     bits: as from `canonical`; among: bool `[rows]`, the rows to draw from, by default all.
     """
     document, chosen = columns.document, list(latents)
-    if wrong := [latent for latent in chosen if not 0 <= latent < bits.n_latents]:
-        raise BitlensError(
-            f"There is no latent {wrong[0]}; these codes have latents 0 to {bits.n_latents - 1}."
-        )
+    refuse_unknown(chosen, bits.n_latents)
     explainers = explainers_part(document)
     drawn_from = torch.ones_like(explainers) if among is None else among
     explained, judged = drawn_from & explainers, drawn_from & ~explainers

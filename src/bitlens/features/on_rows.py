@@ -33,6 +33,14 @@ def explainers_part(document: Tensor, share: float = 0.5) -> Tensor:
     return torch.from_numpy(held_out(document.numpy() + SALT, share))
 
 
+def refuse_unknown(latents: Sequence[int], n_latents: int) -> None:
+    """BitlensError for the first of these latents that codes of `n_latents` do not have."""
+    if wrong := [latent for latent in latents if not 0 <= latent < n_latents]:
+        raise BitlensError(
+            f"There is no latent {wrong[0]}; these codes have latents 0 to {n_latents - 1}."
+        )
+
+
 def on_rows(
     bits: PackedBits,
     document: Tensor,

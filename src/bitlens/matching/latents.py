@@ -115,9 +115,8 @@ def match(
         "absent": torch.ones_like(live),
     }
     first_that_holds = torch.stack(list(conditions.values())).int().argmax(0).tolist()
-    names = list(conditions)
     return Matching(
-        category=[names[i] for i in first_that_holds],
+        category=[list(conditions)[i] for i in first_that_holds],
         rate=rate,
         best=best,
         jaccard=jaccard,
