@@ -37,9 +37,8 @@ def features(
         run: the autoencoder that made them: also name the latents with similar decoder rows.
         promotes: also load the language model: whose logits does each decoder row of --run raise?
         top: latents in the table.
-        sort: clear: highest F1 first, with latents of a single token at most every other one; rate,
-            rare: on most or least; again, dispersion: on in bursts, within a document or in few
-            documents; index.
+        sort: clear: highest F1 first, those of one token at most every other one; rate, rare: on
+            most or least; again, dispersion: on in bursts within, or among, documents; index.
         latents: show these, each on a page of its own.
         examples: examples of each latent, from as many documents.
         out: also write all profiles to this file, .jsonl or .parquet.

@@ -68,14 +68,7 @@ def labels(
     which = "held-out documents"
     if not fraction:
         which = "a fifth of the documents, which the autoencoder may know"
-    title = f"{codes}: latents against labels, on {which}"
-    show.rows(title, [scores.summary() for scores in scored])
-    for scores in scored:
-        title = f"{scores.name}: the best latents, each with the class it was credited with"
-        show.rows(title, [_line(score) for score in scores.by_latent()[:top]])
-    aucs = [{"ROC-AUC": n, **{p.features: p.auc for p in kinds}} for n, kinds in probed.items()]
-    if probes and aucs:
-        show.rows("Logistic probes on k latents: mean over the most frequent classes", aucs)
+    _show(f"{codes}: latents against labels, on {which}", scored, probed if probes else {}, top)
     if out:
         _write_csv(out, scored)
     return {
@@ -111,6 +104,20 @@ def _scored(
             f"No labelling of {codes.path} could be scored; encode more text, or hold out more."
         )
     return scored, probed
+
+
+def _show(
+    title: str, scored: list[LabelScores], probed: dict[str, list[ProbeScore]], top: int
+) -> None:
+    from bitlens import show
+
+    show.rows(title, [scores.summary() for scores in scored])
+    for scores in scored:
+        title = f"{scores.name}: the best latents, each with the class it was credited with"
+        show.rows(title, [_line(score) for score in scores.by_latent()[:top]])
+    aucs = [{"ROC-AUC": n, **{p.features: p.auc for p in kinds}} for n, kinds in probed.items()]
+    if aucs:
+        show.rows("Logistic probes on k latents: mean over the most frequent classes", aucs)
 
 
 def _line(score: LabelScore) -> dict[str, Any]:

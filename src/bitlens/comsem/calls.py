@@ -190,9 +190,9 @@ class Calls:
     def record(self, run: str, judge: str, judgements: Iterable[Judgement]) -> None:
         """Enter judgements of a run (its latents and rows), in place of former ones of a row."""
         rows = [(run, judge, *judgement[:5], *judgement.verdict[:3]) for judgement in judgements]
+        statement = f"INSERT OR REPLACE INTO judgements VALUES ({', '.join('?' * 10)})"
         with self._transaction():
-            marks = ", ".join("?" * 10)
-            self._db.executemany(f"INSERT OR REPLACE INTO judgements VALUES ({marks})", rows)
+            self._db.executemany(statement, rows)
 
     def _prepare(self) -> None:
         self._execute("PRAGMA journal_mode = WAL")
@@ -201,14 +201,9 @@ class Calls:
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             (tables,) = self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
             if version > VERSION:
-                raise BitlensError(
-                    f"{self.path} was written by a newer bitlens (version {version} of the record "
-                    f"of calls, not {VERSION}); update bitlens."
-                )
+                raise BitlensError(f"{self.path} was written by a newer bitlens; update bitlens.")
             if tables and not version:
-                raise BitlensError(
-                    f"{self.path} is another program's database; choose another file."
-                )
+                raise BitlensError(f"{self.path} is another program's database; choose another.")
             statements = {0: _SCHEMA.split(";\n"), 1: _FROM_1}.get(version, ())
             for statement in (*statements, f"PRAGMA user_version = {VERSION}"):
                 self._db.execute(statement)

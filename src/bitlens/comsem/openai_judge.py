@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bitlens.comsem.calls import Calls, Cost
@@ -125,17 +125,11 @@ class OpenAISettings(LanguageModelSettings):
 
     def pair(self, calls: Calls) -> tuple[OpenAIExplainer, OpenAIJudge]:
         """-> explainer and judge"""
-        names = (self.explainer_model or self.model, self.model)
-        explaining, judging = (
-            OpenAIServer(
-                name,
-                self.base_url,
-                self.key_variable,
-                self.prices,
-                concurrency=self.concurrency,
-                timeout=self.timeout,
-                answer_tokens=self.answer_tokens,
-            )
-            for name in names
-        )
+        settings = {
+            field.name: getattr(self, field.name)
+            for field in fields(OpenAIServer)
+            if field.name != "model" and hasattr(self, field.name)
+        }
+        explaining = OpenAIServer(self.explainer_model or self.model, **settings)
+        judging = OpenAIServer(self.model, **settings)
         return OpenAIExplainer(explaining, calls), OpenAIJudge(judging, calls, self.batch)

@@ -56,8 +56,8 @@ class OpenAIServer:
         wrong = url.scheme not in ("http", "https") or not url.hostname
         if wrong or url.username or url.query:
             raise BitlensError(
-                "base_url is the address of a server, such as http://localhost:8000/v1, without "
-                "a user, a key or a query; keys come from the environment."
+                "base_url is an address such as http://localhost:8000/v1, without a user, a key or "
+                "a query; keys come from the environment."
             )
         if not set(LIMITS) & set(self.request(1)):
             raise BitlensError(
@@ -138,10 +138,7 @@ def ask(server: OpenAIServer, calls: Calls, prompts: Sequence[Prompt]) -> list[C
     """
     if missing := _missing(server, calls, prompts):
         if server.prices is None and calls.max_cost < math.inf:
-            raise BitlensError(
-                "max_cost needs the prices of a million input and output tokens; "
-                "give them as prices."
-            )
+            raise BitlensError("max_cost needs prices, of a million input and output tokens.")
         from bitlens.comsem.openai_client import send_all  # imports the client, which takes a while
 
         send_all(server, calls, missing)

@@ -229,7 +229,7 @@ class _Case(NamedTuple):
 def _others(explanations: Sequence[str], config: Config) -> list[list[str]]:
     """For each explanation those that read differently, the next ones in one random order."""
     draw = generator(config.seed, "shuffled explanations")
-    order = torch.randperm(len(explanations), generator=draw).tolist()
+    order: list[int] = torch.randperm(len(explanations), generator=draw).tolist()
     others: list[list[str]] = [[] for _ in explanations]
     for place, latent in enumerate(order):
         following = (explanations[i] for i in order[place + 1 :] + order[:place])
