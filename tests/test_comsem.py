@@ -352,7 +352,7 @@ def test_codes_without_tokens_are_refused(tmp_path, corpus):
         "position": corpus.position,
     }
     codes = Codes.write(tmp_path / "codes", [(corpus.bits, columns)], corpus.n_latents, {})
-    with pytest.raises(BitlensError, match="no tokens to show"):
+    with pytest.raises(BitlensError, match="have no tokens"):
         comsem(codes, [0], RuleExplainer(), RuleJudge(), letters)
 
 

@@ -30,7 +30,7 @@ from bitlens.features.examples import contexts
 from bitlens.features.on_rows import canonical, explainers_part
 from bitlens.labels.scores import benjamini_hochberg, f1_scores
 from bitlens.labels.sources import MIN_ROWS as MIN_CLASS_ROWS
-from bitlens.labels.sources import Labels
+from bitlens.labels.sources import Labels, require_tokens
 from bitlens.results import Number, brief, flat
 
 if TYPE_CHECKING:
@@ -239,11 +239,7 @@ class _Drawn:
 
     def texts(self, codes: Codes, tokenizer: Any, config: Config) -> dict[int, str]:
         """All rows that are shown to someone, as text."""
-        if len(codes) and int(codes.token.min()) < 0:
-            raise BitlensError(
-                f"The codes {codes.path} have no tokens to show to a judge: "
-                "they come from imported states."
-            )
+        require_tokens(codes.token)
         rows = {row for trial in self.trials for row in trial.examples}
         rows |= {judged.row for trial in self.trials for judged in trial.judged}
         return contexts(codes, rows, tokenizer, config.window)

@@ -47,12 +47,11 @@ def in_context(columns: Columns, row: int, tokenizer: Any, window: int) -> Examp
     return Example(row, *in_text(tokenizer, columns.token[start:end].tolist(), row - start, window))
 
 
-def marked(example: Example) -> str:
-    """The token in its context, «like» this, on one line; spaces before it stay outside."""
-    space, core = outside(example.token)
-    return f"{example.before}{space}«{core}»{example.after}".replace("\n", "⏎")
-
-
 def contexts(columns: Columns, rows: Iterable[int], tokenizer: Any, window: int) -> dict[int, str]:
-    """The text of every row with its token marked."""
-    return {row: marked(in_context(columns, row, tokenizer, window)) for row in set(rows)}
+    """Every row's token in its context, «like» this, on one line; spaces before it stay outside."""
+    text = {}
+    for row in set(rows):
+        _, before, token, after = in_context(columns, row, tokenizer, window)
+        space, core = outside(token)
+        text[row] = f"{before}{space}«{core}»{after}".replace("\n", "⏎")
+    return text

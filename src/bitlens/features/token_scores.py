@@ -14,6 +14,7 @@ from bitlens.bits.statistics import DENSE
 from bitlens.bits.words import WORD
 from bitlens.errors import BitlensError
 from bitlens.labels.scores import GOOD
+from bitlens.labels.sources import require_tokens
 from bitlens.results import brief
 
 MIN_ON = 20  # rows, of both parts, in which a latent has to be on
@@ -100,17 +101,14 @@ def token_scores(
     """
     if not len(token):
         raise BitlensError("There are no rows to score latents on.")
-    if token.min() < 0:
-        raise BitlensError(
-            "These rows have no tokens: they come from hidden states imported without them."
-        )
+    require_tokens(token)
     sets = TokenSets(token.numpy(), ~test.numpy())
-    scores = []
-    for latent, on in enumerate(rows_on(bits)):
-        if best := sets.best(on, min_on):
-            tokens, f1 = best
-            scores.append(TokenScore(latent, len(on) / len(token), f1, tokens))
-    return scores
+    best = ((latent, on, sets.best(on, min_on)) for latent, on in enumerate(rows_on(bits)))
+    return [
+        TokenScore(latent, len(on) / len(token), tokens=found[0], f1=found[1])
+        for latent, on, found in best
+        if found
+    ]
 
 
 def clearest(

@@ -127,18 +127,14 @@ def hidden_rows(store: ActivationStore, codes: Codes, rows: Tensor) -> Tensor:
     """The hidden states of some rows (ascending) of the codes, float32 `[len(rows), d_in]`."""
     if len(store) != len(codes):
         raise BitlensError(
-            f"The store {store.path} has {len(store):,} rows and the codes {len(codes):,}; name "
-            "their own."
+            f"The store {store.path} has {len(store):,} rows and the codes {len(codes):,}."
         )
     parts, first = [], 0
     for index, shard in enumerate(store.shards):
         inside = rows[(rows >= first) & (rows < first + shard["rows"])]
         tensors = store.shard(index, ["hidden", "token"])
         if not torch.equal(tensors["token"][inside - first], codes.token[inside]):
-            raise BitlensError(
-                f"The store {store.path} has other tokens than the codes {codes.path}; name their "
-                "own."
-            )
+            raise BitlensError(f"{store.path} has other tokens than the codes {codes.path}.")
         parts.append(tensors["hidden"][inside - first].float())
         first += shard["rows"]
     return torch.cat(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,11 +83,7 @@ def own_labels(codes: Columns, tokenizer: Any) -> list[Labels]:
     """The labellings that any text has: `token`, `next token`, `spelling` and `position`. Tokens
     that read alike are one class."""
     token = codes.token.long()
-    if token.min() < 0:
-        raise BitlensError(
-            f"The codes {codes.path} have no tokens: they come from hidden states imported "
-            "without them."
-        )
+    require_tokens(token)
     strings = token_texts(tokenizer, token.unique().tolist())
     return [
         _mapped("token", token, strings.__getitem__),
@@ -95,6 +91,14 @@ def own_labels(codes: Columns, tokenizer: Any) -> list[Labels]:
         _mapped("spelling", token, lambda i: spelling(strings[i])),
         position_labels(codes.position),
     ]
+
+
+def require_tokens(token: Tensor) -> None:
+    """BitlensError for rows `[rows]` that were imported without their tokens."""
+    if len(token) and int(token.min()) < 0:
+        raise BitlensError(
+            "These rows have no tokens: they come from hidden states imported without them."
+        )
 
 
 def position_labels(position: Tensor) -> Labels:
@@ -152,13 +156,13 @@ def read_labels(path: Path, codes: Columns, tokenizer: Any) -> list[Labels]:
     checked by token id.
     """
     if not tokenizer.is_fast:
-        raise BitlensError(
-            "This model's tokenizer does not say where tokens begin, so spans cannot be placed."
-        )
+        raise BitlensError("Spans cannot be placed: the tokenizer does not say where tokens begin.")
     token, rows_of = codes.token.numpy(), _rows_of(codes.document.numpy())
     ids: dict[str, np.ndarray] = defaultdict(lambda: np.full(len(token), -1))
     numbers: dict[str, dict[str, int]] = defaultdict(dict)
-    for document, (where, line) in enumerate(_documents(path)):
+    for document, (where, line) in enumerate(json_lines(path)):
+        if not isinstance(line, dict) or not isinstance(line.get("text"), str):
+            raise BitlensError(f"{where} has no 'text'; a line for each document is expected.")
         if document not in rows_of:
             continue
         rows, text = rows_of[document], line["text"]
@@ -177,20 +181,8 @@ def read_labels(path: Path, codes: Columns, tokenizer: Any) -> list[Labels]:
             in_span = _classes_of_characters(len(text), spans.get(name, []), number, where)[last]
             ids[name][rows] = np.where(in_span >= 0, in_span, ids[name][rows])
     if not ids:
-        raise BitlensError(
-            f"{path} labels none of the documents in these codes; it needs 'spans' or 'labels'."
-        )
+        raise BitlensError(f"{path} labels none of the documents in these codes.")
     return [Labels(name, list(numbers[name]), torch.from_numpy(own)) for name, own in ids.items()]
-
-
-def _documents(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The place of every line, for errors, and its object, which has a text."""
-    for where, line in json_lines(path):
-        if not isinstance(line, dict) or not isinstance(line.get("text"), str):
-            raise BitlensError(
-                f"{where} has no 'text'; a document a line is expected, with its text and labels."
-            )
-        yield where, line
 
 
 def _rows_of(documents: np.ndarray) -> dict[int, np.ndarray]:
