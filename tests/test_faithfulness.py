@@ -189,18 +189,11 @@ def test_tokens_are_written_with_their_text(tiny_store, model, tmp_path):
 
 def test_the_command_prints_both_tables_and_the_worst_tokens(tiny_store, tmp_path, capsys):
     build("bae", tiny_store).save(tmp_path / "run")
-    numbers, out = tmp_path / "numbers.json", tmp_path / "tokens.jsonl"
-    command(
-        tmp_path / "run",
-        tiny_store.path,
-        keep=(0, 4),
-        contexts=2,
-        out=out,
-        device="cpu",
-        json=numbers,
+    out = tmp_path / "tokens.jsonl"
+    told = command(
+        tmp_path / "run", tiny_store.path, keep=(0, 4), contexts=2, out=out, device="cpu"
     )
     shown = capsys.readouterr().out
-    told = json.loads(numbers.read_text())
     assert [line["k"] for line in told["keep"]] == [0, 4, None]
     assert told["keep"][0]["fvu"] > told["keep"][2]["fvu"]
     for name in ("fvu", "surprisal", "top1"):
@@ -217,16 +210,14 @@ def test_the_command_compares_autoencoders_on_the_same_contexts(
 ):
     for name in ("bae", "topk"):
         build(name, tiny_store).save(tmp_path / name)
-    numbers = tmp_path / "numbers.json"
-    how = {"keep": (1,), "contexts": 10, "device": "cpu", "json": numbers}
-    command(
+    how = {"keep": (1,), "contexts": 10, "device": "cpu"}
+    told = command(
         tmp_path / "bae",
         tiny_store.path,
         against=(tmp_path / "topk", tmp_path / "bae"),
         seed=1,
         **how,
     )
-    told = json.loads(numbers.read_text())
     splice = Splice.of_store(model, build("bae", tiny_store), tiny_store, 10, seed=1)
     ours, theirs = (splice.losses(build(name, tiny_store)) for name in ("bae", "topk"))
     difference = told["less"][str(tmp_path / "topk")]["kl_div"]
