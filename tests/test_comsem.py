@@ -18,10 +18,9 @@ from bitlens.comsem.judges import Question, Verdict
 from bitlens.comsem.openai_judge import OpenAIExplainer, OpenAIJudge
 from bitlens.comsem.openai_server import OpenAIServer
 from bitlens.comsem.sampling import Trial
-from bitlens.comsem.scoring import Config, Explained, RowQuestion, judged
+from bitlens.comsem.scoring import Config, RowQuestion, judged
 from bitlens.errors import BitlensError
-from bitlens.information.intervals import NORMAL, fisher, mean_of_two, sign_flip, wilson
-from bitlens.information.intervals import Estimate as Rate
+from bitlens.information.intervals import NORMAL, Estimate, fisher, mean_of_two, sign_flip, wilson
 from bitlens.labels.sources import Labels
 from bitlens.seeding import generator
 from language_model_server import LanguageModelServer, by_letter
@@ -352,7 +351,7 @@ def test_codes_without_tokens_are_refused(tmp_path, corpus):
         "position": corpus.position,
     }
     codes = Codes.write(tmp_path / "codes", [(corpus.bits, columns)], corpus.n_latents, {})
-    with pytest.raises(BitlensError, match="no tokens to show"):
+    with pytest.raises(BitlensError, match="have no tokens"):
         comsem(codes, [0], RuleExplainer(), RuleJudge(), letters)
 
 
@@ -364,9 +363,9 @@ def trial(latent: int, first: int) -> Trial:
     return Trial(latent, [], *([next(rows) for _ in range(n)] for n in (10, 10, 5, 5)))
 
 
-def numbered(drawn: Sequence[Trial]) -> list[Explained]:
+def numbered(drawn: Sequence[Trial]) -> list[tuple[Trial, str]]:
     """Each with an explanation of its own."""
-    return [Explained(trial, str(i)) for i, trial in enumerate(drawn)]
+    return [(trial, str(i)) for i, trial in enumerate(drawn)]
 
 
 def verdicts(yes: Sequence[bool]) -> list[Verdict]:
@@ -491,7 +490,7 @@ def test_every_latent_is_judged_with_explanations_that_read_differently():
         return [Verdict(True)] * len(questions)
 
     drawn = [trial(i, 30 * i) for i in range(5)]
-    scores = judged(list(map(Explained, drawn, "aaabc")), ask, torch.zeros(5), Config(shuffles=2))
+    scores = judged(list(zip(drawn, "aaabc", strict=True)), ask, torch.zeros(5), Config(shuffles=2))
     for i, own in enumerate("aaabc"):
         for row, _ in drawn[i].judged:
             others = [a.explanation for a in asked if a.row == row]
@@ -538,7 +537,7 @@ def test_a_rate_of_none_is_unknown():
 
 
 def test_the_interval_of_the_balanced_accuracy_by_hand():
-    found = mean_of_two(Rate(0.8, 0.5, 0.9), Rate(0.6, 0.2, 0.84))
+    found = mean_of_two(Estimate(0.8, 0.5, 0.9), Estimate(0.6, 0.2, 0.84))
     assert tuple(found) == pytest.approx((0.7, 0.7 - 0.25, 0.7 + 0.13))
 
 

@@ -265,7 +265,7 @@ def test_too_little_to_score_is_said(rows, documents, clue):
 
 
 def test_labels_of_other_rows_are_refused():
-    with pytest.raises(BitlensError, match="10 rows of bits and 9 labels"):
+    with pytest.raises(BitlensError, match="10 rows and 9 labels"):
         label_scores(
             PackedBits.pack(torch.ones(10, 3)),
             Labels("x", ["a"], torch.zeros(9).long()),

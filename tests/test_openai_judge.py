@@ -424,9 +424,9 @@ def test_the_key_stays_where_it_is(tmp_path, monkeypatch, caplog, capfd):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"base_url": "localhost:8000"}, "address of a server"),
-        ({"base_url": f"http://user:{KEY}@localhost/v1"}, "address of a server"),
-        ({"base_url": f"http://localhost/v1?key={KEY}"}, "address of a server"),
+        ({"base_url": "localhost:8000"}, "base_url is an address"),
+        ({"base_url": f"http://user:{KEY}@localhost/v1"}, "base_url is an address"),
+        ({"base_url": f"http://localhost/v1?key={KEY}"}, "base_url is an address"),
         ({"concurrency": 0}, "at least 1"),
         ({"parameters": {"max_tokens": None}}, "max_completion_tokens"),
     ],
@@ -442,7 +442,7 @@ def test_limits_of_cost_need_prices(tmp_path):
         LanguageModelServer(by_letter) as server,
         Calls(tmp_path / "calls.sqlite", max_cost=1) as calls,
     ):
-        with pytest.raises(BitlensError, match="needs the prices"):
+        with pytest.raises(BitlensError, match="needs prices"):
             judge_of(server, calls, prices=None).answer(QUESTIONS)
         assert not server.requests
 

@@ -132,7 +132,7 @@ def test_classes_with_too_few_rows_are_left_out_or_refused():
     assert [name for name, _ in first.class_auc] == ["a", "b"]
     with pytest.raises(BitlensError, match="No class of 'three'"):
         sparse_probing(draw(N, 3), three, DOCUMENT, TEST, min_rows=2000)
-    with pytest.raises(BitlensError, match="each row needs one"):
+    with pytest.raises(BitlensError, match="each needs one"):
         sparse_probing(draw(9, 3), three, DOCUMENT, TEST)
 
 

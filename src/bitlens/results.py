@@ -66,10 +66,10 @@ def to_pandas(results: Any) -> Any:
         raise BitlensError("A DataFrame needs pandas: pip install pandas.") from None
     records = results.records() if hasattr(results, "records") else results
     if isinstance(records, Mapping) and records and all(map(_is_record, records.values())):
-        return pandas.DataFrame(map(_row, records.values()), index=list(records))
+        return pandas.DataFrame(map(flat, records.values()), index=list(records))
     if isinstance(records, Iterable) and not _is_record(records):
-        return pandas.DataFrame([_row(record) for record in records])
-    row = _row(records)
+        return pandas.DataFrame([flat(record) for record in records])
+    row = flat(records)
     columns = {name: _plain(value) for name, value in _fields(records).items()}
     lengths = {len(value) if isinstance(value, list) else None for value in columns.values()}
     return pandas.DataFrame(columns if len(lengths) == 1 and None not in lengths else [row])
@@ -88,7 +88,7 @@ def _fields(record: Any) -> dict[str, Any]:
     return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
-def _row(record: Any) -> dict[str, Any]:
+def flat(record: Any) -> dict[str, Any]:
     """Numbers by name; those of an inner record by both names, but for `value` of an estimate."""
     if not _is_record(record):
         raise BitlensError(f"A {type(record).__name__} is no result that a row could be made of.")
@@ -98,7 +98,7 @@ def _row(record: Any) -> dict[str, Any]:
         if not _is_record(value):
             row[name] = _plain(value)
             continue
-        for inner, number in _row(value).items():
+        for inner, number in flat(value).items():
             row[name if inner == "value" else f"{name}_{inner}"] = number
     return row
 

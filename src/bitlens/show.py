@@ -55,7 +55,7 @@ def _grid(title: str) -> Table:
 def _numbers() -> dict[str, Number]:
     """Meanings and formats, from the types of the results that are shown as tables."""
     from bitlens.causal.faithfulness import Kept, PositionLosses
-    from bitlens.comsem.summary import Summary
+    from bitlens.comsem.interpret import Summary
     from bitlens.evaluation import Evaluation
 
     kinds = (Evaluation, Kept, PositionLosses, Summary)

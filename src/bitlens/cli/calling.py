@@ -49,7 +49,7 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
                     refuse_unwritable(path)
             result = command(*args, **kwargs)
             if json is not None:
-                write_json(json, result)
+                write_json(json, result.as_dict() if hasattr(result, "as_dict") else result)
 
     kind = inspect.Parameter.KEYWORD_ONLY
     flag = inspect.Parameter("json", kind, default=None, annotation=Path | None)

@@ -1,4 +1,4 @@
-"""What the commands share: types of arguments, opening what they name, writing results."""
+"""What the commands share: types of arguments, and opening what they name."""
 
 from __future__ import annotations
 

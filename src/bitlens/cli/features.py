@@ -29,19 +29,16 @@ def features(
 ) -> dict[str, Any]:
     """Profile every latent: how often, where and on which tokens it is on, with examples.
 
-    Shows a table of the latents that are clearest from their tokens, or a page on each of those
-    named. "On" is a latent's rare state; F1 says how well the best set of tokens predicts it in
-    other documents than those it was chosen in. Rows of outlying norm are left out.
+    "On" is a latent's rare state; F1 says how well the best set of tokens predicts it in other
+    documents than those it was chosen in. Rows of outlying norm are left out.
 
     Args:
         codes: folder of codes, from `bitlens encode`.
         run: the autoencoder that made them: also name the latents with similar decoder rows.
-        promotes: also load the language model, for the tokens whose logits each decoder row raises
-            (with --run).
+        promotes: also load the language model: whose logits does each decoder row of --run raise?
         top: latents in the table.
-        sort: clear: highest F1 first, with latents of a single token at most every other one; rate,
-            rare: on most or least; again, dispersion: on in bursts, within a document or in few
-            documents; index.
+        sort: clear: highest F1 first, those of one token at most every other one; rate, rare: on
+            most or least; again, dispersion: on in bursts within, or among, documents; index.
         latents: show these, each on a page of its own.
         examples: examples of each latent, from as many documents.
         out: also write all profiles to this file, .jsonl or .parquet.
@@ -51,14 +48,12 @@ def features(
     from bitlens import show
     from bitlens.bits.codes import Codes
     from bitlens.causal.direct import direct_effect
+    from bitlens.features.on_rows import refuse_unknown
     from bitlens.features.profiles import arranged, profiles, require_ending, write_profiles
     from bitlens.labels.sources import load_tokenizer
 
     corpus = Codes(codes)
-    if wrong := [latent for latent in latents if not 0 <= latent < corpus.n_latents]:
-        raise BitlensError(
-            f"There is no latent {wrong[0]}; these codes have latents 0 to {corpus.n_latents - 1}."
-        )
+    refuse_unknown(latents, corpus.n_latents)
     if out is not None:
         require_ending(out)
     if examples < 1:
@@ -72,11 +67,16 @@ def features(
     every = profiles(corpus, tokenizer=tokenizer, W_dec=W_dec, effect=effect, examples=examples)
     chosen = [every[i] for i in latents] or arranged(every, sort)[:top]
     rows = len(corpus) - corpus.outliers
-    _show(chosen, None if latents else f"{codes}: {rows:,} rows")
+    if latents:
+        for profile in chosen:
+            _page(profile)
+    else:
+        show.rows(f"{codes}: {rows:,} rows", [_line(profile) for profile in chosen])
+    show.out.print(show.SIGNS, style="dim")
     if out is not None:
         write_profiles(out, every)
-    shown = [asdict(profile) for profile in chosen]
-    return {"codes": str(codes), "rows": rows, "outliers": corpus.outliers, "profiles": shown}
+    about = {"codes": str(codes), "rows": rows, "outliers": corpus.outliers}
+    return about | {"profiles": [asdict(profile) for profile in chosen]}
 
 
 def _decoder(run: Path, codes: Any) -> tuple[Tensor, str | None]:
@@ -94,29 +94,15 @@ def _decoder(run: Path, codes: Any) -> tuple[Tensor, str | None]:
     return model.W_dec.detach() * model.get_buffer(scale), module
 
 
-def _show(profiles: list[Profile], table: str | None) -> None:
-    """In a table of this title, or a page on each."""
-    from bitlens import show
-
-    if table is not None:
-        show.rows(table, [_line(profile) for profile in profiles])
-    else:
-        for profile in profiles:
-            _page(profile)
-    show.out.print(show.SIGNS, style="dim")
-
-
 def _line(profile: Profile) -> dict[str, Any]:
     from bitlens import show
-
-    def known(number: float) -> float | None:
-        return None if math.isnan(number) else number
+    from bitlens.files import finite
 
     return {
         "latent": profile.latent,
         "on %": 100 * profile.rate,
-        "F1": known(profile.token_f1),
-        "again": known(profile.again),
+        "F1": finite(profile.token_f1),
+        "again": finite(profile.again),
         "tokens": " ".join(show.token(p.text) for p in profile.tokens[:TOKENS]),
         "example": profile.examples[0] if profile.examples else "",
     }
@@ -133,21 +119,20 @@ def _page(profile: Profile) -> None:
         return "  ".join(named) or "none"
 
     p = profile
+    clarity = f"F1 {p.token_f1:.3f} from a set of {p.token_set:,} tokens"
     lines = {
         "on": f"{p.rate:.3%} of rows, {p.surprisal:.2f} bits each time; entropy {p.bits:.4f} bits "
         "a row",
         "clustering": f"burstiness {p.burstiness:.4f}, dispersion {p.dispersion:.3g}, "
         f"again {p.again:.3g}",
         "positions": "  ".join(f"{name}: x{lift:.2f}" for name, lift in p.positions.items()),
-        "clarity": f"F1 {p.token_f1:.3f} from a set of {p.token_set:,} tokens",
+        "clarity": "" if math.isnan(p.token_f1) else clarity,
         "tokens": preferred(p.tokens),
         "next tokens": preferred(p.next_tokens),
         "tree": " ".join(map(str, p.tree)) or "none",
         "decoder": "  ".join(f"{near.latent} ({near.value:.2f})" for near in p.similar),
         "promotes": "  ".join(f"{show.token(t.text)} {t.logit:+.2f}" for t in p.promotes),
     }
-    if math.isnan(p.token_f1):
-        del lines["clarity"]
     grid = Table.grid(padding=(0, 2))
     for name, text in lines.items():
         if text:

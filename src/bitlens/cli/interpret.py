@@ -13,8 +13,7 @@ from bitlens.comsem.registry import JUDGES, settings_class, settings_of
 from bitlens.errors import BitlensError
 
 if TYPE_CHECKING:
-    from bitlens.comsem.calls import Calls
-    from bitlens.comsem.interpret import Config, Results
+    from bitlens.comsem.interpret import Config, Results, Summary
 
 CodesFolders = Annotated[
     tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CODES [CODES ...]")
@@ -47,8 +46,7 @@ class Judging(*map(settings_class, JUDGES)):  # pyright: ignore[reportGeneralTyp
             raise BitlensError(f"--sample must be at least 1, not {self.sample}.")
         if self.shuffles < 1:
             raise BitlensError(
-                f"--shuffles must be at least 1, not {self.shuffles}: "
-                "without others nothing is tested."
+                f"--shuffles must be at least 1, not {self.shuffles}: others are the null."
             )
 
     def config(self) -> Config:
@@ -88,21 +86,27 @@ def interpret(
             "of these names."
         )
     out.mkdir(parents=True, exist_ok=True)
-    summaries: dict[str, Any] = {}
+    summaries: dict[str, Summary] = {}
     for path in codes:
         results = _judged(path, out / RECORD, judging)
         if results is None:
             continue
         folder = out if len(codes) == 1 else out / path.name
         records = results.records()
-        write_records(folder / "scores.jsonl", records)
-        write_records(folder / "scores.parquet", records)
+        for name in ("scores.jsonl", "scores.parquet"):
+            write_records(folder / name, records)
         summaries[path.name] = results.summary()
         if len(codes) == 1 and results.scores:
             show.rows("The best latents", [_line(record) for record in _best(records)])
     if summaries:
         show.table(f"Latents judged by {judging.judge}", summaries)
-        _say_unanswered(summaries)
+    for path, summary in summaries.items():
+        if summary["unexplained"] or summary["unfinished"]:
+            show.warn(
+                f"{path}: {summary['unexplained']:,} latents without an explanation, "
+                f"{summary['unfinished']:,} answers that came to no end; --answer-tokens gives "
+                "them more room, --explainer-model and --model name other models."
+            )
     config = asdict(judging.config())
     return {"judge": judging.judge, "config": config, "codes": summaries}
 
@@ -120,40 +124,20 @@ def _judged(path: Path, record: Path, judging: Judging) -> Results | None:
     judge = settings_of(judging.judge, judging)
     with judge.record(record) as calls:
         results = judge.interpret(codes, latents, judging.config(), calls)
-        if results is not None:
-            _say_spent(calls)
-    if results is not None and not results.scores and not results.unexplained:
+        spent = calls.spent()
+    if results is None:
+        return None
+    if spent.calls:
+        show.say(
+            f"{spent.calls:,} calls in {calls.path}: {spent.input_tokens:,} tokens read, "
+            f"{spent.output_tokens:,} written, cost {spent.cost:.4f}"
+        )
+    if not results.scores and not results.unexplained:
         raise BitlensError(
             f"No latent of {path} is on in enough documents to be explained and judged; "
             "encode more text."
         )
     return results
-
-
-def _say_spent(calls: Calls) -> None:
-    from bitlens import show
-
-    spent = calls.spent()
-    if spent.calls:
-        show.out.print(
-            f"{spent.calls:,} calls in {calls.path}: {spent.input_tokens:,} tokens read, "
-            f"{spent.output_tokens:,} written, cost {spent.cost:.4f}",
-            soft_wrap=True,
-        )
-
-
-def _say_unanswered(summaries: dict[str, Any]) -> None:
-    """What the models left open, and the way out."""
-    from bitlens import show
-
-    for path, summary in summaries.items():
-        if summary["unexplained"] or summary["unfinished"]:
-            show.err.print(
-                f"{path}: {summary['unexplained']:,} latents without an explanation, "
-                f"{summary['unfinished']:,} answers that came to no end; --answer-tokens gives "
-                "them more room, --explainer-model and --model name other models.",
-                soft_wrap=True,
-            )
 
 
 def _best(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -162,11 +146,8 @@ def _best(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     def rank(record: dict[str, Any]) -> tuple[int, float, float]:
         hard = record["balanced_accuracy_hard"]
-        return (
-            order[record["interpretable"]],
-            -record["balanced_accuracy"],
-            0.0 if math.isnan(hard) else -hard,
-        )
+        hard = 0.0 if math.isnan(hard) else -hard
+        return order[record["interpretable"]], -record["balanced_accuracy"], hard
 
     return sorted((record for record in records if record["explanation"]), key=rank)[:BEST]
 

@@ -28,18 +28,15 @@ def labels(
     seed: int = 0,
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """Score latents against known labels: the judge that needs no language model.
+    """Score latents against known labels: token, next token, spelling, position, those of a file.
 
-    Labels are every row's token, the next token, the token's spelling, its position, and those of a
-    file. A latent is credited with the class that it detects best on training documents, and scored
-    on held-out ones: those of the autoencoder's training, or a fifth if there were none. Rows of
-    outlying norm are left out.
+    A latent is credited with the class that it detects best on training documents, and scored on
+    held-out ones (a fifth if the training held none out). Rows of outlying norm are left out.
 
     Args:
         codes: folder of codes, from `bitlens encode`.
-        labels: JSON lines of labelled text (also .gz): a line for each document of the corpus that
-            was harvested, with {"text": ..., "spans": {"pos": [[start, end, "NOUN"], ...]},
-            "labels": {"genre": "news"}}.
+        labels: JSON lines (also .gz), one for each document that was harvested: {"text": ...,
+            "spans": {"pos": [[start, end, "NOUN"], ...]}, "labels": {"genre": "news"}}.
         store: the hidden states behind the codes: probe these, too.
         top: latents shown for each labelling.
         probes: leave out the logistic probes on k latents, fitted on a sample of the rows.
@@ -68,16 +65,19 @@ def labels(
         return probe_sample(corpus, labelling, test, hidden, seed) if probes else []
 
     scored, probed = _scored(corpus, labellings, test, probe)
-    known = "a fifth of the documents, which the autoencoder may know"
-    title = f"{codes}: latents against labels, on {'held-out documents' if fraction else known}"
-    _show(title, scored, probed if probes else {}, top)
+    which = "held-out documents"
+    if not fraction:
+        which = "a fifth of the documents, which the autoencoder may know"
+    _show(f"{codes}: latents against labels, on {which}", scored, probed if probes else {}, top)
     if out:
         _write_csv(out, scored)
-    records = [
-        {**scores.as_dict(), "probes": [p._asdict() for p in probed.get(scores.name, [])]}
-        for scores in scored
-    ]
-    return {"codes": str(codes), "labellings": records}
+    return {
+        "codes": str(codes),
+        "labellings": [
+            {**scores.as_dict(), "probes": [p._asdict() for p in probed.get(scores.name, [])]}
+            for scores in scored
+        ],
+    }
 
 
 def _scored(
@@ -98,7 +98,7 @@ def _scored(
             scored.append(label_scores(codes.bits, labelling, codes.document, test))
             probed[labelling.name] = probe(labelling)
         except BitlensError as error:  # one labelling with too few rows leaves the others
-            show.err.print(str(error), soft_wrap=True)
+            show.warn(str(error))
     if not scored:
         raise BitlensError(
             f"No labelling of {codes.path} could be scored; encode more text, or hold out more."

@@ -21,25 +21,6 @@ RunB = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_B")]
 EXAMPLES = 2  # of each category
 TOKENS = 4
 
-_MEANINGS = {
-    "live": "neither dead nor stuck",
-    "same": "Jaccard with one latent of the other >= .5",
-    "contained": "implies one latent of the other",
-    "contains": "implied by some of the other",
-    "absent": "none of these",
-    "dead": "on in < 1 of 10,000 rows",
-    "stuck": "off in < 1 of 10,000 rows",
-    "one_to_one": "share with a partner of their own, Jaccard >= .5",
-    "jaccard_q50": "best Jaccard of live latents: the median",
-    "jaccard_q90": "10 % are above",
-    "parts": "latents that imply one that `contains`, mean",
-    "covered": "share of its rows in which one of them is on, mean",
-    "split": "latents that `contains`, covered by .8 or more",
-    "partner_cosine": "decoder cosine of partners, mean",
-    "mcs": "highest decoder cosine, mean",
-    "revived": "dead, but a live latent has its direction: cosine >= .7",
-}
-
 
 def match(
     run: RunA, other: RunB, store: StoreFolder, rows: int | None = None, device: Device = "auto"
@@ -59,6 +40,7 @@ def match(
     """
     from bitlens import matching, show
     from bitlens.hidden.split import unseen
+    from bitlens.results import numbers_of
 
     opened = [open_pair(path, store, device) for path in (run, other)]
     models = [model for model, _ in opened]
@@ -67,14 +49,15 @@ def match(
     (a, b), token = _encode(models, data, rows)
     W_a, W_b = (model.W_dec.detach().cpu() for model in models)
     a_in_b, b_in_a = matching.match(a, b, (W_a, W_b)), matching.match(b, a, (W_b, W_a))
-    numbers = matching.summary(a_in_b), matching.summary(b_in_a)
+    summaries = {"a_in_b": matching.summary(a_in_b), "b_in_a": matching.summary(b_in_a)}
     stability = matching.likeness([a_in_b, b_in_a])._asdict()
     dense_a, dense_b = matching.explain_dense(a, b), matching.explain_dense(b, a)
 
     show.out.print(f"A: {run}, B: {other}; {len(a):,} held-out rows of {store}", soft_wrap=True)
+    headings = {"A in B": summaries["a_in_b"], "B in A": summaries["b_in_a"]}
     lines = [
-        {"": k, "A in B": numbers[0][k], "B in A": numbers[1][k], " ": meaning}
-        for k, meaning in _MEANINGS.items()
+        {"": name, **{k: v.get(name) for k, v in headings.items()}, " ": number.meaning}
+        for name, number in numbers_of(matching.Summary).items()
     ]
     show.rows("Every latent of one in the other", lines)
     show.rows("Stability", [stability])
@@ -89,8 +72,7 @@ def match(
         "b": str(other),
         "store": str(store),
         "rows": len(a),
-        "a_in_b": numbers[0],
-        "b_in_a": numbers[1],
+        **summaries,
         "stability": stability,
         "dense_a": [explained._asdict() for explained in dense_a],
         "dense_b": [explained._asdict() for explained in dense_b],
@@ -128,18 +110,16 @@ def _encode(models: list[Any], store: Any, most: int | None) -> tuple[list[Packe
 
 
 def _dense_line(name: str, explained: list[Explained]) -> dict[str, Any]:
-    """How many there are, the share of their entropy that is explained, on average, and the best
-    explained."""
+    """How many there are, the mean share of their entropy that is explained, and the best."""
     if not explained:
         return {"": name, "dense": 0}
-    one = [e.shares[0] if e.shares else 0.0 for e in explained]
-    together = [e.shares[-1] if e.shares else 0.0 for e in explained]
+    shares = [e.shares or [0.0] for e in explained]
     best = max(explained, key=lambda e: max(e.shares, default=0.0))
     return {
         "": name,
         "dense": len(explained),
-        "best one": sum(one) / len(one),
-        "up to five": sum(together) / len(together),
+        "best one": sum(share[0] for share in shares) / len(shares),
+        "up to five": sum(share[-1] for share in shares) / len(shares),
         "best explained": str(best.latent),
         "its share": max(best.shares, default=0.0),
         "by": " ".join(map(str, best.by)) or "none",
@@ -164,8 +144,7 @@ def _text_of_tokens(store: Any, token: Tensor) -> dict[int, str] | None:
 def _examples(
     found: Matching, a: PackedBits, b: PackedBits, token: Tensor, text: dict[int, str]
 ) -> list[dict[str, Any]]:
-    """A few latents of each category, drawn at random, each with the latent of the other that makes
-    it so."""
+    """A few random latents of each category, each with the other's latent that makes it so."""
     import torch
 
     from bitlens import show
@@ -181,22 +160,19 @@ def _examples(
         latents = found.are(category).nonzero()[:, 0]
         order = torch.randperm(len(latents), generator=generator("match", category))
         for latent in latents[order[:EXAMPLES]].tolist():
-            other, parts = int(found.best[latent]), found.parts[latent]
-            if category == "contained":
-                other = int(found.container[latent])
-            elif category == "contains":
-                other = parts[0]
-            lines.append(
-                {
-                    "": category,
-                    "latent": latent,
-                    "on %": 100 * float(found.rate[latent]),
-                    "tokens": tokens(a, latent),
-                    "other": other if other >= 0 else None,
-                    "its tokens": tokens(b, other) if other >= 0 else "",
-                    "Jaccard": float(found.jaccard[latent]),
-                    "implies": float(found.implication[latent]),
-                    "parts": len(parts),
-                }
-            )
+            parts = found.parts[latent]
+            others = {"contained": found.container[latent], "contains": parts[0] if parts else -1}
+            other = int(others.get(category, found.best[latent]))
+            line = {
+                "": category,
+                "latent": latent,
+                "on %": 100 * float(found.rate[latent]),
+                "tokens": tokens(a, latent),
+                "other": other if other >= 0 else None,
+                "its tokens": tokens(b, other) if other >= 0 else "",
+                "Jaccard": float(found.jaccard[latent]),
+                "implies": float(found.implication[latent]),
+                "parts": len(parts),
+            }
+            lines.append(line)
     return lines

@@ -1,7 +1,6 @@
 """The record of calls: one SQLite file with every prompt, answer, token, price and verdict.
 
-It is a cache (no prompt is paid for twice, in this run or another), the account that spending
-limits are held against, and the evidence behind every score.
+It is a cache, the account that spending limits are held against, and the evidence behind scores.
 """
 
 from __future__ import annotations
@@ -94,9 +93,8 @@ class Judgement(NamedTuple):
 class Calls:
     """The record in the file `path` (":memory:" for none), which threads and processes may share.
 
-    max_calls, max_cost: limits on all paid calls in the file, those of former runs and of other
-    processes included. A call under way counts with the most it can cost, so that no limit is ever
-    exceeded.
+    max_calls, max_cost: limits on all paid calls in the file, also of other runs and processes. A
+    call under way counts with the most it can cost, so that no limit is ever exceeded.
     """
 
     def __init__(
@@ -148,8 +146,7 @@ class Calls:
     ) -> int:
         """Enter a call before it is sent -> its number; Interrupted if it could exceed a limit.
 
-        key: as from `key_of`; parameters: all that are sent; at_most: what the call can cost, None
-        for nothing, which no limit counts.
+        key: as from `key_of`; parameters: all that are sent; at_most: cost, None for no price.
         """
         entry = (key, judge, _json(messages), _json(parameters), time.time(), at_most)
         # Check and entry are one atomic statement: other processes may reserve at the same moment.
@@ -170,10 +167,7 @@ class Calls:
         )
 
     def note(self, call: int, **columns: Any) -> None:
-        """Enter what became of a call that was reserved, by the names of the table's columns.
-
-        One that brought no answer, but may have been charged, keeps the cost that was reserved.
-        """
+        """Enter what became of a reserved call, by column; a cost not given stays reserved."""
         values = ", ".join(f"{name} = ?" for name in columns)
         self._execute(f"UPDATE calls SET {values} WHERE id = ?", (*columns.values(), call))
 
@@ -196,9 +190,9 @@ class Calls:
     def record(self, run: str, judge: str, judgements: Iterable[Judgement]) -> None:
         """Enter judgements of a run (its latents and rows), in place of former ones of a row."""
         rows = [(run, judge, *judgement[:5], *judgement.verdict[:3]) for judgement in judgements]
+        statement = f"INSERT OR REPLACE INTO judgements VALUES ({', '.join('?' * 10)})"
         with self._transaction():
-            marks = ", ".join("?" * 10)
-            self._db.executemany(f"INSERT OR REPLACE INTO judgements VALUES ({marks})", rows)
+            self._db.executemany(statement, rows)
 
     def _prepare(self) -> None:
         self._execute("PRAGMA journal_mode = WAL")
@@ -207,14 +201,9 @@ class Calls:
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             (tables,) = self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
             if version > VERSION:
-                raise BitlensError(
-                    f"{self.path} was written by a newer bitlens (version {version} of the record "
-                    f"of calls, not {VERSION}); update bitlens."
-                )
+                raise BitlensError(f"{self.path} was written by a newer bitlens; update bitlens.")
             if tables and not version:
-                raise BitlensError(
-                    f"{self.path} is another program's database; choose another file."
-                )
+                raise BitlensError(f"{self.path} is another program's database; choose another.")
             statements = {0: _SCHEMA.split(";\n"), 1: _FROM_1}.get(version, ())
             for statement in (*statements, f"PRAGMA user_version = {VERSION}"):
                 self._db.execute(statement)

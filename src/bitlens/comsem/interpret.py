@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -23,20 +24,46 @@ from bitlens.bits.statistics import firing_rates
 from bitlens.comsem.calls import Calls, Judgement
 from bitlens.comsem.judges import Question, Verdict
 from bitlens.comsem.sampling import Trial, trials
-from bitlens.comsem.scoring import DEFAULT, Config, Explained, RowQuestion, Score, judged, mean
+from bitlens.comsem.scoring import DEFAULT, Ask, Config, RowQuestion, Score, judged, mean
 from bitlens.errors import BitlensError
 from bitlens.features.examples import contexts
 from bitlens.features.on_rows import canonical, explainers_part
-from bitlens.information.intervals import Estimate as Rate
 from bitlens.labels.scores import benjamini_hochberg, f1_scores
-from bitlens.labels.sources import Labels
-from bitlens.results import brief
+from bitlens.labels.sources import MIN_ROWS as MIN_CLASS_ROWS
+from bitlens.labels.sources import Labels, require_tokens
+from bitlens.results import Number, brief, flat
 
 if TYPE_CHECKING:
     from bitlens.comsem.judges import Explainer, Judge
 
 MIN_ROWS = 5
 USUAL = 60  # characters of an explanation
+
+
+class Summary(TypedDict):
+    """Counts of latents, and means over those that were judged; None if there are none."""
+
+    judged: Annotated[int, Number("latents with examples enough, explained")]
+    skipped: Annotated[int, Number("latents with too few rows")]
+    unexplained: Annotated[int, Number("latents without an explanation")]
+    interpretable: Annotated[
+        int, Number("better than other explanations, accuracy above .7 at 5 %")
+    ]
+    untested: Annotated[int, Number("neither interpretable nor not")]
+    interpretable_hard: Annotated[int, Number("with hard negatives, too")]
+    interpretable_paper: Annotated[
+        int, Number("more than half of the positives, as the paper counts")
+    ]
+    unparsed: Annotated[int, Number("answers that were neither yes nor no")]
+    unfinished: Annotated[int, Number("answers that came to no end")]
+    balanced_accuracy: Annotated[float | None, Number("chance is .5", ".3f")]
+    balanced_accuracy_hard: Annotated[
+        float | None, Number("on tokens and codes like the positives'", ".3f")
+    ]
+    sensitivity: Annotated[float | None, Number("yes among positives: the paper's score", ".3f")]
+    specificity: Annotated[float | None, Number("no among random tokens", ".3f")]
+    specificity_hard: Annotated[float | None, Number("no among hard negatives", ".3f")]
+    shuffled: Annotated[float | None, Number("accuracy of other latents' explanations", ".3f")]
 
 
 @dataclass(frozen=True)
@@ -83,36 +110,37 @@ class Results:
         """As the paper counts: its score above the threshold."""
         return [score.sensitivity.value > self.config.paper for score in self.scores]
 
-    def summary(self) -> dict[str, float | None]:
-        """Counts of latents, and means over those judged; None if there are none."""
-        interpretable = self.interpretable
-        rates = ("sensitivity", "specificity", "specificity_hard")
-        rates = ("balanced_accuracy", "balanced_accuracy_hard", *rates)
-        return {
-            "judged": len(self.scores),
-            "skipped": len(self.skipped),
-            "unexplained": len(self.unexplained),
-            "interpretable": interpretable.count(True),
-            "untested": interpretable.count(None),
-            "interpretable_hard": self.interpretable_hard.count(True),
-            "interpretable_paper": sum(self.interpretable_paper),
-            "unparsed": sum(score.unparsed for score in self.scores),
-            "unfinished": sum(score.unfinished for score in self.scores),
-            **{name: mean([getattr(s, name).value for s in self.scores]) for name in rates},
-            "shuffled": mean([score.shuffled for score in self.scores]),
-        }
+    def summary(self) -> Summary:
+        """The counts and means."""
+        interpretable, scores = self.interpretable, self.scores
+        return Summary(
+            judged=len(scores),
+            skipped=len(self.skipped),
+            unexplained=len(self.unexplained),
+            interpretable=interpretable.count(True),
+            untested=interpretable.count(None),
+            interpretable_hard=self.interpretable_hard.count(True),
+            interpretable_paper=sum(self.interpretable_paper),
+            unparsed=sum(score.unparsed for score in scores),
+            unfinished=sum(score.unfinished for score in scores),
+            balanced_accuracy=mean([s.balanced_accuracy.value for s in scores]),
+            balanced_accuracy_hard=mean([s.balanced_accuracy_hard.value for s in scores]),
+            sensitivity=mean([s.sensitivity.value for s in scores]),
+            specificity=mean([s.specificity.value for s in scores]),
+            specificity_hard=mean([s.specificity_hard.value for s in scores]),
+            shuffled=mean([score.shuffled for score in scores]),
+        )
 
     def records(self) -> list[dict[str, Any]]:
         """A flat record for each latent, of those that were not judged with the reason."""
-        flags = zip(self.significant, self.interpretable, self.interpretable_hard, strict=True)
-        unknown = (None, None, None)
-        scores = list(zip(self.scores, flags, strict=True))
         reasons = dict.fromkeys(self.skipped, "too few rows")
         reasons |= dict.fromkeys(self.unexplained, "no explanation")
-        for latent, reason in reasons.items():
-            scores.append((Score(latent, untested=reason, untested_hard=reason), unknown))
+        others = [Score(i, untested=why, untested_hard=why) for i, why in reasons.items()]
         names = ("significant", "interpretable", "interpretable_hard")
-        records = [_flat(score) | dict(zip(names, three, strict=True)) for score, three in scores]
+        flags = zip_longest(  # None for those that were not judged
+            [*self.scores, *others], *(getattr(self, name) for name in names)
+        )
+        records = [flat(score) | dict(zip(names, known, strict=True)) for score, *known in flags]
         return sorted(records, key=lambda record: record["latent"])
 
 
@@ -133,8 +161,8 @@ def comsem(
     "On" is the rare state of each latent (`canonical`). calls: where every judgement is entered
     under the name `run`, with its text and its call.
     """
-    drawn = _draw(codes, latents, codes.usual, config)
-    text = _texts(codes, drawn, tokenizer, config)
+    drawn = _Drawn.of(codes, latents, codes.usual, config)
+    text = drawn.texts(codes, tokenizer, config)
     examples = [[text[row] for row in trial.examples] for trial in drawn.trials]
 
     def ask(asked: list[RowQuestion]) -> list[Verdict]:
@@ -147,15 +175,15 @@ def comsem(
             calls.record(run, judge.name, judgements)
         return verdicts
 
-    return _results(codes, drawn, explainer.explain(examples), ask, config)
+    return drawn.judged(codes, explainer.explain(examples), ask, config)
 
 
 def planned(
     codes: Codes, latents: Sequence[int], tokenizer: Any, config: Config = DEFAULT
 ) -> tuple[list[list[str]], list[Question]]:
     """What `comsem` will show the explainer and ask the judge, for estimates."""
-    drawn = _draw(codes, latents, codes.usual, config)
-    text = _texts(codes, drawn, tokenizer, config)
+    drawn = _Drawn.of(codes, latents, codes.usual, config)
+    text = drawn.texts(codes, tokenizer, config)
     questions = [
         Question(f"{trial.latent}-{i}".ljust(USUAL), text[judged.row], trial.latent)
         for trial in drawn.trials
@@ -169,23 +197,16 @@ def planned(
 def comsem_by_labels(
     codes: Codes, latents: Sequence[int], labels: Labels, config: Config = DEFAULT
 ) -> Results:
-    """The same without a language model.
+    """The same without a language model, on rows that have a label.
 
-    An explanation is the class of highest F1 on the explainer's rows, and the judgement whether a
-    row has it. Rows without a label have no part in it.
+    An explanation is the class of highest F1 on the explainer's rows; the judge says whether a row
+    has it.
     """
     labels = labels.only(codes.usual)
-    labelled = labels.ids >= 0
-    drawn = _draw(codes, latents, labelled, config)
+    drawn = _Drawn.of(codes, latents, labels.ids >= 0, config)
     rows = explainers_part(codes.document)
     f1 = f1_scores(drawn.bits, labels, rows)
-    if not f1.shape[1]:
-        raise BitlensError(
-            f"No class of '{labels.name}' is frequent enough to explain a latent; label more rows."
-        )
-    # `f1_scores` has a column for each class, the most frequent first.
-    frequency = labels.ids[rows & labelled].bincount(minlength=len(labels.names))
-    classes = [labels.names[i] for i in frequency.argsort(descending=True, stable=True).tolist()]
+    classes = [labels.names[i] for i in labels.frequent([rows], MIN_CLASS_ROWS).tolist()]
     best = [f1[trial.latent].max(0) for trial in drawn.trials]
     explanations = [classes[int(column)] if score > 0 else "" for score, column in best]
     number = {name: i for i, name in enumerate(labels.names)}
@@ -193,7 +214,7 @@ def comsem_by_labels(
     def ask(asked: list[RowQuestion]) -> list[Verdict]:
         return [Verdict(int(labels.ids[a.row]) == number[a.explanation]) for a in asked]
 
-    return _results(codes, drawn, explanations, ask, config)
+    return drawn.judged(codes, explanations, ask, config)
 
 
 @dataclass(frozen=True)
@@ -205,48 +226,35 @@ class _Drawn:
     trials: list[Trial]
     skipped: list[int]
 
+    @classmethod
+    def of(cls, codes: Codes, latents: Sequence[int], among: Tensor, config: Config) -> _Drawn:
+        bits = canonical(codes.bits, codes.usual)
+        enough, skipped = [], []
+        for trial in trials(bits, codes, latents, config, among):
+            if min(len(trial.examples), len(trial.positives), len(trial.random)) < MIN_ROWS:
+                skipped.append(trial.latent)
+            else:
+                enough.append(trial)
+        return cls(bits, enough, skipped)
 
-def _draw(codes: Codes, latents: Sequence[int], among: Tensor, config: Config) -> _Drawn:
-    bits = canonical(codes.bits, codes.usual)
-    enough, skipped = [], []
-    for trial in trials(bits, codes, latents, config, among):
-        if min(len(trial.examples), len(trial.positives), len(trial.random)) < MIN_ROWS:
-            skipped.append(trial.latent)
-        else:
-            enough.append(trial)
-    return _Drawn(bits, enough, skipped)
+    def texts(self, codes: Codes, tokenizer: Any, config: Config) -> dict[int, str]:
+        """All rows that are shown to someone, as text."""
+        require_tokens(codes.token)
+        rows = {row for trial in self.trials for row in trial.examples}
+        rows |= {judged.row for trial in self.trials for judged in trial.judged}
+        return contexts(codes, rows, tokenizer, config.window)
 
-
-def _texts(codes: Codes, drawn: _Drawn, tokenizer: Any, config: Config) -> dict[int, str]:
-    """All rows that are shown to someone, as text."""
-    if len(codes) and int(codes.token.min()) < 0:
-        raise BitlensError(
-            f"The codes {codes.path} have no tokens to show to a judge: "
-            "they come from imported states."
-        )
-    rows = [row for trial in drawn.trials for row in trial.rows]
-    return contexts(codes, rows, tokenizer, config.window)
-
-
-def _results(
-    codes: Codes, drawn: _Drawn, explanations: Sequence[str], ask: Any, config: Config
-) -> Results:
-    """Judge those that have an explanation."""
-    if len(explanations) != len(drawn.trials):
-        raise BitlensError(
-            f"The explainer gave {len(explanations)} explanations for {len(drawn.trials)} latents."
-        )
-    pairs = list(map(Explained, drawn.trials, explanations))
-    explained = [pair for pair in pairs if pair.explanation.strip()]
-    unexplained = [pair.trial.latent for pair in pairs if not pair.explanation.strip()]
-    scores = judged(explained, ask, firing_rates(drawn.bits[codes.usual]), config)
-    return Results(scores, drawn.skipped, config, unexplained)
-
-
-def _flat(score: Score) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in vars(score).items():
-        flat[name] = value.value if isinstance(value, Rate) else value
-        if isinstance(value, Rate):
-            flat |= {f"{name}_low": value.low, f"{name}_high": value.high}
-    return flat
+    def judged(
+        self, codes: Codes, explanations: Sequence[str], ask: Ask, config: Config
+    ) -> Results:
+        """Judge those that have an explanation."""
+        if len(explanations) != len(self.trials):
+            raise BitlensError(
+                f"The explainer gave {len(explanations)} explanations for {len(self.trials)} "
+                "latents."
+            )
+        pairs = list(zip(self.trials, explanations, strict=True))
+        explained = [pair for pair in pairs if pair[1].strip()]
+        unexplained = [trial.latent for trial, explanation in pairs if not explanation.strip()]
+        rates = firing_rates(self.bits[codes.usual])
+        return Results(judged(explained, ask, rates, config), self.skipped, config, unexplained)

@@ -1,8 +1,7 @@
 """What an explainer and a judge are, and what a language model is asked.
 
 ComSem (arXiv 2509.20997): an explainer names what the tokens of a latent have in common, a judge
-says of tokens that it has not seen whether the name fits. Language models read and write words
-only, never the value of an activation.
+says of unseen tokens whether the name fits. Neither reads the value of an activation.
 """
 
 from __future__ import annotations
@@ -107,11 +106,10 @@ def explain_prompt(texts: Sequence[str]) -> Messages:
 
 def judge_prompt(explanation: str, texts: Sequence[str]) -> Messages:
     """Ask of one text or of several at once whether the explanation fits."""
+    said = quoted(explanation)
     if len(texts) == 1:
-        return _user(JUDGE.format(explanation=quoted(explanation), text=quoted(texts[0])))
-    return _user(
-        JUDGE_MANY.format(explanation=quoted(explanation), texts=_numbered(texts), n=len(texts))
-    )
+        return _user(JUDGE.format(explanation=said, text=quoted(texts[0])))
+    return _user(JUDGE_MANY.format(explanation=said, texts=_numbered(texts), n=len(texts)))
 
 
 def quoted(text: str) -> str:

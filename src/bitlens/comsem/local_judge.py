@@ -29,15 +29,15 @@ EXPLANATION_TOKENS = 40
 class LocalJudge:
     """Answers by the log-odds `log P(yes) - log P(no)` of the token after the prompt.
 
-    P(yes) sums over the first tokens of Yes, yes and YES with and without a space before; tokens
-    with which a no may begin too are left out. calls: where answers are recorded, and read again;
-    batch: prompts that the model reads at once.
+    P(yes) sums over the first tokens of `YES` but those with which a no may begin. calls: where
+    answers are recorded, and read again; batch: prompts that the model reads at once.
     """
 
     def __init__(self, model: LanguageModel, calls: Calls | None = None, batch: int = 8) -> None:
         from bitlens.comsem.local_model import AnsweringModel
 
-        self.model, self.calls, self.batch = AnsweringModel(model), calls, batch
+        self.model, self.batch = AnsweringModel(model), batch
+        self.calls = calls or Calls(":memory:")
         self.name = f"log-odds of {self.model.name}"
         yes, no = self.model.first_tokens(YES), self.model.first_tokens(NO)
         self._yes, self._no = sorted(yes - no), sorted(no - yes)
@@ -49,12 +49,11 @@ class LocalJudge:
 
     def answer(self, questions: Sequence[Question]) -> list[Verdict]:
         """A verdict with log-odds for each question."""
-        prompts = {question: judge_prompt(question[0], [question[1]]) for question in questions}
+        prompts = {q: judge_prompt(q.explanation, [q.text]) for q in questions}
         verdicts: dict[Question, Verdict] = {}
         tokens: dict[Question, list[int]] = {}
         for question, prompt in prompts.items():
-            call = self.calls.get(self._key(prompt)) if self.calls else None
-            if call:
+            if call := self.calls.get(key_of(self.name, prompt, {})):
                 verdicts[question] = _verdict(float(call.answer.split()[1]), call.id)
             else:
                 tokens[question] = self.model.tokens(prompt)
@@ -70,21 +69,17 @@ class LocalJudge:
         return [verdicts[question] for question in questions]
 
     def _recorded(self, prompt: Messages, log_odds: float, seconds: float) -> Verdict:
-        if self.calls is None or math.isnan(log_odds):
+        if math.isnan(log_odds):
             return _verdict(log_odds, None)
         answer = f"{'yes' if log_odds > 0 else 'no'} {log_odds!r}"
-        call = self.calls.put(self._key(prompt), self.name, prompt, answer, seconds)
-        return _verdict(log_odds, call.id)
-
-    def _key(self, prompt: Messages) -> str:
-        return key_of(self.name, prompt, {})
+        key = key_of(self.name, prompt, {})
+        return _verdict(log_odds, self.calls.put(key, self.name, prompt, answer, seconds).id)
 
 
 class LocalExplainer:
-    """Explains in the likeliest words, one token after the other, up to the end of a line.
+    """Explains in the likeliest words, up to the end of a line; calls: as for the judge.
 
-    tokens: that an explanation may have, and eight times as many where that cuts it off; calls:
-    where whole explanations are recorded, and read again.
+    tokens: that an explanation may have, and eight times as many where that cuts it off.
     """
 
     def __init__(
@@ -92,7 +87,8 @@ class LocalExplainer:
     ) -> None:
         from bitlens.comsem.local_model import AnsweringModel
 
-        self.model, self.calls, self.tokens = AnsweringModel(model), calls, tokens
+        self.model, self.tokens = AnsweringModel(model), tokens
+        self.calls = calls or Calls(":memory:")
         self.name = f"greedy {self.model.name}"
 
     def explain(self, examples: Sequence[Sequence[str]]) -> list[str]:
@@ -101,7 +97,7 @@ class LocalExplainer:
 
     def _answer(self, prompt: Messages) -> str:
         key = key_of(self.name, prompt, {})
-        if self.calls and (call := self.calls.get(key)):
+        if call := self.calls.get(key):
             return call.answer
         ids, model = self.model.tokens(prompt), self.model.model
         model.require_context(len(ids) + self.tokens)
@@ -110,8 +106,7 @@ class LocalExplainer:
             began = time.monotonic()
             answer = self.model.write(ids, limit)
             if answer is not None:
-                if self.calls:
-                    self.calls.put(key, self.name, prompt, answer, time.monotonic() - began)
+                self.calls.put(key, self.name, prompt, answer, time.monotonic() - began)
                 return answer
         return ""
 
@@ -135,10 +130,10 @@ class LocalSettings(LanguageModelSettings):
 
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise BitlensError(f"There is no device '{self.device}' here; use `device=cpu`.")
-        names = {self.model, self.explainer_model or self.model}
-        models = {
-            name: LanguageModel.load(name, [], causal=True, device=self.device) for name in names
-        }
+        judge = LanguageModel.load(self.model, [], causal=True, device=self.device)
+        explainer = judge
+        if self.explainer_model not in ("", self.model):
+            name = self.explainer_model
+            explainer = LanguageModel.load(name, [], causal=True, device=self.device)
         tokens = max(self.answer_tokens, EXPLANATION_TOKENS)
-        explainer = LocalExplainer(models[self.explainer_model or self.model], calls, tokens)
-        return explainer, LocalJudge(models[self.model], calls, self.batch)
+        return LocalExplainer(explainer, calls, tokens), LocalJudge(judge, calls, self.batch)

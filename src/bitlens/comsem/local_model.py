@@ -33,10 +33,7 @@ class AnsweringModel:
         return {ids[0] for ids in encoded if ids}
 
     def tokens(self, prompt: Messages) -> list[int]:
-        """Token ids up to where the answer begins, in the chat template if there is one.
-
-        Models that think before they answer are told not to, by the names that templates have.
-        """
+        """Token ids up to where the answer begins; chat models are told not to think."""
         if getattr(self.tokenizer, "chat_template", None):
             text = self.tokenizer.apply_chat_template(
                 prompt,
@@ -65,10 +62,8 @@ class AnsweringModel:
 
     @torch.inference_mode()
     def write(self, prompt: list[int], limit: int) -> str | None:
-        """The likeliest words, thoughts included, up to the end of a line that says something.
-
-        None if they come to no end within so many tokens.
-        """
+        """The likeliest words up to the end of a line that says something, or None if there is none
+        within `limit` tokens, thoughts included."""
 
         def enough(ids: Tensor, scores: Any, **options: Any) -> Tensor:
             lines = self._readable(ids[0, len(prompt) :].tolist()).rpartition("\n")[0]

@@ -51,11 +51,8 @@ class _Stopped(Exception):
 
 
 class _Account(openai.DefaultHttpxClient):
-    """Enters each sending into the record of calls, within the limits on cost and calls.
-
-    The client's own retries go through here, too. It lacks an account: a retry after a time-out or
-    a failure of the server may be charged for as well as what went before.
-    """
+    """Enters each sending, the client's own retries included, into the record of calls, within the
+    limits on cost and calls: what failed or timed out may be charged for, too."""
 
     def __init__(self, server: OpenAIServer, calls: Calls) -> None:
         super().__init__()
@@ -75,11 +72,8 @@ class _Account(openai.DefaultHttpxClient):
             self.changed.wait_for(lambda: not self.under_way)
 
     def send(self, request: Any, **options: Any) -> Any:
-        """One attempt of the client's -> the response.
-
-        A response that is no chat completion gets the status of a bad gateway, after which the
-        client tries again.
-        """
+        """One attempt of the client's -> the response. One that is no chat completion gets the
+        status of a bad gateway, after which the client tries again."""
         body = json.loads(request.content)
         limit = next(body[name] for name in LIMITS if name in body)
         number, start = self._reserve(body, limit), time.monotonic()

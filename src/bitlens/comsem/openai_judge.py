@@ -6,12 +6,12 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from bitlens.comsem.calls import Calls, Cost
+from bitlens.comsem.calls import Call, Calls, Cost
 from bitlens.comsem.judges import Question, Verdict, explain_prompt, judge_prompt
-from bitlens.comsem.openai_server import OpenAIServer, Prompt, ask, estimate
+from bitlens.comsem.openai_server import OpenAIServer, Prompt, size
 from bitlens.comsem.settings import LanguageModelSettings
 from bitlens.comsem.verdicts import parse_explanation, parse_verdicts
 from bitlens.errors import BitlensError
@@ -22,8 +22,8 @@ VERDICT_TOKENS, EXPLANATION_TOKENS = 16, 60
 class OpenAIJudge:
     """Asks for several verdicts at once, and again one by one for those that could not be read.
 
-    Texts of one explanation and group are asked together, in an order that has nothing to do with
-    which of them are positives: the same texts are in the same batches, whatever the explanation.
+    Texts of one explanation and group are asked together, in an order that does not depend on the
+    explanation or on which of them are positives.
     """
 
     def __init__(self, server: OpenAIServer, calls: Calls, batch: int = 10) -> None:
@@ -42,7 +42,7 @@ class OpenAIJudge:
     def estimate(self, questions: Sequence[Question]) -> Cost:
         """What `answer` will cost, beside what is on record."""
         prompts = [_judge_prompt(batch) for batch in self._batches(questions)]
-        return estimate(self.server, self.calls, prompts)
+        return _estimate(self.server, self.calls, prompts)
 
     def _batches(self, questions: Sequence[Question]) -> list[list[Question]]:
         groups: dict[tuple[str, int], set[Question]] = {}
@@ -57,7 +57,7 @@ class OpenAIJudge:
 
     def _ask(self, batches: list[list[Question]]) -> dict[Question, Verdict]:
         verdicts: dict[Question, Verdict] = {}
-        answers = ask(self.server, self.calls, [_judge_prompt(batch) for batch in batches])
+        answers = _ask(self.server, self.calls, [_judge_prompt(batch) for batch in batches])
         for batch, call in zip(batches, answers, strict=True):
             if call is None:
                 verdicts |= dict.fromkeys(batch, Verdict(None, finished=False))
@@ -76,12 +76,44 @@ class OpenAIExplainer:
 
     def explain(self, examples: Sequence[Sequence[str]]) -> list[str]:
         """One short explanation for each latent's marked texts; empty where none was finished."""
-        answers = ask(self.server, self.calls, [_explain_prompt(texts) for texts in examples])
+        answers = _ask(self.server, self.calls, [_explain_prompt(texts) for texts in examples])
         return [parse_explanation(call.answer) if call else "" for call in answers]
 
     def estimate(self, examples: Sequence[Sequence[str]]) -> Cost:
         """What `explain` will cost, beside what is on record."""
-        return estimate(self.server, self.calls, [_explain_prompt(texts) for texts in examples])
+        return _estimate(self.server, self.calls, [_explain_prompt(texts) for texts in examples])
+
+
+def _estimate(server: OpenAIServer, calls: Calls, prompts: Sequence[Prompt]) -> Cost:
+    """What these prompts will cost, beside those on record, at four characters a token."""
+    missing = _missing(server, calls, prompts)
+    read = sum(size(prompt.messages) for prompt in missing)
+    written = sum(prompt.expected for prompt in missing)
+    return Cost(len(missing), read, written, server.price(read, written))
+
+
+def _ask(server: OpenAIServer, calls: Calls, prompts: Sequence[Prompt]) -> list[Call | None]:
+    """The whole answer to each prompt; None where even the largest limit of tokens cut it off.
+
+    Prompts on record are not sent. After a failure only what is under way is awaited and recorded.
+    """
+    if missing := _missing(server, calls, prompts):
+        if server.prices is None and calls.max_cost < math.inf:
+            raise BitlensError("max_cost needs prices, of a million input and output tokens.")
+        from bitlens.comsem.openai_client import send_all  # imports the client, which takes a while
+
+        send_all(server, calls, missing)
+    return [calls.get(server.key_of(prompt.messages)) for prompt in prompts]
+
+
+def _missing(server: OpenAIServer, calls: Calls, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Those without an answer on record, unless the largest limit cut it off before."""
+    distinct = {server.key_of(prompt.messages): prompt for prompt in prompts}
+    return [
+        prompt
+        for key, prompt in distinct.items()
+        if calls.get(key) is None and calls.cut(key) < server.limits(prompt.max_tokens)[-1]
+    ]
 
 
 def _judge_prompt(batch: Sequence[Question]) -> Prompt:
@@ -125,17 +157,11 @@ class OpenAISettings(LanguageModelSettings):
 
     def pair(self, calls: Calls) -> tuple[OpenAIExplainer, OpenAIJudge]:
         """-> explainer and judge"""
-        names = (self.explainer_model or self.model, self.model)
-        explaining, judging = (
-            OpenAIServer(
-                name,
-                self.base_url,
-                self.key_variable,
-                self.prices,
-                concurrency=self.concurrency,
-                timeout=self.timeout,
-                answer_tokens=self.answer_tokens,
-            )
-            for name in names
-        )
+        settings = {
+            field.name: getattr(self, field.name)
+            for field in fields(OpenAIServer)
+            if field.name != "model" and hasattr(self, field.name)
+        }
+        explaining = OpenAIServer(self.explainer_model or self.model, **settings)
+        judging = OpenAIServer(self.model, **settings)
         return OpenAIExplainer(explaining, calls), OpenAIJudge(judging, calls, self.batch)

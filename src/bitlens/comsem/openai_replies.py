@@ -47,10 +47,8 @@ class Reply(NamedTuple):
 
 
 def read_completion(body: str) -> Reply:
-    """Of the body of a response; Unreadable if it is no chat completion.
-
-    The client's own types check nothing: whatever a server sends would pass for an answer.
-    """
+    """Of the body of a response; Unreadable if it is no chat completion, which the client's own
+    types do not check."""
     try:
         completion = json.loads(body)
         choice = completion["choices"][0]

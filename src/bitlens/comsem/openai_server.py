@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from bitlens.comsem.calls import Call, Calls, Cost, key_of
+from bitlens.comsem.calls import key_of
 from bitlens.comsem.judges import Messages
 from bitlens.errors import BitlensError
 
@@ -56,8 +55,8 @@ class OpenAIServer:
         wrong = url.scheme not in ("http", "https") or not url.hostname
         if wrong or url.username or url.query:
             raise BitlensError(
-                "base_url is the address of a server, such as http://localhost:8000/v1, without "
-                "a user, a key or a query; keys come from the environment."
+                "base_url is an address such as http://localhost:8000/v1, without a user, a key or "
+                "a query; keys come from the environment."
             )
         if not set(LIMITS) & set(self.request(1)):
             raise BitlensError(
@@ -123,42 +122,6 @@ class OpenAIServer:
         return key_of(self.name, messages, self.settings)
 
 
-def estimate(server: OpenAIServer, calls: Calls, prompts: Sequence[Prompt]) -> Cost:
-    """What these prompts will cost, beside those on record, at four characters a token."""
-    missing = _missing(server, calls, prompts)
-    read = sum(size(prompt.messages) for prompt in missing)
-    written = sum(prompt.expected for prompt in missing)
-    return Cost(len(missing), read, written, server.price(read, written))
-
-
-def ask(server: OpenAIServer, calls: Calls, prompts: Sequence[Prompt]) -> list[Call | None]:
-    """The whole answer to each prompt; None where even the largest limit of tokens cut it off.
-
-    Prompts on record are not sent; each other one is recorded as it is answered. After the first
-    failure nothing more is sent, but what is under way is awaited and recorded.
-    """
-    if missing := _missing(server, calls, prompts):
-        if server.prices is None and calls.max_cost < math.inf:
-            raise BitlensError(
-                "max_cost needs the prices of a million input and output tokens; "
-                "give them as prices."
-            )
-        from bitlens.comsem.openai_client import send_all  # imports the client, which takes a while
-
-        send_all(server, calls, missing)
-    return [calls.get(server.key_of(prompt.messages)) for prompt in prompts]
-
-
 def size(messages: Messages) -> int:
     """Tokens of English text, roughly."""
     return sum(-(-len(message["content"]) // 4) for message in messages)
-
-
-def _missing(server: OpenAIServer, calls: Calls, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Those without an answer on record, unless the largest limit cut it off before."""
-    distinct = {server.key_of(prompt.messages): prompt for prompt in prompts}
-    return [
-        prompt
-        for key, prompt in distinct.items()
-        if calls.get(key) is None and calls.cut(key) < server.limits(prompt.max_tokens)[-1]
-    ]

@@ -1,7 +1,6 @@
 """Which rows a latent is explained and judged by: on-rows for each, and off-rows to tell them from.
 
-Everything is read from packed codes. A document is either the explainer's or the judge's, so a
-judge never sees one that the explanation was made from.
+A document is either the explainer's or the judge's.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from bitlens.bits.codes import Columns
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import nearest
 from bitlens.errors import BitlensError
-from bitlens.features.on_rows import explainers_part, on_rows
+from bitlens.features.on_rows import explainers_part, on_rows, refuse_unknown
 from bitlens.results import brief
 from bitlens.seeding import generator
 
@@ -79,11 +78,6 @@ class Trial:
         kinds = {"positive": self.positives, "random": self.random, "hard": self.hard}
         return [JudgedRow(row, kind) for kind, rows in kinds.items() for row in rows]
 
-    @property
-    def rows(self) -> list[int]:
-        """All rows that are shown to someone."""
-        return [*self.examples, *(judged.row for judged in self.judged)]
-
 
 def trials(
     bits: PackedBits,
@@ -95,13 +89,9 @@ def trials(
     """Draw the rows of each of these latents, fewer for one that is rarely on or rarely off.
 
     bits: as from `canonical`; among: bool `[rows]`, the rows to draw from, by default all.
-    Neighbours and random negatives are sought among `POOL` random rows of the judge's.
     """
     document, chosen = columns.document, list(latents)
-    if wrong := [latent for latent in chosen if not 0 <= latent < bits.n_latents]:
-        raise BitlensError(
-            f"There is no latent {wrong[0]}; these codes have latents 0 to {bits.n_latents - 1}."
-        )
+    refuse_unknown(chosen, bits.n_latents)
     explainers = explainers_part(document)
     drawn_from = torch.ones_like(explainers) if among is None else among
     explained, judged = drawn_from & explainers, drawn_from & ~explainers
@@ -152,24 +142,21 @@ class _Negatives:
     def _same_tokens(self, latent: int, positives: Tensor, draw: torch.Generator) -> Iterator[int]:
         """For each positive in turn a row with its token, then for each a second one, and so on."""
         lists = []
-        for token in self.token[positives]:
-            first, last = (
-                int(torch.searchsorted(self.sorted_tokens, token, right=right))
-                for right in (False, True)
-            )
+        tokens = self.token[positives].contiguous()
+        firsts = torch.searchsorted(self.sorted_tokens, tokens).tolist()
+        lasts = torch.searchsorted(self.sorted_tokens, tokens, right=True).tolist()
+        for first, last in zip(firsts, lasts, strict=True):
             rows = self.by_token[first + torch.randint(last - first, (FEW,), generator=draw)]
             off = rows[~self.bits[rows].column(latent).bool()]
             lists.append(off.tolist() if len(off) >= OFTEN_OFF * FEW else [])
-        turns = chain.from_iterable(zip_longest(*lists))
-        return (row for row in turns if row is not None)
+        return (row for row in chain.from_iterable(zip_longest(*lists)) if row is not None)
 
     def _nearest(self, off: Tensor, positives: Tensor) -> Sequence[int]:
         """For each positive in turn the nearest row, then for each the second one, and so on."""
         rows = self.pool[off]
         if not len(positives) or not len(rows):
             return []
-        k = min(NEAREST, len(rows))
-        _, places = nearest(self.bits[positives], self.pool_bits[off], k)
+        _, places = nearest(self.bits[positives], self.pool_bits[off], min(NEAREST, len(rows)))
         return rows[places.T.flatten()].tolist()
 
     def _distinct(self, rows: Iterable[int], n: int, used: set[int]) -> list[int]:

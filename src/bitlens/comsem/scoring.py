@@ -16,8 +16,7 @@ from torch import Tensor
 from bitlens.comsem.judges import Verdict
 from bitlens.comsem.sampling import JudgedRow, Plan, Trial
 from bitlens.errors import BitlensError
-from bitlens.information.intervals import Estimate as Rate
-from bitlens.information.intervals import fisher, mean_of_two, sign_flip, wilson
+from bitlens.information.intervals import Estimate, fisher, mean_of_two, sign_flip, wilson
 from bitlens.labels.scores import LEVEL
 from bitlens.results import brief
 from bitlens.seeding import generator
@@ -33,13 +32,6 @@ class RowQuestion(NamedTuple):
     row: int
     kind: str
     """positive, random or hard"""
-
-
-class Explained(NamedTuple):
-    """The rows of a latent, and what they are said to have in common."""
-
-    trial: Trial
-    explanation: str
 
 
 Ask = Callable[[list[RowQuestion]], list[Verdict]]
@@ -60,30 +52,27 @@ class Config(Plan):
 
 
 DEFAULT = Config()
-UNKNOWN = Rate(math.nan, math.nan, math.nan)
+UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well an explanation tells the rows of a latent from others. Unclear answers are wrong.
-
-    Of a latent that nobody was asked about only the reason is known.
-    """
+    """How well an explanation tells the rows of a latent from others. Unclear answers are wrong."""
 
     __repr__ = brief
 
     latent: int
     rate: float = math.nan
     explanation: str = ""
-    sensitivity: Rate = UNKNOWN
+    sensitivity: Estimate = UNKNOWN
     """share of yes among positives: the paper's score"""
-    specificity: Rate = UNKNOWN
+    specificity: Estimate = UNKNOWN
     """share of no among random negatives"""
-    specificity_hard: Rate = UNKNOWN
+    specificity_hard: Estimate = UNKNOWN
     """among negatives with the token of a positive, or a code near to that of one"""
-    balanced_accuracy: Rate = UNKNOWN
+    balanced_accuracy: Estimate = UNKNOWN
     """mean of sensitivity and specificity: .5 is chance, and what fits everything or nothing"""
-    balanced_accuracy_hard: Rate = UNKNOWN
+    balanced_accuracy_hard: Estimate = UNKNOWN
     """the same with hard negatives"""
     shuffled: float = math.nan
     """mean balanced accuracy of other latents' explanations on these rows, of fitting ones, too"""
@@ -104,12 +93,12 @@ class Score:
 
 
 def judged(
-    explained: Sequence[Explained], ask: Ask, rates: Tensor, config: Config = DEFAULT
+    explained: Sequence[tuple[Trial, str]], ask: Ask, rates: Tensor, config: Config = DEFAULT
 ) -> list[Score]:
     """Ask about every latent's rows with its own explanation and with `config.shuffles` of others.
 
-    rates: firing rates of all latents. Other explanations that fit these rows themselves (Fisher's
-    test at `config.level`) are no nulls: more are asked about instead, up to `MOST` times as many.
+    rates: of all latents. Others that fit these rows themselves (Fisher's test at `config.level`)
+    are no nulls: more are asked about instead, up to `MOST` times as many.
     """
     others = _others([explanation for _, explanation in explained], config)
     pairs = zip(explained, others, strict=True)
@@ -132,16 +121,6 @@ def judged(
     return [case.score(float(rates[case.trial.latent]), config) for case in cases]
 
 
-class _Rates(NamedTuple):
-    """Shares of right answers, named as in `Score`."""
-
-    sensitivity: Rate
-    specificity: Rate
-    specificity_hard: Rate
-    balanced_accuracy: Rate
-    balanced_accuracy_hard: Rate
-
-
 class _Answers(NamedTuple):
     """Verdicts on all rows of a trial with one explanation."""
 
@@ -149,8 +128,7 @@ class _Answers(NamedTuple):
     verdicts: list[Verdict]
 
     def right(self, unclear: bool = False, unfinished: bool = False) -> list[bool]:
-        """Whether each is right; unclear, unfinished: what answers that are neither yes nor no,
-        or came to no end, count as."""
+        """Whether each is right, with what unclear and unfinished answers count as."""
         neither = [unclear if v.finished else unclear or unfinished for v in self.verdicts]
         return [
             default if v.yes is None else v.yes == (row.kind == "positive")
@@ -161,11 +139,17 @@ class _Answers(NamedTuple):
         """Those of rows of these kinds."""
         return [r for r, row in zip(right, self.rows, strict=True) if row.kind in kinds]
 
-    def rates(self, right: list[bool]) -> _Rates:
-        """Shares of rows that are right."""
+    def rates(self, right: list[bool]) -> dict[str, Estimate]:
+        """Shares of rows that are right, named as in `Score`."""
         parts = (self.part(right, kind) for kind in ("positive", "random", "hard"))
         yes, no, hard = (wilson(sum(part), len(part)) for part in parts)
-        return _Rates(yes, no, hard, mean_of_two(yes, no), mean_of_two(yes, hard))
+        return {
+            "sensitivity": yes,
+            "specificity": no,
+            "specificity_hard": hard,
+            "balanced_accuracy": mean_of_two(yes, no),
+            "balanced_accuracy_hard": mean_of_two(yes, hard),
+        }
 
     def fit(self) -> float:
         """P-value that these answers have nothing to do with the latent (Fisher's exact test)."""
@@ -174,15 +158,25 @@ class _Answers(NamedTuple):
         return fisher(sum(yes), len(yes), len(no) - sum(no), len(no))
 
     def better(self, null: _Answers) -> float:
-        """P-value that these are no more often right than those with another explanation, of which
-        unclear ones count as right."""
+        """P-value that these are no more often right than a null, whose unclear ones are."""
         easy = ("positive", "random")
         own, other = self.part(self.right(), *easy), null.part(null.right(unclear=True), *easy)
         return sign_flip(own, other, sum(row.kind == "positive" for row in self.rows))
 
+    def untested(self, name: str, config: Config) -> str:
+        """Why these cannot say whether this balanced accuracy is above the threshold."""
 
-@dataclass(frozen=True)
-class _Case:
+        def above(right: list[bool]) -> bool:
+            return self.rates(right)[name].low > config.accuracy
+
+        if not above([True] * len(self.rows)):
+            return "too few rows"
+        if above(self.right(unfinished=True)) and not above(self.right()):
+            return "unfinished answers"
+        return ""
+
+
+class _Case(NamedTuple):
     """A latent under judgement."""
 
     trial: Trial
@@ -205,58 +199,41 @@ class _Case:
         and of `sign_flip` on rows where own and other explanation differ in being right; that of
         several nulls is twice their median (Rüschendorf 1982)."""
         own, others, nulls = self.answers[0], self.answers[1:], self.nulls(config)
-        enough = nulls and 2 * len(nulls) >= min(config.shuffles, len(self.explanations) - 1)
-        p_value = math.nan
-        if enough:
+        p_value, lacking = math.nan, ""
+        if nulls and 2 * len(nulls) >= min(config.shuffles, len(self.explanations) - 1):
             p_values = sorted(own.better(null) for null in nulls)
             middle = p_values[len(p_values) // 2]  # the upper median: never too small
             combined = min(1.0, 2 * middle) if len(p_values) > 1 else middle
             p_value = max(combined, own.fit())
-        asked = others[: config.shuffles]
-        rates = [other.rates(other.right(unclear=True)) for other in asked]
-        shuffled = mean([rate.balanced_accuracy.value for rate in rates])
-        lacking = ""
-        if not enough:
+        else:
             lacking = "other explanations fit as well" if others else "no other explanation"
+        asked = [other.rates(other.right(unclear=True)) for other in others[: config.shuffles]]
+        shuffled = mean([rates["balanced_accuracy"].value for rates in asked])
         return Score(
             self.trial.latent,
             rate,
             self.explanations[0],
-            **own.rates(own.right())._asdict(),
+            **own.rates(own.right()),
             shuffled=math.nan if shuffled is None else shuffled,
             nulls=len(nulls),
             fitting=len(others) - len(nulls),
             p_value=p_value,
             unparsed=sum(v.yes is None and v.finished for v in own.verdicts),
             unfinished=sum(not v.finished for v in own.verdicts),
-            untested=lacking or _untested(own, "balanced_accuracy", config),
-            untested_hard=_untested(own, "balanced_accuracy_hard", config),
+            untested=lacking or own.untested("balanced_accuracy", config),
+            untested_hard=own.untested("balanced_accuracy_hard", config),
         )
-
-
-def _untested(own: _Answers, name: str, config: Config) -> str:
-    """Why the answers cannot say whether this balanced accuracy is above the threshold."""
-
-    def above(right: list[bool]) -> bool:
-        return getattr(own.rates(right), name).low > config.accuracy
-
-    if not above([True] * len(own.rows)):
-        return "too few rows"
-    if above(own.right(unfinished=True)) and not above(own.right()):
-        return "unfinished answers"
-    return ""
 
 
 def _others(explanations: Sequence[str], config: Config) -> list[list[str]]:
     """For each explanation those that read differently, the next ones in one random order."""
     draw = generator(config.seed, "shuffled explanations")
-    order = torch.randperm(len(explanations), generator=draw).tolist()
-    place = {latent: i for i, latent in enumerate(order)}
-    others = []
-    for latent, own in enumerate(explanations):
-        following = order[place[latent] + 1 :] + order[: place[latent]]
-        different = dict.fromkeys(explanations[i] for i in following if explanations[i] != own)
-        others.append(list(different)[: MOST * config.shuffles])
+    order: list[int] = torch.randperm(len(explanations), generator=draw).tolist()
+    others: list[list[str]] = [[] for _ in explanations]
+    for place, latent in enumerate(order):
+        following = (explanations[i] for i in order[place + 1 :] + order[:place])
+        different = dict.fromkeys(text for text in following if text != explanations[latent])
+        others[latent] = list(different)[: MOST * config.shuffles]
     return others
 
 

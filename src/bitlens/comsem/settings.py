@@ -1,7 +1,7 @@
 """What a judge brings to `bitlens interpret`: its settings, each a flag, and how it is run.
 
-A new judge is a file with a class of settings, as in `openai_judge.py`, and a line in
-`registry.py`. Nothing heavy is imported before a judge is run, so that `--help` comes at once.
+A new judge is a file with a class of settings and a line in `registry.py`. Such a file imports
+nothing heavy before the judge is run, so that `--help` comes at once.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class LanguageModelSettings(JudgeSettings):
             texts, questions = planned(codes, latents, tokenizer, config)
             costs = explainer.estimate(texts), judge.estimate(questions)
             total = Cost(*(sum(parts) for parts in zip(*costs, strict=True)))
-            hint = "" if total.cost else " (name --prices for the cost)"
+            hint = "" if total.cost else " (name prices for the cost)"
             terminal.say(
                 f"About {total.calls:,} calls, {total.input_tokens:,} tokens to read, "
                 f"{total.output_tokens:,} to write; cost {total.cost:.4f}{hint}"

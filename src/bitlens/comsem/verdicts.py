@@ -49,10 +49,9 @@ def parse_verdict(answer: str) -> bool | None:
 
 
 def parse_verdicts(answer: str, n: int) -> list[bool | None]:
-    """The numbered answers to n questions; None where one is missing, unclear or contradicted.
+    """The answers to n questions; None where one is missing, unclear or contradicted.
 
-    Numbers may be written in any usual way and on one line. Without numbers, n answers and nothing
-    else are read.
+    Numbers may be written in any usual way; without them, n answers and nothing else are read.
     """
     if n == 1:
         return [parse_verdict(answer)]
@@ -143,8 +142,8 @@ class _Part(NamedTuple):
 def _numbered_parts(line: str, n: int) -> list[_Part]:
     """What a line says of each number in it; nothing if an answer stands before them.
 
-    Comments between several numbers may name others ("no, unlike 3. yes"), so they are borne only
-    where the numbers are 1 to n and each comes after a mark of punctuation.
+    A comment may name other numbers ("no, unlike 3. yes"): with comments the numbers have to be 1
+    to n, each after a mark of punctuation.
     """
     marks = [first] if (first := _AT_START.match(line)) else []
     within = _WITHIN.finditer(line, marks[0].end() if marks else 0)

@@ -24,10 +24,8 @@ class Example(NamedTuple):
 def random_examples(
     codes: Codes, latent: int, tokenizer: Any, n: int = 4, window: int = 8, seed: int = 0
 ) -> list[Example]:
-    """Up to n rows of usual norm with the latent on, drawn at random from different documents.
-
-    window: tokens shown on each side.
-    """
+    """Up to n rows of usual norm with the latent on, from different documents, with `window` tokens
+    on each side."""
     on = (codes.bits.column(latent).bool() & codes.usual).nonzero()[:, 0]
     order = on[torch.randperm(len(on), generator=generator(seed, "examples", latent))]
     row_of_document: dict[int, int] = {}
@@ -49,13 +47,11 @@ def in_context(columns: Columns, row: int, tokenizer: Any, window: int) -> Examp
     return Example(row, *in_text(tokenizer, columns.token[start:end].tolist(), row - start, window))
 
 
-def marked(example: Example) -> str:
-    """The token in its context, «like» this, on one line: spaces before it stay outside, and line
-    ends show as ⏎."""
-    space, core = outside(example.token)
-    return f"{example.before}{space}«{core}»{example.after}".replace("\n", "⏎")
-
-
 def contexts(columns: Columns, rows: Iterable[int], tokenizer: Any, window: int) -> dict[int, str]:
-    """The text of every row with its token marked."""
-    return {row: marked(in_context(columns, row, tokenizer, window)) for row in set(rows)}
+    """Every row's token in its context, «like» this, on one line; spaces before it stay outside."""
+    text = {}
+    for row in set(rows):
+        _, before, token, after = in_context(columns, row, tokenizer, window)
+        space, core = outside(token)
+        text[row] = f"{before}{space}«{core}»{after}".replace("\n", "⏎")
+    return text

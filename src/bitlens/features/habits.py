@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from bitlens.bits.codes import Codes
-from bitlens.errors import BitlensError
 from bitlens.features.on_rows import explainers_part
 from bitlens.features.token_scores import TokenSets
 from bitlens.hidden.pieces import token_texts
-from bitlens.labels.sources import following, position_labels
+from bitlens.labels.sources import following, position_labels, require_tokens
 
 NEXT = 16  # rows in which a latent may be on again
 
@@ -76,11 +75,7 @@ class TokenHabits:
     """Which tokens a latent is on at and before, and how well they tell that it is on."""
 
     def __init__(self, codes: Codes, tokenizer: Any, top: int) -> None:
-        if codes.token.min() < 0:
-            raise BitlensError(
-                "These codes have no tokens to decode: they come from hidden states imported "
-                "without them."
-            )
+        require_tokens(codes.token)
         self.top = top
         self.token = codes.token[codes.usual].long().numpy()
         self.next = following(codes)[codes.usual].numpy()
@@ -102,17 +97,15 @@ class TokenHabits:
         return habits
 
     def _preferred(self, tokens: np.ndarray, rows_of: np.ndarray) -> list[Preference]:
-        """By count * log2(lift): lift alone would put first what was seen once, and count what is
-        common anyway. rows_of: how often each token is seen at all."""
+        """By count * log2(lift): lift alone puts first what was seen once. rows_of: by token."""
         if not len(tokens):
             return []
         present, count = np.unique(tokens, return_counts=True)
         lift = count / rows_of[present] * (rows_of.sum() / len(tokens))
         best = np.argsort(-count * np.log2(lift), kind="stable")[: self.top]
+        columns = (column[best].tolist() for column in (present, count, lift))
         return [
             Preference(token, self.text[token], n, n / len(tokens), value)
-            for token, n, value in zip(
-                present[best].tolist(), count[best].tolist(), lift[best].tolist(), strict=True
-            )
+            for token, n, value in zip(*columns, strict=True)
             if value > 1
         ]

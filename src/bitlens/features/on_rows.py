@@ -20,11 +20,8 @@ CANDIDATES = 64  # times as many rows as are drawn, among which there are mostly
 
 
 def canonical(bits: PackedBits, among: Tensor | None = None) -> PackedBits:
-    """The code with the rare state of every latent as 1.
-
-    Latents with a firing rate above 1/2 are flipped, in a copy. among: bool `[rows]`, the rows that
-    the rates are of, by default all.
-    """
+    """The code with the rare state of every latent as 1, by the rates in `among` (bool `[rows]`, by
+    default all rows)."""
     common = firing_rates(bits if among is None else bits[among]) > 0.5
     if not common.any():
         return bits
@@ -32,11 +29,16 @@ def canonical(bits: PackedBits, among: Tensor | None = None) -> PackedBits:
 
 
 def explainers_part(document: Tensor, share: float = 0.5) -> Tensor:
-    """Which rows are of documents that only an explainer sees -> bool `[rows]`
-
-    A fixed pseudo-random choice by the ids `[rows]` of documents.
-    """
+    """Which rows are of documents that only an explainer sees, by a hash -> bool `[rows]`"""
     return torch.from_numpy(held_out(document.numpy() + SALT, share))
+
+
+def refuse_unknown(latents: Sequence[int], n_latents: int) -> None:
+    """BitlensError for the first of these latents that codes of `n_latents` do not have."""
+    if wrong := [latent for latent in latents if not 0 <= latent < n_latents]:
+        raise BitlensError(
+            f"There is no latent {wrong[0]}; these codes have latents 0 to {n_latents - 1}."
+        )
 
 
 def on_rows(
@@ -49,12 +51,9 @@ def on_rows(
 ) -> Tensor:
     """Up to n random on-rows of each latent, every one from another document.
 
-    Every pair of latent and row has a pseudo-random key, and the n documents with the smallest keys
-    are drawn (bottom-k sampling, Cohen & Kaplan 2007): as if on-rows were drawn one by one, and
-    those of documents seen before put back.
-
-    document: int64 `[rows]`; chosen: bool `[rows]`, the rows to draw from; latents: by default all
-    -> int64 `[latents, n]` in random order, -1 where there are fewer documents.
+    The n documents with the smallest pseudo-random keys of their on-rows are drawn (bottom-k
+    sampling, Cohen & Kaplan 2007). document: int64 `[rows]`; chosen: bool `[rows]`, the rows to
+    draw from; latents: by default all -> int64 `[latents, n]`, -1 where there are fewer documents.
     """
     if n < 1:
         raise BitlensError(f"A sample has at least one row of each latent, not {n}.")

@@ -1,5 +1,4 @@
-"""Everything about a latent that can be counted: how often, where and on which tokens it is on,
-and what is near to it."""
+"""Everything about a latent that can be counted: when it is on, and what is near to it."""
 
 from __future__ import annotations
 
@@ -109,10 +108,9 @@ def profiles(
 ) -> list[Profile]:
     """A profile of every latent of these codes, from their rows of usual norm.
 
-    tokenizer: of the language model, for tokens and examples. W_dec: `[n_latents, d]`; its sign is
-    turned where the latent's is. effect: directions `[n, d]` -> what each does to the logits
-    `[n, vocabulary]`, as a `causal.direct.DirectEffect` does. top: entries of each list; examples:
-    of each latent, with `window` tokens on each side; tree: on up to 131,072 rows, evenly spaced.
+    W_dec: `[n_latents, d]`. effect: directions `[n, d]` -> logits `[n, vocabulary]`, as a
+    `causal.direct.DirectEffect` does. top: entries of each list; examples: of each latent, with
+    `window` tokens on each side; tree: on up to 131,072 rows.
     """
     bits = codes.bits[codes.usual]
     if W_dec is not None and (W_dec.ndim != 2 or len(W_dec) != bits.n_latents):
@@ -157,8 +155,8 @@ def profiles(
 
 def _tree_neighbours(bits: PackedBits) -> list[list[int]]:
     """Each latent's parent and children in the Chow-Liu tree."""
-    rows = torch.linspace(0, len(bits) - 1, min(len(bits), TREE_ROWS), dtype=torch.float64).long()
-    sample = bits[rows]
+    rows = torch.linspace(0, len(bits) - 1, min(len(bits), TREE_ROWS), dtype=torch.float64)
+    sample = bits[rows.long()]
     neighbours: list[list[int]] = [[] for _ in range(bits.n_latents)]
     parents = chow_liu(co_occurrence(sample), len(sample)).parents.tolist()
     for latent, parent in enumerate(parents):
@@ -181,18 +179,17 @@ def _similar(directions: Tensor, top: int) -> list[list[Near]]:
 
 
 def _promoted(directions: Tensor, effect: Effect, tokenizer: Any, top: int) -> list[list[Promoted]]:
-    raised: list[tuple[list[int], list[float]]] = []
+    tokens: list[list[int]] = []
+    raised: list[list[float]] = []
     for block in directions.split(EFFECTS):
         logits = effect(block)
-        values, tokens = logits.topk(min(top, logits.shape[1]), dim=1)
-        above_mean = values - logits.mean(1, keepdim=True)
-        raised += zip(tokens.tolist(), above_mean.tolist(), strict=True)
-    seen = {token for tokens, _ in raised for token in tokens}
-    text = token_texts(tokenizer, seen) if tokenizer is not None else dict.fromkeys(seen, "")
-    return [
-        [Promoted(i, text[i], logit) for i, logit in zip(tokens, logits, strict=True)]
-        for tokens, logits in raised
-    ]
+        highest = logits.topk(min(top, logits.shape[1]), dim=1)
+        tokens += highest.indices.tolist()
+        raised += (highest.values - logits.mean(1, keepdim=True)).tolist()
+    seen = {token for some in tokens for token in some}
+    text = dict.fromkeys(seen, "") if tokenizer is None else token_texts(tokenizer, seen)
+    texts = [[text[token] for token in some] for some in tokens]
+    return [list(map(Promoted, *lists)) for lists in zip(tokens, texts, raised, strict=True)]
 
 
 def _examples(codes: Codes, drawn: Tensor, tokenizer: Any, window: int) -> list[list[str]]:
@@ -206,10 +203,8 @@ def _examples(codes: Codes, drawn: Tensor, tokenizer: Any, window: int) -> list[
 def arranged(found: Sequence[Profile], by: Order) -> list[Profile]:
     """The profiles in an order; those that have no such number come last.
 
-    clear: by `token_f1`, those of a single token at most every other one, dense latents (on in more
-    than a tenth of the rows) after the others; rate: on most first; rare: on least, but at all;
-    again, dispersion: the most bursting first, within a document and among documents; index: as the
-    code has them.
+    clear: by `token_f1`, those of a single token at most every other one, dense latents last; rate,
+    rare: on most, or least, but at all; again, dispersion: the most bursting first.
     """
     if by == "index":
         return list(found)
@@ -229,14 +224,11 @@ def arranged(found: Sequence[Profile], by: Order) -> list[Profile]:
 def require_ending(path: Path) -> None:
     """Refuse a name that says neither JSON lines nor parquet."""
     if path.suffix not in (".jsonl", ".parquet"):
-        raise BitlensError(
-            f"Profiles are written as .jsonl or .parquet, not '{path.name}'; choose one of these "
-            "endings."
-        )
+        raise BitlensError(f"Profiles are written as .jsonl or .parquet, not '{path.name}'.")
 
 
 def write_profiles(path: Path, found: Sequence[Profile]) -> None:
-    """A record for each latent, as JSON lines (.jsonl) or parquet (.parquet)."""
+    """A record for each latent, as `write_records` does."""
     write_records(path, [asdict(profile) for profile in found])
 
 

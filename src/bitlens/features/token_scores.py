@@ -14,6 +14,7 @@ from bitlens.bits.statistics import DENSE
 from bitlens.bits.words import WORD
 from bitlens.errors import BitlensError
 from bitlens.labels.scores import GOOD
+from bitlens.labels.sources import require_tokens
 from bitlens.results import brief
 
 MIN_ON = 20  # rows, of both parts, in which a latent has to be on
@@ -62,8 +63,8 @@ class TokenSets:
         self.seen_fit, self.seen_check = self._counts(np.arange(len(token)))
 
     def best(self, on: np.ndarray, min_on: int = MIN_ON) -> tuple[list[int], float] | None:
-        """The set with the highest F1 on the fitting rows, its most frequent token first, and its
-        F1 on the others. on: the rows with the latent on; None below `min_on` in either part.
+        """The tokens with the highest F1 on the fitting rows, the most frequent first, and their F1
+        on the others; None if the latent is on (rows `on`) in fewer than `min_on` of either.
 
         Tokens are added in the order of the share of their occurrences that are on.
         """
@@ -96,28 +97,24 @@ def token_scores(
 ) -> list[TokenScore]:
     """The score of every latent that is on in at least `min_on` held-out and training rows.
 
-    token: id of each row `[rows]`; test: bool `[rows]`, the held-out rows.
+    token: id of each row; test: bool `[rows]`, the held-out rows.
     """
     if not len(token):
         raise BitlensError("There are no rows to score latents on.")
-    if token.min() < 0:
-        raise BitlensError(
-            "These rows have no tokens: they come from hidden states imported without them."
-        )
+    require_tokens(token)
     sets = TokenSets(token.numpy(), ~test.numpy())
-    scores = []
-    for latent, on in enumerate(rows_on(bits)):
-        if best := sets.best(on, min_on):
-            tokens, f1 = best
-            scores.append(TokenScore(latent, len(on) / len(token), f1, tokens))
-    return scores
+    best = ((latent, on, sets.best(on, min_on)) for latent, on in enumerate(rows_on(bits)))
+    return [
+        TokenScore(latent, len(on) / len(token), tokens=found[0], f1=found[1])
+        for latent, on, found in best
+        if found
+    ]
 
 
 def clearest(
     candidates: Sequence[T], f1: Callable[[T], float], tokens: Callable[[T], int]
 ) -> list[T]:
-    """In order of F1, but those that a single token predicts at most every other one, as they
-    would fill any list. tokens: the size of the set."""
+    """By F1, but those of a single token at most every other one, as they would fill the list."""
     ordered = sorted(candidates, key=lambda one: -f1(one))
     single = [one for one in ordered if tokens(one) == 1]
     several = [one for one in ordered if tokens(one) != 1]

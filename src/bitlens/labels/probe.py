@@ -1,5 +1,4 @@
-"""Logistic probes: how well the few latents that differ most between a class and the rest tell the
-two apart (sparse probing), and what a whole code tells of a label."""
+"""Logistic probes: sparse ones on few latents, and what a whole code tells of a label."""
 
 from __future__ import annotations
 
@@ -78,17 +77,12 @@ def sparse_probing(
     """k-sparse logistic probes (Gurnee et al. 2023, arXiv 2305.01610) -> a score for each k, for
     all latents, and for `dense`.
 
-    features: bits, or float activations `[rows, n_latents]`; dense: `[rows, d]`, the hidden states
-    themselves; documents int64 and test bool, `[rows]`. For each of the `max_classes` most frequent
-    classes the k features whose means in class and rest differ most are chosen, and all is fitted,
-    on the rows that are not `test`. Class and rest weigh the same in the loss; its L2 penalty is
-    the best for every fifth fitting document. Rows without a label do not count. Everything is
-    unpacked: `probe_rows` draws a sample.
+    features: bits, or floats `[rows, n_latents]`; dense: hidden states `[rows, d]`; documents int64
+    and test bool, `[rows]`. The k features whose means in class and rest differ most are chosen,
+    and all is fitted, on rows that are not `test`. Class and rest weigh the same in the loss; its
+    L2 penalty is the best for every fifth fitting document. All is unpacked: draw a sample first.
     """
-    if not len(features) == len(labels.ids) == len(documents) == len(test):
-        raise BitlensError(
-            f"There are {len(features):,} rows and {len(labels.ids):,} labels; each row needs one."
-        )
+    labels.require(features, documents, test)
     classes = labels.frequent([~test, test], min_rows, min_others=min_rows)[:max_classes]
     rows = (labels.ids >= 0).nonzero()[:, 0]
     truth = (labels.ids[rows][:, None] == classes).T
@@ -122,10 +116,7 @@ def probe_sample(
 
 
 def probe_rows(labels: Labels, test: Tensor, n: int = MAX_ROWS, seed: int = 0) -> Tensor:
-    """Up to n fitting and n held-out rows that have a label, drawn at random -> int64, ascending.
-
-    test: bool `[rows]`.
-    """
+    """Up to n fitting and n held-out (bool `test`) labelled rows, at random -> int64, ascending."""
     parts = [((labels.ids >= 0) & part).nonzero()[:, 0] for part in (~test, test)]
     orders = [torch.randperm(len(p), generator=generator(seed, "probe rows")) for p in parts]
     chosen = [rows[order[:n]] for rows, order in zip(parts, orders, strict=True)]
@@ -133,32 +124,24 @@ def probe_rows(labels: Labels, test: Tensor, n: int = MAX_ROWS, seed: int = 0) -
 
 
 def hidden_rows(store: ActivationStore, codes: Codes, rows: Tensor) -> Tensor:
-    """The hidden states of some rows of the codes, float32 `[len(rows), d_in]`.
-
-    rows: int64, ascending.
-    """
+    """The hidden states of some rows (ascending) of the codes, float32 `[len(rows), d_in]`."""
     if len(store) != len(codes):
         raise BitlensError(
-            f"The store {store.path} has {len(store):,} rows and the codes {len(codes):,}; name "
-            "their own."
+            f"The store {store.path} has {len(store):,} rows and the codes {len(codes):,}."
         )
     parts, first = [], 0
     for index, shard in enumerate(store.shards):
         inside = rows[(rows >= first) & (rows < first + shard["rows"])]
         tensors = store.shard(index, ["hidden", "token"])
         if not torch.equal(tensors["token"][inside - first], codes.token[inside]):
-            raise BitlensError(
-                f"The store {store.path} has other tokens than the codes {codes.path}; name their "
-                "own."
-            )
+            raise BitlensError(f"{store.path} has other tokens than the codes {codes.path}.")
         parts.append(tensors["hidden"][inside - first].float())
         first += shard["rows"]
     return torch.cat(parts)
 
 
 def roc_auc(scores: Tensor, truth: Tensor) -> float:
-    """Chance that a row of the class has a higher score than one of the rest, ties half: scores and
-    bool truth `[rows]`."""
+    """Chance that a row of the class (bool truth) has a higher score than another, ties half."""
     _, own, counts = scores.unique(return_inverse=True, return_counts=True)
     rank = counts.cumsum(0).double() - (counts - 1) / 2
     positive, negative = int(truth.sum()), int((~truth).sum())
@@ -222,8 +205,8 @@ def _fit(x: Tensor, truth: Tensor, penalties: Tensor, start: Tensor | None) -> T
 
 
 def _losses(x: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
-    """Logistic loss of each class, `[classes]`: the mean over its rows and that over the rest, half
-    each."""
+    """Logistic loss of each class, `[classes]`: of its mean over the class and over the rest,
+    half."""
     cost = softplus(torch.where(truth, -1.0, 1.0) * _logits(x, weights))
     share = [part / part.sum(1, keepdim=True).clamp_min(1) / 2 for part in (truth, ~truth)]
     return (cost * (share[0] + share[1])).sum(1)
@@ -241,12 +224,10 @@ def _logits(x: Tensor, weights: Tensor) -> Tensor:
 def label_information(
     bits: PackedBits, labels: Tensor, held_out: Tensor, seed: int = 0
 ) -> dict[str, Any]:
-    """What a code tells of its rows' labels (int64 `[rows]`), in bits, fitted on the other rows and
-    measured on bool `held_out [rows]`.
+    """What a code tells of its rows' labels (int64 `[rows]`), in bits on bool `held_out [rows]`.
 
     label_bits: H(label) less the cross-entropy of a logistic probe, in expectation no more than
-    I(code; label); with the 95 % interval over held-out rows. label_bits_latent: I(latent; label)
-    of the latent that tells most where fitted.
+    I(code; label). label_bits_latent: I(latent; label) of the latent that tells most where fitted.
     """
     fit, held, truth = bits[~held_out], bits[held_out], labels[held_out]
     entropy = label_entropy(truth)
@@ -268,11 +249,9 @@ def label_information(
 
 
 def probe_costs(features: Tensor, labels: Tensor, held_out: Tensor, seed: int = 0) -> Tensor:
-    """Bits that a logistic model from features `[rows, d]` pays for the label of each held-out row,
-    float64 `[held_out]`.
+    """Bits that a logistic model pays for the label of each held-out row, float64 `[held_out]`.
 
-    Its L2 penalty, from one that lets nothing but the frequencies through, is lowered as long as
-    that helps fitting rows that take no part, each fifth of them in turn.
+    Its L2 penalty is lowered as long as that helps in five-fold cross-validation.
     """
     x, classes = features - features[~held_out].mean(0), int(labels.max()) + 1
     rows = (~held_out).nonzero()[:, 0]

@@ -1,5 +1,4 @@
-"""How well single latents stand for known labels: precision, recall, F1 and mutual information,
-from popcounts."""
+"""How well single latents stand for known labels: F1 and mutual information, from popcounts."""
 
 from __future__ import annotations
 
@@ -63,8 +62,7 @@ class LabelScore(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelScores:
-    """Every latent against every class of a labelling, `[n_latents, classes]` each, on held-out
-    rows but for `fit_f1`."""
+    """Every latent against every class, `[n_latents, classes]`, on held-out rows but `fit_f1`."""
 
     __repr__ = brief
 
@@ -91,8 +89,7 @@ class LabelScores:
         return benjamini_hochberg(self.p_value)
 
     def by_latent(self) -> list[LabelScore]:
-        """Every latent that meets a class in the fitting rows, with its best class there; highest
-        held-out F1 first."""
+        """Every latent with its best class on the fitting rows; highest held-out F1 first."""
         best = self.fit_f1.max(1)
         met = best.values.nonzero()[:, 0].tolist()
         pairs = [self._pair(latent, int(best.indices[latent])) for latent in met]
@@ -106,9 +103,7 @@ class LabelScores:
     records = by_latent  # rows of its DataFrame
 
     def summary(self) -> dict[str, Any]:
-        """latents_f1: latents with a good F1 for their class; labels_covered: classes with a good
-        F1 of their latent; label_f1: mean of all classes' F1; dependent_pairs: share of pairs
-        called dependent."""
+        """Counts of latents and classes with a good F1, and means over classes and pairs."""
         by_class = self.by_class()
         return {
             "labelling": self.name,
@@ -147,24 +142,17 @@ def label_scores(
     groups: int = GROUPS,
     progress: bool = True,
 ) -> LabelScores:
-    """Score the on-state of every latent as a detector of every class, on the rows of bool
-    `test [rows]`.
+    """Score the on-state of every latent as a detector of every class, on rows of bool `test`.
 
-    documents: int64 `[rows]`. Classes with fewer than `min_rows` fitting or held-out rows are left
-    out, and all but the `max_classes` most frequent; their rows count as rows of another class,
-    rows without a label do not count at all.
+    Classes with fewer than `min_rows` fitting or held-out rows are left out, and all but the
+    `max_classes` most frequent; their rows count as another class, rows without a label not at all.
 
-    Rows of one document are not independent, so held-out documents are joined to `groups` groups of
-    neighbours of about equal size. Intervals are those of the delete-a-group jackknife (Shao & Wu
-    1989). Independence is tested by the covariance over its cluster-robust standard error (Liang &
-    Zeger 1986), which is taken to be no smaller than that of a latent and a class that are each as
-    alike within documents as they are, and independent of each other.
+    Intervals are those of the delete-a-group jackknife (Shao & Wu 1989) over `groups` groups of
+    neighbouring documents (int64 `[rows]`). Independence is tested by the covariance over its
+    cluster-robust standard error (Liang & Zeger 1986), taken to be no smaller than that of a latent
+    and a class that are independent, but each as alike within documents as they are.
     """
-    if not len(bits) == len(labels.ids) == len(documents) == len(test):
-        raise BitlensError(
-            f"There are {len(bits):,} rows of bits and {len(labels.ids):,} labels; each row needs "
-            "one."
-        )
+    labels.require(bits, documents, test)
     fit, held_out = ((labels.ids >= 0) & part for part in (~test, test))
     classes = labels.frequent([fit, held_out], min_rows)[:max_classes]
     columns = _class_columns(labels.ids, classes)
@@ -176,44 +164,42 @@ def label_scores(
     for start in range(0, words_for(bits.n_latents), step):
         n_latents = min(bits.n_latents - start * WORD, step * WORD)
         block = PackedBits(bits.words[:, start : start + step], n_latents)
-        blocks.append(_PairScores.of(_Counts.of_groups(block, columns, parts), alike))
-    scores = _PairScores(*(torch.cat(numbers) for numbers in zip(*blocks, strict=True)))
+        blocks.append(_pair_scores(_Counts.of_groups(block, columns, parts), alike))
+    scores = {name: torch.cat([block[name] for block in blocks], -2) for name in blocks[0]}
     return LabelScores(
         labels.name,
         [labels.names[c] for c in classes.tolist()],
         rows=int(held_out.sum()),
         fit_f1=_counted_f1(bits, columns, fit).float(),
         share=labels.class_counts(held_out)[classes] / held_out.sum(),
-        precision=scores.precision,
-        recall=scores.recall,
-        f1=Interval(scores.f1, scores.f1_low, scores.f1_high),
-        mutual_information=Interval(scores.mi, scores.mi_low, scores.mi_high),
-        p_value=scores.p_value,
+        precision=scores["precision"],
+        recall=scores["recall"],
+        f1=Interval(*scores["f1"]),
+        mutual_information=Interval(*scores["mutual_information"]),
+        p_value=scores["p_value"],
     )
 
 
 def f1_scores(bits: PackedBits, labels: Labels, rows: Tensor, min_rows: int = MIN_ROWS) -> Tensor:
-    """F1 of every latent for every class with `min_rows` of these rows (bool `[rows]`), the most
-    frequent first, float64 `[n_latents, classes]`."""
+    """F1 for every class with `min_rows` of these rows (bool `[rows]`), the most frequent first,
+    float64 `[n_latents, classes]`."""
     classes = labels.frequent([rows], min_rows)[:MAX_CLASSES]
     return _counted_f1(bits, _class_columns(labels.ids, classes), rows & (labels.ids >= 0))
 
 
 def best_labels(scores: Sequence[LabelScores]) -> list[LabelScore]:
-    """Every latent that meets a class of some labelling, with the one it meets best on the fitting
-    rows, held out."""
+    """Every latent with the class, of all labellings, that it meets best on the fitting rows."""
     best: dict[int, tuple[float, LabelScore]] = {}
     for labelling in scores:
         fit_f1 = labelling.fit_f1.max(1).values.tolist()
         for score in labelling.by_latent():
-            if score.latent not in best or fit_f1[score.latent] > best[score.latent][0]:
+            if fit_f1[score.latent] > best.get(score.latent, (0.0, score))[0]:
                 best[score.latent] = fit_f1[score.latent], score
     return [score for _, score in best.values()]
 
 
 def benjamini_hochberg(p_value: Tensor, level: float = LEVEL) -> Tensor:
-    """Which of many tests reject at this false discovery rate (Benjamini & Hochberg 1995) -> bool,
-    the same shape."""
+    """Which tests reject at this false discovery rate (Benjamini & Hochberg 1995), bool."""
     ordered = p_value.flatten().sort().values
     passed = ordered[ordered <= level * torch.arange(1, len(ordered) + 1) / len(ordered)]
     return p_value <= (passed[-1] if len(passed) else -1)
@@ -253,31 +239,18 @@ class _Counts(NamedTuple):
         return information_from_counts(self.joint, self.on, self.labelled, self.rows)
 
 
-class _PairScores(NamedTuple):
-    """What is measured of some latents and all classes, float32 `[n, classes]` each."""
-
-    precision: Tensor
-    recall: Tensor
-    f1: Tensor
-    f1_low: Tensor
-    f1_high: Tensor
-    mi: Tensor
-    mi_low: Tensor
-    mi_high: Tensor
-    p_value: Tensor
-
-    @classmethod
-    def of(cls, counts: _Counts, alike: float) -> _PairScores:
-        """alike: how many rows the document of a row has, on average."""
-        total = counts.total()
-        numbers = (
-            (total.joint / total.on.clamp_min(1))[0],
-            (total.joint / total.labelled.clamp_min(1))[0],
-            *(x.clamp(0, 1) for x in _jackknife(counts, _Counts.f1)),
-            *(x.clamp_min(0) for x in _jackknife(counts, _Counts.information)),
-            _independence(counts, alike),
-        )
-        return cls(*(x.float() for x in numbers))
+def _pair_scores(counts: _Counts, alike: float) -> dict[str, Tensor]:
+    """Fields of `LabelScores` for some latents and all classes, float32 `[n, classes]`, those with
+    an interval `[3, n, classes]`. alike: rows that the document of a row has, on average."""
+    total = counts.total()
+    numbers = {
+        "precision": (total.joint / total.on.clamp_min(1))[0],
+        "recall": (total.joint / total.labelled.clamp_min(1))[0],
+        "f1": _jackknife(counts, _Counts.f1).clamp(0, 1),
+        "mutual_information": _jackknife(counts, _Counts.information).clamp_min(0),
+        "p_value": _independence(counts, alike),
+    }
+    return {name: number.float() for name, number in numbers.items()}
 
 
 def _counted_f1(bits: PackedBits, columns: PackedBits, rows: Tensor) -> Tensor:
@@ -309,13 +282,11 @@ def _groups(documents: Tensor, groups: int) -> list[Tensor]:
     return rows
 
 
-def _jackknife(
-    counts: _Counts, statistic: Callable[[_Counts], Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A statistic of all groups, the low and the high end of its interval, `[n, classes]` each."""
+def _jackknife(counts: _Counts, statistic: Callable[[_Counts], Tensor]) -> Tensor:
+    """A statistic of all groups, and the ends of its interval, `[3, n, classes]`."""
     value, without = statistic(counts.total())[0], statistic(counts.without_each())
     half = student_quantile(len(without) - 1) * jackknife_error(without)
-    return value, value - half, value + half
+    return torch.stack([value, value - half, value + half])
 
 
 def _independence(counts: _Counts, alike: float) -> Tensor:

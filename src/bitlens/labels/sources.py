@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +50,13 @@ class Labels(NamedTuple):
         order = counts[0].argsort(descending=True, stable=True)
         return order[enough[order]]
 
+    def require(self, features: Sized, *columns: Tensor) -> None:
+        """BitlensError unless features and columns have as many rows as there are labels."""
+        if any(len(each) != len(self.ids) for each in (features, *columns)):
+            raise BitlensError(
+                f"There are {len(features):,} rows and {len(self.ids):,} labels; each needs one."
+            )
+
     def class_counts(self, rows: Tensor) -> Tensor:
         """Rows of each class among these, bool `[rows]` -> int64 `[classes]`"""
         return self.ids[rows & (self.ids >= 0)].bincount(minlength=len(self.names))
@@ -72,14 +79,10 @@ def load_tokenizer(codes: Columns) -> Any:
 
 
 def own_labels(codes: Columns, tokenizer: Any) -> list[Labels]:
-    """The labellings that any text has: `token`, `next token` (of the same document), `spelling`
-    (see there) and `position` (see `position_bucket`). Tokens that read alike are one class."""
+    """The labellings that any text has: `token`, `next token`, `spelling` and `position`. Tokens
+    that read alike are one class."""
     token = codes.token.long()
-    if token.min() < 0:
-        raise BitlensError(
-            f"The codes {codes.path} have no tokens: they come from hidden states imported "
-            "without them."
-        )
+    require_tokens(token)
     strings = token_texts(tokenizer, token.unique().tolist())
     return [
         _mapped("token", token, strings.__getitem__),
@@ -87,6 +90,14 @@ def own_labels(codes: Columns, tokenizer: Any) -> list[Labels]:
         _mapped("spelling", token, lambda i: spelling(strings[i])),
         position_labels(codes.position),
     ]
+
+
+def require_tokens(token: Tensor) -> None:
+    """BitlensError for rows `[rows]` that were imported without their tokens."""
+    if len(token) and int(token.min()) < 0:
+        raise BitlensError(
+            "These rows have no tokens: they come from hidden states imported without them."
+        )
 
 
 def position_labels(position: Tensor) -> Labels:
@@ -101,9 +112,8 @@ def following(codes: Columns) -> Tensor:
 
 
 def spelling(token: str) -> str:
-    """The orthographic class of a token's own characters: newline, space, bytes (part of a
-    character), number, punctuation, upper case, capitalised, word (lower case, after a space) or
-    continuation."""
+    """The orthographic class of a token: newline, space, bytes, number, punctuation, upper case,
+    capitalised, word (lower case, after a space) or continuation."""
     core = token.strip()
     letters = [c for c in core if c.isalpha()]
     if UNREADABLE in token:
@@ -145,13 +155,13 @@ def read_labels(path: Path, codes: Columns, tokenizer: Any) -> list[Labels]:
     checked by token id.
     """
     if not tokenizer.is_fast:
-        raise BitlensError(
-            "This model's tokenizer does not say where tokens begin, so spans cannot be placed."
-        )
+        raise BitlensError("Spans cannot be placed: the tokenizer does not say where tokens begin.")
     token, rows_of = codes.token.numpy(), _rows_of(codes.document.numpy())
     ids: dict[str, np.ndarray] = defaultdict(lambda: np.full(len(token), -1))
     numbers: dict[str, dict[str, int]] = defaultdict(dict)
-    for document, (where, line) in enumerate(_documents(path)):
+    for document, (where, line) in enumerate(json_lines(path)):
+        if not isinstance(line, dict) or not isinstance(line.get("text"), str):
+            raise BitlensError(f"{where} has no 'text'; a line for each document is expected.")
         if document not in rows_of:
             continue
         rows, text = rows_of[document], line["text"]
@@ -170,20 +180,8 @@ def read_labels(path: Path, codes: Columns, tokenizer: Any) -> list[Labels]:
             in_span = _classes_of_characters(len(text), spans.get(name, []), number, where)[last]
             ids[name][rows] = np.where(in_span >= 0, in_span, ids[name][rows])
     if not ids:
-        raise BitlensError(
-            f"{path} labels none of the documents in these codes; it needs 'spans' or 'labels'."
-        )
+        raise BitlensError(f"{path} labels none of the documents in these codes.")
     return [Labels(name, list(numbers[name]), torch.from_numpy(own)) for name, own in ids.items()]
-
-
-def _documents(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The place of every line, for errors, and its object, which has a text."""
-    for where, line in json_lines(path):
-        if not isinstance(line, dict) or not isinstance(line.get("text"), str):
-            raise BitlensError(
-                f"{where} has no 'text'; a document a line is expected, with its text and labels."
-            )
-        yield where, line
 
 
 def _rows_of(documents: np.ndarray) -> dict[int, np.ndarray]:
@@ -213,8 +211,7 @@ def _last_characters(text: str, offsets: np.ndarray) -> np.ndarray:
 def _classes_of_characters(
     length: int, spans: list[Any], number: dict[str, int], where: str
 ) -> np.ndarray:
-    """Class of each character, -1 for none and for the place behind the last; new classes get the
-    next `number`."""
+    """Class of each character, -1 for none, and a last -1; new classes get the next `number`."""
     classes = np.full(length + 1, -1)
     for span in spans:
         match span:

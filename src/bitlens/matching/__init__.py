@@ -1,7 +1,15 @@
 """Dictionaries compared: the latents of one in terms of those of another."""
 
 from bitlens.matching.dense import Explained, explain, explain_dense
-from bitlens.matching.latents import Matching, Stability, likeness, match, stability, summary
+from bitlens.matching.latents import (
+    Matching,
+    Stability,
+    Summary,
+    likeness,
+    match,
+    stability,
+    summary,
+)
 from bitlens.matching.pairs import Pairs
 
 __all__ = [
@@ -9,6 +17,7 @@ __all__ = [
     "Matching",
     "Pairs",
     "Stability",
+    "Summary",
     "explain",
     "explain_dense",
     "likeness",

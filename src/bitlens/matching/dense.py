@@ -1,7 +1,4 @@
-"""What a dense latent is in terms of another dictionary: which few latents together explain it.
-
-What no single latent of a sparser dictionary matches may still be said by a few of them.
-"""
+"""Which few latents of another dictionary together explain a dense one."""
 
 from __future__ import annotations
 
@@ -64,8 +61,7 @@ def explain(a: PackedBits, latent: int, b: PackedBits, most: int = 5) -> Explain
 
 @terminal.shown("dense latents")
 def explain_dense(a: PackedBits, b: PackedBits, most: int = 5) -> list[Explained]:
-    """Every latent of A that is on in more than a tenth of the rows, but not in all, in terms of
-    B."""
+    """Every dense latent of A that is not always on, in terms of B."""
     rates = firing_rates(a)
     latents = ((rates > DENSE) & (rates < 1)).nonzero()[:, 0]
     return [explain(a, latent, b, most) for latent in latents.tolist()]

@@ -1,5 +1,4 @@
-"""Two dictionaries compared: which latents of one are the same as, part of, or absent from the
-other."""
+"""Which latents of one dictionary are the same as, part of, or absent from those of another."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from bitlens.autoencoders.binary import NEGLIGIBLE
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 from bitlens.matching.pairs import BLOCK, Pairs
-from bitlens.results import brief
+from bitlens.results import Number, brief
 
 SAME, CONTAINED, COSINE = 0.5, 0.8, 0.7
 ALPHA = 0.05
@@ -29,8 +28,8 @@ Decoders = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Matching:
-    """What becomes of every latent of A in B; all `[n]`. An index is -1 and a value 0 where there
-    is none."""
+    """What becomes of every latent of A in B, `[n]`; -1 (index) or 0 (value) where there is
+    none."""
 
     __repr__ = brief
 
@@ -82,13 +81,11 @@ def match(
 ) -> Matching:
     """Find every latent of A in B, where both are codes of the same rows.
 
-    A latent of A is, by the first that holds, `same` as one whose Jaccard, corrected for chance,
-    reaches `same`; `contained` in one that it implies by `contained` or more (a specialisation);
-    `contains` if there are latents of B that imply it so (a generalisation, or split in B); else
-    `absent`. A pair counts only if chance alone would show any such overlap among all pairs with a
-    probability below `alpha` (Bonferroni; rows are taken as independent).
-
-    decoders: `W_dec` of both, `[n, d]` and `[m, d]`, for the cosines.
+    A latent of A is, by the first that holds, `same` as one whose corrected Jaccard reaches `same`;
+    `contained` in one that it implies by `contained` or more; `contains` if latents of B imply it
+    so; else `absent`. A pair counts only if chance alone would show any such overlap among all
+    pairs with a probability below `alpha` (Bonferroni; rows are taken as independent). decoders:
+    `W_dec` of both, `[n, d]` and `[m, d]`, for the cosines.
     """
     for name, value in (("same", same), ("contained", contained), ("alpha", alpha)):
         if not 0 < value <= 1:
@@ -109,7 +106,7 @@ def match(
     parts = [row.nonzero()[:, 0].tolist() for row in implying]
     partner, partner_jaccard = _one_to_one(agreement, live, live_b)
     partner_cosine, nearest_cosine = _cosines(decoders, partner, live_b)
-    first_that_holds = {
+    conditions = {
         "dead": ~live & (rate < 0.5),
         "stuck": ~live,
         "same": jaccard >= same,
@@ -117,8 +114,9 @@ def match(
         "contains": implying.any(1),
         "absent": torch.ones_like(live),
     }
+    first_that_holds = torch.stack(list(conditions.values())).int().argmax(0).tolist()
     return Matching(
-        category=_categories(first_that_holds),
+        category=[list(conditions)[i] for i in first_that_holds],
         rate=rate,
         best=best,
         jaccard=jaccard,
@@ -133,13 +131,6 @@ def match(
     )
 
 
-def _categories(first_that_holds: dict[str, Tensor]) -> list[str]:
-    """For each latent the first name whose condition, bool `[n]`, it meets."""
-    conditions = torch.stack(list(first_that_holds.values())).int()
-    names = list(first_that_holds)
-    return [names[i] for i in conditions.argmax(0).tolist()]
-
-
 def _live(rates: Tensor) -> Tensor:
     return torch.minimum(rates, 1 - rates) >= NEGLIGIBLE
 
@@ -151,8 +142,7 @@ def _highest(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _one_to_one(agreement: Tensor, live: Tensor, live_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Each latent's partner under the optimal assignment (Kuhn 1955; Crouse 2016), -1 for none, and
-    their agreement."""
+    """Each latent's partner in the optimal assignment (Crouse 2016), -1 for none; agreement."""
     from scipy.optimize import linear_sum_assignment
 
     ours, theirs = live.nonzero()[:, 0], live_b.nonzero()[:, 0]
@@ -197,30 +187,45 @@ def _cosines(decoders: Decoders | None, partner: Tensor, live_b: Tensor) -> tupl
     return to_partner, torch.cat([(x @ theirs[live_b].T).amax(1) for x in ours.split(BLOCK)])
 
 
-def summary(matching: Matching) -> dict[str, Any]:
-    """A matching in numbers: latents of each category; shares and means are of live latents, None
-    if there are none.
+class Summary(TypedDict):
+    """A matching in counts of latents, and means over live ones, None if there are none."""
 
-    `one_to_one`: share with a partner of corrected Jaccard >= .5; `jaccard_q*`: quantiles of the
-    best Jaccard; `parts`, `covered`: means over the latents in `contains`; `split`: those of them
-    that are covered by .8 or more; `mcs`: mean max cosine similarity (Sharkey et al. 2022);
-    `revived`: dead latents with a live one of B within a decoder cosine of .7.
-    """
+    live: Annotated[int, Number("neither dead nor stuck")]
+    same: Annotated[int, Number("Jaccard with one latent of the other >= .5")]
+    contained: Annotated[int, Number("implies one latent of the other")]
+    contains: Annotated[int, Number("implied by some of the other")]
+    absent: Annotated[int, Number("none of these")]
+    dead: Annotated[int, Number("on in < 1 of 10,000 rows")]
+    stuck: Annotated[int, Number("off in < 1 of 10,000 rows")]
+    one_to_one: Annotated[float | None, Number("share with a partner of their own, Jaccard >= .5")]
+    jaccard_q50: Annotated[float | None, Number("best Jaccard of live latents: the median")]
+    jaccard_q90: Annotated[float | None, Number("10 % are above")]
+    parts: Annotated[float | None, Number("latents that imply one that `contains`, mean")]
+    covered: Annotated[float | None, Number("share of its rows in which one of them is on, mean")]
+    split: Annotated[int, Number("latents that `contains`, covered by .8 or more")]
+    partner_cosine: Annotated[float | None, Number("decoder cosine of partners, mean")]
+    mcs: Annotated[float | None, Number("highest decoder cosine, mean")]
+    """mean max cosine similarity (Sharkey et al. 2022)"""
+    revived: Annotated[int, Number("dead, but a live latent has its direction: cosine >= .7")]
+
+
+def summary(matching: Matching) -> Summary:
+    """What becomes of the latents of A in B, in numbers."""
     live, split, dead = matching.live, matching.are("contains"), matching.are("dead")
     parts = torch.tensor([len(p) for p in matching.parts])
-    return {
+    return Summary(
         **{c: matching.category.count(c) for c in CATEGORIES},
-        "live": int(live.sum()),
-        "one_to_one": _mean((matching.partner_jaccard >= SAME)[live]),
-        "jaccard_q50": _quantile(matching.jaccard[live], 0.5),
-        "jaccard_q90": _quantile(matching.jaccard[live], 0.9),
-        "parts": _mean(parts[split]),
-        "covered": _mean(matching.covered[split]),
-        "split": int((matching.covered[split] >= CONTAINED).sum()),
-        "partner_cosine": _mean(matching.partner_cosine[live & (matching.partner >= 0)]),
-        "mcs": _mean(matching.nearest_cosine[live]),
-        "revived": int((matching.nearest_cosine[dead] >= COSINE).sum()),
-    }
+        live=int(live.sum()),
+        one_to_one=_mean((matching.partner_jaccard >= SAME)[live]),
+        jaccard_q50=_quantile(matching.jaccard[live], 0.5),
+        jaccard_q90=_quantile(matching.jaccard[live], 0.9),
+        parts=_mean(parts[split]),
+        covered=_mean(matching.covered[split]),
+        split=int((matching.covered[split] >= CONTAINED).sum()),
+        partner_cosine=_mean(matching.partner_cosine[live & (matching.partner >= 0)]),
+        mcs=_mean(matching.nearest_cosine[live]),
+        revived=int((matching.nearest_cosine[dead] >= COSINE).sum()),
+    )
 
 
 def _mean(values: Tensor) -> float | None:
@@ -248,11 +253,9 @@ class Stability(NamedTuple):
 
 
 def stability(codes: list[PackedBits], decoders: list[Tensor] | None = None) -> Stability:
-    """Do runs of several seeds find the same latents? Codes of the same rows, and their `W_dec`
-    `[n, d]`.
+    """Do runs of several seeds find the same latents? Codes of the same rows, and their `W_dec`.
 
-    After Paulo & Belrose 2025 (arXiv 2501.16615), who assign latents by their weights and call
-    those above .7 shared.
+    After Paulo & Belrose 2025 (arXiv 2501.16615), who assign latents by their weights.
     """
     if len(codes) < 2:
         raise BitlensError(f"Stability compares at least two codes, not {len(codes)}.")

@@ -1,7 +1,6 @@
 """How alike pairs of latents are, from exact counts of the rows in which both are on.
 
-The measures `agreement` and `implication` are corrected for what independent latents of the same
-rates would show: one that is always on overlaps with all others.
+`agreement` and `implication` are corrected for what independent latents would show.
 """
 
 from __future__ import annotations
@@ -23,10 +22,7 @@ BLOCK = 512  # latents of A whose measures are in memory at a time
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows in which latents are on, alone and in pairs: a `[n]`, b `[m]`, both `[n, m]`.
-
-    Measures are float64 `[n, m]`.
-    """
+    """Rows in which latents are on: a `[n]`, b `[m]`, both `[n, m]`; measures float64 `[n, m]`."""
 
     __repr__ = brief
 
@@ -62,22 +58,18 @@ class Pairs:
         return self.both.double() / self.a[:, None].clamp_min(1)
 
     def agreement(self) -> Tensor:
-        """Jaccard corrected for chance, `(J - J0) / (1 - J0)`, with `J0 = pq / (p + q - pq)` of
-        independent latents."""
+        """Jaccard corrected for chance, `(J - J0) / (1 - J0)`, with `J0 = pq / (p + q - pq)`."""
         p, q = self.a[:, None].double() / self.rows, self.b.double() / self.rows
         return _above_chance(self.jaccard(), p * q / (p + q - p * q).clamp_min(1e-300))
 
     def implication(self) -> Tensor:
-        """Containment corrected for chance, `(C - q) / (1 - q)` with b's rate q: 1 if a implies b,
-        0 if they are independent. Loevinger's H of two items (1948)."""
+        """Containment corrected for chance, `(C - q) / (1 - q)`: Loevinger's H (1948)."""
         return _above_chance(self.containment(), self.b.double() / self.rows)
 
     def surprise(self) -> Tensor:
-        """Bits: independent latents of these counts overlap as much with a chance of at most
-        `2^-surprise`.
+        """Independent latents of these counts overlap so with a chance of at most `2^-surprise`.
 
-        `|A| KL(C || q)`, or the same from b's side if that is more (Hoeffding 1963, theorems 1 and
-        4); 0 where the overlap is not above chance.
+        `|A| KL(C || q)`, or that from b's side if it is more (Hoeffding 1963, theorems 1 and 4).
         """
         return torch.maximum(self._surprise(), self.T._surprise().T)
 
