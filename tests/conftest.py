@@ -1,6 +1,8 @@
-"""Shared fixtures: tiny random models saved to folders, text, a harvested store, and the command in a process of its own.
+"""Shared fixtures: tiny random models saved to folders, text, a harvested store, and the command in
+a process of its own.
 
-Everything is built once a session from fixed seeds, offline, and must not be changed by a test: copy what you damage.
+Everything is built once a session from fixed seeds, offline, and must not be changed by a test:
+copy what you damage.
 """
 
 from __future__ import annotations
@@ -79,8 +81,10 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., Any]:
-    """`make_tokenizer()`: byte-level BPE with <|bos|>, <|eos|>, <|pad|>, adding no special tokens by itself.
-    With `around="bos"` it begins every text with <|bos|>, with `around="bert"` it puts <|cls|> and <|sep|> around it."""
+    """`make_tokenizer()`: byte-level BPE with <|bos|>, <|eos|>, <|pad|>, adding no special tokens
+    by itself.
+    With `around="bos"` it begins every text with <|bos|>, with `around="bert"` it puts <|cls|> and
+    <|sep|> around it."""
     core = Tokenizer(models.BPE(unk_token=None))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -130,9 +134,13 @@ def random_model(kind: str, vocabulary: int) -> transformers.PreTrainedModel:
         "eos_token_id": 1,
     }
     usual = common | {
-        "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": 2 * WIDTH,
-        "max_position_embeddings": 128, "initializer_range": 0.2,
-    }  # fmt: skip
+        "hidden_size": WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": 2 * WIDTH,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+    }
     torch.manual_seed(0)
     if kind == "llama":
         config = transformers.LlamaConfig(**usual, num_key_value_heads=2)
@@ -169,7 +177,8 @@ def random_model(kind: str, vocabulary: int) -> transformers.PreTrainedModel:
 def make_model(
     tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Callable[..., Any]
 ) -> Callable[[str], Path]:
-    """`make_model(kind)` -> folder of a saved random model (see `random_model`) with its tokenizer."""
+    """`make_model(kind)` -> folder of a saved random model (see `random_model`) with its
+    tokenizer."""
     saved: dict[str, Path] = {}
 
     def make(kind: str) -> Path:
@@ -205,13 +214,15 @@ def harvested(
 
 @pytest.fixture
 def tiny_store(harvested: Path) -> ActivationStore:
-    """The hidden states of `tiny_llama` at layers.1 on `text_folder`: contexts of 32 tokens, one shard."""
+    """The hidden states of `tiny_llama` at layers.1 on `text_folder`: contexts of 32 tokens, one
+    shard."""
     return ActivationStore(harvested)
 
 
 @pytest.fixture
 def bitlens_command(tmp_path: Path) -> Any:
-    """`bitlens_command("harvest", ...)` runs the command line in a process of its own; see `command.Command`."""
+    """`bitlens_command("harvest", ...)` runs the command line in a process of its own; see
+    `command.Command`."""
     commands: list[Command] = []
 
     def start(*arguments: object, **settings: Any) -> Command:

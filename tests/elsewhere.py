@@ -1,6 +1,8 @@
-"""A device that is not there: tensors that say they are on a GPU, hold their values on the CPU, and mix with no others.
+"""A device that is not there: tensors that say they are on a GPU, hold their values on the CPU, and
+mix with no others.
 
-Real numbers come out, so whole commands can be run; what a GPU would refuse, an operation on tensors of two devices or
+Real numbers come out, so whole commands can be run; what a GPU would refuse, an operation on
+tensors of two devices or
 numpy's view of one, is refused here, too.
 """
 
@@ -42,9 +44,13 @@ class Elsewhere(torch.Tensor):
     def __new__(cls, inner: torch.Tensor) -> Elsewhere:
         with torch.inference_mode(False):
             own = torch.Tensor._make_wrapper_subclass(
-                cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
+                cls,
+                inner.size(),
+                strides=inner.stride(),
+                storage_offset=inner.storage_offset(),
+                dtype=inner.dtype,
                 device=DEVICE,
-            )  # fmt: skip
+            )
         own.inner = inner
         return own
 

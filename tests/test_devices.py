@@ -31,9 +31,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory, harvested: Path) -> dict[s
     """Untrained autoencoders of three kinds, saved."""
     store = ActivationStore(harvested)
     made: dict[str, Autoencoder] = {
-        "step": BinaryAutoencoder(D, LATENTS), "descent": BinaryAutoencoder(D, LATENTS, "descent"),
+        "step": BinaryAutoencoder(D, LATENTS),
+        "descent": BinaryAutoencoder(D, LATENTS, "descent"),
         "topk": TopKAutoencoder(D, LATENTS, k=4),
-    }  # fmt: skip
+    }
     root = tmp_path_factory.mktemp("autoencoders")
     for name, model in made.items():
         model.initialise(generator(1))

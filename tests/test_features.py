@@ -40,8 +40,10 @@ def test_a_latent_that_is_a_set_of_tokens_is_found(corpus):
     bits = torch.stack([token == 6, (token == 3) | (token == 15), token >= 0], 1)
     scores = token_scores(PackedBits.pack(bits), token, test)
     assert [(s.latent, sorted(s.tokens), s.f1) for s in scores] == [
-        (0, [6], 1.0), (1, [3, 15], 1.0), (2, [0, 3, 6, 9, 12, 15], 1.0),
-    ]  # fmt: skip
+        (0, [6], 1.0),
+        (1, [3, 15], 1.0),
+        (2, [0, 3, 6, 9, 12, 15], 1.0),
+    ]
     assert scores[0].rate == pytest.approx(float((token == 6).float().mean()))
 
 
@@ -89,14 +91,15 @@ def test_codes_without_tokens_are_refused(tmp_path):
         token_scores(codes.bits, codes.token, torch.arange(50) < 10)
 
 
-# --- examples -------------------------------------------------------------------------------------------------------
+# --- examples -------------------------------------------------------------------------------------
 
 letters = SimpleNamespace(decode=lambda ids: "".join(chr(97 + i) for i in ids))
 
 
 @pytest.fixture
 def text(tmp_path) -> Codes:
-    """Documents of 10 letters each, "abcdefghij"; latent 65 is on at the first, fifth and last letter of each."""
+    """Documents of 10 letters each, "abcdefghij"; latent 65 is on at the first, fifth and last
+    letter of each."""
     place = torch.arange(60) % 10
     bits = torch.zeros(60, 70)
     bits[:, 65] = torch.isin(place, torch.tensor([0, 4, 9])).float()

@@ -39,17 +39,28 @@ def bundled():
     return AutoTokenizer.from_pretrained(bundled_folder())
 
 
-# --- labels from the codes --------------------------------------------------------------------------------------------
+# --- labels from the codes ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("token", "expected"),
     [
-        (" the", "word"), ("ing", "continuation"), (" The", "capitalised"), ("I", "capitalised"), (" NATO", "upper case"),
-        ("42", "number"), (",", "punctuation"), ("'", "punctuation"), ("'s", "continuation"), ("\n", "newline"),
-        ("  ", "space"), ("\ufffd", "bytes"), (" été", "word"), ("'Tis", "capitalised"),
+        (" the", "word"),
+        ("ing", "continuation"),
+        (" The", "capitalised"),
+        ("I", "capitalised"),
+        (" NATO", "upper case"),
+        ("42", "number"),
+        (",", "punctuation"),
+        ("'", "punctuation"),
+        ("'s", "continuation"),
+        ("\n", "newline"),
+        ("  ", "space"),
+        ("\ufffd", "bytes"),
+        (" été", "word"),
+        ("'Tis", "capitalised"),
     ],
-)  # fmt: skip
+)
 def test_spelling(token, expected):
     assert spelling(token) == expected
 
@@ -95,7 +106,7 @@ def test_codes_without_tokens_or_model_are_refused(tmp_path, tokenizer):
         load_tokenizer(codes)
 
 
-# --- labels from a file -----------------------------------------------------------------------------------------------
+# --- labels from a file ---------------------------------------------------------------------------
 
 TEXT = "A café's  cat sat.\n“Oh!”"
 SPANS = [
@@ -117,7 +128,8 @@ def write_lines(path, lines):
 
 @pytest.mark.parametrize("name", ["labels.jsonl", "labels.jsonl.gz"])
 def test_spans_reach_their_tokens(tmp_path, bundled, name):
-    """Spaces before words, bytes of one character, tokens of spaces, documents that are missing, empty or cut."""
+    """Spaces before words, bytes of one character, tokens of spaces, documents that are missing,
+    empty or cut."""
     lines = [
         {"text": ""},
         "",
@@ -202,12 +214,13 @@ def test_bad_files_are_refused_by_name(tmp_path, bundled, line, clue):
         read_labels(write_lines(tmp_path / "x.jsonl", [line]), codes, bundled)
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def planted(tmp_path, bundled):
-    """Codes of 80 bundled documents; latent 0 is on at commas, 1 at whatever follows " the", 2 in shouted documents."""
+    """Codes of 80 bundled documents; latent 0 is on at commas, 1 at whatever follows " the", 2 in
+    shouted documents."""
     texts = dict(list(Corpus((BUNDLED,)).documents())[:80])
     ids = {
         d: bundled(text, add_special_tokens=False)["input_ids"][:100] for d, text in texts.items()
@@ -262,7 +275,8 @@ def test_the_command_finds_what_was_planted(tmp_path, planted, capsys):
 
 
 def test_the_command_leaves_rows_of_outlying_norm_out(tmp_path, planted, capsys):
-    """In every tenth row the commas' latent is on at all others: told of the rows, the command does not see it."""
+    """In every tenth row the commas' latent is on at all others: told of the rows, the command does
+    not see it."""
     codes, file = planted
     whole = Codes(codes)
     usual = torch.arange(len(whole)) % 10 != 0

@@ -16,7 +16,7 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# --- scores against brute force ---------------------------------------------------------------------------------------
+# --- scores against brute force -------------------------------------------------------------------
 
 
 def plain_f1(on: torch.Tensor, is_class: torch.Tensor) -> float:
@@ -37,7 +37,8 @@ def plain_information(on: torch.Tensor, is_class: torch.Tensor) -> float:
 
 
 def test_scores_are_those_of_unpacked_bits(monkeypatch):
-    """130 latents in blocks of a word, ten held-out documents, classes of which the last has too few rows."""
+    """130 latents in blocks of a word, ten held-out documents, classes of which the last has too
+    few rows."""
     monkeypatch.setattr(scoring, "CELLS", 1)
     n, document = 3000, torch.arange(3000) // 150
     test = document % 2 == 0
@@ -160,13 +161,14 @@ def test_latents_that_never_meet_a_class_are_credited_with_none():
     assert bool((scores.p_value == 1).all())
 
 
-# --- intervals and tests ----------------------------------------------------------------------------------------------
+# --- intervals and tests --------------------------------------------------------------------------
 
 
 def clustered(
     n_latents: int, documents: int = 120, rows: int = 40
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Independent labels and latents, both of which are much alike within a document -> bits, ids, document"""
+    """Independent labels and latents, both of which are much alike within a document -> bits, ids,
+    document"""
     document = torch.arange(documents * rows) // rows
     ids = (draw(len(document), seed=0) < draw(documents, seed=1)[document] ** 2).long()
     bits = (
@@ -218,7 +220,8 @@ def test_a_rare_pair_that_never_meets_is_no_dependence():
 
 
 def test_labels_of_documents_do_not_depend_on_latents_in_bursts_by_chance():
-    """Some classes have one or two of a thousand documents, and most rare latents miss these: no sign of dependence."""
+    """Some classes have one or two of a thousand documents, and most rare latents miss these: no
+    sign of dependence."""
     p_values, called = [], 0
     for seed in range(6):
         torch.manual_seed(seed)

@@ -45,7 +45,7 @@ def _tally(columns: tuple[np.ndarray, ...]) -> dict[tuple[int, ...], int]:
     return seen
 
 
-# --- measures of pairs ----------------------------------------------------------------------------------------------
+# --- measures of pairs ----------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=40)
@@ -118,7 +118,7 @@ def test_blocks_make_no_difference(monkeypatch):
     assert whole.parts == blocks.parts
 
 
-# --- what becomes of a latent ---------------------------------------------------------------------------------------
+# --- what becomes of a latent ---------------------------------------------------------------------
 
 
 def test_a_noisy_permutation_is_found_again():
@@ -169,7 +169,8 @@ def test_a_feature_split_in_four_contains_its_parts():
 
 
 def test_a_dense_latent_contains_nothing_by_being_dense():
-    """Independent of all others, it is on in 95 % of their rows; the dense twins overlap with a Jaccard above .9."""
+    """Independent of all others, it is on in 95 % of their rows; the dense twins overlap with a
+    Jaccard above .9."""
     others, dense, twin = planted(*[0.02] * 30), *planted(0.95, 0.95, name="dense").T
     a, b = PackedBits.pack(torch.cat([others, dense[:, None]], 1)), pack(twin)
     pairs = Pairs.of(a, b)
@@ -220,7 +221,7 @@ def test_one_to_one_gives_up_a_best_pair_for_a_better_whole():
     assert matching.partner.tolist() == [1, 0, 2]
 
 
-# --- decoders -------------------------------------------------------------------------------------------------------
+# --- decoders -------------------------------------------------------------------------------------
 
 
 def test_a_dead_latent_is_found_by_its_direction():
@@ -255,7 +256,8 @@ def test_summary_counts_what_is_there():
 
 
 def test_stability_of_seeds_that_share_half():
-    """Of four latents two are the same in every seed; one more has the same rows, but another direction."""
+    """Of four latents two are the same in every seed; one more has the same rows, but another
+    direction."""
     common = planted(0.1, 0.2, 0.3)
     codes, decoders = [], []
     for seed in range(3):
@@ -275,7 +277,7 @@ def test_stability_of_seeds_that_share_half():
     assert one.shared == pytest.approx(0.5)
 
 
-# --- dense latents --------------------------------------------------------------------------------------------------
+# --- dense latents --------------------------------------------------------------------------------
 
 
 def test_a_union_is_explained_by_its_members_together():
@@ -301,7 +303,8 @@ def test_independent_latents_explain_nothing(seed):
 
 
 def test_the_correction_makes_up_for_what_counting_misses():
-    """H(a | b) of independent latents is H(a); as counted in 40 rows it is lower by about 1 / (40 ln 2) bits."""
+    """H(a | b) of independent latents is H(a); as counted in 40 rows it is lower by about 1 / (40
+    ln 2) bits."""
 
     estimates, plain = [], []
     for seed in range(2000):
@@ -324,7 +327,7 @@ def test_only_dense_latents_are_asked_about():
     assert all(e.shares[0] == pytest.approx(1, abs=1e-3) for e in explained)
 
 
-# --- bad input, and the command -------------------------------------------------------------------------------------
+# --- bad input, and the command -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -346,7 +349,8 @@ def test_bad_input_gets_one_sentence(call, clue):
 
 
 def runs(store: ActivationStore, folder) -> None:
-    """A BAE, its latents in another order, and a TopK autoencoder, untrained, on the store's hidden states."""
+    """A BAE, its latents in another order, and a TopK autoencoder, untrained, on the store's hidden
+    states."""
     bae = BinaryAutoencoder(store.d_in, 24)
     bae.initialise(generator("bae"))
     other = BinaryAutoencoder(store.d_in, 24)

@@ -100,7 +100,8 @@ def test_rows_without_a_label_do_not_count():
 
 @pytest.mark.parametrize("own", [False, True], ids=["shared features", "features of each class"])
 def test_the_fit_is_the_minimum(own):
-    """The gradient of loss and penalty vanishes in float64, for classes of unlike sizes and penalties."""
+    """The gradient of loss and penalty vanishes in float64, for classes of unlike sizes and
+    penalties."""
     truth = torch.stack([draw(500) < 0.5, draw(500, seed=1) < 0.1])
     x = torch.randn(*([2] if own else []), 500, 6, generator=torch.Generator().manual_seed(2))
     penalties = torch.tensor([0.1, 0.01])

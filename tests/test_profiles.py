@@ -36,7 +36,8 @@ def make(
 
 @pytest.fixture(scope="module")
 def bits() -> torch.Tensor:
-    """0: letter c, mostly; 1: the row before an a; 2: independent, .1; 3: off in 5 % of rows; 4: whole documents; 5: the
+    """0: letter c, mostly; 1: the row before an a; 2: independent, .1; 3: off in 5 % of rows; 4:
+    whole documents; 5: the
     first row of a document; 6: never; 7: as 2, with 1 % turned over."""
     g = generator("profiles")
     token, document = columns()
@@ -45,10 +46,17 @@ def bits() -> torch.Tensor:
     start = torch.cat([torch.tensor([True]), document[1:] != document[:-1]])
     on = torch.stack(
         [
-            (token == 2) & (chance[:, 0] < 0.8), (following == 0) & ~start.roll(-1), chance[:, 2] < 0.1, chance[:, 3] > 0.05,
-            torch.isin(document, torch.arange(0, 200, 10)), start, torch.zeros(ROWS).bool(), chance[:, 2] < 0.1,
-        ], 1,
-    )  # fmt: skip
+            (token == 2) & (chance[:, 0] < 0.8),
+            (following == 0) & ~start.roll(-1),
+            chance[:, 2] < 0.1,
+            chance[:, 3] > 0.05,
+            torch.isin(document, torch.arange(0, 200, 10)),
+            start,
+            torch.zeros(ROWS).bool(),
+            chance[:, 2] < 0.1,
+        ],
+        1,
+    )
     on[:, 7] ^= chance[:, 7] < 0.01
     return on
 
@@ -206,12 +214,13 @@ def test_what_does_not_fit_is_refused(corpus, bits, tmp_path):
     assert profiles(nameless)[2].again == pytest.approx(1, abs=0.1)
 
 
-# --- the command ----------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def codes(tiny_llama, tokenizer, tmp_path) -> Codes:
-    """Two latents on text that looks like rich's markup: one for what stands after "[", one for the rest."""
+    """Two latents on text that looks like rich's markup: one for what stands after "[", one for the
+    rest."""
     ids = torch.tensor(tokenizer("[bold]quiet[/bold] [red]song[/red] " * 40)["input_ids"])
     bracket = torch.isin(ids, torch.tensor(tokenizer("[ [/ ][ [")["input_ids"]).unique())
     about = {"model": str(tiny_llama), "hook": {"module": "layers.1"}}
@@ -256,7 +265,7 @@ def test_the_command_names_what_is_wrong(codes, tmp_path):
             features(codes.path, **wrong)
 
 
-# --- in what order --------------------------------------------------------------------------------------------------
+# --- in what order --------------------------------------------------------------------------------
 
 
 def test_token_f1_is_that_of_tokens_chosen_in_the_explainers_half(bits, corpus, found):
@@ -278,7 +287,8 @@ def of(
 
 
 def test_rows_of_outlying_norm_are_no_part_of_a_profile(bits, tmp_path):
-    """Profiles of rows with others of outlying norm among them, in which every latent is on, are those without these."""
+    """Profiles of rows with others of outlying norm among them, in which every latent is on, are
+    those without these."""
     token, document = columns()
     usual = torch.rand(ROWS, generator=generator("outliers")) < 0.7
     position = torch.arange(ROWS) - torch.searchsorted(document, document)
@@ -311,9 +321,16 @@ def test_rows_of_outlying_norm_are_no_part_of_a_profile(bits, tmp_path):
 def test_the_order_begins_with_the_clearest_that_are_rare():
     """A single token at most every other one; dense and unknown latents last."""
     found = [
-        of(0, 0.3, 0.99), of(1), of(2, f1=0.9), of(3, f1=0.95), of(4, f1=0.8, tokens=3), of(5, f1=0.5, tokens=2),
-        of(6, f1=0.97), of(7, f1=0.85), of(8, 0.05),
-    ]  # fmt: skip
+        of(0, 0.3, 0.99),
+        of(1),
+        of(2, f1=0.9),
+        of(3, f1=0.95),
+        of(4, f1=0.8, tokens=3),
+        of(5, f1=0.5, tokens=2),
+        of(6, f1=0.97),
+        of(7, f1=0.85),
+        of(8, 0.05),
+    ]
     assert [p.latent for p in arranged(found, "clear")] == [6, 4, 3, 5, 2, 7, 8, 1, 0]
 
 
