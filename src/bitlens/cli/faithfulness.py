@@ -18,6 +18,9 @@ from bitlens.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from bitlens.autoencoders import Autoencoder
+    from bitlens.causal.faithfulness import Kept
+    from bitlens.causal.splice import Splice
     from bitlens.information.intervals import Estimate
 
 WORST = 10  # tokens that are shown
@@ -41,12 +44,10 @@ def faithfulness(
     search: SearchFlags = Search(),  # noqa: B008
     device: Device = "auto",
 ) -> dict[str, Any]:
-    """Print what the language model loses when only the k most surprising bits of every hidden
-    state are kept.
+    """Print what the language model loses with only the k most surprising bits of each row.
 
-    For each k and for the whole code: what is left of the hidden states and of the predictions. For
-    the whole code also how that depends on the position, and the ten tokens that lose most.
-    Intervals are over contexts.
+    For each k and for the whole code: what is left of the hidden states and of the predictions.
+    For the whole code also how that depends on the position, and the ten tokens that lose most.
 
     Args:
         run: an autoencoder.
@@ -54,10 +55,8 @@ def faithfulness(
         keep: latents to keep of every row; the whole code is always measured, too.
         contexts: contexts that the language model reads, drawn at random.
         by: keep the rarest latents, or those of the largest magnitude times decoder norm.
-        part: test: the held-out documents; all: every row, for text that the autoencoder was not
-            trained on.
-        against: other autoencoders of the hook point: what they lose less on the same contexts, by
-            their whole codes.
+        part: test: the held-out documents; all: every row, of text it was not trained on.
+        against: other autoencoders of the hook point: what they lose less on the same contexts.
         seed: seed of the contexts.
         out: also write every token's numbers under the whole code, with its text in context, to
             this file (.jsonl).
@@ -77,11 +76,7 @@ def faithfulness(
     splice = Splice.of_store(model, autoencoder, rows, contexts, part, seed)
     kept = measure.faithfulness(autoencoder, rows, splice, (*keep, None), by=by)
     whole = kept[-1]
-    spliced = splice.tokens(list(others.values())) if others else []
-    less = {
-        name: whole.sums.less(splice.sums(tokens))
-        for name, tokens in zip(others, spliced, strict=True)
-    }
+    less = _less(splice, whole, others)
     result = {
         "run": str(run),
         "store": str(store),
@@ -96,6 +91,16 @@ def faithfulness(
     if out is not None:
         measure.write_tokens(out, splice, whole.tokens)
     return result
+
+
+def _less(
+    splice: Splice, whole: Kept, others: Mapping[str, Autoencoder]
+) -> dict[str, dict[str, Estimate]]:
+    """How much less the whole code loses than each of the others, on the same contexts."""
+    if not others:
+        return {}
+    spliced = splice.tokens(list(others.values()))
+    return {n: whole.sums.less(splice.sums(t)) for n, t in zip(others, spliced, strict=True)}
 
 
 def _show(

@@ -84,27 +84,14 @@ def harvest(
     batch; a name (of a signal) ends the harvest by `Interrupted`, and `resume` continues it.
     progress: show it on standard error.
     """
-    for name, value in (("max_rows", max_rows), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise BitlensError(f"`{name}` must be at least 1, not {value}.")
-    if not model.hooks:
-        raise BitlensError(
-            "There is nothing to harvest: the model was loaded without a hook point."
-        )
+    _refuse_nonsense(model, batch_size, max_rows)
     if isinstance(reader, str):
         length = min(256, model.longest_context() or 256)
         reader = ContextReader(Corpus((reader,)), model.tokenizer, length)
     job = _Job(model, reader, Path(out), batch_size, max_rows, store_dtype or model.dtype)
     plan = job.plan()
     announce(plan)
-    model.require_context(reader.length)
-    if next(reader.contexts(), None) is None:  # tried before a former store is replaced
-        raise BitlensError("The text gave no usable tokens: it is empty.")
-    if plan.store_bytes is not None and plan.store_bytes > plan.free_bytes and not resume:
-        raise BitlensError(
-            f"The disk is too full: the stores need about {plan.store_bytes:,} bytes, {out} has "
-            f"{plan.free_bytes:,} free; lower `max_rows` or choose another disk."
-        )
+    job.refuse_impossible(plan, resume)
     names = list(model.widths())
     folders = {name: job.out / folder_name(name) for name in names}
     if len(names) == 1:
@@ -124,6 +111,16 @@ def harvest(
         writer.shards = writer.shards[:done]  # a shard that not all of them have is written again
     job.write(writers, plan.rows, stop)
     return [writer.finish() for writer in writers.values()]
+
+
+def _refuse_nonsense(model: LanguageModel, batch_size: int, max_rows: int | None) -> None:
+    for name, value in (("max_rows", max_rows), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise BitlensError(f"`{name}` must be at least 1, not {value}.")
+    if not model.hooks:
+        raise BitlensError(
+            "There is nothing to harvest: the model was loaded without a hook point."
+        )
 
 
 def folder_name(hook: str) -> str:
@@ -177,6 +174,17 @@ class _Job:
             free_bytes=shutil.disk_usage(existing).free,
             left_out=corpus.left_out(),
         )
+
+    def refuse_impossible(self, plan: Plan, resume: bool) -> None:
+        """Before a former store is replaced."""
+        self.model.require_context(self.reader.length)
+        if next(self.reader.contexts(), None) is None:
+            raise BitlensError("The text gave no usable tokens: it is empty.")
+        if plan.store_bytes is not None and plan.store_bytes > plan.free_bytes and not resume:
+            raise BitlensError(
+                f"The disk is too full: the stores need about {plan.store_bytes:,} bytes, "
+                f"{self.out} has {plan.free_bytes:,} free; lower `max_rows` or choose another disk."
+            )
 
     def write(
         self, writers: dict[str, StoreWriter], planned: int | None, stop: Callable[[], str | None]
