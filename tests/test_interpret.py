@@ -310,6 +310,7 @@ from bitlens.comsem.settings import LanguageModelSettings
 class ToySettings(LanguageModelSettings):
     letter: str = "x"
 
+    who = "nobody"
     name = "toy"
 
     def check(self):
@@ -341,6 +342,11 @@ def test_a_judge_is_one_file_and_one_line_in_the_registry(codes, tmp_path, monke
     first, second = scores(tmp_path / "out")
     assert first["balanced_accuracy"] > 0.9 > second["balanced_accuracy"]
     assert first["explanation"] == "t or 0"
+
+
+def test_flags_of_other_judges_are_named(codes, tmp_path, capsys):
+    interpret(codes, tmp_path / "out", "--latents", "0", "--model", "m", "--labelling", "token")
+    assert "Without effect with --judge labels: --model." in capsys.readouterr().err
 
 
 def test_codes_must_be_named(tmp_path, capsys):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 CodesFolders = Annotated[
     tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CODES [CODES ...]")
 ]
+Judge = Annotated[
+    Literal[tuple(JUDGES)],  # pyright: ignore[reportInvalidTypeForm]
+    tyro.conf.arg(help="; ".join(f"{name}: {settings_class(name).who}" for name in JUDGES)),
+]
 RECORD = "calls.sqlite"
 BEST = 15  # latents shown
 
@@ -26,8 +30,7 @@ BEST = 15  # latents shown
 class Judging(*map(settings_class, JUDGES)):  # pyright: ignore[reportGeneralTypeIssues]
     """Who explains and judges, and what; the settings of all judges are its own, too."""
 
-    judge: Literal[tuple(JUDGES)] = "labels"  # pyright: ignore[reportInvalidTypeForm]
-    """known labels, offline; a Hugging Face model; or a server with OpenAI's chat completions"""
+    judge: Judge = "labels"  # pyright: ignore[reportInvalidTypeForm]
     latents: tuple[int, ...] = ()
     """judge these; by default all, or those of --sample"""
     sample: int | None = None
@@ -48,6 +51,16 @@ class Judging(*map(settings_class, JUDGES)):  # pyright: ignore[reportGeneralTyp
             raise BitlensError(
                 f"--shuffles must be at least 1, not {self.shuffles}: others are the null."
             )
+
+    def without_effect(self) -> list[str]:
+        """Flags that were given and belong to other judges."""
+        others = {field.name for name in JUDGES for field in fields(settings_class(name))}
+        others -= {field.name for field in fields(settings_class(self.judge))}
+        return [
+            f"--{field.name.replace('_', '-')}"
+            for field in fields(self)
+            if field.name in others and getattr(self, field.name) != field.default
+        ]
 
     def config(self) -> Config:
         """Of the library."""
@@ -71,13 +84,15 @@ def interpret(
         codes: folders of codes, from `bitlens encode`; several are judged one after the other, and
             shown side by side.
         out: folder of the results: scores.jsonl, scores.parquet (of several codes in folders of
-            their names), and calls.sqlite with all that was asked and answered.
+            their names), and of language models calls.sqlite, all that was asked and answered.
         judging: who explains and judges, and what.
     """
     from bitlens import show
     from bitlens.features.profiles import write_records
 
     judging.check()
+    if idle := judging.without_effect():
+        show.warn(f"Without effect with --judge {judging.judge}: {', '.join(idle)}.")
     if not codes:
         raise BitlensError("Name one or several folders of codes, as `bitlens encode` writes them.")
     if len({path.name for path in codes}) < len(codes):

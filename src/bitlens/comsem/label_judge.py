@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class LabelSettings(JudgeSettings):
     """Where the labels come from."""
 
+    who = "known labels, offline"
+
     labels: Path | None = None
     """for --judge labels: a file as for `bitlens labels`; by default the codes' own labels"""
     labelling: str = "token"

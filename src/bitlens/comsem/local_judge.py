@@ -119,6 +119,8 @@ def _verdict(log_odds: float, call: int | None) -> Verdict:
 class LocalSettings(LanguageModelSettings):
     """Where the models are run."""
 
+    who = "a Hugging Face model on this machine"
+
     device: str = "auto"
     """auto, cpu, cuda; for --judge local"""
 

@@ -133,6 +133,8 @@ def _hash(text: str) -> bytes:
 class OpenAISettings(LanguageModelSettings):
     """The server, what it charges, and the limits on what is spent."""
 
+    who = "a server with OpenAI's chat completions"
+
     base_url: str = "https://api.openai.com/v1"
     """address of the server"""
     key_variable: str = "OPENAI_API_KEY"

@@ -27,6 +27,8 @@ class JudgeSettings:
     estimate: bool = False
     """say what the run would cost, and stop"""
 
+    who: ClassVar[str]
+    """who judges, in the help of the command"""
     priced: ClassVar[bool] = False
     """whether the judge has to be paid: it can estimate what questions will cost"""
 

@@ -12,7 +12,7 @@ from bitlens.autoencoders import Autoencoder
 from bitlens.causal.splice import Splice
 from bitlens.errors import BitlensError
 from bitlens.evaluation.measured import Measured
-from bitlens.evaluation.numbers import Information, Losses, Reconstruction, Sparsity, Speed, Subject
+from bitlens.evaluation.numbers import Bits, ModelLosses, Reconstruction, Sparsity, Speed, Subject
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.split import unseen
 from bitlens.hidden.store import ActivationStore, PairedStore
@@ -21,7 +21,7 @@ from bitlens.results import brief
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(Losses, Speed, Information, Sparsity, Reconstruction, Subject):
+class Evaluation(ModelLosses, Speed, Bits, Sparsity, Reconstruction, Subject):
     # from the last row of the table to the first, as fields of dataclasses are inherited
     """All numbers. What each means: `bitlens.results.numbers_of(Evaluation)`, docs/numbers.md."""
 

@@ -158,7 +158,7 @@ class Sparsity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Information:
+class Bits:
     """Bits a row. Of a sparse autoencoder the first three are about the support alone."""
 
     bits_marginal: Annotated[float, Number("sum of the latents' entropies", ".1f")]
@@ -199,7 +199,7 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Losses:
+class ModelLosses:
     """As `bitlens.causal.losses.SpliceLosses`, in nats a token; None without a language model.
 
     `_low` and `_high` are the ends of 95 % intervals over contexts; None: too few of them.
@@ -230,4 +230,4 @@ class Losses:
         if measured.splice is None:
             return {}
         losses = measured.splice.losses(measured.autoencoder)._asdict()
-        return {name: losses[name] for name in Losses.__dataclass_fields__}
+        return {name: losses[name] for name in ModelLosses.__dataclass_fields__}

@@ -30,7 +30,7 @@ ROW_COLUMNS_BYTES = 28  # token, document, position, context, norm, context_toke
 
 
 @dataclass(frozen=True)
-class Plan:
+class HarvestPlan:
     """What a harvest will take; None where the text's size is unknown."""
 
     rows: int | None
@@ -72,7 +72,7 @@ def harvest(
     outlier_multiple: float = OUTLIER_MULTIPLE,
     resume: bool = False,
     overwrite: bool = False,
-    announce: Callable[[Plan], None] = lambda plan: None,
+    announce: Callable[[HarvestPlan], None] = lambda plan: None,
     stop: Callable[[], str | None] = lambda: None,
     progress: bool = True,
 ) -> list[ActivationStore]:
@@ -158,7 +158,7 @@ class _Job:
     max_rows: int | None
     dtype: torch.dtype
 
-    def plan(self) -> Plan:
+    def plan(self) -> HarvestPlan:
         corpus, widths = self.reader.corpus, self.model.widths().values()
         rows = self.max_rows if corpus.streaming else self.reader.estimate_rows()
         if rows is not None and self.max_rows is not None:
@@ -166,7 +166,7 @@ class _Job:
         per_row = sum(width * self.dtype.itemsize + ROW_COLUMNS_BYTES for width in widths)
         existing = next(p for p in (self.out, *self.out.absolute().parents) if p.exists())
         batch = self.batch_size * self.reader.length * sum(widths) * self.model.dtype.itemsize
-        return Plan(
+        return HarvestPlan(
             rows=rows,
             model_bytes=self.model.memory(),
             batch_bytes=batch + 3 * SHARD_BYTES * len(widths),
@@ -175,7 +175,7 @@ class _Job:
             left_out=corpus.left_out(),
         )
 
-    def refuse_impossible(self, plan: Plan, resume: bool) -> None:
+    def refuse_impossible(self, plan: HarvestPlan, resume: bool) -> None:
         """Before a former store is replaced."""
         self.model.require_context(self.reader.length)
         if next(self.reader.contexts(), None) is None:

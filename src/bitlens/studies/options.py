@@ -30,7 +30,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelStudyConfig:
     """A language model, its hook points, and the autoencoders of each."""
 
     model: str = BUNDLED

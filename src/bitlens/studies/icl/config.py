@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from bitlens.errors import BitlensError
-from bitlens.studies.options import ModelConfig
+from bitlens.studies.options import ModelStudyConfig
 
 Condition = Literal["correct", "shuffled", "unrelated"]
 NO_DEMONSTRATIONS = "none"  # the condition of k = 0, which all others share
@@ -14,7 +14,7 @@ FEWEST_PROMPTS = 50
 
 
 @dataclass(frozen=True)
-class IclConfig(ModelConfig):
+class IclConfig(ModelStudyConfig):
     """Settings of the study `icl`."""
 
     data: str

@@ -8,7 +8,7 @@ from typing import Literal
 from bitlens.errors import BitlensError
 from bitlens.hidden.config import TextConfig
 from bitlens.options import BUNDLED
-from bitlens.studies.options import ModelConfig
+from bitlens.studies.options import ModelStudyConfig
 from bitlens.training.config import Preset
 
 KINDS = {"cell": "an autoencoder for each position", "shared": "one autoencoder for all positions"}
@@ -16,7 +16,7 @@ FEWEST_TRAINING, FEWEST_TEST = 64, 8  # rows of a cell
 
 
 @dataclass(frozen=True)
-class SequenceConfig(ModelConfig, TextConfig):
+class SequenceConfig(ModelStudyConfig, TextConfig):
     """Settings of the study `sequence`."""
 
     text: tuple[str, ...] = (BUNDLED,)

@@ -116,7 +116,7 @@ def _store_folder(out: Path, hook: str) -> Path:
     return out / "stores" / folder_name(hook)
 
 
-class Rows(NamedTuple):
+class RowCounts(NamedTuple):
     """How many rows of a position a cell has: of training documents and of held-out ones."""
 
     training: int
@@ -125,7 +125,7 @@ class Rows(NamedTuple):
 
 def common_rows(
     store: ActivationStore, positions: Sequence[int], max_rows: int | None = None
-) -> Rows:
+) -> RowCounts:
     """The rows that all these positions have: an entropy's error depends on their number."""
     parts = [store.shard(i, ["document", "position"]) for i in range(len(store.shards))]
     position = torch.cat([part["position"] for part in parts])
@@ -133,7 +133,7 @@ def common_rows(
     counts = []
     for p in positions:
         at = position == p
-        count = Rows(int((at & ~test).sum()), int((at & test).sum()))
+        count = RowCounts(int((at & ~test).sum()), int((at & test).sum()))
         counts.append(count)
         if count.training < FEWEST_TRAINING or count.test < FEWEST_TEST:
             raise BitlensError(
@@ -145,10 +145,12 @@ def common_rows(
     if max_rows is not None and training + held_out > max_rows:
         held_out = max(FEWEST_TEST, round(max_rows * held_out / (training + held_out)))
         training = min(training, max_rows - held_out)
-    return Rows(training, held_out)
+    return RowCounts(training, held_out)
 
 
-def rows_at(store: ActivationStore, position: int, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+def rows_at(
+    store: ActivationStore, position: int, rows: RowCounts
+) -> tuple[Tensor, Tensor, Tensor]:
     """So many rows of this position, evenly spread over the text: hidden states, float32 `[n, d]`,
     documents, and whether these are held out.
 
@@ -172,7 +174,7 @@ def _spread(which: Tensor, n: int) -> Tensor:
     return indices[torch.arange(n) * len(indices) // n]
 
 
-def _measure(out: Path, config: SequenceConfig, rows: Rows, cell: Cell) -> Row:
+def _measure(out: Path, config: SequenceConfig, rows: RowCounts, cell: Cell) -> Row:
     store = _opened(out, cell)
     hidden, document, test = rows_at(store, cell["position"], rows)
     if cell["autoencoder"] == "shared":
