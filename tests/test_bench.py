@@ -108,6 +108,7 @@ def test_peak_growth_sees_what_a_call_holds_for_a_moment() -> None:
     assert small < size / 8
 
 
+@pytest.mark.slow
 def test_peaks_are_those_of_a_real_file(tmp_path: Path) -> None:
     assert peaks(tmp_path)["bytes from disk"] > 0
     assert list(tmp_path.iterdir()) == []

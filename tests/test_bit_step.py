@@ -78,6 +78,7 @@ def test_a_step_is_that_of_autograd(monkeypatch, preset, gamma, weighting, branc
     assert torch.allclose(one.state["spread"], other.state["spread"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @branches
 @pytest.mark.parametrize("gamma", [0.0, 10.0])
 @pytest.mark.parametrize(
@@ -185,6 +186,7 @@ def rounded(a: torch.Tensor, b: torch.Tensor, bf16: bool) -> torch.Tensor:
     return a.bfloat16().float() @ b.bfloat16().float() if bf16 else a @ b
 
 
+@pytest.mark.slow
 @branches
 @pytest.mark.parametrize("product", [step._product, rounded], ids=["here", "rounded"])
 @pytest.mark.parametrize("gamma", [0.0, 10.0])
@@ -265,6 +267,7 @@ def test_the_last_bits_do_not_depend_on_the_number_of_threads():
 # --- a whole run ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
 @pytest.mark.parametrize("preset", ["step", "measure"])
 def test_a_run_is_that_of_the_reference(preset, gamma):

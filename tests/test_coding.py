@@ -233,6 +233,7 @@ def test_dead_latents_start_again():
     assert counts[1] > counts[0]
 
 
+@pytest.mark.slow
 def test_fewer_rows_than_latents_can_be_trained_on():
     model = train(TensorSource(rows(50)), settings(n_latents=300, steps=40, batch_size=16))
     assert 0 < model.n_latents <= 300

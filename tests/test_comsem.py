@@ -390,6 +390,7 @@ def twenty(latent: int) -> Trial:
     return Trial(latent, [], *([next(rows) for _ in range(n)] for n in (20, 20, 5, 5)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffles", [1, 3, 5])
 def test_chance_explanations_are_significant_no_more_often_than_the_level_says(shuffles):
     """A judge who tosses coins of several weights; that nulls which fit are left out changes
@@ -402,6 +403,7 @@ def test_chance_explanations_are_significant_no_more_often_than_the_level_says(s
         assert share <= level + 3 * math.sqrt(level / 600)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("right", [0.6, 0.75, 0.8, 0.85])
 def test_rows_that_any_explanation_seems_to_fit_make_no_latent_interpretable(right):
     """A judge who tells positives from random rows whatever the explanation: nobody can say which
@@ -416,6 +418,7 @@ def test_rows_that_any_explanation_seems_to_fit_make_no_latent_interpretable(rig
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("yes", "no"), [(0.7, 0.7), (0.5, 0.9), (0.95, 0.45)])
 def test_interpretable_is_a_statement_at_five_percent(yes, no):
     """Of latents whose explanation is right in .7 of cases, just not above it, few are said to be;

@@ -157,6 +157,7 @@ def test_an_explanation_that_fits_everything_is_rejected_though_the_papers_score
         assert not score["interpretable"]
 
 
+@pytest.mark.slow
 def test_the_limit_on_calls_holds_and_a_later_run_goes_on(codes, tmp_path, capsys):
     out = tmp_path / "out"
     with LanguageModelServer(by_first_letter) as server:
@@ -169,6 +170,7 @@ def test_the_limit_on_calls_holds_and_a_later_run_goes_on(codes, tmp_path, capsy
         assert len(server.requests) == 2 * with_limit
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_and_pays_for_nothing_twice(codes, tmp_path, bitlens_command):
     def slow(prompt: str) -> str:
         time.sleep(0.05)

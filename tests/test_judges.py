@@ -319,6 +319,7 @@ def test_local_answers_are_recorded_and_read_again(random_causal_model, calls):
     assert calls.spent().calls == 0, "nothing was paid"
 
 
+@pytest.mark.slow
 def test_local_explanations_are_the_likeliest_words(random_causal_model, calls):
     explainer = LocalExplainer(random_causal_model, calls)
     texts = ["a «cat» came", "the «dog» went"]

@@ -50,6 +50,7 @@ def unwritable(tmp_path: Path) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_without_a_home_and_in_a_read_only_package_kernels_go_on_without_a_cache(
     unwritable: Path,
 ) -> None:
@@ -58,6 +59,7 @@ def test_without_a_home_and_in_a_read_only_package_kernels_go_on_without_a_cache
     assert "NUMBA_CACHE_DIR" in said
 
 
+@pytest.mark.slow
 def test_a_cache_is_used_where_there_is_one_and_only_compiling_is_announced(
     unwritable: Path, tmp_path: Path
 ) -> None:
@@ -66,6 +68,7 @@ def test_a_cache_is_used_where_there_is_one_and_only_compiling_is_announced(
     assert "Compiling" not in second
 
 
+@pytest.mark.slow
 def test_a_damaged_or_full_cache_is_gone_without(unwritable: Path, tmp_path: Path) -> None:
     use(unwritable, home="/dev/null", NUMBA_CACHE_DIR=str(tmp_path / "cache"))
     kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]

@@ -250,6 +250,7 @@ def test_covariance_of_more_latents_than_are_paired_at_once(width):
     assert close(gradient, slopes, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rows", [covariance_cpu.INT32_ROWS, covariance_cpu.INT32_ROWS + 1, 50_000, 100_000]
 )

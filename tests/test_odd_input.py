@@ -112,6 +112,7 @@ def variants(text: str) -> Iterator[tuple[str, str]]:
             yield f"{key} is {odd}", json.dumps({**values, key: odd})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "file"), [("store", "manifest.json"), ("codes", "manifest.json"), ("run", "cfg.json")]
 )
@@ -229,6 +230,7 @@ def test_help_imports_no_torch() -> None:
     assert done.stdout.count("usage: bitlens") == done.stdout.count("is explained") == len(lines)
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_costs_no_result(made: Path, tmp_path: Path) -> None:
     for arguments in (
         ["--help"],
@@ -254,6 +256,7 @@ def test_output_that_cannot_be_written_is_told() -> None:
     assert done.stderr == "The output could not be read or written: No space left on device.\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.15, 0.4, 0.8, 1.6])
 def test_an_interrupt_at_any_moment_is_a_word(delay: float, made: Path, tmp_path: Path) -> None:
     arguments = ["train", made / "store", "--out", tmp_path / "run", "--steps", 10**6]
@@ -272,6 +275,7 @@ def test_an_interrupt_at_any_moment_is_a_word(delay: float, made: Path, tmp_path
     assert said.splitlines()[-1].startswith("Stopped")
 
 
+@pytest.mark.slow
 def test_no_terminal_and_no_streams_at_all(made: Path, tmp_path: Path) -> None:
     arguments = f"entropy '{made / 'codes'}' --json '{tmp_path / 'n.json'}'"
     line = f"{sys.executable} -m bitlens {arguments} >&- 2>&-"

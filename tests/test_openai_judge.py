@@ -479,6 +479,7 @@ with Calls(sys.argv[1]) as calls:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_killed_goes_on_without_paying_twice(tmp_path, stop):
     answered = []

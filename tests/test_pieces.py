@@ -231,4 +231,4 @@ def test_no_other_code_makes_text_of_tokens():
                 and "tokenizer" in ast.unparse(node.value)
             ):
                 found.add(path.relative_to(root).as_posix())
-    assert found == {"hidden/pieces.py", "comsem/local_judge.py"}
+    assert found == {"hidden/pieces.py", "comsem/local_model.py"}

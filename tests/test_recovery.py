@@ -93,6 +93,7 @@ def reached(preset: str, r: int, p: float, noise: float) -> float:
         return objective(x, model.encode(x), model(x), preset)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MARKS, ids=str)
 def test_the_objective_is_within_two_percent_of_the_reference(case):
     assert reached(*case) <= 1.02 * MARKS[case]

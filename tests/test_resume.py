@@ -229,6 +229,7 @@ def test_killed_at_random_moments_and_resumed_equals_uninterrupted(
     assert logged_steps(run) == logged_steps(whole) == list(range(LOG, STEPS + 1, LOG))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
 def test_a_polite_signal_saves_and_says_so(bitlens_command, store, tmp_path, number):
     out = tmp_path / "run"

@@ -71,6 +71,7 @@ def untimed(rows):
     return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
+@pytest.mark.slow
 def test_everything_is_measured_with_every_seed(study):
     assert not [row["error"] for row in study[1] if "error" in row]
     counts = {
@@ -293,6 +294,7 @@ def test_every_row_of_a_table_is_of_the_same_seeds_or_says_of_how_many(study):
     assert table[3] == "| bits | 50 (1) | 70 |"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["BAE", "TopK", "BAE, step"])
 def test_an_autoencoder_on_another_device_has_the_same_numbers(study, opened, name):
     folder = run_folder(study[0], {"name": name, "n_latents": 64, "price": 0.1, "seed": 0})

@@ -121,6 +121,7 @@ def drop_and_wait() -> None:
 
 def test_an_interrupt_that_python_drops_is_raised_again() -> None:
     former, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     try:
         terminal.interrupt.listen()
         with pytest.raises(KeyboardInterrupt):

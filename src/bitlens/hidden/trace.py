@@ -62,7 +62,7 @@ class Trace:
             return
         # A table asked for two consecutive rows is one of positions: the tokens' ids are not.
         if table.dim() == 2 and not value.is_floating_point() and value.numel() == 2:
-            first, second = value.flatten().tolist()
+            first, second = (int(row) for row in value.flatten())
             if second == first + 1:
                 self.positions[place.path] = first
 
