@@ -16,7 +16,7 @@ from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
 from bitlens.studies.cells import Study
 from bitlens.studies.sequence.config import SequenceConfig
-from bitlens.studies.sequence.study import Rows, common_rows, rows_at, run, text_positions
+from bitlens.studies.sequence.study import RowCounts, common_rows, rows_at, run, text_positions
 
 TINY = SequenceConfig(
     hooks=("layers.0", "hidden_states[3]"),
@@ -81,7 +81,7 @@ def test_the_rows_of_a_cell_are_the_models_own_hidden_states_at_its_position(
                 )
             documents.append(owners[5])
     test = store.is_test(torch.tensor(documents))
-    hidden, document, held_out = rows_at(store, 5, Rows(int((~test).sum()), int(test.sum())))
+    hidden, document, held_out = rows_at(store, 5, RowCounts(int((~test).sum()), int(test.sum())))
     assert document.tolist() == documents
     assert torch.equal(held_out, test)
     torch.testing.assert_close(hidden, torch.stack(expected), rtol=1e-4, atol=1e-5)
@@ -89,7 +89,7 @@ def test_the_rows_of_a_cell_are_the_models_own_hidden_states_at_its_position(
 
 def test_fewer_rows_are_spread_over_the_text_without_repeats(store):
     whole, _, whole_test = rows_at(store, 5, common_rows(store, [5]))
-    some, document, test = rows_at(store, 5, Rows(20, 9))
+    some, document, test = rows_at(store, 5, RowCounts(20, 9))
     for part, n in ((~whole_test, 20), (whole_test, 9)):
         indices = torch.arange(n) * int(part.sum()) // n
         assert len(set(indices.tolist())) == n
@@ -101,7 +101,7 @@ def test_every_position_gets_the_rows_of_the_poorest(store):
     alone = {position: common_rows(store, [position]) for position in range(8)}
     assert len(set(alone.values())) > 1
     rows = common_rows(store, list(alone))
-    assert rows == Rows(
+    assert rows == RowCounts(
         min(r.training for r in alone.values()), min(r.test for r in alone.values())
     )
     fewer = common_rows(store, list(alone), max_rows=90)
