@@ -87,9 +87,9 @@ class DescentLearner(Learner[BinaryAutoencoder]):
             # Of the bits' cross-entropy under the encoder, a mean over rows.
             prediction_error = model.pre_activations(x).sigmoid_().sub_(bits.unpack()).div_(len(x))
             model.W_enc.grad, model.b_enc.grad = x.T @ prediction_error, prediction_error.sum(0)
-        rates, zero = counts.double() / len(x), mse.new_zeros(())
+        rates = counts.double() / len(x)
         price = (rates * model.price).sum().float() / model.d_in
-        return Losses(mse + price, mse, price, zero, zero), rates
+        return Losses(mse + price, mse, price), rates
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:

@@ -43,14 +43,17 @@ class Price(NamedTuple):
         return torch.minimum(p, 1 - p).double() * self.per_on_bit
 
 
+NOTHING = torch.zeros(())
+
+
 class Losses(NamedTuple):
     """The terms of the objective for one minibatch, weighted; `total` is their sum."""
 
     total: Tensor
     mse: Tensor
-    price: Tensor
-    covariance: Tensor
-    auxiliary: Tensor
+    price: Tensor = NOTHING
+    covariance: Tensor = NOTHING
+    auxiliary: Tensor = NOTHING
 
 
 def batch_price(p: Tensor, n: int, price: Price) -> Tensor:
@@ -100,4 +103,4 @@ def binary_losses(
     cost = per_price * batch_price(h.mean(0, dtype=torch.float32), len(h), price) if lam else zero
     with torch.autocast(h.device.type, enabled=False):
         covariance = per_pair * penalty(h) if gamma else zero
-    return Losses(mse + cost + covariance, mse, cost, covariance, zero)
+    return Losses(mse + cost + covariance, mse, cost, covariance)

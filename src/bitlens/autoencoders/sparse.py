@@ -150,4 +150,4 @@ class PenaltyLearner(SparseLearner[Sparse]):
         if self.settings.sparsity is None and risen >= 1:  # up where more than k are on
             l0, k = float((codes.detach() > 0).sum() / len(x)), self.settings.k
             log_weight += ADAPTATION * max(-1.0, min(1.0, math.log(max(l0, 0.01 * k) / k)))
-        return Losses(mse + price + auxiliary, mse, price, mse.new_zeros(()), auxiliary), codes
+        return Losses(mse + price + auxiliary, mse, price, auxiliary=auxiliary), codes

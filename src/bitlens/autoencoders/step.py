@@ -188,7 +188,7 @@ class StepLearner(Learner[BinaryAutoencoder]):
             for gradient, value in zip(gradients, whole, strict=True):
                 gradient.copy_(value)
         _gradient(model.b_dec).copy_(error.sum(0))
-        return Losses(mse + cost + penalty, mse, cost, penalty, mse.new_zeros(())), p
+        return Losses(mse + cost + penalty, mse, cost, penalty), p
 
     def _window(self, spread: Tensor) -> Tensor:
         """The surrogate's window `[n_latents]`, after a batch whose pre-activations have this

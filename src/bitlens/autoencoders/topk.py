@@ -69,5 +69,4 @@ class TopKLearner(SparseLearner[TopK]):
             dead_codes = torch.zeros_like(z).scatter(-1, top.indices, top.values.relu())
             guess = (dead_codes @ self.model.W_dec).float()
             auxiliary = self.AUXILIARY * (guess - residual).square().mean()
-        zero = mse.new_zeros(())
-        return Losses(mse + auxiliary, mse, zero, zero, auxiliary), codes
+        return Losses(mse + auxiliary, mse, auxiliary=auxiliary), codes
