@@ -27,7 +27,7 @@ class JudgeSettings:
     estimate: bool = False
     """say what the run would cost, and stop"""
 
-    who: ClassVar[str]
+    who: ClassVar[str] = "a judge of your own"
     """who judges, in the help of the command"""
     priced: ClassVar[bool] = False
     """whether the judge has to be paid: it can estimate what questions will cost"""
