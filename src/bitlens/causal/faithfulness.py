@@ -21,6 +21,7 @@ from bitlens.hidden.source import NO_ROWS
 from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import ActivationStore
 from bitlens.information.moments import Variance, squared_error
+from bitlens.labels.sources import position_bucket
 from bitlens.results import Number, brief
 from bitlens.seeding import generator
 
@@ -173,9 +174,8 @@ def by_position(tokens: SpliceTokens) -> dict[str, PositionLosses]:
     exponents = torch.frexp(tokens.position.double()).exponent - 1
     losses = {}
     for exponent in exponents.unique().tolist():
-        inside, low = exponents == exponent, 1 << exponent
+        inside, name = exponents == exponent, position_bucket(1 << exponent, alone=1)
         means = (float(column[inside].double().mean()) for column in tokens[2:])
-        name = "1" if low == 1 else f"{low}-{2 * low - 1}"
         losses[name] = PositionLosses(int(inside.sum()), *means)
     return losses
 

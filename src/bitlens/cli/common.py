@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -87,3 +88,12 @@ def pick_device(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BitlensError(f"There is no device '{device}' here; use --device cpu.")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def flags_given(settings: Any, names: Collection[str]) -> list[str]:
+    """Of these fields of a dataclass, as flags, those that are not at their defaults."""
+    return [
+        f"--{field.name.replace('_', '-')}"
+        for field in fields(settings)
+        if field.name in names and getattr(settings, field.name) != field.default
+    ]

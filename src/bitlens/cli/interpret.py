@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from bitlens.cli.common import flags_given
 from bitlens.comsem.registry import JUDGES, settings_class, settings_of
 from bitlens.errors import BitlensError
 
@@ -56,11 +57,7 @@ class Judging(*map(settings_class, JUDGES)):  # pyright: ignore[reportGeneralTyp
         """Flags that were given and belong to other judges."""
         others = {field.name for name in JUDGES for field in fields(settings_class(name))}
         others -= {field.name for field in fields(settings_class(self.judge))}
-        return [
-            f"--{field.name.replace('_', '-')}"
-            for field in fields(self)
-            if field.name in others and getattr(self, field.name) != field.default
-        ]
+        return flags_given(self, others)
 
     def config(self) -> Config:
         """Of the library."""

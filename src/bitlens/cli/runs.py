@@ -20,6 +20,7 @@ from bitlens.cli.common import (
     Source,
     StoreFolder,
     TextFlags,
+    flags_given,
     open_pair,
     open_text,
     pick_device,
@@ -122,12 +123,8 @@ def _name_without_effect(config: TrainConfig) -> None:
 
     coding = PRESETS.get(config.preset, {}).get("coding")
     applying = settings_that_apply(config.architecture, coding)
-    idle = [
-        f"--{field.name.replace('_', '-')}"
-        for field in fields(config)
-        if field.name not in applying and getattr(config, field.name) != field.default
-    ]
-    if idle:
+    others = {field.name for field in fields(config)} - set(applying)
+    if idle := flags_given(config, others):
         show.warn(f"Without effect on this run: {', '.join(idle)}.")
 
 
