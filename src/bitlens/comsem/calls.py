@@ -194,8 +194,20 @@ class Calls:
         with self._transaction():
             self._db.executemany(statement, rows)
 
+    def _turn_on_wal(self) -> None:
+        """SQLite does not wait for other processes that open a new file at the same moment."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.Error as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise self._trouble(error) from error
+                time.sleep(0.01)
+
     def _prepare(self) -> None:
-        self._execute("PRAGMA journal_mode = WAL")
+        self._turn_on_wal()
         self._execute("PRAGMA synchronous = NORMAL")
         with self._transaction():
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
