@@ -3,7 +3,7 @@ mix with no others.
 
 Real numbers come out, so whole commands can be run; what a GPU would refuse, an operation on
 tensors of two devices or
-numpy's view of one, is refused here, too.
+numpy's view of one, is refused here, too. Where there is a real GPU, that is it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch.utils.backend_registration import (
     _setup_privateuseone_for_python_backend,
 )
 
-NAME = "elsewhere"
+REAL = torch.cuda.is_available()
+NAME = "cuda" if REAL else "elsewhere"
 
 
 class _Backend(_DummyBackendModule):
@@ -30,7 +31,8 @@ class _Backend(_DummyBackendModule):
         return [torch.bfloat16]
 
 
-_setup_privateuseone_for_python_backend(NAME, _Backend())
+if not REAL:  # beside a GPU torch takes this backend for the accelerator
+    _setup_privateuseone_for_python_backend(NAME, _Backend())
 DEVICE = torch.device(NAME, 0)
 MOVES = ("aten::_to_copy", "aten::copy_")
 
@@ -120,5 +122,5 @@ def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 @contextlib.contextmanager
 def elsewhere() -> Iterator[str]:
     """Within the block there is a GPU, under this name."""
-    with OneDevice():
+    with contextlib.nullcontext() if REAL else OneDevice():
         yield str(DEVICE)

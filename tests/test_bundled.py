@@ -34,7 +34,7 @@ def test_model_predicts_its_own_text_far_better_than_chance() -> None:
     texts = [text for _, text in Corpus((BUNDLED,)).documents()][:16]
     losses = []
     for text in texts:
-        ids = torch.tensor([model.tokenizer(text)["input_ids"][:256]])
+        ids = torch.tensor([model.tokenizer(text)["input_ids"][:256]], device=model.device)
         losses.append(float(model.model(ids, labels=ids).loss))
     assert sum(losses) / len(losses) < 4  # nats a token; chance is ln 4096 = 8.3
 

@@ -11,11 +11,14 @@ import pytest
 import torch
 
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
+from bitlens.bits.packed import PackedBits
 from bitlens.causal.faithfulness import faithfulness
 from bitlens.causal.splice import Splice
 from bitlens.cli.match import _encode
 from bitlens.compression.store import compress_store
+from bitlens.devices import pick_device
 from bitlens.encode import encode_store
+from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, LanguageModel
 from bitlens.information.magnitudes import quantise_magnitudes
@@ -120,3 +123,15 @@ def test_a_compressed_store(
 
     here, there = on_both(run)
     assert here == there
+
+
+def test_no_rows_are_packed_too() -> None:
+    with elsewhere() as device:
+        bits = PackedBits.pack(torch.zeros(0, LATENTS, device=device))
+        assert bits.unpack().shape == (0, LATENTS)
+
+
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    for name in ("cuda:99", "cuda:", "cuda:x"):
+        with pytest.raises(BitlensError, match=f"There is no device '{name}' here"):
+            pick_device(name)

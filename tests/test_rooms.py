@@ -32,7 +32,17 @@ ROOMS = [
     ["bits"],
 ]
 HEIGHT = {room: -level for level, rooms in enumerate(ROOMS) for room in rooms}
-FOUNDATION = {"errors", "files", "options", "results", "seeding", "terminal", "version", "__init__"}
+FOUNDATION = {
+    "devices",
+    "errors",
+    "files",
+    "options",
+    "results",
+    "seeding",
+    "terminal",
+    "version",
+    "__init__",
+}
 CORE = {"hidden", "autoencoders", "training", "bits", "information"}
 CORE_LIBRARIES = {
     "torch",

@@ -49,7 +49,7 @@ class PackedBits:
             octets = np.packbits(padded.contiguous().numpy(), axis=1, bitorder="little")
             return cls.from_numpy(octets, n_latents)
         shifts = torch.arange(WORD, device=bits.device)
-        separate = padded.reshape(len(on), -1, WORD).long() << shifts
+        separate = padded.reshape(len(on), words_for(n_latents), WORD).long() << shifts
         return cls(separate.sum(-1), n_latents)  # of distinct bits the sum is the or
 
     @classmethod
@@ -75,7 +75,7 @@ class PackedBits:
         octets = self.words.contiguous().view(torch.uint8)
         shifts = torch.arange(8, dtype=torch.uint8, device=octets.device)
         bits = (octets[:, :, None] >> shifts) & 1
-        return bits.reshape(len(self), -1)[:, : self.n_latents].to(dtype)
+        return bits.flatten(1)[:, : self.n_latents].to(dtype)
 
     def numpy(self) -> np.ndarray:
         """The words as uint64 `[rows, words]`, in memory order; no copy where that can be."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 from bitlens.hidden.config import ModelConfig, TextConfig
 
@@ -79,15 +80,6 @@ def open_pair(run: Path, store: Path, device: str, search: Search = Search()) ->
         target = (autoencoder.metadata.get("target_hook") or {}).get("module", "")
         return autoencoder, PairedStore.beside(store, target)
     return autoencoder, ActivationStore(store)
-
-
-def pick_device(device: str) -> str:
-    """`auto`: a GPU if there is one. BitlensError for a GPU that is not there."""
-    import torch
-
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise BitlensError(f"There is no device '{device}' here; use --device cpu.")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def flags_given(settings: Any, names: Collection[str]) -> list[str]:

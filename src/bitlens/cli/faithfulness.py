@@ -7,15 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitlens.cli.common import (
-    Device,
-    RunFolder,
-    Search,
-    SearchFlags,
-    StoreFolder,
-    open_pair,
-    pick_device,
-)
+from bitlens.cli.common import Device, RunFolder, Search, SearchFlags, StoreFolder, open_pair
+from bitlens.devices import pick_device
 
 if TYPE_CHECKING:
     from bitlens.autoencoders import Autoencoder

@@ -23,8 +23,8 @@ from bitlens.cli.common import (
     flags_given,
     open_pair,
     open_text,
-    pick_device,
 )
+from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 from bitlens.hidden.config import ModelConfig, TextConfig
 from bitlens.options import TEST_FRACTION, Logger

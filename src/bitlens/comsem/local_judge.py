@@ -126,16 +126,14 @@ class LocalSettings(LanguageModelSettings):
 
     def pair(self, calls: Calls) -> tuple[LocalExplainer, LocalJudge]:
         """-> explainer and judge"""
-        import torch
-
+        from bitlens.devices import pick_device
         from bitlens.hidden import LanguageModel
 
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise BitlensError(f"There is no device '{self.device}' here; use `device=cpu`.")
-        judge = LanguageModel.load(self.model, [], causal=True, device=self.device)
+        device = pick_device(self.device)
+        judge = LanguageModel.load(self.model, [], causal=True, device=device)
         explainer = judge
         if self.explainer_model not in ("", self.model):
             name = self.explainer_model
-            explainer = LanguageModel.load(name, [], causal=True, device=self.device)
+            explainer = LanguageModel.load(name, [], causal=True, device=device)
         tokens = max(self.answer_tokens, EXPLANATION_TOKENS)
         return LocalExplainer(explainer, calls, tokens), LocalJudge(judge, calls, self.batch)

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 from bitlens.files import sha256
 from bitlens.hidden.hooks import Architecture, HookPoint
@@ -57,8 +58,7 @@ class Checkpoint:
             raise BitlensError(
                 f"{name} is a file; name the folder of a model, with its config.json and weights."
             )
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = pick_device(device)
         self.device = None if device_map else device
         with _refusing(name):
             config = transformers.AutoConfig.from_pretrained(self.where, revision=revision)

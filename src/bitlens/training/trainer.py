@@ -18,6 +18,7 @@ from bitlens.autoencoders.learner import build, make_learner
 from bitlens.autoencoders.objective import Losses
 from bitlens.autoencoders.settings import Settings
 from bitlens.bits.entropies import binary_entropy
+from bitlens.devices import pick_device
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import prepare_output
 from bitlens.hidden.source import NO_ROWS, HiddenSource, Position
@@ -63,7 +64,7 @@ def train(
     that goes to `metrics.jsonl`. progress: show it on standard error. A `test_fraction` of the
     config other than the source's is set on the source, or refused where it cannot be.
     """
-    device = _device(config.device)
+    device = pick_device(config.device)
     # Compiled kernels set the number of threads when they are loaded, later, and the sums of MKL
     # may change with that: it is settled before the first product.
     torch.set_num_threads(torch.get_num_threads())
@@ -197,14 +198,6 @@ def learning_rate(settings: Settings, step: int) -> float:
     left = (1 - step / settings.steps) / settings.decay
     risen = min(1.0, (step + 1) / (WARM_UP * settings.steps))
     return settings.lr * risen * max(LOWEST_RATE, min(1.0, left))
-
-
-def _device(name: str) -> str:
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise BitlensError(f"There is no device '{name}' here; use cpu.")
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
 
 
 def _initial_model(source: HiddenSource, settings: Settings) -> Autoencoder:
