@@ -231,6 +231,8 @@ def _reason(error: Exception, name: str) -> str:
     reasons = {
         "trust_remote_code": "it needs code of its own to run, which bitlens never loads",
         "mismatched_sizes": "its weights have other shapes than its config.json says",
+        "GGUF model with architecture": "transformers reads no .gguf of this architecture; use "
+        "the folder that it was made from",
         "safetensors": "it has no safetensors weights; convert it with save_pretrained first",
     }
     for word, reason in reasons.items():
