@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 from bitlens.autoencoders import BinaryAutoencoder
@@ -60,7 +58,7 @@ def add_tokenizer(writer, folder):
     writer.add_unk_token_id(3)
 
 
-def write(file, folder, kind=TYPES.F32, *, tokenizer=True, lacking="none", **said):
+def write(file, folder, kind=TYPES.F32, *, tokenizer=True, lacking="none", more=None, **said):
     """The tiny Llama of a folder as a .gguf file -> its weights, as they are in the file."""
     config = json.loads((folder / "config.json").read_text())
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
@@ -87,6 +85,8 @@ def write(file, folder, kind=TYPES.F32, *, tokenizer=True, lacking="none", **sai
         if lacking not in name:
             own = names.get_name(name.removesuffix(".weight")) + ".weight"
             writer.add_tensor(own, as_stored(weight, stored_as)[0], raw_dtype=stored_as)
+    for name, values in (more or {}).items():
+        writer.add_tensor(name, values.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -201,7 +201,7 @@ def test_another_file_is_refused_and_the_way_out_works(store, use, file, tiny_ll
     with pytest.raises(BitlensError, match=gone):
         use(store)
     (tmp_path / "other.gguf").rename(file)
-    with pytest.raises(BitlensError, match="is another one than when .* was made"):
+    with pytest.raises(BitlensError, match=r"is another one than when .* was made"):
         use(store)
     manifest = store.path / "manifest.json"
     manifest.write_text(
@@ -244,17 +244,35 @@ def test_weights_above_the_last_hook_point_may_lack(tiny_llama, tmp_path):
         load(tmp_path / "model.gguf", "layers.1", causal=True)
 
 
-def test_scaled_positions_are_refused(tiny_llama, tmp_path, monkeypatch):
-    writer, add = gguf.GGUFWriter, gguf.GGUFWriter.write_header_to_file
+def test_positions_of_llama_3_are_scaled(tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "folder")
+    config = json.loads((folder / "config.json").read_text())
+    scaling = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 16}
+    scaling |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 10_000.0}
+    (folder / "config.json").write_text(json.dumps(config | {"rope_parameters": scaling}))
+    wavelength = 2 * np.pi * 10_000.0 ** (np.arange(0, 8, 2) / 8)
+    between = (16 / wavelength - 1) / (4 - 1)  # 1: as it was; 0: a factor of 8
+    factors = 1 / ((1 - between.clip(0, 1)) / 8 + between.clip(0, 1))
+    write(tmp_path / "model.gguf", tiny_llama, more={"rope_freqs.weight": factors})
+    one, other, plain = (load(n, "layers.3") for n in (tmp_path / "model.gguf", folder, tiny_llama))
+    found, expected = read(one)["layers.3"], read(other)["layers.3"]
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found, read(plain)["layers.3"], rtol=1e-2, atol=1e-2)
 
-    def with_factors(self):  # as Llama 3.1 and later are converted
-        self.add_tensor("rope_freqs.weight", np.ones(4, dtype=np.float32))
-        add(self)
 
-    monkeypatch.setattr(writer, "write_header_to_file", with_factors)
-    write(tmp_path / "model.gguf", tiny_llama)
-    with pytest.raises(BitlensError, match=r"\(rope_freqs.weight\), which transformers leaves out"):
+def test_positions_scaled_otherwise_are_refused(tiny_llama, tmp_path):
+    write(tmp_path / "model.gguf", tiny_llama, more={"rope_factors_long.weight": np.ones(4)})
+    with pytest.raises(BitlensError, match=r"\(rope_factors_long.weight\), which transformers"):
         load(tmp_path / "model.gguf", "layers.1")
+
+
+def test_layers_above_are_not_dequantised(file, monkeypatch):
+    seen, dequantize = [], gguf.dequantize
+    monkeypatch.setattr(gguf, "dequantize", lambda *a: seen.append(a) or dequantize(*a))
+    for hook, layers in (("layers.0", 2), ("norm", 4)):  # one more than is kept, for its names
+        seen.clear()
+        load(file, hook)
+        assert len(seen) == 3 + 9 * layers
 
 
 @pytest.mark.parametrize("kept", [0, 3, 20, 2_000, 0.5, -1])
@@ -278,7 +296,7 @@ def test_a_part_of_a_model_is_refused(file, tiny_llama, tmp_path):
 
 
 def test_a_missing_library_or_file_is_named(file, monkeypatch):
-    with pytest.raises(BitlensError, match="There is no file none.gguf"):
+    with pytest.raises(BitlensError, match=r"There is no file none\.gguf\.$"):
         load("none.gguf", "layers.1")
     find = reading.importlib.util.find_spec
     for package in ("gguf", "accelerate"):
@@ -294,5 +312,5 @@ def test_a_missing_library_or_file_is_named(file, monkeypatch):
 
 def test_an_adapters_folder_says_how_to_merge_it(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    with pytest.raises(BitlensError, match="holds an adapter .*`merge_and_unload` .*`save_pret"):
+    with pytest.raises(BitlensError, match=r"holds an adapter .*`merge_and_unload` .*`save_pret"):
         load(tmp_path, "layers.1")

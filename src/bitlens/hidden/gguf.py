@@ -7,6 +7,7 @@ is refused here.
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import os
 import re
@@ -15,9 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from bitlens.errors import BitlensError
 
 ENDING = ".gguf"
+FACTORS = "rope_freqs.weight"
 
 
 def is_gguf(where: str | Path) -> bool:
@@ -34,13 +39,17 @@ class Source:
         self.reader = _checked(name, Path(where)) if is_gguf(where) else None
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """What `from_pretrained` is called with in this block, first and by keyword."""
+    def opened(self, layers: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What `from_pretrained` is called with in this block, first and by keyword; no more than
+        `layers` layers of a file are dequantised."""
         if self.reader is None:
             yield self.where, {}
             return
         # Not the file's own folder: a tokenizer or an adapter there may be another model's.
-        with tempfile.TemporaryDirectory() as empty, _read_once_without_bars(self.reader):
+        reader = copy.copy(self.reader)
+        if layers is not None:
+            reader.tensors = [t for t in reader.tensors if _layer(t.name) < layers]
+        with tempfile.TemporaryDirectory() as empty, _read_once_without_bars(reader):
             # Absolute: transformers prefers a file of that name in the current folder.
             yield empty, {"gguf_file": os.path.abspath(self.where)}  # noqa: PTH100 - links stay
 
@@ -53,6 +62,17 @@ class Source:
             return {}
         return {"quantization_config": config(dequantize=True)}
 
+    def finish(self, model: Any) -> None:
+        """Scale the positions of a Llama 3.1 or later, which transformers leaves as they were."""
+        tensors = () if self.reader is None else self.reader.tensors
+        factors = next((t.data for t in tensors if t.name == FACTORS), None)
+        rope = getattr(model.config, "rope_parameters", None) or {}
+        if factors is None or rope.get("rope_type", "default") != "default":
+            return
+        for name, frequencies in model.named_buffers():
+            if name.endswith("rotary_emb.inv_freq"):
+                frequencies /= torch.from_numpy(np.array(factors)).to(frequencies)
+
 
 def _checked(name: str, file: Path) -> Any:
     """The file's reader, if it is a whole language model with a tokenizer."""
@@ -60,10 +80,8 @@ def _checked(name: str, file: Path) -> Any:
         raise BitlensError(
             f"Reading {name} needs bitlens' extra [gguf]: pip install gguf accelerate."
         )
-    import gguf
-
     try:
-        reader = gguf.GGUFReader(file)
+        reader = _read(file)
         fields = {key: _value(field) for key, field in reader.fields.items() if _short(field)}
     except OSError as error:
         raise BitlensError(f"{name} cannot be read: {error.strerror or error}.") from error
@@ -91,6 +109,23 @@ def _checked(name: str, file: Path) -> Any:
     raise BitlensError(f"{name} {reason}.")
 
 
+def _read(file: Path) -> Any:
+    import gguf
+
+    class Reader(gguf.GGUFReader):
+        """Without numpy's memmap for each of a vocabulary's strings: a fraction of the time."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, np.asarray(value) if name == "data" else value)
+
+    return Reader(file)
+
+
+def _layer(tensor: str) -> int:
+    match = re.match(r"blk\.(\d+)\.", tensor)
+    return int(match[1]) if match else -1
+
+
 def _short(field: Any) -> bool:
     """Not an array, as the vocabulary is."""
     return len(field.types) == 1
@@ -107,8 +142,9 @@ def _scaled_positions(reader: Any, fields: dict[str, Any]) -> str | None:
     kind = fields.get(f"{architecture}.rope.scaling.type", "none")
     if kind != "none" and architecture != "gpt-oss":
         return f"{architecture}.rope.scaling.type {kind}"
-    tensors = (tensor.name for tensor in reader.tensors)
-    return next((name for name in tensors if re.match(r"rope_(freqs|factors)", name)), None)
+    names = [t.name for t in reader.tensors if re.match(r"rope_(freqs|factors)", t.name)]
+    known = [FACTORS] if architecture == "llama" else []
+    return None if names in ([], known) else names[0]
 
 
 @contextlib.contextmanager

@@ -128,11 +128,12 @@ class Checkpoint:
 
         short = type(whole.__name__, (whole,), {"__init__": build, "__module__": whole.__module__})
         kind = short if layers < self.architecture.layers else whole
-        with self.source.opened() as (where, file):
+        with self.source.opened(layers) as (where, file):
             settings = {**self.settings, **file, **self.source.weights()}
             model, loading = kind.from_pretrained(
                 where, output_loading_info=True, use_safetensors=True, **settings
             )
+        self.source.finish(model)
         tensors, missing = model.state_dict(), sorted(loading["missing_keys"])
         for key in missing:
             if key in tensors and tensors[key].is_floating_point():
