@@ -56,6 +56,7 @@ def add_tokenizer(writer, folder):
     writer.add_eos_token_id(1)
     writer.add_pad_token_id(2)
     writer.add_unk_token_id(3)
+    writer.add_add_bos_token(False)
 
 
 def write(file, folder, kind=TYPES.F32, *, tokenizer=True, lacking="none", more=None, **said):
@@ -135,7 +136,7 @@ def test_the_tokenizer_is_that_of_the_folder(file, tiny_llama):
     for text in (TEXT, "", "  two\n\nlines <|eos|> ünïcode 🙂"):
         assert one.tokenizer(text)["input_ids"] == other.tokenizer(text)["input_ids"]
     assert one.tokenizer.all_special_ids == other.tokenizer.all_special_ids
-    assert one.tokenizer.eos_token_id == 1
+    assert (one.tokenizer.bos_token_id, one.tokenizer.eos_token_id) == (0, 1)
     assert one.longest_context() == other.longest_context() == 128
     assert one.memory() == other.memory()
 

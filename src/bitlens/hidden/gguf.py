@@ -22,6 +22,7 @@ import torch
 from bitlens.errors import BitlensError
 
 ENDING = ".gguf"
+SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 FACTORS = "rope_freqs.weight"
 
 
@@ -35,7 +36,7 @@ class Source:
 
     def __init__(self, name: str, where: str) -> None:
         """name: as it is called in sentences; where: as `loading.folder_of` gives it."""
-        self.where = where
+        self.name, self.where = name, where
         self.reader = _checked(name, Path(where)) if is_gguf(where) else None
 
     @contextlib.contextmanager
@@ -52,6 +53,29 @@ class Source:
         with tempfile.TemporaryDirectory() as empty, _read_once_without_bars(reader):
             # Absolute: transformers prefers a file of that name in the current folder.
             yield empty, {"gguf_file": os.path.abspath(self.where)}  # noqa: PTH100 - links stay
+
+    def tokenizer(self, revision: str | None) -> Any:
+        """Of the model, with the special tokens that a file names; transformers 5.17 loses some."""
+        import transformers
+
+        with self.opened() as (where, file):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(where, revision=revision, **file)
+        if self.reader is None:
+            return tokenizer
+        said = {key: field for key, field in self.reader.fields.items() if _short(field)}
+        for own, name in SPECIAL.items():
+            field = said.get(f"tokenizer.ggml.{name}_token_id")
+            token = None if field is None else tokenizer.convert_ids_to_tokens(int(_value(field)))
+            setattr(tokenizer, f"{own}_token", token)
+        begins = said.get("tokenizer.ggml.add_bos_token")
+        if begins is not None and not _value(begins):
+            first = tokenizer("a")["input_ids"][0]
+            if first == tokenizer.bos_token_id:
+                raise BitlensError(
+                    f"{self.name} begins no text with a BOS token, but this version of "
+                    "transformers does: pip install 'transformers>=5.17'."
+                )
+        return tokenizer
 
     def weights(self) -> dict[str, Any]:
         """More that `from_pretrained` of a model is called with: no block stays packed."""

@@ -71,8 +71,7 @@ class Checkpoint:
                 raise BitlensError(
                     f"{name} is not a causal language model, so it has no next-token loss."
                 )
-            tokenizers = transformers.AutoTokenizer
-            self.tokenizer = tokenizers.from_pretrained(where, revision=revision, **file)
+            self.tokenizer = self.source.tokenizer(revision)
             with torch.device("meta"):
                 skeleton = transformers.AutoModel.from_config(config)
             self.architecture = Architecture(skeleton, config)
@@ -289,10 +288,7 @@ def digest(name: str) -> str | None:
 
 def load_tokenizer(name: str, revision: str | None) -> Any:
     """The tokenizer of a model, alone."""
-    import transformers
-
-    with _source(name).opened() as (where, file):
-        return transformers.AutoTokenizer.from_pretrained(where, revision=revision, **file)
+    return _source(name).tokenizer(revision)
 
 
 def _source(name: str) -> Source:
