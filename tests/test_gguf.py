@@ -309,6 +309,9 @@ def test_a_missing_library_or_file_is_named(file, monkeypatch):
             )
             with pytest.raises(BitlensError, match=r"needs bitlens' extra \[gguf\]: pip install"):
                 load(file, "layers.1")
+    monkeypatch.setattr("transformers.__version__", "5.17.0")
+    with pytest.raises(BitlensError, match=r"transformers 5\.17\.0 reads .* wrongly: pip install"):
+        load(file, "layers.1")
 
 
 def test_an_adapters_folder_says_how_to_merge_it(tmp_path):

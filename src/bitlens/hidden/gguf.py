@@ -22,7 +22,7 @@ import torch
 from bitlens.errors import BitlensError
 
 ENDING = ".gguf"
-SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+TRANSFORMERS = (5, 18)  # before, Gemma's text is cut into other tokens, Llama's has a BOS too many
 FACTORS = "rope_freqs.weight"
 
 
@@ -55,27 +55,11 @@ class Source:
             yield empty, {"gguf_file": os.path.abspath(self.where)}  # noqa: PTH100 - links stay
 
     def tokenizer(self, revision: str | None) -> Any:
-        """Of the model, with the special tokens that a file names; transformers 5.17 loses some."""
+        """Of the model, alone."""
         import transformers
 
         with self.opened() as (where, file):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(where, revision=revision, **file)
-        if self.reader is None:
-            return tokenizer
-        said = {key: field for key, field in self.reader.fields.items() if _short(field)}
-        for own, name in SPECIAL.items():
-            field = said.get(f"tokenizer.ggml.{name}_token_id")
-            token = None if field is None else tokenizer.convert_ids_to_tokens(int(_value(field)))
-            setattr(tokenizer, f"{own}_token", token)
-        begins = said.get("tokenizer.ggml.add_bos_token")
-        if begins is not None and not _value(begins):
-            first = tokenizer("a")["input_ids"][0]
-            if first == tokenizer.bos_token_id:
-                raise BitlensError(
-                    f"{self.name} begins no text with a BOS token, but this version of "
-                    "transformers does: pip install 'transformers>=5.17'."
-                )
-        return tokenizer
+            return transformers.AutoTokenizer.from_pretrained(where, revision=revision, **file)
 
     def weights(self) -> dict[str, Any]:
         """More that `from_pretrained` of a model is called with: no block stays packed."""
@@ -103,6 +87,14 @@ def _checked(name: str, file: Path) -> Any:
     if any(importlib.util.find_spec(package) is None for package in ("gguf", "accelerate")):
         raise BitlensError(
             f"Reading {name} needs bitlens' extra [gguf]: pip install gguf accelerate."
+        )
+    import transformers
+
+    release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    if release < TRANSFORMERS:
+        raise BitlensError(
+            f"transformers {transformers.__version__} reads {name} wrongly: pip install "
+            "'transformers>=5.18'."
         )
     try:
         reader = _read(file)
