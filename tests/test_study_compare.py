@@ -17,6 +17,8 @@ from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
+from bitlens.labels.matches import Matches, good_latents
+from bitlens.labels.scores import best_labels, label_scores
 from bitlens.labels.sources import Labels
 from bitlens.matching import stability
 from bitlens.studies.cells import Study
@@ -221,6 +223,53 @@ def twin_of(study, kind):
     return bae, twin.eval()
 
 
+def every_row(opened):
+    return torch.arange(len(opened.store))
+
+
+def test_labels_of_a_large_store_are_met_on_some_documents(study, opened, monkeypatch):
+    every = compare_labels.chosen_rows(opened.columns.document, opened.columns.usual)
+    assert torch.equal(every, every_row(opened))
+    monkeypatch.setattr(compare_labels, "FIT_ROWS", 3000)
+    monkeypatch.setattr(compare_labels, "TEST_ROWS", 1000)
+    document, test = opened.columns.document, opened.store.is_test(opened.columns.document)
+    rows = compare_labels.chosen_rows(document, test)
+    assert 1500 < int((~test[rows]).sum()) < 4500
+    assert 300 < int(test[rows].sum()) < 2000
+    assert not torch.isin(
+        document[rows], document[~torch.isin(torch.arange(len(test)), rows)]
+    ).any()
+    bae, _ = twin_of(study, OneValue)
+    codes = [
+        compare_labels.codes_above(bae, opened.store, (0.0, 0.5), some)
+        for some in (rows, every_row(opened))
+    ]
+    for mine, theirs in zip(*codes, strict=True):
+        assert torch.equal(mine.words, theirs.words[rows])
+
+
+def test_latents_and_labels_that_meet_are_those_of_label_scores(study, opened):
+    bae, _ = twin_of(study, OneValue)
+    document, test = opened.columns.document, opened.store.is_test(opened.columns.document)
+    (bits,) = compare_labels.codes_above(bae, opened.store, (0.0,), every_row(opened))
+    # of the classes of every labelling some have a latent of their own, more or less
+    noise = torch.rand(len(bits), 12, generator=torch.Generator().manual_seed(0)) < 0.001
+    ids = torch.stack([one.ids for one in opened.labels for _ in range(3)], 1)
+    planted = (ids == torch.arange(12) % 3) ^ noise
+    bits = PackedBits.pack(torch.cat([planted, bits.unpack().bool()], 1))
+    scores = [label_scores(bits, one, document, test, groups=10) for one in opened.labels]
+    matches = [Matches.of(bits, one, test) for one in opened.labels]
+    for slow, quick in zip(scores, matches, strict=True):
+        assert torch.equal(quick.fit_f1, slow.fit_f1)
+        assert torch.equal(quick.f1, slow.f1.value)
+        good = {score.latent for score in slow.by_latent() if score.good}
+        assert set(quick.latents().nonzero()[:, 0].tolist()) == good
+        assert quick.classes().tolist() == [score.good for score in slow.by_class()]
+    good = {score.latent for score in best_labels(scores) if score.good}
+    assert good
+    assert set(good_latents(matches).nonzero()[:, 0].tolist()) == good
+
+
 def numbers_of(evaluation):
     """All but times, and what was not measured."""
     return {
@@ -257,7 +306,7 @@ def test_bits_are_cut_as_floats_are(study, opened):
     with torch.no_grad():
         relu.b_dec.zero_()
     codes = [
-        compare_labels.codes_above(model, opened.store, compare_labels.CUTS)
+        compare_labels.codes_above(model, opened.store, compare_labels.CUTS, every_row(opened))
         for model in (bae, relu)
     ]
     for mine, theirs in zip(*codes, strict=True):
@@ -275,7 +324,7 @@ def test_a_latent_that_is_not_zero_is_on_whatever_its_sign(study, opened):
     cell = {"name": "PCA", "n_latents": 64, "price": 0.1, "seed": 0}
     pca = Autoencoder.from_pretrained(run_folder(study[0], cell))
     assert evaluate(pca, opened.store).dense == pca.n_latents
-    (everywhere,) = compare_labels.codes_above(pca, opened.store, (0.0,))
+    (everywhere,) = compare_labels.codes_above(pca, opened.store, (0.0,), every_row(opened))
     assert everywhere.row_counts().eq(pca.n_latents).all()
 
 
