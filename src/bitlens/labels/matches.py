@@ -38,9 +38,10 @@ class Matches(NamedTuple):
         fit, held_out = ((labels.ids >= 0) & part for part in (~test, test))
         classes = labels.frequent([fit, held_out], min_rows)[:MAX_CLASSES]
         share = (labels.class_counts(held_out)[classes] / held_out.sum()).double()
-        of_parts = [f1_of_classes(bits, labels.ids, classes, part) for part in (fit, held_out)]
-        least = (2 * share / (1 + share)).clamp_min(GOOD)
-        return cls(labels.name, *(f1.float() for f1 in of_parts), least)
+        fit_f1, f1 = (
+            f1_of_classes(bits, labels.ids, classes, part).float() for part in (fit, held_out)
+        )
+        return cls(labels.name, fit_f1, f1, (2 * share / (1 + share)).clamp_min(GOOD))
 
     def latents(self) -> Tensor:
         """Which latents are good at the class that they meet best on the fitting rows, bool."""
