@@ -148,6 +148,7 @@ def _trained(cell: Cell, config: CompareConfig, out: Path, store: ActivationStor
         seed=cell["seed"],
         test_fraction=config.test_fraction,
         device=device_of(config),
+        precision="fp32",  # as a BAE has it anyway
         **settings,
     )
     return train(store, training, folder, resume=folder.exists())
