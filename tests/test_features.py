@@ -9,7 +9,7 @@ import torch
 from bitlens.bits import Codes, PackedBits
 from bitlens.errors import BitlensError
 from bitlens.features.examples import random_examples
-from bitlens.features.token_scores import token_scores
+from bitlens.features.token_scores import rows_on, token_scores
 
 
 def make(
@@ -131,3 +131,11 @@ def test_examples_are_drawn_by_seed(text):
 
 def test_a_latent_that_is_never_on_has_no_examples(text):
     assert random_examples(text, 7, letters) == []
+
+
+@pytest.mark.parametrize("n_latents", [1, 64, 130])
+def test_rows_on_are_those_of_unpacked_bits(n_latents):
+    on = torch.rand(1000, n_latents, generator=torch.Generator().manual_seed(0)) < 0.1
+    on[:, 0] = n_latents == 64  # always, or never
+    found = list(rows_on(PackedBits.pack(on)))
+    assert [rows.tolist() for rows in found] == [column.nonzero()[:, 0].tolist() for column in on.T]

@@ -8,6 +8,7 @@ import torch
 from bitlens.bits import PackedBits
 from bitlens.errors import BitlensError
 from bitlens.labels import scores as scoring
+from bitlens.labels.counts import counts_by_group
 from bitlens.labels.scores import LabelScores, benjamini_hochberg, label_scores
 from bitlens.labels.sources import Labels
 
@@ -88,6 +89,14 @@ def test_scores_are_those_of_unpacked_bits(monkeypatch):
                 half = student * float((9 / 10 * (each - each.mean()).square().sum()).sqrt())
                 assert high == pytest.approx(value + half, rel=2e-3)
                 assert low == pytest.approx(max(0, value - half), rel=2e-3, abs=1e-6)
+
+
+def test_counts_by_group_are_those_of_unpacked_bits():
+    bits, group = draw(500, 130, seed=3) < 0.1, torch.arange(500) % 5 - 1
+    counts = counts_by_group(PackedBits.pack(bits), group, 5)
+    assert counts[4].sum() == 0
+    for g in range(4):
+        assert torch.equal(counts[g], bits[group == g].sum(0))
 
 
 def test_planted_latents_are_found_and_counted():

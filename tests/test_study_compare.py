@@ -17,15 +17,20 @@ from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
+from bitlens.labels.matches import Matches, good_latents
+from bitlens.labels.scores import best_labels, label_scores
 from bitlens.labels.sources import Labels
 from bitlens.matching import stability
 from bitlens.studies.cells import Study
 from bitlens.studies.compare import labels as compare_labels
+from bitlens.studies.compare import measuring
 from bitlens.studies.compare import report as compare_report
 from bitlens.studies.compare import study as compare
 from bitlens.studies.compare.config import CompareConfig
+from bitlens.studies.compare.curves import POINTS, Curve, curves
+from bitlens.studies.compare.curves import table as curve_table
+from bitlens.studies.compare.measuring import run_folder
 from bitlens.studies.compare.report import CONTEXTS
-from bitlens.studies.compare.study import run_folder
 from conftest import english
 from elsewhere import elsewhere
 
@@ -39,7 +44,8 @@ TINY = CompareConfig(
     contexts=8,
     test_fraction=0.3,
 )
-TIMES = ("train_seconds", "rows_per_second")
+PARTS = ("train", "evaluate", "splice", "labels")
+TIMES = ("seconds", "rows_per_second", *(f"{part}_seconds" for part in PARTS))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +124,7 @@ def test_the_table_the_page_and_the_figures_are_there(study):
     assert pyarrow.parquet.read_table(out / "table.parquet").num_rows == len(rows)
     page = (out / "compare.md").read_text()
     assert "## 64 latents, price 0.1\n" in page
-    assert "binary autoencoders of other kinds" in page
+    assert "## 64 latents, price 0.1, variants\n" in page
     for key in ("fvu", "ce_loss_score", "dense", "stability", "latents_f1", "latents_f1_cut"):
         assert f"| {compare_report.NUMBERS[key].heading} |" in page
     assert {path.name for path in out.glob("*.svg")} == {"compare.svg", "variants.svg"}
@@ -144,7 +150,7 @@ def test_a_killed_comparison_goes_on_where_it_was(study, config, tmp_path, bitle
 
 
 def test_what_diverges_is_reported_and_stops_nothing(config, tmp_path, monkeypatch):
-    monkeypatch.setitem(compare.ARCHITECTURES, "ReLU", {"architecture": "relu", "lr": 1e30})
+    monkeypatch.setitem(measuring.ARCHITECTURES, "ReLU", {"architecture": "relu", "lr": 1e30})
     small = dataclasses.replace(
         config, architectures=("BAE", "ReLU", "TopK"), variants=(), seeds=(0,)
     )
@@ -193,7 +199,7 @@ def test_a_latent_counts_as_on_above_the_threshold_that_suits_a_label():
 @pytest.fixture(scope="module")
 def opened(config):
     """What the cells of the tiny study measure with."""
-    return compare._opened(config.store, config.test_fraction, None, config.contexts)
+    return measuring.opened(config, config.store)
 
 
 class OneValue(BinaryAutoencoder):
@@ -219,6 +225,53 @@ def twin_of(study, kind):
     twin.load_state_dict(bae.state_dict(), strict=False)
     twin.metadata = bae.metadata
     return bae, twin.eval()
+
+
+def every_row(opened):
+    return torch.arange(len(opened.store))
+
+
+def test_labels_of_a_large_store_are_met_on_some_documents(study, opened, monkeypatch):
+    every = compare_labels.chosen_rows(opened.columns.document, opened.columns.usual)
+    assert torch.equal(every, every_row(opened))
+    monkeypatch.setattr(compare_labels, "FIT_ROWS", 3000)
+    monkeypatch.setattr(compare_labels, "TEST_ROWS", 1000)
+    document, test = opened.columns.document, opened.store.is_test(opened.columns.document)
+    rows = compare_labels.chosen_rows(document, test)
+    assert 1500 < int((~test[rows]).sum()) < 4500
+    assert 300 < int(test[rows].sum()) < 2000
+    assert not torch.isin(
+        document[rows], document[~torch.isin(torch.arange(len(test)), rows)]
+    ).any()
+    bae, _ = twin_of(study, OneValue)
+    codes = [
+        compare_labels.codes_above(bae, opened.store, (0.0, 0.5), some)
+        for some in (rows, every_row(opened))
+    ]
+    for mine, theirs in zip(*codes, strict=True):
+        assert torch.equal(mine.words, theirs.words[rows])
+
+
+def test_latents_and_labels_that_meet_are_those_of_label_scores(study, opened):
+    bae, _ = twin_of(study, OneValue)
+    document, test = opened.columns.document, opened.store.is_test(opened.columns.document)
+    (bits,) = compare_labels.codes_above(bae, opened.store, (0.0,), every_row(opened))
+    # of the classes of every labelling some have a latent of their own, more or less
+    noise = torch.rand(len(bits), 12, generator=torch.Generator().manual_seed(0)) < 0.001
+    ids = torch.stack([one.ids for one in opened.labels for _ in range(3)], 1)
+    planted = (ids == torch.arange(12) % 3) ^ noise
+    bits = PackedBits.pack(torch.cat([planted, bits.unpack().bool()], 1))
+    scores = [label_scores(bits, one, document, test, groups=10) for one in opened.labels]
+    matches = [Matches.of(bits, one, test) for one in opened.labels]
+    for slow, quick in zip(scores, matches, strict=True):
+        assert torch.equal(quick.fit_f1, slow.fit_f1)
+        assert torch.equal(quick.f1, slow.f1.value)
+        good = {score.latent for score in slow.by_latent() if score.good}
+        assert set(quick.latents().nonzero()[:, 0].tolist()) == good
+        assert quick.classes().tolist() == [score.good for score in slow.by_class()]
+    good = {score.latent for score in best_labels(scores) if score.good}
+    assert good
+    assert set(good_latents(matches).nonzero()[:, 0].tolist()) == good
 
 
 def numbers_of(evaluation):
@@ -257,7 +310,7 @@ def test_bits_are_cut_as_floats_are(study, opened):
     with torch.no_grad():
         relu.b_dec.zero_()
     codes = [
-        compare_labels.codes_above(model, opened.store, compare_labels.CUTS)
+        compare_labels.codes_above(model, opened.store, compare_labels.CUTS, every_row(opened))
         for model in (bae, relu)
     ]
     for mine, theirs in zip(*codes, strict=True):
@@ -275,7 +328,7 @@ def test_a_latent_that_is_not_zero_is_on_whatever_its_sign(study, opened):
     cell = {"name": "PCA", "n_latents": 64, "price": 0.1, "seed": 0}
     pca = Autoencoder.from_pretrained(run_folder(study[0], cell))
     assert evaluate(pca, opened.store).dense == pca.n_latents
-    (everywhere,) = compare_labels.codes_above(pca, opened.store, (0.0,))
+    (everywhere,) = compare_labels.codes_above(pca, opened.store, (0.0,), every_row(opened))
     assert everywhere.row_counts().eq(pca.n_latents).all()
 
 
@@ -369,3 +422,94 @@ def test_the_store_that_is_harvested_is_packed_for_the_share_that_is_held_out(
     store = compare._store(CompareConfig(test_fraction=0.3), tmp_path)
     assert store.packed_for == store.test_fraction == 0.3
     assert len(compare._store(CompareConfig(test_fraction=0.3), tmp_path)) == len(store)
+
+
+# --- bits over distortion -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory, config):
+    """(folder, rows) of a study of several prices, with searched codes."""
+    out = tmp_path_factory.mktemp("several") / "study"
+    more = dataclasses.replace(
+        config,
+        architectures=("BAE", "TopK"),
+        variants=("TopK, pursuit",),
+        n_latents=(48, 64),
+        prices=(0.1, 0.02),
+        seeds=(0,),
+        labels=None,
+        device="cpu",
+    )
+    return out, compare.run(more, Study(out))
+
+
+def test_prices_after_the_first_are_of_the_first_width(several):
+    assert not [row["error"] for row in several[1] if "error" in row]
+    cells = {(row["name"], row["n_latents"], row["price"]) for row in several[1]}
+    assert cells == {
+        (name, width, price)
+        for name in ("BAE", "TopK", "TopK, pursuit")
+        for width, price in ((48, 0.1), (48, 0.02), (64, 0.1))
+    }
+
+
+def test_codes_by_pursuit_are_of_the_autoencoder_that_was_trained(several):
+    for price in (0.1, 0.02):
+        encoder, searched = (
+            next(
+                row
+                for row in rows_of(several, name)
+                if (row["n_latents"], row["price"]) == (48, price)
+            )
+            for name in ("TopK", "TopK, pursuit")
+        )
+        assert searched["k"] == encoder["k"]
+        assert searched["fvu"] < encoder["fvu"]
+
+
+def test_points_of_floats_are_those_of_coarser_and_coarser_magnitudes(several):
+    for row in several[1]:
+        points = row[POINTS]
+        if row["name"] == "BAE":
+            assert points == [[row["fvu"], row["bits_joint"]]]
+            continue
+        fvus, bits = zip(*points, strict=True)
+        assert fvus == pytest.approx([row["fvu"] * (1 + rise) for rise in measuring.RISES])
+        assert list(bits) == sorted(bits, reverse=True)
+        assert bits[-1] > row["bits_joint"]
+
+
+def test_the_page_says_who_needs_fewer_bits(several):
+    page = (several[0] / "compare.md").read_text()
+    assert "## In short: 48 latents, price 0.1\n" in page
+    assert "| | `fvu` | bits | of the Gaussian" in page or "| | `fvu` | bits | `l0`" in page
+    assert (several[0] / "rate_distortion.svg").exists() == (
+        len(curves([row for row in several[1] if row["n_latents"] == 48])["BAE"].points) > 1
+    )
+
+
+def test_a_curve_is_read_between_its_points_and_nowhere_else() -> None:
+    points = [[0.1, 200], [0.2, 50], [0.15, 300], [0.4, 50]]
+    rows = [{"name": "BAE", "seed": 0, POINTS: [p], "ce_loss_score": 1 - p[0]} for p in points[:2]]
+    curve = Curve.of([*rows, {"name": "BAE", "seed": 0, POINTS: points[2:]}])
+    assert curve.points == [(0.1, 200), (0.2, 50)]  # the others are worse in both
+    assert curve.bits_at(0.15) == pytest.approx(100)
+    assert curve.fvu_at(100) == pytest.approx(0.15)
+    assert curve.kept_at(100) == pytest.approx(0.85)
+    assert curve.bits_at(0.1) == pytest.approx(200)
+    assert [curve.bits_at(x) for x in (0.09, 0.21)] == [None, None]
+    assert [curve.fvu_at(x) for x in (49, 201)] == [None, None]
+
+
+def test_the_table_of_curves_says_what_was_not_measured() -> None:
+    ours = [(0.09, 250.0), (0.3, 40.0)]
+    table = curve_table(
+        {"BAE": Curve(ours, [(40.0, 0.9), (250.0, 1.0)]), "TopK": Curve(ours[1:] * 2, [])}
+    )
+    heads, _, first, second = table
+    assert heads.startswith("| | `fvu` from | to | bits at 0.1 | bits at 0.15 |")
+    assert first.split(" | ")[1:3] == ["0.090", "0.300"]
+    assert "-" not in first
+    assert second.count("-") == len(heads.split(" | ")) - 3 - 1  # all but where it ends
+    assert curve_table({"TopK": Curve(ours, [])}) == []

@@ -95,8 +95,10 @@ class DescentLearner(Learner[BinaryAutoencoder]):
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Dead latents start again along the residuals of rows, drawn by their squared error as
         k-means++ draws its centres."""
+        if step not in self.restart_steps:
+            return
         dead = (self.state["on"] < 1).nonzero()[:, 0]
-        if step not in self.restart_steps or not len(dead):
+        if not len(dead):
             return
         model, seed = self.model, generator(self.settings.seed, "restart", step)
         rows = self.sample(max(len(dead), SMALL_SAMPLE), seed)

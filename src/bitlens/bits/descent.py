@@ -129,21 +129,35 @@ def _search_cpu(descent: Descent, x: Tensor, bits: PackedBits, tolerance: Tensor
     return PackedBits.from_numpy(words, len(W))
 
 
-def search_batch(descent: Descent, x: Tensor, bits: PackedBits, tolerance: Tensor) -> PackedBits:
-    """The same for a GPU: one flip of every row at a time, one look at the host for each eight."""
-    on, a = bits.unpack(torch.bool), descent.gains(x, bits)
-    length, every = descent.W.square().sum(1), torch.arange(len(x), device=x.device)
-    left = torch.full((len(x),), descent.flips, device=x.device)
+class _Rows(NamedTuple):
+    """Rows that a GPU searches: bits and gains `[n, m]`, the least gain and flips left `[n]`."""
 
-    def flip(k: Tensor, active: Tensor) -> None:
-        step = torch.where(active, torch.where(on[every, k], -2.0, 2.0), 0.0)
-        a.addcmul_(step[:, None], descent.row_of_gram(k), value=-1)
-        on[every, k] ^= active
-        left.sub_(active.long())
+    on: Tensor
+    a: Tensor
+    tolerance: Tensor
+    left: Tensor
 
-    def exchange() -> Tensor:
+    def flip(self, descent: Descent, k: Tensor, active: Tensor) -> None:
+        """Flip bit `k [n]` of the active rows."""
+        every = torch.arange(len(k), device=k.device)
+        step = torch.where(active, torch.where(self.on[every, k], -2.0, 2.0), 0.0)
+        self.a.addcmul_(step[:, None], descent.row_of_gram(k), value=-1)
+        self.on[every, k] ^= active
+        self.left.sub_(active.long())
+
+    def flip_while_it_gains(self, descent: Descent, length: Tensor) -> None:
+        """One flip of every row at a time, one look at the host for each eight."""
+        active = self.left > 0
+        while active.any():
+            for _ in range(8):
+                top = torch.where(self.on, -self.a - 2 * length, self.a).max(1)
+                active = (top.values > self.tolerance) & (self.left > 0)
+                self.flip(descent, top.indices, active)
+
+    def exchange(self, descent: Descent, length: Tensor) -> Tensor:
         """Make the best exchange of each row -> whether it gained"""
-        best = tolerance
+        on, a, best = self.on, self.a, self.tolerance
+        every = torch.arange(len(on), device=on.device)
         out, into = torch.zeros_like(every), torch.zeros_like(every)
         order = on.to(torch.int8).sort(dim=1, descending=True, stable=True).indices
         for e in range(int(on.sum(1).max())):
@@ -153,15 +167,23 @@ def search_batch(descent: Descent, x: Tensor, bits: PackedBits, tolerance: Tenso
             better = loss + pair.values > best
             best = torch.where(better, loss + pair.values, best)
             out, into = torch.where(better, k, out), torch.where(better, pair.indices, into)
-        active = (best > tolerance) & (left >= 2)
-        flip(out, active)
-        flip(into, active)
+        active = (best > self.tolerance) & (self.left >= 2)
+        self.flip(descent, out, active)
+        self.flip(descent, into, active)
         return active
 
-    active = left > 0
-    while active.any() or (descent.exchanges and exchange().any()):
-        for _ in range(8):
-            top = torch.where(on, -a - 2 * length, a).max(1)
-            active = (top.values > tolerance) & (left > 0)
-            flip(top.indices, active)
-    return PackedBits.pack(on)
+
+def search_batch(descent: Descent, x: Tensor, bits: PackedBits, tolerance: Tensor) -> PackedBits:
+    """The same for a GPU: all rows at once, without those in which nothing gains any more."""
+    length, settled = descent.W.square().sum(1), bits.unpack(torch.bool)
+    left = torch.full((len(x),), descent.flips, device=x.device)
+    rows = _Rows(settled.clone(), descent.gains(x, bits), tolerance, left)
+    place = torch.arange(len(x), device=x.device)
+    while len(place):
+        rows.flip_while_it_gains(descent, length)
+        settled[place] = rows.on
+        if not descent.exchanges:
+            break
+        gained = rows.exchange(descent, length)
+        place, rows = place[gained], _Rows(*(part[gained] for part in rows))
+    return PackedBits.pack(settled)

@@ -62,7 +62,8 @@ def _joint(measured: Measured) -> float | None:
         fit, ids = _training_bits(measured)
     if len(fit) < 2 or not len(bits):
         return None
-    return float(Autoregression.fit(fit, ids).code_lengths(bits).mean())
+    device = measured.autoencoder.mean.device
+    return float(Autoregression.fit(fit, ids, device=device).code_lengths(bits).mean())
 
 
 def _training_bits(measured: Measured) -> tuple[PackedBits, torch.Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from bitlens import terminal
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import DENSE
-from bitlens.bits.words import WORD
+from bitlens.bits.words import WORD, positions
 from bitlens.errors import BitlensError
 from bitlens.labels.scores import GOOD
 from bitlens.labels.sources import require_tokens
@@ -44,13 +44,13 @@ class TokenScore(NamedTuple):
 
 
 def rows_on(bits: PackedBits) -> Iterator[np.ndarray]:
-    """The rows in which each latent is on, ascending; 64 latents are unpacked at a time."""
+    """The rows in which each latent is on, ascending; 64 latents are transposed at a time."""
+    found = np.empty(len(bits), np.int64)
     for word in range(bits.words.shape[1]):
         n_latents = min(WORD, bits.n_latents - word * WORD)
         block = PackedBits(bits.words[:, word : word + 1].contiguous(), n_latents)
         for column in block.transpose().numpy():
-            unpacked = np.unpackbits(column.view(np.uint8), count=len(bits), bitorder="little")
-            yield np.flatnonzero(unpacked)
+            yield found[: positions(column, found)].copy()
 
 
 class TokenSets:
@@ -58,8 +58,8 @@ class TokenSets:
 
     def __init__(self, token: np.ndarray, fit: np.ndarray) -> None:
         """token: id of each row `[rows]`; fit: bool `[rows]`, those to choose by."""
-        self.token, self.fit = token, fit
-        self.size = int(token.max()) + 1
+        self.ids, self.token = np.unique(token, return_inverse=True)  # of those that occur
+        self.fit, self.size = fit, len(self.ids)
         self.seen_fit, self.seen_check = self._counts(np.arange(len(token)))
 
     def best(self, on: np.ndarray, min_on: int = MIN_ON) -> tuple[list[int], float] | None:
@@ -76,7 +76,7 @@ class TokenSets:
         f1 = _f1(fit[order].cumsum(), fit.sum(), self.seen_fit[order].cumsum())
         chosen = order[: int(np.argmax(f1)) + 1]
         held_out = _f1(check[chosen].sum(), check.sum(), self.seen_check[chosen].sum())
-        return chosen[np.argsort(-fit[chosen])].tolist(), float(held_out)
+        return self.ids[chosen[np.argsort(-fit[chosen])]].tolist(), float(held_out)
 
     def _counts(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows of each token, of the fitting ones and of the others."""

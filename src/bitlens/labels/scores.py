@@ -16,6 +16,7 @@ from bitlens.bits.statistics import co_occurrence
 from bitlens.bits.words import WORD, words_for
 from bitlens.errors import BitlensError
 from bitlens.information.intervals import jackknife_error, student_p, student_quantile
+from bitlens.labels.counts import counts_by_group
 from bitlens.labels.sources import MIN_ROWS, Labels
 from bitlens.results import brief
 
@@ -170,7 +171,7 @@ def label_scores(
         labels.name,
         [labels.names[c] for c in classes.tolist()],
         rows=int(held_out.sum()),
-        fit_f1=_counted_f1(bits, columns, fit).float(),
+        fit_f1=f1_of_classes(bits, labels.ids, classes, fit).float(),
         share=labels.class_counts(held_out)[classes] / held_out.sum(),
         precision=scores["precision"],
         recall=scores["recall"],
@@ -184,7 +185,18 @@ def f1_scores(bits: PackedBits, labels: Labels, rows: Tensor, min_rows: int = MI
     """F1 for every class with `min_rows` of these rows (bool `[rows]`), the most frequent first,
     float64 `[n_latents, classes]`."""
     classes = labels.frequent([rows], min_rows)[:MAX_CLASSES]
-    return _counted_f1(bits, _class_columns(labels.ids, classes), rows & (labels.ids >= 0))
+    return f1_of_classes(bits, labels.ids, classes, rows & (labels.ids >= 0))
+
+
+def f1_of_classes(bits: PackedBits, ids: Tensor, classes: Tensor, rows: Tensor) -> Tensor:
+    """F1 for these classes on these rows (bool `[rows]`), all of which have a class, float64
+    `[n_latents, classes]`. ids: class of each row."""
+    others = len(classes)
+    column = _columns(ids, classes)
+    column = torch.where(column < 0, others, column).masked_fill(~rows, -1)
+    counts = counts_by_group(bits, column, others + 1).T.double()
+    labelled = column[rows].bincount(minlength=others + 1)[:others].double()
+    return 2 * counts[:, :others] / (counts.sum(1, keepdim=True) + labelled).clamp_min(1)
 
 
 def best_labels(scores: Sequence[LabelScores]) -> list[LabelScore]:
@@ -253,16 +265,17 @@ def _pair_scores(counts: _Counts, alike: float) -> dict[str, Tensor]:
     return {name: number.float() for name, number in numbers.items()}
 
 
-def _counted_f1(bits: PackedBits, columns: PackedBits, rows: Tensor) -> Tensor:
-    return _Counts.of_groups(bits, columns, [rows.nonzero()[:, 0]]).f1()[0]
+def _columns(ids: Tensor, classes: Tensor) -> Tensor:
+    """The place of every row's class among these, -1 where it has another or none."""
+    column_of = torch.full((int(ids.max()) + 2,), -1)  # the last: rows without a label
+    column_of[classes] = torch.arange(len(classes))
+    return column_of[ids]
 
 
 def _class_columns(ids: Tensor, classes: Tensor) -> PackedBits:
     """A column for each class, on in its rows, and one that is always on."""
-    column_of = torch.full((int(ids.max()) + 2,), -1)  # the last: rows without a label
-    column_of[classes] = torch.arange(len(classes))
+    column = _columns(ids, classes)
     words = torch.zeros(len(ids), words_for(len(classes) + 1), dtype=torch.int64)
-    column = column_of[ids]
     rows = (column >= 0).nonzero()[:, 0]
     words[rows, column[rows] // WORD] = 1 << (column[rows] % WORD)
     words[:, len(classes) // WORD] |= 1 << torch.tensor(len(classes) % WORD)

@@ -10,6 +10,8 @@ from bitlens.errors import BitlensError
 from bitlens.studies.options import refuse_unknown
 
 BAE = "BAE"
+# of each what it is trained with beside the settings of the study: where another learning rate
+# suits one better than its default, it stands here
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     BAE: {},
     "ReLU": {"architecture": "relu"},
@@ -20,10 +22,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "random": {"architecture": "random"},
     "PCA": {"architecture": "pca"},
 }
-VARIANTS: dict[str, dict[str, Any]] = {
+NULLS = ("random", "PCA")
+"""Nothing is trained."""
+BINARY_VARIANTS: dict[str, dict[str, Any]] = {
     "BAE, step": {"preset": "step"},
     "BAE, measure": {"preset": "measure"},
 }
+SEARCHED = {"TopK, pursuit": "TopK"}
+"""Sparse autoencoders whose codes are searched, as a BAE's bits are, by orthogonal matching pursuit
+on the decoder: by the name of what was trained."""
+VARIANTS = (*BINARY_VARIANTS, *SEARCHED)
 
 
 @dataclass(frozen=True)
@@ -34,12 +42,13 @@ class CompareConfig:
     """a store of hidden states; by default one of layers.2 of the bundled model is harvested"""
     architectures: tuple[str, ...] = tuple(ARCHITECTURES)
     """what is compared, with every seed"""
-    variants: tuple[str, ...] = tuple(VARIANTS)
-    """binary autoencoders of other kinds, with the first seed"""
+    variants: tuple[str, ...] = VARIANTS
+    """binary autoencoders of other kinds, and TopK with codes by matching pursuit, with the first
+    seed"""
     n_latents: tuple[int, ...] = ()
     """widths; by default four times that of the hidden states"""
-    prices: tuple[float, ...] = (0.1, 0.2)
-    """prices of a bit, hence sparsities; those after the first with the first seed"""
+    prices: tuple[float, ...] = (0.1, 0.05, 0.2, 0.4)
+    """prices of a bit, hence sparsities; those after the first with the first seed and width"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """of the training"""
     steps: int = 3000
@@ -50,11 +59,16 @@ class CompareConfig:
     """contexts that the language model reads for the cross-entropy numbers"""
     test_fraction: float = 0.1
     """share of the documents that is held out"""
+    device: str = "auto"
+    """auto: the GPU if there is one"""
+    dtype: str = "auto"
+    """of the language model: auto, float32, bfloat16 or float16"""
 
-    def cells(self, name: str, width: int) -> list[dict[str, Any]]:
-        """What is measured of one architecture at one width."""
+    def cells(self, name: str, width: int, first: bool = True) -> list[dict[str, Any]]:
+        """What is measured of one architecture at one width, the first one or a later one."""
         compared = name in self.architectures
-        prices = self.prices if compared else self.prices[:1]
+        several = first and name not in (*NULLS, *BINARY_VARIANTS)
+        prices = self.prices if several else self.prices[:1]
         # only the first price with every seed; those of PCA, a closed form, say nothing
         seeds = {self.prices[0]: self.seeds} if compared and name != "PCA" else {}
         return [
@@ -71,3 +85,6 @@ class CompareConfig:
             raise BitlensError(f"It needs '{BAE}' among its architectures: all get its l0.")
         if not self.prices or not self.seeds:
             raise BitlensError("The comparison needs at least one price and one seed.")
+        for name in self.variants:
+            if (searched := SEARCHED.get(name, BAE)) not in self.architectures:
+                raise BitlensError(f"'{name}' needs '{searched}' among the architectures.")

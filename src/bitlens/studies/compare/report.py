@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +16,11 @@ from bitlens.files import replacing
 from bitlens.hidden import ActivationStore
 from bitlens.information.intervals import difference, mean
 from bitlens.studies.cells import Row
-from bitlens.studies.compare.config import BAE, VARIANTS, CompareConfig
+from bitlens.studies.compare.config import BAE, BINARY_VARIANTS, NULLS, VARIANTS, CompareConfig
+from bitlens.studies.compare.curves import curves, draw_curves
+from bitlens.studies.compare.curves import table as table_of_curves
 from bitlens.studies.figures import Panel, draw_panels, groups
 
-NOT_RIVALS = ("random", "PCA")
 CONTEXTS = "contexts_spliced"  # a row's sums over contexts, for paired differences
 HIGH, LOW, NEITHER = 1, -1, 0
 FLOAT = torch.float64
@@ -38,6 +40,7 @@ NUMBERS = {
     "l0": Number("`l0`", 1, NEITHER),
     "bits": Number("bits", 0, LOW),
     "bits_gaussian": Number("Gaussian", 0, NEITHER),
+    "over_gaussian": Number("of the Gaussian", 2, LOW),
     "ce_loss_score": Number("`ce_loss_score`", 4, HIGH),
     "kl_div": Number("`kl_div`", 4, LOW),
     "top1": Number("`top1`", 3, HIGH),
@@ -53,7 +56,13 @@ NUMBERS = {
     "token_latents_cut": Number("the same, each at its best cut", 0, HIGH),
     "stability": Number("stability", 3, HIGH),
     "train_seconds": Number("training, s", 0, LOW),
+    "seconds": Number("training and measuring, s", 0, NEITHER),
 }
+SHORT = (
+    *("fvu", "bits", "over_gaussian", "l0", "ce_loss_score"),
+    *("dense", "highest_rate", "latents_f1", "stability"),
+)
+"""What the short table has: an architecture a line."""
 
 
 def total_bits(row: Row) -> float | None:
@@ -61,14 +70,25 @@ def total_bits(row: Row) -> float | None:
     return None if row.get("bits_joint") is None else row["bits_joint"] + row["bits_magnitudes"]
 
 
+def with_totals(row: Row) -> Row:
+    """With what is made of several numbers."""
+    bits, gaussian = total_bits(row), row.get("bits_gaussian")
+    share = None
+    if bits is not None and gaussian and math.isfinite(gaussian):
+        share = bits / gaussian
+    return {**row, "bits": bits, "over_gaussian": share}
+
+
 def draw(rows: Sequence[Row], out: Path) -> None:
-    """`compare`: the architectures; `variants`: bits over fvu of all binary ones."""
-    rows = [{**row, "bits": total_bits(row)} for row in rows]
+    """`compare`: the architectures; `rate_distortion`: their bits over fvu, of several prices at
+    the first width; `variants`: the same of all binary ones."""
+    rows = [with_totals(row) for row in rows]
+    draw_curves([row for row in rows if row["n_latents"] == rows[0]["n_latents"]], out)
     main = [row for row in rows if row["name"] not in VARIANTS]
     # the others lie far off and would shrink the rest
-    trained = [row for row in main if row["name"] not in NOT_RIVALS]
+    trained = [row for row in main if row["name"] not in NULLS]
     priced = [row for row in main if row["price"] == main[0]["price"]]
-    binary = [row for row in rows if row["name"] in (BAE, *VARIANTS)]
+    binary = [row for row in rows if row["name"] in (BAE, *BINARY_VARIANTS)]
     unexplained, on = "fraction of variance unexplained", "latents on in a row"
     style: dict[str, Any] = {"series": "name", "kind": "points"}
     bound: dict[str, Any] = {"references": {"bits_gaussian": "Gaussian bound"}, **style}
@@ -88,7 +108,7 @@ def write_report(
 ) -> None:
     """`compare.md`: the tables, and what is best at what."""
     hook = (store.manifest.get("hook") or {}).get("module")
-    measured = [{**row, "bits": total_bits(row)} for row in rows if "error" not in row]
+    measured = [with_totals(row) for row in rows if "error" not in row]
     lines = [
         f"# Architectures compared: {hook} of {store.manifest.get('model')}",
         "",
@@ -102,9 +122,16 @@ def write_report(
         "seed nothing is) and, of `ce_loss_score` and `kl_div`, between contexts (paired).",
     ]
     widths = dict.fromkeys(row["n_latents"] for row in rows)
+    for width in widths:
+        own = [row for row in measured if row["n_latents"] == width]
+        lines += ["", f"## In short: {width:,} latents, price {config.prices[0]}", ""]
+        lines += short_table([row for row in own if row["price"] == config.prices[0]])
+        if table := table_of_curves(curves(own)):
+            lines += ["", f"## At equal fvu and at equal bits: {width:,} latents", "", CURVES, ""]
+            lines += [*table, "", "![Bits over fvu, loss over bits](rate_distortion.svg)"]
     for price, width in itertools.product(config.prices, widths):
         part = [row for row in measured if (row["price"], row["n_latents"]) == (price, width)]
-        for variants, kind in ((False, ""), (True, ", binary autoencoders of other kinds")):
+        for variants, kind in ((False, ""), (True, ", variants")):
             if own := [row for row in part if (row["name"] in VARIANTS) == variants]:
                 lines += ["", f"## {width:,} latents, price {price}{kind}", "", *_table(own)]
     lines += ["", "![Bits, l0, loss and labels](compare.svg)", ""]
@@ -120,6 +147,25 @@ def write_report(
         temporary.write_text("\n".join(lines), encoding="utf-8")
 
 
+CURVES = (
+    "Of one seed and several prices (k). Bits have magnitudes in them, quantised more or less "
+    "coarsely and coded in context, whichever needs fewest at its fvu. Between two points the "
+    "logarithm of the bits is linear in fvu; a - is outside of what was measured. The score is "
+    "that of exact magnitudes, at the bits of the finest quantiser."
+)
+
+
+def short_table(rows: list[Row]) -> list[str]:
+    """An architecture a line: means over seeds, with half of their interval."""
+    keys = [key for key in SHORT if any(row.get(key) is not None for row in rows)]
+    lines = ["| | " + " | ".join(NUMBERS[key].heading for key in keys) + " |"]
+    lines += ["| --- |" + " ---: |" * len(keys)]
+    for name, own in groups(rows, "name").items():
+        cells = [_cell(_values(k, own), NUMBERS[k].digits, False, len(own)) for k in keys]
+        lines.append(f"| {name} | " + " | ".join(cell.replace(" ± ", "±") for cell in cells) + " |")
+    return lines
+
+
 def _table(rows: list[Row]) -> list[str]:
     """Numbers down, architectures across: means over seeds, with half of their interval where there
     are several; a mean over fewer seeds says over how many."""
@@ -129,7 +175,7 @@ def _table(rows: list[Row]) -> list[str]:
     for key, number in NUMBERS.items():
         values = {name: _values(key, rows) for name, rows in columns.items()}
         if any(values.values()):
-            best = _best(key, {n: rows for n, rows in columns.items() if n not in NOT_RIVALS})
+            best = _best(key, {n: rows for n, rows in columns.items() if n not in NULLS})
             cells = [
                 _cell(values[name], number.digits, name == best, len(columns[name]))
                 for name in columns

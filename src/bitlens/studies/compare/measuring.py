@@ -1,0 +1,211 @@
+"""One cell of the study `compare`: an autoencoder trained, or one that was, with other codes, and
+everything that is measured of it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bitlens.autoencoders import Autoencoder
+from bitlens.autoencoders.sparse import SparseAutoencoder
+from bitlens.bits.packed import PackedBits
+from bitlens.causal.splice import Splice
+from bitlens.errors import BitlensError
+from bitlens.evaluation import Evaluation, evaluate
+from bitlens.hidden import ActivationStore, LanguageModel
+from bitlens.information.magnitudes import quantise_magnitudes
+from bitlens.information.moments import Covariance
+from bitlens.labels.sources import Labels, load_tokenizer, own_labels, read_labels
+from bitlens.matching import stability
+from bitlens.studies.cells import Cell, Row
+from bitlens.studies.compare.config import (
+    ARCHITECTURES,
+    BAE,
+    BINARY_VARIANTS,
+    NULLS,
+    SEARCHED,
+    CompareConfig,
+)
+from bitlens.studies.compare.curves import POINTS
+from bitlens.studies.compare.labels import StoreColumns, label_numbers
+from bitlens.studies.compare.report import CONTEXTS
+from bitlens.training import TrainConfig, train
+
+BINARY = {BAE, "random", *BINARY_VARIANTS}
+RISES = (0.005, 0.02, 0.1, 0.3)
+"""Shares by which quantised magnitudes may raise the fvu: each is a point of bits over fvu."""
+FIT_ROWS, TEST_ROWS = 16384, 8192  # of magnitudes that are coded in context
+
+
+def run_folder(out: Path, cell: Cell) -> Path:
+    """Where the trained run of a cell is."""
+    name: str = cell["name"]
+    name = re.sub(r"[^a-z0-9]+", "-", SEARCHED.get(name, name).lower())
+    return out / "runs" / f"{name}-{cell['n_latents']}-price{cell['price']}-seed{cell['seed']}"
+
+
+class Shared(NamedTuple):
+    """What all cells measure with; no splice and no labels for imported hidden states."""
+
+    store: ActivationStore
+    covariance: Covariance
+    columns: StoreColumns
+    splice: Splice | None
+    labels: list[Labels]
+
+
+@functools.cache  # once in a process
+def opened(config: CompareConfig, path: str) -> Shared:
+    """The store and all that is made of it alone."""
+    store = ActivationStore(path, config.test_fraction)
+    columns = StoreColumns.of(store)
+    device = device_of(config)
+    covariance = Covariance.of(rows.hidden.to(device) for rows in store.read("usual"))
+    if not store.manifest.get("context_length"):
+        return Shared(store, covariance, columns, None, [])
+    hook, loading = store.manifest["hook"]["module"], {"device": device, "dtype": config.dtype}
+    model = LanguageModel.again(store.manifest, store.path, [hook], causal=True, **loading)
+    tokenizer = load_tokenizer(columns)
+    labels = config.labels
+    labellings = (
+        read_labels(labels, columns, tokenizer) if labels else own_labels(columns, tokenizer)
+    )
+    splice = Splice.of_store(model, None, store, config.contexts)
+    usual = [labelling.only(columns.usual) for labelling in labellings]
+    return Shared(store, covariance, columns, splice, usual)
+
+
+def device_of(config: CompareConfig) -> str:
+    """The device by its own name."""
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.device
+
+
+class Clock:
+    """Seconds of each part of a cell."""
+
+    def __init__(self) -> None:
+        self.begun = self.last = time.perf_counter()
+        self.row: Row = {}
+
+    def lap(self, part: str) -> None:
+        """End a part."""
+        now = time.perf_counter()
+        self.row[f"{part}_seconds"], self.last = now - self.last, now
+
+    def total(self) -> Row:
+        """All parts and their sum."""
+        return {**self.row, "seconds": time.perf_counter() - self.begun}
+
+
+def measure_cell(cell: Cell, config: CompareConfig, out: Path, store: str) -> Row:
+    """Train one autoencoder, or go on with it, and measure it on held-out documents."""
+    shared, clock = opened(config, store), Clock()
+    trained = _trained(cell, config, out, shared.store)
+    clock.lap("train")
+    if speed := _training_seconds(run_folder(out, cell), trained):
+        clock.row["train_seconds"] = speed
+    numbers = evaluate(trained, shared.store, covariance=shared.covariance)
+    row: Row = {name: value for name, value in numbers.as_dict().items() if name not in cell}
+    if cell["name"] not in NULLS:
+        row[POINTS] = rate_distortion(trained, shared.store, numbers)
+    clock.lap("evaluate")
+    if shared.splice:
+        sums = shared.splice.sums(shared.splice.tokens([trained])[0])
+        row |= {**sums.losses()._asdict(), CONTEXTS: [x.tolist() for x in sums]}
+    clock.lap("splice")
+    row |= label_numbers(trained, shared.store, shared.columns, shared.labels)
+    clock.lap("labels")
+    if trained.mean.is_cuda:
+        torch.cuda.empty_cache()  # for the processes beside this one
+    return {**row, **clock.total()}
+
+
+def _trained(cell: Cell, config: CompareConfig, out: Path, store: ActivationStore) -> Autoencoder:
+    name, folder = cell["name"], run_folder(out, cell)
+    if name in SEARCHED:
+        if not (folder / "cfg.json").exists():
+            raise BitlensError(f"{SEARCHED[name]} was not trained, so its codes are not searched.")
+        trained = SparseAutoencoder.from_pretrained(folder, device_of(config))
+        return trained.coded(cell["k"])
+    settings: dict[str, Any] = {"lam": cell["price"]} if name in BINARY else {}
+    settings |= {"k": cell["k"]} if "k" in cell else {}
+    settings |= {**ARCHITECTURES, **BINARY_VARIANTS}[name]
+    if name == "random":
+        settings["match"] = str(run_folder(out, {**cell, "name": BAE}))
+    training = TrainConfig(
+        n_latents=cell["n_latents"],
+        steps=config.steps,
+        seed=cell["seed"],
+        test_fraction=config.test_fraction,
+        device=device_of(config),
+        precision="fp32",  # as a BAE has it anyway
+        **settings,
+    )
+    return train(store, training, folder, resume=folder.exists())
+
+
+def _training_seconds(folder: Path, trained: Autoencoder) -> float:
+    """By the median speed, so that an interruption does not count; 0 where nothing was logged."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    if not lines:
+        return 0.0
+    rows = lines[-1]["step"] * trained.metadata["training"]["batch_size"]
+    return rows / median(line["rows_per_second"] for line in lines)
+
+
+def rate_distortion(
+    trained: Autoencoder, store: ActivationStore, numbers: Evaluation
+) -> list[tuple[float, float]]:
+    """(fvu, bits a row) that the autoencoder can be used at: of floats one for each of `RISES`,
+    their magnitudes by the cheaper of two codes."""
+    if numbers.bits_joint is None:
+        return []
+    if trained.binary:
+        return [(numbers.fvu, numbers.bits_joint)]
+    fit, test = _first_rows(store, "train", FIT_ROWS), _first_rows(store, "test", TEST_ROWS)
+    magnitudes = [quantise_magnitudes(trained, test, rise, fit) for rise in RISES]
+    return [
+        (numbers.fvu * (1 + rise), numbers.bits_joint + one.bits)
+        for rise, one in zip(RISES, magnitudes, strict=True)
+    ]
+
+
+def _first_rows(store: ActivationStore, part: str, n: int) -> Tensor:
+    rows, found = [], 0
+    for block in store.read(part):
+        rows.append(block.hidden[: n - found].float())
+        found += len(rows[-1])
+        if found == n:
+            break
+    return torch.cat(rows)
+
+
+@torch.inference_mode()
+def measure_stability(cell: Cell, config: CompareConfig, out: Path, store: str) -> Row:
+    """How alike the runs of all seeds are, by the rows that latents are on in and by direction."""
+    rows, device = ActivationStore(store, config.test_fraction), device_of(config)
+    cells = ({**cell, "price": config.prices[0], "seed": seed} for seed in config.seeds)
+    folders = [folder for c in cells if ((folder := run_folder(out, c)) / "cfg.json").exists()]
+    if len(folders) < 2:
+        raise BitlensError(
+            f"Fewer than two seeds of {cell['name']} were trained, so there is no stability."
+        )
+    runs = [Autoencoder.from_pretrained(folder, device) for folder in folders]
+    codes = [
+        torch.cat([run.encode_bits(part.hidden).words.cpu() for part in rows.read("test")])
+        for run in runs
+    ]
+    bits = [PackedBits(words, run.n_latents) for words, run in zip(codes, runs, strict=True)]
+    alike = stability(bits, [run.W_dec.cpu() for run in runs])
+    measures = {"": alike.shared, "_jaccard": alike.jaccard, "_cosine": alike.cosine}
+    return {f"stability{ending}": value for ending, value in measures.items()}
