@@ -31,6 +31,7 @@ RATE = 1e-2
 
 
 EPOCHS = 4  # at least
+NEWTON = 30  # steps, of at most 1, in which a bias is fitted
 
 
 class Schedule(NamedTuple):
@@ -67,17 +68,19 @@ class Autoregression:
         seed: int = 0,
         *,
         tree: Tree | None = None,
+        device: str | torch.device = "cpu",
     ) -> Autoregression:
-        """Adam on minibatches of rows, from the Chow-Liu tree on.
+        """Adam on minibatches of rows, from the Chow-Liu tree on -> the model, on the CPU
 
         documents: of every row `[rows]`; a twentieth of them, at least one where there are two,
-        decides when to stop. tree: of these rows, if it is at hand.
+        decides when to stop. tree: of these rows, if it is at hand. device: where the steps are
+        done; counts, and the result, are on the CPU.
         """
         tree = tree or chow_liu(co_occurrence(bits), len(bits))
         counts = TreeCounts.of(bits, Blocks.whole(len(bits)), tree)
         bounds = Blocks.of(len(bits), documents).bounds
-        model = cls._from_tree(tree, counts)
-        ordered = model._ordered(bits)
+        model = cls._from_tree(tree, counts)._to(device)
+        ordered = _on(model._ordered(bits), device)
         held_out = _validation_rows(bounds, seed)
         check, rows = ordered[held_out], (~held_out).nonzero()[:, 0]
 
@@ -98,7 +101,32 @@ class Autoregression:
             length = model._mean_length(check)
             if length < best:
                 best, chosen = length, model._copy()
-        return chosen
+        return chosen._to("cpu")
+
+    def refitted(self, bits: PackedBits) -> Autoregression:
+        """The same weights, with every latent's bias fitted to these rows by Newton's method.
+
+        What a code that many rows have in common costs for some of them: which latents go together
+        is learned from all, how often each is on from their own. As in Krichevsky's and Trofimov's
+        estimate, half a row is added in which a latent is on, and half a row in which it is off.
+        """
+        biases = self.biases.clone()
+        for first, logits, h in self._blocks(self._ordered(bits)):
+            part = slice(first, first + logits.shape[1])
+            offsets, ons = (logits - biases[part]).double(), h.sum(0, dtype=torch.float64)
+            own = biases[part].double()
+            for _ in range(NEWTON):
+                rates = torch.sigmoid(offsets + own)
+                prior = torch.sigmoid(own)
+                gradient = ons - rates.sum(0) + 0.5 - prior
+                curvature = (rates * (1 - rates)).sum(0) + prior * (1 - prior)
+                own += (gradient / curvature.clamp_min(1e-9)).clamp(-1, 1)
+            biases[part] = own.float()
+        return Autoregression(self.order, self.rates, biases, self.weights)
+
+    def _to(self, device: str | torch.device) -> Autoregression:
+        weights = [block.to(device) for block in self.weights]
+        return Autoregression(self.order, self.rates.to(device), self.biases.to(device), weights)
 
     @classmethod
     def _from_tree(cls, tree: Tree, counts: TreeCounts) -> Autoregression:
@@ -126,7 +154,7 @@ class Autoregression:
         return self._lengths(self._ordered(bits))
 
     def _lengths(self, ordered: PackedBits) -> Tensor:
-        lengths = torch.zeros(len(ordered), dtype=torch.float64)
+        lengths = torch.zeros(len(ordered), dtype=torch.float64, device=self.biases.device)
         for start in range(0, len(ordered), BATCH):
             part = ordered[start : start + BATCH]
             for _, logits, h in self._blocks(part):
@@ -151,13 +179,17 @@ class Autoregression:
 
     def _set_gradients(self, ordered: PackedBits) -> None:
         """Set the gradients of the mean code length, in nats."""
-        columns = ordered.transpose()
+        here = ordered.words.device.type == "cpu"  # only a CPU transposes packed bits
+        columns = ordered.transpose() if here else None
         self.biases.grad = torch.empty_like(self.biases)
         for (first, logits, h), weights in zip(self._blocks(ordered), self.weights, strict=True):
             end = len(weights)
             error = torch.sigmoid(logits).sub_(h).div_(len(ordered))
             total = error.sum(0)
-            gradient = sums(columns[:end], error)
+            if columns is not None:
+                gradient = sums(columns[:end], error)
+            else:
+                gradient = ordered.unpack()[:, :end].T @ error
             gradient -= self.rates[:end, None] * total
             gradient[first:end].triu_(1)
             weights.grad = gradient
@@ -173,6 +205,10 @@ class Autoregression:
     def _copy(self) -> Autoregression:
         weights = [block.detach().clone() for block in self.weights]
         return Autoregression(self.order, self.rates, self.biases.detach().clone(), weights)
+
+
+def _on(bits: PackedBits, device: str | torch.device) -> PackedBits:
+    return PackedBits(bits.words.to(device), bits.n_latents)
 
 
 def _validation_rows(bounds: np.ndarray, seed: int) -> Tensor:
