@@ -227,17 +227,19 @@ def test_calibration_takes_from_a_label_what_it_gets_in_every_prompt():
 
 def test_prompts_have_their_share_of_the_rows_and_set_the_scale():
     random = torch.Generator().manual_seed(0)
-    prompts, text = torch.randn(40, 4, generator=random), 9 * torch.randn(90, 4, generator=random)
-    for share, rows in ((0.25, 160), (0.5, 180), (0.8, 450)):
-        source = PooledSource(prompts, text, share)
+    cells = torch.tensor([[0.0], [30.0]]) + 2 * torch.randn(200, 2, 4, generator=random)
+    text = 9 * torch.randn(450, 4, generator=random)
+    for share, rows in ((0.25, 1600), (0.5, 900), (0.8, 2250)):
+        source = PooledSource(cells, text, share)
         of_text = (source.rows[:, None] == text).all(2).any(1)
         assert len(source.rows) == pytest.approx(rows, abs=1)
         assert float(of_text.double().mean()) == pytest.approx(1 - share, abs=0.01)
-        assert source.scale == pytest.approx(
-            float((prompts - prompts.mean(0)).square().mean().sqrt())
-        )
-        assert all((source.rows == row).all(1).any() for row in torch.cat([prompts, text]))
-    assert torch.equal(PooledSource(prompts, text[:0], 1).rows, prompts)
+        assert {tuple(row) for row in source.rows.tolist()} == {
+            tuple(row) for row in torch.cat([cells.flatten(0, 1), text]).tolist()
+        }
+        assert source.scale == pytest.approx(2, rel=0.05)  # not that between cells, 15
+        assert source.mean.tolist() == pytest.approx([15] * 4, abs=0.5)
+    assert torch.equal(PooledSource(cells, text[:0], 1).rows, cells.flatten(0, 1))
 
 
 def rows_of_queries(bits, label_bits, seeds=(0,)):
@@ -305,7 +307,7 @@ def test_a_study_without_several_k_has_nothing_to_contrast():
 
 @pytest.mark.slow
 def test_a_whole_study_and_what_is_left_of_it_when_resumed(labelled, tmp_path):
-    small = {"n_prompts": 100, "n_latents": 32, "steps": 60, "text_tokens": 2000}
+    small = {"n_prompts": 100, "n_latents": 64, "steps": 150, "text_tokens": 2000}
     config = IclConfig(str(labelled), ks=(0, 2), hooks=("layers.0", "layers.3"), **small)
     rows = run(config, Study(tmp_path / "out"))
     cells = [(row["condition"], row["k"], row["layer"]) for row in rows]

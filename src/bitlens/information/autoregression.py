@@ -87,7 +87,8 @@ class Autoregression:
         batch = min(BATCH, max(1, len(rows) // 16))
         schedule = PATIENT if bits.n_latents <= FEW_LATENTS else USUAL
         epochs = max(EPOCHS, min(schedule.epochs, schedule.steps * batch // len(rows)))
-        optimizer = torch.optim.Adam([model.biases, *model.weights], lr=RATE, fused=True)
+        fused = model.biases.device.type == "cpu" or None  # elsewhere as torch has it
+        optimizer = torch.optim.Adam([model.biases, *model.weights], lr=RATE, fused=fused)
         steps, step = epochs * (len(rows) // batch), 0
         best, chosen = model._mean_length(check), model._copy()
         for epoch in range(epochs):

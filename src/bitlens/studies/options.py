@@ -53,6 +53,8 @@ class ModelStudyConfig:
     """optimiser steps of every autoencoder"""
     preset: Preset = "measure"
     """of the training of every autoencoder"""
+    price: float | None = None
+    """of a bit, `lam` of the training: the fvu that one bit a dimension is worth"""
 
     def load(self, causal: bool = False) -> LanguageModel:
         """The language model, hooked."""
@@ -69,6 +71,7 @@ class ModelStudyConfig:
         """Of every autoencoder."""
         return TrainConfig(
             preset=self.preset,
+            lam=self.price,
             n_latents=self.n_latents,
             steps=self.steps,
             device=self.device,

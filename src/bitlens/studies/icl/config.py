@@ -44,7 +44,7 @@ class IclConfig(ModelStudyConfig):
     """ordinary text that the autoencoders are trained on, too: files, folders or datasets"""
     text_tokens: int = 100_000
     """tokens of it, at most"""
-    prompt_share: float = 0.5
+    prompt_share: float = 0.9
     """share of prompts' states in the training rows, the rest is text; 1: without text"""
 
     def refuse_nonsense(self) -> None:

@@ -16,18 +16,23 @@ from bitlens.hidden import ActivationStore, TensorSource
 class PooledSource(TensorSource):
     """Rows of prompts and of text, the fewer again and again until each have their share.
 
-    Mean and scale are those of the prompts' rows, which are measured: rows of text are spread
-    wider, and by their measure all that tells prompts apart would be too small to be worth a bit.
+    The mean is that of the prompts, the scale that of prompts about the mean of their own cell: it
+    is what a cell's `fvu` is measured by, so that a bit has the same price as where each cell has
+    an autoencoder. By that of all rows, the most of which is between cells and between prompts and
+    text, what tells two prompts of a cell apart would be too little to be worth a bit.
     """
 
     def __init__(
         self, prompts: Tensor, text: Tensor, share: float, about: dict[str, Any] | None = None
     ) -> None:
-        """prompts, text: raw rows `[n, d]`; share: of the prompts, 1 for them alone."""
-        super().__init__(prompts, about)
+        """prompts: raw `[queries, cells, d]`; text: raw `[n, d]`; share: of the prompts, 1 for them
+        alone."""
+        super().__init__(prompts.flatten(0, 1), about)
+        own = prompts.double() - prompts.double().mean(0)
+        self.scale = float(own.square().mean().sqrt())
         if share < 1:
-            n = max(len(prompts) / share, len(text) / (1 - share))
-            parts = ((prompts, n * share), (text, n * (1 - share)))
+            n = max(len(self.rows) / share, len(text) / (1 - share))
+            parts = ((self.rows, n * share), (text, n * (1 - share)))
             self.rows = torch.cat([_repeated(rows, round(times)) for rows, times in parts])
 
 
@@ -36,13 +41,11 @@ def _repeated(rows: Tensor, n: int) -> Tensor:
     return rows.repeat(-(-n // len(rows)), 1)[:n]
 
 
-def fitting_states(files: Sequence[Path], name: str) -> tuple[Tensor, Tensor]:
-    """Of all sets of prompts the states that are not held out -> `[n, d]`, and for each the place
-    of its query; rows of one query together."""
+def fitting_states(files: Sequence[Path], name: str) -> Tensor:
+    """Of all sets of prompts, which have the same queries, the states that are not held out ->
+    float32 `[queries, sets, d]`"""
     kept = [read_tensors(file, [name, "held_out"]) for file in files]
-    states = torch.stack([tensors[name][~tensors["held_out"]] for tensors in kept], 1)
-    queries = torch.arange(len(states)).repeat_interleave(len(files))
-    return states.flatten(0, 1).float(), queries
+    return torch.stack([tensors[name][~tensors["held_out"]].float() for tensors in kept], 1)
 
 
 def text_rows(store: ActivationStore) -> Tensor:

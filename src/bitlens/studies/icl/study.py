@@ -17,6 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import read_tensors, write_tensors
 from bitlens.hidden import Corpus, LanguageModel
@@ -48,7 +50,7 @@ from bitlens.training.signals import stop_on_signals
 
 HIDDEN = "hidden."
 CONTEXT = 128  # tokens of text that the model sees at once
-SETTINGS = ("n_latents", "steps", "preset", "prompt_share")
+SETTINGS = ("n_latents", "steps", "preset", "price", "prompt_share")
 
 
 def run(config: IclConfig, study: Study) -> list[Row]:
@@ -206,12 +208,13 @@ def _keep_states(
 def train_cell(cell: Cell, out: Path, config: IclConfig) -> Row:
     """Train on the fitting prompts of all sets of a seed, and on text, at one layer."""
     files = [out / "states" / f"{name}.safetensors" for name in cell["states"]]
-    states, queries = fitting_states(files, HIDDEN + cell["layer"])
+    states = fitting_states(files, HIDDEN + cell["layer"])
     about = {"model": config.model, "hook": {"module": cell["layer"]}, "corpus": cell["corpus"]}
-    text = text_rows(opened(out, cell["layer"])) if config.prompt_share < 1 else states[:0]
+    text = text_rows(opened(out, cell["layer"])) if config.prompt_share < 1 else states[0, :0]
     source = PooledSource(states, text, config.prompt_share, about)
     training, folder = config.training(cell["seed"]), out / shared_folder(config, cell)
-    return train_shared(source, training, folder, states, queries)
+    queries = torch.arange(len(states)).repeat_interleave(len(files))
+    return train_shared(source, training, folder, states.flatten(0, 1), queries)
 
 
 def measure_cell(cell: Cell, out: Path, config: IclConfig) -> Row:

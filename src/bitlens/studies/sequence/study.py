@@ -11,7 +11,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ OF_THE_STORE = (
     *("model", "revision", "model_digest", "corpus"),
     *("context_length", "packed", "prepend_bos", "dtype", "max_rows"),
 )
-SETTINGS = ("test_fraction", "preset", "n_latents", "steps")
+SETTINGS = ("test_fraction", "preset", "price", "n_latents", "steps")
 
 
 def run(config: SequenceConfig, study: Study) -> list[Row]:
@@ -211,7 +212,23 @@ def code_name(positions: Sequence[int], rows: RowCounts) -> str:
 
 def _shared_folder(out: Path, config: SequenceConfig, store: ActivationStore, cell: Cell) -> Path:
     settings = f"{config.preset}-{config.n_latents or 4 * store.d_in}-{config.steps}"
+    settings += "" if config.price is None else f"-{config.price}"
     return out / "shared" / settings / f"{folder_name(cell['layer'])}-{cell['seed']}"
+
+
+def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One line for each layer: bits_joint at each position, fvu in brackets, means over seeds."""
+    measured = [row for row in rows if "error" not in row]
+    lines = []
+    for kind, layer in dict.fromkeys((row["autoencoder"], row["layer"]) for row in measured):
+        line: dict[str, Any] = {"layer": layer, "autoencoder": kind}
+        own = [row for row in measured if (row["autoencoder"], row["layer"]) == (kind, layer)]
+        for position, cells in groups(own, "position").items():
+            bits = [row["bits_joint"] for row in cells if row["bits_joint"] is not None]
+            known = f"{fmean(bits):.0f}" if bits else "-"
+            line[str(position)] = f"{known} ({fmean(row['fvu'] for row in cells):.2f})"
+        lines.append(line)
+    return lines
 
 
 def draw(rows: Sequence[Row], out: Path) -> None:
