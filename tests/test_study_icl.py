@@ -239,7 +239,7 @@ def test_prompts_have_their_share_of_the_rows_and_set_the_scale():
         }
         assert source.scale == pytest.approx(2, rel=0.05)  # not that between cells, 15
         assert source.mean.tolist() == pytest.approx([15] * 4, abs=0.5)
-    assert torch.equal(PooledSource(cells, text[:0], 1).rows, cells.flatten(0, 1))
+    assert torch.equal(PooledSource(cells, None, 0.5).rows, cells.flatten(0, 1))
 
 
 def rows_of_queries(bits, label_bits, seeds=(0,)):
@@ -307,7 +307,7 @@ def test_a_study_without_several_k_has_nothing_to_contrast():
 
 @pytest.mark.slow
 def test_a_whole_study_and_what_is_left_of_it_when_resumed(labelled, tmp_path):
-    small = {"n_prompts": 100, "n_latents": 64, "steps": 150, "text_tokens": 2000}
+    small = {"n_prompts": 100, "n_latents": 64, "steps": 150}
     config = IclConfig(str(labelled), ks=(0, 2), hooks=("layers.0", "layers.3"), **small)
     rows = run(config, Study(tmp_path / "out"))
     cells = [(row["condition"], row["k"], row["layer"]) for row in rows]
@@ -346,6 +346,18 @@ def test_a_whole_study_and_what_is_left_of_it_when_resumed(labelled, tmp_path):
     } == states
 
 
+@pytest.mark.slow
+def test_ordinary_text_is_trained_on_where_it_is_named(labelled, tmp_path):
+    small: dict = {"n_prompts": 60, "n_latents": 32, "steps": 40, "text_tokens": 1500}
+    one: dict = {"ks": (0,), "hooks": ("layers.1",), "text": ("bundled",)}
+    (row,) = run(IclConfig(str(labelled), **one, **small), Study(tmp_path / "out"))
+    assert row["fvu"] > 0
+    (folder,) = (tmp_path / "out" / "shared").iterdir()
+    metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
+    assert json.loads(metadata["corpus"])[1] == 1500
+    assert "it takes several numbers" in (tmp_path / "out" / "icl.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -357,8 +369,8 @@ def test_a_whole_study_and_what_is_left_of_it_when_resumed(labelled, tmp_path):
         ({"n_prompts": 241}, "241 prompts need more: 240 of the 240 texts"),
         ({"n_prompts": 10}, "10 prompts are too few"),
         ({"ks": (-1,)}, "`ks` must be numbers from 0"),
-        ({"prompt_share": 0.0}, "`prompt_share` must be above 0"),
-        ({"text_tokens": 0}, "Without `text_tokens` there is no text"),
+        ({"prompt_share": 1.0}, "`prompt_share` must be between 0 and 1"),
+        ({"text_tokens": 0}, "`text_tokens` must be at least 1"),
         ({"conditions": ("wrong",)}, "conditions among correct, shuffled, unrelated"),
         ({"data": "nowhere.jsonl"}, "There is no file nowhere.jsonl"),
         ({"model": "./no-model"}, "The model './no-model' could not be loaded"),

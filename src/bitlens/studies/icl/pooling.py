@@ -14,7 +14,8 @@ from bitlens.hidden import ActivationStore, TensorSource
 
 
 class PooledSource(TensorSource):
-    """Rows of prompts and of text, the fewer again and again until each have their share.
+    """Rows of prompts and, if there is any, of text: the fewer again and again until each have
+    their share.
 
     The mean is that of the prompts, the scale that of prompts about the mean of their own cell: it
     is what a cell's `fvu` is measured by, so that a bit has the same price as where each cell has
@@ -23,14 +24,17 @@ class PooledSource(TensorSource):
     """
 
     def __init__(
-        self, prompts: Tensor, text: Tensor, share: float, about: dict[str, Any] | None = None
+        self,
+        prompts: Tensor,
+        text: Tensor | None,
+        share: float,
+        about: dict[str, Any] | None = None,
     ) -> None:
-        """prompts: raw `[queries, cells, d]`; text: raw `[n, d]`; share: of the prompts, 1 for them
-        alone."""
+        """prompts: raw `[queries, cells, d]`; text: raw `[n, d]`, if any; share: of the prompts."""
         super().__init__(prompts.flatten(0, 1), about)
         own = prompts.double() - prompts.double().mean(0)
         self.scale = float(own.square().mean().sqrt())
-        if share < 1:
+        if text is not None:
             n = max(len(self.rows) / share, len(text) / (1 - share))
             parts = ((self.rows, n * share), (text, n * (1 - share)))
             self.rows = torch.cat([_repeated(rows, round(times)) for rows, times in parts])

@@ -68,7 +68,7 @@ def run(config: IclConfig, study: Study) -> list[Row]:
     study.open("icl", asdict(config))
     (study.out / "states").mkdir(exist_ok=True)
     hooks = list(dict.fromkeys(hook.name for hook in model.hooks))
-    corpus = _keep_text(config, model, study) if config.prompt_share < 1 else None
+    corpus = _keep_text(config, model, study) if config.text else None
     files: dict[tuple[str, int, int], str] = {}
     with stop_on_signals() as stop:
         for condition, k, seed in config.sets_of_prompts():
@@ -210,7 +210,7 @@ def train_cell(cell: Cell, out: Path, config: IclConfig) -> Row:
     files = [out / "states" / f"{name}.safetensors" for name in cell["states"]]
     states = fitting_states(files, HIDDEN + cell["layer"])
     about = {"model": config.model, "hook": {"module": cell["layer"]}, "corpus": cell["corpus"]}
-    text = text_rows(opened(out, cell["layer"])) if config.prompt_share < 1 else states[0, :0]
+    text = text_rows(opened(out, cell["layer"])) if config.text else None
     source = PooledSource(states, text, config.prompt_share, about)
     training, folder = config.training(cell["seed"]), out / shared_folder(config, cell)
     queries = torch.arange(len(states)).repeat_interleave(len(files))
