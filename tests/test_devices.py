@@ -21,6 +21,7 @@ from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, LanguageModel
+from bitlens.information.autoregression import Autoregression
 from bitlens.information.magnitudes import quantise_magnitudes
 from bitlens.seeding import generator
 from bitlens.studies.measuring import measure_rows
@@ -89,6 +90,19 @@ def test_evaluate_and_what_language_models_lose(
         }
         floats = {k: v for k, v in here.items() if isinstance(v, float)}
         assert {k: there[k] for k in floats} == pytest.approx(floats, rel=1e-3, abs=1e-5)
+
+
+def test_a_code_of_all_cells_and_what_it_costs_in_one() -> None:
+    random = torch.Generator().manual_seed(0)
+    bits = PackedBits.pack(torch.rand(400, 20, generator=random) < 0.3)
+
+    def run(device: str) -> Any:
+        code = Autoregression.fit(bits, device=device)
+        assert code.biases.device.type == "cpu"
+        return code.refitted(bits[:50]).code_lengths(bits[50:])
+
+    here, there = on_both(run)
+    assert torch.allclose(here, there, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["step", "descent", "topk"])

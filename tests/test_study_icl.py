@@ -7,9 +7,11 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
+from pyarrow.parquet import read_table
 from torch.nn.functional import one_hot
 
 from bitlens.bits.packed import PackedBits
@@ -19,6 +21,8 @@ from bitlens.information.dependence import label_entropy
 from bitlens.labels.probe import label_information
 from bitlens.studies.cells import Study
 from bitlens.studies.icl.config import IclConfig
+from bitlens.studies.icl.effects import combined, contrasts, effects
+from bitlens.studies.icl.pooling import PooledSource
 from bitlens.studies.icl.prompts import (
     Template,
     draw_prompts,
@@ -28,7 +32,8 @@ from bitlens.studies.icl.prompts import (
     word_salad,
     write_prompts,
 )
-from bitlens.studies.icl.reading import longest_example, read_prompts
+from bitlens.studies.icl.reading import answers, longest_example, read_prompts
+from bitlens.studies.icl.report import sentences_of, summary
 from bitlens.studies.icl.study import run
 
 PATTERN = "{text}\nAnswer: {label}\n\n"
@@ -211,37 +216,146 @@ def test_a_planted_label_is_found_and_a_random_one_is_not():
     assert exact["label_bits"] == pytest.approx(exact["label_entropy"], abs=0.1)
 
 
+def test_calibration_takes_from_a_label_what_it_gets_in_every_prompt():
+    log_chances = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4]]).log()
+    numbers, right = answers(log_chances, torch.tensor([0, 0, 1]))
+    assert right == {"accuracy": [1, 1, 0], "accuracy_calibrated": [1, 1, 1]}
+    assert numbers["accuracy"] == pytest.approx(2 / 3)
+    assert numbers["accuracy_low"] < 2 / 3 < numbers["accuracy_high"]
+    assert (numbers["chance"], numbers["majority"]) == (0.5, pytest.approx(2 / 3))
+
+
+def test_prompts_have_their_share_of_the_rows_and_set_the_scale():
+    random = torch.Generator().manual_seed(0)
+    cells = torch.tensor([[0.0], [30.0]]) + 2 * torch.randn(200, 2, 4, generator=random)
+    text = 9 * torch.randn(450, 4, generator=random)
+    for share, rows in ((0.25, 1600), (0.5, 900), (0.8, 2250)):
+        source = PooledSource(cells, text, share)
+        of_text = (source.rows[:, None] == text).all(2).any(1)
+        assert len(source.rows) == pytest.approx(rows, abs=1)
+        assert float(of_text.double().mean()) == pytest.approx(1 - share, abs=0.01)
+        assert {tuple(row) for row in source.rows.tolist()} == {
+            tuple(row) for row in torch.cat([cells.flatten(0, 1), text]).tolist()
+        }
+        assert source.scale == pytest.approx(2, rel=0.05)  # not that between cells, 15
+        assert source.mean.tolist() == pytest.approx([15] * 4, abs=0.5)
+    assert torch.equal(PooledSource(cells, None, 0.5).rows, cells.flatten(0, 1))
+
+
+def rows_of_queries(bits, label_bits, seeds=(0,)):
+    """Rows of a study: by condition and k, what each of four queries has of bits and of label."""
+    spread = [-0.2, 0.1, 0.2, -0.1]
+    return [
+        {"layer": "layers.1", "condition": condition, "k": k, "seed": seed}
+        | {
+            f"queries: {name}": None if values[condition, k] is None else [
+                values[condition, k] + each + seed for each in spread
+            ]
+            for name, values in (("bits_joint", bits), ("label_bits", label_bits))
+        }
+        | {"queries: accuracy": [0.0, float(k > 0), float(k > 0), float(k > 1)]}
+        for condition, k in bits
+        for seed in seeds
+    ]  # fmt: skip
+
+
+PLACES = [("none", 0), ("correct", 1), ("correct", 2), ("correct", 4), ("shuffled", 4)]
+
+
+def test_changes_are_paired_over_queries():
+    bits = dict(zip(PLACES, (90.0, 80.0, 70.0, 60.0, 85.0), strict=True))
+    rows = rows_of_queries(bits, dict.fromkeys(PLACES, -0.5))
+    found = {(e.contrast.condition, e.contrast.over): e.numbers for e in effects(rows)}
+    change = found["correct", "k 0 to 4"]["bits_joint"]
+    assert change is not None
+    # what queries differ by among themselves is no uncertainty of what all change by
+    assert tuple(change) == pytest.approx((-30, -30, -30))
+    assert found["correct", "a doubling of k"]["bits_joint"].value == pytest.approx(-10)
+    assert found["correct less shuffled", "k 4"]["bits_joint"].value == pytest.approx(-25)
+    accuracy = found["correct", "k 0 to 4"]["accuracy"]
+    assert accuracy.value == 0.75
+    assert accuracy.low < 0 < accuracy.high  # of four queries
+    assert found["correct", "k 0 to 4"]["accuracy_calibrated"] is None
+    (sentence,) = sentences_of(effects(rows))
+    assert "entropy falls (-30.0 ± 0.0)" in sentence
+    assert sentence.endswith("what is lost is not seen to be the answer.")
+
+
+def test_a_sentence_says_what_is_lost_and_whether_controls_lose_it():
+    falling = dict(zip(PLACES, (90.0, 80.0, 70.0, 60.0, 55.0), strict=True))
+    told = {place: 0.1 * place[1] for place in PLACES}
+    (more,) = sentences_of(effects(rows_of_queries(falling, told)))
+    assert "not the answer, of which the bits tell more; no less is lost with shuffled" in more
+    (lost,) = sentences_of(effects(rows_of_queries(falling, {p: -v for p, v in told.items()})))
+    assert "part of what is lost is the answer" in lost
+    (rising,) = sentences_of(effects(rows_of_queries({p: p[1] for p in PLACES}, told)))
+    assert "nothing is seen to be lost" in rising
+    (unknown,) = sentences_of(effects(rows_of_queries({**falling, ("none", 0): None}, told)))
+    assert "entropies are left out" in unknown
+
+
+def test_three_seeds_widen_an_interval_by_what_they_differ():
+    queries = [torch.tensor([0.0, 1.0]).repeat(50) + shift for shift in (0.0, 1.0, 5.0)]
+    assert combined(queries[:2]).half == pytest.approx(0.1, abs=0.01)
+    assert combined(queries).value == 2.5
+    assert combined(queries).half == pytest.approx(4.3027 * 7**0.5 / 3**0.5, rel=1e-3)
+
+
+def test_a_study_without_several_k_has_nothing_to_contrast():
+    assert contrasts(rows_of_queries({("none", 0): 1.0}, {("none", 0): 1.0})) == []
+
+
 @pytest.mark.slow
 def test_a_whole_study_and_what_is_left_of_it_when_resumed(labelled, tmp_path):
-    small = {"n_prompts": 100, "n_latents": 32, "steps": 20}
+    small = {"n_prompts": 100, "n_latents": 64, "steps": 150}
     config = IclConfig(str(labelled), ks=(0, 2), hooks=("layers.0", "layers.3"), **small)
     rows = run(config, Study(tmp_path / "out"))
     cells = [(row["condition"], row["k"], row["layer"]) for row in rows]
     sets = [("none", 0), ("correct", 2), ("shuffled", 2), ("unrelated", 2)]
     assert cells == [(*one, layer) for one in sets for layer in ("layers.0", "layers.3")]
-    assert all(
-        row["bits_joint"] > 0 and 0 <= row["accuracy"] <= 1 and row["chance"] == 0.5 for row in rows
-    )
+    for row in rows:
+        assert 0 <= row["accuracy_calibrated"] <= 1
+        assert row["chance"] == 0.5
+        assert (row["bits_joint"] is None) == (row["fvu"] > 0.5) == bool(row["left_out"])
+        assert len(row["queries: label_bits"]) == 20
+        assert fmean(row["queries: accuracy"]) == pytest.approx(row["accuracy"])
+    assert any(row["bits_joint"] for row in rows)
     assert len({row["label_entropy"] for row in rows}) == 1
+    # an autoencoder a layer, and nothing of a query in a column of the table
+    assert len(list((tmp_path / "out" / "shared").iterdir())) == 2
+    assert not [n for n in read_table(tmp_path / "out" / "table.parquet").column_names if ":" in n]
+    assert len(summary(rows)) == 2 * 5
     figures = [
         f"{name}.{kind}" for name in ("entropy", "label", "accuracy") for kind in ("png", "svg")
     ]
-    files = [*figures, "table.csv", "table.parquet"]
+    files = [*figures, "icl.md", "table.csv", "table.parquet"]
     assert all((tmp_path / "out" / name).stat().st_size > 500 for name in files)
     states = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "states").iterdir()}
     assert len(states) == 4
-    lost = next(iter((tmp_path / "out" / "cells").iterdir()))
-    lost.unlink()
+    cells = (tmp_path / "out" / "cells").iterdir()
+    next(path for path in cells if "fvu" in path.read_text()).unlink()
     measured: list[int] = []
     resumed = Study(
         tmp_path / "out", resume=True, report=lambda done, total, row: measured.append(done)
     )
     again = run(config, resumed)
     assert again == rows
-    assert measured == [8]
+    assert measured == [10]  # two trainings and eight cells
     assert {
         path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "states").iterdir()
     } == states
+
+
+@pytest.mark.slow
+def test_ordinary_text_is_trained_on_where_it_is_named(labelled, tmp_path):
+    small: dict = {"n_prompts": 60, "n_latents": 32, "steps": 40, "text_tokens": 1500}
+    one: dict = {"ks": (0,), "hooks": ("layers.1",), "text": ("bundled",)}
+    (row,) = run(IclConfig(str(labelled), **one, **small), Study(tmp_path / "out"))
+    assert row["fvu"] > 0
+    (folder,) = (tmp_path / "out" / "shared").iterdir()
+    metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
+    assert json.loads(metadata["corpus"])[1] == 1500
+    assert "it takes several numbers" in (tmp_path / "out" / "icl.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -255,6 +369,8 @@ def test_a_whole_study_and_what_is_left_of_it_when_resumed(labelled, tmp_path):
         ({"n_prompts": 241}, "241 prompts need more: 240 of the 240 texts"),
         ({"n_prompts": 10}, "10 prompts are too few"),
         ({"ks": (-1,)}, "`ks` must be numbers from 0"),
+        ({"prompt_share": 1.0}, "`prompt_share` must be between 0 and 1"),
+        ({"text_tokens": 0}, "`text_tokens` must be at least 1"),
         ({"conditions": ("wrong",)}, "conditions among correct, shuffled, unrelated"),
         ({"data": "nowhere.jsonl"}, "There is no file nowhere.jsonl"),
         ({"model": "./no-model"}, "The model './no-model' could not be loaded"),

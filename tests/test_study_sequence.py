@@ -16,16 +16,24 @@ from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
 from bitlens.studies.cells import Study
 from bitlens.studies.sequence.config import SequenceConfig
-from bitlens.studies.sequence.study import RowCounts, common_rows, rows_at, run, text_positions
+from bitlens.studies.sequence.study import (
+    RowCounts,
+    common_rows,
+    rows_at,
+    run,
+    summary,
+    text_positions,
+)
 
 TINY = SequenceConfig(
     hooks=("layers.0", "hidden_states[3]"),
     context=16,
     positions=(1, 8),
+    autoencoders=("cell", "shared"),
     max_tokens=3000,
     test_fraction=0.3,
-    n_latents=32,
-    steps=12,
+    n_latents=64,
+    steps=100,
     device="cpu",
 )
 
@@ -134,11 +142,22 @@ def test_the_whole_study_has_a_row_a_cell_all_of_as_many_rows_and_its_figures(st
     assert len({row["rows"] for row in table}) == 1
     for row in table:
         assert "error" not in row
-        assert row["bits_joint_low"] < row["bits_joint"] < row["bits_joint_high"]
         assert 0 < row["fvu"] < 2
-        if row["bits_gaussian"]:
+        assert (row["bits_joint"] is None) == (row["fvu"] > 0.5) == bool(row["left_out"])
+        if not row["left_out"]:
+            assert row["bits_joint_low"] < row["bits_joint"] < row["bits_joint_high"]
+        if row["bits_gaussian"] and row["bits_joint"]:
             assert row["joint_over_gaussian"] == row["bits_joint"] / row["bits_gaussian"]
+    assert [row["autoencoder"] for row in table if row["bits_joint"]].count("shared") >= 2
     assert pyarrow.parquet.read_table(out / "table.parquet").to_pylist() == table
+    lines = summary(table)
+    assert [(line["layer"], line["autoencoder"]) for line in lines] == [
+        (layer, kind) for layer in layers for kind in ("cell", "shared")
+    ]
+    for line, cell in zip(lines, (table[0], table[1], table[4], table[5]), strict=True):
+        assert list(line) == ["layer", "autoencoder", "1", "8"]
+        bits = "-" if cell["bits_joint"] is None else f"{cell['bits_joint']:.0f}"
+        assert line["1"] == f"{bits} ({cell['fvu']:.2f})"
     for name in ("bits", "fvu", "layers"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "one autoencoder for all positions" in (out / f"{name}.svg").read_text()
@@ -164,7 +183,7 @@ def test_cells_that_were_lost_are_measured_again_and_are_the_same(study):
 def test_a_resumed_study_may_have_more_steps_and_keeps_its_stores(study):
     out, table = study
     stores = {path: path.stat().st_mtime_ns for path in (out / "stores").rglob("*.safetensors")}
-    changed = dataclasses.replace(TINY, steps=9, positions=(8,), autoencoders=("shared",))
+    changed = dataclasses.replace(TINY, steps=60, positions=(8,), autoencoders=("shared",))
     rows = run(changed, Study(out, resume=True))
     assert [(row["layer"], row["position"]) for row in rows] == [("layers.0", 8), ("layers.2", 8)]
     assert rows[0]["fvu"] not in [row["fvu"] for row in table]

@@ -31,6 +31,7 @@ RATE = 1e-2
 
 
 EPOCHS = 4  # at least
+NEWTON = 30  # steps, of at most 1, in which a bias is fitted
 
 
 class Schedule(NamedTuple):
@@ -78,7 +79,7 @@ class Autoregression:
         tree = tree or chow_liu(co_occurrence(bits), len(bits))
         counts = TreeCounts.of(bits, Blocks.whole(len(bits)), tree)
         bounds = Blocks.of(len(bits), documents).bounds
-        model = cls._from_tree(tree, counts)._on(device)
+        model = cls._from_tree(tree, counts).to(device)
         ordered = model._ordered(bits)
         held_out = _validation_rows(bounds, seed)
         check, rows = ordered[held_out], (~held_out).nonzero()[:, 0]
@@ -86,7 +87,8 @@ class Autoregression:
         batch = min(BATCH, max(1, len(rows) // 16))
         schedule = PATIENT if bits.n_latents <= FEW_LATENTS else USUAL
         epochs = max(EPOCHS, min(schedule.epochs, schedule.steps * batch // len(rows)))
-        optimizer = torch.optim.Adam([model.biases, *model.weights], lr=RATE, fused=True)
+        fused = model.biases.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.Adam([model.biases, *model.weights], lr=RATE, fused=fused)
         steps, step = epochs * (len(rows) // batch), 0
         best, chosen = model._mean_length(check), model._copy()
         for epoch in range(epochs):
@@ -101,6 +103,27 @@ class Autoregression:
             if length < best:
                 best, chosen = length, model._copy()
         return chosen
+
+    def refitted(self, bits: PackedBits) -> Autoregression:
+        """The same weights, with every latent's bias fitted to these rows by Newton's method.
+
+        What a code that many rows have in common costs for some of them: which latents go together
+        is learned from all, how often each is on from their own. As in Krichevsky's and Trofimov's
+        estimate, half a row is added in which a latent is on, and half a row in which it is off.
+        """
+        biases = self.biases.clone()
+        for first, logits, h in self._blocks(self._ordered(bits)):
+            part = slice(first, first + logits.shape[1])
+            offsets, ons = (logits - biases[part]).double(), h.sum(0, dtype=torch.float64)
+            own = biases[part].double()
+            for _ in range(NEWTON):
+                rates = torch.sigmoid(offsets + own)
+                prior = torch.sigmoid(own)
+                gradient = ons - rates.sum(0) + 0.5 - prior
+                curvature = (rates * (1 - rates)).sum(0) + prior * (1 - prior)
+                own += (gradient / curvature.clamp_min(1e-9)).clamp(-1, 1)
+            biases[part] = own.float()
+        return Autoregression(self.order, self.rates, biases, self.weights)
 
     @classmethod
     def _from_tree(cls, tree: Tree, counts: TreeCounts) -> Autoregression:
@@ -174,7 +197,7 @@ class Autoregression:
         words = torch.cat(parts) if parts else bits.words
         return PackedBits(words.to(self.biases.device), bits.n_latents)
 
-    def _on(self, device: torch.device | str) -> Autoregression:
+    def to(self, device: torch.device | str) -> Autoregression:
         """The same with all but the order on this device."""
         weights = [block.to(device) for block in self.weights]
         return Autoregression(self.order, self.rates.to(device), self.biases.to(device), weights)

@@ -72,14 +72,16 @@ def entropy(
     test: Tensor | None = None,
     *,
     seed: int = 0,
+    model: Autoregression | None = None,
     progress: bool = True,
 ) -> Entropy:
     """Estimate and bound the entropy of a code.
 
     documents: the document of every row `[rows]`, consecutive rows of one document together;
     without them rows count as independent. test: bool `[rows]`, the rows whose code length is
-    measured while the others fit it; by default the last fifth of the blocks. progress: show it on
-    standard error.
+    measured while the others fit it; by default the last fifth of the blocks. model: of these
+    latents, not fitted on rows in `test`, for bits_joint; by default one is fitted on the others.
+    progress: show it on standard error.
     """
     bits, documents, test = _checked(bits, documents, test)
     blocks = Blocks.of(len(bits), documents)
@@ -97,7 +99,7 @@ def entropy(
     terminal.stage("tree")
     marginal, under_tree = _plug_in(bits, blocks, tree, unbiased=documents is not None)
     terminal.stage("autoregression")
-    code_marginal, code_tree, joint = _held_out(bits, documents, test, fit_tree, seed)
+    code_marginal, code_tree, joint = _held_out(bits, documents, test, fit_tree, seed, model)
     return Entropy(
         rows=len(bits),
         blocks=len(blocks),
@@ -150,7 +152,12 @@ def _plug_in(bits: PackedBits, blocks: Blocks, tree: Tree, unbiased: bool) -> li
 
 
 def _held_out(
-    bits: PackedBits, documents: Tensor | None, test: Tensor, tree: Tree, seed: int
+    bits: PackedBits,
+    documents: Tensor | None,
+    test: Tensor,
+    tree: Tree,
+    seed: int,
+    model: Autoregression | None,
 ) -> list[Estimate]:
     """Code lengths of the rows in `test`, by the others: latents alone, tree, autoregression."""
     fit, held = bits[~test], bits[test]
@@ -158,7 +165,7 @@ def _held_out(
     blocks = Blocks.of(len(held), of_held)
     counts = TreeCounts.of(fit, Blocks.whole(len(fit)), tree)
     simple = _code_lengths(counts, TreeCounts.of(held, blocks, tree), tree)
-    model = Autoregression.fit(fit, of_fit, seed, tree=tree)
+    model = model or Autoregression.fit(fit, of_fit, seed, tree=tree)
     lengths = model.code_lengths(held)
     sums = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     of_blocks = sums[torch.from_numpy(blocks.bounds)].diff()

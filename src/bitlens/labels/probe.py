@@ -16,7 +16,7 @@ from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 from bitlens.hidden.store import ActivationStore
 from bitlens.information.dependence import information, label_entropy
-from bitlens.information.intervals import mean
+from bitlens.information.intervals import Estimate, mean
 from bitlens.labels.sources import MIN_ROWS, Labels
 from bitlens.results import brief
 from bitlens.seeding import generator
@@ -226,26 +226,33 @@ def label_information(
 ) -> dict[str, Any]:
     """What a code tells of its rows' labels (int64 `[rows]`), in bits on bool `held_out [rows]`.
 
-    label_bits: H(label) less the cross-entropy of a logistic probe, in expectation no more than
-    I(code; label). label_bits_latent: I(latent; label) of the latent that tells most where fitted.
+    label_bits: `probe_information` of a probe of all bits. label_bits_latent: I(latent; label) of
+    the latent that tells most where fitted. label_costs: of the probe, `[held out]`.
     """
     fit, held, truth = bits[~held_out], bits[held_out], labels[held_out]
-    entropy = label_entropy(truth)
     costs = probe_costs(bits.unpack().float(), labels, held_out, seed)
-    share = truth.bincount().double() / len(truth)
-    half = mean((-share[truth].log2() - costs).tolist()).half
-    value, latent, latent_bits = entropy - float(costs.mean()), 0, 0.0
+    told, latent, latent_bits = probe_information(costs, truth), 0, 0.0
     if bits.n_latents:
         latent = int(information(fit, labels[~held_out], seed=seed).bits.argmax())
         latent_bits = float(information(held, truth, seed=seed).bits[latent])
     return {
-        "label_entropy": entropy,
-        "label_bits": value,
-        "label_bits_low": value - half,
-        "label_bits_high": value + half,
+        "label_entropy": label_entropy(truth),
+        "label_bits": told.value,
+        "label_bits_low": told.low,
+        "label_bits_high": told.high,
         "label_bits_latent": latent_bits,
         "label_latent": latent,
+        "label_costs": costs.tolist(),
     }
+
+
+def probe_information(costs: Tensor, truth: Tensor) -> Estimate:
+    """H(label) less the cross-entropy of a probe, in bits: in expectation no more than what its
+    features tell. costs: `probe_costs`; truth int64, both `[held out]`."""
+    share = truth.bincount().double() / len(truth)
+    half = mean((-share[truth].log2() - costs).tolist()).half
+    value = label_entropy(truth) - float(costs.mean())
+    return Estimate(value, value - half, value + half)
 
 
 def probe_costs(features: Tensor, labels: Tensor, held_out: Tensor, seed: int = 0) -> Tensor:

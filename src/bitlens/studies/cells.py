@@ -29,7 +29,7 @@ from bitlens.version import __version__
 
 MANIFEST = "study.json"
 SCHEMA = 1
-MEANING = 2  # raised when a number comes to mean something else, so that no folder mixes both
+MEANING = 3  # raised when a number comes to mean something else, so that no folder mixes both
 Cell = dict[str, Any]
 Row = dict[str, Any]
 Measure = Callable[[Cell], Row]
@@ -98,8 +98,16 @@ class Study(RunOptions):
         return [rows[i] for i in range(len(cells))]
 
     def finish(self, rows: list[Row], draw: Callable[[list[Row], Path], None]) -> list[Row]:
-        """Write the table, and let `draw` make figures of what was measured -> all rows."""
+        """Write the table, and let `draw` make figures of what was measured -> all rows. Rows that
+        lack entropies, and say why under `left_out`, are warned of."""
         write_table(self.out / "table", rows)
+        if left_out := [row for row in rows if row.get("left_out")]:
+            worst = max(row["fvu"] for row in left_out)
+            self.say(
+                f"{len(left_out)} of {len(rows)} rows are without entropies, and `left_out` says "
+                f"why: their bits leave up to {worst:.2g} of the variance of held-out rows "
+                "unexplained; more rows, steps or latents may help."
+            )
         if measured := [row for row in rows if "error" not in row]:
             draw(measured, self.out)
         return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +71,8 @@ class Panel:
     series: str
     """column whose values are drawn each on its own"""
     kind: Literal["line", "points"] = "line"
-    """line: means over rows of one x, banded from least `y_low` to largest `y_high`; points: all"""
+    """line: means over rows of one x, banded from least `y_low` to largest `y_high`, with a gap
+    where none has the number; points: all"""
     references: Mapping[str, str] = field(default_factory=dict)
     """columns whose means are broken lines, and their names"""
     ordered: bool = False
@@ -161,21 +163,21 @@ def _draw(axes: Any, panel: Panel, styles: Mapping[Any, dict[str, Any]]) -> None
     places = _places(axes, panel)
 
     def line(rows: list[Row], column: str, over: Any = fmean) -> tuple[list[float], list[float]]:
-        by_x = groups(_with(column, rows), panel.x)
-        values = [over(row[column] for row in same) for same in by_x.values()]
+        by_x = {x: _with(column, same) for x, same in groups(rows, panel.x).items()}
+        # where no row has the number a line has a gap
+        values = [over(row[column] for row in same) if same else math.nan for same in by_x.values()]
         return [places[x] for x in by_x], values
 
     for column, label in panel.references.items():
         x, y = line(list(panel.rows), column)
-        if y:
+        if not all(map(math.isnan, y)):
             axes.plot(x, y, **styles[label])
     series = groups(panel.rows, panel.series)
     for i, (name, rows) in enumerate(series.items()):
         if panel.kind == "line":
             axes.plot(*line(rows, panel.y), **{**styles[name], "marker": "o"})
             low, high = f"{panel.y}_low", f"{panel.y}_high"
-            banded = _with(low, _with(high, rows))
-            (x, lowest), (_, highest) = line(banded, low, min), line(banded, high, max)
+            (x, lowest), (_, highest) = line(rows, low, min), line(rows, high, max)
             band = {"color": styles[name]["color"], "alpha": 0.18, "linewidth": 0}
             axes.fill_between(x, lowest, highest, **band)
             continue

@@ -10,12 +10,23 @@ from torch import Tensor
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.packed import PackedBits
 from bitlens.evaluation import latent_numbers
+from bitlens.information.autoregression import Autoregression
 from bitlens.information.entropy import entropy
 from bitlens.information.moments import Covariance, Variance, squared_error
 from bitlens.information.rate_distortion import gaussian_bound
 
 BLOCK = 8192
 ESTIMATES = ("bits_marginal", "bits_tree", "code_marginal", "code_tree", "bits_joint")
+MOST_UNEXPLAINED = 0.5
+"""The fvu on held-out rows above which bits do not stand for their rows: no entropy is reported."""
+
+
+def why_left_out(fvu: float) -> str | None:
+    """Why a code of this held-out fvu gets no entropy, or None where it does: the sentence of a
+    row's `left_out`, which `Study.finish` warns of."""
+    if fvu <= MOST_UNEXPLAINED:
+        return None
+    return f"fvu {fvu:.2g} on held-out rows is above {MOST_UNEXPLAINED}"
 
 
 @torch.inference_mode()
@@ -25,13 +36,16 @@ def measure_rows(
     test: Tensor,
     *,
     documents: Tensor | None = None,
+    common: Autoregression | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, Any], PackedBits]:
     """Measure an autoencoder on raw `rows [n, d]` -> numbers by name, and the rows' bits
 
     test: bool `[n]`: fvu, l0, dense and code lengths are those of these rows, under models fitted
-    on the others. The Gaussian bound has the covariance of all rows, and is None below 4 rows a
-    component. The interval of an estimate `x` of the entropy is `x_low` to `x_high`.
+    on the others. common: a model of these latents, fitted on more rows, none of them in `test`:
+    bits_joint is the code length under it, with its biases fitted to the other rows. The Gaussian
+    bound has the covariance of all rows, and is None below 4 rows a component. The interval of an
+    estimate `x` of the entropy is `x_low` to `x_high`; all are None where `left_out` says why.
     """
     variance, error, words = Variance(), 0.0, []
     for block, held in zip(rows.split(BLOCK), test.split(BLOCK), strict=True):
@@ -50,10 +64,15 @@ def measure_rows(
         "dense": latents["dense"],
         "bits_gaussian": gaussian_bound(Covariance.of(rows.split(BLOCK)), fvu),
     }
-    result = entropy(bits, documents, test, seed=seed)
-    numbers["bits_lower"] = result.bits_lower
-    for name in ESTIMATES:
-        estimate = getattr(result, name)
-        numbers[name] = estimate.value
-        numbers[f"{name}_low"], numbers[f"{name}_high"] = estimate.low, estimate.high
+    entropies = (f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high"))
+    numbers |= dict.fromkeys(("bits_lower", *entropies))
+    numbers["left_out"] = why_left_out(fvu)
+    if not numbers["left_out"]:
+        model = common and common.refitted(bits[~test])
+        result = entropy(bits, documents, test, seed=seed, model=model)
+        numbers["bits_lower"] = result.bits_lower
+        for name in ESTIMATES:
+            estimate = getattr(result, name)
+            numbers[name] = estimate.value
+            numbers[f"{name}_low"], numbers[f"{name}_high"] = estimate.low, estimate.high
     return numbers, bits

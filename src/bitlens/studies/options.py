@@ -51,6 +51,10 @@ class ModelStudyConfig:
     """latents of every autoencoder; None: four times the width of the hidden states"""
     steps: int = 3000
     """optimiser steps of every autoencoder"""
+    preset: Preset = "measure"
+    """of the training of every autoencoder"""
+    price: float | None = None
+    """of a bit, `lam` of the training: the fvu that one bit a dimension is worth"""
 
     def load(self, causal: bool = False) -> LanguageModel:
         """The language model, hooked."""
@@ -63,11 +67,23 @@ class ModelStudyConfig:
             hooks = [f"layers.{i}" for i in range(first.config.get_text_config().num_hidden_layers)]
         return LanguageModel.load(self.model, hooks, causal=causal, **loading)
 
-    def training(self, seed: int, preset: Preset = "measure") -> TrainConfig:
+    def training(self, seed: int) -> TrainConfig:
         """Of every autoencoder."""
         return TrainConfig(
-            preset=preset, n_latents=self.n_latents, steps=self.steps, device=self.device, seed=seed
+            preset=self.preset,
+            lam=self.price,
+            n_latents=self.n_latents,
+            steps=self.steps,
+            device=self.device,
+            seed=seed,
         )
+
+    def where(self) -> str:
+        """The device that autoencoders are on."""
+        import torch
+
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        return automatic if self.device == "auto" else self.device
 
 
 def refuse_unknown(kind: str, names: Iterable[str], known: Collection[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from bitlens.errors import BitlensError
@@ -39,7 +39,13 @@ class IclConfig(ModelStudyConfig):
     """prompts of each condition and k, with the same queries; the last fifth is held out"""
     max_tokens: int | None = None
     """leave out texts with more tokens, label included; None: as many as the largest k allows"""
-    steps: int = field(default=2000, kw_only=True)
+    text: tuple[str, ...] = ()
+    """ordinary text to train on as well: files, folders, datasets or 'bundled'. Empty: prompts
+    alone, whose states are then explained better"""
+    text_tokens: int = 100_000
+    """tokens of it, at most"""
+    prompt_share: float = 0.9
+    """share of prompts' states in the training rows where there is text"""
 
     def refuse_nonsense(self) -> None:
         """Raise BitlensError for what is wrong before any file is read."""
@@ -50,6 +56,10 @@ class IclConfig(ModelStudyConfig):
             raise BitlensError(f"Name at least one seed, and conditions among {', '.join(known)}.")
         if self.n_prompts < FEWEST_PROMPTS:
             raise BitlensError(f"{self.n_prompts} prompts are too few; take {FEWEST_PROMPTS}.")
+        if not 0 < self.prompt_share < 1:
+            raise BitlensError(f"`prompt_share` must be between 0 and 1, not {self.prompt_share}.")
+        if self.text_tokens < 1:
+            raise BitlensError(f"`text_tokens` must be at least 1, not {self.text_tokens}.")
 
     def sets_of_prompts(self) -> list[tuple[str, int, int]]:
         """(condition, k, seed) of every set; without demonstrations the conditions are one."""

@@ -98,17 +98,22 @@ def _log_probabilities(
     return logits[rows, places.to(logits.device)].float().log_softmax(-1).cpu()
 
 
-def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """How often the label of the highest score `[prompts, labels]` is right, with its interval.
+def answers(scores: Tensor, labels: Tensor) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """How often the right label is the likeliest, by scores `[prompts, labels]` -> the shares with
+    their intervals, and 1.0 for every prompt that is right
 
-    chance: of a guess among all labels; majority: of always naming the commonest.
+    calibrated: a label's chance among the labels is divided by its mean over all prompts, of which
+    no label need be known (batch calibration, Zhou et al. 2023, arXiv 2309.17249). chance: of a
+    guess among all labels; majority: of always naming the commonest.
     """
-    n = len(labels)
-    share = wilson(int((scores.argmax(1) == labels).sum()), n)
-    return {
-        "accuracy": share.value,
-        "accuracy_low": share.low,
-        "accuracy_high": share.high,
+    n, chances = len(labels), scores.double().softmax(1)
+    numbers: dict[str, float] = {
         "chance": 1 / scores.shape[1],
         "majority": int(labels.bincount().max()) / n,
     }
+    likeliest = {"accuracy": chances, "accuracy_calibrated": chances / chances.mean(0)}
+    right = {name: (of.argmax(1) == labels) for name, of in likeliest.items()}
+    for name, each in right.items():
+        share = wilson(int(each.sum()), n)
+        numbers |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
+    return numbers, {name: each.double().tolist() for name, each in right.items()}

@@ -12,17 +12,24 @@ import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import read_tensors, write_tensors
-from bitlens.hidden import LanguageModel, TensorSource
-from bitlens.labels.probe import label_information
+from bitlens.hidden import Corpus, LanguageModel
+from bitlens.hidden.harvest import folder_name
+from bitlens.hidden.text import ContextReader
+from bitlens.information.intervals import Estimate
+from bitlens.labels.probe import label_information, probe_costs, probe_information
 from bitlens.studies.cells import Cell, Row, Study
-from bitlens.studies.figures import Panel, draw_panels, groups
-from bitlens.studies.icl.config import NO_DEMONSTRATIONS, IclConfig
+from bitlens.studies.icl.config import IclConfig
+from bitlens.studies.icl.effects import OF_QUERIES
+from bitlens.studies.icl.pooling import PooledSource, fitting_states, text_rows
 from bitlens.studies.icl.prompts import (
     Draw,
     Examples,
@@ -34,29 +41,25 @@ from bitlens.studies.icl.prompts import (
     word_salad,
     write_prompts,
 )
-from bitlens.studies.icl.reading import accuracy, longest_example, read_prompts
+from bitlens.studies.icl.reading import answers, longest_example, read_prompts
+from bitlens.studies.icl.report import draw, write_report
+from bitlens.studies.icl.report import summary as summary
 from bitlens.studies.measuring import measure_rows
-from bitlens.training import train
+from bitlens.studies.shared import harvest_layers, load_shared, opened, train_shared
 from bitlens.training.signals import stop_on_signals
 
-TITLES = {
-    "correct": "correct labels",
-    "shuffled": "shuffled labels",
-    "unrelated": "unrelated texts",
-}
 HIDDEN = "hidden."
-XLABEL = "demonstrations in the prompt"
-ENTROPIES = {"bits_joint": "joint entropy", "bits_marginal": "sum of marginals"}
-INFORMATION = {"label_bits": "probe", "label_bits_latent": "best latent"}
-FIGURES = (("entropy", ENTROPIES, {}), ("label", INFORMATION, {"label_entropy": "H(label)"}))
-"""Name, what is drawn, and beside what."""
+CONTEXT = 128  # tokens of text that the model sees at once
+SETTINGS = ("n_latents", "steps", "preset", "price", "prompt_share")
 
 
 def run(config: IclConfig, study: Study) -> list[Row]:
-    """Read the prompts, train and measure every cell; hidden states stay in the folder, too."""
+    """Read text and prompts, train and measure; hidden states stay in the folder, too."""
     config.refuse_nonsense()
     template = Template(config.template)
     model = config.load(causal=True)
+    # refuses what it cannot be trained with
+    config.training(0).resolved(max(model.widths().values()), "cpu")
     examples, others = _texts(config, model, template, study.say)
     drawn = {
         seed: draw_prompts(examples.labels, config.n_prompts, max(config.ks), config.balanced, seed)
@@ -65,7 +68,8 @@ def run(config: IclConfig, study: Study) -> list[Row]:
     study.open("icl", asdict(config))
     (study.out / "states").mkdir(exist_ok=True)
     hooks = list(dict.fromkeys(hook.name for hook in model.hooks))
-    cells: list[Cell] = []
+    corpus = _keep_text(config, model, study) if config.text else None
+    files: dict[tuple[str, int, int], str] = {}
     with stop_on_signals() as stop:
         for condition, k, seed in config.sets_of_prompts():
             study.say(
@@ -74,20 +78,72 @@ def run(config: IclConfig, study: Study) -> list[Row]:
             )
             of_seed, path = drawn[seed], study.out / "states" / f"{condition}-{k}-{seed}"
             prompts = write_prompts(examples, of_seed, template, condition, k, others, seed)
-            states = _keep_states(config, model, examples, of_seed, prompts, path)
-            cells += [
-                {"condition": condition, "k": k, "layer": hook, "seed": seed, "states": states}
-                for hook in hooks
-            ]
+            file = _keep_states(config, model, examples, of_seed, prompts, path)
+            files[condition, k, seed] = file
             if stop.signal:
                 raise Interrupted(
                     f"Stopped by {stop.signal}: what was read is kept in {study.out}; continue "
                     "with `resume=True`."
                 )
-    study.say(f"Training and measuring {len(cells)} autoencoders")
-    same = {"n_latents": config.n_latents, "steps": config.steps}
-    work = functools.partial(measure_cell, out=study.out, config=config)
-    return study.finish(study.measure(cells, work, same), draw)
+    del model
+    rows = _measured(config, study, hooks, files, corpus)
+    write_report(study.out, rows, config)
+    return study.finish(rows, draw)
+
+
+def _measured(
+    config: IclConfig,
+    study: Study,
+    hooks: Sequence[str],
+    files: Mapping[tuple[str, int, int], str],
+    corpus: str | None,
+) -> list[Row]:
+    """Train an autoencoder for every layer and seed, and measure every cell with it."""
+    pools = {
+        seed: [file for (_, _, of), file in files.items() if of == seed] for seed in config.seeds
+    }
+    trained: list[Cell] = [
+        {"train": "pooled", "layer": hook, "seed": seed, "states": pool, "corpus": corpus}
+        for seed, pool in pools.items()
+        for hook in hooks
+    ]
+    of_layer = {(cell["layer"], cell["seed"]): shared_folder(config, cell) for cell in trained}
+    cells: list[Cell] = [
+        {"condition": c, "k": k, "layer": hook, "seed": seed, "states": file}
+        | {"shared": of_layer[hook, seed]}
+        for (c, k, seed), file in files.items()
+        for hook in hooks
+    ]
+    study.planned = len(trained) + len(cells)
+    study.say(f"Training {len(trained)} autoencoders, one for a layer and a seed")
+    work = functools.partial(train_cell, out=study.out, config=config)
+    failed = [row for row in study.measure(trained, work, _same(config)) if "error" in row]
+    if failed:
+        raise BitlensError(f"{failed[0]['layer']} could not be trained on: {failed[0]['error']}")
+    study.say(f"Measuring {len(cells)} cells")
+    return study.measure(cells, functools.partial(measure_cell, out=study.out, config=config))
+
+
+def _same(config: IclConfig) -> dict[str, Any]:
+    """What a training depends on beside its cell."""
+    return {name: getattr(config, name) for name in SETTINGS}
+
+
+def shared_folder(config: IclConfig, cell: Cell) -> str:
+    """Where the autoencoder of a layer and a seed is, in the folder of the study."""
+    content = json.dumps([cell, _same(config)], sort_keys=True)
+    name = f"{folder_name(cell['layer'])}-{cell['seed']}"
+    return f"shared/{name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+def _keep_text(config: IclConfig, model: LanguageModel, study: Study) -> str:
+    """Harvest the text, or go on -> what tells it from other text."""
+    length = min(CONTEXT, model.longest_context() or CONTEXT)
+    reader = ContextReader(Corpus(config.text), model.tokenizer, length, test_fraction=0)
+    study.say(f"Reading {config.text_tokens:,} tokens of text at most")
+    settings: dict[str, Any] = {"batch_size": config.batch_size, "max_rows": config.text_tokens}
+    store = harvest_layers(model, reader, study.out, study.say, **settings)
+    return json.dumps([store.manifest.get("corpus"), len(store)])
 
 
 def _texts(
@@ -149,43 +205,39 @@ def _keep_states(
     return path.name
 
 
+def train_cell(cell: Cell, out: Path, config: IclConfig) -> Row:
+    """Train on the fitting prompts of all sets of a seed, and on text, at one layer."""
+    files = [out / "states" / f"{name}.safetensors" for name in cell["states"]]
+    states = fitting_states(files, HIDDEN + cell["layer"])
+    about = {"model": config.model, "hook": {"module": cell["layer"]}, "corpus": cell["corpus"]}
+    text = text_rows(opened(out, cell["layer"])) if config.text else None
+    source = PooledSource(states, text, config.prompt_share, about)
+    training, folder = config.training(cell["seed"]), out / shared_folder(config, cell)
+    queries = torch.arange(len(states)).repeat_interleave(len(files))
+    return train_shared(source, training, folder, states.flatten(0, 1), queries)
+
+
 def measure_cell(cell: Cell, out: Path, config: IclConfig) -> Row:
-    """Train on the states of one cell's fitting prompts and measure on the others -> numbers"""
+    """Measure the held-out prompts of one cell with its layer's autoencoder -> numbers"""
     state, file = HIDDEN + cell["layer"], out / "states" / f"{cell['states']}.safetensors"
     kept = read_tensors(file, [state, "scores", "label", "held_out"])
     rows, labels, held_out = kept[state].float(), kept["label"], kept["held_out"]
-    autoencoder = train(TensorSource(rows[~held_out]), config.training(cell["seed"])).cpu()
-    numbers, bits = measure_rows(autoencoder, rows, held_out, seed=cell["seed"])
-    information = label_information(bits, labels, held_out, cell["seed"])
-    return {**numbers, **accuracy(kept["scores"], labels), **information}
+    autoencoder, code = load_shared(out / cell["shared"], config.where())
+    numbers, bits = measure_rows(autoencoder, rows, held_out, common=code, seed=cell["seed"])
+    told = label_information(bits, labels, held_out, cell["seed"])
+    spread = rows[~held_out].std(0).clamp_min(1e-6)
+    of_states = probe_costs(rows / spread, labels, held_out, cell["seed"])
+    hidden = probe_information(of_states, labels[held_out])
+    numbers |= told | {f"label_bits_hidden{end}": value for end, value in _triple(hidden)}
+    shares, of_queries = answers(kept["scores"], labels)
+    # what is saved of the label's cost differs from what is told by its entropy, alike in all cells
+    of_queries["label_bits"] = [-cost for cost in numbers.pop("label_costs")]
+    of_queries["label_bits_hidden"] = (-of_states).tolist()
+    if not numbers["left_out"]:
+        own = code.refitted(bits[~held_out])
+        of_queries["bits_joint"] = own.code_lengths(bits[held_out]).tolist()
+    return {**numbers, **shares, **{OF_QUERIES + name: each for name, each in of_queries.items()}}
 
 
-def draw(rows: Sequence[Row], out: Path) -> None:
-    """`entropy`, `label` and `accuracy`, all over the number of demonstrations."""
-    # what was measured without demonstrations begins the line of every condition
-    rows = [
-        {**row, "condition": title}
-        for condition, title in TITLES.items()
-        if any(row["condition"] == condition for row in rows)
-        for row in rows
-        if row["condition"] in (condition, NO_DEMONSTRATIONS)
-    ]
-    if not rows:
-        return
-    first = [row for row in rows if row["layer"] == rows[0]["layer"]]
-    references = {"majority": "majority", "chance": "chance"}
-    panel = Panel(first, "k", "accuracy", "condition", references=references, even=True)
-    labels = (XLABEL, "share of queries answered right")
-    draw_panels(out / "accuracy", [[replace(panel, labels=labels)]], (6.0, 3.4))
-    for name, numbers, references in FIGURES:
-        layers = Panel(rows, "k", "", "layer", references=references, ordered=True, even=True)
-        grid = [
-            [
-                replace(
-                    layers, rows=part, y=number, title=title, labels=(XLABEL, f"{label} (bits)")
-                )
-                for title, part in groups(rows, "condition").items()
-            ]
-            for number, label in numbers.items()
-        ]
-        draw_panels(out / name, grid, (3.4, 2.9), sharey="row", sharex=True)
+def _triple(estimate: Estimate) -> Iterable[tuple[str, float]]:
+    return zip(("", "_low", "_high"), estimate, strict=True)

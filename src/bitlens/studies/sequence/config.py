@@ -9,7 +9,6 @@ from bitlens.errors import BitlensError
 from bitlens.hidden.config import TextConfig
 from bitlens.options import BUNDLED
 from bitlens.studies.options import ModelStudyConfig
-from bitlens.training.config import Preset
 
 KINDS = {"cell": "an autoencoder for each position", "shared": "one autoencoder for all positions"}
 FEWEST_TRAINING, FEWEST_TEST = 64, 8  # rows of a cell
@@ -29,10 +28,9 @@ class SequenceConfig(ModelStudyConfig, TextConfig):
     """rows of a cell, at most; it has the same number at every position in any case"""
     test_fraction: float = 0.1
     """share of the documents that is held out of training"""
-    autoencoders: tuple[Literal["cell", "shared"], ...] = ("cell", "shared")
-    """cell: one for each layer and position; shared: one for a layer, measured at each position"""
-    preset: Preset = "measure"
-    """of the training"""
+    autoencoders: tuple[Literal["cell", "shared"], ...] = ("shared",)
+    """shared: one for a layer, measured at each position; cell: one for each layer and position,
+    which takes thousands of rows at each"""
     store_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
     """of the stored hidden states; auto: the language model's"""
 

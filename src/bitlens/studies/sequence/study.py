@@ -6,31 +6,33 @@ After the section on normal text of arXiv 2509.20997; see docs/study-sequence.md
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bitlens.autoencoders import Autoencoder
 from bitlens.errors import BitlensError
 from bitlens.hidden import ActivationStore, LanguageModel, TensorSource
-from bitlens.hidden.harvest import folder_name, harvest
+from bitlens.hidden.harvest import folder_name
 from bitlens.hidden.text import ContextReader
 from bitlens.studies.cells import Cell, Row, Study
 from bitlens.studies.figures import Panel, draw_panels, groups
 from bitlens.studies.measuring import measure_rows
 from bitlens.studies.sequence.config import FEWEST_TEST, FEWEST_TRAINING, KINDS, SequenceConfig
+from bitlens.studies.shared import harvest_layers, load_shared, opened, train_shared
 from bitlens.training import train
-from bitlens.training.signals import stop_on_signals
 
 OF_THE_STORE = (
     *("model", "revision", "model_digest", "corpus"),
     *("context_length", "packed", "prepend_bos", "dtype", "max_rows"),
 )
-SETTINGS = ("test_fraction", "preset", "n_latents", "steps")
+SETTINGS = ("test_fraction", "preset", "price", "n_latents", "steps")
 
 
 def run(config: SequenceConfig, study: Study) -> list[Row]:
@@ -39,11 +41,20 @@ def run(config: SequenceConfig, study: Study) -> list[Row]:
     study.open("sequence", asdict(config))
     hooks = list(dict.fromkeys(hook.name for hook in model.hooks))
     study.say(f"Harvesting hidden states at {len(hooks)} hook points")
-    store = _harvest(config, model, reader, study, hooks)
+    store = harvest_layers(
+        model,
+        reader,
+        study.out,
+        study.say,
+        batch_size=config.batch_size,
+        max_rows=config.max_tokens,
+        store_dtype=getattr(torch, config.store_dtype, None),  # None for auto
+    )
     rows = common_rows(store, positions, config.max_rows)
     same = {name: store.manifest.get(name) for name in OF_THE_STORE} | {"rows": rows._asdict()}
     same |= {name: getattr(config, name) for name in SETTINGS}
     layers = [{"layer": hook, "seed": seed} for hook in hooks for seed in config.seeds]
+    same["positions"] = positions  # what cells share depends on them all
     cells = [
         {"autoencoder": kind, **layer, "position": position}
         for layer in layers
@@ -53,13 +64,14 @@ def run(config: SequenceConfig, study: Study) -> list[Row]:
     if "shared" in config.autoencoders:
         study.planned = len(layers) + len(cells)
         study.say(f"Training {len(layers)} autoencoders that positions share")
-        work = functools.partial(_train_shared, study.out, config)
+        work = functools.partial(_train_shared, study.out, config, rows, positions)
         study.measure([{"train": "shared", **layer} for layer in layers], work, same)
     study.say(
         f"Measuring {len(cells)} cells, each of {rows.training:,} rows to train on and "
         f"{rows.test:,} held out"
     )
-    measured = study.measure(cells, functools.partial(_measure, study.out, config, rows), same)
+    work = functools.partial(_measure, study.out, config, rows, positions)
+    measured = study.measure(cells, work, same)
     return study.finish(measured, draw)
 
 
@@ -69,7 +81,7 @@ def _open(config: SequenceConfig) -> tuple[LanguageModel, ContextReader, list[in
     model = config.load()
     model.require_context(config.context)
     # refuses what it cannot be trained with
-    config.training(0, config.preset).resolved(max(model.widths().values()), "cpu")
+    config.training(0).resolved(max(model.widths().values()), "cpu")
     reader = config.reader(model.tokenizer, config.test_fraction)
     if next(reader.contexts(), None) is None:
         raise BitlensError("The text gave no usable tokens: it is empty.")
@@ -89,31 +101,6 @@ def text_positions(config: SequenceConfig, reader: ContextReader) -> list[int]:
                 f"tokens of this tokenizer the text's own are at {first} to {last}."
             )
     return sorted(set(config.positions))
-
-
-def _harvest(
-    config: SequenceConfig, model: LanguageModel, reader: ContextReader, study: Study, hooks: list
-) -> ActivationStore:
-    """Harvest every hook point -> the store of the first; all have the same rows."""
-    folder = study.out / "stores" if len(hooks) > 1 else _store_folder(study.out, hooks[0])
-    folder.parent.mkdir(exist_ok=True)
-    with stop_on_signals() as stop:
-        harvest(
-            model,
-            reader,
-            folder,
-            batch_size=config.batch_size,
-            max_rows=config.max_tokens,
-            store_dtype=getattr(torch, config.store_dtype, None),  # None for auto
-            resume=folder.exists(),
-            announce=lambda plan: study.say(f"Plan: {plan}"),
-            stop=lambda: stop.signal,
-        )
-    return ActivationStore(_store_folder(study.out, hooks[0]))
-
-
-def _store_folder(out: Path, hook: str) -> Path:
-    return out / "stores" / folder_name(hook)
 
 
 class RowCounts(NamedTuple):
@@ -168,48 +155,80 @@ def rows_at(
     return torch.cat(hidden)[chosen].float(), document[chosen], test[chosen]
 
 
+def fitting_rows(
+    store: ActivationStore, positions: Sequence[int], rows: RowCounts
+) -> tuple[Tensor, Tensor]:
+    """The rows of all these positions that are not held out -> `[n, d]` and their documents, those
+    of one document together."""
+    parts = [rows_at(store, position, rows) for position in positions]
+    hidden = torch.cat([hidden[~test] for hidden, _, test in parts])
+    documents = torch.cat([document[~test] for _, document, test in parts])
+    order = documents.argsort(stable=True)
+    return hidden[order], documents[order]
+
+
 def _spread(which: Tensor, n: int) -> Tensor:
     """n of the indices where `which` holds, at even distances."""
     indices = which.nonzero()[:, 0]
     return indices[torch.arange(n) * len(indices) // n]
 
 
-def _measure(out: Path, config: SequenceConfig, rows: RowCounts, cell: Cell) -> Row:
-    store = _opened(out, cell)
+def _measure(
+    out: Path, config: SequenceConfig, rows: RowCounts, positions: Sequence[int], cell: Cell
+) -> Row:
+    store, common = opened(out, cell["layer"]), None
     hidden, document, test = rows_at(store, cell["position"], rows)
     if cell["autoencoder"] == "shared":
-        autoencoder = _shared(out, config, store, cell)
+        folder = _shared_folder(out, config, store, cell)
+        name = code_name(positions, rows)
+        autoencoder, common = load_shared(folder, config.where(), name)
     else:
         source = TensorSource(hidden[~test], {**store.about, "position": cell["position"]})
-        autoencoder = train(source, config.training(cell["seed"], config.preset))
+        autoencoder = train(source, config.training(cell["seed"]))
     numbers, _ = measure_rows(
-        autoencoder.cpu(), hidden, test, documents=document, seed=cell["seed"]
+        autoencoder, hidden, test, documents=document, common=common, seed=cell["seed"]
     )
-    gaussian = numbers["bits_gaussian"]
-    ratio = numbers["bits_joint"] / gaussian if gaussian else None
-    return {**numbers, "joint_over_gaussian": ratio}
+    joint, gaussian = numbers["bits_joint"], numbers["bits_gaussian"]
+    known = joint is not None and gaussian
+    return {**numbers, "joint_over_gaussian": joint / gaussian if known else None}
 
 
-def _opened(out: Path, cell: Cell) -> ActivationStore:
-    manifest = _store_folder(out, cell["layer"]) / "manifest.json"
-    return _last_opened(manifest.parent, manifest.stat().st_mtime_ns)
+def _train_shared(
+    out: Path, config: SequenceConfig, rows: RowCounts, positions: Sequence[int], cell: Cell
+) -> Row:
+    """The autoencoder that all positions of a layer share, and the code of its bits at them."""
+    store = opened(out, cell["layer"])
+    hidden, documents = fitting_rows(store, positions, rows)
+    training, folder = config.training(cell["seed"]), _shared_folder(out, config, store, cell)
+    name = code_name(positions, rows)
+    return train_shared(store, training, folder, hidden, documents, name)
 
 
-@functools.lru_cache(maxsize=1)
-def _last_opened(path: Path, written: int) -> ActivationStore:
-    """The store of the cells in hand: one that is opened anew checks all its shards again."""
-    return ActivationStore(path)
+def code_name(positions: Sequence[int], rows: RowCounts) -> str:
+    """Of the code that is fitted on so many rows of these positions."""
+    content = json.dumps([list(positions), *rows])
+    return f"code-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
-def _train_shared(out: Path, config: SequenceConfig, cell: Cell) -> Row:
-    return {"live": _shared(out, config, _opened(out, cell), cell).n_latents}
-
-
-def _shared(out: Path, config: SequenceConfig, store: ActivationStore, cell: Cell) -> Autoencoder:
-    """The autoencoder that all positions of a layer share; trained where it is not there yet."""
+def _shared_folder(out: Path, config: SequenceConfig, store: ActivationStore, cell: Cell) -> Path:
     settings = f"{config.preset}-{config.n_latents or 4 * store.d_in}-{config.steps}"
-    folder = out / "shared" / settings / f"{folder_name(cell['layer'])}-{cell['seed']}"
-    return train(store, config.training(cell["seed"], config.preset), folder, resume=True)
+    settings += "" if config.price is None else f"-{config.price}"
+    return out / "shared" / settings / f"{folder_name(cell['layer'])}-{cell['seed']}"
+
+
+def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One line for each layer: bits_joint at each position, fvu in brackets, means over seeds."""
+    measured = [row for row in rows if "error" not in row]
+    lines = []
+    for kind, layer in dict.fromkeys((row["autoencoder"], row["layer"]) for row in measured):
+        line: dict[str, Any] = {"layer": layer, "autoencoder": kind}
+        own = [row for row in measured if (row["autoencoder"], row["layer"]) == (kind, layer)]
+        for position, cells in groups(own, "position").items():
+            bits = [row["bits_joint"] for row in cells if row["bits_joint"] is not None]
+            known = f"{fmean(bits):.0f}" if bits else "-"
+            line[str(position)] = f"{known} ({fmean(row['fvu'] for row in cells):.2f})"
+        lines.append(line)
+    return lines
 
 
 def draw(rows: Sequence[Row], out: Path) -> None:

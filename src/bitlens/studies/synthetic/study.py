@@ -74,9 +74,11 @@ def measure_cell(cell: Cell, config: SyntheticConfig) -> Row:
     truth, drawn = source.entropy(), source.empirical_entropy(bits)
     row: Row = {"truth": truth, "truth_of_rows": drawn, **numbers}
     for name in ("bits_marginal", "bits_tree", "bits_joint"):
-        row[f"{name}_error"] = numbers[name] / drawn - 1
+        value = numbers[name]  # None where it is left out
+        row[f"{name}_error"] = None if value is None else value / drawn - 1
     for name in ("bits_tree", "bits_joint"):
-        row[f"{name}_covers"] = numbers[f"{name}_low"] <= truth <= numbers[f"{name}_high"]
+        low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
+        row[f"{name}_covers"] = None if low is None else low <= truth <= high
     row["bits_shannon"] = math.nan
     if cell["family"] == "noise":
         share = cell["strength"]
@@ -85,20 +87,25 @@ def measure_cell(cell: Cell, config: SyntheticConfig) -> Row:
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One line for each family and variant: how many cells, and how many found the truth."""
+    """One line for each family and variant: how many cells, and how many found the truth; those
+    without entropies did not."""
     lines = []
 
-    def share(good: list[bool]) -> str:
-        return f"{sum(good)} of {len(good)}"
+    def share(good: Sequence[bool | None]) -> str:
+        return f"{sum(map(bool, good))} of {len(good)}"
 
-    def middle(numbers: list[float]) -> float | None:
-        return median(numbers) if numbers else None
+    def middle(numbers: Sequence[float | None]) -> float | None:
+        known = [number for number in numbers if number is not None]
+        return median(known) if known else None
+
+    def within(error: float | None, limit: float) -> bool:
+        return error is not None and abs(error) <= limit
 
     for family, variant in dict.fromkeys((row["family"], row["variant"]) for row in rows):
         cells = [row for row in rows if (row["family"], row["variant"]) == (family, variant)]
         measured = [row for row in cells if "error" not in row]
-        right = [abs(row["bits_tree_error"]) <= 0.02 and row["fvu"] <= 0.01 for row in measured]
-        near = [abs(row["bits_joint_error"]) <= 0.03 for row in measured]
+        right = [within(row["bits_tree_error"], 0.02) and row["fvu"] <= 0.01 for row in measured]
+        near = [within(row["bits_joint_error"], 0.03) for row in measured]
         lines.append(
             {
                 "family": family,
@@ -154,7 +161,7 @@ def _draw_variants(rows: list[Row], path: Path) -> None:
     rows = [
         {
             **row,
-            "ratio": row["bits_marginal"] / row["truth_of_rows"],
+            "ratio": row["bits_marginal"] and row["bits_marginal"] / row["truth_of_rows"],
             "fvu": max(row["fvu"], 1e-6),
             "one": 1.0,
             "target": 0.01,

@@ -1,0 +1,129 @@
+"""What the cells of a layer share: a store of text, an autoencoder, and a code of its bits.
+
+A cell of some hundred rows is too small for an autoencoder of its own, and for a model of thousands
+of latents: both are fitted on the rows of all cells, and each cell is measured with them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bitlens.autoencoders import Autoencoder
+from bitlens.bits.packed import PackedBits
+from bitlens.files import read_tensors, write_tensors
+from bitlens.hidden import ActivationStore, LanguageModel
+from bitlens.hidden.harvest import folder_name, harvest
+from bitlens.hidden.source import HiddenSource
+from bitlens.hidden.text import ContextReader
+from bitlens.information.autoregression import Autoregression
+from bitlens.studies.cells import Row
+from bitlens.studies.measuring import BLOCK
+from bitlens.training import TrainConfig, train
+from bitlens.training.signals import stop_on_signals
+
+FIELDS = ("order", "rates", "biases")
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def store_folder(out: Path, hook: str) -> Path:
+    """Where the study in `out` keeps the hidden states of a text at a hook point."""
+    return out / "stores" / folder_name(hook)
+
+
+def harvest_layers(
+    model: LanguageModel,
+    reader: ContextReader,
+    out: Path,
+    say: Callable[[str], None],
+    **settings: Any,
+) -> ActivationStore:
+    """Harvest every hook point, or go on -> the store of the first; all have the same rows."""
+    hooks = list(dict.fromkeys(hook.name for hook in model.hooks))
+    folder = out / "stores" if len(hooks) > 1 else store_folder(out, hooks[0])
+    folder.parent.mkdir(exist_ok=True)
+    with stop_on_signals() as stop:
+        harvest(
+            model,
+            reader,
+            folder,
+            resume=folder.exists(),
+            announce=lambda plan: say(f"Plan: {plan}"),
+            stop=lambda: stop.signal,
+            **settings,
+        )
+    return ActivationStore(store_folder(out, hooks[0]))
+
+
+def opened(out: Path, hook: str) -> ActivationStore:
+    """The store of a hook point."""
+    manifest = store_folder(out, hook) / "manifest.json"
+    return _last_opened(manifest.parent, manifest.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _last_opened(path: Path, written: int) -> ActivationStore:
+    """The store of the cells in hand: one that is opened anew checks all its shards again."""
+    return ActivationStore(path)
+
+
+# --- autoencoder and code -------------------------------------------------------------------------
+
+
+class Shared(NamedTuple):
+    """What all cells of a layer and a seed are measured with."""
+
+    autoencoder: Autoencoder
+    code: Autoregression
+    """of its bits, fitted on the rows of all cells that none measures"""
+
+
+def train_shared(
+    source: HiddenSource,
+    training: TrainConfig,
+    folder: Path,
+    rows: Tensor,
+    documents: Tensor,
+    name: str = "code",
+) -> Row:
+    """Train an autoencoder on a source and fit a code on rows of all cells; both stay in `folder`.
+
+    rows: raw `[n, d]`, none of them held out; documents `[n]`: rows of one document together.
+    name: of the code, where a folder may hold those of several choices of rows.
+    """
+    autoencoder, file = train(source, training, folder, resume=True), _code_file(folder, name)
+    if not file.exists():
+        with torch.inference_mode():
+            words = [autoencoder.encode_bits(block).words.cpu() for block in rows.split(BLOCK)]
+        bits = PackedBits(torch.cat(words), autoencoder.n_latents)
+        device = autoencoder.mean.device
+        code = Autoregression.fit(bits, documents, training.seed, device=device).to("cpu")
+        weights = {f"weights.{i}": block for i, block in enumerate(code.weights)}
+        write_tensors(file, {field: getattr(code, field) for field in FIELDS} | weights)
+    return {"live": autoencoder.n_latents}
+
+
+def load_shared(folder: Path, device: str, name: str = "code") -> Shared:
+    """What `train_shared` left in a folder, the autoencoder on this device."""
+    file = _code_file(folder, name)
+    return _last_loaded(folder, device, file, file.stat().st_mtime_ns)
+
+
+def _code_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"
+
+
+@functools.lru_cache(maxsize=1)
+def _last_loaded(folder: Path, device: str, file: Path, written: int) -> Shared:
+    tensors = read_tensors(file)
+    weights = [tensors[f"weights.{i}"] for i in range(len(tensors) - len(FIELDS))]
+    order, rates, biases = (tensors[field] for field in FIELDS)
+    code = Autoregression(order, rates, biases, weights)
+    return Shared(Autoencoder.from_pretrained(folder, device), code)
