@@ -36,7 +36,7 @@ def tagged_sentences(path: Path) -> list[Sentence]:
         tokens, tags = known.get("tokens"), known.get("tags")
         if not tokens or not tags or len(tokens) != len(tags):
             raise BitlensError(
-                f"{where} has no 'tokens' with as many 'tags'; lines of tagged sentences are expected."
+                f"{where} has no 'tokens' with as many 'tags'; name lines of tagged sentences."
             )
         words = tuple(QUOTES.get(token, token) for token in tokens)
         sentences.append(Sentence(words, tuple(tag.split("-")[0] for tag in tags)))
