@@ -22,6 +22,7 @@ from bitlens.bits.codes import Codes
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import firing_rates
 from bitlens.comsem.calls import Calls, Judgement
+from bitlens.comsem.examples import ExampleExplainer
 from bitlens.comsem.judges import Question, Verdict
 from bitlens.comsem.sampling import Trial, trials
 from bitlens.comsem.scoring import DEFAULT, Ask, Config, RowQuestion, Score, judged, mean
@@ -148,7 +149,7 @@ class Results:
 def comsem(
     codes: Codes,
     latents: Sequence[int],
-    explainer: Explainer,
+    explainer: Explainer | ExampleExplainer,
     judge: Judge,
     tokenizer: Any,
     config: Config = DEFAULT,
@@ -163,7 +164,11 @@ def comsem(
     """
     drawn = _Drawn.of(codes, latents, codes.usual, config)
     text = drawn.texts(codes, tokenizer, config)
-    examples = [[text[row] for row in trial.examples] for trial in drawn.trials]
+    examples, counterexamples = drawn.shown(text)
+    if isinstance(explainer, ExampleExplainer):
+        explanations = explainer.explain(examples, counterexamples)
+    else:
+        explanations = explainer.explain(examples)
 
     def ask(asked: list[RowQuestion]) -> list[Verdict]:
         verdicts = judge.answer([Question(a.explanation, text[a.row], a.latent) for a in asked])
@@ -175,22 +180,29 @@ def comsem(
             calls.record(run, judge.name, judgements)
         return verdicts
 
-    return drawn.judged(codes, explainer.explain(examples), ask, config)
+    return drawn.judged(codes, explanations, ask, config)
 
 
 def planned(
-    codes: Codes, latents: Sequence[int], tokenizer: Any, config: Config = DEFAULT
+    codes: Codes,
+    latents: Sequence[int],
+    tokenizer: Any,
+    config: Config = DEFAULT,
+    explainer: ExampleExplainer | None = None,
 ) -> tuple[list[list[str]], list[Question]]:
-    """What `comsem` will show the explainer and ask the judge, for estimates."""
+    """What `comsem` will show the explainer and ask the judge, for estimates; `explainer`: one
+    that costs nothing, so that its explanations are known."""
     drawn = _Drawn.of(codes, latents, codes.usual, config)
     text = drawn.texts(codes, tokenizer, config)
+    examples, counterexamples = drawn.shown(text)
+    known = explainer.explain(examples, counterexamples) if explainer else [""] * len(examples)
     questions = [
-        Question(f"{trial.latent}-{i}".ljust(USUAL), text[judged.row], trial.latent)
-        for trial in drawn.trials
+        Question(f"{explanation}{trial.latent}-{i}".ljust(USUAL), text[judged.row], trial.latent)
+        for trial, explanation in zip(drawn.trials, known, strict=True)
         for i in range(config.shuffles + 1)
         for judged in trial.judged
     ]
-    return [[text[row] for row in trial.examples] for trial in drawn.trials], questions
+    return ([] if explainer else examples), questions
 
 
 @terminal.shown("judge")
@@ -241,8 +253,14 @@ class _Drawn:
         """All rows that are shown to someone, as text."""
         require_tokens(codes.token)
         rows = {row for trial in self.trials for row in trial.examples}
+        rows |= {row for trial in self.trials for row in trial.counterexamples}
         rows |= {judged.row for trial in self.trials for judged in trial.judged}
         return contexts(codes, rows, tokenizer, config.window)
+
+    def shown(self, text: dict[int, str]) -> tuple[list[list[str]], list[list[str]]]:
+        """Of every latent what an explainer is shown: examples and, if it asks, counterexamples."""
+        examples = [[text[row] for row in trial.examples] for trial in self.trials]
+        return examples, [[text[row] for row in trial.counterexamples] for trial in self.trials]
 
     def judged(
         self, codes: Codes, explanations: Sequence[str], ask: Ask, config: Config

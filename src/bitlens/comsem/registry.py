@@ -10,6 +10,7 @@ from bitlens.comsem.settings import JudgeSettings
 
 JUDGES = {
     "labels": "label_judge:LabelSettings",
+    "embedding": "embedding_judge:EmbeddingSettings",
     "local": "local_judge:LocalSettings",
     "openai": "openai_judge:OpenAISettings",
 }

@@ -6,7 +6,7 @@ A document is either the explainer's or the judge's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain, zip_longest
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ class Plan:
     """How many rows of each kind a latent is explained and judged by."""
 
     examples: int = 10
-    """on-rows that the explainer sees"""
+    """on-rows that the explainer sees; as many off-rows where it explains by examples"""
     positives: int = 20
     """on-rows of the judge's documents"""
     random: int = 20
@@ -66,6 +66,8 @@ class Trial:
     random: list[int]
     same_token: list[int]
     neighbours: list[int]
+    counterexamples: list[int] = field(default_factory=list)
+    """off-rows of the explainer's documents"""
 
     @property
     def hard(self) -> list[int]:
@@ -102,8 +104,12 @@ def trials(
     examples = on_rows(bits, document, plan.examples, explained, plan.seed, chosen)
     positives = on_rows(bits, document, plan.positives, judged, plan.seed, chosen)
     negatives = _Negatives(bits, columns, judged.nonzero()[:, 0], plan)
+    counterexamples = _Counterexamples(bits, document, explained.nonzero()[:, 0], plan)
     return [
-        negatives.trial(latent, examples[i][examples[i] >= 0], positives[i][positives[i] >= 0])
+        replace(
+            negatives.trial(latent, examples[i][examples[i] >= 0], positives[i][positives[i] >= 0]),
+            counterexamples=counterexamples.of(latent),
+        )
         for i, latent in enumerate(chosen)
     ]
 
@@ -114,6 +120,26 @@ def sample_latents(latents: Sequence[int], n: int | None, seed: int) -> list[int
         return list(latents)
     drawn = torch.randperm(len(latents), generator=generator(seed, "interpret"))[:n]
     return sorted(latents[i] for i in drawn.tolist())
+
+
+class _Counterexamples:
+    """Off-rows of the explainer's documents, drawn at random."""
+
+    def __init__(self, bits: PackedBits, document: Tensor, rows: Tensor, plan: Plan) -> None:
+        order = torch.randperm(len(rows), generator=generator(plan.seed, "counterexamples"))
+        self.pool, self.document, self.plan = rows[order[:POOL]], document, plan
+        self.bits = bits[self.pool]
+
+    def of(self, latent: int) -> list[int]:
+        """As many as there are examples at most, each from another document."""
+        off = self.pool[~self.bits.column(latent).bool()]
+        draw = generator(self.plan.seed, "counterexamples", latent)
+        distinct: dict[int, int] = {}
+        for row in off[torch.randperm(len(off), generator=draw)].tolist():
+            if len(distinct) == self.plan.examples:
+                break
+            distinct.setdefault(int(self.document[row]), row)
+        return list(distinct.values())
 
 
 class _Negatives:

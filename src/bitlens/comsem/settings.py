@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bitlens import terminal
 from bitlens.comsem.calls import Calls, Cost
@@ -56,6 +56,8 @@ class LanguageModelSettings(JudgeSettings):
     """the judge: a model's name on the server, on the Hub, or a folder"""
     explainer_model: str = ""
     """the explainer, on the same server or machine; by default the judge"""
+    explanations: Literal["words", "examples"] = "words"
+    """examples: no explainer is asked; the judge reads the texts that it would have been shown"""
     batch: int = 10
     """questions that the judge is asked at once"""
     answer_tokens: int = 0
@@ -66,6 +68,10 @@ class LanguageModelSettings(JudgeSettings):
         super().check()
         if not self.model:
             raise BitlensError("This judge needs a language model; name it with `model`.")
+        if self.explanations == "examples" and self.explainer_model:
+            raise BitlensError(
+                "No explainer is asked with `explanations=examples`; leave out `explainer_model`."
+            )
 
     def record(self, path: Path) -> Calls:
         """Where questions and answers are kept."""
@@ -79,13 +85,15 @@ class LanguageModelSettings(JudgeSettings):
         self, codes: Codes, latents: Sequence[int], config: Config, calls: Calls
     ) -> Results | None:
         """Explain and judge these latents; None where only an estimate was asked for."""
+        from bitlens.comsem.examples import ExampleExplainer
         from bitlens.comsem.interpret import comsem, planned
         from bitlens.labels.sources import load_tokenizer
 
         explainer, judge = self.pair(calls)
+        by_examples = ExampleExplainer() if self.explanations == "examples" else None
         tokenizer = load_tokenizer(codes)
         if self.priced:
-            texts, questions = planned(codes, latents, tokenizer, config)
+            texts, questions = planned(codes, latents, tokenizer, config, by_examples)
             costs = explainer.estimate(texts), judge.estimate(questions)
             total = Cost(*(sum(parts) for parts in zip(*costs, strict=True)))
             hint = "" if total.cost else " (name prices for the cost)"
@@ -96,4 +104,5 @@ class LanguageModelSettings(JudgeSettings):
         if self.estimate:
             return None
         run = str(codes.path)
+        explainer = by_examples or explainer
         return comsem(codes, latents, explainer, judge, tokenizer, config, calls=calls, run=run)

@@ -15,6 +15,7 @@ STUDIES = {
     "sequence": "Entropy of hidden states along a text and through the layers of a model.",
     "icl": "In-context learning in bits: entropy, accuracy, labels by demonstrations.",
     "compare": "Binary and sparse autoencoders at one l0: bits, faithfulness, labels, stability.",
+    "judges": "How good is each judge at planted meanings, and which latents do good ones find?",
 }
 """What each study asks, by its name."""
 

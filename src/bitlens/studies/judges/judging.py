@@ -1,0 +1,101 @@
+"""The judges of the study, opened, and what they say of planted meanings."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from bitlens.comsem.embedding_judge import EmbeddingJudge, load_encoder
+from bitlens.comsem.examples import ExampleExplainer
+from bitlens.comsem.judges import Explainer, Judge, Question, Verdict
+from bitlens.comsem.local_judge import LocalExplainer, LocalJudge
+from bitlens.hidden import LanguageModel
+from bitlens.information.intervals import wilson
+from bitlens.labels.probe import roc_auc
+from bitlens.studies.cells import Row
+from bitlens.studies.judges.config import Who
+from bitlens.studies.judges.planting import Planted
+
+
+class Opened(NamedTuple):
+    """A judge with the explainer whose explanations it reads."""
+
+    explainer: Explainer | ExampleExplainer
+    judge: Judge
+
+
+@functools.cache  # once in a process
+def opened(who: Who, device: str, batch: int) -> Opened:
+    """The judge, loaded; of `labels` there is nothing to load."""
+    if who.kind == "embedding":
+        judge = EmbeddingJudge(load_encoder(who.of, device), batch)
+        return Opened(ExampleExplainer(), judge)
+    model = LanguageModel.load(who.of, [], causal=True, device=device)
+    explainer = LocalExplainer(model) if who.kind == "words" else ExampleExplainer()
+    return Opened(explainer, LocalJudge(model, batch=batch))
+
+
+def accuracy(who: Who, planted: Planted, own_words: bool, device: str, batch: int) -> Row:
+    """How often a judge is right about a planted meaning.
+
+    own_words: the judge's own explanation of the examples in place of the true phrase.
+    """
+    texts = planted.judged
+    if who.kind == "labels":  # by construction: the truth is what it reads
+        said = [Verdict(kind == "positive", None) for _, kind in texts]
+        return {"explanation": planted.meaning.phrase, **_scores(said, texts)}
+    explainer, judge = opened(who, device, batch)
+    explanation = planted.meaning.phrase
+    if isinstance(explainer, ExampleExplainer):
+        (explanation,) = explainer.explain([planted.examples], [planted.counterexamples])
+    elif own_words:
+        (explanation,) = explainer.explain([planted.examples])
+    verdicts = judge.answer([Question(explanation, text) for text, _ in texts])
+    shown = "" if isinstance(explainer, ExampleExplainer) else explanation
+    return {"explanation": shown, **_scores(verdicts, texts)}
+
+
+def _scores(verdicts: Sequence[Verdict], texts: Sequence[tuple[str, str]]) -> Row:
+    """Counts of right answers by kind of text, the AUROC of confidence, and accuracy.
+
+    Accuracy is the mean of that on positives and that on negatives, as many of each.
+    """
+    row: dict[str, Any] = {}
+    for kind in ("positive", "random", "hard"):
+        said = [v.yes for v, (_, k) in zip(verdicts, texts, strict=True) if k == kind]
+        row[f"{kind}_right"] = sum(yes == (kind == "positive") for yes in said)
+        row[f"{kind}_asked"] = len(said)
+    confidences = [v.confidence for v in verdicts]
+    row["auroc"] = None
+    if None not in confidences:
+        scores = torch.tensor([math.nan if c is None else c for c in confidences])
+        row["auroc"] = roc_auc(scores.double(), torch.tensor([k == "positive" for _, k in texts]))
+    return {**row, **rates([row])}
+
+
+def rates(rows: Sequence[Row]) -> Row:
+    """Accuracy in all, on positives and on negatives, with Wilson's intervals, over all questions
+    of some rows."""
+
+    def count(*kinds: str) -> tuple[int, int]:
+        right, asked = (
+            sum(row[f"{kind}_{what}"] for row in rows for kind in kinds)
+            for what in ("right", "asked")
+        )
+        return right, asked
+
+    parts = {
+        "accuracy": ("positive", "random", "hard"),
+        "accuracy_positive": ("positive",),
+        "accuracy_negative": ("random", "hard"),
+        "accuracy_hard": ("hard",),
+    }
+    result: Row = {}
+    for name, kinds in parts.items():
+        share = wilson(*count(*kinds))
+        result |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
+    return result

@@ -1,0 +1,139 @@
+"""Contexts where a planted meaning holds, and contexts where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+
+from bitlens.errors import BitlensError
+from bitlens.seeding import generator
+from bitlens.studies.judges.meanings import Meaning
+from bitlens.studies.judges.sentences import Sentence, in_context
+
+BLOCK = 50  # sentences that go to the explainer, or to the judge, together
+NEAR = 3  # words around one where a meaning holds, of which hard negatives are taken
+Candidates = Callable[[int], list[int]]  # words of a sentence that may be taken
+
+
+class Place(NamedTuple):
+    """A word of a sentence."""
+
+    sentence: int
+    at: int
+
+
+class Planted(NamedTuple):
+    """A meaning, and the texts that it is explained and judged by, each of another sentence."""
+
+    meaning: Meaning
+    examples: list[str]
+    """where it holds, for the explainer"""
+    counterexamples: list[str]
+    """where it does not, for the explainer"""
+    positives: list[str]
+    random: list[str]
+    """negatives drawn at random"""
+    hard: list[str]
+    """negatives next to a word where it holds, or the same word as a positive"""
+
+    @property
+    def judged(self) -> list[tuple[str, str]]:
+        """(text, kind) of all that the judge is asked about; kinds as in `sampling.JudgedRow`"""
+        kinds = {"positive": self.positives, "random": self.random, "hard": self.hard}
+        return [(text, kind) for kind, texts in kinds.items() for text in texts]
+
+
+def plant(
+    meaning: Meaning,
+    sentences: Sequence[Sentence],
+    *,
+    examples: int,
+    judged: int,
+    window: int,
+    seed: int,
+) -> Planted:
+    """Draw `judged` positives and as many negatives, half of them hard, from every second block of
+    sentences, and the explainer's examples and counterexamples from the others."""
+    order = torch.randperm(len(sentences), generator=generator(seed, "plant", meaning.phrase))
+    parts = ([], [])
+    for number in order.tolist():
+        parts[number // BLOCK % 2].append(number)
+    explained = _Draw(meaning, sentences, parts[0], seed)
+    asked = _Draw(meaning, sentences, parts[1], seed)
+
+    def texts(places: list[Place]) -> list[str]:
+        return [in_context(sentences[p.sentence].words, p.at, window) for p in places]
+
+    positives = asked.on(judged)
+    same = asked.same_word(positives, judged // 4)
+    hard = [*same, *asked.near(judged // 2 - len(same))]
+    planted = Planted(
+        meaning,
+        texts(explained.on(examples)),
+        texts(explained.off(examples)),
+        texts(positives),
+        texts(asked.off(judged - len(hard))),
+        texts(hard),
+    )
+    if min(len(planted.examples), len(planted.positives)) < 5 or len(planted.random) < 5:
+        raise BitlensError(
+            f"The text has too few words for '{meaning.phrase}' to be planted; name more text."
+        )
+    return planted
+
+
+class _Draw:
+    """Words of sentences in a random order, one of a sentence at most, none taken twice."""
+
+    def __init__(
+        self, meaning: Meaning, sentences: Sequence[Sentence], order: list[int], seed: int
+    ) -> None:
+        self.meaning, self.sentences, self.order = meaning, sentences, order
+        self.draw = generator(seed, "words", meaning.phrase)
+        self.used: set[int] = set()
+
+    def on(self, n: int) -> list[Place]:
+        """Where the meaning holds."""
+        return self._take(n, lambda s: self._where(s, True))
+
+    def off(self, n: int) -> list[Place]:
+        """Where it does not."""
+        return self._take(n, lambda s: self._where(s, False))
+
+    def near(self, n: int) -> list[Place]:
+        """Where it does not, but does at most `NEAR` words away."""
+
+        def candidates(sentence: int) -> list[int]:
+            on = self._where(sentence, True)
+            off = self._where(sentence, False)
+            return [i for i in off if any(abs(i - j) <= NEAR for j in on)]
+
+        return self._take(n, candidates)
+
+    def same_word(self, places: Sequence[Place], n: int) -> list[Place]:
+        """Where it does not, though the word is one of these."""
+        words = {self.sentences[p.sentence].words[p.at].lower() for p in places}
+
+        def candidates(sentence: int) -> list[int]:
+            spelt = self.sentences[sentence].words
+            return [i for i in self._where(sentence, False) if spelt[i].lower() in words]
+
+        return self._take(n, candidates)
+
+    def _where(self, sentence: int, holds: bool) -> list[int]:
+        words = self.sentences[sentence]
+        return [i for i in range(len(words.words)) if self.meaning.holds(words, i) == holds]
+
+    def _take(self, n: int, candidates: Candidates) -> list[Place]:
+        return list(islice(self._places(candidates), max(n, 0)))
+
+    def _places(self, candidates: Candidates) -> Iterator[Place]:
+        for sentence in self.order:
+            if sentence in self.used or not (found := candidates(sentence)):
+                continue
+            self.used.add(sentence)
+            chosen = int(torch.randint(len(found), (), generator=self.draw))
+            yield Place(sentence, found[chosen])

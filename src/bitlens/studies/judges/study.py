@@ -1,0 +1,183 @@
+"""How good is each judge at meanings that are known, and how many latents do good judges find?
+
+Meanings are planted: classes of words whose truth is known of every word. Judges that tell where
+they hold are then asked about the latents of dictionaries. See docs/judges.md.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bitlens.autoencoders import Autoencoder
+from bitlens.bits.codes import MANIFEST, Codes
+from bitlens.comsem.interpret import Results, comsem, comsem_by_labels
+from bitlens.comsem.sampling import sample_latents
+from bitlens.comsem.scoring import Config
+from bitlens.encode import encode_store
+from bitlens.errors import BitlensError
+from bitlens.evaluation import evaluate
+from bitlens.files import read_manifest
+from bitlens.hidden import ActivationStore
+from bitlens.information.intervals import wilson
+from bitlens.labels.sources import load_tokenizer, own_labels
+from bitlens.studies.cells import Cell, Row, Study
+from bitlens.studies.judges.config import JudgesConfig, Who
+from bitlens.studies.judges.judging import accuracy, opened, rates
+from bitlens.studies.judges.meanings import MEANINGS
+from bitlens.studies.judges.planting import plant
+from bitlens.studies.judges.report import draw, write_report
+from bitlens.studies.judges.sentences import Sentence, plain_sentences, tagged_sentences
+
+NUMBERS = ("fvu", "l0", "dead", "dense", "bits_joint", "bits_magnitudes")
+CODES_SCHEMA = 1
+
+
+def run(config: JudgesConfig, study: Study) -> list[Row]:
+    """Judge the judges, then the latents; `judges.md` and codes of runs stay in the folder, too."""
+    config.refuse_nonsense()
+    study.open("judges", asdict(config))
+    planted = [cell for name in config.judges for cell in _planted_cells(config, Who.named(name))]
+    dictionaries = [
+        {"part": "dictionary", "dictionary": name, "folder": str(folder)}
+        for name, folder in config.dictionaries().items()
+    ]
+    study.planned = len(planted) + len(dictionaries) * (1 + len(config.judges) * len(config.seeds))
+    text = {"text": str(config.tagged or config.text), "judged": config.judged}
+    how = {"examples": config.examples, "window": config.window}
+    settings = functools.partial(functools.partial, config=config, out=study.out)
+    rows = study.measure(planted, settings(measure_planted), {**text, **how})
+    good = [name for name in config.judges if passes(rows, name, config.passing)]
+    latents = [
+        {"part": "latents", "judge": judge, **cell, "seed": seed}
+        for cell in ({k: v for k, v in d.items() if k != "part"} for d in dictionaries)
+        for judge in good
+        for seed in config.seeds
+    ]
+    study.planned = len(planted) + len(dictionaries) + len(latents)
+    of_store = {"store": config.store}
+    rows += study.measure(dictionaries, settings(measure_dictionary), of_store)
+    asked = {"sample": config.sample, "shuffles": config.shuffles}
+    rows += study.measure(latents, settings(measure_latents), {**of_store, **how, **asked})
+    write_report(study.out, rows, config)
+    return study.finish(rows, draw)
+
+
+def _planted_cells(config: JudgesConfig, who: Who) -> list[Cell]:
+    """One for each meaning and what the judge is given: the phrase, its own words, or examples."""
+    if who.kind == "words":
+        ways = ("true phrase", "own words")
+    else:
+        ways = ("truth",) if who.kind == "labels" else ("examples",)
+    name = f"{who.kind}={who.of}" if who.of else who.kind
+    return [
+        {
+            "part": "planted",
+            "judge": name,
+            "given": given,
+            "kind": meaning.kind,
+            "meaning": meaning.phrase,
+            "seed": seed,
+        }
+        for given in ways
+        for seed in config.seeds
+        for meaning in MEANINGS
+        if config.tagged or not meaning.tagged
+    ]
+
+
+def passes(rows: Sequence[Row], judge: str, passing: float) -> bool:
+    """Whether a judge, given true phrases where it reads words, is right often enough."""
+    own = [
+        row
+        for row in rows
+        if row["judge"] == judge and row["given"] != "own words" and "error" not in row
+    ]
+    return bool(own) and rates(own)["accuracy"] > passing
+
+
+@functools.cache  # once in a process
+def _sentences(tagged: Path | None, text: str) -> list[Sentence]:
+    return tagged_sentences(tagged) if tagged else plain_sentences(text)
+
+
+def measure_planted(cell: Cell, config: JudgesConfig, out: Path) -> Row:
+    """How often a judge is right about one planted meaning."""
+    (meaning,) = (meaning for meaning in MEANINGS if meaning.phrase == cell["meaning"])
+    planted = plant(
+        meaning,
+        _sentences(config.tagged, config.text),
+        examples=config.examples,
+        judged=config.judged,
+        window=config.window,
+        seed=cell["seed"],
+    )
+    own_words = cell["given"] == "own words"
+    return accuracy(Who.named(cell["judge"]), planted, own_words, config.device, config.batch)
+
+
+def measure_dictionary(cell: Cell, config: JudgesConfig, out: Path) -> Row:
+    """Encode the store with a run, and measure it; of codes, how often latents are on."""
+    folder = Path(cell["folder"])
+    if _is_codes(folder):
+        codes = Codes(folder)
+        on = int(codes.bits.row_counts().sum())
+        return {"n_latents": codes.n_latents, "l0": on / len(codes)}
+    if not config.store:
+        raise BitlensError(
+            f"{folder} holds a run; name the hidden states that it is encoded on with `store`."
+        )
+    trained = Autoencoder.from_pretrained(folder)
+    store = ActivationStore(config.store)
+    encode_store(trained, store, _codes(out, cell), name=str(folder), overwrite=True)
+    numbers = evaluate(trained, store).as_dict()
+    row: Row = {name: numbers[name] for name in NUMBERS if name in numbers}
+    bits = (row.get("bits_joint"), row.get("bits_magnitudes"))
+    row["bits"] = None if bits[0] is None else bits[0] + (bits[1] or 0.0)
+    return {"n_latents": trained.n_latents, "architecture": trained.architecture, **row}
+
+
+def _is_codes(folder: Path) -> bool:
+    if not (folder / MANIFEST).exists():
+        return False
+    return read_manifest(folder / MANIFEST, CODES_SCHEMA, "codes").get("kind") == "bitlens.codes"
+
+
+def _codes(out: Path, cell: Cell) -> Path:
+    """Where the codes of a dictionary are."""
+    folder = Path(cell["folder"])
+    return folder if _is_codes(folder) else out / "codes" / cell["dictionary"]
+
+
+def measure_latents(cell: Cell, config: JudgesConfig, out: Path) -> Row:
+    """How many of the latents that are drawn a judge finds interpretable."""
+    codes, who, seed = Codes(_codes(out, cell)), Who.named(cell["judge"]), cell["seed"]
+    latents = sample_latents(range(codes.n_latents), config.sample, seed)
+    how = Config(
+        examples=config.examples, window=config.window, shuffles=config.shuffles, seed=seed
+    )
+    results = _interpreted(codes, latents, who, how, config)
+    row: dict[str, Any] = {"n_latents": codes.n_latents, "sampled": len(latents)}
+    row |= results.summary()
+    for name in ("interpretable", "interpretable_hard", "interpretable_paper"):
+        share = wilson(row[name], len(latents))
+        for ending, value in (("", share.value), ("_low", share.low), ("_high", share.high)):
+            row[f"{name}_share{ending}"] = value
+    return row
+
+
+def _interpreted(
+    codes: Codes, latents: list[int], who: Who, how: Config, config: JudgesConfig
+) -> Results:
+    tokenizer = load_tokenizer(codes)
+    if who.kind != "labels":
+        explainer, judge = opened(who, config.device, config.batch)
+        return comsem(codes, latents, explainer, judge, tokenizer, how)
+    by_name = {labels.name: labels for labels in own_labels(codes, tokenizer)}
+    name = who.of or "token"
+    if name not in by_name:
+        raise BitlensError(f"There is no labelling '{name}'; choose from: {', '.join(by_name)}.")
+    return comsem_by_labels(codes, latents, by_name[name], how)
