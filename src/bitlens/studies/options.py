@@ -60,8 +60,13 @@ class ModelStudyConfig:
         hooks = list(self.hooks)
         if not hooks:  # its first layer alone tells how many there are
             first = LanguageModel.load(self.model, ["layers.0"], **loading)
-            hooks = [f"layers.{i}" for i in range(first.config.get_text_config().num_hidden_layers)]
+            count = first.config.get_text_config().num_hidden_layers
+            hooks = [f"layers.{i}" for i in self.layers(count)]
         return LanguageModel.load(self.model, hooks, causal=causal, **loading)
+
+    def layers(self, count: int) -> Iterable[int]:
+        """Those that are read where no hook points are named, of so many."""
+        return range(count)
 
     def training(self, seed: int, preset: Preset = "measure") -> TrainConfig:
         """Of every autoencoder."""
