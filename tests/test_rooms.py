@@ -155,6 +155,7 @@ def test_every_library_is_declared_and_none_is_advised_from_a_registry_that_lack
     base = {re.split(r"[^A-Za-z0-9_.-]", line)[0] for line in project["dependencies"]}
     optional = {
         "datasets",
+        "gguf",
         "h5py",
         "pandas",
         "wandb",

@@ -20,6 +20,7 @@ from torch import nn
 
 from bitlens.errors import BitlensError
 from bitlens.files import sha256
+from bitlens.hidden.gguf import ENDING, Source, is_gguf
 from bitlens.hidden.hooks import Architecture, HookPoint
 from bitlens.hidden.trace import NeedsAllLayers, Trace
 from bitlens.options import BUNDLED
@@ -36,7 +37,7 @@ class Loaded(NamedTuple):
 
 
 class Checkpoint:
-    """A model in a folder or on the hub, and which of its hook points are to be read."""
+    """A model in a folder, a file or on the hub, and which of its hook points are to be read."""
 
     def __init__(
         self,
@@ -52,27 +53,26 @@ class Checkpoint:
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        self.name, self.causal, self.where = name, causal, folder_of(name)
-        if Path(self.where).is_file():
-            raise BitlensError(
-                f"{name} is a file; name the folder of a model, with its config.json and weights."
-            )
+        self.name, self.causal = name, causal
+        self.source = _source(name)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = None if device_map else device
-        with _refusing(name):
-            config = transformers.AutoConfig.from_pretrained(self.where, revision=revision)
+        with _refusing(name), self.source.opened() as (where, file):
+            config = transformers.AutoConfig.from_pretrained(where, revision=revision, **file)
             if getattr(config, "is_encoder_decoder", False):
                 raise BitlensError(
                     f"{name} is an encoder-decoder model; bitlens reads causal models and encoders."
                 )
             causal_class = _causal_class(config)
+            if file and not config.architectures and causal_class:  # a .gguf does not say it
+                config.architectures = [causal_class.__name__]
             if causal and not _is_causal(config, causal_class):
                 raise BitlensError(
                     f"{name} is not a causal language model, so it has no next-token loss."
                 )
             tokenizers = transformers.AutoTokenizer
-            self.tokenizer = tokenizers.from_pretrained(self.where, revision=revision)
+            self.tokenizer = tokenizers.from_pretrained(where, revision=revision, **file)
             with torch.device("meta"):
                 skeleton = transformers.AutoModel.from_config(config)
             self.architecture = Architecture(skeleton, config)
@@ -128,9 +128,12 @@ class Checkpoint:
 
         short = type(whole.__name__, (whole,), {"__init__": build, "__module__": whole.__module__})
         kind = short if layers < self.architecture.layers else whole
-        model, loading = kind.from_pretrained(
-            self.where, output_loading_info=True, use_safetensors=True, **self.settings
-        )
+        with self.source.opened(layers) as (where, file):
+            settings = {**self.settings, **file, **self.source.weights()}
+            model, loading = kind.from_pretrained(
+                where, output_loading_info=True, use_safetensors=True, **settings
+            )
+        self.source.finish(model)
         tensors, missing = model.state_dict(), sorted(loading["missing_keys"])
         for key in missing:
             if key in tensors and tensors[key].is_floating_point():
@@ -229,6 +232,8 @@ def _reason(error: Exception, name: str) -> str:
     reasons = {
         "trust_remote_code": "it needs code of its own to run, which bitlens never loads",
         "mismatched_sizes": "its weights have other shapes than its config.json says",
+        "GGUF model with architecture": "transformers reads no .gguf of this architecture; use "
+        "the folder that it was made from",
         "safetensors": "it has no safetensors weights; convert it with save_pretrained first",
     }
     for word, reason in reasons.items():
@@ -248,43 +253,80 @@ def bundled_folder() -> Path:
 
 
 def folder_of(name: str) -> str:
-    """Where a model of this name is: a folder, or again the name, of a model on the hub."""
+    """Where a model of this name is: a folder, a file, or again the name, of one on the hub."""
     if name == BUNDLED:
         return str(bundled_folder())
     return os.path.expanduser(name)  # noqa: PTH111 - without a home it stays as it is
 
 
+def here(name: str) -> bool:
+    """Whether the model of this name is a folder or a file, and not one on the hub."""
+    return Path(folder_of(name)).is_dir() or is_gguf(folder_of(name))
+
+
 def name_from_anywhere(name: str) -> str:
-    """The absolute path of a model in a folder; the name of any other."""
-    folder = Path(folder_of(name))
-    return str(folder.resolve()) if name != BUNDLED and folder.is_dir() else name
+    """The absolute path of a model in a folder or a file; the name of any other."""
+    if name == BUNDLED or not here(name):
+        return name
+    path = Path(folder_of(name))
+    # A file keeps its name, and so its ending, where it is a link.
+    return str(path.resolve() if path.is_dir() else path.parent.resolve() / path.name)
 
 
 def digest(name: str) -> str | None:
-    """SHA-256 of config.json and the safetensors weights of a model in a folder; None for one on
-    the hub."""
-    folder = Path(folder_of(name))
-    if not folder.is_dir():
+    """SHA-256 of config.json and the safetensors weights of a model in a folder, or of a file; None
+    for one on the hub."""
+    path = Path(folder_of(name))
+    if not here(name):
         return None
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    if path.is_file():
+        return sha256(path)
+    files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
     with ThreadPoolExecutor(4) as pool:
         digests = pool.map(sha256, (file for file in files if file.is_file()))
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
+def load_tokenizer(name: str, revision: str | None) -> Any:
+    """The tokenizer of a model, alone."""
+    import transformers
+
+    with _source(name).opened() as (where, file):
+        return transformers.AutoTokenizer.from_pretrained(where, revision=revision, **file)
+
+
+def _source(name: str) -> Source:
+    """Where a model is read from; refused if it is a file or folder of another kind."""
+    where = folder_of(name)
+    if Path(where).is_file() and not is_gguf(where):
+        raise BitlensError(
+            f"{name} is a file; name the folder of a model, with its config.json and weights, or a "
+            f"{ENDING} file."
+        )
+    if Path(where).suffix.lower() == ENDING and not Path(where).exists():
+        raise BitlensError(f"There is no file {name}.")
+    if (Path(where) / "adapter_config.json").is_file():
+        raise BitlensError(
+            f"{name} holds an adapter (PEFT), no whole model; merge it into its model with PEFT's "
+            "`merge_and_unload` and write that with `save_pretrained`."
+        )
+    return Source(name, where)
+
+
 def recorded_model(manifest: dict[str, Any], path: Path | str) -> tuple[str, str | None]:
     """Name and revision of the model that the manifest of the folder `path` names; refused if there
-    is none, if its folder is gone, or if another model is there now."""
+    is none, if its folder or file is gone, or if another model is there now."""
     name, revision = manifest.get("model"), manifest.get("revision")
     if name is None:
         raise BitlensError(f"{path} names no language model: it comes from imported hidden states.")
     way_out = f'write the path of the right one as "model" into {Path(path) / "manifest.json"}'
-    if Path(name).is_absolute() and not Path(name).is_dir():
+    if Path(name).is_absolute() and not here(name):
+        kind = "file" if Path(name).suffix.lower() == ENDING else "folder"
         raise BitlensError(
-            f"The folder {name} of the language model behind {path} is gone; put it back, or "
+            f"The {kind} {name} of the language model behind {path} is gone; put it back, or "
             f"{way_out}."
         )
-    if revision is not None and Path(name).is_dir():
+    if revision is not None and here(name):
         raise BitlensError(
             f"{path} was made with '{name}' from the Hugging Face Hub, but here that is a folder; "
             "call the command elsewhere."

@@ -21,7 +21,7 @@ from bitlens.hidden.loading import (
     Loaded,
     digest,
     embeddings,
-    folder_of,
+    here,
     name_from_anywhere,
     recorded_model,
 )
@@ -59,11 +59,12 @@ class LanguageModel:
         revision: str | None = None,
         causal: bool = False,
     ) -> LanguageModel:
-        """Load a model by hub name or folder ('bundled' is the one that comes with bitlens).
+        """Load a model by hub name, folder or .gguf file ('bundled' comes with bitlens).
 
         Layers above the last hook point are not kept, unless `causal` asks for the whole causal
-        language model. Only safetensors weights are read, and no code from the model's folder is
-        run. dtype: auto (as stored, but float32 on a CPU), float32, float16 or bfloat16.
+        language model. Only safetensors and GGUF weights are read, and no code from the model's
+        folder is run. dtype: auto (as stored, but float32 on a CPU and of a .gguf file), float32,
+        float16 or bfloat16.
         BitlensError for a model that cannot be read or lacks a hook point.
         """
         checkpoint = Checkpoint(name, hooks, dtype, device, device_map, revision, causal)
@@ -81,14 +82,13 @@ class LanguageModel:
     @cached_property
     def record(self) -> dict[str, str | None]:
         """What a manifest keeps of the model, so that another one is not taken for it later; a
-        digest of the files in a folder, None for one from the hub."""
+        digest of the files, None for one from the hub."""
         return {"model": self.name, "revision": self.revision, "model_digest": digest(self.name)}
 
     @property
     def revision(self) -> str | None:
-        """The commit of a model from the hub; None for a folder."""
-        in_folder = Path(folder_of(self.name)).is_dir()
-        return None if in_folder else getattr(self.config, "_commit_hash", None)
+        """The commit of a model from the hub; None for a folder or file."""
+        return None if here(self.name) else getattr(self.config, "_commit_hash", None)
 
     def __repr__(self) -> str:
         hooks = ", ".join(hook.name for hook in self.hooks) or "no hook point"

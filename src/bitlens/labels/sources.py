@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bitlens.bits.codes import Columns
 from bitlens.errors import BitlensError
-from bitlens.hidden.loading import folder_of, recorded_model
+from bitlens.hidden import loading
 from bitlens.hidden.pieces import UNREADABLE, token_texts
 from bitlens.hidden.reading import json_lines
 from bitlens.results import brief
@@ -64,11 +64,9 @@ class Labels(NamedTuple):
 
 def load_tokenizer(codes: Columns) -> Any:
     """The tokenizer of the language model whose hidden states were encoded."""
-    import transformers
-
-    model, revision = recorded_model(codes.manifest, codes.path)
+    model, revision = loading.recorded_model(codes.manifest, codes.path)
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder_of(model), revision=revision)
+        return loading.load_tokenizer(model, revision)
     except (OSError, ValueError) as error:
         raise BitlensError(
             f"The tokenizer of '{model}', which made these codes, could not be loaded."
