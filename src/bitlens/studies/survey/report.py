@@ -225,8 +225,8 @@ def _clearest(out: Path, row: Row) -> list[str]:
         "| ---: | ---: | ---: | --- | --- |",
     ]
     for profile in arranged(read_profiles(out, row), "clear")[:CLEAREST]:
-        names = " ".join(_as_text(_token(token.text)) for token in profile.tokens[:TOKENS])
-        example = _as_text(profile.examples[0].strip()) if profile.examples else ""
+        names = " ".join(as_text(_token(token.text)) for token in profile.tokens[:TOKENS])
+        example = as_text(profile.examples[0].strip()) if profile.examples else ""
         numbers = f"{profile.latent} | {100 * profile.rate:.2f} | {profile.token_f1:.2f}"
         lines.append(f"| {numbers} | {names} | {example} |")
     return ["", *lines]
@@ -237,7 +237,7 @@ def _token(text: str) -> str:
     return text.replace(" ", "·").replace("\n", "⏎")
 
 
-def _as_text(text: str) -> str:
+def as_text(text: str) -> str:
     """Text without markup, on one line of a table."""
     plain = "".join(c if c.isprintable() else "·" for c in text)
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", plain)

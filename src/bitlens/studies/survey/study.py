@@ -36,6 +36,7 @@ from bitlens.training.signals import stop_on_signals
 
 OF_THE_STORE = ("corpus", "model_digest", "revision", "context_length", "packed", "prepend_bos")
 SETTINGS = ("test_fraction", "n_latents", "steps", "lam", "contexts", "max_rows", "store_dtype")
+HELD = 2  # hook points, each with a language model in memory
 JUDGED = ("judged", "interpretable", "balanced_accuracy", "shuffled")
 
 
@@ -117,9 +118,9 @@ class Shared(NamedTuple):
     splice: Splice | None
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=HELD)
 def _opened(folder: Path, device: str, contexts: int) -> Shared:
-    """Once in a process, for the hook point in hand."""
+    """Once in a process, where its cells are of few hook points."""
     store = ActivationStore(folder)
     covariance = Covariance.of(rows.hidden for rows in store.read("usual"))
     hook, loading = store.manifest["hook"]["module"], {"device": device, "causal": True}
