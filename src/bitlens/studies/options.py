@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 from bitlens.options import BUNDLED
 from bitlens.training.config import Preset, TrainConfig
@@ -64,8 +65,13 @@ class ModelStudyConfig:
         hooks = list(self.hooks)
         if not hooks:  # its first layer alone tells how many there are
             first = LanguageModel.load(self.model, ["layers.0"], **loading)
-            hooks = [f"layers.{i}" for i in range(first.config.get_text_config().num_hidden_layers)]
+            count = first.config.get_text_config().num_hidden_layers
+            hooks = [f"layers.{i}" for i in self.layers(count)]
         return LanguageModel.load(self.model, hooks, causal=causal, **loading)
+
+    def layers(self, count: int) -> Iterable[int]:
+        """Those that are read where no hook points are named, of so many."""
+        return range(count)
 
     def training(self, seed: int) -> TrainConfig:
         """Of every autoencoder."""
@@ -80,10 +86,7 @@ class ModelStudyConfig:
 
     def where(self) -> str:
         """The device that autoencoders are on."""
-        import torch
-
-        automatic = "cuda" if torch.cuda.is_available() else "cpu"
-        return automatic if self.device == "auto" else self.device
+        return pick_device(self.device)
 
 
 def refuse_unknown(kind: str, names: Iterable[str], known: Collection[str]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 
 STUDIES = {
+    "survey": "The whole job on your model and text: bits, numbers, features, meanings.",
     "synthetic": "Is the measured entropy the true one? Planted bits, recovered or not.",
     "sequence": "Entropy of hidden states along a text and through the layers of a model.",
     "icl": "In-context learning in bits: entropy, accuracy, labels by demonstrations.",

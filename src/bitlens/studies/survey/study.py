@@ -1,0 +1,192 @@
+"""The whole job on a language model and a text, from harvest to meanings, in one command.
+
+At each hook point a binary autoencoder, and a TopK autoencoder of its width and l0 beside it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from bitlens.autoencoders import Autoencoder
+from bitlens.bits.codes import Codes
+from bitlens.bits.statistics import DENSE
+from bitlens.causal.splice import Splice
+from bitlens.comsem.interpret import comsem_by_labels
+from bitlens.encode import encode_store
+from bitlens.errors import BitlensError
+from bitlens.evaluation import evaluate
+from bitlens.features.profiles import profiles, write_profiles, write_records
+from bitlens.hidden import ActivationStore, LanguageModel
+from bitlens.hidden.harvest import harvest
+from bitlens.information.entropy import entropy
+from bitlens.information.moments import Covariance
+from bitlens.labels.scores import GOOD
+from bitlens.labels.sources import load_tokenizer, own_labels
+from bitlens.studies.cells import Cell, Row, Study
+from bitlens.studies.survey.config import ARCHITECTURES, BAE, RIVAL, SurveyConfig
+from bitlens.studies.survey.report import draw, files_of, run_name, store_folder, write_report
+from bitlens.training import TrainConfig, train
+from bitlens.training.signals import stop_on_signals
+
+OF_THE_STORE = ("corpus", "model_digest", "revision", "context_length", "packed", "prepend_bos")
+SETTINGS = ("test_fraction", "n_latents", "steps", "lam", "contexts", "max_rows", "store_dtype")
+HELD = 2  # hook points, each with a language model in memory
+JUDGED = ("judged", "interpretable", "balanced_accuracy", "shuffled")
+
+
+def run(config: SurveyConfig, study: Study) -> list[Row]:
+    """Harvest, train and measure everything; all that is made stays in the folder."""
+    config.refuse_nonsense()
+    model = config.load()
+    hooks = [hook.name for hook in model.hooks]
+    config = replace(config, hooks=tuple(dict.fromkeys(hooks)))
+    _training(config, {"autoencoder": BAE, "seed": 0}).resolved(max(model.widths().values()), "cpu")
+    study.open("survey", asdict(config))
+    stores = _harvest(config, model, study)
+    store = stores[0]
+    same = {name: store.manifest.get(name) for name in OF_THE_STORE}
+    same |= {name: getattr(config, name) for name in SETTINGS}
+    ours: list[Cell] = [
+        {"hook": hook, "autoencoder": BAE, "seed": seed}
+        for hook in config.hooks
+        for seed in config.seeds
+    ]
+    study.planned = 2 * len(ours)
+    study.say(
+        f"Training and measuring {2 * len(ours)} autoencoders on {len(store):,} rows of "
+        f"{store.manifest['documents']:,} documents"
+    )
+    work = functools.partial(measure_cell, config=config, out=study.out)
+    measured = study.measure(ours, work, same)
+    theirs: list[Cell] = [
+        {**cell, "autoencoder": RIVAL, "k": _l0(row)}
+        for cell, row in zip(ours, measured, strict=True)
+    ]
+    pairs = zip(measured, study.measure(theirs, work, same), strict=True)
+    rows = [row for pair in pairs for row in pair]
+    write_report(study.out, rows, stores)
+    return study.finish(rows, draw)
+
+
+def _harvest(config: SurveyConfig, model: LanguageModel, study: Study) -> list[ActivationStore]:
+    """The stores of all hook points."""
+    study.say(f"Harvesting hidden states at {', '.join(config.hooks)}")
+    folder = study.out / "stores"
+    if len(config.hooks) == 1:
+        folder = store_folder(study.out, config.hooks[0])
+    folder.parent.mkdir(exist_ok=True)
+    with stop_on_signals() as stop:
+        return harvest(
+            model,
+            config.reader(model.tokenizer, config.test_fraction),
+            folder,
+            batch_size=config.batch_size,
+            max_rows=config.max_rows,
+            store_dtype=getattr(torch, config.store_dtype, None),  # None for auto
+            resume=folder.exists(),
+            announce=lambda plan: study.say(f"Plan: {plan}"),
+            stop=lambda: stop.signal,
+        )
+
+
+def _l0(row: Row) -> int:
+    if "error" in row:
+        raise BitlensError(f"The binary autoencoder at {row['hook']} failed: {row['error']}")
+    return max(1, round(row["l0"]))
+
+
+def _training(config: SurveyConfig, cell: Cell) -> TrainConfig:
+    settings: dict[str, Any] = {"k": cell["k"], "lam": None} if "k" in cell else {}
+    architecture = ARCHITECTURES[cell["autoencoder"]]
+    return replace(config.training(cell["seed"]), architecture=architecture, **settings)
+
+
+class Shared(NamedTuple):
+    """What all autoencoders of a hook point are measured with; no splice of what is not causal."""
+
+    store: ActivationStore
+    covariance: Covariance
+    splice: Splice | None
+
+
+@functools.lru_cache(maxsize=HELD)
+def _opened(folder: Path, device: str, contexts: int) -> Shared:
+    """Once in a process, where its cells are of few hook points."""
+    store = ActivationStore(folder)
+    covariance = Covariance.of(rows.hidden for rows in store.read("usual"))
+    hook, loading = store.manifest["hook"]["module"], {"device": device, "causal": True}
+    try:
+        model = LanguageModel.again(store.manifest, folder, [hook], **loading)
+    except BitlensError:  # an encoder predicts no next token
+        return Shared(store, covariance, None)
+    return Shared(store, covariance, Splice.of_store(model, None, store, contexts))
+
+
+def measure_cell(cell: Cell, config: SurveyConfig, out: Path) -> Row:
+    """Train an autoencoder, or go on with it, encode the text, and measure everything."""
+    shared = _opened(store_folder(out, cell["hook"]), config.device, config.contexts)
+    files = files_of(out, cell)
+    trained = train(shared.store, _training(config, cell), files.run, resume=files.run.exists())
+    codes = _encoded(trained, shared.store, files.codes, run_name(cell))
+    numbers = evaluate(
+        trained,
+        shared.store,
+        splice=shared.splice,
+        covariance=shared.covariance,
+        joint=False,  # that of `entropy` has an interval
+    ).as_dict()
+    row: Row = {**numbers, **_code_lengths(codes, shared.store)}
+    row["bits"] = row["bits_joint"] + row["bits_magnitudes"]
+    gaussian = row["bits_gaussian"]
+    row["of_gaussian"] = row["bits"] / gaussian if gaussian else None
+    return {**row, **_meanings(codes, trained, files.features, files.meanings)}
+
+
+def _encoded(trained: Autoencoder, store: ActivationStore, folder: Path, name: str) -> Codes:
+    """The codes in this folder, written where they are not there, or not whole."""
+    try:
+        return Codes(folder)
+    except BitlensError:
+        return encode_store(trained, store, folder, name=name, overwrite=True)
+
+
+def _code_lengths(codes: Codes, store: ActivationStore) -> dict[str, float]:
+    """As `bitlens entropy` of these codes."""
+    usual = codes.usual
+    documents = codes.document[usual]
+    result = entropy(codes.bits[usual], documents, store.is_test(documents))
+    names = ("bits_marginal", "bits_tree", "bits_joint")
+    found = {name: getattr(result, name) for name in names}
+    lengths = {name: estimate.value for name, estimate in found.items()}
+    return lengths | {
+        f"bits_joint_{end}": getattr(found["bits_joint"], end) for end in ("low", "high")
+    }
+
+
+def _meanings(
+    codes: Codes, trained: Autoencoder, features: Path, meanings: Path
+) -> dict[str, float | None]:
+    """Profile every latent, and judge them by their tokens; both are written -> counts."""
+    tokenizer = load_tokenizer(codes)
+    found = profiles(codes, tokenizer=tokenizer, W_dec=trained.W_dec)
+    write_profiles(features, found)
+    clear = sum(p.token_f1 > GOOD and p.rate <= DENSE for p in found)
+    (tokens,) = (x for x in own_labels(codes, tokenizer) if x.name == "token")
+    results = comsem_by_labels(codes, range(codes.n_latents), tokens)
+    write_records(meanings, results.records())
+    summary = results.summary()
+    return {"token_latents": clear, **{name: summary[name] for name in JUDGED}}
+
+
+def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What the command shows of each autoencoder."""
+    names = ("fvu", "l0", "bits", "of_gaussian", "ce_loss_score", "dense")
+    names += ("token_latents", "interpretable")
+    about = ("hook", "autoencoder", "seed")
+    return [{name: row.get(name) for name in (*about, *names)} for row in rows]
