@@ -515,3 +515,17 @@ def test_the_table_of_curves_says_what_was_not_measured() -> None:
     measured = [cell for cell in second.strip(" |").split(" | ")[3:] if cell != "-"]
     assert measured == ["40", "0.3000"]  # where it ends
     assert curve_table({"TopK": Curve(ours, [])}) == []
+
+
+def test_the_short_table_has_an_architecture_a_line_and_bits_over_those_of_a_gaussian() -> None:
+    bits = {"bits_joint": 60.0, "bits_magnitudes": 20.0, "bits_gaussian": 100.0}
+    rows = [{"name": "A", "fvu": fvu, **bits} for fvu in (0.10, 0.12)]
+    rows += [{"name": "B", "fvu": 0.2, **bits, "bits_gaussian": None}]
+    table = compare_report.short_table([compare_report.with_totals(row) for row in rows])
+    half = 12.7062 * 0.01
+    assert table == [
+        "| | `fvu` | bits | of the Gaussian |",
+        "| --- | ---: | ---: | ---: |",
+        f"| A | 0.1100±{half:.4f} | 80 | 0.80 |",
+        "| B | 0.2000 | 80 | - |",
+    ]
