@@ -112,7 +112,7 @@ def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     args, kwargs = tree_map(inner, (args, kwargs))
     kwargs.pop("pin_memory", None)
     result = function(*args, **kwargs)
-    if not there:
+    if not there or not function._schema.returns:
         return result
     if function._schema.is_mutable:
         return tensors[-1] if "out" in kwargs else tensors[0]

@@ -4,6 +4,7 @@ numbers are the same."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
+from bitlens.autoencoders.registry import ARCHITECTURES
 from bitlens.bits.packed import PackedBits
 from bitlens.causal.faithfulness import faithfulness
 from bitlens.causal.splice import Splice
@@ -21,10 +23,12 @@ from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, LanguageModel
+from bitlens.hidden.source import TensorSource
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.magnitudes import quantise_magnitudes
 from bitlens.seeding import generator
 from bitlens.studies.measuring import measure_rows
+from bitlens.training import TrainConfig, train
 from elsewhere import elsewhere
 
 D, LATENTS = 32, 48
@@ -148,3 +152,17 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
     for name in ("cuda:99", "cuda:", "cuda:x"):
         with pytest.raises(BitlensError, match=f"There is no device '{name}' here"):
             pick_device(name)
+
+
+@pytest.mark.parametrize("name", [*(a for a in ARCHITECTURES if "transcoder" not in a), "step"])
+def test_training(name: str) -> None:
+    kind = {"preset": "step"} if name == "step" else {"architecture": name}
+    config = TrainConfig(**kind, n_latents=32, k=4, lam=0.02, steps=12, batch_size=64)
+    rows = torch.randn(600, 16, generator=torch.Generator().manual_seed(0))
+
+    def run(device: str) -> torch.Tensor:
+        on_it = replace(config, device=device, precision="fp32")
+        return train(TensorSource(rows), on_it, progress=False).W_dec.cpu()
+
+    here, there = on_both(run)
+    assert torch.allclose(here, there, atol=1e-5)

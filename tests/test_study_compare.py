@@ -475,7 +475,8 @@ def test_points_of_floats_are_those_of_coarser_and_coarser_magnitudes(several):
             assert points == [[row["fvu"], row["bits_joint"]]]
             continue
         fvus, bits = zip(*points, strict=True)
-        assert fvus == pytest.approx([row["fvu"] * (1 + rise) for rise in measuring.RISES])
+        rises = (measuring.RISE, *measuring.RISES)
+        assert fvus == pytest.approx([row["fvu"] * (1 + rise) for rise in rises])
         assert list(bits) == sorted(bits, reverse=True)
         assert bits[-1] > row["bits_joint"]
 
@@ -511,5 +512,20 @@ def test_the_table_of_curves_says_what_was_not_measured() -> None:
     assert heads.startswith("| | `fvu` from | to | bits at 0.1 | bits at 0.15 |")
     assert first.split(" | ")[1:3] == ["0.090", "0.300"]
     assert "-" not in first
-    assert second.count("-") == len(heads.split(" | ")) - 3 - 1  # all but where it ends
+    measured = [cell for cell in second.strip(" |").split(" | ")[3:] if cell != "-"]
+    assert measured == ["40", "0.3000"]  # where it ends
     assert curve_table({"TopK": Curve(ours, [])}) == []
+
+
+def test_the_short_table_has_an_architecture_a_line_and_bits_over_those_of_a_gaussian() -> None:
+    bits = {"bits_joint": 60.0, "bits_magnitudes": 20.0, "bits_gaussian": 100.0}
+    rows = [{"name": "A", "fvu": fvu, **bits} for fvu in (0.10, 0.12)]
+    rows += [{"name": "B", "fvu": 0.2, **bits, "bits_gaussian": None}]
+    table = compare_report.short_table([compare_report.with_totals(row) for row in rows])
+    half = 12.7062 * 0.01
+    assert table == [
+        "| | `fvu` | bits | of the Gaussian |",
+        "| --- | ---: | ---: | ---: |",
+        f"| A | 0.1100±{half:.4f} | 80 | 0.80 |",
+        "| B | 0.2000 | 80 | - |",
+    ]

@@ -116,7 +116,7 @@ def test_other_settings_in_the_same_folder_are_refused(survey, config, tmp_path)
     for changes in ({"max_rows": 500}, {"context": 8}):
         with pytest.raises(BitlensError, match="was begun with other settings"):
             run(dataclasses.replace(config, **changes), Study(out, resume=True))
-    for changes in ({"seeds": ()}, {"contexts": 1}, {"lam": -1.0}):
+    for changes in ({"seeds": ()}, {"contexts": 1}, {"price": -1.0}):
         with pytest.raises(BitlensError):
             run(dataclasses.replace(config, **changes), Study(tmp_path / "none"))
     assert not (tmp_path / "none").exists()

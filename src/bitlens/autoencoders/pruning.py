@@ -121,7 +121,7 @@ def _uncorrelated(gain: Tensor, inverse: Tensor, limit: int) -> Tensor:
     for i in range(len(candidates)):
         if len(chosen) < limit and not close[i, chosen].any():
             chosen.append(i)
-    return candidates[chosen]
+    return candidates[torch.tensor(chosen, dtype=torch.int64)]
 
 
 @torch.no_grad()

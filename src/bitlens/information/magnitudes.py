@@ -143,12 +143,13 @@ class _Quantiser:
         return total
 
     def matrix(self, blocks: list[_Block], step: float) -> Tensor:
-        """Symbols of all rows, 0 where a latent is off, int32 `[n, n_latents]` on the CPU"""
+        """Symbols of all rows, 0 where a latent is off, int32 `[n, n_latents]`"""
         parts = []
         for block in blocks:
-            symbols = torch.zeros(len(block.rows), len(self.lengths), dtype=torch.int32)
-            values = self.symbols(block, step).int().cpu()
-            parts.append(symbols.index_put_((block.row.cpu(), block.latent.cpu()), values))
+            shape = len(block.rows), len(self.lengths)
+            symbols = torch.zeros(shape, dtype=torch.int32, device=self.lengths.device)
+            values = self.symbols(block, step).int()
+            parts.append(symbols.index_put_((block.row, block.latent), values))
         return torch.cat(parts)
 
 

@@ -21,7 +21,7 @@ from bitlens.causal.splice import Splice
 from bitlens.errors import BitlensError
 from bitlens.evaluation import Evaluation, evaluate
 from bitlens.hidden import ActivationStore, LanguageModel
-from bitlens.information.magnitudes import quantise_magnitudes
+from bitlens.information.magnitudes import RISE, quantise_magnitudes
 from bitlens.information.moments import Covariance
 from bitlens.labels.sources import Labels, load_tokenizer, own_labels, read_labels
 from bitlens.matching import stability
@@ -40,8 +40,9 @@ from bitlens.studies.compare.report import CONTEXTS
 from bitlens.training import TrainConfig, train
 
 BINARY = {BAE, "random", *BINARY_VARIANTS}
-RISES = (0.005, 0.02, 0.1, 0.3)
-"""Shares by which quantised magnitudes may raise the fvu: each is a point of bits over fvu."""
+RISES = (0.02, 0.1, 0.3)
+"""Shares by which quantised magnitudes may raise the fvu, beside the least: each is a point of bits
+over fvu, its magnitudes coded in context."""
 FIT_ROWS, TEST_ROWS = 16384, 8192  # of magnitudes that are coded in context
 
 
@@ -116,7 +117,8 @@ def measure_cell(cell: Cell, config: CompareConfig, out: Path, store: str) -> Ro
         clock.row["train_seconds"] = speed
     numbers = evaluate(trained, shared.store, covariance=shared.covariance)
     row: Row = {name: value for name, value in numbers.as_dict().items() if name not in cell}
-    if cell["name"] not in NULLS:
+    # curves are drawn of one seed and several prices
+    if cell["name"] not in NULLS and len(config.prices) > 1 and cell["seed"] == config.seeds[0]:
         row[POINTS] = rate_distortion(trained, shared.store, numbers)
     clock.lap("evaluate")
     if shared.splice:
@@ -166,17 +168,17 @@ def _training_seconds(folder: Path, trained: Autoencoder) -> float:
 def rate_distortion(
     trained: Autoencoder, store: ActivationStore, numbers: Evaluation
 ) -> list[tuple[float, float]]:
-    """(fvu, bits a row) that the autoencoder can be used at: of floats one for each of `RISES`,
-    their magnitudes by the cheaper of two codes."""
+    """(fvu, bits a row) that the autoencoder can be used at: of floats that of the table, and one
+    for each of `RISES`, their magnitudes by the cheaper of two codes."""
     if numbers.bits_joint is None:
         return []
     if trained.binary:
         return [(numbers.fvu, numbers.bits_joint)]
     fit, test = _first_rows(store, "train", FIT_ROWS), _first_rows(store, "test", TEST_ROWS)
-    magnitudes = [quantise_magnitudes(trained, test, rise, fit) for rise in RISES]
+    coarser = [(rise, quantise_magnitudes(trained, test, rise, fit).bits) for rise in RISES]
     return [
-        (numbers.fvu * (1 + rise), numbers.bits_joint + one.bits)
-        for rise, one in zip(RISES, magnitudes, strict=True)
+        (numbers.fvu * (1 + rise), numbers.bits_joint + bits)
+        for rise, bits in [(RISE, numbers.bits_magnitudes), *coarser]
     ]
 
 

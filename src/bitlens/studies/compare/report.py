@@ -108,9 +108,10 @@ def write_report(
 ) -> None:
     """`compare.md`: the tables, and what is best at what."""
     hook = (store.manifest.get("hook") or {}).get("module")
+    model = Path(str(store.manifest.get("model"))).name
     measured = [with_totals(row) for row in rows if "error" not in row]
     lines = [
-        f"# Architectures compared: {hook} of {store.manifest.get('model')}",
+        f"# Architectures compared: {hook} of {model}",
         "",
         f"Made by `bitlens study compare`: {config.steps:,} steps on {len(store):,} rows of "
         f"{store.d_in}, less {config.test_fraction:.0%} of the documents, on which everything is "

@@ -35,7 +35,16 @@ from bitlens.training import TrainConfig, train
 from bitlens.training.signals import stop_on_signals
 
 OF_THE_STORE = ("corpus", "model_digest", "revision", "context_length", "packed", "prepend_bos")
-SETTINGS = ("test_fraction", "n_latents", "steps", "lam", "contexts", "max_rows", "store_dtype")
+SETTINGS = (
+    "test_fraction",
+    "n_latents",
+    "steps",
+    "preset",
+    "price",
+    "contexts",
+    "max_rows",
+    "store_dtype",
+)
 HELD = 2  # hook points, each with a language model in memory
 JUDGED = ("judged", "interpretable", "balanced_accuracy", "shuffled")
 
