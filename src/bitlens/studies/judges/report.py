@@ -60,8 +60,8 @@ def _shares(
     for i, (judge, own) in enumerate(judges.items()):
         shift = 0.7 * (i - (len(judges) - 1) / 2) / len(judges)
         values = [row[name] for row in own]
-        below = [row[name] - row[f"{name}_low"] for row in own]
-        above = [row[f"{name}_high"] - row[name] for row in own]
+        below = [max(0.0, row[name] - row[f"{name}_low"]) for row in own]
+        above = [max(0.0, row[f"{name}_high"] - row[name]) for row in own]
         x = [places[row[over]] + shift for row in own]
         axes.errorbar(x, values, [below, above], fmt="o", label=judge)
     axes.set_xticks(range(len(places)), places, rotation=20)
