@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from bitlens.comsem.examples import Examples
+from bitlens.comsem.examples import Examples, marked
 
 Messages = list[dict[str, str]]
 """a conversation in the form of chat completions: `role` and `content` of each message"""
@@ -159,23 +159,6 @@ def _shuffled(examples: Examples) -> list[tuple[str, str]]:
     """Texts and answers in an order that says nothing, by the hash of the text."""
     answers = [(text, "yes") for text in examples.like] + [(text, "no") for text in examples.unlike]
     return sorted(answers, key=lambda a: hashlib.sha256(a[0].encode(errors="replace")).digest())
-
-
-def marked(text: str) -> str:
-    """The token of a text that is «marked»; empty where none is."""
-    return text.partition("«")[2].partition("»")[0]
-
-
-def completion_prompt(examples: Examples, text: str) -> Messages:
-    """The same of examples, as a text that a model goes on with by yes or no. Small models, tuned
-    to chat or not, are right far more often so than when they are asked (docs/judges.md)."""
-    shown = "".join(f"{_line(each)} {answer}\n\n" for each, answer in _shuffled(examples))
-    return [{"role": COMPLETION, "content": shown + _line(text)}]
-
-
-def _line(text: str) -> str:
-    text = _escaped(text)
-    return f"{text}\n{marked(text)}:"
 
 
 def quoted(text: str) -> str:

@@ -180,7 +180,7 @@ class LocalSettings(LanguageModelSettings):
     who = "a Hugging Face model on this machine"
 
     device: str = "auto"
-    """auto, cpu, cuda; for --judge local"""
+    """auto, cpu, cuda; for judges on this machine"""
 
     def pair(self, calls: Calls) -> tuple[LocalExplainer, LocalJudge]:
         """-> explainer and judge"""
