@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import re
 import textwrap
 from pathlib import Path
 
@@ -432,8 +431,11 @@ def completion(like, unlike, text):
     """The prompt by hand, in the order of the texts' hashes."""
     answers = dict.fromkeys(like, "yes") | dict.fromkeys(unlike, "no")
     order = sorted(answers, key=lambda text: hashlib.sha256(text.encode()).digest())
-    lines = [f"{each}\n{re.search('«(.*)»', each)[1]}: {answers[each]}\n\n" for each in order]
-    prompt = "".join(lines) + f"{text}\n{re.search('«(.*)»', text)[1]}:"
+    lines = [f"{each}\n{each[each.index('«') + 1 : each.index('»')]}:" for each in [*order, text]]
+    prompt = "".join(
+        f"{line} {answers[each]}\n\n" for line, each in zip(lines, order, strict=False)
+    )
+    prompt += lines[-1]
     return prompt.replace("<|eos|>", "\\u003c|eos|>")
 
 

@@ -161,6 +161,18 @@ def _shuffled(examples: Examples) -> list[tuple[str, str]]:
     return sorted(answers, key=lambda a: hashlib.sha256(a[0].encode(errors="replace")).digest())
 
 
+def completion_prompt(examples: Examples, text: str) -> Messages:
+    """The same of examples, as a text that a model goes on with by yes or no. Small models, tuned
+    to chat or not, are right far more often so than when they are asked (docs/judges.md)."""
+    shown = "".join(f"{_line(each)} {answer}\n\n" for each, answer in _shuffled(examples))
+    return [{"role": COMPLETION, "content": shown + _line(text)}]
+
+
+def _line(text: str) -> str:
+    text = _escaped(text)
+    return f"{text}\n{marked(text)}:"
+
+
 def quoted(text: str) -> str:
     """The text as a line of JSON, in which nothing looks like a chat's control token."""
     return _escaped(json.dumps(text, ensure_ascii=False))
