@@ -170,6 +170,7 @@ def bundled_tokens():
     return token, document, token[:, None] == common
 
 
+@pytest.mark.slow
 def test_good_judges_count_latents_and_poor_ones_are_left_out(codes, tmp_path):
     config = JudgesConfig(
         judges=("labels", f"words={BUNDLED}"),
