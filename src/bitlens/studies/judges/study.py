@@ -26,7 +26,7 @@ from bitlens.information.intervals import wilson
 from bitlens.labels.sources import load_tokenizer, own_labels
 from bitlens.studies.cells import Cell, Row, Study
 from bitlens.studies.judges.config import JudgesConfig, Who
-from bitlens.studies.judges.judging import accuracy, opened, rates
+from bitlens.studies.judges.judging import accuracy, opened, picked, rates
 from bitlens.studies.judges.meanings import MEANINGS
 from bitlens.studies.judges.planting import plant
 from bitlens.studies.judges.report import COUNTS, draw, write_report
@@ -39,6 +39,7 @@ CODES_SCHEMA = 1
 def run(config: JudgesConfig, study: Study) -> list[Row]:
     """Judge the judges, then the latents; `judges.md` and codes of runs stay in the folder, too."""
     config.refuse_nonsense()
+    picked(config.device)
     study.open("judges", asdict(config))
     # known labels are right by construction, whichever labelling they are of
     whose = dict.fromkeys("labels" if _by_labels(name) else name for name in config.judges)
@@ -138,7 +139,7 @@ def measure_dictionary(cell: Cell, config: JudgesConfig, out: Path) -> Row:
         raise BitlensError(
             f"{folder} holds a run; name the hidden states that it is encoded on with `store`."
         )
-    trained = Autoencoder.from_pretrained(folder)
+    trained = Autoencoder.from_pretrained(folder, picked(config.device))
     store = ActivationStore(config.store)
     encode_store(trained, store, _codes(out, cell), name=str(folder), overwrite=True)
     numbers = evaluate(trained, store).as_dict()
