@@ -23,6 +23,7 @@ from bitlens.bits import Codes, PackedBits
 from bitlens.cli import main
 from bitlens.comsem import registry
 from bitlens.comsem.calls import Calls
+from bitlens.comsem.examples import Examples
 from bitlens.hidden import Corpus
 from bitlens.hidden.loading import bundled_folder
 from bitlens.labels.sources import load_tokenizer
@@ -129,6 +130,46 @@ def test_planted_meanings_are_found_and_nothing_is_asked_twice(
     assert "tokens that begin with t" in capsys.readouterr().out
     for path in out.iterdir():
         assert KEY.encode() not in path.read_bytes()
+
+
+def test_nearness_in_an_encoder_reads_the_examples_themselves(codes, tmp_path):
+    out = tmp_path / "out"
+    interpret(codes, out, "--judge", "embedding", "--model", BUNDLED, "--device", "cpu")
+    found = scores(out)
+    assert len(found) == LATENTS
+    for score, letter in zip(found, LETTERS, strict=False):
+        examples = Examples.of(score["explanation"])
+        assert examples is not None
+        starts = [
+            [text[text.index("«") + 1].lower() == letter for text in side] for side in examples
+        ]
+        assert sum(starts[0]) >= 8  # bits are turned over now and then
+        assert sum(starts[1]) <= 2
+        assert score["sensitivity"] > 0.5
+    assert not any(score["interpretable"] for score in found[len(LETTERS) :])
+
+
+def test_examples_are_shown_to_a_server_in_place_of_an_explanation(codes, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    def by_examples(prompt: str) -> str:
+        """Yes where the marked token begins with the commonest letter of those that fit."""
+        shown = re.findall(r'^Text: .*\nMarked: "(.).*"\nAnswer: (yes|no)$', prompt, re.M)
+        wanted = Counter(letter.lower() for letter, yes in shown if yes == "yes").most_common(1)
+        asked = re.findall(r'^\d+\. (".*")$', prompt, re.M)
+        asked = asked or [json.dumps("«" + re.findall(r'^Marked: "(.*)"$', prompt, re.M)[-1])]
+        first = [json.loads(text).partition("«")[2][:1].lower() for text in asked]
+        words = ["yes" if letter == wanted[0][0] else "no" for letter in first]
+        return "\n".join(f"{i}. {word}" for i, word in enumerate(words, 1))
+
+    with LanguageModelServer(by_examples) as server:
+        more = ("--explanations", "examples", "--latents", "0", "1", "4")
+        assert asked(codes, tmp_path / "out", server, *more) == 0
+        assert not any("in common?" in str(request) for request in server.requests)
+    first, second, random = scores(tmp_path / "out")
+    assert first["balanced_accuracy"] > 0.9
+    assert second["balanced_accuracy"] > 0.9
+    assert not random["interpretable"]
 
 
 def test_every_score_can_be_traced_to_its_sentences(codes, tmp_path):

@@ -1,5 +1,6 @@
 """Judges: how prompts are written and answers read, and a local model against brute force."""
 
+import hashlib
 import json
 import math
 import textwrap
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 import bitlens
 from bitlens.comsem.calls import Calls
+from bitlens.comsem.examples import Examples
 from bitlens.comsem.judges import EXPLAIN, JUDGE, Question, explain_prompt, judge_prompt, quoted
-from bitlens.comsem.local_judge import NO, YES, LocalExplainer, LocalJudge
+from bitlens.comsem.local_judge import NO, YES, LocalExplainer, LocalJudge, LocalSettings
 from bitlens.comsem.local_model import AnsweringModel
 from bitlens.comsem.verdicts import parse_explanation, parse_verdict, parse_verdicts
 from bitlens.errors import BitlensError
@@ -418,3 +420,57 @@ def test_chat_templates_are_used_and_not_fooled(make_model):
     model.config.max_position_embeddings = 128
     with pytest.raises(BitlensError, match="reads at most 128"):
         LocalJudge(model).answer([Question("x", "«y» " * 100)])
+
+
+LIKE = ("the «old» sailor", "a «quiet» river", "one «golden» lamp")
+UNLIKE = ("the old «sailor»", "«a» quiet river", "two <|eos|> «lamps»")
+BY_EXAMPLES = Examples(LIKE, UNLIKE).explanation
+
+
+def completion(like, unlike, text):
+    """The prompt by hand, in the order of the texts' hashes."""
+    answers = dict.fromkeys(like, "yes") | dict.fromkeys(unlike, "no")
+    order = sorted(answers, key=lambda text: hashlib.sha256(text.encode()).digest())
+    lines = [f"{each}\n{each[each.index('«') + 1 : each.index('»')]}:" for each in [*order, text]]
+    prompt = "".join(
+        f"{line} {answers[each]}\n\n" for line, each in zip(lines, order, strict=False)
+    )
+    prompt += lines[-1]
+    return prompt.replace("<|eos|>", "\\u003c|eos|>")
+
+
+def test_by_examples_a_local_judge_goes_on_with_them_above_their_own_threshold(random_causal_model):
+    model = AnsweringModel(random_causal_model)
+    yes, no = model.first_tokens(YES), model.first_tokens(NO)
+
+    def log_odds(like, unlike, text):
+        ids = model.tokenizer.encode(completion(like, unlike, text))
+        return model.log_odds([ids], sorted(yes - no), sorted(no - yes))[0]
+
+    def without(texts, i):
+        return texts[:i] + texts[i + 1 :]
+
+    on = [log_odds(without(LIKE, i), UNLIKE, text) for i, text in enumerate(LIKE)]
+    off = [log_odds(LIKE, without(UNLIKE, i), text) for i, text in enumerate(UNLIKE)]
+    threshold = (sum(on) / len(on) + sum(off) / len(off)) / 2
+    texts = ("the «clever» doctor", "the clever «doctor»")
+    found = LocalJudge(random_causal_model, batch=5).answer(
+        [Question(BY_EXAMPLES, text) for text in texts]
+    )
+    expected = [log_odds(LIKE, UNLIKE, text) - threshold for text in texts]
+    assert [v.confidence for v in found] == pytest.approx(expected, abs=1e-4)
+    assert [v.yes for v in found] == [value > 0 for value in expected]
+
+
+def test_a_server_is_shown_examples_with_their_answers_and_no_control_token():
+    (one,) = judge_prompt(BY_EXAMPLES, ["the «clever» doctor"])
+    assert one["content"].count("Answer: yes") == one["content"].count("Answer: no") == 3
+    assert 'Text: "the «clever» doctor"\nMarked: "clever"\n' in one["content"]
+    assert "<|eos|>" not in one["content"]
+    (many,) = judge_prompt(BY_EXAMPLES, ["the «clever» doctor", "«in» the morning"])
+    assert '2. "«in» the morning"' in many["content"]
+
+
+def test_where_examples_explain_no_explainer_is_named():
+    with pytest.raises(BitlensError, match="No explainer is asked"):
+        LocalSettings(model="x", explainer_model="y", explanations="examples").check()

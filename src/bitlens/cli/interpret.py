@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from bitlens.cli.common import flags_given
+from bitlens.comsem.examples import Examples
 from bitlens.comsem.registry import JUDGES, settings_class, settings_of
 from bitlens.errors import BitlensError
 
@@ -169,7 +170,7 @@ def _line(record: dict[str, Any]) -> dict[str, Any]:
     verdicts = {True: "yes", False: "no", None: f"untested: {record['untested']}"}
     return {
         "latent": record["latent"],
-        "explanation": repr(record["explanation"]),
+        "explanation": repr(str(Examples.of(record["explanation"]) or record["explanation"])),
         "accuracy": f"{accuracy:.2f} ({low:.2f}-{high:.2f})",
         "hard": round(record["balanced_accuracy_hard"], 2),
         "paper": round(record["sensitivity"], 2),

@@ -1,4 +1,4 @@
-"""Whole experiments, each one command: bitlens study survey, sequence and others."""
+"""Whole experiments, each one command: bitlens study NAME."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class EmbeddingJudge:
         if sides is None or min(len(sides.like), len(sides.unlike)) < FEWEST:
             raise BitlensError(
                 "A judge by embeddings reads no words: its explanations are examples and "
-                f"counterexamples, at least {FEWEST} of each, as of an `ExampleExplainer`."
+                f"counterexamples, at least {FEWEST} of each; take the explainer of examples."
             )
         return sides
 

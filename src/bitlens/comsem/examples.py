@@ -34,6 +34,14 @@ class Examples(NamedTuple):
         )
         return cls(like, unlike)
 
+    def __str__(self) -> str:
+        return "tokens like " + ", ".join(f"«{marked(text)}»" for text in self.like)
+
+
+def marked(text: str) -> str:
+    """The token of a text that is «marked»; empty where none is."""
+    return text.partition("«")[2].partition("»")[0]
+
 
 class ExampleExplainer:
     """Asks nobody: the explanation is the examples."""

@@ -12,10 +12,13 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from bitlens.comsem.examples import Examples
+from bitlens.comsem.examples import Examples, marked
 
 Messages = list[dict[str, str]]
 """a conversation in the form of chat completions: `role` and `content` of each message"""
+
+COMPLETION = "completion"
+"""role of a message that is no turn of a chat but a text to go on with"""
 
 EXPLAIN = """\
 In each numbered text one token is marked «like this». Name what the marked tokens have in common, \
@@ -141,12 +144,10 @@ def judge_prompt(explanation: str, texts: Sequence[str]) -> Messages:
 
 
 def _by_examples(examples: Examples, texts: Sequence[str]) -> str:
-    """Examples and counterexamples in an order that says nothing, then the texts."""
-    answers = {**dict.fromkeys(examples.like, "yes"), **dict.fromkeys(examples.unlike, "no")}
-    order = sorted(answers, key=lambda text: hashlib.sha256(text.encode(errors="replace")).digest())
+    """Examples and counterexamples, then the texts."""
     shown = "\n\n".join(
-        f"Text: {quoted(text)}\nMarked: {quoted(marked(text))}\nAnswer: {answers[text]}"
-        for text in order
+        f"Text: {quoted(text)}\nMarked: {quoted(marked(text))}\nAnswer: {answer}"
+        for text, answer in _shuffled(examples)
     )
     if len(texts) == 1:
         (text,) = texts
@@ -154,15 +155,31 @@ def _by_examples(examples: Examples, texts: Sequence[str]) -> str:
     return JUDGE_MANY_EXAMPLES.format(examples=shown, texts=_numbered(texts), n=len(texts))
 
 
-def marked(text: str) -> str:
-    """The token of a text that is «marked»; empty where none is."""
-    return text.partition("«")[2].partition("»")[0]
+def _shuffled(examples: Examples) -> list[tuple[str, str]]:
+    """Texts and answers in an order that says nothing, by the hash of the text."""
+    answers = [(text, "yes") for text in examples.like] + [(text, "no") for text in examples.unlike]
+    return sorted(answers, key=lambda a: hashlib.sha256(a[0].encode(errors="replace")).digest())
+
+
+def completion_prompt(examples: Examples, text: str) -> Messages:
+    """The same of examples, as a text that a model goes on with by yes or no. Small models, tuned
+    to chat or not, are right far more often so than when they are asked (docs/judges.md)."""
+    shown = "".join(f"{_line(each)} {answer}\n\n" for each, answer in _shuffled(examples))
+    return [{"role": COMPLETION, "content": shown + _line(text)}]
+
+
+def _line(text: str) -> str:
+    text = _escaped(text)
+    return f"{text}\n{marked(text)}:"
 
 
 def quoted(text: str) -> str:
     """The text as a line of JSON, in which nothing looks like a chat's control token."""
-    line = json.dumps(text, ensure_ascii=False)
-    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
+    return _escaped(json.dumps(text, ensure_ascii=False))
+
+
+def _escaped(text: str) -> str:
+    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _user(content: str) -> Messages:

@@ -10,10 +10,19 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
 
 from bitlens.comsem.calls import Calls, key_of
-from bitlens.comsem.judges import Messages, Question, Verdict, explain_prompt, judge_prompt
+from bitlens.comsem.examples import Examples
+from bitlens.comsem.judges import (
+    Messages,
+    Question,
+    Verdict,
+    completion_prompt,
+    explain_prompt,
+    judge_prompt,
+)
 from bitlens.comsem.settings import LanguageModelSettings
 from bitlens.comsem.verdicts import parse_explanation
 from bitlens.errors import BitlensError
@@ -29,7 +38,9 @@ EXPLANATION_TOKENS = 40
 class LocalJudge:
     """Answers by the log-odds `log P(yes) - log P(no)` of the token after the prompt.
 
-    P(yes) sums over the first tokens of `YES` but those with which a no may begin. calls: where
+    P(yes) sums over the first tokens of `YES` but those with which a no may begin. Where examples
+    explain, the threshold lies midway between the mean log-odds of these and of the
+    counterexamples, each asked about by all others. calls: where
     answers are recorded, and read again; batch: prompts that the model reads at once.
     """
 
@@ -48,13 +59,28 @@ class LocalJudge:
             )
 
     def answer(self, questions: Sequence[Question]) -> list[Verdict]:
-        """A verdict with log-odds for each question."""
-        prompts = {q: judge_prompt(q.explanation, [q.text]) for q in questions}
-        verdicts: dict[Question, Verdict] = {}
+        """A verdict with log-odds for each question, above the threshold of its examples if these
+        are the explanation."""
+        sides = {q.explanation: Examples.of(q.explanation) for q in questions}
+        left_out = {said: _each_left_out(sides[said]) for said in sides}
+        calibrating = [question for pair in left_out.values() for one in pair for question in one]
+        answers = self._answers([*questions, *calibrating])
+        thresholds = {
+            said: sum(fmean(answers[q].log_odds for q in one) for one in pair) / 2 if pair else 0.0
+            for said, pair in left_out.items()
+        }
+        return [
+            _verdict(answers[q].log_odds - thresholds[q.explanation], answers[q].call)
+            for q in questions
+        ]
+
+    def _answers(self, questions: Sequence[Question]) -> dict[Question, _Answer]:
+        prompts = {q: _prompt(q) for q in questions}
+        answers: dict[Question, _Answer] = {}
         tokens: dict[Question, list[int]] = {}
         for question, prompt in prompts.items():
             if call := self.calls.get(key_of(self.name, prompt, {})):
-                verdicts[question] = _verdict(float(call.answer.split()[1]), call.id)
+                answers[question] = _Answer(float(call.answer.split()[1]), call.id)
             else:
                 tokens[question] = self.model.tokens(prompt)
         # Prompts of a like length are read together, so that little is padding.
@@ -65,15 +91,15 @@ class LocalJudge:
             log_odds = self.model.log_odds(ids, self._yes, self._no)
             seconds = (time.monotonic() - began) / len(batch)
             for question, value in zip(batch, log_odds, strict=True):
-                verdicts[question] = self._recorded(prompts[question], value, seconds)
-        return [verdicts[question] for question in questions]
+                answers[question] = self._recorded(prompts[question], value, seconds)
+        return answers
 
-    def _recorded(self, prompt: Messages, log_odds: float, seconds: float) -> Verdict:
+    def _recorded(self, prompt: Messages, log_odds: float, seconds: float) -> _Answer:
         if math.isnan(log_odds):
-            return _verdict(log_odds, None)
+            return _Answer(log_odds, None)
         answer = f"{'yes' if log_odds > 0 else 'no'} {log_odds!r}"
         key = key_of(self.name, prompt, {})
-        return _verdict(log_odds, self.calls.put(key, self.name, prompt, answer, seconds).id)
+        return _Answer(log_odds, self.calls.put(key, self.name, prompt, answer, seconds).id)
 
 
 class LocalExplainer:
@@ -111,6 +137,38 @@ class LocalExplainer:
         return ""
 
 
+class _Answer(NamedTuple):
+    """What the model says."""
+
+    log_odds: float
+    """of yes"""
+    call: int | None
+
+
+def _prompt(question: Question) -> Messages:
+    """A question about a phrase, or a text of examples to go on with."""
+    if examples := Examples.of(question.explanation):
+        return completion_prompt(examples, question.text)
+    return judge_prompt(question.explanation, [question.text])
+
+
+def _each_left_out(examples: Examples | None) -> tuple[list[Question], ...]:
+    """Questions about each example and about each counterexample by the others; nothing of a
+    phrase, or of one text only."""
+    if examples is None or min(len(examples.like), len(examples.unlike)) < 2:
+        return ()
+    like, unlike = examples
+    of_like = [
+        Question(Examples(like[:i] + like[i + 1 :], unlike).explanation, text)
+        for i, text in enumerate(like)
+    ]
+    of_unlike = [
+        Question(Examples(like, unlike[:i] + unlike[i + 1 :]).explanation, text)
+        for i, text in enumerate(unlike)
+    ]
+    return of_like, of_unlike
+
+
 def _verdict(log_odds: float, call: int | None) -> Verdict:
     return Verdict(None if math.isnan(log_odds) else log_odds > 0, log_odds, call)
 
@@ -122,7 +180,7 @@ class LocalSettings(LanguageModelSettings):
     who = "a Hugging Face model on this machine"
 
     device: str = "auto"
-    """auto, cpu, cuda; for --judge local"""
+    """auto, cpu, cuda; for judges on this machine"""
 
     def pair(self, calls: Calls) -> tuple[LocalExplainer, LocalJudge]:
         """-> explainer and judge"""

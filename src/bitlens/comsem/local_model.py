@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
-from bitlens.comsem.judges import Messages
+from bitlens.comsem.judges import COMPLETION, Messages
 from bitlens.comsem.verdicts import is_tag, parse_explanation, unfinished, without_thought
 from bitlens.hidden.models import LanguageModel
 
@@ -34,6 +34,8 @@ class AnsweringModel:
 
     def tokens(self, prompt: Messages) -> list[int]:
         """Token ids up to where the answer begins; chat models are told not to think."""
+        if prompt[0]["role"] == COMPLETION:
+            return self.tokenizer.encode(prompt[0]["content"])
         if getattr(self.tokenizer, "chat_template", None):
             text = self.tokenizer.apply_chat_template(
                 prompt,

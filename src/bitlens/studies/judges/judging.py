@@ -13,6 +13,7 @@ from bitlens.comsem.embedding_judge import EmbeddingJudge, load_encoder
 from bitlens.comsem.examples import ExampleExplainer
 from bitlens.comsem.judges import Explainer, Judge, Question, Verdict
 from bitlens.comsem.local_judge import LocalExplainer, LocalJudge
+from bitlens.errors import BitlensError
 from bitlens.hidden import LanguageModel
 from bitlens.information.intervals import wilson
 from bitlens.labels.probe import roc_auc
@@ -26,6 +27,14 @@ class Opened(NamedTuple):
 
     explainer: Explainer | ExampleExplainer
     judge: Judge
+
+
+def picked(device: str) -> str:
+    """The device by its setting: auto is the GPU if there is one."""
+    there = torch.cuda.is_available()
+    if device.startswith("cuda") and not there:
+        raise BitlensError(f"There is no device '{device}' here; use `device=cpu`.")
+    return ("cuda" if there else "cpu") if device == "auto" else device
 
 
 @functools.cache  # once in a process

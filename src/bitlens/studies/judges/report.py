@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bitlens.files import replacing
 from bitlens.studies.cells import Row
-from bitlens.studies.figures import Panel, draw_panels, groups
+from bitlens.studies.figures import figure, groups
 from bitlens.studies.judges.config import JudgesConfig, Who
 from bitlens.studies.judges.judging import rates
 
 OWN_WORDS = "own words"
+COUNTS = ("interpretable", "interpretable_hard", "interpretable_paper")
+COUNTED = {
+    "interpretable_share": "interpretable latents, share",
+    "interpretable_hard_share": "the same with hard negatives",
+}
 
 
 def named(row: Row) -> str:
@@ -35,21 +41,34 @@ def summaries(rows: Sequence[Row]) -> list[Row]:
 def draw(rows: Sequence[Row], out: Path) -> None:
     """`accuracy`: by kind of meaning; `interpretable`: by dictionary."""
     kinds = [row for row in summaries(rows) if row["kind"] != "all"]
-    labels = ("", "right answers")
-    style = {"series": "judge", "kind": "points", "even": True}
-    panel = Panel(kinds, "kind", "accuracy", labels=labels, **style)
-    draw_panels(out / "accuracy", [[panel]], (8.0, 4.0))
+    with figure(out / "accuracy", size=(8.0, 4.0)) as sheet:
+        _shares(sheet[0, 0], kinds, "kind", "accuracy", "right answers")
     latents = [row for row in rows if row["part"] == "latents"]
     if latents:
         latents = [{**row, "judge": str(Who.named(row["judge"]))} for row in latents]
-        panels = [
-            Panel(latents, "dictionary", name, labels=("", label), **style)
-            for name, label in (
-                ("interpretable_share", "interpretable latents, share"),
-                ("interpretable_hard_share", "the same with hard negatives"),
-            )
-        ]
-        draw_panels(out / "interpretable", [panels], (5.0, 4.0))
+        with figure(out / "interpretable", 2, size=(5.0, 4.0)) as sheet:
+            for axes, (name, label) in zip(sheet[0], COUNTED.items(), strict=True):
+                _shares(axes, latents, "dictionary", name, label, legend=axes is sheet[0, 1])
+
+
+def _shares(
+    axes: Any, rows: Sequence[Row], over: str, name: str, label: str, legend: bool = True
+) -> None:
+    """Shares with their intervals, side by side for each judge; of several seeds all."""
+    places = {value: place for place, value in enumerate(dict.fromkeys(r[over] for r in rows))}
+    judges = groups(rows, "judge")
+    for i, (judge, own) in enumerate(judges.items()):
+        shift = 0.7 * (i - (len(judges) - 1) / 2) / len(judges)
+        values = [row[name] for row in own]
+        below = [max(0.0, row[name] - row[f"{name}_low"]) for row in own]
+        above = [max(0.0, row[f"{name}_high"] - row[name]) for row in own]
+        x = [places[row[over]] + shift for row in own]
+        axes.errorbar(x, values, [below, above], fmt="o", label=judge)
+    axes.set_xticks(range(len(places)), places, rotation=20)
+    axes.set(ylabel=label, ylim=(0, 1.02))
+    axes.grid(visible=False, axis="x")
+    if legend:
+        axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
 
 
 def write_report(out: Path, rows: Sequence[Row], config: JudgesConfig) -> None:
@@ -59,13 +78,16 @@ def write_report(out: Path, rows: Sequence[Row], config: JudgesConfig) -> None:
         lines += _latents(rows, config)
     if failed := [row for row in rows if "error" in row]:
         lines += ["", "## Not measured", ""]
-        lines += [f"* {_settings(row)}: {row['error']}" for row in failed]
+        causes = groups(failed, "error")
+        lines += [f"* {_settings(same)}: {error}" for error, same in causes.items()]
     with replacing(out / "judges.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _settings(row: Row) -> str:
-    return ", ".join(str(value) for name, value in row.items() if name not in ("error", "folder"))
+def _settings(rows: Sequence[Row]) -> str:
+    """Of the first, and how many more there are."""
+    settings = [str(value) for key, value in rows[0].items() if key not in ("error", "folder")]
+    return ", ".join(settings) + (f" and {len(rows) - 1} more" if len(rows) > 1 else "")
 
 
 def _accuracies(rows: Sequence[Row], config: JudgesConfig) -> list[str]:
@@ -119,31 +141,27 @@ def _latents(rows: Sequence[Row], config: JudgesConfig) -> list[str]:
         "| latents | hard negatives, too | as the paper counts |",
         "| --- | --- | ---: | ---: | ---: | ---: | --- | ---: | --- | --- |",
     ]
-    for row in judged:
-        who = Who.named(row["judge"])
-        own = [x for name, x in overall.items() if name.startswith(f"{who}: ")]
-        accuracy = f"{own[0]['accuracy']:.3f}" if own else "-"
-        known = about.get(row["dictionary"], {})
-        numbers = (_number(known.get(name), digits) for name, digits in (("l0", 1), ("bits", 0)))
-        shares = (
-            _share(row, f"{name}_share")
-            for name in ("interpretable", "interpretable_hard", "interpretable_paper")
-        )
-        plain, hard, paper = shares
-        count = f"{row['interpretable_share'] * row['n_latents']:,.0f}"
-        cells = (
-            f"{who} ({accuracy})",
-            row["dictionary"],
-            f"{row['n_latents']:,}",
-            *numbers,
-            str(row["judged"]),
-            plain,
-            count,
-            hard,
-            paper,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    return [*lines, *(_line(row, overall, about.get(row["dictionary"], {})) for row in judged)]
+
+
+def _line(row: Row, overall: Mapping[str, Row], dictionary: Row) -> str:
+    """Of one judge and one dictionary."""
+    who = Who.named(row["judge"])
+    # known labels are measured once, whichever labelling they are of
+    start = f"{who}: " if who.kind != "labels" else "labels"
+    accuracy = next(f"{x['accuracy']:.3f}" for name, x in overall.items() if name.startswith(start))
+    shares = [_share(row, f"{name}_share") for name in COUNTS]
+    cells = (
+        f"{who} ({accuracy})",
+        row["dictionary"],
+        f"{row['n_latents']:,}",
+        *(_number(dictionary.get(name), digits) for name, digits in (("l0", 1), ("bits", 0))),
+        str(row["judged"]),
+        shares[0],
+        f"{row['interpretable_share'] * row['n_latents']:,.0f}",
+        *shares[1:],
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def _number(value: float | None, digits: int) -> str:

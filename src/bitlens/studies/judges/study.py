@@ -26,10 +26,10 @@ from bitlens.information.intervals import wilson
 from bitlens.labels.sources import load_tokenizer, own_labels
 from bitlens.studies.cells import Cell, Row, Study
 from bitlens.studies.judges.config import JudgesConfig, Who
-from bitlens.studies.judges.judging import accuracy, opened, rates
+from bitlens.studies.judges.judging import accuracy, opened, picked, rates
 from bitlens.studies.judges.meanings import MEANINGS
 from bitlens.studies.judges.planting import plant
-from bitlens.studies.judges.report import draw, write_report
+from bitlens.studies.judges.report import COUNTS, draw, write_report
 from bitlens.studies.judges.sentences import Sentence, plain_sentences, tagged_sentences
 
 NUMBERS = ("fvu", "l0", "dead", "dense", "bits_joint", "bits_magnitudes")
@@ -39,8 +39,11 @@ CODES_SCHEMA = 1
 def run(config: JudgesConfig, study: Study) -> list[Row]:
     """Judge the judges, then the latents; `judges.md` and codes of runs stay in the folder, too."""
     config.refuse_nonsense()
+    picked(config.device)
     study.open("judges", asdict(config))
-    planted = [cell for name in config.judges for cell in _planted_cells(config, Who.named(name))]
+    # known labels are right by construction, whichever labelling they are of
+    whose = dict.fromkeys("labels" if _by_labels(name) else name for name in config.judges)
+    planted = [cell for name in whose for cell in _planted_cells(config, Who.named(name))]
     dictionaries = [
         {"part": "dictionary", "dictionary": name, "folder": str(folder)}
         for name, folder in config.dictionaries().items()
@@ -50,7 +53,9 @@ def run(config: JudgesConfig, study: Study) -> list[Row]:
     how = {"examples": config.examples, "window": config.window}
     settings = functools.partial(functools.partial, config=config, out=study.out)
     rows = study.measure(planted, settings(measure_planted), {**text, **how})
-    good = [name for name in config.judges if passes(rows, name, config.passing)]
+    good = [
+        name for name in config.judges if _by_labels(name) or passes(rows, name, config.passing)
+    ]
     latents = [
         {"part": "latents", "judge": judge, **cell, "seed": seed}
         for cell in ({k: v for k, v in d.items() if k != "part"} for d in dictionaries)
@@ -66,13 +71,17 @@ def run(config: JudgesConfig, study: Study) -> list[Row]:
     return study.finish(rows, draw)
 
 
+def _by_labels(judge: str) -> bool:
+    return Who.named(judge).kind == "labels"
+
+
 def _planted_cells(config: JudgesConfig, who: Who) -> list[Cell]:
     """One for each meaning and what the judge is given: the phrase, its own words, or examples."""
     if who.kind == "words":
         ways = ("true phrase", "own words")
     else:
         ways = ("truth",) if who.kind == "labels" else ("examples",)
-    name = f"{who.kind}={who.of}" if who.of else who.kind
+    name = f"{who.kind}={who.of}".rstrip("=")
     return [
         {
             "part": "planted",
@@ -130,7 +139,7 @@ def measure_dictionary(cell: Cell, config: JudgesConfig, out: Path) -> Row:
         raise BitlensError(
             f"{folder} holds a run; name the hidden states that it is encoded on with `store`."
         )
-    trained = Autoencoder.from_pretrained(folder)
+    trained = Autoencoder.from_pretrained(folder, picked(config.device))
     store = ActivationStore(config.store)
     encode_store(trained, store, _codes(out, cell), name=str(folder), overwrite=True)
     numbers = evaluate(trained, store).as_dict()
@@ -162,7 +171,7 @@ def measure_latents(cell: Cell, config: JudgesConfig, out: Path) -> Row:
     results = _interpreted(codes, latents, who, how, config)
     row: dict[str, Any] = {"n_latents": codes.n_latents, "sampled": len(latents)}
     row |= results.summary()
-    for name in ("interpretable", "interpretable_hard", "interpretable_paper"):
+    for name in COUNTS:
         share = wilson(row[name], len(latents))
         for ending, value in (("", share.value), ("_low", share.low), ("_high", share.high)):
             row[f"{name}_share{ending}"] = value
