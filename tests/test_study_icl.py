@@ -16,13 +16,14 @@ from torch.nn.functional import one_hot
 
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
+from bitlens.files import write_tensors
 from bitlens.hidden import LanguageModel
 from bitlens.information.dependence import label_entropy
 from bitlens.labels.probe import label_information
 from bitlens.studies.cells import Study
 from bitlens.studies.icl.config import IclConfig
 from bitlens.studies.icl.effects import combined, contrasts, effects
-from bitlens.studies.icl.pooling import PooledSource
+from bitlens.studies.icl.pooling import PooledSource, centred, fitting_states
 from bitlens.studies.icl.prompts import (
     Template,
     draw_prompts,
@@ -227,19 +228,33 @@ def test_calibration_takes_from_a_label_what_it_gets_in_every_prompt():
 
 def test_prompts_have_their_share_of_the_rows_and_set_the_scale():
     random = torch.Generator().manual_seed(0)
-    cells = torch.tensor([[0.0], [30.0]]) + 2 * torch.randn(200, 2, 4, generator=random)
-    text = 9 * torch.randn(450, 4, generator=random)
+    prompts, text = torch.randn(400, 4, generator=random), 9 * torch.randn(450, 4, generator=random)
     for share, rows in ((0.25, 1600), (0.5, 900), (0.8, 2250)):
-        source = PooledSource(cells, text, share)
+        source = PooledSource(prompts, text, share)
         of_text = (source.rows[:, None] == text).all(2).any(1)
         assert len(source.rows) == pytest.approx(rows, abs=1)
         assert float(of_text.double().mean()) == pytest.approx(1 - share, abs=0.01)
         assert {tuple(row) for row in source.rows.tolist()} == {
-            tuple(row) for row in torch.cat([cells.flatten(0, 1), text]).tolist()
+            tuple(row) for row in torch.cat([prompts, text]).tolist()
         }
-        assert source.scale == pytest.approx(2, rel=0.05)  # not that between cells, 15
-        assert source.mean.tolist() == pytest.approx([15] * 4, abs=0.5)
-    assert torch.equal(PooledSource(cells, None, 0.5).rows, cells.flatten(0, 1))
+        assert source.scale == pytest.approx(1, rel=0.05)
+    assert torch.equal(PooledSource(prompts, None, 0.5).rows, prompts)
+
+
+def test_fitting_states_are_about_their_cells_mean_and_without_held_out_prompts(tmp_path):
+    random = torch.Generator().manual_seed(0)
+    held_out = torch.arange(10) >= 8
+    cells, files = [], []
+    for i in range(3):
+        cells.append(50 * i + torch.randn(10, 4, generator=random))
+        cells[i][held_out] = 1e6  # would be seen in every mean
+        files.append(tmp_path / f"{i}.safetensors")
+        write_tensors(files[i], {"state": cells[i], "held_out": held_out})
+    states, queries = fitting_states(files, "state")
+    assert queries.tolist() == [query for query in range(8) for _ in range(3)]
+    for i, cell in enumerate(cells):
+        torch.testing.assert_close(states[i::3], cell[:8] - cell[:8].mean(0))
+        assert torch.equal(centred(cell, held_out)[:8], states[i::3])
 
 
 def rows_of_queries(bits, label_bits, seeds=(0,)):

@@ -15,13 +15,7 @@ from bitlens.hidden import ActivationStore, TensorSource
 
 class PooledSource(TensorSource):
     """Rows of prompts and, if there is any, of text: the fewer again and again until each have
-    their share.
-
-    The mean is that of the prompts, the scale that of prompts about the mean of their own cell: it
-    is what a cell's `fvu` is measured by, so that a bit has the same price as where each cell has
-    an autoencoder. By that of all rows, the most of which is between cells and between prompts and
-    text, what tells two prompts of a cell apart would be too little to be worth a bit.
-    """
+    their share. Mean and scale are those of the prompts."""
 
     def __init__(
         self,
@@ -30,14 +24,22 @@ class PooledSource(TensorSource):
         share: float,
         about: dict[str, Any] | None = None,
     ) -> None:
-        """prompts: raw `[queries, cells, d]`; text: raw `[n, d]`, if any; share: of the prompts."""
-        super().__init__(prompts.flatten(0, 1), about)
-        own = prompts.double() - prompts.double().mean(0)
-        self.scale = float(own.square().mean().sqrt())
+        """prompts, text: raw rows `[n, d]`; share: of the prompts."""
+        super().__init__(prompts, about)
         if text is not None:
-            n = max(len(self.rows) / share, len(text) / (1 - share))
-            parts = ((self.rows, n * share), (text, n * (1 - share)))
+            n = max(len(prompts) / share, len(text) / (1 - share))
+            parts = ((prompts, n * share), (text, n * (1 - share)))
             self.rows = torch.cat([_repeated(rows, round(times)) for rows, times in parts])
+
+
+def centred(states: Tensor, held_out: Tensor) -> Tensor:
+    """States of a cell `[prompts, d]` about the mean of those that are not held out, float32.
+
+    A cell's mean tells nothing of its prompts. With it, cells are far apart for what tells prompts
+    of one apart, and latents whose bits change between cells are too large for their prompts.
+    """
+    states = states.float()
+    return states - states[~held_out].mean(0)
 
 
 def _repeated(rows: Tensor, n: int) -> Tensor:
@@ -45,13 +47,16 @@ def _repeated(rows: Tensor, n: int) -> Tensor:
     return rows.repeat(-(-n // len(rows)), 1)[:n]
 
 
-def fitting_states(files: Sequence[Path], name: str) -> Tensor:
-    """Of all sets of prompts, which have the same queries, the states that are not held out ->
-    float32 `[queries, sets, d]`"""
+def fitting_states(files: Sequence[Path], name: str) -> tuple[Tensor, Tensor]:
+    """Of all cells, which have the same queries, the centred states that are not held out, those of
+    one query together -> `[n, d]`, and the place of each one's query."""
     kept = [read_tensors(file, [name, "held_out"]) for file in files]
-    return torch.stack([tensors[name][~tensors["held_out"]].float() for tensors in kept], 1)
+    cells = [centred(of[name], of["held_out"])[~of["held_out"]] for of in kept]
+    queries = torch.arange(len(cells[0])).repeat_interleave(len(cells))
+    return torch.stack(cells, 1).flatten(0, 1), queries
 
 
 def text_rows(store: ActivationStore) -> Tensor:
-    """All rows of usual norm, float32 `[n, d]`."""
-    return torch.cat([rows.hidden.float() for rows in store.read("usual")])
+    """All rows of usual norm about their mean, float32 `[n, d]`."""
+    rows = torch.cat([rows.hidden.float() for rows in store.read("usual")])
+    return rows - rows.mean(0)

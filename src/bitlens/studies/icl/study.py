@@ -17,8 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import read_tensors, write_tensors
 from bitlens.hidden import Corpus, LanguageModel
@@ -29,7 +27,7 @@ from bitlens.labels.probe import label_information, probe_costs, probe_informati
 from bitlens.studies.cells import Cell, Row, Study
 from bitlens.studies.icl.config import IclConfig
 from bitlens.studies.icl.effects import OF_QUERIES
-from bitlens.studies.icl.pooling import PooledSource, fitting_states, text_rows
+from bitlens.studies.icl.pooling import PooledSource, centred, fitting_states, text_rows
 from bitlens.studies.icl.prompts import (
     Draw,
     Examples,
@@ -208,20 +206,21 @@ def _keep_states(
 def train_cell(cell: Cell, out: Path, config: IclConfig) -> Row:
     """Train on the fitting prompts of all sets of a seed, and on text, at one layer."""
     files = [out / "states" / f"{name}.safetensors" for name in cell["states"]]
-    states = fitting_states(files, HIDDEN + cell["layer"])
+    states, queries = fitting_states(files, HIDDEN + cell["layer"])
     about = {"model": config.model, "hook": {"module": cell["layer"]}, "corpus": cell["corpus"]}
+    about["rows"] = "states about the mean of their cell"
     text = text_rows(opened(out, cell["layer"])) if config.text else None
     source = PooledSource(states, text, config.prompt_share, about)
     training, folder = config.training(cell["seed"]), out / shared_folder(config, cell)
-    queries = torch.arange(len(states)).repeat_interleave(len(files))
-    return train_shared(source, training, folder, states.flatten(0, 1), queries)
+    return train_shared(source, training, folder, states, queries)
 
 
 def measure_cell(cell: Cell, out: Path, config: IclConfig) -> Row:
     """Measure the held-out prompts of one cell with its layer's autoencoder -> numbers"""
     state, file = HIDDEN + cell["layer"], out / "states" / f"{cell['states']}.safetensors"
     kept = read_tensors(file, [state, "scores", "label", "held_out"])
-    rows, labels, held_out = kept[state].float(), kept["label"], kept["held_out"]
+    labels, held_out = kept["label"], kept["held_out"]
+    rows = centred(kept[state], held_out)
     autoencoder, code = load_shared(out / cell["shared"], config.where())
     numbers, bits = measure_rows(autoencoder, rows, held_out, common=code, seed=cell["seed"])
     told = label_information(bits, labels, held_out, cell["seed"])
