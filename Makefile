@@ -15,8 +15,8 @@ demo: .venv/base
 # At most half an hour on two cores; repeated, it goes on where it was stopped.
 real: .venv/real
 	$(BIN)/bitlens study survey --model "$$($(BIN)/python tools/packaged.py model)" --hooks layers.14 layers.22 \
-		--text $(TEXT) --shuffle-seed 0 --max-rows 250000 --store-dtype float16 --steps 1000 \
-		--workers 2 --out $(OUT) --resume
+		--text $(TEXT) --shuffle-seed 0 --max-rows 250000 --store-dtype float16 --steps 1000 --contexts 32 \
+		--workers 2 --out $(OUT) --json $(OUT)/survey.json --resume
 
 test: .venv/dev .venv/real
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

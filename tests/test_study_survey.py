@@ -27,7 +27,7 @@ TINY = SurveyConfig(
     context=16,
     test_fraction=0.3,
     n_latents=64,
-    steps=40,
+    steps=25,
     contexts=8,
     device="cpu",
 )
@@ -50,6 +50,7 @@ def untimed(rows):
     return [{key: value for key, value in row.items() if key != TIMES} for row in rows]
 
 
+@pytest.mark.slow
 def test_at_every_hook_point_a_rival_has_the_width_and_the_l0_of_the_bae(survey):
     rows = survey[1]
     assert not [row["error"] for row in rows if "error" in row]
@@ -62,6 +63,7 @@ def test_at_every_hook_point_a_rival_has_the_width_and_the_l0_of_the_bae(survey)
         assert theirs["bits"] == theirs["bits_joint"] + theirs["bits_magnitudes"]
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_gives_the_numbers_of_its_table(survey, monkeypatch, tmp_path):
     out, rows = survey
     page = (out / "survey.md").read_text()
@@ -87,6 +89,7 @@ def test_every_command_of_the_page_gives_the_numbers_of_its_table(survey, monkey
         assert f"{row['fvu']:.4f}" in page
 
 
+@pytest.mark.slow
 def test_what_is_drawn_and_listed_is_of_the_codes(survey):
     out, rows = survey
     for row in rows:
@@ -98,6 +101,7 @@ def test_what_is_drawn_and_listed_is_of_the_codes(survey):
         assert "layers.2" in (out / f"{name}.svg").read_text()
 
 
+@pytest.mark.slow
 def test_what_was_lost_is_made_again_and_is_the_same(survey, config):
     out, rows = survey
     codes = files_of(out, rows[1]).codes
@@ -111,17 +115,22 @@ def test_what_was_lost_is_made_again_and_is_the_same(survey, config):
     assert Codes(codes).manifest["complete"]
 
 
-def test_other_settings_in_the_same_folder_are_refused(survey, config, tmp_path):
+@pytest.mark.slow
+def test_other_settings_in_the_same_folder_are_refused(survey, config):
     out, _ = survey
     for changes in ({"max_rows": 500}, {"context": 8}):
         with pytest.raises(BitlensError, match="was begun with other settings"):
             run(dataclasses.replace(config, **changes), Study(out, resume=True))
+
+
+def test_what_cannot_be_is_refused_before_a_file_is_written(config, tmp_path):
     for changes in ({"seeds": ()}, {"contexts": 1}, {"price": -1.0}):
         with pytest.raises(BitlensError):
             run(dataclasses.replace(config, **changes), Study(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_an_encoder_has_no_loss_and_everything_else(make_model, text_folder, tmp_path):
     config = dataclasses.replace(
         TINY, model=str(make_model("bert")), text=(str(text_folder),), hooks=("layers.1",), steps=5

@@ -139,7 +139,9 @@ def _draw_rates(panel: Any, out: Path, rows: Sequence[Row]) -> None:
 # --- the page -------------------------------------------------------------------------------------
 
 
-def write_report(out: Path, rows: Sequence[Row], stores: Sequence[ActivationStore]) -> None:
+def write_report(
+    out: Path, rows: Sequence[Row], stores: Sequence[ActivationStore], contexts: int
+) -> None:
     """`survey.md`: what was run, every number with its command, and the clearest latents."""
     manifest, store = stores[0].manifest, stores[0]
     measured = [row for row in rows if "error" not in row]
@@ -164,7 +166,7 @@ def write_report(out: Path, rows: Sequence[Row], stores: Sequence[ActivationStor
         "Settings are in `study.json`; each line can be repeated in this folder.",
         "",
     ]
-    lines += [f"    {command}" for row in measured for command in _commands(row)]
+    lines += [f"    {command}" for row in measured for command in _commands(row, contexts)]
     for row in measured:
         if row["autoencoder"] == BAE and row["seed"] == rows[0]["seed"]:
             lines += _clearest(out, row)
@@ -202,11 +204,11 @@ def _value(row: Row, name: str, form: str) -> str:
     return f"{value:{form}}{half}"
 
 
-def _commands(row: Row) -> list[str]:
+def _commands(row: Row, contexts: int) -> list[str]:
     run, codes, features, meanings = files_of(Path(), row)
     store = store_folder(Path(), row["hook"])
     return [
-        f"bitlens evaluate {run} {store} --no-joint",
+        f"bitlens evaluate {run} {store} --no-joint --contexts {contexts}",
         f"bitlens entropy {codes}",
         f"bitlens features {codes} --run {run} --out {features}",
         f"bitlens interpret {codes} --out {meanings.parent}",

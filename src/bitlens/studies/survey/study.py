@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.codes import Codes
 from bitlens.bits.statistics import DENSE
-from bitlens.causal.splice import Splice
+from bitlens.causal.splice import Splice, load_spliced
 from bitlens.comsem.interpret import comsem_by_labels
 from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
@@ -79,7 +80,7 @@ def run(config: SurveyConfig, study: Study) -> list[Row]:
     ]
     pairs = zip(measured, study.measure(theirs, work, same), strict=True)
     rows = [row for pair in pairs for row in pair]
-    write_report(study.out, rows, stores)
+    write_report(study.out, rows, stores, config.contexts)
     return study.finish(rows, draw)
 
 
@@ -129,10 +130,10 @@ def _opened(folder: Path, device: str, contexts: int) -> Shared:
     """Once in a process, where its cells are of few hook points."""
     store = ActivationStore(folder)
     covariance = Covariance.of(rows.hidden for rows in store.read("usual"))
-    hook, loading = store.manifest["hook"]["module"], {"device": device, "causal": True}
     try:
-        model = LanguageModel.again(store.manifest, folder, [hook], **loading)
-    except BitlensError:  # an encoder predicts no next token
+        model = load_spliced(None, store, device)
+    except BitlensError as error:  # an encoder predicts no next token
+        terminal.say(f"Without cross-entropy numbers: {error}")
         return Shared(store, covariance, None)
     return Shared(store, covariance, Splice.of_store(model, None, store, contexts))
 
@@ -195,7 +196,6 @@ def _meanings(
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """What the command shows of each autoencoder."""
-    names = ("fvu", "l0", "bits", "of_gaussian", "ce_loss_score", "dense")
-    names += ("token_latents", "interpretable")
-    about = ("hook", "autoencoder", "seed")
+    about = ("hook", "autoencoder", *(("seed",) if len({row["seed"] for row in rows}) > 1 else ()))
+    names = ("fvu", "l0", "bits", "of_gaussian", "ce_loss_score", "token_latents", "interpretable")
     return [{name: row.get(name) for name in (*about, *names)} for row in rows]
