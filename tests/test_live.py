@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
+import bitlens.hidden.harvest as harvest_module
 import bitlens.hidden.live as live_module
 from bitlens.errors import BitlensError
 from bitlens.hidden import Corpus, LanguageModel
@@ -37,8 +38,9 @@ def live(model, text_folder):
 
 
 @pytest.fixture
-def store(live, model, tmp_path):
-    """The same rows as a store."""
+def store(live, model, tmp_path, monkeypatch):
+    """The same rows as a store, whose shards are the windows."""
+    monkeypatch.setattr(harvest_module, "SHARD_BYTES", 16 * 16 * model.widths()["layers.1"] * 4)
     (stored,) = harvest(model, live().reader, tmp_path / "store", batch_size=4)
     return stored
 
