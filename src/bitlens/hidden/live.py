@@ -28,9 +28,10 @@ RESERVOIR_ROWS = 65536
 class LiveSource(HiddenSource):
     """Training rows straight from a model with one hook point.
 
-    A window is consecutive contexts with as many tokens as `window_contexts` full ones; its rows are shuffled, the windows come in
-    the order of the corpus. The first ones fill a reservoir, kept in memory: standardisation,
-    pruning and regrowing look at that. Restarting skips windows without running the model.
+    A window is consecutive contexts with as many tokens as `window_contexts` full ones; its rows
+    are shuffled, the windows come in the order of the corpus. The first ones fill a reservoir, kept
+    in memory: standardisation, pruning and regrowing look at that. Restarting skips windows without
+    running the model.
     """
 
     def __init__(
