@@ -181,7 +181,9 @@ class _Job:
     def refuse_impossible(self, plan: HarvestPlan, resume: bool) -> None:
         """Before a former store is replaced."""
         self.model.require_context(self.reader.length)
-        if next(self.reader.contexts(), None) is None:
+        # An estimate of some rows has seen them already.
+        unseen = self.reader.corpus.streaming or not plan.rows
+        if unseen and next(self.reader.contexts(), None) is None:
             raise BitlensError("The text gave no usable tokens: it is empty.")
         if plan.store_bytes is not None and plan.store_bytes > plan.free_bytes and not resume:
             raise BitlensError(
