@@ -79,8 +79,9 @@ class Bar:
 
     def __str__(self) -> str:
         total = f" of {self.total:,}" if self.total is not None else ""
-        count = f"{self.done:,}{total}  " if self.done else ""
-        return f"{self.title}: {count}{self.note}{self._left()}".rstrip(" :")
+        count = f"{self.done:,}{total}" if self.done else ""
+        said = "  ".join(filter(None, (count, self.note, self._left())))
+        return f"{self.title}: {said}".rstrip(" :")
 
     def _left(self) -> str:
         """The time left at the speed so far, once there is one."""
@@ -88,7 +89,7 @@ class Bar:
             return ""
         begun, before = self._first
         left = (time.monotonic() - begun) / (self.done - before) * (self.total - self.done)
-        return f"  {timedelta(seconds=round(left))} left"
+        return f"{timedelta(seconds=round(left))} left"
 
 
 class _Screen:
