@@ -76,14 +76,18 @@ def test_rows_are_the_hidden_states_of_the_model(
     stores = harvest(model, reader, tmp_path / "out", batch_size=4)
     found = [all_rows(store) for store in stores]
     begin = 0
-    for batch in reader.batches(4):
-        states = model.hidden_states(batch.tokens, batch.mask)
-        end = begin + int(batch.keep.sum())
+    for part in reader.runs(8 * 4 * 16):
+        states = {hook.name: torch.zeros(*part.tokens.shape, 32) for hook in model.hooks}
+        for chosen in part.by_length(4 * 16):
+            batch = part.of(chosen)
+            for name, state in model.hidden_states(batch.tokens, batch.mask).items():
+                states[name][chosen, : state.shape[1]] = state
+        end = begin + int(part.keep.sum())
         for hook, rows in zip(model.hooks, found, strict=True):
-            assert torch.equal(rows.hidden[begin:end], states[hook.name][batch.keep])
-            assert torch.equal(rows.token[begin:end], batch.tokens[batch.keep].int())
-            assert torch.equal(rows.document[begin:end], batch.document[batch.keep])
-            assert torch.equal(rows.position[begin:end], batch.keep.nonzero()[:, 1].int())
+            assert torch.equal(rows.hidden[begin:end], states[hook.name][part.keep])
+            assert torch.equal(rows.token[begin:end], part.tokens[part.keep].int())
+            assert torch.equal(rows.document[begin:end], part.document[part.keep])
+            assert torch.equal(rows.position[begin:end], part.keep.nonzero()[:, 1].int())
         begin = end
     assert [len(store) for store in stores] == [begin, begin]
     assert len(stores[0].shards) > 1 or not packed

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,6 +43,18 @@ def test_long_work_says_where_it_is_and_ever_more_rarely(
             said = until_said(capsys, "outer: 3 of 5  a note with [brackets]; inner")
     assert said.count("\n") < 4
     assert not terminal._screen.bars
+
+
+def test_a_line_tells_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter((10.0, 16.0, 100.0))
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    bar = terminal.Bar("harvest", 50)
+    bar.at(20, "7 rows/s")  # what was there before, and the first batch
+    assert str(bar) == "harvest: 20 of 50  7 rows/s"
+    bar.at(30, "7 rows/s")
+    assert str(bar) == "harvest: 30 of 50  7 rows/s  0:00:12 left"
+    bar.at(50)
+    assert str(bar) == "harvest: 50 of 50  0:00:00 left"
 
 
 def test_short_work_says_nothing(

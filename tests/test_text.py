@@ -15,7 +15,7 @@ import bitlens.hidden.text as text_module
 from bitlens.errors import BitlensError
 from bitlens.hidden import Corpus
 from bitlens.hidden.source import held_out
-from bitlens.hidden.text import ContextReader
+from bitlens.hidden.text import ContextReader, Contexts
 
 
 def write_jsonl(path, texts):
@@ -242,6 +242,40 @@ def test_skipping_contexts_gives_the_rest(reader_of, packed):
     whole = [c.tokens[c.mask].tolist() for c in reader.batches(1)]
     for skip in (0, 1, 5, len(whole), len(whole) + 3):
         assert [c.tokens[c.mask].tolist() for c in reader.batches(1, skip=skip)] == whole[skip:]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_runs_are_the_contexts_in_their_order(reader_of, packed):
+    reader = reader_of(PROSE, 8, packed=packed)
+    whole = [c.tokens[c.mask].tolist() for c in reader.batches(1)]
+    kept = [int(c.keep.sum()) for c in reader.batches(1)]
+    for skip, tokens in ((0, 1), (1, 9), (2, 20), (0, 10**6), (len(whole), 9)):
+        runs = list(reader.runs(tokens, skip))
+        found = [
+            row[real].tolist() for c in runs for row, real in zip(c.tokens, c.mask, strict=True)
+        ]
+        assert found == whole[skip:]
+        assert all(int(c.mask.sum()) >= tokens for c in runs[:-1])
+    for rows in range(sum(kept) + 3):
+        taken = sum(len(c.tokens) for c in reader.runs(9, rows=rows))
+        assert sum(kept[:taken]) >= min(rows, sum(kept))
+        assert not taken or sum(kept[: taken - 1]) < rows
+
+
+def test_contexts_of_like_length_are_read_together():
+    lengths = torch.tensor([8, 3, 8, 1, 8, 2, 8, 3, 7, 8])
+    mask = torch.arange(8) < lengths[:, None]
+    contexts = Contexts(torch.arange(80).view(10, 8), mask, mask, mask.long())
+    batches = contexts.by_length(32)
+    assert sorted(torch.cat(batches).tolist()) == list(range(10))
+    assert batches[0].tolist() == [0, 2, 4, 6]
+    assert contexts.of(batches[0]).mask.all()
+    for chosen in batches:
+        batch = contexts.of(chosen)
+        assert batch.mask.numel() <= 32
+        assert int((~batch.mask).sum()) <= 2
+        assert torch.equal(batch.tokens[batch.mask], contexts.tokens[chosen][mask[chosen]])
+    assert [len(c) for c in contexts.by_length(1)] == [1] * 10
 
 
 def test_the_size_is_known_beforehand(reader_of):

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import tyro
 
+from benchmarks.speed.harvest import RealModel
 from benchmarks.speed.run import DEFAULT_CASES, SIZES, run_bench
 from benchmarks.speed.show import Screen
 from bitlens.errors import BitlensError
 from bitlens.files import refuse_unwritable, write_json
+from bitlens.options import BUNDLED
 
 
 def bench(
@@ -19,6 +21,9 @@ def bench(
     rows: int = 1_000_000,
     budget: float = 20.0,
     json: Path | None = None,
+    model: str | None = None,
+    hook: tuple[str, ...] = (),
+    text: str = BUNDLED,
 ) -> None:
     """Time bitlens on this machine, side by side with naive code and other libraries.
 
@@ -31,11 +36,16 @@ def bench(
         rows: rows of the cases that go by rows.
         budget: seconds that the repetitions of one comparison may take.
         json: also write the numbers to this file.
+        model: a model that the case harvest runs, by name or folder.
+        hook: its hook points.
+        text: what it reads.
     """
     if json is not None:
         refuse_unwritable(json)
+    real = None if model is None else RealModel(model, hook, text)
     screen = Screen()
-    result = run_bench(sizes, cases, rows, budget, started=screen.started, report=screen.figure)
+    shown = {"started": screen.started, "report": screen.figure}
+    result = run_bench(sizes, cases, rows, budget, real=real, **shown)
     screen.done(result["rivals"])
     if json is not None:
         write_json(json, result)

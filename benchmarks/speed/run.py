@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.speed import rivals
 from benchmarks.speed.cases import CASES, Figure, Scope
+from benchmarks.speed.harvest import RealModel
 from benchmarks.speed.machine import Peaks, about, peaks
 from bitlens.errors import BitlensError
 
@@ -21,17 +22,18 @@ def run_bench(
     rows: int = 1_000_000,
     budget: float = 20.0,
     *,
+    real: RealModel | None = None,
     started: Callable[[dict[str, Any], Peaks], None] = lambda machine, measured: None,
     report: Callable[[Figure], None] = lambda figure: None,
 ) -> dict[str, Any]:
     """Time the cases on this machine, interleaved with what they are compared with.
 
-    started: called with the machine and its measured peaks before the first case. report: called
-    with every figure.
+    real: a model for the case `harvest`. started: called with the machine and its measured peaks
+    before the first case. report: called with every figure.
 
     -> machine, measured peaks, versions of the rivals that are installed, and the figures
     """
-    scope = Scope(tuple(_size(text) for text in sizes), rows, budget)
+    scope = Scope(tuple(_size(text) for text in sizes), rows, budget, real)
     unknown = [case for case in cases if case not in CASES]
     if unknown or not sizes:
         raise BitlensError(

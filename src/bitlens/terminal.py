@@ -13,7 +13,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -65,17 +67,29 @@ class Bar:
 
     def __init__(self, title: str, total: int | None) -> None:
         self.title, self.done, self.total, self.note = title, 0, total, ""
+        self._first: tuple[float, int] | None = None  # when it first was how far
 
     def at(self, done: int, note: str = "", total: int | None = None) -> None:
         """done: of `total`; note: what to say beside it."""
         self.done, self.note = done, note
+        if done and self._first is None:
+            self._first = (time.monotonic(), done)
         self.total = self.total if total is None else max(total, done)
         _screen.changed(self)
 
     def __str__(self) -> str:
         total = f" of {self.total:,}" if self.total is not None else ""
-        count = f"{self.done:,}{total}  " if self.done else ""
-        return f"{self.title}: {count}{self.note}".rstrip(" :")
+        count = f"{self.done:,}{total}" if self.done else ""
+        said = "  ".join(filter(None, (count, self.note, self._left())))
+        return f"{self.title}: {said}".rstrip(" :")
+
+    def _left(self) -> str:
+        """The time left at the speed so far, once there is one."""
+        if self._first is None or self.total is None or self.done <= self._first[1]:
+            return ""
+        begun, before = self._first
+        left = (time.monotonic() - begun) / (self.done - before) * (self.total - self.done)
+        return f"{timedelta(seconds=round(left))} left"
 
 
 class _Screen:
@@ -137,6 +151,7 @@ def _rich_progress() -> Any:
         rich.TimeRemainingColumn(),
         rich.TextColumn("{task.fields[note]}", markup=False),
         console=console(),
+        speed_estimate_period=600,  # a batch of a large model takes long
         transient=True,
         redirect_stdout=sys.stdout.isatty(),
     )

@@ -37,7 +37,7 @@ def harvest(
         hook: hook points: layers.4, layers.4.mlp, layers.4.mlp:input, hidden_states[5] or
             blocks.4.hook_resid_post.
         out: the store; with several hook points a folder with a store for each.
-        batch_size: contexts a forward pass.
+        batch_size: contexts of full length a forward pass; of shorter ones more.
         max_rows: stop after so many tokens.
         test_fraction: share of the documents that is held out; packed contexts hold either such
             documents or others.

@@ -6,13 +6,14 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from bitlens import terminal
 from bitlens.errors import BitlensError, Interrupted
@@ -80,6 +81,8 @@ def harvest(
 
     reader: the text; a string is a source as in `Corpus`, read in contexts of 256 tokens (fewer if
     the model reads fewer). out: the store, or with several hook points a folder of stores.
+    batch_size: contexts of full length in a forward pass; of shorter ones, as many as make as many
+    tokens, together with others of like length.
     max_rows: stop after so many rows. store_dtype: by default the model's. stop: asked after every
     batch; a name (of a signal) ends the harvest by `Interrupted`, and `resume` continues it.
     progress: show it on standard error.
@@ -178,7 +181,9 @@ class _Job:
     def refuse_impossible(self, plan: HarvestPlan, resume: bool) -> None:
         """Before a former store is replaced."""
         self.model.require_context(self.reader.length)
-        if next(self.reader.contexts(), None) is None:
+        # An estimate of some rows has seen them already.
+        unseen = self.reader.corpus.streaming or not plan.rows
+        if unseen and next(self.reader.contexts(), None) is None:
             raise BitlensError("The text gave no usable tokens: it is empty.")
         if plan.store_bytes is not None and plan.store_bytes > plan.free_bytes and not resume:
             raise BitlensError(
@@ -189,65 +194,84 @@ class _Job:
     def write(
         self, writers: dict[str, StoreWriter], planned: int | None, stop: Callable[[], str | None]
     ) -> None:
-        """Write the shards that are not there yet, each behind the model's work on the next one."""
+        """Write the shards that are not there yet. While the model works on one, the text of the
+        next is tokenized and the one before is written."""
         first = next(iter(writers.values()))
         begun, rows = time.perf_counter(), first.rows
-        batches = self.reader.batches(self.batch_size, skip=first.contexts)
-        # Whole batches, so that a resumed harvest sees the same ones.
-        row_bytes = max(self.model.widths().values()) * self.dtype.itemsize
-        batch_bytes = self.batch_size * self.reader.length * row_bytes
-        shard_contexts = max(1, SHARD_BYTES // batch_bytes) * self.batch_size
-        shard = _Shard(self.dtype, self.reader.length)
-        with ThreadPoolExecutor(1) as pool:
-            written = pool.submit(lambda: None)
-            while rows != self.max_rows and (batch := next(batches, None)) is not None:
-                states = self.model.hidden_states(batch.tokens, batch.mask)
+        left = None if self.max_rows is None else self.max_rows - rows
+        # Batches are of one shard, so that a resumed harvest has the same ones.
+        runs = self.reader.runs(self.shard_tokens(), first.contexts, left)
+        batch_tokens = self.batch_size * self.reader.length
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(len(writers)) as behind:
+            coming = ahead.submit(next, runs, None)
+            writing: list[Future[None]] = []
+            while (contexts := coming.result()) is not None:
+                coming = ahead.submit(next, runs, None)
                 left = None if self.max_rows is None else self.max_rows - rows
-                rows += shard.add(batch, states, left)
-                speed = (rows - first.rows) / (time.perf_counter() - begun)
-                terminal.at(rows, f"{speed:,.0f} rows/s", planned)
-                if shard.contexts >= shard_contexts:
+                shard = _Shard(contexts, left, self.dtype, self.reader.length)
+                for chosen in contexts.by_length(batch_tokens):
+                    batch = contexts.of(chosen)
+                    states = self.model.hidden_states(batch.tokens, batch.mask)
+                    rows += shard.add(chosen, states)
+                    speed = (rows - first.rows) / (time.perf_counter() - begun)
+                    terminal.at(rows, f"{speed:,.0f} rows/s", planned)
+                    if rows != self.max_rows and (signal := stop()):
+                        raise Interrupted(
+                            f"Stopped by {signal} after {rows:,} rows: whole shards are kept; "
+                            "continue with `resume=True`."
+                        )
+                for written in writing:
                     written.result()  # raises what went wrong there
-                    written = pool.submit(shard.write, writers)
-                    shard = _Shard(self.dtype, self.reader.length)
-                if rows != self.max_rows and (signal := stop()):
-                    raise Interrupted(
-                        f"Stopped by {signal} after {rows:,} rows: whole shards are kept; continue "
-                        "with `resume=True`."
-                    )
-            written.result()
-            if shard.contexts:
-                shard.write(writers)
+                writing = [behind.submit(shard.write, *each) for each in writers.items()]
+            for written in writing:
+                written.result()
+
+    def shard_tokens(self) -> int:
+        """How many tokens the contexts of a shard have at least: those of whole batches."""
+        row_bytes = max(self.model.widths().values()) * self.dtype.itemsize
+        batch_tokens = self.batch_size * self.reader.length
+        return max(1, SHARD_BYTES // (batch_tokens * row_bytes)) * batch_tokens
 
 
 class _Shard:
-    """Rows of consecutive contexts, gathered until there are enough for a shard."""
+    """The rows of consecutive contexts, in the order of the text, whatever that of the batches."""
 
-    def __init__(self, dtype: torch.dtype, length: int) -> None:
-        self.dtype, self.length, self.contexts = dtype, length, 0
-        self.hidden: dict[str, list[Tensor]] = defaultdict(list)
-        self.columns: dict[str, list[Tensor]] = defaultdict(list)
-        self.tokens: list[Tensor] = []
+    def __init__(
+        self, contexts: Contexts, limit: int | None, dtype: torch.dtype, length: int
+    ) -> None:
+        """limit: number of rows at most. length: of the stored contexts"""
+        self.dtype = dtype
+        context, position = (index[:limit] for index in contexts.keep.nonzero(as_tuple=True))
+        self.rows, self.contexts = len(context), len(contexts.tokens)
+        self.row = torch.full(contexts.keep.shape, -1)  # of each token
+        self.row[context, position] = torch.arange(self.rows)
+        self.columns = {
+            "token": contexts.tokens[context, position],
+            "document": contexts.document[context, position],
+            "position": position,
+            "context": context,
+        }
+        tokens = contexts.tokens.masked_fill(~contexts.mask, -1)
+        self.tokens = pad(tokens, (0, length - tokens.shape[1]), value=-1)
+        self.hidden: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self.devices: set[torch.device] = set()
 
-    def add(self, batch: Contexts, states: dict[str, Tensor], limit: int | None) -> int:
-        """-> number of rows taken, at most `limit`"""
-        context, position = (index[:limit] for index in batch.keep.nonzero(as_tuple=True))
+    def add(self, chosen: Tensor, states: dict[str, Tensor]) -> int:
+        """states: hidden states of the chosen contexts -> number of rows taken"""
         for name, state in states.items():
-            rows = state[context.to(state.device), position.to(state.device)]
-            self.hidden[name].append(rows.to(self.dtype).cpu())
-        self.columns["token"].append(batch.tokens[context, position])
-        self.columns["document"].append(batch.document[context, position])
-        self.columns["position"].append(position)
-        self.columns["context"].append(context + self.contexts)
-        tokens = batch.tokens.masked_fill(~batch.mask, -1)
-        padding = (0, self.length - tokens.shape[1])
-        self.tokens.append(torch.nn.functional.pad(tokens, padding, value=-1))
-        self.contexts += len(tokens)
-        return len(context)
+            row = self.row[chosen, : state.shape[1]]
+            if state.is_cuda:  # the GPU goes on meanwhile
+                self.devices.add(state.device)
+            state = state.to(self.dtype).to("cpu", non_blocking=state.is_cuda)
+            self.hidden[name].append((row, state))
+        return int((self.row[chosen] >= 0).sum())
 
-    def write(self, writers: dict[str, StoreWriter]) -> None:
-        """Each hook point's rows by its own writer; what is written is not kept."""
-        columns = {name: torch.cat(parts) for name, parts in self.columns.items()}
-        for name, writer in writers.items():
-            hidden = torch.cat(self.hidden.pop(name))
-            writer.add(hidden, columns, torch.cat(self.tokens), done=self.contexts)
+    def write(self, name: str, writer: StoreWriter) -> None:
+        """The rows of a hook point; what is written is not kept."""
+        for device in self.devices:
+            torch.cuda.synchronize(device)
+        parts = self.hidden.pop(name)
+        hidden = torch.empty(self.rows, parts[0][1].shape[-1], dtype=self.dtype)
+        for row, state in parts:
+            hidden[row[row >= 0]] = state[row >= 0]
+        writer.add(hidden, self.columns, self.tokens, done=self.contexts)

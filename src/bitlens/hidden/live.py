@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -29,9 +28,10 @@ RESERVOIR_ROWS = 65536
 class LiveSource(HiddenSource):
     """Training rows straight from a model with one hook point.
 
-    A window is a fixed number of consecutive contexts; its rows are shuffled, the windows come in
-    the order of the corpus. The first ones fill a reservoir, kept in memory: standardisation,
-    pruning and regrowing look at that. Restarting skips windows without running the model.
+    A window is consecutive contexts with as many tokens as `window_contexts` full ones; its rows
+    are shuffled, the windows come in the order of the corpus. The first ones fill a reservoir, kept
+    in memory: standardisation, pruning and regrowing look at that. Restarting skips windows without
+    running the model.
     """
 
     def __init__(
@@ -50,7 +50,8 @@ class LiveSource(HiddenSource):
         model.require_context(reader.length)
         self.model, self.reader, self.batch_size = model, reader, batch_size
         self.test_fraction = reader.test_fraction
-        self.batches_per_window = max(1, window_contexts // batch_size)
+        self.batch_tokens = batch_size * reader.length
+        self.window_tokens = max(1, window_contexts // batch_size) * self.batch_tokens
         (self.d_in,) = model.widths().values()
         about = origin(model, reader, model.hooks[0], model.dtype)
         self.about = {key: about[key] for key in ABOUT if key in about} | {"store": None}
@@ -75,16 +76,15 @@ class LiveSource(HiddenSource):
             )
         return rows
 
-    def windows(self, seed: int, epoch: int) -> Iterator[list[Contexts]]:
-        """Groups of batches of contexts, in the order of the corpus, whatever the seed."""
-        batches = self.reader.batches(self.batch_size)
-        while group := list(itertools.islice(batches, self.batches_per_window)):
-            yield group
+    def windows(self, seed: int, epoch: int) -> Iterator[Contexts]:
+        """Consecutive contexts, in the order of the corpus, whatever the seed."""
+        return self.reader.runs(self.window_tokens)
 
     def window(self, key: Any) -> Tensor:
-        """The training rows of a group of batches, `[rows, d_in]`, without outliers"""
+        """The training rows of these contexts, `[rows, d_in]`, without outliers"""
         kept = []
-        for rows, documents in hidden_rows(self.model, key):
+        batches = (key.of(chosen) for chosen in key.by_length(self.batch_tokens))
+        for rows, documents in hidden_rows(self.model, batches):
             norm = row_norms(rows)
             refuse_non_finite(norm, documents)
             test = torch.from_numpy(held_out(documents.numpy(), self.test_fraction))

@@ -18,7 +18,7 @@ from bitlens.options import TEST_FRACTION
 from bitlens.results import brief
 
 STRETCH = 100_000  # characters of a document that are tokenized at once
-GROUP = 16  # of these
+GROUP_CHARACTERS, GROUP_TEXTS = 200_000, 256  # that are tokenized in one call, about
 SAMPLE = 200_000  # characters that the number of rows is estimated from
 SAMPLED = 64  # documents at a time
 
@@ -35,6 +35,27 @@ class Contexts(NamedTuple):
     """which make rows of the store: real, and not special"""
     document: Tensor
     """of each token, -1 for padding"""
+
+    def of(self, chosen: Tensor) -> Contexts:
+        """These contexts, padded no further than they need."""
+        longest = int(self.mask[chosen].sum(1).max())
+        return Contexts(*(field[chosen, :longest] for field in self))
+
+    def by_length(self, tokens: int) -> list[Tensor]:
+        """Batches of contexts of like length, the longest first, as indices: each of at most
+        `tokens` tokens if it is not one context, of which a sixteenth may be padding."""
+        lengths = self.mask.sum(1)
+        batches: list[list[int]] = []
+        longest = padding = 0
+        for context in lengths.argsort(descending=True, stable=True).tolist():
+            length = int(lengths[context])
+            padding += longest - length
+            full = bool(batches) and (len(batches[-1]) + 1) * longest > tokens
+            if not batches or full or padding > tokens / 16:
+                batches.append([])
+                longest, padding = length, 0
+            batches[-1].append(context)
+        return [torch.tensor(batch) for batch in batches]
 
 
 class ContextReader:
@@ -98,7 +119,7 @@ class ContextReader:
             for document, text in self.corpus.documents()
             for part in itertools.islice(stretches(text, STRETCH), most)
         )
-        for group in _grouped(parts, GROUP):
+        for group in _together(parts):
             documents, texts = zip(*group, strict=True)
             yield from zip(documents, self._ids(list(texts)), strict=True)
 
@@ -140,15 +161,36 @@ class ContextReader:
 
     def batches(self, size: int, skip: int = 0) -> Iterator[Contexts]:
         """Batches of `size` contexts (the last may be smaller), after the first `skip` contexts."""
-        for group in _grouped(itertools.islice(self.contexts(), skip, None), size):
-            longest = max(len(ids) for ids, _ in group)
-            tokens = np.full((len(group), longest), self.pad, np.int64)
-            documents = np.full((len(group), longest), -1, np.int64)
-            for row, (ids, owners) in enumerate(group):
-                tokens[row, : len(ids)], documents[row, : len(ids)] = ids, owners
-            ids, document = torch.from_numpy(tokens), torch.from_numpy(documents)
-            real = document >= 0
-            yield Contexts(ids, real, real & ~torch.isin(ids, self.special), document)
+        yield from map(self._padded, _grouped(itertools.islice(self.contexts(), skip, None), size))
+
+    def runs(self, tokens: int, skip: int = 0, rows: int | None = None) -> Iterator[Contexts]:
+        """Consecutive contexts after the first `skip`, until they have so many tokens or there are
+        no more; of all of them no more than it takes for `rows` rows."""
+        if rows == 0:
+            return
+        special, left = set(self.special.tolist()), rows
+        contexts, size = [], 0
+        for ids, documents in itertools.islice(self.contexts(), skip, None):
+            contexts.append((ids, documents))
+            size += len(ids)
+            left = None if left is None else left - sum(i not in special for i in ids)
+            if size >= tokens:
+                yield self._padded(contexts)
+                contexts, size = [], 0
+            if left is not None and left <= 0:
+                break
+        if contexts:
+            yield self._padded(contexts)
+
+    def _padded(self, contexts: list[tuple[list[int], list[int]]]) -> Contexts:
+        longest = max(len(ids) for ids, _ in contexts)
+        tokens = np.full((len(contexts), longest), self.pad, np.int64)
+        documents = np.full((len(contexts), longest), -1, np.int64)
+        for row, (ids, owners) in enumerate(contexts):
+            tokens[row, : len(ids)], documents[row, : len(ids)] = ids, owners
+        ids, document = torch.from_numpy(tokens), torch.from_numpy(documents)
+        real = document >= 0
+        return Contexts(ids, real, real & ~torch.isin(ids, self.special), document)
 
     def estimate_rows(self) -> int | None:
         """About how many tokens the corpus has, from its beginning: exact where that is all, None
@@ -180,6 +222,18 @@ def _special_around(tokenizer: Any) -> tuple[list[int], list[int]]:
             if full[at : at + len(plain)] == plain:
                 return full[:at], full[at + len(plain) :]
     raise BitlensError("This tokenizer gives no tokens for any text; take that of the model.")
+
+
+def _together(parts: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    group, characters = [], 0
+    for part in parts:
+        group.append(part)
+        characters += len(part[1])
+        if characters >= GROUP_CHARACTERS or len(group) == GROUP_TEXTS:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
 
 
 def _grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

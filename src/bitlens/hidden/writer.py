@@ -98,8 +98,9 @@ class StoreWriter:
                 "The text gave no usable tokens: it is empty or holds only special tokens."
             )
         files = [self.path / shard["file"] for shard in self.shards]
-        columns = [read_tensors(file, ["norm", "document"]) for file in files]
-        norms = [shard["norm"] for shard in columns]
+        norms = [read_tensors(file, ["norm"])["norm"] for file in files]
+        # Of each shard its documents alone are held, which are fewer than its rows.
+        documents = [read_tensors(file, ["document"])["document"].unique() for file in files]
         limit = outlier_limit(torch.cat(norms), self.outlier_multiple)
         usual = [norm <= limit for norm in norms]
         spread = Spread.joined(
@@ -107,7 +108,7 @@ class StoreWriter:
         )
         result = {
             "complete": True,
-            "documents": len(torch.cat([shard["document"] for shard in columns]).unique()),
+            "documents": len(torch.cat(documents).unique()),
             "mean": spread.mean.tolist(),
             "std": spread.std,
             "outlier_norm": limit,
