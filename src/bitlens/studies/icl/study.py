@@ -208,7 +208,7 @@ def train_cell(cell: Cell, out: Path, config: IclConfig) -> Row:
     files = [out / "states" / f"{name}.safetensors" for name in cell["states"]]
     states, queries = fitting_states(files, HIDDEN + cell["layer"])
     about = {"model": config.model, "hook": {"module": cell["layer"]}, "corpus": cell["corpus"]}
-    about["rows"] = "states about the mean of their cell"
+    about["states"] = "about the mean of their cell"
     text = text_rows(opened(out, cell["layer"])) if config.text else None
     source = PooledSource(states, text, config.prompt_share, about)
     training, folder = config.training(cell["seed"]), out / shared_folder(config, cell)
