@@ -85,7 +85,7 @@ def line(spent: list[Spent], what: str) -> tuple[float, float]:
 
 
 def scale(
-    store: Path,
+    store: tyro.conf.Positional[Path],
     shards: tuple[int, ...] = (1, 2, 4),
     n_latents: int = 2304,
     steps: int = 100,
