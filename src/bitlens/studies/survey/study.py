@@ -181,7 +181,8 @@ def _meanings(
 ) -> dict[str, float | None]:
     """Profile every latent, and judge them by their tokens; both are written -> counts."""
     tokenizer = load_tokenizer(codes)
-    found = profiles(codes, tokenizer=tokenizer, W_dec=trained.W_dec)
+    directions = trained.W_dec.detach() * trained.get_buffer("scale")  # as `bitlens features`
+    found = profiles(codes, tokenizer=tokenizer, W_dec=directions)
     write_profiles(features, found)
     clear = sum(p.token_f1 > GOOD and p.rate <= DENSE for p in found)
     (tokens,) = (x for x in own_labels(codes, tokenizer) if x.name == "token")
