@@ -49,6 +49,14 @@ SHOWN = {  # number: the command that gives it
 }
 
 
+COMMANDS = (
+    "bitlens evaluate {run} {store} --no-joint --contexts {contexts}",
+    "bitlens entropy {codes}",
+    "bitlens features {codes} --run {run} --out {features}",
+    "bitlens interpret {codes} --out {meanings}",
+)
+
+
 class Files(NamedTuple):
     """What is made of one autoencoder."""
 
@@ -208,14 +216,10 @@ def _value(row: Row, name: str, form: str) -> str:
 
 
 def _commands(row: Row, contexts: int) -> list[str]:
-    run, codes, features, meanings = files_of(Path(), row)
+    files = files_of(Path(), row)
+    places = {**files._asdict(), "meanings": files.meanings.parent, "contexts": contexts}
     store = store_folder(Path(), row["hook"])
-    return [
-        f"bitlens evaluate {run} {store} --no-joint --contexts {contexts}",
-        f"bitlens entropy {codes}",
-        f"bitlens features {codes} --run {run} --out {features}",
-        f"bitlens interpret {codes} --out {meanings.parent}",
-    ]
+    return [command.format(**places, store=store) for command in COMMANDS]
 
 
 def _clearest(out: Path, row: Row) -> list[str]:
