@@ -16,7 +16,7 @@ demo: .venv/base
 real: .venv/real
 	$(BIN)/bitlens study survey --model "$$($(BIN)/python tools/packaged.py model)" --hooks layers.14 layers.22 \
 		--text $(TEXT) --shuffle-seed 0 --max-rows 250000 --store-dtype float16 --steps 1000 --contexts 32 \
-		--workers 2 --out $(OUT) --json $(OUT)/survey.json --resume
+		--workers 2 --out $(OUT) --resume
 
 test: .venv/dev .venv/real
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

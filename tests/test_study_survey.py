@@ -138,7 +138,7 @@ def test_an_encoder_has_no_loss_and_everything_else(make_model, text_folder, tmp
     rows = run(config, Study(tmp_path / "out"))
     assert all(row["ce_loss_score"] is None and row["judged"] >= 0 for row in rows)
     assert "ce_loss_score" not in (tmp_path / "out" / "survey.md").read_text()
-    store = ActivationStore(store_folder(tmp_path / "out", "layers.1"))
+    store = ActivationStore(store_folder(tmp_path / "out", rows[0]["hook"]))
     run_folder = files_of(tmp_path / "out", rows[0]).run
     assert Autoencoder.from_pretrained(run_folder).d_in == store.d_in
 

@@ -49,6 +49,14 @@ SHOWN = {  # number: the command that gives it
 }
 
 
+COMMANDS = (
+    "bitlens evaluate {run} {store} --no-joint --contexts {contexts}",
+    "bitlens entropy {codes}",
+    "bitlens features {codes} --run {run} --out {features}",
+    "bitlens interpret {codes} --out {meanings}",
+)
+
+
 class Files(NamedTuple):
     """What is made of one autoencoder."""
 
@@ -103,7 +111,9 @@ def draw(rows: Sequence[Row], out: Path) -> None:
     with figure(out / "rates", len(by_hook), size=(4.4, 3.2), sharey=True) as axes:
         for panel, (hook, mine) in zip(axes.flat, by_hook.items(), strict=True):
             _draw_rates(panel, out, mine)
-            panel.set(title=hook, xlabel="share of rows in which a latent is on", xscale="log")
+            panel.set(
+                title=hook, xlabel="share of rows in which it is on (left end: less)", xscale="log"
+            )
         axes[0, 0].set_ylabel("latents")
         axes[0, 0].legend()
 
@@ -117,13 +127,14 @@ def _draw_bits(panel: Any, folder: Path, rows: Sequence[Row]) -> None:
         panel.plot(grid, bound, "--", color="#404040", label="Gaussian bound")
         panel.plot(grid, [b / 2 for b in bound], ":", color="#8a8a8a", label="half of it")
     series = groups(rows, "autoencoder").items()
-    for (name, mine), colour, mark in zip(series, COLOURS, MARKS, strict=False):
+    # labels of ours, which has fewer bits, below and of the rival above
+    for (name, mine), colour, mark, below in zip(series, COLOURS, MARKS, (-14, 6), strict=False):
         places = [row["fvu"] for row in mine], [row["bits"] for row in mine]
         panel.plot(*places, mark, color=colour, markersize=7, label=name)
         for row in mine:
             if row["of_gaussian"]:
                 words = f"{row['of_gaussian']:.2f} of the bound"
-                near = {"textcoords": "offset points", "xytext": (8, 4), "color": colour}
+                near = {"textcoords": "offset points", "xytext": (8, below), "color": colour}
                 panel.annotate(words, (row["fvu"], row["bits"]), fontsize=8, **near)
     panel.set_ylim(bottom=0)
 
@@ -205,14 +216,10 @@ def _value(row: Row, name: str, form: str) -> str:
 
 
 def _commands(row: Row, contexts: int) -> list[str]:
-    run, codes, features, meanings = files_of(Path(), row)
+    files = files_of(Path(), row)
+    places = {**files._asdict(), "meanings": files.meanings.parent, "contexts": contexts}
     store = store_folder(Path(), row["hook"])
-    return [
-        f"bitlens evaluate {run} {store} --no-joint --contexts {contexts}",
-        f"bitlens entropy {codes}",
-        f"bitlens features {codes} --run {run} --out {features}",
-        f"bitlens interpret {codes} --out {meanings.parent}",
-    ]
+    return [command.format(**places, store=store) for command in COMMANDS]
 
 
 def _clearest(out: Path, row: Row) -> list[str]:

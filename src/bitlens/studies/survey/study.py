@@ -23,6 +23,7 @@ from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
 from bitlens.features.profiles import profiles, write_profiles, write_records
+from bitlens.files import write_json
 from bitlens.hidden import ActivationStore, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.information.entropy import entropy
@@ -34,6 +35,7 @@ from bitlens.studies.survey.config import ARCHITECTURES, BAE, RIVAL, SurveyConfi
 from bitlens.studies.survey.report import draw, files_of, run_name, store_folder, write_report
 from bitlens.training import TrainConfig, train
 from bitlens.training.signals import stop_on_signals
+from bitlens.version import __version__
 
 OF_THE_STORE = ("corpus", "model_digest", "revision", "context_length", "packed", "prepend_bos")
 SETTINGS = (
@@ -81,6 +83,7 @@ def run(config: SurveyConfig, study: Study) -> list[Row]:
     pairs = zip(measured, study.measure(theirs, work, same), strict=True)
     rows = [row for pair in pairs for row in pair]
     write_report(study.out, rows, stores, config.contexts)
+    write_json(study.out / "survey.json", {"bitlens": __version__, "rows": rows})
     return study.finish(rows, draw)
 
 
@@ -184,7 +187,8 @@ def _meanings(
 ) -> dict[str, float | None]:
     """Profile every latent, and judge them by their tokens; both are written -> counts."""
     tokenizer = load_tokenizer(codes)
-    found = profiles(codes, tokenizer=tokenizer, W_dec=trained.W_dec)
+    directions = trained.W_dec.detach() * trained.get_buffer("scale")  # as `bitlens features`
+    found = profiles(codes, tokenizer=tokenizer, W_dec=directions)
     write_profiles(features, found)
     clear = sum(p.token_f1 > GOOD and p.rate <= DENSE for p in found)
     (tokens,) = (x for x in own_labels(codes, tokenizer) if x.name == "token")
