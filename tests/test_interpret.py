@@ -144,7 +144,7 @@ def test_nearness_in_an_encoder_reads_the_examples_themselves(codes, tmp_path):
         starts = [
             [text[text.index("«") + 1].lower() == letter for text in side] for side in examples
         ]
-        assert sum(starts[0]) >= 8  # bits are turned over now and then
+        assert sum(starts[0]) > 5  # bits are turned over now and then
         assert sum(starts[1]) <= 2
     assert not any(score["interpretable"] for score in found[len(LETTERS) :])
 
