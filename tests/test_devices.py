@@ -24,6 +24,7 @@ from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, LanguageModel
 from bitlens.hidden.source import TensorSource
+from bitlens.information import autoregression
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.magnitudes import quantise_magnitudes
 from bitlens.seeding import generator
@@ -66,8 +67,16 @@ def rows_of(store: ActivationStore, part: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["step", "descent", "topk"])
 def test_evaluate_and_what_language_models_lose(
-    folders: dict[str, Path], kind: str, tiny_llama: Path, tiny_store: ActivationStore
+    folders: dict[str, Path],
+    kind: str,
+    tiny_llama: Path,
+    tiny_store: ActivationStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # what is not there is slow: an epoch will do
+    monkeypatch.setattr(autoregression, "PATIENT", autoregression.Schedule(steps=1, epochs=1))
+    monkeypatch.setattr(autoregression, "EPOCHS", 1)
+
     def run(device: str) -> list[dict[str, Any]]:
         autoencoder = Autoencoder.from_pretrained(folders[kind], device)
         model = LanguageModel.load(str(tiny_llama), ["layers.1"], device=device, causal=True)

@@ -9,15 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitlens.comsem.embedding_judge import (
-    EmbeddingJudge,
-    EmbeddingSettings,
-    Nearness,
-    load_encoder,
-    unmarked,
-)
+from bitlens.comsem.embedding_judge import EmbeddingSettings
 from bitlens.comsem.examples import ExampleExplainer, Examples
 from bitlens.comsem.judges import Question
+from bitlens.comsem.nearness import EmbeddingJudge, Nearness, load_encoder, unmarked
 from bitlens.errors import BitlensError
 from bitlens.hidden import LanguageModel
 

@@ -17,6 +17,7 @@ from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
+from bitlens.information import autoregression
 from bitlens.labels.matches import Matches, good_latents
 from bitlens.labels.scores import best_labels, label_scores
 from bitlens.labels.sources import Labels
@@ -349,7 +350,10 @@ def test_every_row_of_a_table_is_of_the_same_seeds_or_says_of_how_many(study):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["BAE", "TopK", "BAE, step"])
-def test_an_autoencoder_on_another_device_has_the_same_numbers(study, opened, name):
+def test_an_autoencoder_on_another_device_has_the_same_numbers(study, opened, name, monkeypatch):
+    # what is not there is slow: an epoch will do
+    monkeypatch.setattr(autoregression, "PATIENT", autoregression.Schedule(steps=1, epochs=1))
+    monkeypatch.setattr(autoregression, "EPOCHS", 1)
     folder = run_folder(study[0], {"name": name, "n_latents": 64, "price": 0.1, "seed": 0})
     here = Autoencoder.from_pretrained(folder)
     with elsewhere() as device:

@@ -108,7 +108,7 @@ def _checked(name: str, file: Path) -> Any:
         ) from error
     kind = fields.get("general.type", "model")
     if re.search(r"-\d{5}-of-\d{5}$", file.stem) or fields.get("split.count", 1) > 1:
-        reason = "is a part of a model; join all parts with llama.cpp's llama-gguf-split --merge"
+        reason = "is a part of a model; join all parts with llama-gguf-split of llama.cpp"
     elif kind == "adapter" or "adapter.type" in fields:
         reason = "is an adapter (LoRA); merge it into its model with llama.cpp's llama-export-lora"
     elif kind == "mmproj" or fields.get("general.architecture") == "clip":

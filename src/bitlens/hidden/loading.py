@@ -304,7 +304,7 @@ def _source(name: str) -> Source:
     if (Path(where) / "adapter_config.json").is_file():
         raise BitlensError(
             f"{name} holds an adapter (PEFT), no whole model; merge it into its model with PEFT's "
-            "`merge_and_unload` and write that with `save_pretrained`."
+            "merge_and_unload() and write that with save_pretrained()."
         )
     return Source(name, where)
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bitlens.comsem.embedding_judge import EmbeddingJudge, load_encoder
 from bitlens.comsem.examples import ExampleExplainer
 from bitlens.comsem.judges import Explainer, Judge, Question, Verdict
 from bitlens.comsem.local_judge import LocalExplainer, LocalJudge
+from bitlens.comsem.nearness import EmbeddingJudge, load_encoder
 from bitlens.errors import BitlensError
 from bitlens.hidden import LanguageModel
 from bitlens.information.intervals import wilson
