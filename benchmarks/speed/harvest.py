@@ -49,7 +49,7 @@ def harvest_overhead(
     if real is not None:
         model = LanguageModel.load(real.name, list(real.hooks))
         name = f"{Path(real.name).name}, {' + '.join(real.hooks)}"
-        yield _compare(name, model, real.text, rows, repeats, torch.float16, folder / "real")
+        yield _compare(name, model, real.text, rows, repeats, model.dtype, folder / "real")
         return
     bundled = LanguageModel.load(BUNDLED, ["layers.2"])
     name = "bundled model, 3 layers of width 256"
