@@ -22,6 +22,7 @@ from bitlens.labels.matches import Matches, good_latents
 from bitlens.labels.scores import best_labels, label_scores
 from bitlens.labels.sources import Labels
 from bitlens.matching import stability
+from bitlens.studies import measuring as all_measuring
 from bitlens.studies.cells import Study
 from bitlens.studies.compare import labels as compare_labels
 from bitlens.studies.compare import measuring
@@ -89,7 +90,7 @@ def test_everything_is_measured_with_every_seed(study):
         assert 0 < row["fvu"] < 1.5
         assert 0 <= row["latents_f1"] <= 64
         assert row["ce_loss_score"] is not None
-        assert row["bits_joint"] is not None
+        assert (row["bits_joint"] is None) == (row["fvu"] > 0.5) == bool(row["left_out"])
     assert all(
         0 <= row["stability"] <= 1 for name in ("BAE", "TopK") for row in rows_of(study, name)
     )
@@ -340,7 +341,8 @@ def test_every_row_of_a_table_is_of_the_same_seeds_or_says_of_how_many(study):
                 name,
                 key,
             )
-        assert all(compare_report.total_bits(row) is not None for row in rows_of(study, name))
+        bits = [compare_report.total_bits(row) for row in rows_of(study, name)]
+        assert [b is None for b in bits] == [row["fvu"] > 0.5 for row in rows_of(study, name)]
     rows = [{"name": "BAE", "fvu": 0.1, "bits": 50.0}, {"name": "BAE", "fvu": 0.2, "bits": None}]
     table = compare_report._table([*rows, {"name": "TopK", "fvu": 0.3, "bits": 70.0}])
     assert table[0] == "| | BAE (2) | TopK |"
@@ -533,3 +535,13 @@ def test_the_short_table_has_an_architecture_a_line_and_bits_over_those_of_a_gau
         f"| A | 0.1100±{half:.4f} | 80 | 0.80 |",
         "| B | 0.2000 | 80 | - |",
     ]
+
+
+@pytest.mark.slow
+def test_what_leaves_too_much_unexplained_has_no_entropies(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(all_measuring, "MOST_UNEXPLAINED", 0.0)
+    few = dataclasses.replace(config, architectures=("BAE",), variants=(), prices=(0.1, 0.2))
+    rows = compare.run(dataclasses.replace(few, seeds=(0,)), Study(tmp_path / "out"))
+    assert all(row["left_out"] and row["bits_joint"] is None for row in rows)
+    assert not any(POINTS in row for row in rows)
+    assert (tmp_path / "out/compare.md").read_text().count(": no entropies, as fvu ") == 2

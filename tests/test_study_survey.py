@@ -17,6 +17,7 @@ from bitlens.bits.statistics import firing_rates
 from bitlens.cli import main
 from bitlens.errors import BitlensError
 from bitlens.hidden import ActivationStore
+from bitlens.studies import measuring
 from bitlens.studies.cells import Study
 from bitlens.studies.survey.config import SurveyConfig
 from bitlens.studies.survey.report import SHOWN, as_text, files_of, read_profiles, store_folder
@@ -149,3 +150,16 @@ def test_without_a_hook_point_it_is_the_layer_in_the_middle():
 
 def test_text_of_the_page_has_no_markup():
     assert as_text("a|b *c* <d> `e` [f]_\x07") == r"a\|b \*c\* \<d\> \`e\` \[f\]\_·"
+
+
+@pytest.mark.slow
+def test_what_leaves_too_much_unexplained_has_no_entropies(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "MOST_UNEXPLAINED", 0.0)
+    said = []
+    one = dataclasses.replace(config, hooks=("layers.1",))
+    rows = run(one, Study(tmp_path / "out", say=said.append))
+    assert [row["left_out"][:4] for row in rows] == ["fvu ", "fvu "]
+    for row in rows:
+        assert not [n for n, x in row.items() if n.startswith("bits") and x and "gaussian" not in n]
+    assert any("2 of 2 rows are without entropies" in sentence for sentence in said)
+    assert (tmp_path / "out/survey.md").read_text().count(": no entropies, as fvu ") == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ BLOCK = 8192
 ESTIMATES = ("bits_marginal", "bits_tree", "code_marginal", "code_tree", "bits_joint")
 MOST_UNEXPLAINED = 0.5
 """The fvu on held-out rows above which bits do not stand for their rows: no entropy is reported."""
+ENTROPY = re.compile(r"(bits|code)(?!_gaussian)(_|$)")  # names of entropies and code lengths
 
 
 def why_left_out(fvu: float) -> str | None:
@@ -27,6 +29,18 @@ def why_left_out(fvu: float) -> str | None:
     if fvu <= MOST_UNEXPLAINED:
         return None
     return f"fvu {fvu:.2g} on held-out rows is above {MOST_UNEXPLAINED}"
+
+
+def entropies_that_count(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as `evaluate` gives it, with `left_out`; without entropies where that says why."""
+    reason = why_left_out(row["fvu"])
+    kept = row if reason is None else row | {n: None for n in row if ENTROPY.match(n)}
+    return kept | {"left_out": reason}
+
+
+def not_measured(row: dict[str, Any]) -> str | None:
+    """What a row lacks and why; None where it lacks nothing."""
+    return row.get("error") or (row.get("left_out") and f"no entropies, as {row['left_out']}")
 
 
 @torch.inference_mode()

@@ -18,6 +18,7 @@ from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.sparse import SparseAutoencoder
 from bitlens.bits.packed import PackedBits
 from bitlens.causal.splice import Splice
+from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 from bitlens.evaluation import Evaluation, evaluate
 from bitlens.hidden import ActivationStore, LanguageModel
@@ -37,6 +38,7 @@ from bitlens.studies.compare.config import (
 from bitlens.studies.compare.curves import POINTS
 from bitlens.studies.compare.labels import StoreColumns, label_numbers
 from bitlens.studies.compare.report import CONTEXTS
+from bitlens.studies.measuring import entropies_that_count
 from bitlens.training import TrainConfig, train
 
 BINARY = {BAE, "random", *BINARY_VARIANTS}
@@ -68,7 +70,7 @@ def opened(config: CompareConfig, path: str) -> Shared:
     """The store and all that is made of it alone."""
     store = ActivationStore(path, config.test_fraction)
     columns = StoreColumns.of(store)
-    device = device_of(config)
+    device = pick_device(config.device)
     covariance = Covariance.of(rows.hidden.to(device) for rows in store.read("usual"))
     if not store.manifest.get("context_length"):
         return Shared(store, covariance, columns, None, [])
@@ -82,13 +84,6 @@ def opened(config: CompareConfig, path: str) -> Shared:
     splice = Splice.of_store(model, None, store, config.contexts)
     usual = [labelling.only(columns.usual) for labelling in labellings]
     return Shared(store, covariance, columns, splice, usual)
-
-
-def device_of(config: CompareConfig) -> str:
-    """The device by its own name."""
-    if config.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return config.device
 
 
 class Clock:
@@ -116,9 +111,11 @@ def measure_cell(cell: Cell, config: CompareConfig, out: Path, store: str) -> Ro
     if speed := _training_seconds(run_folder(out, cell), trained):
         clock.row["train_seconds"] = speed
     numbers = evaluate(trained, shared.store, covariance=shared.covariance)
-    row: Row = {name: value for name, value in numbers.as_dict().items() if name not in cell}
+    row: Row = entropies_that_count(numbers.as_dict())
+    row = {name: value for name, value in row.items() if name not in cell}
     # curves are drawn of one seed and several prices
-    if cell["name"] not in NULLS and len(config.prices) > 1 and cell["seed"] == config.seeds[0]:
+    drawn = cell["name"] not in NULLS and not row["left_out"]
+    if drawn and len(config.prices) > 1 and cell["seed"] == config.seeds[0]:
         row[POINTS] = rate_distortion(trained, shared.store, numbers)
     clock.lap("evaluate")
     if shared.splice:
@@ -137,7 +134,7 @@ def _trained(cell: Cell, config: CompareConfig, out: Path, store: ActivationStor
     if name in SEARCHED:
         if not (folder / "cfg.json").exists():
             raise BitlensError(f"{SEARCHED[name]} was not trained, so its codes are not searched.")
-        trained = SparseAutoencoder.from_pretrained(folder, device_of(config))
+        trained = SparseAutoencoder.from_pretrained(folder, pick_device(config.device))
         return trained.coded(cell["k"])
     settings: dict[str, Any] = {"lam": cell["price"]} if name in BINARY else {}
     settings |= {"k": cell["k"]} if "k" in cell else {}
@@ -149,7 +146,7 @@ def _trained(cell: Cell, config: CompareConfig, out: Path, store: ActivationStor
         steps=config.steps,
         seed=cell["seed"],
         test_fraction=config.test_fraction,
-        device=device_of(config),
+        device=pick_device(config.device),
         precision="fp32",  # as a BAE has it anyway
         **settings,
     )
@@ -195,7 +192,7 @@ def _first_rows(store: ActivationStore, part: str, n: int) -> Tensor:
 @torch.inference_mode()
 def measure_stability(cell: Cell, config: CompareConfig, out: Path, store: str) -> Row:
     """How alike the runs of all seeds are, by the rows that latents are on in and by direction."""
-    rows, device = ActivationStore(store, config.test_fraction), device_of(config)
+    rows, device = ActivationStore(store, config.test_fraction), pick_device(config.device)
     cells = ({**cell, "price": config.prices[0], "seed": seed} for seed in config.seeds)
     folders = [folder for c in cells if ((folder := run_folder(out, c)) / "cfg.json").exists()]
     if len(folders) < 2:

@@ -20,6 +20,7 @@ from bitlens.studies.compare.config import BAE, BINARY_VARIANTS, NULLS, VARIANTS
 from bitlens.studies.compare.curves import curves, draw_curves
 from bitlens.studies.compare.curves import table as table_of_curves
 from bitlens.studies.figures import Panel, draw_panels, groups
+from bitlens.studies.measuring import not_measured
 
 CONTEXTS = "contexts_spliced"  # a row's sums over contexts, for paired differences
 HIGH, LOW, NEITHER = 1, -1, 0
@@ -137,12 +138,11 @@ def write_report(
                 lines += ["", f"## {width:,} latents, price {price}{kind}", "", *_table(own)]
     lines += ["", "![Bits, l0, loss and labels](compare.svg)", ""]
     lines += ["![Binary autoencoders of all kinds](variants.svg)", ""]
-    failed = [
-        f"* {row['name']}, price {row['price']}, seed {row['seed']}: {row['error']}"
+    if failed := [
+        f"* {row['name']}, price {row['price']}, seed {row['seed']}: {reason}"
         for row in rows
-        if "error" in row
-    ]
-    if failed:
+        if (reason := not_measured(row))
+    ]:
         lines += ["## Not measured", "", *failed, ""]
     with replacing(out / "compare.md") as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")

@@ -24,6 +24,7 @@ from bitlens.information.rate_distortion import gaussian_bits
 from bitlens.results import Number, numbers_of
 from bitlens.studies.cells import Cell, Row
 from bitlens.studies.figures import COLOURS, MARKS, figure, groups
+from bitlens.studies.measuring import not_measured
 from bitlens.studies.survey.config import BAE
 
 PAGE = "survey.md"
@@ -181,7 +182,7 @@ def write_report(
     for row in measured:
         if row["autoencoder"] == BAE and row["seed"] == rows[0]["seed"]:
             lines += _clearest(out, row)
-    failed = [f"* {run_name(row)}: {row['error']}" for row in rows if "error" in row]
+    failed = [f"* {run_name(row)}: {why}" for row in rows if (why := not_measured(row))]
     lines += ["", "## Not measured", "", *failed] if failed else []
     with replacing(out / PAGE) as temporary:
         temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")

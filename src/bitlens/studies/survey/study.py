@@ -31,6 +31,7 @@ from bitlens.information.moments import Covariance
 from bitlens.labels.scores import GOOD
 from bitlens.labels.sources import load_tokenizer, own_labels
 from bitlens.studies.cells import Cell, Row, Study
+from bitlens.studies.measuring import entropies_that_count
 from bitlens.studies.survey.config import ARCHITECTURES, BAE, RIVAL, SurveyConfig
 from bitlens.studies.survey.report import draw, files_of, run_name, store_folder, write_report
 from bitlens.training import TrainConfig, train
@@ -154,10 +155,11 @@ def measure_cell(cell: Cell, config: SurveyConfig, out: Path) -> Row:
         covariance=shared.covariance,
         joint=False,  # that of `entropy` has an interval
     ).as_dict()
-    row: Row = {**numbers, **_code_lengths(codes, shared.store)}
-    row["bits"] = row["bits_joint"] + row["bits_magnitudes"]
-    gaussian = row["bits_gaussian"]
-    row["of_gaussian"] = row["bits"] / gaussian if gaussian else None
+    row: Row = entropies_that_count({**numbers, **_code_lengths(codes, shared.store)})
+    row["bits"] = row["of_gaussian"] = None
+    if not row["left_out"]:
+        row["bits"] = row["bits_joint"] + row["bits_magnitudes"]
+        row["of_gaussian"] = row["bits"] / row["bits_gaussian"] if row["bits_gaussian"] else None
     return {**row, **_meanings(codes, trained, files.features, files.meanings)}
 
 
