@@ -151,13 +151,17 @@ def test_the_whole_study_has_a_row_a_cell_all_of_as_many_rows_and_its_figures(st
     assert [row["autoencoder"] for row in table if row["bits_joint"]].count("shared") >= 2
     assert pyarrow.parquet.read_table(out / "table.parquet").to_pylist() == table
     lines = summary(table)
-    assert [(line["layer"], line["autoencoder"]) for line in lines] == [
-        (layer, kind) for layer in layers for kind in ("cell", "shared")
+    assert [line["layer"] for line in lines] == [
+        f"{layer}, {kind}" for layer in layers for kind in ("cell", "shared")
     ]
     for line, cell in zip(lines, (table[0], table[1], table[4], table[5]), strict=True):
-        assert list(line) == ["layer", "autoencoder", "1", "8"]
+        assert list(line) == ["layer", "1", "8"]
         bits = "-" if cell["bits_joint"] is None else f"{cell['bits_joint']:.0f}"
         assert line["1"] == f"{bits} ({cell['fvu']:.2f})"
+    across = summary(
+        [row for row in table if row["layer"] == layers[0] and row["autoencoder"] == "cell"]
+    )
+    assert [list(line) for line in across] == [["position", layers[0]]] * 2
     for name in ("bits", "fvu", "layers"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "one autoencoder for all positions" in (out / f"{name}.svg").read_text()

@@ -217,18 +217,30 @@ def _shared_folder(out: Path, config: SequenceConfig, store: ActivationStore, ce
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One line for each layer: bits_joint at each position, fvu in brackets, means over seeds."""
+    """bits_joint of each layer at each position, fvu in brackets, means over seeds; whichever are
+    more, layers or positions, are the lines of the table."""
     measured = [row for row in rows if "error" not in row]
-    lines = []
-    for kind, layer in dict.fromkeys((row["autoencoder"], row["layer"]) for row in measured):
-        line: dict[str, Any] = {"layer": layer, "autoencoder": kind}
-        own = [row for row in measured if (row["autoencoder"], row["layer"]) == (kind, layer)]
-        for position, cells in groups(own, "position").items():
-            bits = [row["bits_joint"] for row in cells if row["bits_joint"] is not None]
-            known = f"{fmean(bits):.0f}" if bits else "-"
-            line[str(position)] = f"{known} ({fmean(row['fvu'] for row in cells):.2f})"
-        lines.append(line)
-    return lines
+    several = len({row["autoencoder"] for row in measured}) > 1
+    cells: dict[tuple[str, str], list[Row]] = {}
+    for row in measured:
+        layer = f"{row['layer']}, {row['autoencoder']}" if several else row["layer"]
+        cells.setdefault((layer, str(row["position"])), []).append(row)
+    layers, positions = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+
+    def text(layer: str, position: str) -> str:
+        return _bits_and_fvu(cells.get((layer, position), []))
+
+    if len(layers) < len(positions):
+        return [{"position": p, **{n: text(n, p) for n in layers}} for p in positions]
+    return [{"layer": n, **{p: text(n, p) for p in positions}} for n in layers]
+
+
+def _bits_and_fvu(cells: Sequence[Row]) -> str:
+    if not cells:
+        return "-"
+    bits = [row["bits_joint"] for row in cells if row["bits_joint"] is not None]
+    known = f"{fmean(bits):.0f}" if bits else "-"
+    return f"{known} ({fmean(row['fvu'] for row in cells):.2f})"
 
 
 def draw(rows: Sequence[Row], out: Path) -> None:
