@@ -296,17 +296,45 @@ def test_changes_are_paired_over_queries():
     assert sentence.endswith("what is lost is not seen to be the answer.")
 
 
-def test_a_sentence_says_what_is_lost_and_whether_controls_lose_it():
+def test_a_sentence_says_what_is_lost():
     falling = dict(zip(PLACES, (90.0, 80.0, 70.0, 60.0, 55.0), strict=True))
     told = {place: 0.1 * place[1] for place in PLACES}
     (more,) = sentences_of(effects(rows_of_queries(falling, told)))
-    assert "not the answer, of which the bits tell more; no less is lost with shuffled" in more
+    assert "what is lost is not the answer, of which the bits tell more" in more
     (lost,) = sentences_of(effects(rows_of_queries(falling, {p: -v for p, v in told.items()})))
     assert "part of what is lost is the answer" in lost
     (rising,) = sentences_of(effects(rows_of_queries({p: p[1] for p in PLACES}, told)))
     assert "nothing is seen to be lost" in rising
     (unknown,) = sentences_of(effects(rows_of_queries({**falling, ("none", 0): None}, told)))
     assert "entropies are left out" in unknown
+
+
+def sentence_with(control_bits: list[float], control_accuracy: list[float], first=("none", 0)):
+    """Of a study in which correct demonstrations take 30 bits and answer every second query."""
+    cells = {
+        first: ([90.0] * 8, [0.0] * 8),
+        ("correct", 4): ([60.0] * 8, [0.0, 1.0, 1.0, 1.0] * 2),
+        ("shuffled", 4): (control_bits, control_accuracy),
+    }
+    (sentence,) = sentences_of(
+        effects(
+            [
+                {"layer": "layers.1", "condition": condition, "k": k, "seed": 0}
+                | {"queries: bits_joint": bits, "queries: accuracy": accuracy}
+                for (condition, k), (bits, accuracy) in cells.items()
+            ]
+        )
+    )
+    return sentence
+
+
+def test_a_control_tells_of_learning_only_if_it_teaches_less_and_is_seen_to_lose_as_much() -> None:
+    cause, nothing, noise = "so learning is not the cause", [0.0] * 8, [-20.0, 20.0] * 4
+    assert cause in sentence_with([59.0] * 8, nothing)
+    assert cause not in sentence_with([59.0] * 8, [0.0, 1.0, 1.0, 1.0] * 2)  # it teaches as much
+    assert cause not in sentence_with([60 + each for each in noise], nothing)  # or anything else
+    assert cause not in sentence_with([70.0] * 8, nothing)
+    assert cause not in sentence_with([59.0] * 8, nothing, first=("correct", 1))
 
 
 def test_three_seeds_widen_an_interval_by_what_they_differ():
