@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pyarrow.parquet
 import pytest
@@ -149,6 +150,26 @@ def test_a_killed_comparison_goes_on_where_it_was(study, config, tmp_path, bitle
     rows = compare.run(config, Study(out, resume=True))
     assert untimed(rows) == untimed(study[1])
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+
+
+def test_what_depends_on_other_prices_or_another_store_is_measured_again(config, tmp_path):
+    out = tmp_path / "study"
+    one = dataclasses.replace(config, architectures=("BAE",), variants=(), seeds=(0,), steps=200)
+    (alone,) = compare.run(one, Study(out))
+    assert POINTS not in alone
+    two = dataclasses.replace(one, prices=(0.1, 0.02))
+    first, second = compare.run(two, Study(out, resume=True))
+    for row in (first, second):
+        assert bool(row["left_out"]) != bool(row.get(POINTS))
+    assert not first["left_out"]
+    model = LanguageModel.load(ActivationStore(config.store).manifest["model"], ["layers.1"])
+    corpus = Corpus((str(Path(config.store).parent / "text.txt"),), unit="line")
+    reader = ContextReader(corpus, model.tokenizer, 16, test_fraction=0.3)
+    harvest(model, reader, tmp_path / "fewer", max_rows=400)
+    fewer = dataclasses.replace(one, store=str(tmp_path / "fewer"))
+    (other,) = compare.run(fewer, Study(out, resume=True))
+    assert "fvu" not in other  # the run in this folder is of another store
+    assert "error" in other
 
 
 def test_what_diverges_is_reported_and_stops_nothing(config, tmp_path, monkeypatch):
