@@ -150,7 +150,7 @@ def write_report(
 
 CURVES = (
     "Of one seed and several prices (k). Bits have magnitudes in them, quantised more or less "
-    "coarsely and coded in context, whichever needs fewest at its fvu. Between two points the "
+    "coarsely, each alone or in context, whichever needs fewest at its fvu. Between two points the "
     "logarithm of the bits is linear in fvu; a - is outside of what was measured. The score is "
     "that of exact magnitudes, at the bits of the finest quantiser."
 )
