@@ -420,7 +420,9 @@ def test_ordinary_text_is_trained_on_where_it_is_named(labelled, tmp_path):
     (folder,) = (tmp_path / "out" / "shared").iterdir()
     metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
     assert json.loads(metadata["corpus"])[1] == 1500
-    assert "it takes several numbers" in (tmp_path / "out" / "icl.md").read_text()
+    page = (tmp_path / "out" / "icl.md").read_text()
+    assert "it takes several numbers" in page
+    assert f"`fvu` is {row['fvu']:.2f} to {row['fvu']:.2f}" in page
 
 
 @pytest.mark.parametrize(

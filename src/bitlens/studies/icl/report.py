@@ -105,6 +105,13 @@ def _moves(estimate: Estimate | None, digits: int = 3) -> str:
 def write_report(out: Path, rows: Sequence[Row], config: IclConfig) -> None:
     """`icl.md`: the table of what demonstrations change, and what it says."""
     found = effects(rows)
+    fvus = [row["fvu"] for row in rows if "error" not in row]
+    coarseness = (
+        f" `fvu` is {min(fvus):.2f} to {max(fvus):.2f}: where it is larger, the code is "
+        "coarser, and bits are fewer for that, too."
+        if fvus
+        else ""
+    )
     lines = [
         f"# Demonstrations in bits: {config.data}, {config.model}",
         "",
@@ -112,7 +119,7 @@ def write_report(out: Path, rows: Sequence[Row], config: IclConfig) -> None:
         f"fifth of them held out; {len(config.seeds)} seeds; one autoencoder (preset "
         f"`{config.preset}`, {config.steps:,} steps) for each layer and seed. Changes are paired "
         "over queries; after ±: half of the 95 % interval over queries or, if wider, over three "
-        "seeds and more.",
+        "seeds and more." + coarseness,
         "",
         *_table(summary(rows)),
         "",
