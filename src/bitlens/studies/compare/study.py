@@ -42,7 +42,7 @@ def run(config: CompareConfig, study: Study) -> list[Row]:
         "contexts": config.contexts,
         "dtype": config.dtype,
         # the cells that have points of bits over fvu
-        "curves": config.seeds[0] if len(config.prices) > 1 else None,
+        "curves": config.seeds[0] if config.prices[1:] else None,
     }
     names = [name for name in (*config.architectures, *config.variants) if name != BAE]
     trained = [name for name in names if name not in SEARCHED]
