@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pyarrow.parquet
 import pytest
@@ -17,7 +18,7 @@ from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
-from bitlens.information import autoregression
+from bitlens.information import autoregression, magnitudes
 from bitlens.labels.matches import Matches, good_latents
 from bitlens.labels.scores import best_labels, label_scores
 from bitlens.labels.sources import Labels
@@ -149,6 +150,26 @@ def test_a_killed_comparison_goes_on_where_it_was(study, config, tmp_path, bitle
     rows = compare.run(config, Study(out, resume=True))
     assert untimed(rows) == untimed(study[1])
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+
+
+def test_what_depends_on_other_prices_or_another_store_is_measured_again(config, tmp_path):
+    out = tmp_path / "study"
+    one = dataclasses.replace(config, architectures=("BAE",), variants=(), seeds=(0,), steps=200)
+    (alone,) = compare.run(one, Study(out))
+    assert POINTS not in alone
+    two = dataclasses.replace(one, prices=(0.1, 0.02))
+    first, second = compare.run(two, Study(out, resume=True))
+    for row in (first, second):
+        assert bool(row["left_out"]) != bool(row.get(POINTS))
+    assert not first["left_out"]
+    model = LanguageModel.load(ActivationStore(config.store).manifest["model"], ["layers.1"])
+    corpus = Corpus((str(Path(config.store).parent / "text.txt"),), unit="line")
+    reader = ContextReader(corpus, model.tokenizer, 16, test_fraction=0.3)
+    harvest(model, reader, tmp_path / "fewer", max_rows=400)
+    fewer = dataclasses.replace(one, store=str(tmp_path / "fewer"))
+    (other,) = compare.run(fewer, Study(out, resume=True))
+    assert "fvu" not in other  # the run in this folder is of another store
+    assert "error" in other
 
 
 def test_what_diverges_is_reported_and_stops_nothing(config, tmp_path, monkeypatch):
@@ -481,10 +502,28 @@ def test_points_of_floats_are_those_of_coarser_and_coarser_magnitudes(several):
             assert points == [[row["fvu"], row["bits_joint"]]]
             continue
         fvus, bits = zip(*points, strict=True)
-        rises = (measuring.RISE, *measuring.RISES)
-        assert fvus == pytest.approx([row["fvu"] * (1 + rise) for rise in rises])
+        assert fvus == pytest.approx([row["fvu"] * (1 + rise) for rise in measuring.RISES])
         assert list(bits) == sorted(bits, reverse=True)
         assert bits[-1] > row["bits_joint"]
+
+
+def test_magnitudes_of_every_point_are_coded_in_context(several, config, monkeypatch):
+    store, coded = ActivationStore(config.store, config.test_fraction), []
+    folder = run_folder(several[0], next(row for row in rows_of(several, "TopK")))
+    trained = Autoencoder.from_pretrained(folder)
+    numbers = evaluate(trained, store)
+
+    def quantised(autoencoder, rows, rise, fit):
+        coded.append(rise)
+        found = magnitudes.quantise_magnitudes(autoencoder, rows, rise, fit)
+        return dataclasses.replace(found, bits=found.bits_alone - 1)
+
+    monkeypatch.setattr(measuring, "quantise_magnitudes", quantised)
+    (finest, *_) = measuring.rate_distortion(trained, store, numbers)
+    assert coded == [0.005, 0.02, 0.1, 0.3]
+    rows = torch.cat([block.hidden for block in store.read("test")])[: measuring.TEST_ROWS]
+    alone = magnitudes.quantise_magnitudes(trained, rows).bits
+    assert finest[1] == pytest.approx(numbers.bits_joint + alone - 1)
 
 
 def test_the_page_says_who_needs_fewer_bits(several):

@@ -19,6 +19,7 @@ from bitlens.errors import BitlensError
 from bitlens.files import write_tensors
 from bitlens.hidden import LanguageModel
 from bitlens.information.dependence import label_entropy
+from bitlens.information.intervals import student_quantile
 from bitlens.labels.probe import label_information
 from bitlens.studies.cells import Study
 from bitlens.studies.icl.config import IclConfig
@@ -269,6 +270,7 @@ def rows_of_queries(bits, label_bits, seeds=(0,)):
             for name, values in (("bits_joint", bits), ("label_bits", label_bits))
         }
         | {"queries: accuracy": [0.0, float(k > 0), float(k > 0), float(k > 1)]}
+        | {"queries: places": list(range(4 * seed, 4 * seed + 4))}
         for condition, k in bits
         for seed in seeds
     ]  # fmt: skip
@@ -296,11 +298,11 @@ def test_changes_are_paired_over_queries():
     assert sentence.endswith("what is lost is not seen to be the answer.")
 
 
-def test_a_sentence_says_what_is_lost_and_whether_controls_lose_it():
+def test_a_sentence_says_what_is_lost():
     falling = dict(zip(PLACES, (90.0, 80.0, 70.0, 60.0, 55.0), strict=True))
     told = {place: 0.1 * place[1] for place in PLACES}
     (more,) = sentences_of(effects(rows_of_queries(falling, told)))
-    assert "not the answer, of which the bits tell more; no less is lost with shuffled" in more
+    assert "what is lost is not the answer, of which the bits tell more" in more
     (lost,) = sentences_of(effects(rows_of_queries(falling, {p: -v for p, v in told.items()})))
     assert "part of what is lost is the answer" in lost
     (rising,) = sentences_of(effects(rows_of_queries({p: p[1] for p in PLACES}, told)))
@@ -309,11 +311,58 @@ def test_a_sentence_says_what_is_lost_and_whether_controls_lose_it():
     assert "entropies are left out" in unknown
 
 
+def sentence_with(control_bits: list[float], control_accuracy: list[float], first=("none", 0)):
+    """Of a study in which correct demonstrations take 30 bits and answer every second query."""
+    cells = {
+        first: ([90.0] * 8, [0.0] * 8),
+        ("correct", 4): ([60.0] * 8, [0.0, 1.0, 1.0, 1.0] * 2),
+        ("shuffled", 4): (control_bits, control_accuracy),
+    }
+    (sentence,) = sentences_of(
+        effects(
+            [
+                {"layer": "layers.1", "condition": condition, "k": k, "seed": 0}
+                | {"queries: bits_joint": bits, "queries: accuracy": accuracy}
+                | {"queries: places": list(range(8))}
+                for (condition, k), (bits, accuracy) in cells.items()
+            ]
+        )
+    )
+    return sentence
+
+
+def test_a_control_tells_of_learning_only_if_it_teaches_less_and_is_seen_to_lose_as_much() -> None:
+    cause, nothing, noise = "so learning is not the cause", [0.0] * 8, [-20.0, 20.0] * 4
+    assert cause in sentence_with([59.0] * 8, nothing)
+    assert cause not in sentence_with([59.0] * 8, [0.0, 1.0, 1.0, 1.0] * 2)  # it teaches as much
+    assert cause not in sentence_with([60 + each for each in noise], nothing)  # or anything else
+    assert cause not in sentence_with([70.0] * 8, nothing)
+    assert cause not in sentence_with([59.0] * 8, nothing, first=("correct", 1))
+
+
 def test_three_seeds_widen_an_interval_by_what_they_differ():
     queries = [torch.tensor([0.0, 1.0]).repeat(50) + shift for shift in (0.0, 1.0, 5.0)]
-    assert combined(queries[:2]).half == pytest.approx(0.1, abs=0.01)
-    assert combined(queries).value == 2.5
-    assert combined(queries).half == pytest.approx(4.3027 * 7**0.5 / 3**0.5, rel=1e-3)
+    places = list(torch.arange(300).split(100))
+    assert combined(queries[:2], places[:2]).half == pytest.approx(0.1, abs=0.01)
+    assert combined(queries, places).value == 2.5
+    assert combined(queries, places).half == pytest.approx(4.3027 * 7**0.5 / 3**0.5, rel=1e-3)
+
+
+def test_a_query_that_two_seeds_have_drawn_is_one_unit():
+    random = torch.Generator().manual_seed(0)
+    values, places = torch.randn(400, dtype=torch.float64, generator=random), torch.arange(400)
+    once = combined([values], [places])
+    assert once.half == pytest.approx(student_quantile(399) * float(values.std()) / 20)
+    assert tuple(combined([values, values], [places, places])) == pytest.approx(tuple(once))
+    # of 400 queries each seed has drawn three quarters, so that half of them were drawn twice
+    misses = 0
+    for trial in range(400):
+        random.manual_seed(trial)
+        truth = torch.randn(400, dtype=torch.float64, generator=random)
+        drawn = [torch.randperm(400, generator=random)[:300] for _ in range(2)]
+        found = combined([truth[own] for own in drawn], drawn)
+        misses += found.differs
+    assert 0.02 < misses / 400 < 0.08
 
 
 def test_a_study_without_several_k_has_nothing_to_contrast():
@@ -333,6 +382,7 @@ def test_a_whole_study_and_what_is_left_of_it_when_resumed(labelled, tmp_path):
         assert row["chance"] == 0.5
         assert (row["bits_joint"] is None) == (row["fvu"] > 0.5) == bool(row["left_out"])
         assert len(row["queries: label_bits"]) == 20
+        assert len(set(row["queries: places"])) == 100
         assert fmean(row["queries: accuracy"]) == pytest.approx(row["accuracy"])
     assert any(row["bits_joint"] for row in rows)
     assert len({row["label_entropy"] for row in rows}) == 1
@@ -370,7 +420,9 @@ def test_ordinary_text_is_trained_on_where_it_is_named(labelled, tmp_path):
     (folder,) = (tmp_path / "out" / "shared").iterdir()
     metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
     assert json.loads(metadata["corpus"])[1] == 1500
-    assert "it takes several numbers" in (tmp_path / "out" / "icl.md").read_text()
+    page = (tmp_path / "out" / "icl.md").read_text()
+    assert "it takes several numbers" in page
+    assert f"`fvu` is {row['fvu']:.2f} to {row['fvu']:.2f}" in page
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
 from bitlens.studies.cells import Study
+from bitlens.studies.sequence import study as sequence
 from bitlens.studies.sequence.config import SequenceConfig
 from bitlens.studies.sequence.study import (
     RowCounts,
@@ -194,6 +195,20 @@ def test_a_resumed_study_may_have_more_steps_and_keeps_its_stores(study):
     assert {
         path: path.stat().st_mtime_ns for path in (out / "stores").rglob("*.safetensors")
     } == stores
+
+
+def test_a_layer_that_cannot_be_trained_on_is_named_and_does_not_end_the_study(
+    tmp_path, monkeypatch
+):
+    def diverges(*arguments):
+        raise BitlensError("The loss is not finite.")
+
+    monkeypatch.setattr(sequence, "train_shared", diverges)
+    one, said = dataclasses.replace(TINY, hooks=("layers.0",), autoencoders=("shared",)), []
+    rows = run(one, Study(tmp_path / "out", say=said.append))
+    assert "layers.0 could not be trained on: The loss is not finite." in said
+    assert len(rows) == 2
+    assert all("it was not trained" in row["error"] for row in rows)
 
 
 # --- what is refused

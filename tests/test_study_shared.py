@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitlens.autoencoders.binary import BinaryAutoencoder
 from bitlens.bits.packed import PackedBits
+from bitlens.errors import BitlensError
 from bitlens.hidden import TensorSource
 from bitlens.information.autoregression import Autoregression
 from bitlens.studies.cells import Study
@@ -96,6 +97,9 @@ def test_above_an_fvu_of_a_half_there_is_no_entropy_but_a_reason(error: float) -
 def test_rows_without_variance_have_no_entropy_either() -> None:
     assert why_left_out(0.5) is None
     assert why_left_out(math.nan) == "fvu nan on held-out rows is above 0.5"
+    few, test = torch.ones(20, D), torch.arange(20) % 5 == 0  # too few for a Gaussian bound
+    with pytest.raises(BitlensError, match="held-out rows are all equal"):
+        measure_rows(reading_bits(), few, test)
 
 
 def test_an_autoencoder_and_its_code_are_trained_once_and_loaded_as_they_were(tmp_path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.packed import PackedBits
+from bitlens.errors import BitlensError
 from bitlens.evaluation import latent_numbers
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.entropy import entropy
@@ -68,6 +69,8 @@ def measure_rows(
             x_hat = autoencoder(block[held])
             variance.add(block[held].to(x_hat.device))
             error += squared_error(block[held].to(x_hat.device), x_hat)
+    if variance.total <= 0:
+        raise BitlensError("The held-out rows are all equal, so there is nothing to measure.")
     bits = PackedBits(torch.cat(words), autoencoder.n_latents)
     latents, fvu = latent_numbers(autoencoder, bits[test]), variance.fvu(error)
     numbers: dict[str, Any] = {

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.packed import PackedBits
+from bitlens.errors import BitlensError
 from bitlens.files import read_tensors, write_tensors
 from bitlens.hidden import ActivationStore, LanguageModel
 from bitlens.hidden.harvest import folder_name, harvest
@@ -113,6 +114,10 @@ def train_shared(
 def load_shared(folder: Path, device: str, name: str = "code") -> Shared:
     """What `train_shared` left in a folder, the autoencoder on this device."""
     file = _code_file(folder, name)
+    if not file.exists():
+        raise BitlensError(
+            f"There is no autoencoder with its code in {folder}: it was not trained."
+        )
     return _last_loaded(folder, device, file, file.stat().st_mtime_ns)
 
 

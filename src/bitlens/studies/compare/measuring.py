@@ -42,9 +42,8 @@ from bitlens.studies.measuring import entropies_that_count
 from bitlens.training import TrainConfig, train
 
 BINARY = {BAE, "random", *BINARY_VARIANTS}
-RISES = (0.02, 0.1, 0.3)
-"""Shares by which quantised magnitudes may raise the fvu, beside the least: each is a point of bits
-over fvu, its magnitudes coded in context."""
+RISES = (RISE, 0.02, 0.1, 0.3)
+"""Shares by which quantised magnitudes may raise the fvu: each is a point of bits over fvu."""
 FIT_ROWS, TEST_ROWS = 16384, 8192  # of magnitudes that are coded in context
 
 
@@ -165,17 +164,19 @@ def _training_seconds(folder: Path, trained: Autoencoder) -> float:
 def rate_distortion(
     trained: Autoencoder, store: ActivationStore, numbers: Evaluation
 ) -> list[tuple[float, float]]:
-    """(fvu, bits a row) that the autoencoder can be used at: of floats that of the table, and one
-    for each of `RISES`, their magnitudes by the cheaper of two codes."""
+    """(fvu, bits a row) that the autoencoder can be used at: of floats one for each of `RISES`,
+    their magnitudes by the cheaper of two codes."""
     if numbers.bits_joint is None:
         return []
     if trained.binary:
         return [(numbers.fvu, numbers.bits_joint)]
     fit, test = _first_rows(store, "train", FIT_ROWS), _first_rows(store, "test", TEST_ROWS)
-    coarser = [(rise, quantise_magnitudes(trained, test, rise, fit).bits) for rise in RISES]
     return [
-        (numbers.fvu * (1 + rise), numbers.bits_joint + bits)
-        for rise, bits in [(RISE, numbers.bits_magnitudes), *coarser]
+        (
+            numbers.fvu * (1 + rise),
+            numbers.bits_joint + quantise_magnitudes(trained, test, rise, fit).bits,
+        )
+        for rise in RISES
     ]
 
 

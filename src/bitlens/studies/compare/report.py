@@ -120,8 +120,8 @@ def write_report(
         "width and price of a bit. A latent is on wherever it is not zero, in every row but those "
         "that say otherwise. In brackets: seeds that a column's means are over; after ±: half of "
         "the 95 % interval over them; stability is one number of them all. Bold: better than every "
-        "other trained architecture by more than chance between seeds (Welch's t at 5 %; of one "
-        "seed nothing is) and, of `ce_loss_score` and `kl_div`, between contexts (paired).",
+        "other trained architecture by more than chance between seeds (Welch's t at 5 %) and, of "
+        "`ce_loss_score` and `kl_div`, between contexts (paired); of one seed only these can be.",
     ]
     widths = dict.fromkeys(row["n_latents"] for row in rows)
     for width in widths:
@@ -150,7 +150,7 @@ def write_report(
 
 CURVES = (
     "Of one seed and several prices (k). Bits have magnitudes in them, quantised more or less "
-    "coarsely and coded in context, whichever needs fewest at its fvu. Between two points the "
+    "coarsely, each alone or in context, whichever needs fewest at its fvu. Between two points the "
     "logarithm of the bits is linear in fvu; a - is outside of what was measured. The score is "
     "that of exact magnitudes, at the bits of the finest quantiser."
 )

@@ -14,7 +14,10 @@ from bitlens.studies.cells import Row
 from bitlens.studies.icl.config import NO_DEMONSTRATIONS
 
 OF_QUERIES = "queries: "
-"""Before the name of a number, in a row: its value for every query, a list."""
+"""Before the name of a number, in a row: its value for every query, a list; or for those held out,
+which are the last."""
+PLACES = "places"
+"""Where the queries are among the texts."""
 NUMBERS = ("accuracy", "accuracy_calibrated", "bits_joint", "label_bits", "label_bits_hidden")
 MANY_SEEDS = 3  # from so many on, they are seen to vary
 Place = tuple[str, int]
@@ -89,7 +92,7 @@ def effects(rows: Sequence[Row]) -> list[Effect]:
 
 
 def _estimate(rows: Sequence[Row], contrast: Contrast, name: str) -> Estimate | None:
-    of_seeds = []
+    of_seeds, queries = [], []
     for seed in dict.fromkeys(row["seed"] for row in rows):
         cells = {(row["condition"], row["k"]): row for row in rows if row["seed"] == seed}
         of_cells = [cells.get(place, {}).get(OF_QUERIES + name) for place in contrast.weights]
@@ -97,16 +100,21 @@ def _estimate(rows: Sequence[Row], contrast: Contrast, name: str) -> Estimate | 
             return None
         values = torch.tensor(of_cells, dtype=torch.float64)  # [cells, queries], the same queries
         of_seeds.append(torch.tensor(list(contrast.weights.values()), dtype=torch.float64) @ values)
-    return combined(of_seeds) if of_seeds else None
+        row = cells[next(iter(contrast.weights))]
+        queries.append(torch.tensor(row[OF_QUERIES + PLACES][-values.shape[1] :]))
+    return combined(of_seeds, queries) if of_seeds else None
 
 
-def combined(of_seeds: Sequence[torch.Tensor]) -> Estimate:
+def combined(of_seeds: Sequence[torch.Tensor], queries: Sequence[torch.Tensor]) -> Estimate:
     """Mean over the queries of all seeds `[queries]` each, with the wider of two intervals: over
     queries and, of three seeds and more, over their means. Each seed draws queries and
-    demonstrations and trains anew."""
+    demonstrations and trains anew; a query that several seeds have drawn counts as one unit."""
     values = torch.cat(list(of_seeds))
     n, value = len(values), float(values.mean())
-    half = student_quantile(n - 1) * float(values.std()) / math.sqrt(n)
+    units, own = torch.cat(list(queries)).unique(return_inverse=True)
+    m = len(units)
+    sums = values.new_zeros(m).index_add_(0, own, values - value)
+    half = student_quantile(m - 1) * math.sqrt(m / max(1, m - 1) * float(sums.square().sum())) / n
     if len(of_seeds) >= MANY_SEEDS:
         half = max(half, mean([float(of_seed.mean()) for of_seed in of_seeds]).half)
     return Estimate(value, value - half, value + half)

@@ -28,6 +28,7 @@ FIGURES = (("entropy", ENTROPIES, {}), ("label", INFORMATION, {"label_entropy": 
 DIGITS = {"bits_joint": 1}
 CORRECT = ("correct", "k ")  # condition, and how `over` of its whole range begins
 LESS = "correct less "
+ALIKE = 0.1  # share of a loss that a control may have less of it and still count as having it
 
 
 # --- what it says ---------------------------------------------------------------------------------
@@ -55,7 +56,9 @@ def sentences_of(found: Sequence[Effect]) -> list[str]:
         of_layer = [effect for effect in found if effect.layer == layer]
         whole = [e for e in of_layer if (e.contrast.condition, e.contrast.over[:2]) == CORRECT]
         if whole:
-            controls = [e for e in of_layer if e.contrast.condition.startswith(LESS)]
+            # only from k = 0 on do all conditions begin alike
+            shared = (NO_DEMONSTRATIONS, 0) in whole[0].contrast.weights
+            controls = [e for e in of_layer if shared and e.contrast.condition.startswith(LESS)]
             told.append(f"{layer}, {whole[0].contrast.over}: {_sentence(whole[0], controls)}")
     return told
 
@@ -74,15 +77,20 @@ def _sentence(effect: Effect, controls: Sequence[Effect]) -> str:
         lost = "what is lost is not the answer, of which the bits tell more"
     elif label is None or label.high >= 0:
         lost = "what is lost is not seen to be the answer"
-    alike = [
-        e.contrast.condition.removeprefix(LESS)
-        for e in controls
-        if (of := e.numbers["bits_joint"]) is not None and of.high >= 0
-    ]
+    alike = [e.contrast.condition.removeprefix(LESS) for e in controls if _alike(e, entropy)]
     if alike:
         names = " and ".join(alike)
         lost += f"; no less is lost with {names} demonstrations, so learning is not the cause"
     return f"{said}: {lost}."
+
+
+def _alike(less: Effect, entropy: Estimate) -> bool:
+    """Whether a control, by what correct demonstrations differ from it, teaches less and loses as
+    much: a difference that is merely not seen is none of the two."""
+    bits, accuracy = less.numbers["bits_joint"], less.numbers["accuracy"]
+    if bits is None or accuracy is None:
+        return False
+    return accuracy.low > 0 and bits.high >= 0 and bits.low >= ALIKE * entropy.value
 
 
 def _moves(estimate: Estimate | None, digits: int = 3) -> str:
@@ -97,6 +105,13 @@ def _moves(estimate: Estimate | None, digits: int = 3) -> str:
 def write_report(out: Path, rows: Sequence[Row], config: IclConfig) -> None:
     """`icl.md`: the table of what demonstrations change, and what it says."""
     found = effects(rows)
+    fvus = [row["fvu"] for row in rows if "error" not in row]
+    coarseness = (
+        f" `fvu` is {min(fvus):.2f} to {max(fvus):.2f}: where it is larger, the code is "
+        "coarser, and bits are fewer for that, too."
+        if fvus
+        else ""
+    )
     lines = [
         f"# Demonstrations in bits: {config.data}, {config.model}",
         "",
@@ -104,7 +119,7 @@ def write_report(out: Path, rows: Sequence[Row], config: IclConfig) -> None:
         f"fifth of them held out; {len(config.seeds)} seeds; one autoencoder (preset "
         f"`{config.preset}`, {config.steps:,} steps) for each layer and seed. Changes are paired "
         "over queries; after ±: half of the 95 % interval over queries or, if wider, over three "
-        "seeds and more.",
+        "seeds and more." + coarseness,
         "",
         *_table(summary(rows)),
         "",

@@ -26,7 +26,7 @@ from bitlens.information.intervals import Estimate
 from bitlens.labels.probe import label_information, probe_costs, probe_information
 from bitlens.studies.cells import Cell, Row, Study
 from bitlens.studies.icl.config import IclConfig
-from bitlens.studies.icl.effects import OF_QUERIES
+from bitlens.studies.icl.effects import OF_QUERIES, PLACES
 from bitlens.studies.icl.pooling import PooledSource, centred, fitting_states, text_rows
 from bitlens.studies.icl.prompts import (
     Draw,
@@ -190,7 +190,7 @@ def _keep_states(
 ) -> str:
     """Read the prompts, unless this was done -> name of the file that holds what was read."""
     hooks, labels = [hook.name for hook in model.hooks], examples.labels[drawn.queries]
-    about = [config.model, model.revision, str(model.dtype), hooks, config.template, examples.names]
+    about = [model.record, str(model.dtype), hooks, config.template, examples.names]
     content = json.dumps([*about, prompts, labels.tolist()])
     path = path.with_name(f"{path.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}")
     file = path.with_suffix(".safetensors")
@@ -198,7 +198,8 @@ def _keep_states(
         answers = Template(config.template).continuations(examples.names, model.tokenizer)
         reading = read_prompts(model, prompts, answers, config.batch_size)
         tensors = {HIDDEN + name: state for name, state in reading.states.items()}
-        tensors |= {"scores": reading.scores, "label": labels, "held_out": drawn.held_out}
+        tensors |= {"scores": reading.scores, "label": labels, "query": drawn.queries}
+        tensors["held_out"] = drawn.held_out
         write_tensors(file, tensors, {"labels": json.dumps(examples.names)})
     return path.name
 
@@ -218,7 +219,7 @@ def train_cell(cell: Cell, out: Path, config: IclConfig) -> Row:
 def measure_cell(cell: Cell, out: Path, config: IclConfig) -> Row:
     """Measure the held-out prompts of one cell with its layer's autoencoder -> numbers"""
     state, file = HIDDEN + cell["layer"], out / "states" / f"{cell['states']}.safetensors"
-    kept = read_tensors(file, [state, "scores", "label", "held_out"])
+    kept = read_tensors(file, [state, "scores", "label", "query", "held_out"])
     labels, held_out = kept["label"], kept["held_out"]
     rows = centred(kept[state], held_out)
     autoencoder, code = load_shared(out / cell["shared"], config.where())
@@ -232,6 +233,7 @@ def measure_cell(cell: Cell, out: Path, config: IclConfig) -> Row:
     # what is saved of the label's cost differs from what is told by its entropy, alike in all cells
     of_queries["label_bits"] = [-cost for cost in numbers.pop("label_costs")]
     of_queries["label_bits_hidden"] = (-of_states).tolist()
+    of_queries[PLACES] = kept["query"].tolist()
     if not numbers["left_out"]:
         own = code.refitted(bits[~held_out])
         of_queries["bits_joint"] = own.code_lengths(bits[held_out]).tolist()

@@ -65,7 +65,9 @@ def run(config: SequenceConfig, study: Study) -> list[Row]:
         study.planned = len(layers) + len(cells)
         study.say(f"Training {len(layers)} autoencoders that positions share")
         work = functools.partial(_train_shared, study.out, config, rows, positions)
-        study.measure([{"train": "shared", **layer} for layer in layers], work, same)
+        for row in study.measure([{"train": "shared", **layer} for layer in layers], work, same):
+            if "error" in row:
+                study.say(f"{row['layer']} could not be trained on: {row['error']}")
     study.say(
         f"Measuring {len(cells)} cells, each of {rows.training:,} rows to train on and "
         f"{rows.test:,} held out"

@@ -25,6 +25,7 @@ from bitlens.results import Number, numbers_of
 from bitlens.studies.cells import Cell, Row
 from bitlens.studies.figures import COLOURS, MARKS, figure, groups
 from bitlens.studies.measuring import not_measured
+from bitlens.studies.shared import store_folder
 from bitlens.studies.survey.config import BAE
 
 PAGE = "survey.md"
@@ -65,11 +66,6 @@ class Files(NamedTuple):
     codes: Path
     features: Path
     meanings: Path
-
-
-def store_folder(out: Path, hook: str) -> Path:
-    """Hidden states of a hook point."""
-    return out / "stores" / folder_name(hook)
 
 
 def run_name(cell: Cell) -> str:
@@ -151,11 +147,9 @@ def _draw_rates(panel: Any, out: Path, rows: Sequence[Row]) -> None:
 # --- the page -------------------------------------------------------------------------------------
 
 
-def write_report(
-    out: Path, rows: Sequence[Row], stores: Sequence[ActivationStore], contexts: int
-) -> None:
+def write_report(out: Path, rows: Sequence[Row], store: ActivationStore, contexts: int) -> None:
     """`survey.md`: what was run, every number with its command, and the clearest latents."""
-    manifest, store = stores[0].manifest, stores[0]
+    manifest = store.manifest
     measured = [row for row in rows if "error" not in row]
     text = ", ".join(Path(source).name for source in manifest["text"])
     test = sum(len(held_out) for _, held_out in store.splits())

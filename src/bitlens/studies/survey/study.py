@@ -24,18 +24,17 @@ from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
 from bitlens.features.profiles import profiles, write_profiles, write_records
 from bitlens.files import write_json
-from bitlens.hidden import ActivationStore, LanguageModel
-from bitlens.hidden.harvest import harvest
+from bitlens.hidden import ActivationStore
 from bitlens.information.entropy import entropy
 from bitlens.information.moments import Covariance
 from bitlens.labels.scores import GOOD
 from bitlens.labels.sources import load_tokenizer, own_labels
 from bitlens.studies.cells import Cell, Row, Study
 from bitlens.studies.measuring import entropies_that_count
+from bitlens.studies.shared import harvest_layers, store_folder
 from bitlens.studies.survey.config import ARCHITECTURES, BAE, RIVAL, SurveyConfig
-from bitlens.studies.survey.report import draw, files_of, run_name, store_folder, write_report
+from bitlens.studies.survey.report import draw, files_of, run_name, write_report
 from bitlens.training import TrainConfig, train
-from bitlens.training.signals import stop_on_signals
 from bitlens.version import __version__
 
 OF_THE_STORE = ("corpus", "model_digest", "revision", "context_length", "packed", "prepend_bos")
@@ -61,8 +60,16 @@ def run(config: SurveyConfig, study: Study) -> list[Row]:
     config = replace(config, hooks=tuple(dict.fromkeys(hooks)))
     _training(config, {"autoencoder": BAE, "seed": 0}).resolved(max(model.widths().values()), "cpu")
     study.open("survey", asdict(config))
-    stores = _harvest(config, model, study)
-    store = stores[0]
+    study.say(f"Harvesting hidden states at {', '.join(config.hooks)}")
+    store = harvest_layers(
+        model,
+        config.reader(model.tokenizer, config.test_fraction),
+        study.out,
+        study.say,
+        batch_size=config.batch_size,
+        max_rows=config.max_rows,
+        store_dtype=getattr(torch, config.store_dtype, None),  # None for auto
+    )
     same = {name: store.manifest.get(name) for name in OF_THE_STORE}
     same |= {name: getattr(config, name) for name in SETTINGS}
     ours: list[Cell] = [
@@ -83,30 +90,9 @@ def run(config: SurveyConfig, study: Study) -> list[Row]:
     ]
     pairs = zip(measured, study.measure(theirs, work, same), strict=True)
     rows = [row for pair in pairs for row in pair]
-    write_report(study.out, rows, stores, config.contexts)
+    write_report(study.out, rows, store, config.contexts)
     write_json(study.out / "survey.json", {"bitlens": __version__, "rows": rows})
     return study.finish(rows, draw)
-
-
-def _harvest(config: SurveyConfig, model: LanguageModel, study: Study) -> list[ActivationStore]:
-    """The stores of all hook points."""
-    study.say(f"Harvesting hidden states at {', '.join(config.hooks)}")
-    folder = study.out / "stores"
-    if len(config.hooks) == 1:
-        folder = store_folder(study.out, config.hooks[0])
-    folder.parent.mkdir(exist_ok=True)
-    with stop_on_signals() as stop:
-        return harvest(
-            model,
-            config.reader(model.tokenizer, config.test_fraction),
-            folder,
-            batch_size=config.batch_size,
-            max_rows=config.max_rows,
-            store_dtype=getattr(torch, config.store_dtype, None),  # None for auto
-            resume=folder.exists(),
-            announce=lambda plan: study.say(f"Plan: {plan}"),
-            stop=lambda: stop.signal,
-        )
 
 
 def _l0(row: Row) -> int:
