@@ -36,6 +36,7 @@ def test_words_read_as_they_are_printed():
     assert in_context(words, 5, 20) == 'He said, "It «is» (almost) John\'s".'
     assert in_context(words, 5, 1) == "It «is» ("
     assert in_context(("A", "cat"), 0, 1) == "«A» cat"
+    assert in_context(("«", "Oui", "»"), 1, 1) == "‹ «Oui» ›"
 
 
 def test_tagged_sentences_are_read(tmp_path):
