@@ -88,7 +88,7 @@ def test_texts_are_read_in_one_order_and_kept_no_longer_than_asked_about(encoder
 
 
 def test_a_text_that_is_too_long_is_refused_not_cut_before_its_mark(encoder):
-    with pytest.raises(BitlensError, match="reads at most 128 tokens at once.*lower `window`"):
+    with pytest.raises(BitlensError, match=r"reads at most 128 tokens at once.*lower `window`"):
         EmbeddingJudge(encoder).embed(["one " * 200 + "«old»"])
 
 

@@ -100,6 +100,16 @@ def test_what_is_planted_is_true_balanced_and_never_shown_twice(sentences):
     assert other.positives != planted.positives
 
 
+@pytest.mark.parametrize(("on", "off"), [(70, 60), (150, 10)])
+def test_there_are_as_many_negatives_as_positives_where_some_are_few(sentences, on, off):
+    (meaning,) = (m for m in MEANINGS if m.phrase == 'the word "she"')
+    few = [s for s in sentences if meaning.holds(Sentence(s.words[:1]), 0)][:on]
+    few += [s for s in sentences if "she" not in map(str.lower, s.words)][:off]
+    planted = plant(meaning, few, examples=5, judged=40, window=WINDOW, seed=0)
+    assert 5 <= len(planted.positives) < 40
+    assert len(planted.positives) == len(planted.random) + len(planted.hard)
+
+
 def test_text_without_a_meaning_is_refused(sentences):
     never = Meaning("word", "never", lambda sentence, index: False)
     with pytest.raises(BitlensError, match="too few words for 'never'"):
@@ -125,6 +135,7 @@ def test_rates_are_those_of_all_questions():
         ({"judges": ("words",)}, "needs a model"),
         ({"judges": ()}, "at least one judge"),
         ({"codes": ("nowhere",)}, "NAME=FOLDER"),
+        ({"codes": ("one=/tmp", "one=/")}, "have one name"),
         ({"judged": 5}, "`judged` must be at least 20"),
     ],
 )
