@@ -120,8 +120,8 @@ def write_report(
         "width and price of a bit. A latent is on wherever it is not zero, in every row but those "
         "that say otherwise. In brackets: seeds that a column's means are over; after ±: half of "
         "the 95 % interval over them; stability is one number of them all. Bold: better than every "
-        "other trained architecture by more than chance between seeds (Welch's t at 5 %) and, of "
-        "`ce_loss_score` and `kl_div`, between contexts (paired); of one seed only these can be.",
+        "other trained architecture by more than chance between seeds (Welch's t at 5 %; of one "
+        "seed nothing is) and, of `ce_loss_score` and `kl_div`, between contexts (paired).",
     ]
     widths = dict.fromkeys(row["n_latents"] for row in rows)
     for width in widths:

@@ -11,7 +11,6 @@ from statistics import mean
 from typing import Any
 
 from bitlens.errors import BitlensError
-from bitlens.files import sha256
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
@@ -21,10 +20,6 @@ from bitlens.studies.compare.config import BAE, SEARCHED, CompareConfig
 from bitlens.studies.compare.measuring import measure_cell, measure_stability
 from bitlens.studies.compare.report import draw, write_report
 
-OF_THE_STORE = (
-    *("model", "revision", "model_digest", "hook", "corpus", "context_length", "packed"),
-    *("prepend_bos", "dtype", "rows", "outlier_norm"),
-)
 TEXT = BUNDLED  # of the store that is harvested where none is given
 
 
@@ -37,12 +32,11 @@ def run(config: CompareConfig, study: Study) -> list[Row]:
     same = {
         "steps": config.steps,
         "test_fraction": config.test_fraction,
-        "store": {name: store.manifest.get(name) for name in OF_THE_STORE},
-        "labels": config.labels and config.labels.is_file() and sha256(config.labels),
+        "corpus": store.manifest.get("corpus"),
+        "hook": store.manifest.get("hook"),
+        "labels": config.labels and str(config.labels),
         "contexts": config.contexts,
         "dtype": config.dtype,
-        # the cells that have points of bits over fvu
-        "curves": config.seeds[0] if len(config.prices) > 1 else None,
     }
     names = [name for name in (*config.architectures, *config.variants) if name != BAE]
     trained = [name for name in names if name not in SEARCHED]
