@@ -74,6 +74,24 @@ def test_an_embedding_is_that_of_each_text_alone(encoder):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+def test_texts_are_read_in_one_order_and_kept_no_longer_than_asked_about(encoder, monkeypatch):
+    judge, seen = EmbeddingJudge(encoder, batch=2), []
+    embed = judge.embed
+    monkeypatch.setattr(judge, "embed", lambda texts: seen.extend(texts) or embed(texts))
+    texts = [f"the «{letter}» of all" for letter in "zyxwvutsrqponm"]
+    explanation = Examples(LIKE, UNLIKE).explanation
+    judge.answer([Question(explanation, text) for text in texts])
+    assert [text for text in seen if text in texts] == texts
+    judge.answer([Question(explanation, texts[0])])
+    assert set(judge._known) == {*LIKE, *UNLIKE, texts[0]}
+    assert len(seen) == len(set(seen))
+
+
+def test_a_text_that_is_too_long_is_refused_not_cut_before_its_mark(encoder):
+    with pytest.raises(BitlensError, match=r"reads at most 128 tokens at once.*lower `window`"):
+        EmbeddingJudge(encoder).embed(["one " * 200 + "«old»"])
+
+
 def cosine(a, b):
     return math.fsum(a * b for a, b in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
 

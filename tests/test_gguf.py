@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import gguf
 import numpy as np
@@ -158,6 +159,27 @@ def test_only_the_file_itself_is_read(file, tiny_llama, make_model, tmp_path, mo
     found = read(load("../model.gguf", "layers.1"))["layers.1"]
     assert torch.equal(found, expected)
     assert gguf.GGUFReader(file).fields  # is gguf's own again
+
+
+def test_threads_read_files_of_their_own(file, tiny_llama, tmp_path):
+    write(tmp_path / "other.gguf", tiny_llama, TYPES.Q4_1)
+    files = [file, tmp_path / "other.gguf"]
+    expected = [read(load(each, "layers.1"))["layers.1"] for each in files]
+    own = gguf.GGUFReader
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda each: read(load(each, "layers.1"))["layers.1"], files * 4))
+    assert all(torch.equal(x, expected[i % 2]) for i, x in enumerate(found))
+    assert gguf.GGUFReader is own
+
+
+def test_a_folder_that_is_a_link_and_one_above_it(file, tmp_path):
+    (tmp_path / "a folder").mkdir()
+    (tmp_path / "a folder" / "model.gguf").write_bytes(file.read_bytes())
+    (tmp_path / "a folder" / "below").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a folder" / "below")
+    file.unlink()
+    model = load(tmp_path / "link" / ".." / "model.gguf", "layers.1")
+    assert model.name == str(tmp_path / "a folder" / "model.gguf")
 
 
 # --- what is kept of it ---------------------------------------------------------------------------

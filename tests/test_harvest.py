@@ -64,6 +64,20 @@ def refusal(work):
     return str(error.value)
 
 
+def test_the_speed_is_of_all_rows_so_far(job, tmp_path, small_shards, monkeypatch):
+    clock = iter(range(10_000))  # a second for each look at it
+    ticking = SimpleNamespace(perf_counter=lambda: next(clock))
+    monkeypatch.setattr(harvest_module, "time", ticking)
+    said = []
+    monkeypatch.setattr(harvest_module.terminal, "at", lambda *each: said.append(each))
+    model, reader = job()
+    (store,) = harvest(model, reader, tmp_path / "out", batch_size=4)
+    assert len(store.shards) > 2
+    assert [note for _, note, _ in said] == [
+        f"{rows / i:,.0f} rows/s" for i, (rows, *_) in enumerate(said, 1)
+    ]
+
+
 # --- what is stored -----------------------------------------------------------------------------
 
 

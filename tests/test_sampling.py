@@ -193,6 +193,13 @@ def test_contexts_mark_the_token_and_show_line_ends(corpus):
     }
 
 
+def test_quotation_marks_of_the_text_mark_no_token(corpus):
+    french = SimpleNamespace(decode=lambda ids: "".join("«»"[i % 2] for i in ids))
+    (text,) = contexts(corpus, [12], french, window=3).values()
+    assert (text.count("«"), text[3], text[5], text.count("»")) == (1, "«", "»", 1)
+    assert set(text) <= set("«»‹›")
+
+
 def test_a_space_before_the_token_stays_outside(corpus):
     spaced = SimpleNamespace(decode=lambda ids: "".join(f" {i}" for i in ids))
     a, b = corpus.token[:2].tolist()

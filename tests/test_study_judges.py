@@ -36,6 +36,7 @@ def test_words_read_as_they_are_printed():
     assert in_context(words, 5, 20) == 'He said, "It «is» (almost) John\'s".'
     assert in_context(words, 5, 1) == "It «is» ("
     assert in_context(("A", "cat"), 0, 1) == "«A» cat"
+    assert in_context(("«", "Oui", "»"), 1, 1) == "‹ «Oui» ›"
 
 
 def test_tagged_sentences_are_read(tmp_path):
@@ -99,6 +100,16 @@ def test_what_is_planted_is_true_balanced_and_never_shown_twice(sentences):
     assert other.positives != planted.positives
 
 
+@pytest.mark.parametrize(("on", "off"), [(70, 60), (150, 10)])
+def test_there_are_as_many_negatives_as_positives_where_some_are_few(sentences, on, off):
+    (meaning,) = (m for m in MEANINGS if m.phrase == 'the word "she"')
+    few = [s for s in sentences if meaning.holds(Sentence(s.words[:1]), 0)][:on]
+    few += [s for s in sentences if "she" not in map(str.lower, s.words)][:off]
+    planted = plant(meaning, few, examples=5, judged=40, window=WINDOW, seed=0)
+    assert 5 <= len(planted.positives) < 40
+    assert len(planted.positives) == len(planted.random) + len(planted.hard)
+
+
 def test_text_without_a_meaning_is_refused(sentences):
     never = Meaning("word", "never", lambda sentence, index: False)
     with pytest.raises(BitlensError, match="too few words for 'never'"):
@@ -124,6 +135,7 @@ def test_rates_are_those_of_all_questions():
         ({"judges": ("words",)}, "needs a model"),
         ({"judges": ()}, "at least one judge"),
         ({"codes": ("nowhere",)}, "NAME=FOLDER"),
+        ({"codes": ("one=/tmp", "one=/")}, "have one name"),
         ({"judged": 5}, "`judged` must be at least 20"),
     ],
 )
@@ -176,7 +188,7 @@ def test_good_judges_count_latents_and_poor_ones_are_left_out(codes, tmp_path):
         judges=("labels", f"words={BUNDLED}"),
         judged=20,
         examples=5,
-        window=WINDOW,
+        window=2,  # the bundled model reads 256 tokens at once
         codes=(f"planted={codes.path}",),
         sample=10,
         shuffles=1,

@@ -272,7 +272,7 @@ class _Drawn:
                 "latents."
             )
         pairs = list(zip(self.trials, explanations, strict=True))
-        explained = [pair for pair in pairs if pair[1].strip()]
-        unexplained = [trial.latent for trial, explanation in pairs if not explanation.strip()]
+        explained = [pair for pair in pairs if pair[1]]  # that of a label may be a line end
+        unexplained = [trial.latent for trial, explanation in pairs if not explanation]
         rates = firing_rates(self.bits[codes.usual])
         return Results(judged(explained, ask, rates, config), self.skipped, config, unexplained)

@@ -126,7 +126,7 @@ class LocalExplainer:
         if call := self.calls.get(key):
             return call.answer
         ids, model = self.model.tokens(prompt), self.model.model
-        model.require_context(len(ids) + self.tokens)
+        model.require_context(len(ids) + self.tokens, "`window` or `examples`")
         room = (model.longest_context() or 10**9) - len(ids)
         for limit in (self.tokens, min(8 * self.tokens, room)):
             began = time.monotonic()

@@ -97,7 +97,7 @@ class AnsweringModel:
     def _padded(self, prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Prompts that end at the same place -> ids and mask, int64 `[prompts, longest]`"""
         longest = max(len(prompt) for prompt in prompts)
-        self.model.require_context(longest)
+        self.model.require_context(longest, "`window` or `examples`")
         ids = torch.full((len(prompts), longest), self._padding)
         mask = torch.zeros_like(ids)
         for i, prompt in enumerate(prompts):

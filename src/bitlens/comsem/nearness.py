@@ -47,6 +47,7 @@ class EmbeddingJudge:
         sides = {q.explanation: self._sides(q.explanation) for q in questions}
         texts = [q.text for q in questions]
         texts += [text for side in sides.values() for text in (*side.like, *side.unlike)]
+        self._known = {text: self._known[text] for text in texts if text in self._known}
         self._embed(texts)
         classifiers = {
             explanation: Nearness.of(self._states(side.like), self._states(side.unlike))
@@ -71,7 +72,8 @@ class EmbeddingJudge:
 
     def _embed(self, texts: Sequence[str]) -> None:
         """Embed texts that are not known yet, those of a like length together."""
-        missing = sorted({text for text in texts if text not in self._known}, key=len)
+        unknown = dict.fromkeys(text for text in texts if text not in self._known)
+        missing = sorted(unknown, key=len)  # a set's order, and so the last bits, would vary
         for start in range(0, len(missing), self.batch):
             batch = missing[start : start + self.batch]
             self._known |= dict(zip(batch, self.embed(batch), strict=True))
@@ -80,14 +82,12 @@ class EmbeddingJudge:
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Texts with one token «marked» -> float32 `[texts, d]`, of length 1, on the CPU"""
         cut = [unmarked(text) for text in texts]
-        limit = self.model.longest_context()
         encoded = [
-            self.model.tokenizer(
-                text, return_offsets_mapping=True, truncation=limit is not None, max_length=limit
-            )
+            self.model.tokenizer(text, return_offsets_mapping=True, verbose=False)
             for text, _, _ in cut
         ]
         longest = max(len(each["input_ids"]) for each in encoded)
+        self.model.require_context(longest, "`window`")
         ids = torch.zeros(len(texts), longest, dtype=torch.long)
         mask, own = torch.zeros_like(ids), torch.zeros(len(texts), longest)
         for i, (each, (_, first, last)) in enumerate(zip(encoded, cut, strict=True)):

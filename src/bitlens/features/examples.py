@@ -11,6 +11,9 @@ from bitlens.bits.codes import Codes, Columns
 from bitlens.hidden.pieces import BYTES, in_text, outside
 from bitlens.seeding import generator
 
+PLAIN = str.maketrans("«»\n", "‹›⏎")
+"""of a text in which one token is «marked», on one line: its own quotation marks are no marks"""
+
 
 class Example(NamedTuple):
     """A token on which a latent is on, with the text before and after it."""
@@ -51,7 +54,8 @@ def contexts(columns: Columns, rows: Iterable[int], tokenizer: Any, window: int)
     """Every row's token in its context, «like» this, on one line; spaces before it stay outside."""
     text = {}
     for row in set(rows):
-        _, before, token, after = in_context(columns, row, tokenizer, window)
+        _, *parts = in_context(columns, row, tokenizer, window)
+        before, token, after = (part.translate(PLAIN) for part in parts)
         space, core = outside(token)
-        text[row] = f"{before}{space}«{core}»{after}".replace("\n", "⏎")
+        text[row] = f"{before}{space}«{core}»{after}"
     return text

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
-import os
 import re
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from bitlens.errors import BitlensError
 ENDING = ".gguf"
 TRANSFORMERS = (5, 18)  # before, Gemma's text is cut into other tokens, Llama's has a BOS too many
 FACTORS = "rope_freqs.weight"
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def is_gguf(where: str | Path) -> bool:
@@ -50,9 +51,14 @@ class Source:
         reader = copy.copy(self.reader)
         if layers is not None:
             reader.tensors = [t for t in reader.tensors if _layer(t.name) < layers]
-        with tempfile.TemporaryDirectory() as empty, _read_once_without_bars(reader):
+        with (
+            _ONE_AT_A_TIME,
+            tempfile.TemporaryDirectory() as empty,
+            _read_once_without_bars(reader),
+        ):
             # Absolute: transformers prefers a file of that name in the current folder.
-            yield empty, {"gguf_file": os.path.abspath(self.where)}  # noqa: PTH100 - links stay
+            path = Path(self.where)
+            yield empty, {"gguf_file": str(path.parent.resolve() / path.name)}  # a link stays one
 
     def tokenizer(self, revision: str | None) -> Any:
         """Of the model, alone."""
@@ -97,7 +103,8 @@ def _checked(name: str, file: Path) -> Any:
             "'transformers>=5.18'."
         )
     try:
-        reader = _read(file)
+        with _ONE_AT_A_TIME:  # gguf's own class is the base of the reader's
+            reader = _read(file)
         fields = {key: _value(field) for key, field in reader.fields.items() if _short(field)}
     except OSError as error:
         raise BitlensError(f"{name} cannot be read: {error.strerror or error}.") from error
@@ -166,7 +173,8 @@ def _scaled_positions(reader: Any, fields: dict[str, Any]) -> str | None:
 @contextlib.contextmanager
 def _read_once_without_bars(reader: Any) -> Iterator[None]:
     """transformers reads the file four times, some seconds each for a large vocabulary, and shows a
-    bar that its own switch for bars does not hide."""
+    bar that its own switch for bars does not hide. What is swapped is of the whole process: another
+    thread that reads a file here waits, one that calls transformers itself may get this reader."""
     import gguf
     from transformers import modeling_gguf_pytorch_utils as transformers_gguf
 

@@ -197,15 +197,16 @@ class _Job:
         """Write the shards that are not there yet. While the model works on one, the text of the
         next is tokenized and the one before is written."""
         first = next(iter(writers.values()))
-        begun, rows = time.perf_counter(), first.rows
+        begun, before = time.perf_counter(), first.rows
+        rows = before  # `first` grows in another thread
         left = None if self.max_rows is None else self.max_rows - rows
         # Batches are of one shard, so that a resumed harvest has the same ones.
         runs = self.reader.runs(self.shard_tokens(), first.contexts, left)
         batch_tokens = self.batch_size * self.reader.length
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(len(writers)) as behind:
-            coming = ahead.submit(next, runs, None)
             writing: list[Future[None]] = []
-            while (contexts := coming.result()) is not None:
+            contexts = next(runs, None)  # skips what is done; in this thread, which Ctrl-C ends
+            while contexts is not None:
                 coming = ahead.submit(next, runs, None)
                 left = None if self.max_rows is None else self.max_rows - rows
                 shard = _Shard(contexts, left, self.dtype, self.reader.length)
@@ -213,7 +214,7 @@ class _Job:
                     batch = contexts.of(chosen)
                     states = self.model.hidden_states(batch.tokens, batch.mask)
                     rows += shard.add(chosen, states)
-                    speed = (rows - first.rows) / (time.perf_counter() - begun)
+                    speed = (rows - before) / (time.perf_counter() - begun)
                     terminal.at(rows, f"{speed:,.0f} rows/s", planned)
                     if rows != self.max_rows and (signal := stop()):
                         raise Interrupted(
@@ -223,6 +224,7 @@ class _Job:
                 for written in writing:
                     written.result()  # raises what went wrong there
                 writing = [behind.submit(shard.write, *each) for each in writers.items()]
+                contexts = coming.result()
             for written in writing:
                 written.result()
 

@@ -172,12 +172,12 @@ class LanguageModel:
             limits.append(len(table.weight) - first)
         return min((n for n in limits if isinstance(n, int) and n > 0), default=None)
 
-    def require_context(self, length: int) -> None:
-        """Refuse contexts that are longer than the model's positions."""
+    def require_context(self, length: int, setting: str = "`length`") -> None:
+        """Refuse contexts that are longer than the model's positions; setting: to be lowered."""
         limit = self.longest_context()
         if limit is not None and length > limit:
             raise BitlensError(
-                f"{self.name} reads at most {limit} tokens at once, not {length}; lower `length`."
+                f"{self.name} reads at most {limit} tokens at once, not {length}; lower {setting}."
             )
 
     def memory(self) -> int:

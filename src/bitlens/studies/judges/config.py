@@ -89,6 +89,9 @@ class JudgesConfig:
                     f"'{folder}' names no dictionary; `codes` are written as NAME=FOLDER."
                 )
 
+        if len(self.dictionaries()) < len(self.codes):
+            raise BitlensError("Two of `codes` have one name; give each its own.")
+
     def dictionaries(self) -> dict[str, Path]:
         """Folders of codes and of runs by their names."""
         pairs = (folder.partition("=") for folder in self.codes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ from bitlens.comsem.examples import ExampleExplainer
 from bitlens.comsem.judges import Explainer, Judge, Question, Verdict
 from bitlens.comsem.local_judge import LocalExplainer, LocalJudge
 from bitlens.comsem.nearness import EmbeddingJudge, load_encoder
-from bitlens.errors import BitlensError
 from bitlens.hidden import LanguageModel
 from bitlens.information.intervals import wilson
 from bitlens.labels.probe import roc_auc
@@ -27,14 +25,6 @@ class Opened(NamedTuple):
 
     explainer: Explainer | ExampleExplainer
     judge: Judge
-
-
-def picked(device: str) -> str:
-    """The device by its setting: auto is the GPU if there is one."""
-    there = torch.cuda.is_available()
-    if device.startswith("cuda") and not there:
-        raise BitlensError(f"There is no device '{device}' here; use `device=cpu`.")
-    return ("cuda" if there else "cpu") if device == "auto" else device
 
 
 @functools.cache  # once in a process
@@ -81,8 +71,8 @@ def _scores(verdicts: Sequence[Verdict], texts: Sequence[tuple[str, str]]) -> Ro
     confidences = [v.confidence for v in verdicts]
     row["auroc"] = None
     if None not in confidences:
-        scores = torch.tensor([math.nan if c is None else c for c in confidences])
-        row["auroc"] = roc_auc(scores.double(), torch.tensor([k == "positive" for _, k in texts]))
+        scores = torch.tensor(confidences, dtype=torch.float64)
+        row["auroc"] = roc_auc(scores, torch.tensor([k == "positive" for _, k in texts]))
     return {**row, **rates([row])}
 
 

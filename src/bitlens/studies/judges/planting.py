@@ -55,8 +55,9 @@ def plant(
     window: int,
     seed: int,
 ) -> Planted:
-    """Draw `judged` positives and as many negatives, half of them hard, from every second block of
-    sentences, and the explainer's examples and counterexamples from the others."""
+    """Draw `judged` positives (fewer where there are no more) and as many negatives, half of them
+    hard, from every second block of sentences, and the explainer's examples and counterexamples
+    from the others."""
     order = torch.randperm(len(sentences), generator=generator(seed, "plant", meaning.phrase))
     parts = ([], [])
     for number in order.tolist():
@@ -68,17 +69,19 @@ def plant(
         return [in_context(sentences[p.sentence].words, p.at, window) for p in places]
 
     positives = asked.on(judged)
-    same = asked.same_word(positives, judged // 4)
-    hard = [*same, *asked.near(judged // 2 - len(same))]
+    n = len(positives)
+    same = asked.same_word(positives, n // 4)
+    hard = [*same, *asked.near(n // 2 - len(same))]
+    random = asked.off(n - len(hard))
     planted = Planted(
         meaning,
         texts(explained.on(examples)),
         texts(explained.off(examples)),
-        texts(positives),
-        texts(asked.off(judged - len(hard))),
+        texts(positives[: len(random) + len(hard)]),
+        texts(random),
         texts(hard),
     )
-    if min(len(planted.examples), len(planted.positives)) < 5 or len(planted.random) < 5:
+    if min(map(len, (planted.examples, planted.counterexamples, planted.positives))) < 5:
         raise BitlensError(
             f"The text has too few words for '{meaning.phrase}' to be planted; name more text."
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bitlens.errors import BitlensError
+from bitlens.features.examples import PLAIN
 from bitlens.hidden import Corpus
 from bitlens.hidden.reading import json_lines
 
@@ -68,7 +69,8 @@ def _spaced(words: tuple[str, ...], first: int, last: int, marked: int) -> Itera
         word = words[i]
         closes = CLOSING.fullmatch(word) or (word == '"' and open_quote)
         yield "" if glued or closes else " "
-        yield f"«{word}»" if i == marked else word
+        plain = word.translate(PLAIN)
+        yield f"«{plain}»" if i == marked else plain
         opens = word == '"' and not open_quote
         open_quote ^= word == '"'
         glued = bool(OPENING.fullmatch(word)) or opens

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from bitlens.autoencoders import Autoencoder
-from bitlens.bits.codes import MANIFEST, Codes
+from bitlens.bits.codes import MANIFEST, SCHEMA, Codes
 from bitlens.comsem.interpret import Results, comsem, comsem_by_labels
 from bitlens.comsem.sampling import sample_latents
 from bitlens.comsem.scoring import Config
+from bitlens.devices import pick_device
 from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
@@ -26,20 +27,19 @@ from bitlens.information.intervals import wilson
 from bitlens.labels.sources import load_tokenizer, own_labels
 from bitlens.studies.cells import Cell, Row, Study
 from bitlens.studies.judges.config import JudgesConfig, Who
-from bitlens.studies.judges.judging import accuracy, opened, picked, rates
+from bitlens.studies.judges.judging import accuracy, opened, rates
 from bitlens.studies.judges.meanings import MEANINGS
 from bitlens.studies.judges.planting import plant
 from bitlens.studies.judges.report import COUNTS, draw, write_report
 from bitlens.studies.judges.sentences import Sentence, plain_sentences, tagged_sentences
 
 NUMBERS = ("fvu", "l0", "dead", "dense", "bits_joint", "bits_magnitudes")
-CODES_SCHEMA = 1
 
 
 def run(config: JudgesConfig, study: Study) -> list[Row]:
     """Judge the judges, then the latents; `judges.md` and codes of runs stay in the folder, too."""
     config.refuse_nonsense()
-    picked(config.device)
+    pick_device(config.device)
     study.open("judges", asdict(config))
     # known labels are right by construction, whichever labelling they are of
     whose = dict.fromkeys("labels" if _by_labels(name) else name for name in config.judges)
@@ -139,7 +139,7 @@ def measure_dictionary(cell: Cell, config: JudgesConfig, out: Path) -> Row:
         raise BitlensError(
             f"{folder} holds a run; name the hidden states that it is encoded on with `store`."
         )
-    trained = Autoencoder.from_pretrained(folder, picked(config.device))
+    trained = Autoencoder.from_pretrained(folder, pick_device(config.device))
     store = ActivationStore(config.store)
     encode_store(trained, store, _codes(out, cell), name=str(folder), overwrite=True)
     numbers = evaluate(trained, store).as_dict()
@@ -152,7 +152,7 @@ def measure_dictionary(cell: Cell, config: JudgesConfig, out: Path) -> Row:
 def _is_codes(folder: Path) -> bool:
     if not (folder / MANIFEST).exists():
         return False
-    return read_manifest(folder / MANIFEST, CODES_SCHEMA, "codes").get("kind") == "bitlens.codes"
+    return read_manifest(folder / MANIFEST, SCHEMA, "codes").get("kind") == "bitlens.codes"
 
 
 def _codes(out: Path, cell: Cell) -> Path:
