@@ -18,13 +18,12 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import bitlens as bl
 from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.binary import BinaryAutoencoder
 from bitlens.autoencoders.sparse import SparseAutoencoder
 from bitlens.evaluation import evaluate
+from bitlens.evaluation.numbers import first_rows
 from bitlens.files import write_json
 from bitlens.information.magnitudes import quantise_magnitudes
 from bitlens.information.moments import Covariance
@@ -34,17 +33,6 @@ from bitlens.studies.figures import COLOURS, figure
 RISES = (0.02, 0.1, 0.3)
 FIT_ROWS, TEST_ROWS = 32768, 16384
 LEAST, MOST = 0.05, 0.31  # fvu in the figure
-
-
-def rows_of(store: bl.ActivationStore, part: str, n: int) -> torch.Tensor:
-    """The first rows of a part of the store, raw"""
-    rows, found = [], 0
-    for block in store.read(part):
-        rows.append(block.hidden[: n - found].float())
-        found += len(rows[-1])
-        if found == n:
-            break
-    return torch.cat(rows)
 
 
 def cells(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -80,7 +68,7 @@ def points_of(
         n = evaluate(coded, store, covariance=spread).as_dict()
         point = {"name": way, **cell, **{key: n[key] for key in NUMBERS}, "bits": n["bits_joint"]}
         if isinstance(coded, SparseAutoencoder):
-            fit, test = rows_of(store, "train", FIT_ROWS), rows_of(store, "test", TEST_ROWS)
+            fit, test = first_rows(store, "train", FIT_ROWS), first_rows(store, "test", TEST_ROWS)
             for rise in RISES:
                 m = quantise_magnitudes(coded, test, rise, fit)
                 bits = (n["bits_joint"] or 0.0) + m.bits

@@ -84,13 +84,19 @@ def _training_bits(measured: Measured) -> tuple[PackedBits, torch.Tensor]:
 def _magnitudes(measured: Measured) -> float:
     if measured.autoencoder.binary or not measured.bits.words.any():
         return 0.0
-    rows, n = [], 0
-    for block in measured.store.read(measured.part):
-        rows.append(block.hidden[: MAGNITUDE_ROWS - n])
-        n += len(rows[-1])
-        if n == MAGNITUDE_ROWS:
+    rows = first_rows(measured.store, measured.part, MAGNITUDE_ROWS)
+    return quantise_magnitudes(measured.autoencoder, rows).bits
+
+
+def first_rows(store: Any, part: Any, n: int) -> torch.Tensor:
+    """At most n rows of a part of a store, raw, float32 `[rows, d]`."""
+    rows, found = [], 0
+    for block in store.read(part):
+        rows.append(block.hidden[: n - found].float())
+        found += len(rows[-1])
+        if found == n:
             break
-    return quantise_magnitudes(measured.autoencoder, torch.cat(rows)).bits
+    return torch.cat(rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.sparse import SparseAutoencoder
@@ -21,6 +20,7 @@ from bitlens.causal.splice import Splice
 from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 from bitlens.evaluation import Evaluation, evaluate
+from bitlens.evaluation.numbers import first_rows
 from bitlens.hidden import ActivationStore, LanguageModel
 from bitlens.information.magnitudes import RISE, quantise_magnitudes
 from bitlens.information.moments import Covariance
@@ -170,7 +170,7 @@ def rate_distortion(
         return []
     if trained.binary:
         return [(numbers.fvu, numbers.bits_joint)]
-    fit, test = _first_rows(store, "train", FIT_ROWS), _first_rows(store, "test", TEST_ROWS)
+    fit, test = first_rows(store, "train", FIT_ROWS), first_rows(store, "test", TEST_ROWS)
     return [
         (
             numbers.fvu * (1 + rise),
@@ -178,16 +178,6 @@ def rate_distortion(
         )
         for rise in RISES
     ]
-
-
-def _first_rows(store: ActivationStore, part: str, n: int) -> Tensor:
-    rows, found = [], 0
-    for block in store.read(part):
-        rows.append(block.hidden[: n - found].float())
-        found += len(rows[-1])
-        if found == n:
-            break
-    return torch.cat(rows)
 
 
 @torch.inference_mode()
