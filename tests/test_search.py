@@ -103,7 +103,7 @@ def test_matching_counts_and_finds_the_rows(tmp_path_factory, corpus, seed) -> N
     on, off = chosen[:1], chosen[1:]
     right = usual & (rare[:, on] == 1).all(1) & (rare[:, off] == 0).all(1)
     found = matching(codes, on, off, limit=3)
-    assert (found.count, found.of) == (right.sum(), usual.sum())
+    assert (found.found, found.of) == (right.sum(), usual.sum())
     documents = np.unique(document[right])
     assert found.documents == len(documents)
     assert len(found.rows) == min(3, len(documents))
@@ -278,7 +278,7 @@ def test_the_command_finds_rows_latents_and_words(codes_folder, capsys) -> None:
     latent = hits[0]["shared"][0]
     found = run(codes_folder, "--on", latent)
     expected = int((codes.bits.column(latent).bool() & codes.usual).sum())
-    assert found["count"] in (expected, int(codes.usual.sum()) - expected)
+    assert found["found"] in (expected, int(codes.usual.sum()) - expected)
     explained = codes_folder.parent / "said"
     explained.mkdir(exist_ok=True)
     record = {"latent": latent, "explanation": "words about frobnication"}

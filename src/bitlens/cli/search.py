@@ -168,7 +168,7 @@ def _matching(
     found = matching(codes, on, off, limit, seed)
     text = _contexts(codes, found.rows, window) if found.rows else {}
     show.say(
-        f"{found.count:,} of {found.of:,} rows ({100 * found.count / found.of:.3g} %); "
+        f"{found.found:,} of {found.of:,} rows ({100 * found.found / found.of:.3g} %); "
         f"documents: {found.documents:,}"
     )
     if found.rows:
@@ -182,7 +182,7 @@ def _matching(
         )
         show.out.print(show.SIGNS, style="dim")
     contexts = [{"row": row, "context": text[row]} for row in found.rows]
-    numbers = {"count": found.count, "of": found.of, "documents": found.documents}
+    numbers = {"found": found.found, "of": found.of, "documents": found.documents}
     return {"on": list(on), "off": list(off), **numbers, "rows": contexts}
 
 

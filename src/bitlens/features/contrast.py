@@ -146,7 +146,7 @@ def contrast(
         raise BitlensError("A document is in both groups; `apart` gives each to one.")
     choose, measure = zip(positive.halves(seed), negative.halves(seed), strict=True)
     p_choose, p_all = Ranks.of(*choose).p_values(), Ranks.of(positive, negative).p_values()
-    tested = positive.on.any(0) | negative.on.any(0)
+    tested = np.logical_or(positive.on.any(0), negative.on.any(0))
     order = np.argsort(p_choose, kind="stable")
     chosen = order[tested[order] & (p_choose[order] < 1)][:top]
     ranks = Ranks.of(*measure, chosen)
@@ -154,16 +154,8 @@ def contrast(
     a, b = (group.shares[:, chosen].T.tolist() for group in measure)
     columns = (chosen.tolist(), a, b, ranks.auc(), p, q_values(p))
     latents = [
-        Differing(
-            latent,
-            sum(x) / len(x),
-            sum(y) / len(y),
-            *difference(x, y),
-            float(u),
-            float(s),
-            float(q),
-        )
-        for latent, x, y, u, s, q in zip(*columns, strict=True)
+        _differing(latent, x, y, *map(float, tested_as))
+        for latent, x, y, *tested_as in zip(*columns, strict=True)
     ]
     return Contrast(
         latents,
@@ -172,6 +164,15 @@ def contrast(
         (len(choose[0]), len(choose[1])),
         (len(measure[0]), len(measure[1])),
     )
+
+
+def _differing(
+    latent: int, positive: list[float], negative: list[float], auc: float, p: float, q: float
+) -> Differing:
+    """positive, negative: shares of the documents."""
+    apart = difference(positive, negative)
+    means = sum(positive) / len(positive), sum(negative) / len(negative)
+    return Differing(latent, *means, apart.value, apart.low, apart.high, auc, p, q)
 
 
 def apart(document: Tensor, positive: Tensor, negative: Tensor, seed: int = 0) -> list[Tensor]:
@@ -209,16 +210,15 @@ class Ranks(NamedTuple):
                 "Every document of one group is longer than all of the other, so that length alone "
                 "would tell them apart; cut the texts to like lengths."
             )
-        shares = [
-            g.shares if latents is None else g.shares[:, latents] for g in (positive, negative)
-        ]
-        scores = np.concatenate(shares)
+        some = slice(None) if latents is None else latents
+        scores = np.concatenate([group.shares[:, some] for group in (positive, negative)])
         for each in np.unique(stratum):
             rows = stratum == each
             for start in range(0, scores.shape[1], AT_ONCE):
-                some = np.ix_(rows, range(start, min(start + AT_ONCE, scores.shape[1])))
-                ranked = rankdata(scores[some], axis=0)
-                scores[some] = (ranked - (len(ranked) + 1) / 2) / (len(ranked) + 1)
+                columns = slice(start, start + AT_ONCE)
+                ranked = rankdata(scores[rows, columns], axis=0)
+                centred = ranked - (len(ranked) + 1) / 2
+                scores[rows, columns] = centred / (len(ranked) + 1)
         return ranks._replace(scores=scores)
 
     def statistic(self) -> np.ndarray:

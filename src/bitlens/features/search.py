@@ -44,7 +44,7 @@ class Matching(NamedTuple):
 
     __repr__ = brief
 
-    count: int
+    found: int
     of: int
     """rows that were looked at, all of usual norm"""
     documents: int
