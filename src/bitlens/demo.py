@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from bitlens.hidden.pieces import token_texts
 from bitlens.hidden.text import ContextReader
 from bitlens.options import BUNDLED
 from bitlens.report import REPORT, write_report
+from bitlens.report.contents import explore
 from bitlens.results import Number
 from bitlens.training import TrainConfig, train
 from bitlens.version import __version__
@@ -77,9 +77,7 @@ def run_demo(
         f"\nEverything is in [bold]{escape(str(out))}[/bold]: "
         "store, bae, topk, codes-bae, codes-topk and demo.json with the numbers.\n"
         f"Open in a browser:  {escape(str(out / 'bae' / REPORT))}\n"
-        "Every latent, and any text:  bitlens explore "
-        f"{escape(shlex.quote(str(out / 'bae')))} "
-        f"--codes {escape(shlex.quote(str(out / 'codes-bae')))}\n"
+        f"Every latent, and any text:  {escape(explore(out / 'bae', out / 'codes-bae'))}\n"
         "Next, on a model of your own:  "
         "bitlens harvest MODEL --text TEXT --hook layers.6 --out store",
         soft_wrap=True,

@@ -40,6 +40,9 @@ ARCHITECTURES = {
     "pca": "Principal components",
     "random": "Random autoencoder",
 }
+ENCODE = "bitlens encode {} {} --out codes"
+EXPLORE = "bitlens explore {}"
+EXPLORE_CODES = "bitlens explore {} --codes {}"
 Pairs = list[tuple[str, str]]
 
 
@@ -204,10 +207,15 @@ def commands(run: Path, config: Mapping[str, Any], codes: str | None) -> Pairs:
     store = (config.get("metadata") or {}).get("store")
     here = shlex.quote(str(run))
     there = shlex.quote(str(store)) if store else "STORE"
-    known = f" --codes {shlex.quote(codes)}" if codes else ""
-    encode = [] if codes else [("Bits of every row", f"bitlens encode {here} {there} --out codes")]
+    encode = [] if codes else [("Bits of every row", ENCODE.format(here, there))]
     return [
         ("Numbers, for this page, too", f"bitlens evaluate {here} {there}"),
         *encode,
-        ("Every latent, and any text", f"bitlens explore {here}{known}"),
+        ("Every latent, and any text", explore(run, codes)),
     ]
+
+
+def explore(run: Path, codes: Path | str | None) -> str:
+    """The command that opens the explorer. codes: of this run, if known."""
+    command = EXPLORE_CODES if codes else EXPLORE
+    return command.format(*(shlex.quote(str(path)) for path in (run, codes)))
