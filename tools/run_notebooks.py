@@ -31,7 +31,8 @@ def executed(path: Path, folder: Path) -> Any:
         specs = KernelSpecManager(kernel_dirs=[], data_dir=folders["JUPYTER_DATA_DIR"])
         manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
         resources = {"metadata": {"path": str(folder)}}
-        NotebookClient(notebook, km=manager, resources=resources, timeout=SECONDS).execute()
+        settings: dict[str, Any] = {"timeout": SECONDS, "coalesce_streams": True}
+        NotebookClient(notebook, km=manager, resources=resources, **settings).execute()
     finally:
         os.environ.clear()
         os.environ.update(before)
