@@ -57,6 +57,11 @@ class Flipped(NamedTuple):
     on: Change
     """held on in documents of the other group, at as many tokens as it would be on at"""
 
+    @property
+    def together(self) -> bool:
+        """Whether several latents are flipped at once."""
+        return len(self.latents) > 1
+
 
 class Question(NamedTuple):
     """What is asked after each document, and which answers are compared."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Opened = tuple[LanguageModel, Autoencoder]
 
-TOKENS = 4  # shown of a latent
+TOKENS = 3  # shown of a latent
 EXAMPLES = 3  # of each group, written with --json
 MEANING = (
     "A latent that differs may just be the topic, style or length of the texts: what it does when "
@@ -117,7 +117,7 @@ def contrast(
     if check.check and opened is not None:
         flipped = _flipped(corpus, compared, groups, found, check, opened, seed)
     described = _described(corpus, compared, found, said)
-    _show(f"{corpus.path}: chosen on half", found, described, flipped, bool(check.answers))
+    _show(f"{corpus.path}: chosen on half", found, described, flipped, check.answers)
     latents = [one._asdict() | described[one.latent] for one in found.latents]
     flips = [_numbers(one) for one in flipped]
     return {"codes": str(codes), **asdict(found), "latents": latents, "flipped": flips}
@@ -255,11 +255,11 @@ def _show(
     found: Contrast,
     described: dict[int, dict[str, Any]],
     flipped: Sequence[Flipped],
-    answers: bool,
+    answers: Sequence[str],
 ) -> None:
     from bitlens import show
 
-    effects = {one.latents[0]: _effect(one, answers) for one in flipped if len(one.latents) == 1}
+    effects = {one.latents[0]: _effect(one, bool(answers)) for one in flipped if not one.together}
     lines: list[dict[str, Any]] = []
     for one in found.latents:
         about = described[one.latent]
@@ -267,33 +267,41 @@ def _show(
         line["tokens"] = " ".join(map(show.token, about.get("tokens", ())))
         if any("explanation" in each for each in described.values()):
             line["explanation"] = show.plain(about.get("explanation", ""))
-        line["positive, negative %"] = f"{100 * one.positive:.3g}, {100 * one.negative:.3g}"
-        low, high = (100 * end for end in (one.low, one.high))
-        line["difference"] = f"{100 * one.difference:+.2f} ({low:+.2f} to {high:+.2f})"
-        line |= {"q": one.q_value, "AUC": one.auc}
+        positive, negative, low, high = (
+            100 * x for x in (one.positive, one.negative, one.low, one.high)
+        )
+        line["on, %"] = f"{positive:.3g} and {negative:.3g}"
+        line["difference"] = f"{positive - negative:+.2f} ({low:+.2f} to {high:+.2f})"
+        line |= {"q": f"{one.q_value:.2g}", "AUC": f"{one.auc:.2f}"}
         lines.append(line | effects.get(one.latent, {}))
     for one in flipped:
-        if len(one.latents) > 1:
-            lines.append({"latent": " ".join(map(str, one.latents)), **_effect(one, answers)})
+        if one.together:
+            lines.append({"latent": " ".join(map(str, one.latents)), **_effect(one, bool(answers))})
     a, b = found.measured_on
     show.rows(f"{title}, measured on {a} + {b} other documents", lines)
     show.out.print(show.SIGNS, style="dim")
     if flipped:
-        what = "log-odds of the first answer" if answers else "KL divergence of what the model says"
-        show.say(f"off, on: change of the {what}, nats; in parentheses other latents of like rate.")
+        what = " - ".join(f"log p({answer!r})" for answer in answers)
+        what = f"change of {what}" if answers else "KL divergence of the next token"
+        show.say(
+            f"Held off where they are on more often, or on in the other group: {what}, in nats; in "
+            "parentheses that of other latents of like rate."
+        )
     show.say(MEANING)
 
 
 def _effect(flipped: Flipped, answers: bool) -> dict[str, str]:
     """Both flips, each beside its control."""
 
+    sign = "+" if answers else ""
+
     def shown(x: Estimate) -> str:
-        return f"{x.value:+.3f}±{x.half:.3f}" if answers else f"{x.value:.3f}±{x.half:.3f}"
+        return f"{x.value:{sign}.3f}±{x.half:.3f}"
 
     cells = {}
     for name, change in (("off", flipped.off), ("on", flipped.on)):
         pair = (change.kl_div, change.control_kl)
         effect, control = (change.answer, change.control_answer) if answers else pair
         known = not math.isnan(effect.value)
-        cells[name] = f"{shown(effect)} ({shown(control)})" if known else "-"
+        cells[name] = f"{shown(effect)}\n({shown(control)})" if known else "-"
     return cells
