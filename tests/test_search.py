@@ -112,6 +112,23 @@ def test_matching_counts_and_finds_the_rows(tmp_path_factory, corpus, seed) -> N
     assert matching(codes, on, off, limit=3) == found
 
 
+@given(corpora(), st.integers(1, 4), st.booleans())
+@property_test
+def test_rows_that_are_passed_over_are_no_hits(
+    tmp_path_factory, corpus, limit, per_document
+) -> None:
+    """In small blocks most rows are not compared to the end; what is found is the same."""
+    bits, document, usual, shards = corpus
+    codes = write(tmp_path_factory.mktemp("codes"), bits, document, usual, shards)
+    query = PackedBits.pack(torch.from_numpy(bits[:1]))
+    settings = {"per_document": per_document}
+    every = nearest(codes, query, 1000, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searching, "BLOCK", 7)
+        few = nearest(codes, query, limit, **settings)
+    assert [hit.similarity for hit in few] == [hit.similarity for hit in every[:limit]]
+
+
 def test_blocks_make_no_difference(tmp_path, monkeypatch) -> None:
     random = np.random.default_rng(0)
     bits = (random.random((500, 70)) < 0.1).astype(np.uint8)

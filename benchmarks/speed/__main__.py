@@ -32,7 +32,7 @@ def bench(
 
     Args:
         sizes: width of the hidden states x latents.
-        cases: which of covariance, step, descent, harvest, encode, pairs, search and growth.
+        cases: covariance, step, descent, harvest, encode, pairs, search, contexts, growth.
         rows: rows of the cases that go by rows.
         budget: seconds that the repetitions of one comparison may take.
         json: also write the numbers to this file.

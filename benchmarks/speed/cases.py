@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.speed import naive, rivals
+from benchmarks.speed import find, naive, rivals
 from benchmarks.speed.harvest import RealModel, harvest_overhead
 from benchmarks.speed.machine import Peaks
 from benchmarks.speed.timing import Timing, interleaved
@@ -321,6 +321,16 @@ def search(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
         yield from _figures("Hamming top-10", size, timings, dict.fromkeys(timings, floor))
 
 
+def contexts(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
+    """The ten contexts nearest to a row by the surprisal of shared bits, from codes on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        codes = find.write(Path(folder) / "codes", scope.rows)
+        timings = interleaved(find.searches(codes), scope.budget)
+        floor = codes.rows * find.LATENTS / 8 / peaks["bytes from memory"]
+        size = f"1 query, {scope.rows:,} codes of {find.LATENTS} bits"
+        yield from _figures("nearest contexts", size, timings, {OURS: floor})
+
+
 def growth(scope: Scope, peaks: Peaks) -> Iterator[Figure]:
     """How bitlens's own time and memory grow with width and with rows, three points each."""
     d_in, n_latents = sorted(scope.sizes)[len(scope.sizes) // 2]
@@ -376,5 +386,6 @@ CASES: dict[str, Callable[[Scope, Peaks], Iterator[Figure]]] = {
     "descent": codes_by_descent,
     "pairs": pairs,
     "search": search,
+    "contexts": contexts,
     "growth": growth,
 }

@@ -13,7 +13,7 @@ from benchmarks.speed.machine import Peaks, about, peaks
 from bitlens.errors import BitlensError
 
 SIZES = ("256x1024", "512x2048", "2048x8192")
-DEFAULT_CASES = ("covariance", "step", "harvest", "encode", "pairs", "search", "growth")
+DEFAULT_CASES = ("covariance", "step", "harvest", "encode", "pairs", "search", "contexts", "growth")
 
 
 def run_bench(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from bitlens.encode import encode_store
     from bitlens.errors import BitlensError
     from bitlens.evaluation import Evaluation, evaluate
+    from bitlens.features.contrast import contrast
+    from bitlens.features.search import nearest
     from bitlens.hidden import (
         ActivationStore,
         Corpus,
@@ -41,6 +43,8 @@ _MODULES = {
     "encode": ("encode_store",),
     "errors": ("BitlensError",),
     "evaluation": ("Evaluation", "evaluate"),
+    "features.contrast": ("contrast",),
+    "features.search": ("nearest",),
     "hidden": ("ActivationStore", "Corpus", "HiddenSource", "LanguageModel", "PairedStore"),
     "hidden.source": ("TensorSource",),
     "hidden.harvest": ("harvest",),
@@ -56,8 +60,8 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = ["ActivationStore", "Autoencoder", "BinaryAutoencoder", "BitlensError", "Codes"]
 __all__ += ["ContextReader", "Corpus", "Evaluation", "HiddenSource", "LanguageModel", "PackedBits"]
 __all__ += ["PairedStore", "Splice", "TensorSource", "TopKAutoencoder", "TrainConfig"]
-__all__ += ["encode_store", "entropy", "evaluate", "faithfulness", "harvest", "intervene"]
-__all__ += ["label_scores", "match", "to_pandas", "train"]
+__all__ += ["contrast", "encode_store", "entropy", "evaluate", "faithfulness", "harvest"]
+__all__ += ["intervene", "label_scores", "match", "nearest", "to_pandas", "train"]
 
 
 def __getattr__(name: str) -> Any:

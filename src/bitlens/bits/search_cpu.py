@@ -28,7 +28,7 @@ def _weight_of_row(row, flips, weights):
 
 
 @kernel(parallel=True)
-def _jaccard(rows, flips, queries, weights, query_weights, out):
+def _jaccard(rows, flips, queries, weights, query_weights, least, out):
     n, words = rows.shape
     for i in numba.prange(n):
         row = rows[i]
@@ -40,18 +40,24 @@ def _jaccard(rows, flips, queries, weights, query_weights, out):
                 both = (row[w] ^ flips[w]) & query[w]
                 if both:
                     shared += _weight(both, w * 64, weights)
-            if shared == 0.0:
+            # what either has weighs no less than the query
+            if shared == 0.0 or shared < least * query_weights[q]:
                 out[q, i] = 0.0
                 continue
-            if own < 0.0:  # once for all queries, and not for rows that share nothing
+            if own < 0.0:  # once for all queries
                 own = _weight_of_row(row, flips, weights)
             out[q, i] = shared / (own + query_weights[q] - shared)
 
 
 def jaccard(
-    rows: np.ndarray, flips: np.ndarray, queries: np.ndarray, weights: np.ndarray
+    rows: np.ndarray,
+    flips: np.ndarray,
+    queries: np.ndarray,
+    weights: np.ndarray,
+    least: float = 0.0,
 ) -> np.ndarray:
-    """Weight of the bits on in both over that of the bits on in either; 0 where there are none.
+    """Weight of the bits on in both over that of the bits on in either; 0 where there are none, and
+    where it can be seen from the bits on in both alone that it is below `least`, which is faster.
 
     rows: uint64 `[n, words]`, of which the bits in flips `[words]` are turned; queries: uint64
     `[m, words]`, turned already; weights: float64, positive, `[n_latents]` -> float64 `[m, n]`
@@ -62,5 +68,7 @@ def jaccard(
     with torch_threads():
         none = np.zeros_like(flips)
         total = np.array([_weight_of_row(query, none, padded) for query in queries], np.float64)
-        _jaccard(rows, flips, np.ascontiguousarray(queries), padded, total, out)
+        _jaccard(
+            rows, flips, np.ascontiguousarray(queries), padded, total, least * (1 - 1e-12), out
+        )
     return out

@@ -115,19 +115,23 @@ def open_run(run: Path, codes: Codes, device: str = "cpu") -> Autoencoder:
     return autoencoder
 
 
-def open_reader(run: Path, codes: Codes, device: str) -> tuple[LanguageModel, Autoencoder]:
-    """The language model of these codes, hooked where the autoencoder that made them reads."""
+def open_reader(
+    run: Path, codes: Codes, device: str, whole: bool = False
+) -> tuple[LanguageModel, Autoencoder]:
+    """The language model of these codes, hooked where the autoencoder that made them reads. whole:
+    with its head, and hooked where a transcoder writes, too."""
     from bitlens.hidden import LanguageModel
 
     autoencoder = open_run(run, codes, device)
-    hook = (autoencoder.metadata.get("hook") or {}).get("module")
-    if hook is None or codes.manifest.get("model") is None:
+    kinds = ("hook", "target_hook") if whole and autoencoder.transcodes else ("hook",)
+    hooks = [(autoencoder.metadata.get(kind) or {}).get("module", "") for kind in kinds]
+    if not all(hooks) or codes.manifest.get("model") is None:
         raise BitlensError(
             f"{codes.path} comes from hidden states imported without their model, so no text can "
             "be read; search by row or by latents."
         )
-    settings = {"device": pick_device(device)}
-    return LanguageModel.again(codes.manifest, codes.path, [hook], **settings), autoencoder
+    settings = {"device": pick_device(device), "causal": whole}
+    return LanguageModel.again(codes.manifest, codes.path, hooks, **settings), autoencoder
 
 
 def flags_given(settings: Any, names: Collection[str]) -> list[str]:

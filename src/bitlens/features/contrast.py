@@ -110,7 +110,7 @@ class Contrast:
     __repr__ = brief
 
     latents: list[Differing]
-    """chosen on half of the documents, the smallest p-value there first"""
+    """chosen on half of the documents, the largest effect on the others first"""
     tested: int
     """latents that are on in any document"""
     differing: int
@@ -157,6 +157,7 @@ def contrast(
         _differing(latent, x, y, *map(float, tested_as))
         for latent, x, y, *tested_as in zip(*columns, strict=True)
     ]
+    latents.sort(key=lambda one: -abs(one.auc - 0.5))
     return Contrast(
         latents,
         int(tested.sum()),

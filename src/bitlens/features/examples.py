@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from bitlens.bits.codes import Codes, Columns
+from bitlens.bits.codes import Codes
 from bitlens.hidden.pieces import BYTES, in_text, outside
 from bitlens.seeding import generator
 
 PLAIN = str.maketrans("«»\n", "‹›⏎")
 """of a text in which one token is «marked», on one line: its own quotation marks are no marks"""
+
+
+class TextRows(Protocol):
+    """Rows in the order of their text: `Codes`, a store, or what was read now."""
+
+    @property
+    def token(self) -> torch.Tensor:
+        """Token id of each row"""
+        ...
+
+    @property
+    def document(self) -> torch.Tensor:
+        """Document of each row"""
+        ...
 
 
 class Example(NamedTuple):
@@ -39,7 +53,7 @@ def random_examples(
     return [in_context(codes, row, tokenizer, window) for row in row_of_document.values()]
 
 
-def in_context(columns: Columns, row: int, tokenizer: Any, window: int) -> Example:
+def in_context(columns: TextRows, row: int, tokenizer: Any, window: int) -> Example:
     """The row's token amid its neighbours of the same document, as they read there."""
     # A few tokens more than are shown: the first and last may be only part of a character.
     first, last = max(0, row - window - BYTES), row + window + BYTES
@@ -50,7 +64,7 @@ def in_context(columns: Columns, row: int, tokenizer: Any, window: int) -> Examp
     return Example(row, *in_text(tokenizer, columns.token[start:end].tolist(), row - start, window))
 
 
-def contexts(columns: Columns, rows: Iterable[int], tokenizer: Any, window: int) -> dict[int, str]:
+def contexts(columns: TextRows, rows: Iterable[int], tokenizer: Any, window: int) -> dict[int, str]:
     """Every row's token in its context, «like» this, on one line; spaces before it stay outside."""
     text = {}
     for row in set(rows):

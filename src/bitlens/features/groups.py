@@ -4,20 +4,115 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bitlens.autoencoders import Autoencoder
+from bitlens.bits.codes import Codes
+from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
+from bitlens.features.contrast import Group, apart
+from bitlens.features.examples import contexts
+from bitlens.features.habits import Preference, preferences
+from bitlens.features.search import rates, rows_of
+from bitlens.features.texts import encode_texts
 from bitlens.hidden.documents import Corpus
+from bitlens.hidden.models import LanguageModel
+from bitlens.hidden.pieces import token_texts
 from bitlens.hidden.reading import TextFile
 from bitlens.labels.sources import Labels
 from bitlens.options import Unit
+from bitlens.results import brief
 from bitlens.seeding import generator
 
+WINDOW = 8  # tokens on each side of an example
 NUMBERS = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Rows of two groups of documents, in the order of their texts."""
+
+    __repr__ = brief
+
+    bits: PackedBits
+    """with the rare state as 1"""
+    token: Tensor
+    document: Tensor
+    positive: Tensor
+    """bool `[rows]`"""
+    negative: Tensor
+
+    @classmethod
+    def of_codes(cls, codes: Codes, positive: Tensor, negative: Tensor, seed: int = 0) -> Compared:
+        """positive, negative: bool `[rows]`; of a document with rows of both only one kind counts,
+        as `apart` draws it."""
+        first, second = positive & codes.usual, negative & codes.usual
+        if (first & second).any():
+            raise BitlensError("Some rows are in both groups; name groups without common rows.")
+        first, second = apart(codes.document, first, second, seed)
+        documents = codes.document[first | second].unique()
+        rows = torch.isin(codes.document, documents).nonzero()[:, 0]
+        bits = rates(codes).canonical(rows_of(codes, rows.numpy()))
+        return cls(bits, codes.token[rows], codes.document[rows], first[rows], second[rows])
+
+    @classmethod
+    def read(
+        cls,
+        codes: Codes,
+        model: LanguageModel,
+        autoencoder: Autoencoder,
+        positive: Sequence[str],
+        negative: Sequence[str],
+    ) -> Compared:
+        """Texts, read now; documents are numbered through, the positive ones first. codes: of the
+        same autoencoder, by which the rare state of a latent is known."""
+        read = encode_texts(model, autoencoder, [*positive, *negative])
+        in_first = read.document < len(positive)
+        bits = rates(codes).canonical(read.bits)
+        sides = read.usual & in_first, read.usual & ~in_first
+        return cls(bits, read.token, read.document, *sides)
+
+    def text(self, document: Tensor | int) -> list[int]:
+        """Token ids of a document."""
+        return self.token[self.document == document].tolist()
+
+    def groups(self, seed: int = 0) -> tuple[Group, Group]:
+        """The positive and the negative documents, to be contrasted."""
+        first = Group.of(self.bits, self.document, self.positive, seed)
+        return first, Group.of(self.bits, self.document, self.negative, seed)
+
+    def tokens(self, latents: Sequence[int], tokenizer: Any, top: int) -> list[list[Preference]]:
+        """The tokens that each latent prefers in these documents."""
+        counted = self.positive | self.negative
+        rows_of = self.token[counted].long().bincount().numpy()
+        text = token_texts(tokenizer, self.token[counted].unique().tolist())
+        on = (self.bits.column(latent).bool() & counted for latent in latents)
+        return [preferences(self.token[rows].long().numpy(), rows_of, text, top) for rows in on]
+
+    def examples(
+        self, latent: int, tokenizer: Any, n: int = 3, seed: int = 0
+    ) -> tuple[list[str], list[str]]:
+        """Positive and negative texts with a token «marked» on which the latent is on, up to n of
+        each, drawn at random, each from another document."""
+        on = self.bits.column(latent).bool()
+        sides = (on & self.positive, on & self.negative)
+        first, second = (self._marked(side, tokenizer, n, seed) for side in sides)
+        return first, second
+
+    def _marked(self, chosen: Tensor, tokenizer: Any, n: int, seed: int) -> list[str]:
+        rows = chosen.nonzero()[:, 0]
+        rows = rows[torch.randperm(len(rows), generator=generator(seed, "examples"))]
+        drawn: dict[int, int] = {}
+        for row in rows.tolist():
+            drawn.setdefault(int(self.document[row]), row)
+        shown = list(drawn.values())[:n]
+        text = contexts(self, shown, tokenizer, WINDOW)
+        return [text[row] for row in shown]
 
 
 def labelled(labellings: Sequence[Labels], name: str) -> Tensor:
@@ -56,7 +151,11 @@ def numbered(document: Tensor, names: Sequence[str]) -> Tensor:
 
 
 def texts_of(
-    sources: Sequence[str], column: str = "text", unit: Unit = "auto", most: int = 500, seed: int = 0
+    sources: Sequence[str],
+    column: str = "text",
+    unit: Unit = "auto",
+    most: int = 500,
+    seed: int = 0,
 ) -> list[str]:
     """The documents of files of text, or a random sample of so many."""
     corpus = Corpus(tuple(sources), text_column=column, unit=unit)

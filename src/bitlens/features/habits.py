@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,15 +102,22 @@ class TokenHabits:
         return self._preferred(self.token[on], self.rows_of)
 
     def _preferred(self, tokens: np.ndarray, rows_of: np.ndarray) -> list[Preference]:
-        """By count * log2(lift): lift alone puts first what was seen once. rows_of: by token."""
-        if not len(tokens):
-            return []
-        present, count = np.unique(tokens, return_counts=True)
-        lift = count / rows_of[present] * (rows_of.sum() / len(tokens))
-        best = np.argsort(-count * np.log2(lift), kind="stable")[: self.top]
-        columns = (column[best].tolist() for column in (present, count, lift))
-        return [
-            Preference(token, self.text[token], n, n / len(tokens), value)
-            for token, n, value in zip(*columns, strict=True)
-            if value > 1
-        ]
+        return preferences(tokens, rows_of, self.text, self.top)
+
+
+def preferences(
+    tokens: np.ndarray, rows_of: np.ndarray, text: Mapping[int, str], top: int
+) -> list[Preference]:
+    """By count * log2(lift): lift alone puts first what was seen once. tokens: of the on-rows;
+    rows_of: by token; text: of each token."""
+    if not len(tokens):
+        return []
+    present, count = np.unique(tokens, return_counts=True)
+    lift = count / rows_of[present] * (rows_of.sum() / len(tokens))
+    best = np.argsort(-count * np.log2(lift), kind="stable")[:top]
+    columns = (column[best].tolist() for column in (present, count, lift))
+    return [
+        Preference(token, text[token], n, n / len(tokens), value)
+        for token, n, value in zip(*columns, strict=True)
+        if value > 1
+    ]

@@ -21,7 +21,7 @@ from bitlens.features.on_rows import first_of_documents, refuse_unknown
 from bitlens.results import brief
 from bitlens.seeding import generator, mixed
 
-BLOCK = 1 << 18  # rows that are compared at a time
+BLOCK = 1 << 16  # rows that are compared at a time
 
 
 class Hit(NamedTuple):
@@ -134,7 +134,10 @@ def nearest(
         )
     known = rates(codes)
     queries = known.canonical(bits).numpy()
-    runs = [_runs(*part, per_document) for part in _similarities(codes, queries, known, without)]
+    bar, runs = _Bar(limit if len(queries) == 1 else 0), []
+    for part in _similarities(codes, queries, known, without, bar):
+        runs.append(_runs(*part, per_document))
+        bar.rise(runs[-1][0], runs[-1][3])
     names, starts, ends, best = (np.concatenate(each, -1) for each in zip(*runs, strict=True))
     scores, order = _by_name(names, best)
     chosen = np.argsort(-scores, kind="stable")[:limit]
@@ -147,8 +150,29 @@ def nearest(
     return hits
 
 
+class _Bar:
+    """What a row has to reach to be among the best so far; of several queries there is none."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.least = limit, 0.0
+        self.names, self.best = np.empty(0, np.int64), np.empty((1, 0))
+
+    def rise(self, names: np.ndarray, best: np.ndarray) -> None:
+        """After similarities of runs, `[1, runs]`, with their documents."""
+        if not self.limit:
+            return
+        joined = np.concatenate([self.names, names]), np.concatenate([self.best, best], 1)
+        scores, order = _by_name(*joined)
+        if len(scores) >= self.limit:
+            top = np.argpartition(-scores, self.limit - 1)[: self.limit]
+            self.names, self.best = order[top], scores[None, top]
+            self.least = max(0.0, float(scores[top].min()))
+        else:
+            self.names, self.best = order, scores[None]
+
+
 def _similarities(
-    codes: Codes, queries: np.ndarray, known: Rates, without: int | None
+    codes: Codes, queries: np.ndarray, known: Rates, without: int | None, bar: _Bar
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(first row, documents `[rows]`, similarities `[queries, rows]`) of one block after another;
     -1 for rows that are not to be found"""
@@ -157,7 +181,7 @@ def _similarities(
         for start in range(0, len(bits), BLOCK):
             block = bits[start : start + BLOCK].numpy()
             rows = slice(first + start, first + start + len(block))
-            similar = search_cpu.jaccard(block, known.flips, queries, weights)
+            similar = search_cpu.jaccard(block, known.flips, queries, weights, bar.least)
             found = usual[rows] if without is None else usual[rows] & (document[rows] != without)
             similar[:, ~found] = -1
             yield first + start, document[rows], similar
