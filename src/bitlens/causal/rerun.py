@@ -175,7 +175,7 @@ class Rerun:
             stack.enter_context(attach(self.model.base, self.entry, enter))
             stack.enter_context(attach(self.model.base, self.hook, add))
             self._read_later(stack, read)
-            stack.callback(context.cache.crop, length)
+            stack.callback(_put_back, context.cache, [vars(x).copy() for x in context.cache.layers])
             logits = self.model.model(
                 input_ids=context.ids[places][None].to(device),
                 position_ids=places[None].to(device),
@@ -231,6 +231,12 @@ class Rerun:
     def _notice(self, layer: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, tuple):
             self._tuples.add(layer)
+
+
+def _put_back(cache: Any, before: list[dict[str, Any]]) -> None:
+    """A cache as it was: a pass makes new tensors of keys and values, and keeps the old ones."""
+    for layer, values in zip(cache.layers, before, strict=True):
+        vars(layer).update(values)
 
 
 @contextlib.contextmanager
