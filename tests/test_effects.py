@@ -285,7 +285,9 @@ def test_the_control_is_as_long_a_step_along_another_decoder_row(model, store):
         ids, place = drawn.tokens(int(encoded.context[row])), int(encoded.position[row])
         own, along = steering_vector(autoencoder, 1), steering_vector(autoencoder, other)
 
-        def less(x, place=place, step=along / along.norm() * own.norm()):
+        step = along / along.norm() * own.norm()
+
+        def less(x, place=place, step=step):
             x = x.clone()
             x[0, place] -= step
             return x

@@ -23,7 +23,7 @@ from bitlens.hidden.hooks import Architecture, HookPoint, attach
 from bitlens.hidden.models import LanguageModel
 
 PACK_BYTES = 64 << 20  # of the logits of a pass
-MOST = 512  # tokens of a pass
+MOST = 256  # tokens of a pass
 TRIED = 4  # changes, of nothing, that a model is tried on
 # of a model that takes no cache, mask or positions from outside
 FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError)
@@ -78,13 +78,12 @@ class Rerun:
     def context(self, ids: Tensor) -> Context:
         """A pass over a context `[length]`."""
         if self.packs is None:
-            try:
+            self.packs = False
+            with contextlib.suppress(*FAILURES):
                 context = self._context(ids, DynamicCache())
                 self.packs = self._keeps_to_the_mask(context)
-            except FAILURES:
-                self.packs = False
-            if self.packs:
-                return context
+                if self.packs:
+                    return context
             terminal.say(
                 f"{self.model.name} cannot run many changes in one pass: each runs in a copy of "
                 "its context, which is slower."
