@@ -10,10 +10,10 @@ import torch
 from bitlens.autoencoders import BinaryAutoencoder, TopKAutoencoder, Transcoder
 from bitlens.causal import rerun
 from bitlens.causal.effects import effects
-from bitlens.causal.switches import Contexts, draw_flips
 from bitlens.causal.intervene import intervene, steering_vector
 from bitlens.causal.rerun import Rerun
 from bitlens.causal.splice import draw_contexts
+from bitlens.causal.switches import Contexts, draw_flips
 from bitlens.cli import main
 from bitlens.errors import BitlensError
 from bitlens.files import finite

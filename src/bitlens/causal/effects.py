@@ -24,10 +24,10 @@ from torch.nn.functional import cross_entropy, normalize
 
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
-from bitlens.causal.switches import Contexts, EncodedRows, Flips, Switch, draw_flips
 from bitlens.causal.intervene import output_scale
 from bitlens.causal.rerun import Context, Outcome, Rerun, require_later
 from bitlens.causal.splice import draw_contexts, require_hooks
+from bitlens.causal.switches import Contexts, EncodedRows, Flips, Switch, draw_flips
 from bitlens.errors import BitlensError
 from bitlens.features.on_rows import refuse_unknown
 from bitlens.hidden.hooks import HookPoint
