@@ -143,7 +143,7 @@ def contrast(
             )
     # A document of both, as with labels of single tokens, would not be independent of itself.
     if len(np.intersect1d(positive.documents, negative.documents)):
-        raise BitlensError("A document is in both groups; `apart` gives each to one.")
+        raise BitlensError("A document is in both groups; leave it out of one of them.")
     choose, measure = zip(positive.halves(seed), negative.halves(seed), strict=True)
     p_choose, p_all = Ranks.of(*choose).p_values(), Ranks.of(positive, negative).p_values()
     tested = np.logical_or(positive.on.any(0), negative.on.any(0))
