@@ -330,7 +330,7 @@ def test_files_of_text_are_read_now_and_flips_are_measured(codes_folder, capsys)
         assert one["on"]["kl_div"]["value"] > 0
         assert one["off"]["documents"] <= 4
         assert math.isfinite(one["on"]["control_answer"]["value"])
-    assert "log-odds of the first answer" in capsys.readouterr().out
+    assert "change of log p(' said') - log p(' was')" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
