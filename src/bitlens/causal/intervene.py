@@ -88,13 +88,12 @@ def intervene(
     several = [holds] if isinstance(holds, Mapping) else list(holds)
     values = torch.stack([_values(autoencoder, each) for each in several])
     if others not in ("kept", "searched"):
-        raise BitlensError(f"There is no `others='{others}'`; choose kept or searched.")
+        raise BitlensError(f"Other latents are 'kept' or 'searched', not '{others}'.")
     searched = others == "searched"
     if searched and getattr(autoencoder, "coding", None) != "descent":
         raise BitlensError(
             "Only bits that are found by descent are searched anew; those of this "
-            f"{autoencoder.architecture} are found each for itself: keep the others "
-            "(`others='kept'`)."
+            f"{autoencoder.architecture} are not: let the others be kept."
         )
     change = partial(_hold, autoencoder, values, searched)
     if values.isnan().all():

@@ -21,7 +21,7 @@ import tyro
 from bitlens import terminal
 
 Command = Callable[..., Any]
-OUT_IS_A_FILE = {"faithfulness", "features", "labels", "compress"}
+OUT_IS_A_FILE = {"effects", "faithfulness", "features", "labels", "compress"}
 JSON_HELP = "also write the numbers to this file."
 QUOTES = "'\""
 RENAMED = {"length": "context", "unit": "documents", "hooks": "hook", "column": "text_column"}
