@@ -34,6 +34,7 @@ COMMANDS = {  # name: module of this package and its function
     "entropy": "codes:entropy",
     "features": "features:features",
     "interpret": "interpret:interpret",
+    "explore": "explore:explore",
     "labels": "labels:labels",
     "match": "match:match",
     "compress": "codes:compress",

@@ -1,0 +1,93 @@
+"""A run that is looked at: its autoencoder, its codes, and what was gathered of its latents."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitlens.autoencoders import Autoencoder
+from bitlens.bits.codes import Codes
+from bitlens.bits.statistics import DENSE
+from bitlens.bits.words import WORD
+from bitlens.autoencoders.binary import NEGLIGIBLE
+from bitlens.errors import BitlensError
+from bitlens.explorer.gathering import Record, gathered
+from bitlens.explorer.words import Words
+from bitlens.labels.sources import load_tokenizer
+
+BEFORE, AFTER = 20, 10  # tokens of an example around the marked one
+NAMED = 5  # tokens that name a latent where it is only mentioned
+
+
+class Subject:
+    """One run with the codes that it made."""
+
+    def __init__(self, run: Path, codes: Codes, autoencoder: Autoencoder, promotes: bool) -> None:
+        """promotes: load the language model to see which tokens a latent promotes, if that is not
+        known from an earlier time."""
+        if codes.n_latents != autoencoder.n_latents:
+            raise BitlensError(
+                f"{run} has {autoencoder.n_latents} latents, but the codes {codes.path} have "
+                f"{codes.n_latents}; name its own codes with `codes`."
+            )
+        self.run, self.codes, self.autoencoder = run, codes, autoencoder
+        tokens = len(codes) > 0 and int(codes.token.min()) >= 0
+        self.tokenizer: Any = None
+        if tokens and codes.manifest.get("model") is not None:
+            self.tokenizer = load_tokenizer(codes)
+        self.words = Words(self.tokenizer)
+        self.has_tokens = tokens
+        self.records = gathered(codes, run, autoencoder, self.tokenizer, promotes)
+        self.flipped = torch.tensor([record["flipped"] for record in self.records])
+        self.example = lru_cache(maxsize=1 << 14)(self._example)
+
+    def __repr__(self) -> str:
+        return f"Subject({self.run}: {self.autoencoder.architecture}, {self.codes!r})"
+
+    @property
+    def n_latents(self) -> int:
+        """Latents of the run"""
+        return len(self.records)
+
+    def record(self, latent: int) -> Record:
+        """What was gathered of a latent."""
+        if not 0 <= latent < self.n_latents:
+            last = self.n_latents - 1
+            raise BitlensError(f"There is no latent {latent}; this run has latents 0 to {last}.")
+        return self.records[latent]
+
+    def tokens_of(self, latent: int) -> list[str]:
+        """The texts of a few tokens that the latent prefers, by which it is recognised."""
+        return [token["text"] for token in self.records[latent]["tokens"][:NAMED]]
+
+    def flags(self, latent: int) -> str:
+        """dense, dead or stuck."""
+        record = self.records[latent]
+        if record["rate"] < NEGLIGIBLE:
+            return "stuck" if record["flipped"] else "dead"
+        return "dense" if record["rate"] > DENSE else ""
+
+    def on(self, latent: int, rows: torch.Tensor | slice) -> list[int]:
+        """Whether the latent is in its rare state in these rows, 0 or 1."""
+        bits = (self.codes.bits.words[rows, latent // WORD] >> (latent % WORD)) & 1
+        return (bits ^ int(self.flipped[latent])).tolist()
+
+    def _example(self, row: int, latent: int) -> Record:
+        """A row's token amid its neighbours of the same document, each with whether the latent is
+        on there."""
+        first, last = max(0, row - BEFORE), min(len(self.codes), row + AFTER + 1)
+        document = self.codes.document[first:last]
+        other = (document != document[row - first]).nonzero()[:, 0] + first
+        start = max(other[other < row].tolist(), default=first - 1) + 1
+        end = min(other[other > row].tolist(), default=last)
+        pieces = self.words.joined(self.codes.token[start:end].tolist())
+        on = self.on(latent, slice(start, end))
+        return {
+            "document": int(self.codes.document[row]),
+            "row": row,
+            "at": row - start,
+            "tokens": [{"t": t, "v": v} for t, v in zip(pieces, on, strict=True)],
+        }
