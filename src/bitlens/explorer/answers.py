@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from bitlens.explorer.evidence import Explanations
-from bitlens.explorer.gathering import Record
+from bitlens.explorer.keeping import Record
 from bitlens.explorer.subject import Subject
 from bitlens.files import finite
 

@@ -61,7 +61,9 @@ class Explanations:
             with contextlib.closing(sqlite3.connect(uri, uri=True)) as record:
                 found = record.execute(query, names).fetchall()
         except sqlite3.Error as error:
-            raise BitlensError(f"The record of judgements {file} cannot be read: {error}.") from error
+            raise BitlensError(
+                f"The record of judgements {file} cannot be read: {error}."
+            ) from error
         for latent, judge, explanation, text, row, kind, yes in found:
             if explanation != (self.scores.get(latent) or {}).get("explanation"):
                 continue  # another latent's, as a null

@@ -3,10 +3,6 @@ change."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,26 +12,22 @@ from torch import Tensor
 
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
-from bitlens.autoencoders.base import WEIGHTS
 from bitlens.bits.codes import Codes
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import co_occurrence
 from bitlens.bits.words import WORD
 from bitlens.causal.direct import direct_effect
 from bitlens.errors import BitlensError
+from bitlens.explorer.keeping import FOLDER, Record, kept, origin
 from bitlens.features.on_rows import canonical, on_rows
 from bitlens.features.profiles import profiles
-from bitlens.files import finite, replacing, sha256
+from bitlens.files import finite
 from bitlens.matching import Pairs
 
-SCHEMA = 1
-FOLDER = "explorer"  # in the run's folder
 EXAMPLES = 20
 TOP = 8
 TOGETHER_ROWS = 1 << 17
 BLOCK = 8 * WORD  # latents whose overlaps with all others are in memory at a time
-
-Record = dict[str, Any]
 
 
 def decoder_directions(autoencoder: Autoencoder) -> tuple[Tensor, str | None]:
@@ -55,41 +47,13 @@ def gathered(
 
     They are read from the run's folder if they were made there from these very codes and weights.
     """
-    key = _key(codes, run, tokenizer is not None, promotes)
-    file = run / FOLDER / f"{codes.path.name}.jsonl"
-    records = _read(file, key)
-    if records is None:
-        Codes(codes.path)  # verifies the checksums that the key is made of
-        records = _measure(codes, autoencoder, tokenizer, promotes)
-        _write(file, key, records)
-    return records
 
+    def make() -> list[Record]:
+        Codes(codes.path)  # verifies the checksums that the file is known by
+        return _measure(codes, autoencoder, tokenizer, promotes)
 
-def _key(codes: Codes, run: Path, tokens: bool, promotes: bool) -> str:
-    """A digest of everything that the records are made from."""
-    shards = [shard["sha256"] for shard in codes.manifest["shards"]]
-    about = [codes.manifest.get(name) for name in ("model", "revision", "model_digest", "hook")]
-    of = [SCHEMA, EXAMPLES, TOP, shards, about, sha256(run / WEIGHTS), tokens, promotes]
-    return hashlib.sha256(json.dumps(of).encode()).hexdigest()
-
-
-def _read(file: Path, key: str) -> list[Record] | None:
-    """The records; None where there are none, or others' or damaged ones."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        with file.open(encoding="utf-8") as lines:
-            if json.loads(next(lines, "{}"))["key"] == key:
-                return [json.loads(line) for line in lines]
-    return None
-
-
-def _write(file: Path, key: str, records: Sequence[Record]) -> None:
-    try:
-        file.parent.mkdir(exist_ok=True)
-        with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as out:
-            for record in ({"key": key}, *records):
-                out.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-    except (OSError, BitlensError) as error:
-        terminal.say(f"The profiles are not kept for the next start: {error}")
+    origins = [EXAMPLES, TOP, origin(run, codes), tokenizer is not None, promotes]
+    return kept(run / FOLDER / f"{codes.path.name}.jsonl", origins, make)
 
 
 @terminal.shown("look at every latent")
@@ -133,10 +97,12 @@ def together(bits: PackedBits, top: int) -> list[list[Record]]:
         agreement.diagonal(start).fill_(0)
         values, latents = agreement.topk(min(top, bits.n_latents), dim=1)
         for row in zip(latents.tolist(), values.tolist(), strict=True):
-            found.append([
-                {"latent": latent, "value": value}
-                for latent, value in zip(*row, strict=True)
-                if value > 0
-            ])
+            found.append(
+                [
+                    {"latent": latent, "value": value}
+                    for latent, value in zip(*row, strict=True)
+                    if value > 0
+                ]
+            )
         terminal.at(start + n, total=bits.n_latents)
     return found

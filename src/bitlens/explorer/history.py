@@ -48,12 +48,13 @@ def meanings(names: Mapping[str, Any]) -> dict[str, str]:
 
 
 def evaluation(run: Path) -> dict[str, Any]:
-    """The numbers that `bitlens evaluate` left in the run's folder, by name."""
+    """The numbers that an evaluation left in the run's folder, by name."""
     try:
         found = json.loads((run / EVALUATION).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    numbers = found.get("numbers", found) if isinstance(found, dict) else {}
+    return numbers if isinstance(numbers, dict) else {}
 
 
 def numbers(found: Mapping[str, Any]) -> list[dict[str, Any]]:

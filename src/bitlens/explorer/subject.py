@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import torch
 
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.codes import Codes
+from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import DENSE
 from bitlens.bits.words import WORD
 from bitlens.autoencoders.binary import NEGLIGIBLE
 from bitlens.errors import BitlensError
-from bitlens.explorer.gathering import Record, gathered
+from bitlens.explorer.gathering import gathered
+from bitlens.explorer.keeping import Record
 from bitlens.explorer.words import Words
 from bitlens.labels.sources import load_tokenizer
 
@@ -75,19 +78,30 @@ class Subject:
         bits = (self.codes.bits.words[rows, latent // WORD] >> (latent % WORD)) & 1
         return (bits ^ int(self.flipped[latent])).tolist()
 
+    def rare(self, bits: PackedBits) -> PackedBits:
+        """Rows of bits with each latent's rare state as 1."""
+        flips = PackedBits.pack(self.flipped[None]).words
+        return PackedBits(bits.words.cpu() ^ flips, bits.n_latents)
+
     def _example(self, row: int, latent: int) -> Record:
-        """A row's token amid its neighbours of the same document, each with whether the latent is
-        on there."""
+        """A row in its context, each token with whether the latent is on there."""
+        return self.context(row, lambda rows: self.on(latent, rows))
+
+    def context(self, row: int, values: Callable[[slice], Sequence[float]]) -> Record:
+        """A row's token amid its neighbours of the same document, each with its value from 0 to 1.
+
+        values: of consecutive rows.
+        """
         first, last = max(0, row - BEFORE), min(len(self.codes), row + AFTER + 1)
         document = self.codes.document[first:last]
         other = (document != document[row - first]).nonzero()[:, 0] + first
         start = max(other[other < row].tolist(), default=first - 1) + 1
         end = min(other[other > row].tolist(), default=last)
         pieces = self.words.joined(self.codes.token[start:end].tolist())
-        on = self.on(latent, slice(start, end))
+        own = values(slice(start, end))
         return {
             "document": int(self.codes.document[row]),
             "row": row,
             "at": row - start,
-            "tokens": [{"t": t, "v": v} for t, v in zip(pieces, on, strict=True)],
+            "tokens": [{"t": t, "v": v} for t, v in zip(pieces, own, strict=True)],
         }
