@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,7 +58,8 @@ class Codes:
 
     On disk: a folder with `manifest.json` and safetensors shards of `bits` (uint64 `[rows,
     words]`), `token`, `document`, `position` and `usual` (bool: not of outlying norm). Shards are
-    memory-mapped; `bits` and the columns are concatenated on first use.
+    memory-mapped; `bits` and each column are concatenated on first use. `shards` gives the bits
+    without that.
     """
 
     def __init__(self, path: Path | str, verify: bool = True) -> None:
@@ -77,16 +78,31 @@ class Codes:
                 verify_shard(self.path / shard["file"], shard["sha256"])
 
     @cached_property
-    def _columns(self) -> dict[str, torch.Tensor]:
+    def _shards(self) -> list[dict[str, torch.Tensor]]:
+        """The columns of every shard, memory-mapped."""
         parts = []
         for shard in self.manifest["shards"]:
             path = self.path / shard["file"]
             parts.append(read_tensors(path))
             if len(parts[-1]["bits"]) != shard["rows"]:
                 raise BitlensError(f"Shard {path} does not have the rows its manifest states.")
-        if len(parts) == 1:
-            return parts[0]  # stays memory-mapped
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        self._joined: dict[str, torch.Tensor] = {}
+        return parts
+
+    def _column(self, name: str) -> torch.Tensor:
+        shards = self._shards
+        if len(shards) == 1:
+            return shards[0][name]  # stays memory-mapped
+        if name not in self._joined:
+            self._joined[name] = torch.cat([shard[name] for shard in shards])
+        return self._joined[name]
+
+    def shards(self) -> Iterator[tuple[int, PackedBits]]:
+        """(first row, bits) of one shard after another, memory-mapped"""
+        first = 0
+        for shard in self._shards:
+            yield first, PackedBits(shard["bits"].view(torch.int64), self.n_latents)
+            first += len(shard["bits"])
 
     def __repr__(self) -> str:
         hook = (self.manifest.get("hook") or {}).get("module")
@@ -99,27 +115,29 @@ class Codes:
     @property
     def bits(self) -> PackedBits:
         """The bits of all rows"""
-        return PackedBits(self._columns["bits"].view(torch.int64), self.n_latents)
+        return PackedBits(self._column("bits").view(torch.int64), self.n_latents)
 
     @property
     def token(self) -> torch.Tensor:
         """Token id of each row, int32 `[rows]`"""
-        return self._columns["token"]
+        return self._column("token")
 
     @property
     def document(self) -> torch.Tensor:
         """Document of each row, int64 `[rows]`"""
-        return self._columns["document"]
+        return self._column("document")
 
     @property
     def position(self) -> torch.Tensor:
         """Position of each row in the context that the model saw, int32 `[rows]`"""
-        return self._columns["position"]
+        return self._column("position")
 
     @property
     def usual(self) -> torch.Tensor:
         """Which rows are not of outlying norm, bool `[rows]`; all in codes that do not say"""
-        return self._columns.get("usual", torch.ones(len(self), dtype=torch.bool))
+        if any("usual" not in shard for shard in self._shards):
+            return torch.ones(len(self), dtype=torch.bool)
+        return self._column("usual")
 
     @property
     def outliers(self) -> int:

@@ -70,12 +70,12 @@ def on_rows(
         on = np.unpackbits(columns[latent], count=len(bits), bitorder="little").view(bool)
         rows = np.flatnonzero(on if chosen is None else on & chosen.numpy())
         keys = mixed(rows.astype(np.uint64) + salts[wanted[place]])
-        picked = _first_of_documents(rows, keys, document.numpy(), n)
+        picked = first_of_documents(rows, keys, document.numpy(), n)
         drawn[place, : len(picked)] = picked
     return torch.from_numpy(drawn)
 
 
-def _first_of_documents(
+def first_of_documents(
     rows: np.ndarray, keys: np.ndarray, document: np.ndarray, n: int
 ) -> np.ndarray:
     """The n rows with the smallest keys, one of each document, in the order of the keys."""
