@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitlens.cli.common import On, RunFolder
 from bitlens.errors import BitlensError
+
+if TYPE_CHECKING:
+    from bitlens.explorer.explorer import Explorer
 
 
 def explore(
@@ -43,23 +46,44 @@ def explore(
         model: do not load the language model: without live text and promoted tokens.
         browser: do not open the browser.
     """
-    from bitlens import show
     from bitlens.explorer.explorer import Explorer, Sources
 
-    try:
-        from bitlens.explorer.serving import HOST, listen, server
-    except ImportError as error:
-        raise BitlensError(
-            f"The explorer needs the extra [explore] ({error.name} is missing): "
-            "pip install fastapi uvicorn."
-        ) from error
     sources = Sources(run, codes, store, explanations, effects, beside, beside_codes, model)
-    explorer = Explorer(sources)
-    with listen(port) as socket:
-        chosen = socket.getsockname()[1]
-        if chosen != port:
-            show.warn(f"Port {port} is taken.")
-        address = f"http://{HOST}:{chosen}/"
-        show.say(f"{address}   (Ctrl-C ends)")
-        server(explorer, chosen).run(sockets=[socket])
+    if export is not None:
+        return _export(Explorer(sources), export, overwrite)
+    try:
+        import bitlens.explorer.serving as serving
+    except ImportError as error:
+        if (error.name or "").startswith("bitlens"):
+            raise
+        raise BitlensError(
+            f"The explorer's server needs the extra [explore]: {error.name} is missing; install "
+            "fastapi and uvicorn, or write a copy with --export."
+        ) from error
+    with serving.listen(port) as listening:  # before the work, so that a bad port is said now
+        address = f"http://{serving.HOST}:{listening.getsockname()[1]}/"
+        explorer = Explorer(sources)
+        _say(address, port, browser)
+        serving.serve(explorer, listening)
     return {"address": address}
+
+
+def _say(address: str, port: int, browser: bool) -> None:
+    from bitlens import show
+
+    if port and f":{port}/" not in address:
+        show.warn(f"Port {port} is taken, so another one was chosen.")
+    show.say(f"{address}  (Ctrl-C ends it)")
+    if browser:
+        import webbrowser
+
+        webbrowser.open(address)
+
+
+def _export(explorer: Explorer, out: Path, overwrite: bool) -> dict[str, Any]:
+    from bitlens import show
+    from bitlens.explorer.export import export
+
+    written = export(explorer, out, overwrite)
+    show.say(f"{out}: {written.files:,} files, {written.bytes / 2**20:.1f} MiB, for any web server")
+    return {"folder": str(out), **written._asdict()}

@@ -119,7 +119,8 @@ def _speak(app: FastAPI) -> None:
 
     @app.exception_handler(BitlensError)
     async def bad(request: Request, error: BitlensError) -> Response:
-        return _said(str(error).replace("`", ""), 503 if isinstance(error, Busy) else 400)
+        status = 503 if isinstance(error, Busy) else 400 if request.method == "POST" else 404
+        return _said(str(error).replace("`", ""), status)
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:

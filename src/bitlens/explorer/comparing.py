@@ -12,7 +12,6 @@ from bitlens.bits.codes import Codes
 from bitlens.errors import BitlensError
 from bitlens.explorer.keeping import Record
 from bitlens.explorer.subject import Subject
-
 from bitlens.files import finite
 from bitlens.hidden.source import held_out
 from bitlens.matching.latents import CATEGORIES
@@ -24,16 +23,11 @@ ROWS = 1 << 17  # at most, spread over all
 def comparison(a: Subject, b: Subject) -> Record:
     """Every latent of A with its counterpart in B, by the rows of both codes."""
     rows = common_rows(a.codes, b.codes)
-    codes = [subject.rare(subject.codes.bits[rows]) for subject in (a, b)]
-    widths = {a.autoencoder.d_out, b.autoencoder.d_out}
+    bits_a, bits_b = (subject.rare(subject.codes.bits[rows]) for subject in (a, b))
     decoders = None
-    if len(widths) == 1:
-        sign = [torch.where(s.flipped, -1.0, 1.0)[:, None] for s in (a, b)]
-        W_a, W_b = (
-            s.autoencoder.W_dec.detach().float().cpu() * sign[i] for i, s in enumerate((a, b))
-        )
-        decoders = W_a, W_b
-    found = matching.match(*codes, decoders)
+    if a.autoencoder.d_out == b.autoencoder.d_out:
+        decoders = _directions(a), _directions(b)
+    found = matching.match(bits_a, bits_b, decoders)
     best = torch.where(found.best >= 0, found.best, found.container)
     lines: list[Record] = []
     columns = (best, found.jaccard, found.partner, found.partner_cosine, found.implication)
@@ -59,6 +53,12 @@ def comparison(a: Subject, b: Subject) -> Record:
     return finite({"rows": lines, "counts": counts, "measured": len(rows)})
 
 
+def _directions(subject: Subject) -> Tensor:
+    """What each latent writes when it goes to its rare state, up to scale."""
+    sign = torch.where(subject.flipped, -1.0, 1.0)[:, None]
+    return subject.autoencoder.W_dec.detach().float().cpu() * sign
+
+
 def _cosine(decoders: Any, latent: int, other: int | None) -> float | None:
     if decoders is None or other is None:
         return None
@@ -72,12 +72,12 @@ def common_rows(a: Codes, b: Codes) -> Tensor:
     columns = zip((a.token, a.document, a.position), (b.token, b.document, b.position), strict=True)
     if not n or any(not torch.equal(x[:n], y[:n]) for x, y in columns):
         raise BitlensError(
-            f"{a.path} and {b.path} are not codes of the same rows; encode one store with both runs."
+            f"{a.path} and {b.path} are not codes of the same rows; encode one store with both."
         )
     usual = a.usual[:n] & b.usual[:n]
-    shares = [codes.manifest.get("test_fraction") for codes in (a, b)]
-    if all(shares):
-        test = torch.from_numpy(held_out(a.document[:n].numpy(), min(shares)))
+    share = min(float(codes.manifest.get("test_fraction") or 0) for codes in (a, b))
+    if share:
+        test = torch.from_numpy(held_out(a.document[:n].numpy(), share))
         usual = usual & test if bool((usual & test).any()) else usual
     rows = usual.nonzero()[:, 0]
     chosen = torch.linspace(0, len(rows) - 1, min(len(rows), ROWS), dtype=torch.float64)

@@ -31,7 +31,7 @@ BLOCK = 8 * WORD  # latents whose overlaps with all others are in memory at a ti
 
 
 def decoder_directions(autoencoder: Autoencoder) -> tuple[Tensor, str | None]:
-    """The decoder in the model's own units `[n_latents, d_out]`, and the hook point it writes to."""
+    """The decoder in the model's own units `[n_latents, d_out]`, and where it writes."""
     scale, hook = "scale", "hook"
     if autoencoder.transcodes:
         scale, hook = "scale_out", "target_hook"

@@ -1,5 +1,5 @@
-"""What takes long is kept in the run's folder, under a digest of all that it was made from: when any
-of that has changed, it is made anew."""
+"""What takes long is kept in the run's folder, under a digest of all that it was made from: when
+any of that has changed, it is made anew."""
 
 from __future__ import annotations
 
@@ -33,12 +33,7 @@ def kept(file: Path, origins: Any, make: Callable[[], Sequence[Record]]) -> list
     """The records of `make`: from the file, if it holds those of these origins, whole."""
     key = hashlib.sha256(json.dumps([SCHEMA, origins]).encode()).hexdigest()
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        with file.open(encoding="utf-8") as lines:
-            head = json.loads(next(lines, "{}"))
-            if head["key"] == key:
-                records = [json.loads(line) for line in lines]
-                if len(records) == head["records"]:
-                    return records
+        return _read(file, key)
     records = list(make())
     try:
         file.parent.mkdir(exist_ok=True)
@@ -47,4 +42,16 @@ def kept(file: Path, origins: Any, make: Callable[[], Sequence[Record]]) -> list
                 out.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
     except (OSError, BitlensError) as error:
         terminal.say(f"What was found out is not kept for the next start: {error}")
+    return records
+
+
+def _read(file: Path, key: str) -> list[Record]:
+    """The records; ValueError if they are others, or not whole."""
+    with file.open(encoding="utf-8") as lines:
+        head = json.loads(next(lines, "{}"))
+        if head["key"] != key:
+            raise ValueError("made from something else")
+        records = [json.loads(line) for line in lines]
+    if len(records) != head["records"]:
+        raise ValueError("not whole")
     return records

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
+from bitlens.causal.intervene import intervene
 from bitlens.errors import BitlensError
 from bitlens.explorer.keeping import Record
 from bitlens.explorer.subject import Subject
@@ -61,7 +62,7 @@ class Live:
         self._hooks = [hook["module"] for hook in hooks if hook]
         limit = metadata.get("outlier_norm")
         self.max_norm = float("inf") if limit is None else float(limit)
-        self.model: Any = None
+        self.model: Any = None  # a LanguageModel, once it is loaded
         self.before: list[int] = []
 
     def load(self) -> None:
@@ -174,8 +175,6 @@ class Live:
         continuation: Continuation | None,
     ) -> Record:
         """What comes next before and after; holds are in the page's sense, 1 is the rare state."""
-        from bitlens.causal.intervene import intervene
-
         begun = time.perf_counter()
         ids = self.tokens(text)
         if wrong := [p for p in positions or () if not -len(ids) <= p < len(ids)]:

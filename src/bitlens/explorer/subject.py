@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from bitlens.autoencoders import Autoencoder
+from bitlens.autoencoders.binary import NEGLIGIBLE
 from bitlens.bits.codes import Codes
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import DENSE
 from bitlens.bits.words import WORD
-from bitlens.autoencoders.binary import NEGLIGIBLE
 from bitlens.errors import BitlensError
 from bitlens.explorer.gathering import gathered
 from bitlens.explorer.keeping import Record
