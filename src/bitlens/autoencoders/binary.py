@@ -83,8 +83,30 @@ class BinaryAutoencoder(Autoencoder):
         if self.coding == "step":
             return PackedBits.step(self.pre_activations(x))
         start = None if self.flips is None else PackedBits.step(self.pre_activations(x))
-        x, W, b = x.reshape(-1, self.d_in), self.W_dec.detach().float(), self.b_dec.detach().float()
-        return descend(x, W, b, self.price, G=self._cached_gram(), start=start, flips=self.flips)
+        return self._search(x.reshape(-1, self.d_in), self.price, start)
+
+    def encode_held(self, x: Tensor, held: Tensor) -> Tensor:
+        """Raw hidden states `[n, d_in]` -> bits `[n, n_latents]`, float32, of a descent in which
+        some stand.
+
+        held `[n_latents]`: 0 or 1; NaN for a bit that is searched. What bits that are held on add
+        is taken from the row, and no held bit has a price at which it would be switched on, so the
+        others are searched as any are.
+        """
+        is_held = ~held.isnan()
+        on = (held == 1).to(x.device, torch.float32)
+        x = self.standardise(x)
+        start = None
+        if self.flips is not None:
+            start = PackedBits.pack((self.pre_activations(x) > 0) & ~is_held)
+        x = x - on @ self.W_dec.detach().float()
+        bits = self._search(x, self.price.masked_fill(is_held, torch.inf), start).unpack()
+        return torch.where(is_held, held.nan_to_num().to(bits), bits)
+
+    def _search(self, x: Tensor, price: Tensor, start: PackedBits | None) -> PackedBits:
+        """x: standardised rows `[n, d_in]`"""
+        W, b = self.W_dec.detach().float(), self.b_dec.detach().float()
+        return descend(x, W, b, price, G=self._cached_gram(), start=start, flips=self.flips)
 
     def on_rates(self, rates: Tensor) -> Tensor:
         """Firing rates in canonical form `[n_latents]`."""

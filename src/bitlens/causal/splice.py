@@ -121,7 +121,7 @@ class Splice:
         """
         mean = store.mean
         if autoencoder is not None:
-            _require_hooks(model, autoencoder)
+            require_hooks(model, autoencoder)
             if autoencoder.transcodes:
                 paired = isinstance(store, PairedStore)
                 mean = store.mean_out if paired else autoencoder.get_buffer("mean_out")
@@ -131,7 +131,7 @@ class Splice:
 
     def losses(self, autoencoder: Change) -> SpliceLosses:
         """What the language model loses with the autoencoder's reconstructions."""
-        _require_hooks(self.model, autoencoder)
+        require_hooks(self.model, autoencoder)
         return self.sums(self.tokens([autoencoder])[0]).losses()
 
     def sums(self, tokens: SpliceTokens) -> SpliceSums:
@@ -209,7 +209,8 @@ class Splice:
         return torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True) <= self.max_norm
 
 
-def _require_hooks(model: LanguageModel, autoencoder: Any) -> None:
+def require_hooks(model: LanguageModel, autoencoder: Any) -> None:
+    """BitlensError for a language model with more or fewer hook points than the autoencoder has."""
     needed = 2 if getattr(autoencoder, "transcodes", False) else 1
     if len(model.hooks) != needed:
         raise BitlensError(

@@ -1,0 +1,139 @@
+"""Which tokens of a forward pass are meant, whatever its padding and its key-value cache."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitlens.errors import BitlensError
+from bitlens.hidden.models import LanguageModel
+
+Positions = Sequence[int] | Tensor | None
+NONE = -1  # the place of a token that is not meant
+
+
+class Places:
+    """Watches the forward passes of a language model, `generate` among them.
+
+    positions: None for all tokens, those that are generated, too; integers count the tokens of each
+    sequence without padding, from 0, negative ones from the end of its prompt; a bool mask
+    `[length]` or `[batch, length]` has the columns of the prompt's input. Special tokens and
+    padding are never meant. The prompt is what a pass without a cache reads, in `generate` the
+    first one.
+
+    During a pass `place [batch, length]` says which of the positions each of its tokens is (0 where
+    they are None or a mask), or NONE.
+    """
+
+    def __init__(self, model: LanguageModel, positions: Positions) -> None:
+        self.model = model
+        self.special = torch.tensor(sorted(set(model.tokenizer.all_special_ids)))
+        self.marked = positions.bool().cpu() if _is_mask(positions) else None
+        every = positions is None or self.marked is not None
+        self.positions = None if every else torch.as_tensor(positions, dtype=torch.long).view(-1)
+        self.place = torch.zeros(0, 0, dtype=torch.long)
+        self._parameters = inspect.signature(model.base.forward)
+        self._prompt: Tensor | None = None  # tokens of each sequence
+        self._generating = False
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[Places]:
+        """Within the block every pass is watched."""
+        network: Any = self.model.model
+        with contextlib.ExitStack() as stack:
+            hook = self.model.base.register_forward_pre_hook(self._see, with_kwargs=True)
+            stack.enter_context(hook)
+            if hasattr(network, "generate"):
+                stack.callback(_restore, network, network.__dict__.get("generate"))
+                network.generate = self._noticing(network.generate)
+            yield self
+
+    def _noticing(self, generate: Any) -> Any:
+        """Without a cache, too, only the first pass of a generation is its prompt."""
+
+        def noticed(*args: Any, **kwargs: Any) -> Any:
+            self._generating, self._prompt = True, None
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                self._generating = False
+
+        return noticed
+
+    def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = self._parameters.bind_partial(*args, **kwargs).arguments
+        given = {**given, **given.get("kwargs", {})}
+        ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
+        batch, length = (ids if ids is not None else embedded).shape[:2]
+        mask, past = given.get("attention_mask"), _length_of(given.get("past_key_values"))
+        if mask is None:
+            mask = torch.ones(batch, past + length, dtype=torch.long)
+        elif not isinstance(mask, Tensor) or mask.dim() != 2:
+            raise BitlensError(
+                "Where the padding is cannot be read from an attention mask that is not "
+                "`[batch, length]`; use the model's usual cache."
+            )
+        real = mask.cpu().bool()
+        past = real.shape[1] - length
+        index = real.long().cumsum(1) - 1
+        first = not past and not self._generating
+        if first or self._prompt is None or len(self._prompt) != batch:
+            self._prompt = index[:, -1] + 1
+            self._refuse_before(self._prompt)
+        usual = real[:, past:]
+        if ids is not None:
+            usual = usual & ~torch.isin(ids.cpu(), self.special)
+        self.place = self._placed(index[:, past:], past).masked_fill(~usual, NONE)
+
+    def _placed(self, index: Tensor, past: int) -> Tensor:
+        """index `[batch, length]`: of each token in its sequence, without padding"""
+        if self.marked is not None:
+            marked = spread(self.marked if self.marked.dim() == 2 else self.marked[None], index)
+            here = marked[:, past : past + index.shape[1]]
+            here = nn.functional.pad(here, (0, index.shape[1] - here.shape[1]))
+            return torch.where(here, 0, NONE)
+        if self.positions is None:
+            return torch.zeros_like(index)
+        if not len(self.positions) or self._prompt is None:
+            return torch.full_like(index, NONE)
+        wanted = self.positions + (self.positions < 0) * self._prompt[:, None]
+        same = index[:, :, None] == wanted[:, None]
+        return torch.where(same.any(2), same.int().argmax(2), NONE)
+
+    def _refuse_before(self, lengths: Tensor) -> None:
+        longest = int(lengths.max())
+        if self.positions is not None and len(self.positions) and -self.positions.min() > longest:
+            raise BitlensError(
+                f"There is no position {int(self.positions.min())} in a text of {longest} tokens."
+            )
+
+
+def spread(rows: Tensor, batch: Tensor) -> Tensor:
+    """Rows of one for all sequences, or one for each, where a beam search repeats them."""
+    times, left = divmod(len(batch), len(rows))
+    if left:
+        raise BitlensError(
+            f"{len(rows)} sequences were described, and the model reads {len(batch)}."
+        )
+    return rows.repeat_interleave(times, 0)
+
+
+def _is_mask(positions: Positions) -> bool:
+    return isinstance(positions, Tensor) and positions.dtype == torch.bool
+
+
+def _length_of(cache: Any) -> int:
+    """Tokens that a cache holds."""
+    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+
+
+def _restore(network: Any, generate: Any) -> None:
+    if generate is None:
+        del network.generate
+    else:
+        network.generate = generate
