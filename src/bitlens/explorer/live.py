@@ -62,7 +62,8 @@ class Live:
         self._hooks = [hook["module"] for hook in hooks if hook]
         limit = metadata.get("outlier_norm")
         self.max_norm = float("inf") if limit is None else float(limit)
-        self.model: Any = None  # a LanguageModel, once it is loaded
+        self.loaded = False
+        self.model: Any = None
         self.before: list[int] = []
 
     def load(self) -> None:
@@ -76,19 +77,19 @@ class Live:
         self.before = ContextReader(Corpus(()), model.tokenizer, room, bos=bos).before
         self.special = torch.tensor(sorted(model.tokenizer.all_special_ids))
         self.most = min(TOKEN_LIMIT, room)
-        self.model = model
+        self.model, self.loaded = model, True
         self.text("A")
 
     # --- a text as it is --------------------------------------------------------------------------
 
     def tokens(self, text: str) -> list[int]:
         """What the model reads: the text's tokens after those that begin every context."""
-        if self.model is None:
-            self.load()
         if len(text) > TEXT_LIMIT:
             raise BitlensError(
                 f"The text has {len(text):,} characters; at most {TEXT_LIMIT:,} are read at once."
             )
+        if not self.loaded:
+            self.load()
         # half of a surrogate pair is no character
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         ids = self.model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
