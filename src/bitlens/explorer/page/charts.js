@@ -63,7 +63,7 @@ export function lineChart({ name, meaning, xs, ys }) {
     s("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
       y.ticks.map((tick) => [
         s("line", { x1: left, x2: width, y1: py(tick), y2: py(tick) }),
-        s("text", { x: left - 6, y: py(tick) + 3.5, "text-anchor": "end" }, short(tick, 3)),
+        s("text", { x: left - 6, y: py(tick) + 3.5, "text-anchor": "end" }, tick >= 10000 ? `${short(tick / 1000)}k` : short(tick, 3)),
       ]),
       [x.low, x.high].map((step, end) => s("text", { x: px(step), y: height - 4, "text-anchor": end ? "end" : "start" }, number(step, ",d"))),
       s("path", { d: path }), s("circle", { cx: px(known.at(-1)[0]), cy: py(last), r: 2.5 })),

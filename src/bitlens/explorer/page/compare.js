@@ -11,13 +11,13 @@ import { tokenBars } from "./charts.js";
 
 const NUMBERS = ["a_rate", "b_rate", "jaccard", "cosine"];
 const COLUMNS = [
-  { key: "a", label: "a", width: 56, title: "latent of the first run", must: true },
-  { key: "a_tokens", label: "tokens", width: 150, grow: 2, title: "on which tokens it is on", must: true },
-  { key: "b", label: "b", width: 56, title: "its match in the second run", must: true },
-  { key: "b_tokens", label: "tokens", width: 150, grow: 2, title: "on which tokens the match is on", must: true },
-  { key: "jaccard", label: "jaccard", width: 70, number: true, title: "tokens at which both are on, of those at which either is" },
-  { key: "cosine", label: "cosine", width: 66, number: true, title: "of the two decoders" },
-  { key: "category", label: "category", width: 104 },
+  { key: "a", label: "a", width: 42, title: "latent of the first run", must: true },
+  { key: "a_tokens", label: "tokens", width: 120, grow: 2, title: "on which tokens it is on", must: true },
+  { key: "b", label: "b", width: 42, title: "its match in the second run", must: true },
+  { key: "b_tokens", label: "tokens", width: 120, grow: 2, title: "on which tokens the match is on", must: true },
+  { key: "jaccard", label: "jaccard", width: 64, number: true, title: "tokens at which both are on, of those at which either is" },
+  { key: "category", label: "category", width: 76 },
+  { key: "cosine", label: "cosine", width: 58, number: true, title: "of the two decoders" },
   { key: "a_rate", label: "rate a", width: 70, number: true },
   { key: "b_rate", label: "rate b", width: 70, number: true },
 ];
@@ -49,6 +49,7 @@ class View {
       cell: (row, column, node) => this.cell(this.rows[row], column.key, node),
       open: (row) => this.open(row), sort: (key) => this.change(key === this.key ? { down: !this.down } : { key, down: NUMBERS.includes(key) }),
     });
+    this.grid.onmove = later(90, (row) => row !== this.at && this.open(row));
     this.pair = h("div.pair-panel", { "aria-live": "polite" }, h("p.note", null, "Choose a pair to see both latents side by side."));
     this.root.append(h("header.run-head", null, h("h1", null, "Compare"), h("p", null, h("span.kind", null, "a"), ` ${this.a.title} (${this.a.architecture}) `, h("span.kind", null, "b"), ` ${this.b.title} (${this.b.architecture})`)),
       h("div.seek", { role: "search" }, h("div.find", null, search), this.chips, this.count),

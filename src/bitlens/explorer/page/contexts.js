@@ -19,7 +19,9 @@ function piece({ t, v = 0 }, marked, title) {
 
 /** A context: [{ t, v }] with the token `at` marked. */
 export function context({ tokens, at }) {
-  return h("span.context", null, tokens.map((token, index) => piece(token, index === at)));
+  const [first, ...rest] = tokens;
+  const shown = first ? [{ ...first, t: first.t.replace(/^ +(?=.)/, "") }, ...rest] : [];
+  return h("span.context", null, shown.map((token, index) => piece(token, index === at)));
 }
 
 function place({ document, row }) {

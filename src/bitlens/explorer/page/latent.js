@@ -54,11 +54,12 @@ function exampleCard({ examples: list }) {
   return card("Examples", "The marked token is where it is on; shaded are the others at which it is on, too.", body);
 }
 
-function tokenCard(title, note, rows) {
-  if (!rows?.length) return null;
-  return card(title, note, tokenBars(rows.map(({ text, share, count, lift }) => ({
+function tokenCard({ preferred, next }) {
+  if (!preferred?.length && !next?.length) return null;
+  const rows = (list) => (list ?? []).map(({ text, share, count, lift }) => ({
     text, value: share, shown: percent(share), title: `${counted(count, "time")}, ${short(lift, 3)} times as often as among all tokens`,
-  }))));
+  }));
+  return card("Tokens", null, h("div.two", null, h("div", null, h("h3", null, "it is on at"), tokenBars(rows(preferred))), h("div", null, h("h3", null, "followed by"), tokenBars(rows(next)))));
 }
 
 function positions({ positions: at }) {
@@ -95,7 +96,7 @@ function neighbours(latent) {
     list("on together", "On at the same tokens.", latent.together, ({ value }) => number(value, ".2f")),
     list("similar directions", "The cosine of the decoders.", latent.similar, ({ value }) => number(value, ".2f")),
   ].filter(Boolean);
-  return parts.length ? card("Neighbours", null, parts) : null;
+  return parts.length ? card("Neighbours", null, h("div.three", null, parts)) : null;
 }
 
 function neighbourOf(order, latent, count, step) {
@@ -108,11 +109,9 @@ function neighbourOf(order, latent, count, step) {
 /** The column of a latent's cards; the compare view shows two of them. */
 export function latentCards(latent) {
   return {
-    wide: [explanation(latent), exampleCard(latent)],
+    wide: [explanation(latent), exampleCard(latent), neighbours(latent)],
     side: [
-      tokenCard("Tokens", "On which tokens it is on.", latent.preferred),
-      tokenCard("Next tokens", "What follows where it is on.", latent.next),
-      logits(latent), effect(latent), positions(latent), neighbours(latent),
+      tokenCard(latent), logits(latent), effect(latent), positions(latent),
     ].filter(Boolean),
   };
 }
@@ -130,7 +129,7 @@ function header(latent, { run, order, latentsAt }) {
   const link = () => new URL(latentAddress(latent.latent), location.href).href;
   return h("header.latent-head", null,
     h("nav.crumbs", { "aria-label": "Place" }, h("a", { href: latentsAt }, "Latents"), at >= 0 && order.length < run.n_latents ? `${at + 1} of ${order.length} found` : `of ${counted(run.n_latents, "latent")}`),
-    h("div.title-line", null, h("h1", null, "Latent ", h("b", null, String(latent.latent))), flagChips(latent.flags),
+    h("div.title-line", null, h("h1", null, "Latent ", h("b", null, String(latent.latent))), h("span.toks", { "aria-hidden": "true" }, tokenChips((latent.preferred ?? []).map(({ text }) => text), 5)), flagChips(latent.flags),
       h("div.step", null, step(-1, "Previous latent", "←"), step(1, "Next latent", "→"))),
     facts(latent),
     h("div.actions", null,

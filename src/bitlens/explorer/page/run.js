@@ -6,7 +6,7 @@ import { copyButton, h, style } from "./dom.js";
 import { counted, number } from "./format.js";
 
 function numbers(list) {
-  if (!list?.length) return h("p.note", null, "Nothing was measured yet: ", h("code", null, "bitlens evaluate"), " does it.");
+  if (!list?.length) return h("p.note", null, "Nothing was measured yet. ", h("code", null, "bitlens evaluate RUN STORE"), " does it.");
   return h("table.numbers", null, h("tbody", null, list.map(({ name, value, low, high, meaning, shown }) => {
     const half = low === null || low === undefined || high === null || high === undefined ? null : (high - low) / 2;
     return h("tr", null, h("th", { scope: "row" }, name),
@@ -33,7 +33,20 @@ function entropy(it) {
       return h(`li.${kind}`, null, h("span", null, h("b", null, key), h("span.small", null, text)),
         h("span.measure", { "aria-hidden": "true" }, style(h("i"), { width: `${(100 * it[key]) / most}%` }), low !== undefined && low !== null ? intervalBar(it[key], low, high, 0, most) : null),
         h("span.number", null, number(it[key], ",.1f")));
-    })));
+    })),
+    typeof it.bits_gaussian === "number" ? null : h("p.small.under", null, "The Gaussian bound is not measured yet. ", h("code", null, "bitlens evaluate RUN STORE"), " does it."));
+}
+
+const SETTING = "training: ";
+
+function made(list) {
+  if (!list?.length) return null;
+  const shown = (value) => (typeof value === "number" ? number(value) : String(value));
+  const settings = list.filter(([label]) => label.startsWith(SETTING));
+  return h("section.card.made", null, h("h2", null, "How it was made"),
+    h("dl.pairs", null, list.filter((pair) => !settings.includes(pair)).map(([label, value]) => [h("dt", null, label), h("dd", null, shown(value))])),
+    settings.length ? h("details", null, h("summary", null, `Settings of the training (${settings.length})`),
+      h("dl.pairs", null, settings.map(([label, value]) => h("div", null, h("dt", null, label.slice(SETTING.length)), h("dd", null, shown(value)))))) : null);
 }
 
 function curves({ curves: it, curves_meaning: meanings = {} }) {
@@ -49,9 +62,8 @@ export async function showRun(root, route, { run }) {
   root.append(
     h("header.run-head", null, h("h1", null, it.title), h("p", null, h("span.kind", null, it.architecture), ` ${counted(it.n_latents, "latent")} from ${counted(it.d_in, "float")} of `, h("b", null, it.model), ` at ${it.hook}`, it.rows ? `, ${counted(it.rows, "row")}` : "")),
     h("div.run-body", null,
-      h("section.card", null, h("h2", null, "Numbers"), numbers(it.numbers)),
-      h("div.run-side", null, entropy(it.entropy), curves(it),
-        it.made?.length ? h("section.card", null, h("h2", null, "How it was made"), h("dl.pairs", null, it.made.map(([label, value]) => [h("dt", null, label), h("dd", null, typeof value === "number" ? number(value) : String(value))]))) : null,
+      h("div", null, h("section.card", null, h("h2", null, "Numbers"), numbers(it.numbers)), made(it.made)),
+      h("div", null, entropy(it.entropy), curves(it),
         it.commands?.length ? h("section.card", null, h("div.row.between", null, h("h2", null, "Commands"), copyButton("Copy all", all, "Commands")),
           it.commands.map((command) => h("div.command", null, h("pre", { tabindex: 0 }, command), copyButton("Copy", command, "The command")))) : null)));
   return { title: `Run ${run.title}` };

@@ -40,7 +40,7 @@ class View {
     this.root.append(
       h("h1.unseen", null, "Text"),
       h("div.field", null, this.field, this.status), this.cells,
-      h("div.text-body", null, h("div", null, this.bits, this.nearBox), this.held.node));
+      h("div.text-body", null, this.bits, this.held.node, this.nearBox));
   }
 
   async read() {
