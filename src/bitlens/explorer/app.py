@@ -15,7 +15,6 @@ from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException
 
-from bitlens import terminal
 from bitlens.errors import BitlensError
 from bitlens.explorer.asked import FindAsked, HoldAsked, NearAsked, TextAsked, sentence
 from bitlens.explorer.explorer import Explorer, encoded
@@ -26,6 +25,11 @@ PAGE = Path(__file__).parent / "page"
 NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.(html|css|js|svg|png|ico)")
 TYPES = {".js": "text/javascript", ".html": "text/html; charset=utf-8"}
 NOWHERE = "There is no such page."
+SENTENCES = {
+    400: "The question is not JSON of the form that is expected.",
+    404: NOWHERE,
+    405: "This is asked in another way: pages with GET, questions with POST.",
+}
 
 
 def create_app(explorer: Explorer, port: int) -> FastAPI:
@@ -36,7 +40,7 @@ def create_app(explorer: Explorer, port: int) -> FastAPI:
         yield
         explorer.worker.stop()
 
-    app = FastAPI(openapi_url=None, lifespan=lifespan)
+    app = FastAPI(openapi_url=None, redirect_slashes=False, lifespan=lifespan)
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5)
     app.add_middleware(Guard, port=port)
     _add_answers(app, explorer)
@@ -124,16 +128,10 @@ def _speak(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
-        return _said(NOWHERE if error.status_code == 404 else str(error.detail), error.status_code)
+        return _said(
+            SENTENCES.get(error.status_code, "That cannot be answered."), error.status_code
+        )
 
     @app.exception_handler(RequestValidationError)
     async def unfit(request: Request, error: RequestValidationError) -> Response:
         return _said(sentence(error), 422)
-
-    @app.middleware("http")
-    async def unforeseen(request: Request, answer: Callable[..., Any]) -> Response:
-        try:
-            return await answer(request)
-        except Exception as error:  # of any library: the server goes on
-            terminal.say(f"{request.url.path}: {type(error).__name__}: {error}")
-            return _said(f"The server failed at this ({type(error).__name__}).", 500)

@@ -132,7 +132,7 @@ class Explorer:
             return None
         try:
             rows = first_rows(ActivationStore(place), "all", VALUES).to(self.device)
-            codes = autoencoder.encode(rows)
+            codes = autoencoder.encode(rows).detach()
         except BitlensError:
             return None
         on = codes[codes > 0].flatten()[: 1 << 20].double()

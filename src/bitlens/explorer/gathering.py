@@ -52,8 +52,9 @@ def gathered(
         Codes(codes.path)  # verifies the checksums that the file is known by
         return _measure(codes, autoencoder, tokenizer, promotes)
 
-    origins = [EXAMPLES, TOP, origin(run, codes), tokenizer is not None, promotes]
-    return kept(run / FOLDER / f"{codes.path.name}.jsonl", origins, make)
+    made_from = [EXAMPLES, TOP, origin(run, codes), tokenizer is not None]
+    file = run / FOLDER / f"{codes.path.name}.jsonl"
+    return kept(file, [*made_from, promotes], make, better=[*made_from, True])
 
 
 @terminal.shown("look at every latent")

@@ -11,6 +11,8 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from bitlens import terminal
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -29,7 +31,8 @@ DRAINED = 1 << 25  # bytes of a larger one that are read, so that its sender hea
 
 
 class Guard:
-    """ASGI middleware that refuses what is not the page's own, and adds headers to all answers."""
+    """ASGI middleware that refuses what is not the page's own, adds headers to all answers, and
+    answers where the application fails."""
 
     def __init__(self, app: Any, port: int) -> None:
         self.app = app
@@ -43,8 +46,12 @@ class Guard:
                 await self.app(scope, receive, send)
             return
 
+        started = False
+
         async def guarded(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 own = {name.encode(): value.encode() for name, value in HEADERS.items()}
                 rest = [pair for pair in message["headers"] if pair[0].lower() not in own]
                 message["headers"] = [*rest, *own.items()]
@@ -70,7 +77,13 @@ class Guard:
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self.app(scope, again, guarded)
+        try:
+            await self.app(scope, again, guarded)
+        except Exception as error:  # of any library: the server goes on
+            terminal.say(f"{scope['path']!r}: {type(error).__name__}: {error}")
+            if started:
+                raise
+            await _answer(guarded, 500, f"The server failed at this ({type(error).__name__}).")
 
     def _refused(self, scope: Any) -> tuple[int, str] | None:
         """Status and sentence, or None for a request of the page's own."""

@@ -29,11 +29,16 @@ def origin(run: Path, codes: Codes) -> list[Any]:
     return [sha256(run / WEIGHTS), shards, about]
 
 
-def kept(file: Path, origins: Any, make: Callable[[], Sequence[Record]]) -> list[Record]:
-    """The records of `make`: from the file, if it holds those of these origins, whole."""
-    key = hashlib.sha256(json.dumps([SCHEMA, origins]).encode()).hexdigest()
+def kept(
+    file: Path, origins: Any, make: Callable[[], Sequence[Record]], better: Any = None
+) -> list[Record]:
+    """The records of `make`: from the file, if it holds those of these origins, whole.
+
+    better: origins of records that do as well.
+    """
+    key, *others = (_digest(each) for each in (origins, better) if each is not None)
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        return _read(file, key)
+        return _read(file, {key, *others})
     records = list(make())
     try:
         file.parent.mkdir(exist_ok=True)
@@ -45,11 +50,15 @@ def kept(file: Path, origins: Any, make: Callable[[], Sequence[Record]]) -> list
     return records
 
 
-def _read(file: Path, key: str) -> list[Record]:
+def _digest(origins: Any) -> str:
+    return hashlib.sha256(json.dumps([SCHEMA, origins]).encode()).hexdigest()
+
+
+def _read(file: Path, keys: set[str]) -> list[Record]:
     """The records; ValueError if they are others, or not whole."""
     with file.open(encoding="utf-8") as lines:
         head = json.loads(next(lines, "{}"))
-        if head["key"] != key:
+        if head["key"] not in keys:
             raise ValueError("made from something else")
         records = [json.loads(line) for line in lines]
     if len(records) != head["records"]:

@@ -31,11 +31,7 @@ class Subject:
     def __init__(self, run: Path, codes: Codes, autoencoder: Autoencoder, promotes: bool) -> None:
         """promotes: load the language model to see which tokens a latent promotes, if that is not
         known from an earlier time."""
-        if codes.n_latents != autoencoder.n_latents:
-            raise BitlensError(
-                f"{run} has {autoencoder.n_latents} latents, but the codes {codes.path} have "
-                f"{codes.n_latents}; name its own codes with `codes`."
-            )
+        _require_own(run, codes, autoencoder)
         self.run, self.codes, self.autoencoder = run, codes, autoencoder
         tokens = len(codes) > 0 and int(codes.token.min()) >= 0
         self.tokenizer: Any = None
@@ -105,3 +101,25 @@ class Subject:
             "at": row - start,
             "tokens": [{"t": t, "v": v} for t, v in zip(pieces, own, strict=True)],
         }
+
+
+def _require_own(run: Path, codes: Codes, autoencoder: Autoencoder) -> None:
+    """BitlensError for codes that cannot be of this run."""
+    own = "name its own codes with `codes`"
+    if codes.n_latents != autoencoder.n_latents:
+        raise BitlensError(
+            f"{run} has {autoencoder.n_latents} latents, but the codes {codes.path} have "
+            f"{codes.n_latents}; {own}."
+        )
+    kind = codes.manifest.get("architecture")
+    if kind not in (None, autoencoder.architecture):
+        raise BitlensError(
+            f"{run} is a {autoencoder.architecture}, but the codes {codes.path} are of a {kind}; "
+            f"{own}."
+        )
+    both = (codes.manifest, autoencoder.metadata)
+    hooks = [(about.get("hook") or {}).get("module") for about in both]
+    if None not in hooks and hooks[0] != hooks[1]:
+        raise BitlensError(
+            f"{run} reads {hooks[1]}, but the codes {codes.path} are of {hooks[0]}; {own}."
+        )

@@ -19,7 +19,7 @@ class Words:
         """Each token as it reads within a text."""
         if self.tokenizer is None:
             return [f"[{token}]" for token in ids]
-        if unknown := set(ids) - self._alone.keys():
+        if unknown := [token for token in ids if token not in self._alone]:
             self._alone.update(token_texts(self.tokenizer, unknown))
         return [self._alone[token] for token in ids]
 
