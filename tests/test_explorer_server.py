@@ -747,6 +747,17 @@ def test_codes_of_imported_hidden_states_have_no_texts(copy, tmp_path):
         assert found["count"] > 0
 
 
+@pytest.mark.parametrize("training", [None, {}, {"architecture": "of tomorrow"}, {"k": [1]}])
+def test_a_run_that_does_not_say_how_it_was_trained_is_shown(copy, training):
+    autoencoder = Autoencoder.from_pretrained(copy.run)
+    autoencoder.metadata = {} if training is None else {"training": training}
+    autoencoder.save(copy.run)
+    (copy.run / "metrics.jsonl").unlink()
+    run = Explorer(copy).run()
+    assert run["curves"] == {}
+    assert run["commands"] == []
+
+
 def test_explanations_come_with_their_verdicts(made, tmp_path):
     estimate = {"balanced_accuracy": 0.9, "balanced_accuracy_low": 0.7, "interpretable": True}
     record = {"latent": 3, "explanation": "<b>rivers</b>", "balanced_accuracy_high": 0.97}

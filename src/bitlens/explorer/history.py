@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from bitlens.errors import BitlensError
 from bitlens.evaluation import Evaluation
 from bitlens.results import Number, numbers_of
 from bitlens.training.config import TrainConfig, settings_that_apply
@@ -112,11 +113,10 @@ def _word(value: Any) -> str:
 
 def _chosen(training: Mapping[str, Any]) -> list[str]:
     """The settings that this architecture reads."""
-    architecture = training.get("architecture")
     try:
-        applying = settings_that_apply(str(architecture), training.get("coding"))
-    except KeyError:
-        return list(training)
+        applying = settings_that_apply(training.get("architecture", ""), training.get("coding"))
+    except BitlensError:  # of a later version, or another program
+        return []
     order = [field.name for field in fields(TrainConfig) if field.name in applying]
     return [name for name in order if training.get(name) not in (None, "", [])]
 
