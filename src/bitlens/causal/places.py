@@ -33,9 +33,11 @@ class Places:
     def __init__(self, model: LanguageModel, positions: Positions) -> None:
         self.model = model
         self.special = torch.tensor(sorted(set(model.tokenizer.all_special_ids)))
-        self.marked = positions.bool().cpu() if _is_mask(positions) else None
-        every = positions is None or self.marked is not None
-        self.positions = None if every else torch.as_tensor(positions, dtype=torch.long).view(-1)
+        is_mask = isinstance(positions, Tensor) and positions.dtype == torch.bool
+        self.marked = positions.cpu() if is_mask else None
+        self.positions: Tensor | None = None
+        if positions is not None and not is_mask:
+            self.positions = torch.as_tensor(positions, dtype=torch.long).cpu().view(-1)
         self.place = torch.zeros(0, 0, dtype=torch.long)
         self._parameters = inspect.signature(model.base.forward)
         self._prompt: Tensor | None = None  # tokens of each sequence
@@ -68,8 +70,8 @@ class Places:
     def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = self._parameters.bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
-        ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
-        batch, length = (ids if ids is not None else embedded).shape[:2]
+        ids: Tensor | None = given.get("input_ids")
+        batch, length = (given["inputs_embeds"] if ids is None else ids).shape[:2]
         mask, past = given.get("attention_mask"), _length_of(given.get("past_key_values"))
         if mask is None:
             mask = torch.ones(batch, past + length, dtype=torch.long)
@@ -121,10 +123,6 @@ def spread(rows: Tensor, batch: Tensor) -> Tensor:
             f"{len(rows)} sequences were described, and the model reads {len(batch)}."
         )
     return rows.repeat_interleave(times, 0)
-
-
-def _is_mask(positions: Positions) -> bool:
-    return isinstance(positions, Tensor) and positions.dtype == torch.bool
 
 
 def _length_of(cache: Any) -> int:
