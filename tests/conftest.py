@@ -14,6 +14,8 @@ os.environ["HF_HUB_OFFLINE"] = (
 )
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import itertools
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +26,11 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from bitlens.encode import encode_store
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
+from bitlens.training import TrainConfig, train
 from command import Command
 
 LAYERS, WIDTH, HEADS = 4, 32, 4
@@ -217,6 +221,27 @@ def tiny_store(harvested: Path) -> ActivationStore:
     """The hidden states of `tiny_llama` at layers.1 on `text_folder`: contexts of 32 tokens, one
     shard."""
     return ActivationStore(harvested)
+
+
+@pytest.fixture(scope="session")
+def codes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Codes of the bundled model on the first 400 characters of 160 bundled documents; beside them
+    `run`, a quickly trained autoencoder, `store`, and `texts.jsonl` with the label `said`: whether
+    the word is in the text."""
+    folder = tmp_path_factory.mktemp("bundled-codes")
+    documents = itertools.islice(Corpus(("bundled",)).documents(), 160)
+    texts = [text[:400] for _, text in documents]
+    lines = [{"text": t, "labels": {"said": "yes" if " said" in t else "no"}} for t in texts]
+    path = folder / "texts.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    model = LanguageModel.load("bundled", ["layers.2"], device="cpu")
+    reader = ContextReader(Corpus((str(path),)), model.tokenizer, 64)
+    harvest(model, reader, folder / "store", progress=False)
+    store = ActivationStore(folder / "store")
+    config = TrainConfig(n_latents=192, steps=150, batch_size=256, device="cpu")
+    autoencoder = train(store, config, folder / "run")
+    encode_store(autoencoder, store, folder / "codes", name=str(folder / "run"))
+    return folder / "codes"
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def _jaccard(rows, flips, queries, weights, query_weights, out):
 def jaccard(
     rows: np.ndarray, flips: np.ndarray, queries: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """Weight of the bits that are on in both over that of those on in either, 0 where both are none.
+    """Weight of the bits on in both over that of the bits on in either; 0 where there are none.
 
     rows: uint64 `[n, words]`, of which the bits in flips `[words]` are turned; queries: uint64
     `[m, words]`, turned already; weights: float64, positive, `[n_latents]` -> float64 `[m, n]`
@@ -64,4 +64,3 @@ def jaccard(
         total = np.array([_weight_of_row(query, none, padded) for query in queries], np.float64)
         _jaccard(rows, flips, np.ascontiguousarray(queries), padded, total, out)
     return out
-

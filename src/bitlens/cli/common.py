@@ -14,6 +14,8 @@ from bitlens.errors import BitlensError
 from bitlens.hidden.config import ModelConfig, TextConfig
 
 if TYPE_CHECKING:
+    from bitlens.autoencoders import Autoencoder
+    from bitlens.bits.codes import Codes
     from bitlens.hidden import LanguageModel
     from bitlens.hidden.text import ContextReader
 
@@ -80,6 +82,34 @@ def open_pair(run: Path, store: Path, device: str, search: Search = Search()) ->
         target = (autoencoder.metadata.get("target_hook") or {}).get("module", "")
         return autoencoder, PairedStore.beside(store, target)
     return autoencoder, ActivationStore(store)
+
+
+def open_run(run: Path, codes: Codes, device: str = "cpu") -> Autoencoder:
+    """The autoencoder that made these codes."""
+    from bitlens.autoencoders import Autoencoder
+
+    autoencoder = Autoencoder.from_pretrained(run, pick_device(device))
+    if autoencoder.n_latents != codes.n_latents:
+        raise BitlensError(
+            f"{run} has {autoencoder.n_latents} latents, but the codes {codes.path} have "
+            f"{codes.n_latents}; name their own run."
+        )
+    return autoencoder
+
+
+def open_reader(run: Path, codes: Codes, device: str) -> tuple[LanguageModel, Autoencoder]:
+    """The language model of these codes, hooked where the autoencoder that made them reads."""
+    from bitlens.hidden import LanguageModel
+
+    autoencoder = open_run(run, codes, device)
+    hook = (autoencoder.metadata.get("hook") or {}).get("module")
+    if hook is None or codes.manifest.get("model") is None:
+        raise BitlensError(
+            f"{codes.path} comes from hidden states imported without their model, so no text can "
+            "be read; search by row or by latents."
+        )
+    settings = {"device": pick_device(device)}
+    return LanguageModel.again(codes.manifest, codes.path, [hook], **settings), autoencoder
 
 
 def flags_given(settings: Any, names: Collection[str]) -> list[str]:

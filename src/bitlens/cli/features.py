@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitlens.cli.common import CodesFolder
+from bitlens.cli.common import CodesFolder, open_run
 from bitlens.errors import BitlensError
 
 if TYPE_CHECKING:
@@ -81,14 +81,7 @@ def features(
 
 def _decoder(run: Path, codes: Any) -> tuple[Tensor, str | None]:
     """The decoder in the model's own units, and the hook point to which it writes."""
-    from bitlens.autoencoders import Autoencoder
-
-    model = Autoencoder.from_pretrained(run)
-    if model.n_latents != codes.n_latents:
-        raise BitlensError(
-            f"{run} has {model.n_latents} latents, but the codes {codes.path} have "
-            f"{codes.n_latents}; name their own run."
-        )
+    model = open_run(run, codes)
     scale, hook = ("scale_out", "target_hook") if model.transcodes else ("scale", "hook")
     module = (model.metadata.get(hook) or {}).get("module")
     return model.W_dec.detach() * model.get_buffer(scale), module

@@ -89,12 +89,16 @@ class TokenHabits:
         """tokens, next_tokens and, on rows enough, token_f1 and token_set of a `Profile`."""
         following = self.next[on]
         habits: dict[str, Any] = {
-            "tokens": self._preferred(self.token[on], self.rows_of),
+            "tokens": self.preferred(on),
             "next_tokens": self._preferred(following[following >= 0], self.rows_before),
         }
         if best := self.sets.best(on):
             habits |= {"token_f1": best[1], "token_set": len(best[0])}
         return habits
+
+    def preferred(self, on: np.ndarray) -> list[Preference]:
+        """Tokens that a latent is on at, of its rows `on`."""
+        return self._preferred(self.token[on], self.rows_of)
 
     def _preferred(self, tokens: np.ndarray, rows_of: np.ndarray) -> list[Preference]:
         """By count * log2(lift): lift alone puts first what was seen once. rows_of: by token."""

@@ -44,7 +44,7 @@ class Matching(NamedTuple):
 
     __repr__ = brief
 
-    count: int
+    found: int
     of: int
     """rows that were looked at, all of usual norm"""
     documents: int
@@ -129,7 +129,9 @@ def nearest(
             "encode with the autoencoder that made the codes."
         )
     if limit < 1 or not len(bits):
-        raise BitlensError(f"A search is for at least one row, with `limit` at least 1, not {limit}.")
+        raise BitlensError(
+            f"A search is for at least one row, with `limit` at least 1, not {limit}."
+        )
     known = rates(codes)
     queries = known.canonical(bits).numpy()
     runs = [_runs(*part, per_document) for part in _similarities(codes, queries, known, without)]
@@ -178,9 +180,9 @@ def _runs(
 def _by_name(names: np.ndarray, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean of the best similarities of each name `[names]`, and the names, which may have several
     runs; in the order in which they are first seen."""
-    order, seen, place = np.unique(names, return_index=True, return_inverse=True)
-    if len(order) == len(names):
+    if (np.diff(names) > 0).all():
         return best.mean(0), names
+    order, seen, place = np.unique(names, return_index=True, return_inverse=True)
     joined = np.full((len(best), len(order)), -1.0)
     for query, similar in enumerate(best):
         np.maximum.at(joined[query], place, similar)
@@ -189,11 +191,7 @@ def _by_name(names: np.ndarray, best: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _hit(
-    codes: Codes,
-    queries: np.ndarray,
-    known: Rates,
-    spans: Sequence[tuple[int, int]],
-    score: float,
+    codes: Codes, queries: np.ndarray, known: Rates, spans: Sequence[tuple[int, int]], score: float
 ) -> Hit:
     """The best row in these spans of rows, with what it shares with the query nearest to it."""
     rows = np.concatenate([np.arange(start, end) for start, end in spans])
@@ -222,11 +220,7 @@ def rows_of(codes: Codes, rows: np.ndarray | Sequence[int]) -> PackedBits:
 
 
 def matching(
-    codes: Codes,
-    on: Sequence[int] = (),
-    off: Sequence[int] = (),
-    limit: int = 10,
-    seed: int = 0,
+    codes: Codes, on: Sequence[int] = (), off: Sequence[int] = (), limit: int = 10, seed: int = 0
 ) -> Matching:
     """How many rows have all latents of `on` on and all of `off` off, and some of them."""
     refuse_unknown([*on, *off], codes.n_latents)

@@ -163,7 +163,7 @@ def read_labels(path: Path, codes: Columns, tokenizer: Any) -> list[Labels]:
         if document not in rows_of:
             continue
         rows, text = rows_of[document], line["text"]
-        token_ids, offsets = _tokens(tokenizer, text, len(rows))
+        token_ids, offsets = placed_tokens(tokenizer, text, len(rows))
         if not np.array_equal(token_ids, token[rows]):
             raise BitlensError(
                 f"{where}: its tokens are not those of document {document} in the codes; the file "
@@ -189,7 +189,7 @@ def _rows_of(documents: np.ndarray) -> dict[int, np.ndarray]:
     return dict(zip(numbers.tolist(), np.split(order, first[1:]), strict=True))
 
 
-def _tokens(tokenizer: Any, text: str, n: int) -> tuple[np.ndarray, np.ndarray]:
+def placed_tokens(tokenizer: Any, text: str, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The first n tokens of a text that are not special: ids `[n]`, start and end `[n, 2]`."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = np.array(encoded["input_ids"], np.int64)
