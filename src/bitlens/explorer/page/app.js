@@ -3,6 +3,7 @@
 import { get, Refusal } from "./api.js";
 import { showCompare } from "./compare.js";
 import { button, h, say } from "./dom.js";
+import { lastPart } from "./format.js";
 import { askLatent, listen, showKeys } from "./keys.js";
 import { showLatent } from "./latent.js";
 import { showLatents } from "./latents.js";
@@ -75,8 +76,8 @@ async function render() {
 
 function named(run) {
   const what = document.getElementById("what");
-  what.replaceChildren(h("b", null, run.title), ` ${run.model} · ${run.hook}`);
-  what.title = run.run;
+  what.replaceChildren(h("b", null, run.title), ` ${lastPart(run.model)} · ${run.hook}`);
+  what.title = `${run.run}, ${run.model}`;
   return run;
 }
 

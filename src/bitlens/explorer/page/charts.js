@@ -21,19 +21,15 @@ function logTicks(low, high) {
 }
 
 /**
- * From values to 0 … 1 and back. Values above zero that span more than two orders of magnitude get a
+ * From values to 0 … 1 and back. Values above zero that span orders of magnitude, most of them small, get a
  * logarithmic axis, at whose left end the zeros are.
  */
 export function axis(values, format = "", { about = 4, log } = {}) {
-  let [low, high, least] = [Infinity, -Infinity, Infinity];
-  for (const value of values) {
-    if (value === null || !Number.isFinite(value)) continue;
-    if (value < low) low = value;
-    if (value > high) high = value;
-    if (value > 0 && value < least) least = value;
-  }
-  if (low > high) [low, high] = [0, 1];
-  const logarithmic = log ?? (low >= 0 && least < Infinity && high / least > 100);
+  const known = Float64Array.from(values.filter((value) => value !== null && Number.isFinite(value))).sort();
+  let [low, high] = known.length ? [known[0], known.at(-1)] : [0, 1];
+  const least = known.find((value) => value > 0) ?? Infinity;
+  const skewed = high / least > 100 && known[known.length >> 1] < high / 10;
+  const logarithmic = log ?? (low >= 0 && skewed);
   const text = (value) => (format.endsWith("%") ? `${short(100 * value, 2)} %` : short(value, 2));
   if (logarithmic) {
     low = least;

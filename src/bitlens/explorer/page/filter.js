@@ -9,14 +9,17 @@ const TESTS = {
   "=": (value, bound) => value === bound,
 };
 
-/** `the "of a" rate>1%` -> words that must occur, and conditions on numbers. */
-export function parseQuery(text, keys) {
+/**
+ * `the "of a" rate>1%` -> words that must occur, and conditions on numbers.
+ * names: of columns, as people write them -> keys.
+ */
+export function parseQuery(text, names) {
   const words = [];
   const conditions = [];
   for (const [, quoted, bare] of text.matchAll(/"([^"]*)"?|(\S+)/g)) {
     const [, key, test, bound, percent] = bare === undefined ? [] : CONDITION.exec(bare) ?? [];
-    if (key && keys.includes(key.toLowerCase())) {
-      conditions.push({ key: key.toLowerCase(), test: TESTS[test], bound: Number(bound) / (percent ? 100 : 1) });
+    if (key && names.has(key.toLowerCase())) {
+      conditions.push({ key: names.get(key.toLowerCase()), test: TESTS[test], bound: Number(bound) / (percent ? 100 : 1) });
     } else {
       words.push((quoted ?? bare).replaceAll("·", " ").replaceAll("⏎", "\n").toLowerCase());
     }
@@ -61,7 +64,8 @@ export class Latents {
 
   /** Rows with all of the words, conditions, ranges and flags. */
   select({ query = "", ranges = [], flags = [] }) {
-    const { words, conditions } = parseQuery(query, this.numbers.map(({ key }) => key).concat("latent"));
+    const names = [["latent", "latent"], ...this.numbers.flatMap(({ key, label }) => [[label.toLowerCase(), key], [key.toLowerCase(), key]])];
+    const { words, conditions } = parseQuery(query, new Map(names));
     const rows = [];
     for (let row = 0; row < this.count; row++) {
       if (this.fits(row, words, conditions, ranges, flags)) rows.push(row);

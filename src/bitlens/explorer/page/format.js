@@ -76,4 +76,7 @@ export function counted(count, word) {
   return `${grouped.format(count)} ${word}${count === 1 ? "" : "s"}`;
 }
 
+/** The last part of a path; a name as it is. */
+export const lastPart = (path) => path.replace(/[\\/]+$/, "").split(/[\\/]/).at(-1);
+
 export const thousands = (value) => grouped.format(value);

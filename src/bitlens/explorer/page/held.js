@@ -2,8 +2,9 @@
 
 import { post, Refusal } from "./api.js";
 import { bar } from "./charts.js";
+import { examples } from "./contexts.js";
 import { button, choice, h, later } from "./dom.js";
-import { number, percent, plain, short, visible } from "./format.js";
+import { counted, number, percent, plain, short, visible } from "./format.js";
 import { latentAddress } from "./route.js";
 
 const ROWS = 10; // next tokens shown
@@ -66,6 +67,9 @@ export class Held {
       h("div.row.between", null, h("h2", null, "Held"), add), this.chips,
       h("div.options", null, this.places, choice("Other bits", mode, this.others, (key) => this.option({ others: key })), this.sampling()),
       this.result);
+    this.found = h("div");
+    this.foundBox = h("details", { hidden: true, ontoggle: () => this.find() }, h("summary", null, "Where the corpus has these bits so"), this.found);
+    this.node.append(this.foundBox);
     this.draw();
     this.empty();
   }
@@ -126,7 +130,26 @@ export class Held {
 
   draw() {
     this.chips.replaceChildren(...[...this.holds].map(([latent, value]) => this.chip(latent, value)));
+    this.foundBox.hidden = !this.holds.size;
+    this.find();
     this.tokenChanged();
+  }
+
+  /** Contexts of the corpus in which the held latents are as they are held. */
+  async find() {
+    const key = JSON.stringify([...this.holds]);
+    if (!this.foundBox.open || !this.holds.size || key === this.foundFor) return;
+    this.foundFor = key;
+    const of = (on) => [...this.holds].filter(([, value]) => value > 0 === on).map(([latent]) => latent);
+    let shown;
+    try {
+      const { count, contexts } = await post("api/find", { on: of(true), off: of(false), limit: 10 });
+      shown = [h("p.small", null, count ? `At ${counted(count, "token")}, for example:` : "At no token of the corpus."), examples(contexts)];
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      shown = [h("p.note.failed", null, error.message)];
+    }
+    if (key === this.foundFor) this.found.replaceChildren(...shown);
   }
 
   chip(latent, value) {

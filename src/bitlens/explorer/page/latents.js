@@ -163,7 +163,7 @@ class View {
   cell(row, { key, label, format, kind }, node) {
     const value = this.latents.data[key][row];
     if (key === "latent") node.append(h("a", { href: latentAddress(value), tabindex: -1 }, String(value)));
-    else if (key === "tokens") node.append(...tokenChips(value), ...this.latents.flags[row].map((flag) => h(`span.flag.flag-${flag}`, null, flag)));
+    else if (key === "tokens") node.append(...tokenChips(value), ...(this.latents.flags[row] ?? []).map((flag) => h(`span.flag.flag-${flag}`, null, flag)));
     else if (kind === "number") {
       node.textContent = number(value, format);
       node.dataset.label = label;

@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { intervalBar, lineChart } from "./charts.js";
 import { copyButton, h, style } from "./dom.js";
-import { counted, number } from "./format.js";
+import { counted, lastPart, number } from "./format.js";
 
 function numbers(list) {
   if (!list?.length) return h("p.note", null, "Nothing was measured yet. ", h("code", null, "bitlens evaluate RUN STORE"), " does it.");
@@ -60,7 +60,7 @@ export async function showRun(root, route, { run }) {
   const it = await get("api/run.json");
   const all = (it.commands ?? []).join("\n");
   root.append(
-    h("header.run-head", null, h("h1", null, it.title), h("p", null, h("span.kind", null, it.architecture), ` ${counted(it.n_latents, "latent")} from ${counted(it.d_in, "float")} of `, h("b", null, it.model), ` at ${it.hook}`, it.rows ? `, ${counted(it.rows, "row")}` : "")),
+    h("header.run-head", null, h("h1", null, it.title), h("p", null, h("span.kind", null, it.architecture), ` ${counted(it.n_latents, "latent")} from ${counted(it.d_in, "float")} of `, h("b", { title: it.model }, lastPart(it.model)), ` at ${it.hook}`, it.rows ? `, ${counted(it.rows, "row")}` : "")),
     h("div.run-body", null,
       h("div", null, h("section.card", null, h("h2", null, "Numbers"), numbers(it.numbers)), made(it.made)),
       h("div", null, entropy(it.entropy), curves(it),

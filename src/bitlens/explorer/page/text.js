@@ -4,7 +4,7 @@ import { post, Refusal } from "./api.js";
 import { bar, tokenBars } from "./charts.js";
 import { context as contextLine, tokenChips } from "./contexts.js";
 import { button, h, later, style } from "./dom.js";
-import { counted, number, percent, visible } from "./format.js";
+import { counted, lastPart, number, percent, visible } from "./format.js";
 import { Held } from "./held.js";
 import { go, keep, latentAddress } from "./route.js";
 
@@ -201,7 +201,7 @@ class View {
 export async function showText(root, route, context) {
   if (!context.run.live) {
     root.append(h("h1", null, "Text"), h("p.note", null, "Reading a text takes the language model, which this copy does not have: start ",
-      h("code", null, `bitlens explore ${context.run.run.split(/[\\/]/).at(-1)}`), " where the run is."));
+      h("code", null, `bitlens explore ${lastPart(context.run.run)}`), " where the run is."));
     return null;
   }
   const view = new View(root, route, context);
