@@ -306,7 +306,7 @@ def test_contexts_near_a_token_and_with_bits_on_and_off(site, model, autoencoder
     assert [c["shared"] for c in found] == [hit.shared for hit in hits]
     on, off = found[0]["shared"][:1], [found[0]["shared"][-1]]
     found = ask(site, "find", on=on, off=off, limit=5).json()
-    assert found["count"] == matching(codes, on, off, 5).count
+    assert found["count"] == matching(codes, on, off, 5).found
     for context in found["contexts"]:
         assert codes.bits.column(on[0])[context["row"]] == 1
         assert codes.bits.column(off[0])[context["row"]] == 0

@@ -40,5 +40,5 @@ def find(subject: Subject, on: Sequence[int], off: Sequence[int], limit: int) ->
 
     found = matching(subject.codes, on, off, limit)
     contexts = [subject.context(row, values) for row in found.rows]
-    about = {"count": found.count, "of": found.of, "documents": found.documents}
+    about = {"count": found.found, "of": found.of, "documents": found.documents}
     return about | {"contexts": contexts}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -123,34 +123,47 @@ def _chosen(training: Mapping[str, Any]) -> list[str]:
 
 def commands(run: Path, metadata: Mapping[str, Any], codes: Mapping[str, Any]) -> list[str]:
     """The command lines that make store, run and codes again, with the settings recorded."""
-    store, training = metadata.get("store"), metadata.get("training") or {}
-    hook = (metadata.get("hook") or {}).get("module")
-    lines = []
+    training, store = metadata.get("training") or {}, metadata.get("store")
     texts = (metadata.get("documents_of") or {}).get("texts")
-    if store and texts and hook and metadata.get("model"):
-        harvest = ["bitlens", "harvest", metadata["model"], "--text", *texts, "--hook", hook]
-        if metadata.get("context_length"):
-            harvest += ["--context", metadata["context_length"]]
-        if metadata.get("packed") is False:
-            harvest += ["--no-packed"]
-        lines.append(_line([*harvest, "--out", store]))
+    model, hook = metadata.get("model"), (metadata.get("hook") or {}).get("module")
+    lines = []
+    if store and texts and hook and model:
+        flags = _flag("text", texts) + _flag("hook", hook)
+        flags += _flag("context", metadata.get("context_length"))
+        flags += _flag("no_packed", True) if metadata.get("packed") is False else []
+        lines.append(f"bitlens harvest {_words([model, *flags, *_flag('out', store)])}")
     if store and training:
-        flags = [flag for name in _chosen(training) for flag in _flag(name, training[name])]
-        lines.append(_line(["bitlens", "train", store, "--out", run, *flags]))
-    if store and codes.get("store"):
-        lines.append(_line(["bitlens", "encode", run, codes["store"], "--out", "codes"]))
+        flags = _settings(training, metadata.get("d_in"))
+        lines.append(f"bitlens train {_words([store, *_flag('out', run), *flags])}")
+    if codes.get("store"):
+        words = [run, codes["store"], *_flag("out", "codes")]
+        lines.append(f"bitlens encode {_words(words)}")
     return lines
 
 
+def _settings(training: Mapping[str, Any], d_in: Any) -> list[Any]:
+    """As flags, those that are not what a training of this kind takes by itself."""
+    kind = {name: training[name] for name in ("architecture", "preset") if name in training}
+    try:
+        usual = asdict(TrainConfig(**kind).resolved(int(d_in or 1), str(training.get("device"))))
+    except BitlensError:
+        usual = {}
+    usual |= {"architecture": "bae", "preset": "features"}
+    usual |= {name: training.get(name) for name in ("device", "precision")}
+    flags: list[Any] = []
+    for name in _chosen(training):
+        value = training[name]
+        own = tuple(value) if isinstance(value, list) else value
+        flags += [] if own == usual.get(name) else _flag(name, value)
+    return flags
+
+
 def _flag(name: str, value: Any) -> list[Any]:
-    default = getattr(TrainConfig(), name)
-    if value == default or (name in ("device", "precision") and default == "auto"):
+    if value is None:
         return []
-    flag = f"--{name.replace('_', '-')}"
-    if isinstance(value, bool):
-        return [flag]
-    return [flag, *value] if isinstance(value, list | tuple) else [flag, value]
+    values = value if isinstance(value, list | tuple) else [value]
+    return [f"--{name.replace('_', '-')}", *([] if value is True else values)]
 
 
-def _line(words: list[Any]) -> str:
+def _words(words: list[Any]) -> str:
     return " ".join(shlex.quote(str(word)) for word in words)
