@@ -22,6 +22,8 @@ from bitlens.hidden.harvest import harvest
 from bitlens.hidden.pieces import token_texts
 from bitlens.hidden.text import ContextReader
 from bitlens.options import BUNDLED
+from bitlens.report import REPORT, write_report
+from bitlens.report.contents import explore
 from bitlens.results import Number
 from bitlens.training import TrainConfig, train
 from bitlens.version import __version__
@@ -74,6 +76,8 @@ def run_demo(
     show.marked(
         f"\nEverything is in [bold]{escape(str(out))}[/bold]: "
         "store, bae, topk, codes-bae, codes-topk and demo.json with the numbers.\n"
+        f"Open in a browser:  {escape(str(out / 'bae' / REPORT))}\n"
+        f"Every latent, and any text:  {escape(explore(out / 'bae', out / 'codes-bae'))}\n"
         "Next, on a model of your own:  "
         "bitlens harvest MODEL --text TEXT --hook layers.6 --out store",
         soft_wrap=True,
@@ -89,7 +93,9 @@ def _run(
     codes = encode_store(model, store, out / f"codes-{name}", name=str(out / name))
     bits, token = codes.bits[codes.usual], codes.token[codes.usual]
     scores = token_scores(bits, token, store.is_test(codes.document[codes.usual]))
-    numbers = evaluate(model, store, language_model=causal).as_dict()
+    evaluation = evaluate(model, store, language_model=causal)
+    write_report(out / name, evaluation=evaluation, codes=codes, tokenizer=causal.tokenizer)
+    numbers = evaluation.as_dict()
     numbers["token_latents"] = sum(score.good for score in scores)
     return numbers, [score for score in scores if not score.dense]
 

@@ -30,6 +30,45 @@ def numbers_of(kind: type) -> dict[str, Number]:
     }
 
 
+class Line(NamedTuple):
+    """A number as tables show it, with the half width of its interval, and what it means."""
+
+    name: str
+    shown: str
+    meaning: str
+
+
+def listed(kind: type, values: Mapping[str, Any]) -> list[Line]:
+    """Those of the annotated numbers of `kind` that are known, in the order of its fields."""
+    return [
+        Line(name, shown(name, values, number.format), number.meaning)
+        for name, number in numbers_of(kind).items()
+        if values.get(name) is not None
+    ]
+
+
+def shown(name: str, values: Mapping[str, Any], form: str) -> str:
+    """The number of this name, and the half width of its interval where that is known."""
+
+    def text(value: Any) -> str:
+        return "-" if value is None else format(value, form)
+
+    low, high = (values.get(f"{name}_{end}") for end in ("low", "high"))
+    half = "" if low is None or high is None else f" ± {text((high - low) / 2)}"
+    return text(values.get(name)) + half
+
+
+def plain(text: str) -> str:
+    """Text on one line: line ends become ⏎, other control characters a dot."""
+    return "".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in text)
+
+
+def token(text: str) -> str:
+    """A single token with spaces as dots, and other characters without ink as codes."""
+    named = {" ": "·", "\n": "⏎"}
+    return "".join(named.get(c) or (c if c.isprintable() else ascii(c)[1:-1]) for c in text) or "''"
+
+
 def brief(self: Any) -> str:
     """The `repr` of a dataclass or named tuple: its numbers, and kind and size of what is long."""
     numbers = ", ".join(f"{name}={_short(value)}" for name, value in _fields(self).items())
@@ -85,7 +124,7 @@ def _fields(record: Any) -> dict[str, Any]:
         return dict(record)
     if hasattr(record, "_fields"):
         return record._asdict()
-    return {field.name: getattr(record, field.name) for field in fields(record)}
+    return {field.name: getattr(record, field.name) for field in fields(record) if field.repr}
 
 
 def flat(record: Any) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from bitlens import terminal
-from bitlens.results import Number, numbers_of
+from bitlens.results import Number, numbers_of, plain, shown
+from bitlens.results import token as token
 
 if TYPE_CHECKING:
     from bitlens.compression.store import Compression
@@ -83,22 +84,13 @@ def table(
         if name == "architecture" or (end in ("low", "high") and stem in names):
             continue
         number = numbers.get(name, Number(""))
-        values = [_with_interval(name, column, number.format) for column in columns.values()]
+        values = [shown(name, column, number.format) for column in columns.values()]
         if any(value != "-" for value in values):
             grid.add_row(name, *values, *([number.meaning] if beside else []))
             meanings.add_row("", name, number.meaning)
     out.print(grid)
     if not beside:
         out.print(meanings)
-
-
-def _with_interval(name: str, column: Mapping[str, Any], form: str) -> str:
-    def shown(value: Any) -> str:
-        return "-" if value is None else format(value, form)
-
-    low, high = (column.get(f"{name}_{end}") for end in ("low", "high"))
-    half = "" if low is None or high is None else f" ± {shown((high - low) / 2)}"
-    return shown(column.get(name)) + half
 
 
 def rows(title: str, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -160,17 +152,6 @@ def compression(title: str, result: Compression) -> None:
 
 
 # --- texts ----------------------------------------------------------------------------------------
-
-
-def plain(text: str) -> str:
-    """Text on one line: line ends become ⏎, other control characters a dot."""
-    return "".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in text)
-
-
-def token(text: str) -> str:
-    """A single token with spaces as dots, and other characters without ink as codes."""
-    named = {" ": "·", "\n": "⏎"}
-    return "".join(named.get(c) or (c if c.isprintable() else ascii(c)[1:-1]) for c in text) or "''"
 
 
 def example(before: str, token: str, after: str) -> str:

@@ -18,6 +18,19 @@ def firing_rates(bits: PackedBits) -> Tensor:
     return bits.column_counts().double() / len(bits)
 
 
+def rate_histogram(rates: Tensor) -> dict[str, list[float]]:
+    """Latents by firing rate `[n_latents]`: `counts` between `edges`, four to a factor of
+    ten, up to 1. The first count is of those never on, the next of rates from the first edge on."""
+    above = rates[rates > 0].double()
+    lowest = min(-1, int(above.min().log10().floor()) if len(above) else -1)
+    edges = 10 ** torch.linspace(lowest, 0, -lowest * 4 + 1, dtype=torch.float64)
+    # a rate of 1 belongs to the last interval, and rounding moves none below the first edge
+    place = torch.bucketize(above, edges, right=True).clamp(1, len(edges) - 1)
+    counts = torch.bincount(place, minlength=len(edges))
+    counts[0] = len(rates) - len(above)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
 def sums(bits: PackedBits, matrix: Tensor) -> Tensor:
     """`H @ matrix`, a float32 matrix `[n_latents, d]` -> float32 `[rows, d]`"""
     matrix = matrix.detach()

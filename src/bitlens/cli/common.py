@@ -84,6 +84,24 @@ def open_pair(run: Path, store: Path, device: str, search: Search = Search()) ->
     return autoencoder, ActivationStore(store)
 
 
+def leave_report(run: Path, **known: Any) -> None:
+    """Write the page about a run into its folder and say where it is, or why it is not there.
+
+    known: what `write_report` takes.
+    """
+    from bitlens import show
+    from bitlens.report import write_report
+
+    try:
+        path = write_report(run, **known)
+    except BitlensError as error:
+        show.warn(f"Without a report: {error}")
+    except OSError as error:
+        show.warn(f"Without a report: {run} cannot be written to ({error.strerror or error}).")
+    else:
+        show.say(f"Report: {path}")
+
+
 def open_run(run: Path, codes: Codes, device: str = "cpu") -> Autoencoder:
     """The autoencoder that made these codes."""
     from bitlens.autoencoders import Autoencoder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +11,7 @@ from bitlens.errors import BitlensError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bitlens.features.profiles import Preference, Profile
+    from bitlens.features.profiles import Profile
 
 TOKENS = 4  # shown of each latent in the table
 
@@ -107,29 +106,9 @@ def _page(profile: Profile) -> None:
 
     from bitlens import show
 
-    def preferred(tokens: list[Preference]) -> str:
-        named = (f"{show.token(t.text)} {t.share:.0%} (x{t.lift:.3g})" for t in tokens)
-        return "  ".join(named) or "none"
-
-    p = profile
-    clarity = f"F1 {p.token_f1:.3f} from a set of {p.token_set:,} tokens"
-    lines = {
-        "on": f"{p.rate:.3%} of rows, {p.surprisal:.2f} bits each time; entropy {p.bits:.4f} bits "
-        "a row",
-        "clustering": f"burstiness {p.burstiness:.4f}, dispersion {p.dispersion:.3g}, "
-        f"again {p.again:.3g}",
-        "positions": "  ".join(f"{name}: x{lift:.2f}" for name, lift in p.positions.items()),
-        "clarity": "" if math.isnan(p.token_f1) else clarity,
-        "tokens": preferred(p.tokens),
-        "next tokens": preferred(p.next_tokens),
-        "tree": " ".join(map(str, p.tree)) or "none",
-        "decoder": "  ".join(f"{near.latent} ({near.value:.2f})" for near in p.similar),
-        "promotes": "  ".join(f"{show.token(t.text)} {t.logit:+.2f}" for t in p.promotes),
-    }
-    grid = Table.grid(padding=(0, 2))
-    for name, text in lines.items():
-        if text:
-            grid.add_row(f"  {name}", text)
+    p, grid = profile, Table.grid(padding=(0, 2))
+    for name, text in p.described().items():
+        grid.add_row(f"  {name}", text)
     for example in p.examples:
         grid.add_row("", example)
     show.marked(f"[bold]Latent {p.latent}[/bold]{', on is 0 in the codes' if p.flipped else ''}")

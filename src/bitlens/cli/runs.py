@@ -21,6 +21,7 @@ from bitlens.cli.common import (
     StoreFolder,
     TextFlags,
     flags_given,
+    leave_report,
     open_pair,
     open_text,
 )
@@ -64,8 +65,8 @@ def train(
 ) -> dict[str, Any]:
     """Train an autoencoder on a store, or with --stream straight from a model.
 
-    The result is a folder with cfg.json and sae_weights.safetensors. A killed run goes on,
-    bit-exactly, with --resume.
+    The result is a folder with cfg.json, sae_weights.safetensors and report.html, a page about the
+    run. A killed run goes on, bit-exactly, with --resume.
 
     Args:
         source: a store; with --stream a language model.
@@ -99,6 +100,7 @@ def train(
         f"{out}: {autoencoder.architecture} with {n_latents:,} live latents of {trained:,}, "
         f"d_in {autoencoder.d_in}"
     )
+    leave_report(out)
     return {"run": str(out), "n_latents": n_latents, **last}
 
 
@@ -192,6 +194,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Print the table of numbers of an autoencoder, on held-out documents.
 
+    They are kept in the run's folder, too, and shown by its report.html.
+
     Args:
         run: an autoencoder.
         store: hidden states of its hook point.
@@ -227,6 +231,7 @@ def evaluate(
             f"Without bits_gaussian: a covariance of {autoencoder.d_out:,} components cannot be "
             f"estimated from fewer than {ROWS_A_COMPONENT * autoencoder.d_out:,} usual rows."
         )
+    leave_report(run, evaluation=evaluation)
     return numbers
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
-from bitlens import terminal
+from bitlens import markup, terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.causal.splice import Splice
 from bitlens.errors import BitlensError
@@ -17,7 +18,7 @@ from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.split import unseen
 from bitlens.hidden.store import ActivationStore, PairedStore
 from bitlens.information.moments import Covariance
-from bitlens.results import brief
+from bitlens.results import brief, listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +28,16 @@ class Evaluation(ModelLosses, Speed, Bits, Sparsity, Reconstruction, Subject):
 
     __repr__ = brief
 
+    about: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """of what they are: see `Measured.about`"""
+
     def as_dict(self) -> dict[str, str | int | float | None]:
         """The numbers by name, as JSON files have them."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "about"}
+
+    def _repr_html_(self) -> str:
+        """The table, for a notebook."""
+        return markup.render("numbers.html", lines=listed(type(self), self.as_dict()))
 
 
 @terminal.shown("evaluate")
@@ -77,4 +85,4 @@ def evaluate(
     numbers: dict[str, Any] = {}
     for group in reversed(Evaluation.__bases__):
         numbers |= group.measure(measured)
-    return Evaluation(**numbers)
+    return Evaluation(**numbers, about=measured.about())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +15,10 @@ from torch.nn.functional import cosine_similarity
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.packed import PackedBits
+from bitlens.bits.statistics import firing_rates, rate_histogram
 from bitlens.causal.splice import Splice
 from bitlens.errors import BitlensError
+from bitlens.hidden.split import same_numbers
 from bitlens.hidden.store import ActivationStore
 from bitlens.information.moments import Covariance, Variance, squared_error
 
@@ -65,6 +69,22 @@ class Measured:
             raise BitlensError(f"{store.path} has {variance.rows} {kind}; {way}.")
         bits, ids = PackedBits(torch.cat(words), autoencoder.n_latents), torch.cat(documents)
         return cls(autoencoder, store, part, variance, error, cosine, bits, ids, seconds)
+
+    def about(self) -> dict[str, Any]:
+        """What was measured: the store and its model, the part of its rows (`test`, `usual` or
+        `all`), how codes were found, and how many latents fire how often."""
+        autoencoder, manifest = self.autoencoder, self.store.manifest
+        return {
+            "store": str(Path(self.store.path).resolve()),
+            "model": manifest.get("model"),
+            "model_digest": manifest.get("model_digest"),
+            "hook": manifest.get("hook"),
+            "same_text": same_numbers(autoencoder.metadata, manifest),
+            "part": self.part,
+            "coding": autoencoder.settings.get("coding"),
+            "flips": getattr(autoencoder, "flips", None),
+            "rates": rate_histogram(autoencoder.on_rates(firing_rates(self.bits))),
+        }
 
     @property
     def rows(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bitlens import terminal
+from bitlens import markup, terminal
 from bitlens.bits.codes import Codes
 from bitlens.bits.entropies import binary_entropy
 from bitlens.bits.packed import PackedBits
@@ -25,7 +25,7 @@ from bitlens.features.token_scores import clearest, rows_on
 from bitlens.files import finite, replacing
 from bitlens.hidden.pieces import token_texts
 from bitlens.information.tree import chow_liu
-from bitlens.results import brief
+from bitlens.results import brief, token
 
 TREE_ROWS = 1 << 17
 BLOCK = 256  # latents whose cosines with all others are in memory at a time
@@ -92,6 +92,43 @@ class Profile:
     suppresses: list[Promoted] = field(default_factory=list)
     """the tokens whose logits it lowers most"""
     examples: list[str] = field(default_factory=list)
+
+    def described(self) -> dict[str, str]:
+        """What is known, a line for each kind of it."""
+
+        def preferred(tokens: list[Preference]) -> str:
+            named = (f"{token(t.text)} {t.share:.0%} (x{t.lift:.3g})" for t in tokens)
+            return "  ".join(named) or "none"
+
+        clarity = f"F1 {self.token_f1:.3f} from a set of {self.token_set:,} tokens"
+        lines = {
+            "on": f"{self.rate:.3%} of rows, {self.surprisal:.2f} bits each time; entropy "
+            f"{self.bits:.4f} bits a row",
+            "clustering": f"burstiness {self.burstiness:.4f}, dispersion {self.dispersion:.3g}, "
+            f"again {self.again:.3g}",
+            "positions": "  ".join(f"{name}: x{lift:.2f}" for name, lift in self.positions.items()),
+            "clarity": "" if math.isnan(self.token_f1) else clarity,
+            "tokens": preferred(self.tokens),
+            "next tokens": preferred(self.next_tokens),
+            "tree": " ".join(map(str, self.tree)) or "none",
+            "decoder": "  ".join(f"{near.latent} ({near.value:.2f})" for near in self.similar),
+            "promotes": "  ".join(f"{token(t.text)} {t.logit:+.2f}" for t in self.promotes),
+        }
+        return {name: line for name, line in lines.items() if line}
+
+    def _repr_html_(self) -> str:
+        """All that is known of the latent, for a notebook."""
+        lines = self.described()
+        del lines["tokens"]
+        return markup.render(
+            "latent.html",
+            name=f"Latent {self.latent}",
+            facts=["on is 0 in the codes"] if self.flipped else [],
+            tokens=[preference.text for preference in self.tokens],
+            more=0,
+            lines=list(lines.items()),
+            examples=self.examples,
+        )
 
 
 @terminal.shown("profiles")

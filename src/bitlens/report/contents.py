@@ -1,0 +1,221 @@
+"""What a run's folder says of it, as plain data: curves, sentences, and how it was made."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bitlens.autoencoders.base import CONFIG
+from bitlens.autoencoders.base import SCHEMA as CONFIG_SCHEMA
+from bitlens.errors import BitlensError
+from bitlens.files import read_manifest
+from bitlens.training.checkpoint import RUN
+from bitlens.training.checkpoint import SCHEMA as RUN_SCHEMA
+from bitlens.training.config import settings_that_apply
+from bitlens.training.metrics import METRICS
+
+MEANINGS = {  # of the columns of metrics.jsonl, in the order of a report
+    "mse": "squared error of a batch, as the loss weighs it: about the fvu",
+    "l0": "latents on, per row of a batch",
+    "bits_batch": "sum of the latents' entropies in a batch",
+    "price": "what the codes of a batch cost, as the loss weighs it",
+    "total": "what is minimised: error, price and further terms",
+    "covariance": "penalty on latents that are on together",
+    "auxiliary": "further terms of the architecture's own",
+    "rows_per_second": "speed of this machine",
+}
+ARCHITECTURES = {
+    "bae": "Binary autoencoder",
+    "topk": "TopK autoencoder",
+    "batch_topk": "BatchTopK autoencoder",
+    "relu": "ReLU autoencoder",
+    "gated": "Gated autoencoder",
+    "jumprelu": "JumpReLU autoencoder",
+    "transcoder": "Transcoder",
+    "skip_transcoder": "Skip transcoder",
+    "pca": "Principal components",
+    "random": "Random autoencoder",
+}
+ENCODE = "bitlens encode {} {} --out codes"
+EXPLORE = "bitlens explore {}"
+EXPLORE_CODES = "bitlens explore {} --codes {}"
+Pairs = list[tuple[str, str]]
+
+
+def configuration(run: Path) -> tuple[dict[str, Any], bool]:
+    """What `cfg.json` holds, and that training has ended; before that the same from
+    `training.json`."""
+    if (run / CONFIG).exists() or not (run / RUN).exists():
+        return read_manifest(run / CONFIG, CONFIG_SCHEMA, "an autoencoder"), True
+    begun = read_manifest(run / RUN, RUN_SCHEMA, "a run")
+    settings, source = begun.get("config") or {}, begun.get("source") or {}
+    about = {"n_latents_trained": settings.get("n_latents"), "training": settings}
+    config = {"architecture": settings.get("architecture"), "d_in": source.get("d_in")}
+    config |= {"d_sae": settings.get("n_latents"), "coding": settings.get("coding")}
+    return {**config, "metadata": {**source, **about}}, False
+
+
+def curves(run: Path) -> dict[str, list[float | None]]:
+    """The columns of `metrics.jsonl`, None where a line has no such number. Lines that are no
+    records are left out; a file that cannot be read has none."""
+    records = []
+    try:
+        text = (run / METRICS).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):  # the last line of a killed run
+            continue
+        if isinstance(record, dict) and _finite(record.get("step")) is not None:
+            records.append(record)
+    names = ["step", *(name for name in MEANINGS if any(name in one for one in records))]
+    return {name: [_finite(one.get(name)) for one in records] for name in names if records}
+
+
+def _finite(value: Any) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) else None
+
+
+def heading(config: Mapping[str, Any]) -> str:
+    """What the run is, in a line."""
+    metadata = config.get("metadata") or {}
+    kind = ARCHITECTURES.get(str(config.get("architecture")), str(config.get("architecture")))
+    parts = [kind, f"{config['d_sae']:,} latents"] if _count(config, "d_sae") else [kind]
+    hook = (metadata.get("hook") or {}).get("module")
+    if metadata.get("model") or hook:
+        parts.append(f"{_model(metadata.get('model'))} at {hook or 'an unknown hook point'}")
+    return " · ".join(parts)
+
+
+def _count(values: Mapping[str, Any], name: str) -> bool:
+    return type(values.get(name)) is int
+
+
+def _model(name: Any) -> str:
+    """Of a model in a folder or a file, its name alone."""
+    return Path(str(name)).name if name else "an unknown model"
+
+
+def measured_on(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """A sentence that says of which rows the numbers are, and what is special about them."""
+    metadata = config.get("metadata") or {}
+    store, special = evaluation["store"], []
+    if evaluation["part"] == "test" and evaluation.get("same_text"):
+        where = f"Measured on the documents of {store} that the training held out."
+    elif evaluation["part"] == "test":
+        where = f"Measured on the held-out share of {store}."
+        special.append("These numbers are of other text than the training's.")
+    else:
+        where = f"Measured on every document of {store}."
+        if not evaluation.get("same_text"):
+            special.append("These numbers are of other text than the training's.")
+        elif metadata.get("corpus"):
+            special.append(
+                "These numbers are of the training's own text: most of the rows are not held out."
+            )
+    if evaluation["part"] == "all":
+        special.append("Rows of outlying norm, which are never trained on, are among them.")
+    for name, what in (("model_digest", "model"), ("hook", "hook point")):
+        ours, theirs = metadata.get(name), evaluation.get(name)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            ours, theirs = ours.get("module"), theirs.get("module")
+        if ours and theirs and ours != theirs:
+            special.append(f"The store is of another {what} than the training's.")
+    if evaluation.get("flips") is not None:
+        special.append(
+            "Bits were found in another way than the autoencoder's own: at most "
+            f"{evaluation['flips']} flips a row from the encoder's bits on."
+        )
+    elif evaluation.get("coding") != config.get("coding"):
+        special.append(
+            f"Bits were found by {evaluation.get('coding')}, the autoencoder's own way is "
+            f"{config.get('coding')}."
+        )
+    return where, special
+
+
+def made(config: Mapping[str, Any]) -> dict[str, Pairs]:
+    """How the run was made: of the hidden states and of the training, names and values that are
+    known."""
+    metadata: dict[str, Any] = config.get("metadata") or {}
+    training, hook = metadata.get("training") or {}, metadata.get("hook") or {}
+    texts = (metadata.get("documents_of") or {}).get("texts") or []
+    length, packed = metadata.get("context_length"), metadata.get("packed")
+    how = "" if packed is None else ", packed" if packed else ", a document each"
+    hidden = {
+        "language model": metadata.get("model"),
+        "revision": metadata.get("revision"),
+        "digest of the model": (metadata.get("model_digest") or "")[:16],
+        "hook point": " = ".join(str(name) for name in hook.values()),
+        "writes to": (metadata.get("target_hook") or {}).get("module"),
+        "text": ", ".join(map(str, texts)),
+        "contexts": f"{_shown(length)} tokens{how}" if length else None,
+        "store": metadata.get("store"),
+        "rows": metadata.get("rows"),
+        "width": metadata.get("d_in") or config.get("d_in"),
+        "standard deviation": metadata.get("std"),
+        "outlying above a norm of": metadata.get("outlier_norm"),
+    }
+    steps, batch = training.get("steps"), training.get("batch_size")
+    seen = steps * batch if isinstance(steps, int) and isinstance(batch, int) else None
+    autoencoder = {
+        "latents trained": metadata.get("n_latents_trained"),
+        "latents kept": config.get("d_sae"),
+        "steps": steps,
+        "rows of a batch": batch,
+        "rows seen in training": seen,
+        "share of documents held out": training.get("test_fraction"),
+        "device": training.get("device"),
+        "bitlens": metadata.get("bitlens_version"),
+    }
+    groups = {"Hidden states": hidden, "Training": autoencoder}
+    return {
+        title: [(name, _shown(value)) for name, value in group.items() if value not in (None, "")]
+        for title, group in groups.items()
+    }
+
+
+def settings(config: Mapping[str, Any]) -> Pairs:
+    """The settings of the training that the architecture reads."""
+    training = (config.get("metadata") or {}).get("training") or {}
+    try:
+        applying = settings_that_apply(str(training.get("architecture")), training.get("coding"))
+    except BitlensError:  # of a later version, or another program
+        applying = set(training)
+    return [(name, _shown(value)) for name, value in training.items() if name in applying]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return ", ".join(map(_shown, value)) if isinstance(value, list) else str(value)
+
+
+def commands(run: Path, config: Mapping[str, Any], codes: str | None) -> Pairs:
+    """What one can do with the run next: a sentence and a command. codes: of this run, if known."""
+    store = (config.get("metadata") or {}).get("store")
+    here = shlex.quote(str(run))
+    there = shlex.quote(str(store)) if store else "STORE"
+    encode = [] if codes else [("Bits of every row", ENCODE.format(here, there))]
+    return [
+        ("Numbers, for this page, too", f"bitlens evaluate {here} {there}"),
+        *encode,
+        ("Every latent, and any text", explore(run, codes)),
+    ]
+
+
+def explore(run: Path, codes: Path | str | None) -> str:
+    """The command that opens the explorer. codes: of this run, if known."""
+    command = EXPLORE_CODES if codes else EXPLORE
+    return command.format(*(shlex.quote(str(path)) for path in (run, codes)))
