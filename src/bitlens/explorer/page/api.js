@@ -29,7 +29,8 @@ export function get(path) {
     const answer = answered(path);
     kept.set(path, answer);
     answer.catch(() => kept.delete(path));
-    if (kept.size > 500) kept.delete([...kept.keys()].find((key) => key.startsWith("api/latents/")));
+    if (kept.size > 500)
+      kept.delete([...kept.keys()].find((key) => key.startsWith("api/latents/")));
   }
   return kept.get(path);
 }

@@ -25,17 +25,39 @@ let shown = { keys: null, close: null };
 let turn = 0;
 
 function tabs(current) {
-  const list = Object.entries(VIEWS).filter(([name, view]) => !view.under && (name !== "compare" || app.run?.beside));
+  const list = Object.entries(VIEWS).filter(
+    ([name, view]) => !view.under && (name !== "compare" || app.run?.beside),
+  );
   const here = VIEWS[current]?.under ?? current;
-  document.getElementById("tabs").replaceChildren(...list.map(([name, view]) =>
-    h("a", { href: name === "latents" ? app.latentsAt : `#/${name}`, "aria-current": name === here ? "page" : null }, view.title)));
+  document
+    .getElementById("tabs")
+    .replaceChildren(
+      ...list.map(([name, view]) =>
+        h(
+          "a",
+          {
+            href: name === "latents" ? app.latentsAt : `#/${name}`,
+            "aria-current": name === here ? "page" : null,
+          },
+          view.title,
+        ),
+      ),
+    );
 }
 
 /** A view in place of a sentence, or a sentence in place of a view. */
 function problem(error) {
   if (!(error instanceof Refusal)) console.error(error);
-  const sentence = error instanceof Refusal ? error.message : "This view could not be shown; the browser's console says why.";
-  return h("div.problem", { role: "alert" }, h("p", null, sentence), button("Try again", () => render()));
+  const sentence =
+    error instanceof Refusal
+      ? error.message
+      : "This view could not be shown; the browser's console says why.";
+  return h(
+    "div.problem",
+    { role: "alert" },
+    h("p", null, sentence),
+    button("Try again", () => render()),
+  );
 }
 
 async function render() {
@@ -44,9 +66,15 @@ async function render() {
   const view = VIEWS[route.view];
   shown.close?.();
   shown = { keys: null, close: null };
-  if (!view) return main.replaceChildren(h("p.note", null, "There is no such view. ", h("a", { href: "#/latents" }, "Latents")));
+  if (!view)
+    return main.replaceChildren(
+      h("p.note", null, "There is no such view. ", h("a", { href: "#/latents" }, "Latents")),
+    );
   tabs(route.view);
-  const wait = setTimeout(() => mine === turn && main.replaceChildren(h("p.note.waiting", null, "Loading.")), 150);
+  const wait = setTimeout(
+    () => mine === turn && main.replaceChildren(h("p.note.waiting", null, "Loading.")),
+    150,
+  );
   const root = h("div.view", { class: `view view-${route.view}` });
   const put = () => {
     clearTimeout(wait);
@@ -66,7 +94,8 @@ async function render() {
     shown = { keys: made?.keys, close: made?.close };
     document.title = [made?.title ?? view.title, app.run.title, "bitlens"].join(" · ");
     made?.ready?.();
-    if (root.querySelector("h1") && !main.contains(document.activeElement)) main.focus({ preventScroll: true });
+    if (root.querySelector("h1") && !main.contains(document.activeElement))
+      main.focus({ preventScroll: true });
   } catch (error) {
     clearTimeout(wait);
     if (mine === turn) main.replaceChildren(problem(error));
@@ -83,7 +112,9 @@ function named(run) {
 
 function toggleTheme() {
   const root = document.documentElement;
-  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  const dark = root.dataset.theme
+    ? root.dataset.theme === "dark"
+    : matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = dark ? "light" : "dark";
   try {
     localStorage.setItem("bitlens-theme", root.dataset.theme);
@@ -104,12 +135,13 @@ function search() {
 
 function everywhere(event) {
   const tab = document.querySelectorAll("#tabs a")[Number(event.key) - 1];
-  if (event.key >= "1" && event.key <= "5" && tab) return go(tab.getAttribute("href")), true;
+  if (event.key >= "1" && event.key <= "5" && tab) return (go(tab.getAttribute("href")), true);
   if (event.key === "Escape") return parse().view === "latent" ? (go(app.latentsAt), true) : false;
-  if (event.key === "?") return showKeys(), true;
+  if (event.key === "?") return (showKeys(), true);
   if (event.key === "t") return toggleTheme();
   if (event.key === "/") return search();
-  if (event.key === "g" && app.run) return askLatent(app.run.n_latents, (latent) => go(latentAddress(latent))), true;
+  if (event.key === "g" && app.run)
+    return (askLatent(app.run.n_latents, (latent) => go(latentAddress(latent))), true);
   return false;
 }
 

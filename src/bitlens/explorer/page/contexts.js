@@ -21,26 +21,40 @@ function piece({ t, v = 0 }, marked, title) {
 export function context({ tokens, at }) {
   const [first, ...rest] = tokens;
   const shown = first ? [{ ...first, t: first.t.replace(/^ +(?=.)/, "") }, ...rest] : [];
-  return h("span.context", null, shown.map((token, index) => piece(token, index === at)));
+  return h(
+    "span.context",
+    null,
+    shown.map((token, index) => piece(token, index === at)),
+  );
 }
 
 function place({ document, row }) {
   const parts = [];
-  if (document !== null && document !== undefined && document !== "") parts.push(`document ${document}`);
+  if (document !== null && document !== undefined && document !== "")
+    parts.push(`document ${document}`);
   if (row !== null && row !== undefined) parts.push(`row ${row}`);
   return parts.join(", ");
 }
 
 /** Contexts one below the other. */
 export function examples(list, { more } = {}) {
-  return h("ol.examples", null, list.map((example) =>
-    h("li", { title: place(example) }, context(example), more?.(example))));
+  return h(
+    "ol.examples",
+    null,
+    list.map((example) => h("li", { title: place(example) }, context(example), more?.(example))),
+  );
 }
 
 /** The same for `before`, `token` and `after` as plain text. */
 export function quoted({ before, token, after }) {
   const space = /^\s*/.exec(token)[0];
-  return h("span.context", null, plain(before + space), h("mark.on", { css: { "--v": "1" } }, plain(token.slice(space.length)) || visible(token)), plain(after));
+  return h(
+    "span.context",
+    null,
+    plain(before + space),
+    h("mark.on", { css: { "--v": "1" } }, plain(token.slice(space.length)) || visible(token)),
+    plain(after),
+  );
 }
 
 /** Tokens that stand for a latent, as chips in one line. */

@@ -10,7 +10,9 @@ function fill(node, properties, children) {
     else if (name === "data") Object.assign(node.dataset, value);
     else node.setAttribute(name, value === true ? "" : value);
   }
-  node.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(
+    ...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return node;
 }
 
@@ -56,14 +58,22 @@ export async function copy(text, what) {
 
 /** A button that copies text. */
 export function copyButton(label, text, what) {
-  return button(label, () => copy(typeof text === "function" ? text() : text, what), { class: "small" });
+  return button(label, () => copy(typeof text === "function" ? text() : text, what), {
+    class: "small",
+  });
 }
 
 /** A choice of one of a few: radio buttons that look like a segmented control. */
 export function choice(label, options, value, onchange) {
   const name = `choice-${(choice.count = (choice.count ?? 0) + 1)}`;
   const radios = options.map(([key, text, title]) => {
-    const radio = h("input", { type: "radio", name, value: key, checked: key === value, onchange: () => onchange(key) });
+    const radio = h("input", {
+      type: "radio",
+      name,
+      value: key,
+      checked: key === value,
+      onchange: () => onchange(key),
+    });
     return h("label", { title }, radio, h("span", null, text));
   });
   return h("fieldset.choice", null, h("legend", null, label), h("div", null, radios));

@@ -47,7 +47,8 @@ function shaped(value, comma, digits, kind) {
     const [whole, ...rest] = text.split(".");
     return [grouped.format(Number(whole)), ...rest].join(".");
   }
-  if (Number.isInteger(value)) return Math.abs(value) < 1e15 ? grouped.format(value) : String(value);
+  if (Number.isInteger(value))
+    return Math.abs(value) < 1e15 ? grouped.format(value) : String(value);
   return short(value, digits ?? 3);
 }
 
@@ -68,7 +69,7 @@ export function percent(share) {
   if (share === null || share === undefined) return "–";
   const value = 100 * share;
   if (value === 0) return "0 %";
-  return value >= 99.95 || value >= 10 ? `${value.toFixed(1)} %` : `${short(value, 2)} %`;
+  return value >= 0.95 ? `${value.toFixed(1)} %` : `${short(value, 2)} %`;
 }
 
 /** `1 latent`, `1,024 latents`. */
@@ -77,6 +78,10 @@ export function counted(count, word) {
 }
 
 /** The last part of a path; a name as it is. */
-export const lastPart = (path) => path.replace(/[\\/]+$/, "").split(/[\\/]/).at(-1);
+export const lastPart = (path) =>
+  path
+    .replace(/[\\/]+$/, "")
+    .split(/[\\/]/)
+    .at(-1);
 
 export const thousands = (value) => grouped.format(value);

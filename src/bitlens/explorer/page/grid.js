@@ -6,7 +6,8 @@ const SPARE = 6; // rows kept ready above and below what is in sight
 let grids = 0;
 
 /**
- * columns: [{ key, label, title, width (pixels), grow, number, sortable }], most important first (`stack`: also where rows are stacked, on a narrow page);
+ * columns: [{ key, label, title, width (pixels), grow, number, sortable }], most important
+ * first (`stack`: also where rows are stacked, on a narrow page);
  * cell(row, column, node) fills a cell. The grid shows as many columns as fit.
  */
 export class Grid {
@@ -19,8 +20,17 @@ export class Grid {
     this.head = h("div.grid-head", { role: "row", "aria-rowindex": 1 });
     this.space = h("div.grid-space", { role: "presentation" });
     this.note = h("p.note", null, note ?? "Nothing fits.");
-    this.body = h("div.grid-body", { role: "rowgroup", onscroll: perFrame(() => this.draw()) }, this.space);
-    this.node = h("div.grid", { role: "grid", "aria-label": label, tabindex: 0, "aria-readonly": "true" }, this.head, this.body);
+    this.body = h(
+      "div.grid-body",
+      { role: "rowgroup", onscroll: perFrame(() => this.draw()) },
+      this.space,
+    );
+    this.node = h(
+      "div.grid",
+      { role: "grid", "aria-label": label, tabindex: 0, "aria-readonly": "true" },
+      this.head,
+      this.body,
+    );
     this.node.addEventListener("keydown", (event) => this.key(event) && event.preventDefault());
     this.body.addEventListener("click", (event) => this.clicked(event));
     this.watch = new ResizeObserver(perFrame(() => this.fit()));
@@ -58,12 +68,16 @@ export class Grid {
     const width = this.body.clientWidth;
     if (!width) return;
     const narrow = width < 600;
-    const shown = narrow ? this.columns.filter((column) => column.stack) : fitting(this.columns, width);
+    const shown = narrow
+      ? this.columns.filter((column) => column.stack)
+      : fitting(this.columns, width);
     const names = shown.map((column) => column.key).join();
     if (again || names !== this.names || narrow !== this.narrow) {
       Object.assign(this, { names, narrow, shown });
       this.node.classList.toggle("narrow", narrow);
-      const tracks = shown.map(({ width: w, grow }) => (grow ? `minmax(${w}px, ${grow}fr)` : `${w}px`)).join(" ");
+      const tracks = shown
+        .map(({ width: w, grow }) => (grow ? `minmax(${w}px, ${grow}fr)` : `${w}px`))
+        .join(" ");
       style(this.node, { "--tracks": tracks, "--row": `${this.rowHeight}px` });
       style(this.space, { height: `${this.rows.length * this.rowHeight}px` });
       this.drawHead();
@@ -76,15 +90,36 @@ export class Grid {
   drawHead() {
     const { key: sorted, down } = this.sorted ?? {};
     this.node.setAttribute("aria-colcount", this.shown.length);
-    this.head.replaceChildren(...this.shown.map((column) => {
-      const here = column.key === sorted;
-      const name = column.sortable === false ? h("span", null, column.label)
-        : h("button", { type: "button", tabindex: -1, onclick: () => this.sort(column.key) }, column.label, here && h("i", { "aria-hidden": "true" }, down ? "↓" : "↑"));
-      return h(`div.cell${column.number ? ".number" : ""}`, {
-        role: "columnheader", title: column.title, data: { key: column.key },
-        "aria-sort": here ? (down ? "descending" : "ascending") : column.sortable === false ? null : "none",
-      }, name);
-    }));
+    this.head.replaceChildren(
+      ...this.shown.map((column) => {
+        const here = column.key === sorted;
+        const name =
+          column.sortable === false
+            ? h("span", null, column.label)
+            : h(
+                "button",
+                { type: "button", tabindex: -1, onclick: () => this.sort(column.key) },
+                column.label,
+                here && h("i", { "aria-hidden": "true" }, down ? "↓" : "↑"),
+              );
+        return h(
+          `div.cell${column.number ? ".number" : ""}`,
+          {
+            role: "columnheader",
+            title: column.title,
+            data: { key: column.key },
+            "aria-sort": here
+              ? down
+                ? "descending"
+                : "ascending"
+              : column.sortable === false
+                ? null
+                : "none",
+          },
+          name,
+        );
+      }),
+    );
   }
 
   /** Say which column is sorted. */
@@ -98,7 +133,10 @@ export class Grid {
     if (!this.shown) return;
     const { scrollTop, clientHeight } = this.body;
     const first = Math.max(0, Math.floor(scrollTop / this.rowHeight) - SPARE);
-    const last = Math.min(this.rows.length, Math.ceil((scrollTop + clientHeight) / this.rowHeight) + SPARE);
+    const last = Math.min(
+      this.rows.length,
+      Math.ceil((scrollTop + clientHeight) / this.rowHeight) + SPARE,
+    );
     const free = this.pool.filter((slot) => this.stale || slot.index < first || slot.index >= last);
     const there = new Set(this.stale ? [] : this.pool.map((slot) => slot.index));
     this.stale = false;
@@ -114,7 +152,11 @@ export class Grid {
 
   slot() {
     const cells = this.shown.map((column) =>
-      h(`div.cell${column.number ? ".number" : ""}`, { role: "gridcell", data: { key: column.key } }));
+      h(`div.cell${column.number ? ".number" : ""}`, {
+        role: "gridcell",
+        data: { key: column.key },
+      }),
+    );
     const slot = { index: -1, cells, node: h("div.grid-row", { role: "row" }, cells) };
     this.pool.push(slot);
     this.space.append(slot.node);
@@ -151,7 +193,8 @@ export class Grid {
     const top = this.at * this.rowHeight;
     const { scrollTop, clientHeight } = this.body;
     if (top < scrollTop) this.body.scrollTop = top;
-    else if (top + this.rowHeight > scrollTop + clientHeight) this.body.scrollTop = top + this.rowHeight - clientHeight;
+    else if (top + this.rowHeight > scrollTop + clientHeight)
+      this.body.scrollTop = top + this.rowHeight - clientHeight;
     this.draw();
     this.onmove?.(this.rows[this.at]);
   }
@@ -159,7 +202,16 @@ export class Grid {
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return false;
     const page = Math.max(1, Math.floor(this.body.clientHeight / this.rowHeight) - 1);
-    const steps = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
+    const steps = {
+      ArrowDown: 1,
+      j: 1,
+      ArrowUp: -1,
+      k: -1,
+      PageDown: page,
+      PageUp: -page,
+      Home: -Infinity,
+      End: Infinity,
+    };
     if (event.key in steps) {
       this.move(this.at < 0 && steps[event.key] < Infinity ? 0 : this.at + steps[event.key]);
       return true;

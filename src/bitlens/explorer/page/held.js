@@ -1,13 +1,11 @@
 // Latents that are held, where and how, and what the model then says.
 
-import { post, Refusal } from "./api.js";
-import { bar } from "./charts.js";
-import { examples } from "./contexts.js";
+import { get, post, Refusal } from "./api.js";
+import { examples, tokenChips } from "./contexts.js";
 import { button, choice, h, later } from "./dom.js";
-import { counted, number, percent, plain, short, visible } from "./format.js";
+import { counted } from "./format.js";
 import { latentAddress } from "./route.js";
-
-const ROWS = 10; // next tokens shown
+import { whatIsSaid } from "./said.js";
 
 function parseHolds(text, bits) {
   const holds = new Map();
@@ -22,7 +20,12 @@ export class Held {
   constructor({ run, query, left, changed, text, token }) {
     Object.assign(this, { run, changed, text, token });
     const of = (name) => query.get(name) ?? (query.has("t") ? null : left?.[name]);
-    this.holds = parseHolds(left && !query.has("t") ? [left.hold, query.get("hold")].filter(Boolean).join() : query.get("hold"), run.bits !== false);
+    this.holds = parseHolds(
+      left && !query.has("t")
+        ? [left.hold, query.get("hold")].filter(Boolean).join()
+        : query.get("hold"),
+      run.bits !== false,
+    );
     for (const latent of this.holds.keys()) if (latent >= run.n_latents) this.holds.delete(latent);
     this.others = of("others") === "searched" ? "searched" : "kept";
     this.where = new Set((of("pos") ?? "").split(",").filter(Boolean).map(Number));
@@ -36,9 +39,12 @@ export class Held {
 
   state() {
     return {
-      hold: [...this.holds].map(([latent, value]) => `${latent}:${value}`).join(), others: this.others === "kept" ? "" : this.others,
-      pos: this.everywhere ? "" : [...this.where].join(), n: this.tokens === 30 ? "" : this.tokens,
-      temp: this.temperature === 0.8 ? "" : this.temperature, seed: this.seed || "",
+      hold: [...this.holds].map(([latent, value]) => `${latent}:${value}`).join(),
+      others: this.others === "kept" ? "" : this.others,
+      pos: this.everywhere ? "" : [...this.where].join(),
+      n: this.tokens === 30 ? "" : this.tokens,
+      temp: this.temperature === 0.8 ? "" : this.temperature,
+      seed: this.seed || "",
     };
   }
 
@@ -53,40 +59,101 @@ export class Held {
   build() {
     this.chips = h("ul.held-list");
     this.result = h("div.held-result", { "aria-live": "polite" });
-    const latent = h("input", { type: "number", min: 0, max: this.run.n_latents - 1, required: true, placeholder: "latent", "aria-label": "Latent to hold" });
-    const add = h("form.row.add", { onsubmit: (event) => {
-      event.preventDefault();
-      this.set(Number(latent.value), this.on);
-      latent.value = "";
-    } }, latent, h("button.small", { type: "submit" }, "Hold"));
-    const place = [["all", "every token", "At all tokens, and at all that the model adds"], ["some", "chosen tokens", "Only at the tokens chosen here"]];
-    const mode = [["kept", "kept", "All other bits stay as they were found"], ["searched", "searched anew", "The other bits may answer: they are searched again while the held ones stand"]];
+    const latent = h("input", {
+      type: "number",
+      min: 0,
+      max: this.run.n_latents - 1,
+      required: true,
+      placeholder: "latent",
+      "aria-label": "Latent to hold",
+    });
+    const add = h(
+      "form.row.add",
+      {
+        onsubmit: (event) => {
+          event.preventDefault();
+          this.set(Number(latent.value), this.on);
+          latent.value = "";
+        },
+      },
+      latent,
+      h("button.small", { type: "submit" }, "Hold"),
+    );
+    const place = [
+      ["all", "every token", "At all tokens, and at all that the model adds"],
+      ["some", "chosen tokens", "Only at the tokens chosen here"],
+    ];
+    const mode = [
+      ["kept", "kept", "All other bits stay as they were found"],
+      [
+        "searched",
+        "searched anew",
+        "The other bits may answer: they are searched again while the held ones stand",
+      ],
+    ];
     this.here = button("", () => this.toggleHere(), { class: "small" });
-    this.places = h("div.row", null, choice("Where", place, this.everywhere ? "all" : "some", (key) => this.setWhere(key)), this.here);
-    this.node = h("section.card.held-card", { "aria-label": "Held latents" },
-      h("div.row.between", null, h("h2", null, "Held"), add), this.chips,
-      h("div.options", null, this.places, choice("Other bits", mode, this.others, (key) => this.option({ others: key })), this.sampling()),
-      this.result);
+    this.places = h(
+      "div.row",
+      null,
+      choice("Where", place, this.everywhere ? "all" : "some", (key) => this.setWhere(key)),
+      this.here,
+    );
+    this.node = h(
+      "section.card.held-card",
+      { "aria-label": "Held latents" },
+      h("div.row.between", null, h("h2", null, "Held"), add),
+      this.chips,
+      h(
+        "div.options",
+        null,
+        this.places,
+        choice("Other bits", mode, this.others, (key) => this.option({ others: key })),
+        this.sampling(),
+      ),
+      this.result,
+    );
     this.found = h("div");
-    this.foundBox = h("details", { hidden: true, ontoggle: () => this.find() }, h("summary", null, "Where the corpus has these bits so"), this.found);
+    this.foundBox = h(
+      "details",
+      { hidden: true, ontoggle: () => this.find() },
+      h("summary", null, "Where the corpus has these bits so"),
+      this.found,
+    );
     this.node.append(this.foundBox);
     this.draw();
     this.empty();
   }
 
   get on() {
-    return this.run.bits === false ? this.run.hold_max ?? 1 : 1;
+    return this.run.bits === false ? (this.run.hold_max ?? 1) : 1;
   }
 
   sampling() {
-    const field = (label, name, attributes) => h("label.setting", null, label, h("input", {
-      type: "number", ...attributes, value: this[name],
-      onchange: (event) => event.target.validity.valid && this.option({ [name]: Number(event.target.value) }),
-    }));
-    return h("details", null, h("summary", null, "Sampling"), h("div.row", null,
-      field("tokens", "tokens", { min: 1, max: 200, step: 1, required: true }),
-      field("temperature", "temperature", { min: 0, max: 3, step: 0.1, required: true }),
-      field("seed", "seed", { min: 0, max: 1e9, step: 1, required: true })));
+    const field = (label, name, attributes) =>
+      h(
+        "label.setting",
+        null,
+        label,
+        h("input", {
+          type: "number",
+          ...attributes,
+          value: this[name],
+          onchange: (event) =>
+            event.target.validity.valid && this.option({ [name]: Number(event.target.value) }),
+        }),
+      );
+    return h(
+      "details",
+      null,
+      h("summary", null, "Sampling"),
+      h(
+        "div.row",
+        null,
+        field("tokens", "tokens", { min: 1, max: 200, step: 1, required: true }),
+        field("temperature", "temperature", { min: 0, max: 3, step: 0.1, required: true }),
+        field("seed", "seed", { min: 0, max: 1e9, step: 1, required: true }),
+      ),
+    );
   }
 
   option(values) {
@@ -107,7 +174,8 @@ export class Held {
   setWhere(key) {
     this.everywhere = key === "all";
     const token = this.token();
-    if (!this.everywhere && !this.where.size && token && !token.left_out) this.where.add(token.position);
+    if (!this.everywhere && !this.where.size && token && !token.left_out)
+      this.where.add(token.position);
     this.option({});
   }
 
@@ -125,11 +193,16 @@ export class Held {
   tokenChanged() {
     const token = this.token();
     this.here.hidden = this.everywhere || !token || token.left_out;
-    if (token) this.here.textContent = this.where.has(token.position) ? "Not at this token" : "Also at this token";
+    if (token)
+      this.here.textContent = this.where.has(token.position)
+        ? "Not at this token"
+        : "Also at this token";
   }
 
   draw() {
-    this.chips.replaceChildren(...[...this.holds].map(([latent, value]) => this.chip(latent, value)));
+    this.chips.replaceChildren(
+      ...[...this.holds].map(([latent, value]) => this.chip(latent, value)),
+    );
     this.foundBox.hidden = !this.holds.size;
     this.find();
     this.tokenChanged();
@@ -140,11 +213,23 @@ export class Held {
     const key = JSON.stringify([...this.holds]);
     if (!this.foundBox.open || !this.holds.size || key === this.foundFor) return;
     this.foundFor = key;
-    const of = (on) => [...this.holds].filter(([, value]) => value > 0 === on).map(([latent]) => latent);
+    const of = (on) =>
+      [...this.holds].filter(([, value]) => value > 0 === on).map(([latent]) => latent);
     let shown;
     try {
-      const { count, contexts } = await post("api/find", { on: of(true), off: of(false), limit: 10 });
-      shown = [h("p.small", null, count ? `At ${counted(count, "token")}, for example:` : "At no token of the corpus."), examples(contexts)];
+      const { count, contexts } = await post("api/find", {
+        on: of(true),
+        off: of(false),
+        limit: 10,
+      });
+      shown = [
+        h(
+          "p.small",
+          null,
+          count ? `At ${counted(count, "token")}, for example:` : "At no token of the corpus.",
+        ),
+        examples(contexts),
+      ];
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       shown = [h("p.note.failed", null, error.message)];
@@ -154,20 +239,56 @@ export class Held {
 
   chip(latent, value) {
     const bits = this.run.bits !== false;
-    const control = bits ? button(value ? "on" : "off", () => this.set(latent, value ? 0 : 1), { class: `flip ${value ? "is-on" : "is-off"}`, "aria-label": `Latent ${latent} is held ${value ? "on" : "off"}; flip it`, title: "Flip it" })
-      : h("input", { type: "number", min: 0, step: "any", value: short(value), "aria-label": `Value of latent ${latent}`, onchange: (event) => event.target.validity.valid && this.set(latent, Number(event.target.value)) });
-    return h("li.held-chip", { data: { latent } }, h("a", { href: latentAddress(latent) }, String(latent)), control,
-      button("×", () => this.set(latent, null), { class: "plain", "aria-label": `Let go of latent ${latent}` }));
+    const control = bits
+      ? button(value ? "on" : "off", () => this.set(latent, value ? 0 : 1), {
+          class: `flip ${value ? "is-on" : "is-off"}`,
+          "aria-label": `Latent ${latent} is held ${value ? "on" : "off"}; flip it`,
+          title: "Flip it",
+        })
+      : h("input", {
+          type: "number",
+          min: 0,
+          step: "any",
+          value: Number(value.toPrecision(4)),
+          "aria-label": `Value of latent ${latent}`,
+          onchange: (event) =>
+            event.target.validity.valid && this.set(latent, Number(event.target.value)),
+        });
+    const name = h("span");
+    get("api/latents.json").then(({ data }) => {
+      name.append(...tokenChips(data.tokens?.[data.latent.indexOf(latent)], 1));
+    }, () => null);
+    return h(
+      "li.held-chip",
+      { data: { latent } },
+      h("a", { href: latentAddress(latent) }, String(latent)),
+      name,
+      control,
+      button("×", () => this.set(latent, null), {
+        class: "plain",
+        "aria-label": `Let go of latent ${latent}`,
+      }),
+    );
   }
 
   empty() {
-    this.result.replaceChildren(h("p.note", null, "Nothing is held. Hold a bit on or off, and see here what the model says then, beside what it says now."));
+    this.node.classList.remove("busy");
+    this.result.replaceChildren(
+      h(
+        "p.note",
+        null,
+        "Nothing is held. Hold a bit on or off, and see here what the model says then, beside what it says now.",
+      ),
+    );
   }
 
   question() {
     return {
-      text: this.text(), holds: Object.fromEntries(this.holds), positions: this.everywhere ? null : [...this.where],
-      others: this.others, continue: { tokens: this.tokens, temperature: this.temperature, seed: this.seed },
+      text: this.text(),
+      holds: Object.fromEntries(this.holds),
+      positions: this.everywhere ? null : [...this.where],
+      others: this.others,
+      continue: { tokens: this.tokens, temperature: this.temperature, seed: this.seed },
     };
   }
 
@@ -175,11 +296,17 @@ export class Held {
     this.asked?.abort();
     this.asked = new AbortController();
     if (!this.holds.size) return this.empty();
-    if (!this.text()) return this.result.replaceChildren(h("p.note", null, "There is no text to hold it in."));
+    if (!this.text())
+      return this.result.replaceChildren(h("p.note", null, "There is no text to hold it in."));
     this.node.classList.add("busy");
-    if (!this.result.querySelector(".paired")) this.result.replaceChildren(h("p.note.waiting", null, "The model reads the text with and without."));
+    if (!this.result.querySelector(".paired"))
+      this.result.replaceChildren(
+        h("p.note.waiting", null, "The model reads the text with and without."),
+      );
     try {
-      this.show(await post("api/hold", this.question(), this.asked.signal));
+      this.result.replaceChildren(
+        ...whatIsSaid(this.text(), await post("api/hold", this.question(), this.asked.signal)),
+      );
     } catch (error) {
       if (error.name === "AbortError") return null;
       if (!(error instanceof Refusal)) throw error;
@@ -189,39 +316,7 @@ export class Held {
     return null;
   }
 
-  show({ before, after, kl_div: divergence, changes, milliseconds }) {
-    const tail = plain(this.text().slice(-60));
-    const side = (title, kind, { continuation }) => h(`div.said-${kind}`, null, h("h3", null, title), h("blockquote", null, h("span.small", null, tail.length < this.text().length ? `… ${tail}` : tail), h("b", null, plain(continuation ?? ""))));
-    this.result.replaceChildren(
-      h("h3", null, "The next token ", h("span.legend", null, h("i.before"), "as it is ", h("i.after"), "held")),
-      paired(before.next, after.next),
-      h("p.small", null, `KL divergence ${number(divergence, ".3g")} nats, ${number(milliseconds, ".0f")} ms.`),
-      changes?.length ? h("div", null, h("h3", null, "Moved most"), moved(changes)) : "",
-      before.continuation !== undefined && before.continuation !== null ? h("div.two.continued", null, side("It goes on", "before", before), side("Held, it goes on", "after", after)) : "");
-  }
-
   close() {
     this.asked?.abort();
   }
-}
-
-function paired(before, after) {
-  const rows = new Map();
-  const same = before.length === after.length && before.every(({ t }, index) => t === after[index].t);
-  const put = (side) => ({ t, p }, index) => {
-    const key = same ? index : t;
-    rows.set(key, { ...(rows.get(key) ?? { t }), [side]: p });
-  };
-  before.forEach(put("before"));
-  after.forEach(put("after"));
-  const list = [...rows.values()].sort((a, b) => Math.max(b.before ?? 0, b.after ?? 0) - Math.max(a.before ?? 0, a.after ?? 0)).slice(0, ROWS);
-  const most = Math.max(1e-9, ...list.flatMap((row) => [row.before ?? 0, row.after ?? 0]));
-  return h("ol.paired", null, list.map((row) => h("li", { data: { token: row.t } }, h("span.tok", null, visible(row.t)),
-    h("span.pair", null, bar((row.before ?? 0) / most, "before"), bar((row.after ?? 0) / most, "after")),
-    h("span.number", null, h("span.p-before", null, percent(row.before)), h("span.p-after", null, percent(row.after))))));
-}
-
-function moved(changes) {
-  return h("ul.moved", null, changes.slice(0, 8).map(({ t, before, after }) => h("li", { class: after > before ? "rose" : "fell" },
-    h("span.tok", null, visible(t)), h("span.number", null, `${percent(before)} → ${percent(after)}`))));
 }

@@ -1,103 +1,11 @@
 // One latent at a glance.
 
 import { get } from "./api.js";
-import { intervalBar, tokenBars } from "./charts.js";
-import { examples, quoted, tokenChips } from "./contexts.js";
-import { copy, copyButton, h, style } from "./dom.js";
-import { counted, number, percent, plain, short, visible } from "./format.js";
+import { facts, flagChips, latentCards } from "./cards.js";
+import { tokenChips } from "./contexts.js";
+import { copy, copyButton, h } from "./dom.js";
+import { counted, visible } from "./format.js";
 import { address, go, latentAddress } from "./route.js";
-
-const MOST = { wide: 20, narrow: 6 }; // examples shown before one asks for more
-
-function card(title, note, ...content) {
-  return h("section.card", null, h("h2", null, title), note && h("p.small", null, note), content);
-}
-
-function flagChips(flags) {
-  return (flags ? [flags].flat().join(" ").split(/[ ,]+/) : []).map((flag) => h(`span.flag.flag-${flag}`, null, flag));
-}
-
-function facts(latent) {
-  const list = [
-    ["on in", percent(latent.rate), "of the tokens"],
-    ["when on", `${number(latent.surprisal, ".3g")} bits`, "of surprise"],
-    ["costs", `${number(latent.bits, ".3g")} bits`, "a token"],
-  ].filter(([, value]) => !value.startsWith("–"));
-  return h("dl.facts", null, list.map(([before, value, after]) => h("div", null, h("dt", null, before), h("dd", null, value), h("dd.small", null, after))));
-}
-
-function explanation({ explanation: it }) {
-  if (!it?.text) return null;
-  const verdicts = it.verdicts ?? [];
-  const right = verdicts.filter(({ on, said }) => on === said).length;
-  const answer = (said) => (said === null || said === undefined ? "gave no answer" : `said ${said ? "on" : "off"}`);
-  const known = it.score !== null && it.score !== undefined;
-  const interval = known && it.low !== null && it.low !== undefined ? ` (${number(it.low, ".2f")} to ${number(it.high, ".2f")})` : "";
-  return h("section.explanation", { "aria-label": "Explanation" },
-    h("p.said-of-it", null, plain(it.text)),
-    it.untested ? h("p.small", null, `not tested: ${plain(it.untested)}`) : null,
-    known && h("div.score", null, h("span", null, "score ", h("b", null, number(it.score, ".2f")), interval), intervalBar(it.score, it.low, it.high),
-      typeof it.interpretable === "boolean" && h(`span.flag.${it.interpretable ? "fine" : "poor"}`, null, it.interpretable ? "interpretable" : "not interpretable"),
-      it.judge && h("span.small", null, `by ${plain(it.judge)}`)),
-    verdicts.length ? h("details", null, h("summary", null, `Evidence: the judge was right on ${right} of ${verdicts.length} contexts`),
-      h("ol.examples.verdicts", null, verdicts.map((verdict) => h("li", { class: verdict.on === verdict.said ? "right" : "wrong" },
-        h("span.verdict", { title: `the latent is ${verdict.on ? "on" : "off"}; the judge ${answer(verdict.said)}` },
-          verdict.on === verdict.said ? "✓" : "✗", h("span", null, ` ${verdict.on ? "on" : "off"}`)), quoted(verdict))))) : null);
-}
-
-function exampleCard({ examples: list }) {
-  if (!list?.length) return card("Examples", null, h("p.note", null, "This latent is on at no token of these codes."));
-  const body = h("div");
-  const draw = (count) => body.replaceChildren(examples(list.slice(0, count)),
-    count < list.length ? h("button.small", { type: "button", onclick: () => draw(list.length) }, `All ${list.length}`) : "");
-  draw(window.innerWidth < 700 ? MOST.narrow : MOST.wide);
-  return card("Examples", "The marked token is where it is on; shaded are the others at which it is on, too.", body);
-}
-
-function tokenCard({ preferred, next }) {
-  if (!preferred?.length && !next?.length) return null;
-  const rows = (list) => (list ?? []).map(({ text, share, count, lift }) => ({
-    text, value: share, shown: percent(share), title: `${counted(count, "time")}, ${short(lift, 3)} times as often as among all tokens`,
-  }));
-  return card("Tokens", null, h("div.two", null, h("div", null, h("h3", null, "it is on at"), tokenBars(rows(preferred))), h("div", null, h("h3", null, "followed by"), tokenBars(rows(next)))));
-}
-
-function positions({ positions: at }) {
-  const list = Object.entries(at ?? {});
-  if (!list.length) return null;
-  const most = Math.max(...list.map(([, value]) => value), 1);
-  return card("Positions", "How often it is on there, relative to its rate: 1 is everywhere alike.",
-    h("ol.columns", null, list.map(([name, value]) => h("li", { title: `positions ${name}: ${number(value, ".2f")} times its rate` },
-      h("span.number", null, value >= 10 ? value.toFixed(0) : value.toFixed(1)), h("span.column", { "aria-hidden": "true" }, style(h("i"), { height: `${(100 * value) / most}%` })), h("span.small", null, name)))));
-}
-
-function logits({ promotes, suppresses }) {
-  if (!promotes?.length && !suppresses?.length) return null;
-  const rows = (list) => (list ?? []).map(({ text, logit, value }) => ({ text, value: logit ?? value, shown: number(logit ?? value, "+.2f") }));
-  return card("Outputs", "What its direction adds to the logits of the next token, straight through the unembedding.",
-    h("div.two", null, h("div", null, h("h3", null, "promotes"), tokenBars(rows(promotes), "up")), h("div", null, h("h3", null, "suppresses"), tokenBars(rows(suppresses), "down"))));
-}
-
-function effect({ effect: it }) {
-  if (!it) return null;
-  const rows = (list) => (list ?? []).map(({ text, logp }) => ({ text, value: logp, shown: number(logp, "+.2f") }));
-  const loss = it.loss === null || it.loss === undefined ? null : [number(it.loss, "+.3f"), it.loss_low === null || it.loss_low === undefined ? "" : ` (${number(it.loss_low, "+.3f")} to ${number(it.loss_high, "+.3f")})`].join("");
-  return card("Measured effect", `Flipped where it is on, in ${counted(it.rows ?? 0, "context")}: change of the next token's log-probability.`,
-    h("dl.pairs", null, h("dt", null, "KL divergence"), h("dd", null, `${number(it.kl_div, ".3g")} nats`), loss && [h("dt", null, "loss"), h("dd", null, `${loss} nats`)]),
-    h("div.two", null, h("div", null, h("h3", null, "raises"), tokenBars(rows(it.raises), "up")), h("div", null, h("h3", null, "lowers"), tokenBars(rows(it.lowers), "down"))),
-    it.downstream?.length ? [h("h3", null, "latents downstream"), h("p.links", null, it.downstream.map(({ latent, value }) => h("span", null, `${latent} ${number(value, "+.2g")}`)))] : null);
-}
-
-function neighbours(latent) {
-  const list = (title, note, rows, value) => (rows?.length ? h("div", null, h("h3", { title: note }, title), h("ul.near", null, rows.map((row) =>
-    h("li", null, h("a", { href: latentAddress(row.latent) }, h("b", null, String(row.latent)), h("span.toks", null, tokenChips(row.tokens, 3))), value && h("span.number", null, value(row)))))) : null);
-  const parts = [
-    list("in the tree", "The latents that say most about it, two by two.", latent.tree),
-    list("on together", "On at the same tokens.", latent.together, ({ value }) => number(value, ".2f")),
-    list("similar directions", "The cosine of the decoders.", latent.similar, ({ value }) => number(value, ".2f")),
-  ].filter(Boolean);
-  return parts.length ? card("Neighbours", null, h("div.three", null, parts)) : null;
-}
 
 function neighbourOf(order, latent, count, step) {
   const at = order?.indexOf(latent) ?? -1;
@@ -106,50 +14,93 @@ function neighbourOf(order, latent, count, step) {
   return next >= 0 && next < count ? next : undefined;
 }
 
-/** The column of a latent's cards; the compare view shows two of them. */
-export function latentCards(latent) {
-  return {
-    wide: [explanation(latent), exampleCard(latent), neighbours(latent)],
-    side: [
-      tokenCard(latent), logits(latent), effect(latent), positions(latent),
-    ].filter(Boolean),
-  };
-}
-
-export function latentSummary(latent) {
-  return [facts(latent), flagChips(latent.flags)];
-}
-
 function header(latent, { run, order, latentsAt }) {
   const step = (by, label, text) => {
     const to = neighbourOf(order, latent.latent, run.n_latents, by);
-    return h("a.button", { href: to === undefined ? null : latentAddress(to), "aria-label": to === undefined ? label : `${label}: ${to}`, "aria-disabled": to === undefined, title: `${label} (${text})` }, text);
+    return h(
+      "a.button",
+      {
+        href: to === undefined ? null : latentAddress(to),
+        "aria-label": to === undefined ? label : `${label}: ${to}`,
+        "aria-disabled": to === undefined,
+        title: `${label} (${text})`,
+      },
+      text,
+    );
   };
   const at = order?.indexOf(latent.latent) ?? -1;
   const link = () => new URL(latentAddress(latent.latent), location.href).href;
-  return h("header.latent-head", null,
-    h("nav.crumbs", { "aria-label": "Place" }, h("a", { href: latentsAt }, "Latents"), at >= 0 && order.length < run.n_latents ? `${at + 1} of ${order.length} found` : `of ${counted(run.n_latents, "latent")}`),
-    h("div.title-line", null, h("h1", null, "Latent ", h("b", null, String(latent.latent))), h("span.toks", { "aria-hidden": "true" }, tokenChips((latent.preferred ?? []).map(({ text }) => text), 5)), flagChips(latent.flags),
-      h("div.step", null, step(-1, "Previous latent", "←"), step(1, "Next latent", "→"))),
+  return h(
+    "header.latent-head",
+    null,
+    h(
+      "nav.crumbs",
+      { "aria-label": "Place" },
+      h("a", { href: latentsAt }, "Latents"),
+      at >= 0 && order.length < run.n_latents
+        ? `${at + 1} of ${order.length} found`
+        : `of ${counted(run.n_latents, "latent")}`,
+    ),
+    h(
+      "div.title-line",
+      null,
+      h("h1", null, "Latent ", h("b", null, String(latent.latent))),
+      h(
+        "span.toks",
+        { "aria-hidden": "true" },
+        tokenChips(
+          (latent.preferred ?? []).map(({ text }) => text),
+          5,
+        ),
+      ),
+      flagChips(latent.flags),
+      h("div.step", null, step(-1, "Previous latent", "←"), step(1, "Next latent", "→")),
+    ),
     facts(latent),
-    h("div.actions", null,
-      run.live && h("a.button", { href: address("text", "", { hold: `${latent.latent}:1` }) }, "Hold it in a text"),
+    h(
+      "div.actions",
+      null,
+      run.live &&
+        h(
+          "a.button",
+          { href: address("text", "", { hold: `${latent.latent}:1` }) },
+          "Hold it in a text",
+        ),
       copyButton("Copy link", link, "The link"),
       latent.python && copyButton("Copy as Python", latent.python, "Python"),
-      latent.python && h("details.code", null, h("summary", null, "Python"), h("pre", { tabindex: 0 }, latent.python))));
+      latent.python &&
+        h(
+          "details.code",
+          null,
+          h("summary", null, "Python"),
+          h("pre", { tabindex: 0 }, latent.python),
+        ),
+    ),
+  );
 }
 
 export async function showLatent(root, route, context) {
   const number_ = Number(route.rest);
   const { run, order, app } = context;
   if (!Number.isInteger(number_) || number_ < 0 || number_ >= run.n_latents) {
-    root.append(h("h1", null, "No such latent"), h("p.note", null, `This run has the latents 0 to ${run.n_latents - 1}. `, h("a", { href: context.latentsAt }, "All latents")));
+    root.append(
+      h("h1", null, "No such latent"),
+      h(
+        "p.note",
+        null,
+        `This run has the latents 0 to ${run.n_latents - 1}. `,
+        h("a", { href: context.latentsAt }, "All latents"),
+      ),
+    );
     return { title: "No such latent" };
   }
   const latent = await get(`api/latents/${number_}.json`);
   app.lastLatent = number_;
   const { wide, side } = latentCards(latent);
-  root.append(header(latent, context), h("div.latent-body", null, h("div.wide", null, wide), h("div.side", null, side)));
+  root.append(
+    header(latent, context),
+    h("div.latent-body", null, h("div.wide", null, wide), h("div.side", null, side)),
+  );
   const turn = (by) => {
     const to = neighbourOf(order, number_, run.n_latents, by);
     if (to !== undefined) go(latentAddress(to));
@@ -158,11 +109,22 @@ export async function showLatent(root, route, context) {
   const keys = (event) => {
     if (["ArrowRight", "j"].includes(event.key)) return turn(1);
     if (["ArrowLeft", "k"].includes(event.key)) return turn(-1);
-    if (event.key === "c" && latent.python) return copy(latent.python, "Python"), true;
-    if (event.key === "h" && run.live) return go(address("text", "", { hold: `${number_}:1` })), true;
+    if (event.key === "c" && latent.python) return (copy(latent.python, "Python"), true);
+    if (event.key === "h" && run.live)
+      return (go(address("text", "", { hold: `${number_}:1` })), true);
     return false;
   };
-  const ahead = [1, -1].map((by) => neighbourOf(order, number_, run.n_latents, by)).filter((to) => to !== undefined);
-  const ready = () => setTimeout(() => ahead.forEach((to) => get(`api/latents/${to}.json`).catch(() => null)), 200);
-  return { title: `Latent ${number_} ${(latent.preferred ?? []).slice(0, 2).map(({ text }) => visible(text)).join(" ")}`, keys, ready };
+  const ahead = [1, -1]
+    .map((by) => neighbourOf(order, number_, run.n_latents, by))
+    .filter((to) => to !== undefined);
+  const ready = () =>
+    setTimeout(() => ahead.forEach((to) => get(`api/latents/${to}.json`).catch(() => null)), 200);
+  return {
+    title: `Latent ${number_} ${(latent.preferred ?? [])
+      .slice(0, 2)
+      .map(({ text }) => visible(text))
+      .join(" ")}`,
+    keys,
+    ready,
+  };
 }

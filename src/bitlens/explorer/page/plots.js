@@ -9,7 +9,14 @@ const EDGE = { left: 8, right: 8, top: 8, bottom: 22 };
 function colours() {
   const css = getComputedStyle(document.documentElement);
   const of = (name) => css.getPropertyValue(name).trim();
-  return { ink: of("--muted"), line: of("--line"), faint: of("--faint"), accent: of("--accent"), wash: of("--wash"), font: `11px ${of("--sans")}` };
+  return {
+    ink: of("--muted"),
+    line: of("--line"),
+    faint: of("--faint"),
+    accent: of("--accent"),
+    wash: of("--wash"),
+    font: `11px ${of("--sans")}`,
+  };
 }
 
 class Plot {
@@ -69,10 +76,18 @@ class Plot {
     const width = this.node.clientWidth;
     if (!width) return null;
     const ratio = window.devicePixelRatio || 1;
-    Object.assign(this.canvas, { width: Math.round(width * ratio), height: Math.round(this.height * ratio) });
+    Object.assign(this.canvas, {
+      width: Math.round(width * ratio),
+      height: Math.round(this.height * ratio),
+    });
     const pen = this.canvas.getContext("2d");
     pen.scale(ratio, ratio);
-    this.box = { left: EDGE.left + (this.leftRoom ?? 0), right: width - EDGE.right, top: EDGE.top, bottom: this.height - EDGE.bottom };
+    this.box = {
+      left: EDGE.left + (this.leftRoom ?? 0),
+      right: width - EDGE.right,
+      top: EDGE.top,
+      bottom: this.height - EDGE.bottom,
+    };
     return pen;
   }
 
@@ -110,7 +125,10 @@ class Plot {
   point(text, x, y) {
     this.tip.hidden = false;
     this.tip.textContent = text;
-    const left = Math.min(Math.max(x - this.tip.offsetWidth / 2, 0), this.node.clientWidth - this.tip.offsetWidth);
+    const left = Math.min(
+      Math.max(x - this.tip.offsetWidth / 2, 0),
+      this.node.clientWidth - this.tip.offsetWidth,
+    );
     style(this.tip, { left: `${left}px`, top: `${y > 50 ? y - 34 : y + 16}px` });
   }
 }
@@ -128,12 +146,17 @@ export class Histogram extends Plot {
     const bins = 48;
     const count = (list) => {
       const counts = new Array(bins).fill(0);
-      for (const value of list) if (value !== null) counts[Math.min(bins - 1, Math.max(0, Math.floor(this.x.at(value) * bins)))]++;
+      for (const value of list)
+        if (value !== null)
+          counts[Math.min(bins - 1, Math.max(0, Math.floor(this.x.at(value) * bins)))]++;
       return counts;
     };
     this.all = count(values);
     this.some = count(rows.map((row) => values[row]));
-    this.canvas.setAttribute("aria-label", `Histogram of ${column.label}, from ${this.x.text(this.x.low)} to ${this.x.text(this.x.high)}. To select by keyboard, search for ${column.key}>… or ${column.key}<….`);
+    this.canvas.setAttribute(
+      "aria-label",
+      `Histogram of ${column.label}, from ${this.x.text(this.x.low)} to ${this.x.text(this.x.high)}. To select by keyboard, search for ${column.key}>… or ${column.key}<….`,
+    );
     this.redraw();
   }
 
@@ -150,13 +173,24 @@ export class Histogram extends Plot {
       pen.fillStyle = fill;
       counts.forEach((count, bin) => {
         const high = Math.sqrt(count / most) * (bottom - top);
-        if (count) pen.fillRect(left + bin * width + 0.5, bottom - Math.max(high, 1.5), Math.max(width - 1, 1), Math.max(high, 1.5));
+        if (count)
+          pen.fillRect(
+            left + bin * width + 0.5,
+            bottom - Math.max(high, 1.5),
+            Math.max(width - 1, 1),
+            Math.max(high, 1.5),
+          );
       });
     };
     bars(this.all, colour.faint);
     bars(this.some, colour.accent);
-    const brush = this.from && this.to ? [this.from[0], this.to[0]].sort((a, b) => a - b)
-      : this.range && [Math.max(left, this.px(this.range.low)), Math.min(right, this.px(this.range.high))];
+    const brush =
+      this.from && this.to
+        ? [this.from[0], this.to[0]].sort((a, b) => a - b)
+        : this.range && [
+            Math.max(left, this.px(this.range.low)),
+            Math.min(right, this.px(this.range.high)),
+          ];
     if (brush) {
       pen.fillStyle = colour.wash;
       pen.fillRect(brush[0], top, brush[1] - brush[0], bottom - top);
@@ -165,7 +199,10 @@ export class Histogram extends Plot {
 
   brushed(from, to) {
     const [low, high] = [from[0], to[0]].sort((a, b) => a - b);
-    this.onbrush(low <= this.box.left ? -Infinity : this.xAt(low), high >= this.box.right ? Infinity : this.xAt(high));
+    this.onbrush(
+      low <= this.box.left ? -Infinity : this.xAt(low),
+      high >= this.box.right ? Infinity : this.xAt(high),
+    );
   }
 
   clicked() {
@@ -177,7 +214,9 @@ export class Histogram extends Plot {
     const bins = this.all.length;
     const bin = Math.floor(((x - this.box.left) / (this.box.right - this.box.left)) * bins);
     if (bin < 0 || bin >= bins) return;
-    const [low, high] = [bin / bins, (bin + 1) / bins].map((share) => number(this.x.back(share), this.column.format));
+    const [low, high] = [bin / bins, (bin + 1) / bins].map((share) =>
+      number(this.x.back(share), this.column.format),
+    );
     this.point(`${low} to ${high}: ${this.some[bin]} of ${this.all[bin]}`, x, y);
   }
 }
@@ -193,7 +232,10 @@ export class Scatter extends Plot {
     Object.assign(this, { xColumn, yColumn, xs, ys, ranges, chosen: rows });
     this.x = axis(xs, xColumn.format);
     this.y = axis(ys, yColumn.format);
-    this.canvas.setAttribute("aria-label", `${yColumn.label} against ${xColumn.label}, a point a latent.`);
+    this.canvas.setAttribute(
+      "aria-label",
+      `${yColumn.label} against ${xColumn.label}, a point a latent.`,
+    );
     this.redraw();
   }
 
@@ -244,7 +286,10 @@ export class Scatter extends Plot {
     if (this.from && this.to) corners = [this.from, this.to];
     else if (rx && ry) {
       const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-      corners = [[clamp(this.px(rx.low), left, right), clamp(this.py(ry.low), top, bottom)], [clamp(this.px(rx.high), left, right), clamp(this.py(ry.high), top, bottom)]];
+      corners = [
+        [clamp(this.px(rx.low), left, right), clamp(this.py(ry.low), top, bottom)],
+        [clamp(this.px(rx.high), left, right), clamp(this.py(ry.high), top, bottom)],
+      ];
     }
     if (!corners) return;
     const [[x, y], [x2, y2]] = corners;
@@ -260,7 +305,8 @@ export class Scatter extends Plot {
     const [y, y2] = [from[1], to[1]].sort((a, b) => a - b);
     this.onbrush(
       [x <= left ? -Infinity : this.xAt(x), x2 >= right ? Infinity : this.xAt(x2)],
-      [y2 >= bottom ? -Infinity : this.yAt(y2), y <= top ? Infinity : this.yAt(y)]);
+      [y2 >= bottom ? -Infinity : this.yAt(y2), y <= top ? Infinity : this.yAt(y)],
+    );
   }
 
   nearest([x, y]) {

@@ -2,10 +2,11 @@
 
 import { post, Refusal } from "./api.js";
 import { bar, tokenBars } from "./charts.js";
-import { context as contextLine, tokenChips } from "./contexts.js";
+import { tokenChips } from "./contexts.js";
 import { button, h, later, style } from "./dom.js";
 import { counted, lastPart, number, percent, visible } from "./format.js";
 import { Held } from "./held.js";
+import { Near } from "./near.js";
 import { go, keep, latentAddress } from "./route.js";
 
 const FIRST = "The king gave the old woman a ring of gold, and she";
@@ -21,39 +22,62 @@ class View {
     this.at = Number(query.get("at") ?? left?.at ?? -1);
     this.bit = 0;
     this.tokens = [];
-    this.held = new Held({ run: this.run, query, left: left?.held, changed: () => this.holdsChanged(), text: () => this.text, token: () => this.tokens[this.at] });
+    this.held = new Held({
+      run: this.run,
+      query,
+      left: left?.held,
+      changed: () => this.holdsChanged(),
+      text: () => this.text,
+      token: () => this.tokens[this.at],
+    });
     this.build();
   }
 
   build() {
     this.field = h("textarea", {
-      rows: 2, spellcheck: "false", "aria-label": "Text to read", maxlength: this.run.text_limit,
-      placeholder: "Type or paste a text.", oninput: later(250, () => this.read()),
+      rows: 2,
+      spellcheck: "false",
+      "aria-label": "Text to read",
+      maxlength: this.run.text_limit,
+      placeholder: "Type or paste a text.",
+      oninput: later(250, () => this.read()),
     });
     this.field.value = this.text;
     this.status = h("p.small.status", { role: "status" });
-    this.cells = h("div.cells", { role: "group", "aria-label": "Tokens of the text, each with its most surprising bits" });
+    this.cells = h("div.cells", {
+      role: "group",
+      "aria-label": "Tokens of the text, each with its most surprising bits",
+    });
     this.cells.addEventListener("click", (event) => this.cellClicked(event));
     this.bits = h("section.card.bits-card", { "aria-label": "Bits of the token" });
-    this.near = h("div");
-    this.nearBox = h("details.card.near-card", { ontoggle: () => this.findNear() }, h("summary", null, "Nearest contexts in the corpus"), this.near);
+    this.near = new Near(() => ({ text: this.text, token: this.tokens[this.at] }));
     this.root.append(
       h("h1.unseen", null, "Text"),
-      h("div.field", null, this.field, this.status), this.cells,
-      h("div.text-body", null, this.bits, this.held.node, this.nearBox));
+      h("div.field", null, this.field, this.status),
+      this.cells,
+      h("div.text-body", null, this.bits, this.held.node, this.near.node),
+    );
   }
 
   async read() {
     this.text = this.field.value;
     this.asked?.abort();
     this.asked = new AbortController();
-    if (!this.text) return this.drawTokens([], "Type or paste a text: each token shows the bits that are on there, the most surprising first.");
+    if (!this.text)
+      return this.drawTokens(
+        [],
+        "Type or paste a text: each token shows the bits that are on there, the most surprising first.",
+      );
     this.root.classList.add("busy");
     try {
       const answer = await post("api/text", { text: this.text }, this.asked.signal);
       const on = answer.tokens.filter((token) => !token.left_out);
-      const mean = on.reduce((sum, token) => sum + (token.on ?? token.bits.length), 0) / (on.length || 1);
-      this.drawTokens(answer.tokens, `${counted(answer.tokens.length, "token")}, ${number(mean, ".1f")} latents on at a token, ${number(answer.milliseconds, ".0f")} ms`);
+      const mean =
+        on.reduce((sum, token) => sum + (token.on ?? token.bits.length), 0) / (on.length || 1);
+      this.drawTokens(
+        answer.tokens,
+        `${counted(answer.tokens.length, "token")}, ${number(mean, ".1f")} latents on at a token, ${number(answer.milliseconds, ".0f")} ms`,
+      );
       this.held.textChanged();
     } catch (error) {
       if (error.name === "AbortError") return null;
@@ -68,7 +92,10 @@ class View {
     this.tokens = tokens;
     this.status.textContent = sentence;
     this.status.classList.toggle("failed", failed);
-    const most = Math.max(1e-9, ...tokens.flatMap((token) => (token.bits[0] ? [token.bits[0].surprisal] : [])));
+    const most = Math.max(
+      1e-9,
+      ...tokens.flatMap((token) => (token.bits[0] ? [token.bits[0].surprisal] : [])),
+    );
     this.cells.replaceChildren(...tokens.map((token, index) => this.cell(token, index, most)));
     if (!tokens.length) this.at = -1;
     else if (this.at < 0 || this.at >= tokens.length) this.at = tokens.length - 1;
@@ -77,11 +104,34 @@ class View {
   }
 
   cell(token, index, most) {
-    const face = h("button.token", { type: "button", tabindex: -1, title: token.left_out ? "left out: no bits here" : `position ${token.position}` }, visible(token.t));
+    const face = h(
+      "button.token",
+      {
+        type: "button",
+        tabindex: -1,
+        title: token.left_out ? "left out: no bits here" : `position ${token.position}`,
+      },
+      visible(token.t),
+    );
     if (token.left_out) face.classList.add("out");
     if (token.t.includes("\n")) face.classList.add("ends");
-    const named = token.bits.slice(0, BELOW).map(({ latent, surprisal }, rank) =>
-      style(h("button.bit", { type: "button", tabindex: -1, data: { rank }, title: `latent ${latent}: ${number(surprisal, ".3g")} bits of surprise` }, String(latent)), { "--v": (surprisal / most).toFixed(3) }));
+    const named = token.bits
+      .slice(0, BELOW)
+      .map(({ latent, surprisal }, rank) =>
+        style(
+          h(
+            "button.bit",
+            {
+              type: "button",
+              tabindex: -1,
+              data: { rank },
+              title: `latent ${latent}: ${number(surprisal, ".3g")} bits of surprise`,
+            },
+            String(latent),
+          ),
+          { "--v": (surprisal / most).toFixed(3) },
+        ),
+      );
     return h("div.token-cell", { data: { index } }, face, named);
   }
 
@@ -105,36 +155,82 @@ class View {
     this.drawBits();
     this.markHeld();
     this.remember();
-    this.findNear();
+    this.near.find();
   }
 
   drawBits() {
     const token = this.tokens[this.at];
-    if (!token) return this.bits.replaceChildren(h("h2", null, "Bits"), h("p.note", null, "No token is chosen."));
+    if (!token)
+      return this.bits.replaceChildren(
+        h("h2", null, "Bits"),
+        h("p.note", null, "No token is chosen."),
+      );
     const most = token.bits[0]?.surprisal || 1;
     this.bits.replaceChildren(
       h("h2", null, "Bits at ", h("span.tok", null, visible(token.t))),
-      h("p.small", null, token.left_out ? "The model reads this token; its state is not among those that the autoencoder learned." : `${counted(token.on ?? token.bits.length, "latent")} on at position ${token.position}, the most surprising first.`),
-      h("ol.bit-list", null, token.bits.map((bit, rank) => this.bitRow(bit, rank, most))),
-      token.next?.length ? h("div.next", null, h("h3", null, "What the model expects next"), tokenBars(token.next.slice(0, 6).map(({ t, p }) => ({ text: t, value: p, shown: percent(p) })))) : "");
+      h(
+        "p.small",
+        null,
+        token.left_out
+          ? "The model reads this token; its state is not among those that the autoencoder learned."
+          : `${counted(token.on ?? token.bits.length, "latent")} on at position ${token.position}, the most surprising first.`,
+      ),
+      h(
+        "ol.bit-list",
+        null,
+        token.bits.map((bit, rank) => this.bitRow(bit, rank, most)),
+      ),
+      token.next?.length
+        ? h(
+            "div.next",
+            null,
+            h("h3", null, "What the model expects next"),
+            tokenBars(
+              token.next.slice(0, 6).map(({ t, p }) => ({ text: t, value: p, shown: percent(p) })),
+            ),
+          )
+        : "",
+    );
     return null;
   }
 
   bitRow({ latent, surprisal, tokens, value }, rank, most) {
-    const hold = (to, label) => button(label, () => {
-      this.bit = rank;
-      this.held.set(latent, this.held.value(latent) === to ? null : to);
-    }, { class: "small", "aria-pressed": this.held.value(latent) === to, "aria-label": `Hold latent ${latent} ${label}`, title: `Hold it ${label} in what the model reads` });
-    const on = this.run.bits === false ? value ?? this.run.hold_max ?? 1 : 1;
-    return h("li", { class: rank === this.bit ? "chosen" : null, onclick: () => this.chooseBit(rank) },
-      h("a", { href: latentAddress(latent) }, String(latent)), h("span.toks", null, tokenChips(tokens, 3)),
-      h("span.surprise", { title: "bits of surprise" }, bar(surprisal / most), h("span.number", null, number(surprisal, ".1f"))),
-      h("span.holds", null, hold(on, "on"), hold(0, "off")));
+    const hold = (to, label) =>
+      button(
+        label,
+        () => {
+          this.bit = rank;
+          this.held.set(latent, this.held.value(latent) === to ? null : to);
+        },
+        {
+          class: "small",
+          "aria-pressed": this.held.value(latent) === to,
+          "aria-label": `Hold latent ${latent} ${label}`,
+          title: `Hold it ${label} in what the model reads`,
+        },
+      );
+    const on = this.run.bits === false ? (value ?? this.run.hold_max ?? 1) : 1;
+    return h(
+      "li",
+      { class: rank === this.bit ? "chosen" : null, onclick: () => this.chooseBit(rank) },
+      h("a", { href: latentAddress(latent) }, String(latent)),
+      h("span.toks", null, tokenChips(tokens, 3)),
+      h(
+        "span.surprise",
+        { title: "bits of surprise" },
+        bar(surprisal / most),
+        h("span.number", null, number(surprisal, ".1f")),
+      ),
+      h("span.holds", null, hold(on, "on"), hold(0, "off")),
+    );
   }
 
   chooseBit(rank) {
     this.bit = rank;
-    for (const [number_, row] of [...(this.bits.querySelector(".bit-list")?.children ?? [])].entries()) row.classList.toggle("chosen", number_ === rank);
+    for (const [number_, row] of [
+      ...(this.bits.querySelector(".bit-list")?.children ?? []),
+    ].entries())
+      row.classList.toggle("chosen", number_ === rank);
     this.bits.querySelector(".chosen")?.scrollIntoView({ block: "nearest" });
   }
 
@@ -146,33 +242,22 @@ class View {
 
   markHeld() {
     for (const [index, cell] of [...this.cells.children].entries()) {
-      cell.classList.toggle("held", this.held.holds.size > 0 && this.held.touches(this.tokens[index]));
-      for (const bit of cell.querySelectorAll(".bit")) bit.classList.toggle("holding", this.held.holds.has(Number(bit.textContent)));
+      cell.classList.toggle(
+        "held",
+        this.held.holds.size > 0 && this.held.touches(this.tokens[index]),
+      );
+      for (const bit of cell.querySelectorAll(".bit"))
+        bit.classList.toggle("holding", this.held.holds.has(Number(bit.textContent)));
     }
   }
 
   remember() {
     left = { text: this.text, at: this.at, held: this.held.state() };
-    keep("text", "", { t: this.text.length > IN_ADDRESS ? "" : this.text, at: this.at < 0 ? "" : this.at, ...this.held.state() });
-  }
-
-  async findNear() {
-    const token = this.tokens[this.at];
-    if (!this.nearBox.open || !token || token.left_out) return this.near.replaceChildren(h("p.note", null, token ? "This token has no bits." : "No token is chosen."));
-    const mine = (this.nearTurn = (this.nearTurn ?? 0) + 1);
-    this.near.replaceChildren(h("p.note.waiting", null, "Searching."));
-    let found;
-    try {
-      const { contexts } = await post("api/near", { text: this.text, position: token.position });
-      found = contexts.length ? h("ol.examples", null, contexts.map((one) => h("li", null, contextLine(one),
-        h("p.small.links", null, `similarity ${number(one.similarity, ".2f")}`, one.shared?.length ? [", shares ", one.shared.slice(0, 8).map((latent) => h("a", { href: latentAddress(latent) }, String(latent)))] : null))))
-        : h("p.note", null, "Nothing in the corpus has bits like these.");
-    } catch (error) {
-      if (!(error instanceof Refusal)) throw error;
-      found = h("p.note.failed", null, error.message);
-    }
-    if (mine === this.nearTurn) this.near.replaceChildren(found);
-    return null;
+    keep("text", "", {
+      t: this.text.length > IN_ADDRESS ? "" : this.text,
+      at: this.at < 0 ? "" : this.at,
+      ...this.held.state(),
+    });
   }
 
   keys(event) {
@@ -181,14 +266,25 @@ class View {
     if (!token || event.target.closest?.(".held-card, summary")) return false;
     const onPress = event.target.closest?.("a, button:not(.token)");
     const moves = { ArrowRight: 1, ArrowLeft: -1 };
-    if (event.key in moves) return this.choose(Math.min(Math.max(this.at + moves[event.key], 0), this.tokens.length - 1), true), true;
+    if (event.key in moves)
+      return (
+        this.choose(
+          Math.min(Math.max(this.at + moves[event.key], 0), this.tokens.length - 1),
+          true,
+        ),
+        true
+      );
     const steps = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1 };
-    if (event.key in steps) return this.chooseBit(Math.min(Math.max(this.bit + steps[event.key], 0), token.bits.length - 1)), true;
+    if (event.key in steps)
+      return (
+        this.chooseBit(Math.min(Math.max(this.bit + steps[event.key], 0), token.bits.length - 1)),
+        true
+      );
     if (!bit || onPress) return false;
-    if (event.key === "Enter") return go(latentAddress(bit.latent)), true;
-    const on = this.run.bits === false ? bit.value ?? this.run.hold_max ?? 1 : 1;
+    if (event.key === "Enter") return (go(latentAddress(bit.latent)), true);
+    const on = this.run.bits === false ? (bit.value ?? this.run.hold_max ?? 1) : 1;
     const values = { "+": on, "=": on, "-": 0, "−": 0, Backspace: null };
-    if (event.key in values) return this.held.set(bit.latent, values[event.key]), true;
+    if (event.key in values) return (this.held.set(bit.latent, values[event.key]), true);
     return false;
   }
 
@@ -200,8 +296,16 @@ class View {
 
 export async function showText(root, route, context) {
   if (!context.run.live) {
-    root.append(h("h1", null, "Text"), h("p.note", null, "Reading a text takes the language model, which this copy does not have: start ",
-      h("code", null, `bitlens explore ${lastPart(context.run.run)}`), " where the run is."));
+    root.append(
+      h("h1", null, "Text"),
+      h(
+        "p.note",
+        null,
+        "Reading a text takes the language model, which this copy does not have: start ",
+        h("code", null, `bitlens explore ${lastPart(context.run.run)}`),
+        " where the run is.",
+      ),
+    );
     return null;
   }
   const view = new View(root, route, context);
