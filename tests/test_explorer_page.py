@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 from functools import partial
+from importlib.resources import files as files_of
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,15 @@ def shown(page) -> list[int]:
         for row in rows
     ]
     return [latent for _, latent in sorted(found)]
+
+
+def test_the_page_parses_no_markup_and_names_no_other_host():
+    files = [*files_of("bitlens.explorer").joinpath("page").iterdir()]
+    assert {"index.html", "app.js", "base.css"} <= {file.name for file in files}
+    for file in files:
+        text = file.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", text)
+        assert not re.search(r"https?:|<style|style=|javascript:|\son\w+=", text), file.name
 
 
 def test_latents_are_sorted_searched_and_selected_and_the_address_keeps_it(site, open_page):
@@ -314,6 +324,8 @@ def test_the_text_view_by_keyboard_and_what_is_near(site, open_page):
     page.keyboard.press("Enter")
     page.wait_for_selector("h1 b")
     assert page.locator("h1 b").inner_text() == chosen
+    page.keyboard.press("Escape")  # back to where one came from
+    expect(page.locator(".token-cell.chosen .token")).to_have_text("·quiet")
 
 
 def test_markup_is_shown_as_text(site, open_page):

@@ -29,20 +29,18 @@ function tabs(current) {
     ([name, view]) => !view.under && (name !== "compare" || app.run?.beside),
   );
   const here = VIEWS[current]?.under ?? current;
-  document
-    .getElementById("tabs")
-    .replaceChildren(
-      ...list.map(([name, view]) =>
-        h(
-          "a",
-          {
-            href: name === "latents" ? app.latentsAt : `#/${name}`,
-            "aria-current": name === here ? "page" : null,
-          },
-          view.title,
-        ),
+  document.getElementById("tabs").replaceChildren(
+    ...list.map(([name, view]) =>
+      h(
+        "a",
+        {
+          href: name === "latents" ? app.latentsAt : `#/${name}`,
+          "aria-current": name === here ? "page" : null,
+        },
+        view.title,
       ),
-    );
+    ),
+  );
 }
 
 /** A view in place of a sentence, or a sentence in place of a view. */
@@ -136,7 +134,8 @@ function search() {
 function everywhere(event) {
   const tab = document.querySelectorAll("#tabs a")[Number(event.key) - 1];
   if (event.key >= "1" && event.key <= "5" && tab) return (go(tab.getAttribute("href")), true);
-  if (event.key === "Escape") return parse().view === "latent" ? (go(app.latentsAt), true) : false;
+  if (event.key === "Escape")
+    return parse().view === "latent" ? (go(app.backTo || app.latentsAt), true) : false;
   if (event.key === "?") return (showKeys(), true);
   if (event.key === "t") return toggleTheme();
   if (event.key === "/") return search();
@@ -152,7 +151,11 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
   main.focus();
 });
-window.addEventListener("hashchange", render);
+window.addEventListener("hashchange", (event) => {
+  const former = new URL(event.oldURL).hash;
+  if (parse(former).view !== "latent") app.backTo = former;
+  render();
+});
 listen({ view: () => shown.keys, everywhere });
 if (["latents", "latent"].includes(parse().view)) get("api/latents.json").catch(() => null);
 render();

@@ -82,7 +82,9 @@ function explanation({ explanation: it }) {
                 h(
                   "span.verdict",
                   {
-                    title: `the latent is ${verdict.on ? "on" : "off"}; the judge ${answer(verdict.said)}`,
+                    title:
+                      `the latent is ${verdict.on ? "on" : "off"}; ` +
+                      `the judge ${answer(verdict.said)}`,
                   },
                   verdict.on === verdict.said ? "✓" : "✗",
                   h("span", null, ` ${verdict.on ? "on" : "off"}`),
@@ -273,7 +275,13 @@ function neighbours(latent) {
       number(value, ".2f"),
     ),
   ].filter(Boolean);
-  return parts.length ? card("Neighbours", null, h("div.three", null, parts)) : null;
+  if (!parts.length) return null;
+  return h(
+    "section.card.neighbours",
+    null,
+    h("h2", null, "Neighbours"),
+    h("div.three", null, parts),
+  );
 }
 
 /** The column of a latent's cards; the compare view shows two of them. */

@@ -22,8 +22,8 @@ function logTicks(low, high) {
 }
 
 /**
- * From values to 0 … 1 and back. Values above zero that span orders of magnitude, most of them small, get
- * a logarithmic axis, at whose left end the zeros are.
+ * From values to 0 … 1 and back. Values above zero that span orders of magnitude, most of them
+ * small, get a logarithmic axis, at whose left end the zeros are.
  */
 export function axis(values, format = "", { about = 4, log } = {}) {
   const known = Float64Array.from(

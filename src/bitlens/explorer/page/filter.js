@@ -68,8 +68,8 @@ export class Latents {
     for (const flag of this.flags.flat())
       this.flagCounts.set(flag, (this.flagCounts.get(flag) ?? 0) + 1);
     this.words = data.latent.map((latent, row) => {
-      const tokens = data.tokens?.[row] ?? "";
-      return `${Array.isArray(tokens) ? tokens.join("\n") : tokens}\n${data.explanation?.[row] ?? ""}`.toLowerCase();
+      const words = [data.tokens?.[row] ?? "", data.explanation?.[row] ?? ""].flat();
+      return words.join("\n").toLowerCase();
     });
   }
 

@@ -38,7 +38,8 @@ export function number(value, form = "") {
 function shaped(value, comma, digits, kind) {
   if (kind === "%") {
     const text = (100 * value).toFixed(digits ?? 0);
-    return `${value !== 0 && Math.abs(Number(text)) * 10 ** (digits ?? 0) < 10 ? short(100 * value, 2) : text} %`;
+    const lost = value !== 0 && Math.abs(Number(text)) * 10 ** (digits ?? 0) < 10;
+    return `${lost ? short(100 * value, 2) : text} %`;
   }
   if (kind === "d") return comma ? grouped.format(value) : String(Math.round(value));
   if (kind === "f") {

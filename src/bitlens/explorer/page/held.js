@@ -255,9 +255,12 @@ export class Held {
             event.target.validity.valid && this.set(latent, Number(event.target.value)),
         });
     const name = h("span");
-    get("api/latents.json").then(({ data }) => {
-      name.append(...tokenChips(data.tokens?.[data.latent.indexOf(latent)], 1));
-    }, () => null);
+    get("api/latents.json").then(
+      ({ data }) => {
+        name.append(...tokenChips(data.tokens?.[data.latent.indexOf(latent)], 1));
+      },
+      () => null,
+    );
     return h(
       "li.held-chip",
       { data: { latent } },
@@ -277,7 +280,8 @@ export class Held {
       h(
         "p.note",
         null,
-        "Nothing is held. Hold a bit on or off, and see here what the model says then, beside what it says now.",
+        "Nothing is held. Hold a bit on or off, and see here what the model says then, beside " +
+          "what it says now.",
       ),
     );
   }

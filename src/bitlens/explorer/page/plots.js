@@ -155,7 +155,8 @@ export class Histogram extends Plot {
     this.some = count(rows.map((row) => values[row]));
     this.canvas.setAttribute(
       "aria-label",
-      `Histogram of ${column.label}, from ${this.x.text(this.x.low)} to ${this.x.text(this.x.high)}. To select by keyboard, search for ${column.key}>… or ${column.key}<….`,
+      `Histogram of ${column.label}, from ${this.x.text(this.x.low)} to ` +
+        `${this.x.text(this.x.high)}. To select by keyboard, search for ${column.key}>….`,
     );
     this.redraw();
   }

@@ -61,7 +61,7 @@ function entropy(it) {
       "p.small",
       null,
       it.meaning ??
-        "Bits a hidden state, beside what a Gaussian of the same spectrum takes for the same error.",
+        "Bits a hidden state, beside what a Gaussian of its spectrum takes for the same error.",
     ),
     h(
       "ol.entropy",

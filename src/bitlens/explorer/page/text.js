@@ -66,7 +66,7 @@ class View {
     if (!this.text)
       return this.drawTokens(
         [],
-        "Type or paste a text: each token shows the bits that are on there, the most surprising first.",
+        "Type or paste a text: each token shows the bits that are on, the most surprising first.",
       );
     this.root.classList.add("busy");
     try {
@@ -76,7 +76,8 @@ class View {
         on.reduce((sum, token) => sum + (token.on ?? token.bits.length), 0) / (on.length || 1);
       this.drawTokens(
         answer.tokens,
-        `${counted(answer.tokens.length, "token")}, ${number(mean, ".1f")} latents on at a token, ${number(answer.milliseconds, ".0f")} ms`,
+        `${counted(answer.tokens.length, "token")}, ${number(mean, ".1f")} latents on at each, ` +
+          `${number(answer.milliseconds, ".0f")} ms`,
       );
       this.held.textChanged();
     } catch (error) {
@@ -115,23 +116,21 @@ class View {
     );
     if (token.left_out) face.classList.add("out");
     if (token.t.includes("\n")) face.classList.add("ends");
-    const named = token.bits
-      .slice(0, BELOW)
-      .map(({ latent, surprisal }, rank) =>
-        style(
-          h(
-            "button.bit",
-            {
-              type: "button",
-              tabindex: -1,
-              data: { rank },
-              title: `latent ${latent}: ${number(surprisal, ".3g")} bits of surprise`,
-            },
-            String(latent),
-          ),
-          { "--v": (surprisal / most).toFixed(3) },
+    const named = token.bits.slice(0, BELOW).map(({ latent, surprisal }, rank) =>
+      style(
+        h(
+          "button.bit",
+          {
+            type: "button",
+            tabindex: -1,
+            data: { rank },
+            title: `latent ${latent}: ${number(surprisal, ".3g")} bits of surprise`,
+          },
+          String(latent),
         ),
-      );
+        { "--v": (surprisal / most).toFixed(3) },
+      ),
+    );
     return h("div.token-cell", { data: { index } }, face, named);
   }
 
@@ -173,7 +172,8 @@ class View {
         null,
         token.left_out
           ? "The model reads this token; its state is not among those that the autoencoder learned."
-          : `${counted(token.on ?? token.bits.length, "latent")} on at position ${token.position}, the most surprising first.`,
+          : `${counted(token.on ?? token.bits.length, "latent")} on at position ` +
+              `${token.position}, the most surprising first.`,
       ),
       h(
         "ol.bit-list",
