@@ -22,6 +22,7 @@ from bitlens.comsem.calls import Calls, Judgement
 from bitlens.comsem.judges import Verdict
 from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
+from bitlens.evaluation import evaluate
 from bitlens.explorer import encoding, gathering, serving, worker
 from bitlens.explorer.explorer import Explorer, Sources
 from bitlens.explorer.export import export
@@ -33,6 +34,7 @@ from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
 from bitlens.labels.sources import load_tokenizer
+from bitlens.report.kept import keep_evaluation
 from bitlens.training import TrainConfig, train
 
 HOOK, LATENTS = "layers.2", 96
@@ -132,7 +134,8 @@ def test_the_run_is_described(site, made):
     mse = [json.loads(line)["mse"] for line in lines]
     assert run["curves"]["mse"] == pytest.approx(mse, rel=1e-4)
     assert set(run["curves_meaning"]) == set(run["curves"]) - {"step"}
-    assert ["hook point", HOOK] in run["made"]
+    assert dict(run["made"])["hook point"].startswith(HOOK)
+    assert dict(run["made"])["rows"] == f"{len(store):,}"
     train_again = next(line for line in run["commands"] if line.startswith("bitlens train"))
     assert f"--n-latents {LATENTS} --steps 60 --batch-size 128" in train_again
 
@@ -756,6 +759,23 @@ def test_a_run_that_does_not_say_how_it_was_trained_is_shown(copy, training):
     run = Explorer(copy).run()
     assert run["curves"] == {}
     assert [line.split()[1] for line in run["commands"]] == ["encode"]
+
+
+def test_the_numbers_of_an_evaluation_are_shown(copy, made):
+    store = ActivationStore(made.store)
+    evaluation = evaluate(Autoencoder.from_pretrained(copy.run), store, joint=False)
+    keep_evaluation(copy.run, evaluation)
+    explorer = Explorer(copy)
+    run = explorer.run()
+    numbers = {line["name"]: line for line in run["numbers"]}
+    assert numbers["fvu"]["value"] == pytest.approx(evaluation.fvu, rel=1e-4)
+    assert numbers["fvu"]["shown"] == f"{evaluation.fvu:.4f}"
+    assert "variance" in numbers["fvu"]["meaning"]
+    assert run["entropy"]["bits_marginal"] == pytest.approx(evaluation.bits_marginal, rel=1e-4)
+    assert run["measured"]
+    (copy.run / "evaluation.json").write_text("{")
+    assert explorer.run()["numbers"] == []
+    assert explorer.run()["made"] == run["made"]
 
 
 def test_explanations_come_with_their_verdicts(made, tmp_path):

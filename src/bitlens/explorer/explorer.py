@@ -99,7 +99,6 @@ class Explorer:
         """What the whole page needs to know, and the view of the run."""
         subject, run = self.subject, self.sources.run
         metadata, manifest = subject.autoencoder.metadata, subject.codes.manifest
-        found, curves = history.evaluation(run), history.curves(run)
         marginal = sum(record["bits"] for record in subject.records)
         answer = {
             **about(subject),
@@ -114,11 +113,7 @@ class Explorer:
             "explanations": self.answers.explanations is not None,
             "effects": bool(self.answers.effects),
             "beside": about(self.other.subject) if self.other else None,
-            "numbers": history.numbers(found),
-            "curves": curves,
-            "curves_meaning": history.meanings(curves),
-            "entropy": history.entropies(found, marginal),
-            "made": history.made(metadata, manifest),
+            **history.told(run, marginal),
             "commands": history.commands(run, metadata, manifest),
         }
         return rounded(finite(answer))

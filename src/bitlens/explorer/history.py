@@ -1,114 +1,78 @@
-"""How a run came to be: its settings, its curves, its numbers, and the commands that make it
+"""What a run's folder says of it, for the page: numbers, curves, and the commands that make it
 again."""
 
 from __future__ import annotations
 
-import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from bitlens import terminal
 from bitlens.errors import BitlensError
 from bitlens.evaluation import Evaluation
-from bitlens.results import Number, numbers_of
+from bitlens.report import contents
+from bitlens.report.kept import kept_evaluation
+from bitlens.report.page import ODD
+from bitlens.results import listed
 from bitlens.training.config import TrainConfig, settings_that_apply
-from bitlens.training.metrics import METRICS
 
-EVALUATION = "evaluation.json"
-CURVES = {
-    "total": "loss: mse and all penalties",
-    "mse": "squared error a component, standardised; about the fvu",
-    "price": "what the bits or latents on cost",
-    "covariance": "covariance penalty",
-    "auxiliary": "loss of latents that are never on",
-    "l0": "latents on, per row",
-    "bits_batch": "sum of the latents' entropies, in one batch",
-    "rows_per_second": "rows trained on",
-}
 ENTROPIES = ("bits_joint", "bits_tree", "bits_marginal", "bits_magnitudes", "bits_gaussian")
+Record = dict[str, Any]
 
 
-def curves(run: Path) -> dict[str, list[Any]]:
-    """The columns of metrics.jsonl; nothing where there is none."""
-    lines: list[dict[str, Any]] = []
-    try:
-        for line in (run / METRICS).read_text(encoding="utf-8").splitlines():
-            lines.append(json.loads(line))
-    except (OSError, ValueError):  # the last line of a killed run
-        pass
-    names = dict.fromkeys(name for line in lines for name in line)
-    columns = {name: [line.get(name) for line in lines] for name in names}
-    return {n: column for n, column in columns.items() if n == "step" or any(column)}
+def told(run: Path, marginal: float) -> Record:
+    """Numbers of the last evaluation, curves, entropies, and how the run was made; empty where
+    nothing is known, or a file is damaged or gone. marginal: the sum of the latents' entropies in
+    the codes."""
+    parts = (_evaluated, _curves, _made)
+    found: Record = {"entropy": {}}
+    for part in parts:
+        try:
+            found |= part(run)
+        except BitlensError as error:
+            found |= part(None)
+            terminal.say(f"Left out: {error}")
+        except ODD:
+            found |= part(None)
+            terminal.say(f"Left out: what a damaged file in {run} says.")
+    found["entropy"] = {"bits_marginal": marginal} | found["entropy"]
+    return found
 
 
-def meanings(names: Mapping[str, Any]) -> dict[str, str]:
-    """What the curves show."""
-    return {name: CURVES.get(name, "") for name in names if name != "step"}
+def _evaluated(run: Path | None) -> Record:
+    record = kept_evaluation(run) if run else None
+    if run is None or record is None:
+        return {"numbers": [], "measured": [], "entropy": {}}
+    values = record["numbers"]
+    where, special = contents.measured_on(record, contents.configuration(run)[0])
+    entropy = {name: values[name] for name in ENTROPIES if values.get(name) is not None}
+    return {"numbers": _numbers(values), "measured": [where, *special], "entropy": entropy}
 
 
-def evaluation(run: Path) -> dict[str, Any]:
-    """The numbers that an evaluation left in the run's folder, by name."""
-    try:
-        found = json.loads((run / EVALUATION).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    numbers = found.get("numbers", found) if isinstance(found, dict) else {}
-    return numbers if isinstance(numbers, dict) else {}
+def _curves(run: Path | None) -> Record:
+    curves = contents.curves(run) if run else {}
+    meanings = {name: contents.MEANINGS[name] for name in curves if name != "step"}
+    return {"curves": curves, "curves_meaning": meanings}
 
 
-def numbers(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of a table of numbers: value, interval, meaning, and as a terminal shows it."""
-    known, rows = numbers_of(Evaluation), []
-    for name, value in found.items():
-        stem, _, end = name.rpartition("_")
-        if (end in ("low", "high") and stem in found) or not isinstance(value, int | float):
-            continue
-        number = known.get(name, Number(""))
-        low, high = (found.get(f"{name}_{side}") for side in ("low", "high"))
-        shown = format(value, number.format)
-        if low is not None and high is not None:
-            shown += f" ± {format((high - low) / 2, number.format)}"
-        row = {"name": name, "value": value, "low": low, "high": high}
-        rows.append({**row, "meaning": number.meaning, "shown": shown})
-    return rows
+def _made(run: Path | None) -> Record:
+    if run is None:
+        return {"made": []}
+    config, _ = contents.configuration(run)
+    made = [pair for pairs in contents.made(config).values() for pair in pairs]
+    return {"made": [*made, *contents.settings(config)]}
 
 
-def entropies(found: Mapping[str, Any], marginal: float) -> dict[str, Any]:
-    """Bits a row: of the code, and of the Gaussian bound at the same error, where they are known.
-    marginal: the sum of the latents' entropies in the codes."""
-    values = {name: found[name] for name in ENTROPIES if found.get(name) is not None}
-    return {"bits_marginal": marginal} | values
-
-
-def made(metadata: Mapping[str, Any], codes: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a reader wants to know of the origin, in pairs of words."""
-    hook = (metadata.get("hook") or {}).get("module")
-    target = (metadata.get("target_hook") or {}).get("module")
-    texts = (metadata.get("documents_of") or {}).get("texts")
-    training = metadata.get("training") or {}
-    pairs = {
-        "model": metadata.get("model"),
-        "revision": metadata.get("revision"),
-        "hook point": f"{hook} → {target}" if target else hook,
-        "text": ", ".join(texts) if texts else None,
-        "context": metadata.get("context_length"),
-        "store": metadata.get("store"),
-        "rows of the store": metadata.get("rows"),
-        "latents trained": metadata.get("n_latents_trained"),
-        "rows of the codes": codes.get("rows"),
-        "documents": codes.get("documents"),
-        **{f"training: {k}": training[k] for k in _chosen(training)},
-        "bitlens": metadata.get("bitlens_version"),
-    }
-    return [(label, _word(value)) for label, value in pairs.items() if value not in (None, "")]
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+def _numbers(values: Mapping[str, Any]) -> list[Record]:
+    """Lines of a table: value, interval, meaning, and as a terminal shows it."""
+    lines = []
+    for line in listed(Evaluation, values):
+        low, high = (values.get(f"{line.name}_{end}") for end in ("low", "high"))
+        lines.append({**line._asdict(), "value": values[line.name], "low": low, "high": high})
+    return lines
 
 
 def _chosen(training: Mapping[str, Any]) -> list[str]:
@@ -128,7 +92,7 @@ def commands(run: Path, metadata: Mapping[str, Any], codes: Mapping[str, Any]) -
     model, hook = metadata.get("model"), (metadata.get("hook") or {}).get("module")
     lines = []
     if store and texts and hook and model:
-        flags = _flag("text", texts) + _flag("hook", hook)
+        flags = _texts(texts) + _flag("hook", hook)
         flags += _flag("context", metadata.get("context_length"))
         flags += _flag("no_packed", True) if metadata.get("packed") is False else []
         lines.append(f"bitlens harvest {_words([model, *flags, *_flag('out', store)])}")
@@ -156,6 +120,14 @@ def _settings(training: Mapping[str, Any], d_in: Any) -> list[Any]:
         own = tuple(value) if isinstance(value, list) else value
         flags += [] if own == usual.get(name) else _flag(name, value)
     return flags
+
+
+def _texts(texts: list[str]) -> list[Any]:
+    """Of a dataset the name, and its split."""
+    found = [re.fullmatch(r"(.+) \((\w+)\)", text) for text in texts]
+    names = [each[1] if each else text for each, text in zip(found, texts, strict=True)]
+    splits = {each[2] for each in found if each} - {"train"}
+    return _flag("text", names) + (_flag("split", splits.pop()) if splits else [])
 
 
 def _flag(name: str, value: Any) -> list[Any]:

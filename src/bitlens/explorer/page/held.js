@@ -84,11 +84,11 @@ export class Held {
       ["some", "chosen tokens", "Only at the tokens chosen here"],
     ];
     const mode = [
-      ["kept", "kept", "All other bits stay as they were found"],
+      ["kept", "kept", "All others stay as they were found"],
       [
         "searched",
         "searched anew",
-        "The other bits may answer: they are searched again while the held ones stand",
+        "The others may answer: they are searched again while the held ones stand",
       ],
     ];
     this.here = button("", () => this.toggleHere(), { class: "small" });
@@ -107,7 +107,9 @@ export class Held {
         "div.options",
         null,
         this.places,
-        choice("Other bits", mode, this.others, (key) => this.option({ others: key })),
+        choice(this.run.bits === false ? "Other latents" : "Other bits", mode, this.others, (key) =>
+          this.option({ others: key }),
+        ),
         this.sampling(),
       ),
       this.result,
@@ -116,7 +118,7 @@ export class Held {
     this.foundBox = h(
       "details",
       { hidden: true, ontoggle: () => this.find() },
-      h("summary", null, "Where the corpus has these bits so"),
+      h("summary", null, "Where the corpus has them so"),
       this.found,
     );
     this.node.append(this.foundBox);
@@ -280,7 +282,7 @@ export class Held {
       h(
         "p.note",
         null,
-        "Nothing is held. Hold a bit on or off, and see here what the model says then, beside " +
+        `Nothing is held. Hold a ${this.run.bits === false ? "latent" : "bit"} on or off, and see here what the model says then, beside ` +
           "what it says now.",
       ),
     );

@@ -166,7 +166,12 @@ class View {
       );
     const most = token.bits[0]?.surprisal || 1;
     this.bits.replaceChildren(
-      h("h2", null, "Bits at ", h("span.tok", null, visible(token.t))),
+      h(
+        "h2",
+        null,
+        this.run.bits === false ? "Latents at " : "Bits at ",
+        h("span.tok", null, visible(token.t)),
+      ),
       h(
         "p.small",
         null,
