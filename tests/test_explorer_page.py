@@ -28,7 +28,6 @@ playwright = pytest.importorskip(
 )
 expect = playwright.expect
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",
@@ -45,7 +44,17 @@ RUN = "<img src=x onerror=window.hacked=1>"  # a folder may be named so
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, text_folder) -> Path:
+def chromium():
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def folder(chromium, tmp_path_factory, text_folder) -> Path:
     """A run of the bundled model on text with markup in it, and explanations that are markup."""
     folder = tmp_path_factory.mktemp("page")
     lines = [
@@ -93,14 +102,6 @@ def site(folder, explore):
     yield address.findall(server.output)[0]
     server.send(signal.SIGINT)
     server.wait()
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -163,6 +164,7 @@ def test_the_page_parses_no_markup_and_names_no_other_host():
         assert not re.search(r"https?:|<style|style=|javascript:|\son\w+=", text), file.name
 
 
+@pytest.mark.slow
 def test_latents_are_sorted_searched_and_selected_and_the_address_keeps_it(site, open_page):
     page = open_page(site)
     page.wait_for_selector(".grid-row")
@@ -196,6 +198,7 @@ def test_latents_are_sorted_searched_and_selected_and_the_address_keeps_it(site,
     assert shown(again)[:10] == above[:10]
 
 
+@pytest.mark.slow
 def test_dragging_over_a_plot_selects_rows(site, open_page):
     page = open_page(site)
     page.wait_for_selector(".grid-row")
@@ -215,6 +218,7 @@ def test_dragging_over_a_plot_selects_rows(site, open_page):
     assert page.locator("output.count").inner_text() == f"{len(data['latent'])} latents"
 
 
+@pytest.mark.slow
 def test_a_latent_is_opened_by_keyboard_and_left_again(site, open_page):
     page = open_page(f"{site}#/latents?sort=-rate")
     page.wait_for_selector(".grid-row")
@@ -234,7 +238,7 @@ def test_a_latent_is_opened_by_keyboard_and_left_again(site, open_page):
     page.keyboard.press("?")
     assert page.locator("dialog h2").inner_text() == "Keys"
     page.keyboard.press("Escape")
-    assert page.locator("dialog").count() == 0
+    expect(page.locator("dialog")).to_have_count(0)
     page.keyboard.press("Escape")
     page.wait_for_selector(".grid-row.active")
     assert page.locator(".grid-row.active [data-key=latent]").inner_text() == str(order[2])
@@ -260,6 +264,7 @@ def percentages(page, side: str) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_a_held_bit_changes_what_the_model_says_as_in_python(site, folder, open_page):
     page = open_page(f"{site}#/text")
     page.fill("textarea", TEXT)
@@ -274,6 +279,8 @@ def test_a_held_bit_changes_what_the_model_says_as_in_python(site, folder, open_
     row.get_by_role("button", name=f"Hold latent {latent} off").click()
     page.wait_for_selector(".paired")
     assert page.locator(".held-chip").get_attribute("data-latent") == str(latent)
+    off = row.get_by_role("button", name=f"Hold latent {latent} off")
+    assert off.get_attribute("aria-pressed") == "true"
 
     model = LanguageModel.load("bundled", [HOOK], device="cpu", causal=True)
     ids = [
@@ -303,6 +310,7 @@ def test_a_held_bit_changes_what_the_model_says_as_in_python(site, folder, open_
     assert page.locator(".held-chip").count() == 0
 
 
+@pytest.mark.slow
 def test_the_text_view_by_keyboard_and_what_is_near(site, open_page):
     page = open_page(f"{site}#/text?t={TEXT.replace(' ', '+')}")
     page.wait_for_selector(".token-cell.chosen")
@@ -328,6 +336,7 @@ def test_the_text_view_by_keyboard_and_what_is_near(site, open_page):
     expect(page.locator(".token-cell.chosen .token")).to_have_text("·quiet")
 
 
+@pytest.mark.slow
 def test_markup_is_shown_as_text(site, open_page):
     page = open_page(site)
     page.wait_for_selector(".grid-row")
@@ -349,6 +358,7 @@ def test_markup_is_shown_as_text(site, open_page):
     page.wait_for_selector(".paired")
 
 
+@pytest.mark.slow
 def test_the_run_and_another_beside_it(site, open_page):
     page = open_page(f"{site}#/run")
     page.wait_for_selector(".curve svg path")
@@ -367,6 +377,7 @@ def test_the_run_and_another_beside_it(site, open_page):
     assert page.locator("output.count").inner_text().startswith(f"{count} of {len(pairs['rows'])}")
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said_in_a_sentence(site, open_page):
     page = open_page(f"{site}#/latent/5000")
     page.wait_for_selector("h1")

@@ -282,8 +282,8 @@ export class Held {
       h(
         "p.note",
         null,
-        `Nothing is held. Hold a ${this.run.bits === false ? "latent" : "bit"} on or off, and see here what the model says then, beside ` +
-          "what it says now.",
+        `Nothing is held. Hold a ${this.run.bits === false ? "latent" : "bit"} on or off, and ` +
+          "see here what the model says then, beside what it says now.",
       ),
     );
   }
