@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitlens import terminal
 from bitlens.cli.common import On, RunFolder
 from bitlens.errors import BitlensError
 
@@ -63,6 +64,7 @@ def explore(
     with serving.listen(port) as listening:  # before the work, so that a bad port is said now
         address = f"http://{serving.HOST}:{listening.getsockname()[1]}/"
         explorer = Explorer(sources)
+        terminal.dismiss()
         _say(address, port, browser)
         serving.serve(explorer, listening)
     return {"address": address}
