@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
     from bitlens.bits import Codes, PackedBits
+    from bitlens.causal.effects import effects
     from bitlens.causal.faithfulness import faithfulness
     from bitlens.causal.intervene import intervene
     from bitlens.causal.splice import Splice
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "autoencoders": ("Autoencoder", "BinaryAutoencoder", "TopKAutoencoder"),
     "bits": ("Codes", "PackedBits"),
+    "causal.effects": ("effects",),
     "causal.faithfulness": ("faithfulness",),
     "causal.intervene": ("intervene",),
     "causal.splice": ("Splice",),
@@ -56,8 +58,8 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = ["ActivationStore", "Autoencoder", "BinaryAutoencoder", "BitlensError", "Codes"]
 __all__ += ["ContextReader", "Corpus", "Evaluation", "HiddenSource", "LanguageModel", "PackedBits"]
 __all__ += ["PairedStore", "Splice", "TensorSource", "TopKAutoencoder", "TrainConfig"]
-__all__ += ["encode_store", "entropy", "evaluate", "faithfulness", "harvest", "intervene"]
-__all__ += ["label_scores", "match", "to_pandas", "train"]
+__all__ += ["effects", "encode_store", "entropy", "evaluate", "faithfulness", "harvest"]
+__all__ += ["intervene", "label_scores", "match", "to_pandas", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -128,7 +128,8 @@ def effects(
         raise BitlensError(f"A latent is switched off or on, not '{switch}'.")
     model, later = _split_hooks(model, autoencoder, downstream)
     source = unseen(store, autoencoder.metadata) if part == "test" else store
-    drawn = Contexts(model, *draw_contexts(source, contexts, part, seed), source.outlier_norm)
+    ids, scored, units = draw_contexts(source, contexts, part, seed)
+    drawn = Contexts(model, ids, scored, units, source.outlier_norm)
     encoded = drawn.encoded(autoencoder)
     rerun = Rerun(model, model.hooks[-1], later, following)
     width = rerun.vocabulary + (downstream.n_latents if downstream is not None else 0)
@@ -177,7 +178,8 @@ class _Table:
         downstream: Autoencoder | None,
     ) -> None:
         self.rerun, self.drawn, self.encoded, self.flips = rerun, drawn, encoded, flips
-        self.latents, self.switch, self.downstream = latents, switch, downstream
+        self.latents, self.downstream = latents, downstream
+        self.switch: Switch = switch
         self.sign = 1.0 if switch == "on" else -1.0  # what is reported is "on less off"
         self.log_probs = torch.zeros(len(latents), rerun.vocabulary)
         n = 0 if downstream is None else downstream.n_latents
@@ -224,59 +226,60 @@ class _Table:
         """first: number of the context's first flip"""
         place = position[outcome.changes]
         these = slice(first + outcome.changes.start, first + outcome.changes.stop)
-        index = self.flips.index[these]
+        number = self.flips.number[these]
         self.kl_div[these], change = _compare(context, place, outcome)
-        self.log_probs.index_add_(0, index, change, alpha=self.sign)
+        self.log_probs.index_add_(0, number, change, alpha=self.sign)
         before = losses[place[:, None] + torch.arange(self.rerun.following)]
         self.loss[these] = (outcome.losses.cpu() - before).nanmean(1).double()
         if self.downstream is not None and outcome.later is not None and self.rerun.later:
             states = context.states[self.rerun.later.name][place]
             codes = [self.downstream.encode(x).cpu() for x in (outcome.later, states)]
-            self.later.index_add_(0, index, codes[0] - codes[1], alpha=self.sign)
+            self.later.index_add_(0, number, codes[0] - codes[1], alpha=self.sign)
 
     def effects(self, top: int) -> list[Effect]:
         """Of every latent, from what was summed."""
-        counts = torch.bincount(self.flips.index, minlength=len(self.latents))
+        counts = torch.bincount(self.flips.number, minlength=len(self.latents))
         means = self.log_probs / counts.clamp_min(1)[:, None]
-        raised, lowered = (means * sign for sign in (1, -1))
-        named = [each.topk(min(top, means.shape[1])) for each in (raised, lowered)]
-        texts = token_texts(
-            self.rerun.model.tokenizer,
-            torch.cat([each.indices for each in named])[counts.repeat(2) > 0].unique().tolist(),
+        most = [(sign * means).topk(min(top, means.shape[1])).indices for sign in (1, -1)]
+        tokens = torch.stack(most)  # [raised or lowered, latents, top]
+        named = tokens[:, counts > 0].unique().tolist()
+        texts = token_texts(self.rerun.model.tokenizer, named)
+        return [
+            self._effect(latent, number, means[number], tokens[:, number].tolist(), texts, top)
+            for number, latent in enumerate(self.latents)
+        ]
+
+    def _effect(
+        self,
+        latent: int,
+        number: int,
+        means: Tensor,
+        tokens: list[list[int]],
+        texts: dict[int, str],
+        top: int,
+    ) -> Effect:
+        mine = (self.flips.number == number).nonzero()[:, 0]
+        kl_div, loss = self._intervals(mine)
+        raises, lowers = (
+            [TokenEffect(t, texts[t], float(means[t])) for t in each if len(mine)]
+            for each in tokens
         )
-        found = []
-        for place, latent in enumerate(self.latents):
-            mine = (self.flips.index == place).nonzero()[:, 0]
-            kl_div, loss = self._intervals(mine)
-            rows = len(mine)
-            raises, lowers = (
-                [
-                    TokenEffect(token, texts[token], float(means[place, token]))
-                    for token in each.indices[place].tolist()
-                ]
-                if rows
-                else []
-                for each in named
-            )
-            found.append(
-                Effect(
-                    latent=latent,
-                    rate=self.encoded.rate(latent),
-                    rows=rows,
-                    switched=self.switch,
-                    kl_div=kl_div.value,
-                    kl_div_low=kl_div.low,
-                    kl_div_high=kl_div.high,
-                    kl_control=float(self.kl_control[mine].mean()),
-                    loss=loss.value,
-                    loss_low=loss.low,
-                    loss_high=loss.high,
-                    raises=raises,
-                    lowers=lowers,
-                    downstream=self._moved(place, rows, top),
-                )
-            )
-        return found
+        return Effect(
+            latent=latent,
+            rate=self.encoded.rate(latent),
+            rows=len(mine),
+            switched=self.switch,
+            kl_div=kl_div.value,
+            kl_div_low=kl_div.low,
+            kl_div_high=kl_div.high,
+            kl_control=float(self.kl_control[mine].mean()),
+            loss=loss.value,
+            loss_low=loss.low,
+            loss_high=loss.high,
+            raises=raises,
+            lowers=lowers,
+            downstream=self._moved(number, len(mine), top),
+        )
 
     def _intervals(self, mine: Tensor) -> Iterator[Estimate]:
         """Mean KL divergence and loss of these flips, over the documents that they are in."""
@@ -292,10 +295,10 @@ class _Table:
 
         return iter(jackknife(means, sizes))
 
-    def _moved(self, place: int, rows: int, top: int) -> list[LatentEffect]:
+    def _moved(self, number: int, rows: int, top: int) -> list[LatentEffect]:
         if not rows or not self.later.shape[1]:
             return []
-        moved = self.later[place] / rows
+        moved = self.later[number] / rows
         largest = moved.abs().topk(min(top, len(moved))).indices
         return [LatentEffect(j, float(moved[j])) for j in largest.tolist() if moved[j]]
 

@@ -89,7 +89,7 @@ class EncodedRows(NamedTuple):
 class Flips(NamedTuple):
     """What is switched, in the order of the contexts, `[flips]` each."""
 
-    index: Tensor
+    number: Tensor
     """of the latent among those that were asked for"""
     latent: Tensor
     row: Tensor
@@ -110,7 +110,7 @@ def draw_flips(
     """Up to `most` rows of each of these latents, at random: where it is on, to be switched off, or
     where it is off, to be switched on (a sparse autoencoder's to its mean where it is on)."""
     parts = []
-    for index, latent in enumerate(latents):
+    for number, latent in enumerate(latents):
         on, values = rows.of(latent)
         draw = generator(seed, "effects", latent)
         if switch == "off":
@@ -125,10 +125,10 @@ def draw_flips(
             row = off.nonzero()[:, 0]
             row = row[torch.randperm(len(row), generator=draw)[:known]]
             amount = torch.full((len(row),), value)
-        parts.append((torch.full_like(row, index), torch.full_like(row, latent), row, amount))
-    index, latent, row, amount = (torch.cat(column) for column in zip(*parts, strict=True))
+        parts.append((torch.full_like(row, number), torch.full_like(row, latent), row, amount))
+    number, latent, row, amount = (torch.cat(column) for column in zip(*parts, strict=True))
     order = row.argsort(stable=True)
-    index, latent, row, amount = (each[order] for each in (index, latent, row, amount))
+    number, latent, row, amount = (each[order] for each in (number, latent, row, amount))
     others = max(1, autoencoder.n_latents - 1)
     other = torch.randint(others, (len(row),), generator=generator(seed, "control"))
-    return Flips(index, latent, row, amount, (other + (other >= latent)) % autoencoder.n_latents)
+    return Flips(number, latent, row, amount, (other + (other >= latent)) % autoencoder.n_latents)

@@ -33,10 +33,11 @@ class Places:
     def __init__(self, model: LanguageModel, positions: Positions) -> None:
         self.model = model
         self.special = torch.tensor(sorted(set(model.tokenizer.all_special_ids)))
-        is_mask = isinstance(positions, Tensor) and positions.dtype == torch.bool
-        self.marked = positions.cpu() if is_mask else None
+        self.marked: Tensor | None = None
         self.positions: Tensor | None = None
-        if positions is not None and not is_mask:
+        if isinstance(positions, Tensor) and positions.dtype == torch.bool:
+            self.marked = positions.cpu()
+        elif positions is not None:
             self.positions = torch.as_tensor(positions, dtype=torch.long).cpu().view(-1)
         self.place = torch.zeros(0, 0, dtype=torch.long)
         self._parameters = inspect.signature(model.base.forward)

@@ -23,7 +23,7 @@ from bitlens.hidden.hooks import Architecture, HookPoint, attach
 from bitlens.hidden.models import LanguageModel
 
 PACK_BYTES = 64 << 20  # of the logits of a pass
-MOST = 512  # tokens of a pass
+MOST = 256  # tokens of a pass
 TRIED = 4  # changes, of nothing, that a model is tried on
 # of a model that takes no cache, mask or positions from outside
 FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError)
@@ -78,13 +78,12 @@ class Rerun:
     def context(self, ids: Tensor) -> Context:
         """A pass over a context `[length]`."""
         if self.packs is None:
-            try:
+            self.packs = False
+            with contextlib.suppress(*FAILURES):
                 context = self._context(ids, DynamicCache())
                 self.packs = self._keeps_to_the_mask(context)
-            except FAILURES:
-                self.packs = False
-            if self.packs:
-                return context
+                if self.packs:
+                    return context
             terminal.say(
                 f"{self.model.name} cannot run many changes in one pass: each runs in a copy of "
                 "its context, which is slower."
@@ -175,7 +174,7 @@ class Rerun:
             stack.enter_context(attach(self.model.base, self.entry, enter))
             stack.enter_context(attach(self.model.base, self.hook, add))
             self._read_later(stack, read)
-            stack.callback(context.cache.crop, length)
+            stack.callback(_put_back, context.cache, [vars(x).copy() for x in context.cache.layers])
             logits = self.model.model(
                 input_ids=context.ids[places][None].to(device),
                 position_ids=places[None].to(device),
@@ -231,6 +230,12 @@ class Rerun:
     def _notice(self, layer: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, tuple):
             self._tuples.add(layer)
+
+
+def _put_back(cache: Any, before: list[dict[str, Any]]) -> None:
+    """A cache as it was: a pass makes new tensors of keys and values, and keeps the old ones."""
+    for layer, values in zip(cache.layers, before, strict=True):
+        vars(layer).update(values)
 
 
 @contextlib.contextmanager

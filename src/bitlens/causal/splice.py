@@ -263,10 +263,13 @@ def _shards(store: ActivationStore, part: str) -> Iterator[tuple[Tensor, Tensor,
 
 
 def load_spliced(
-    autoencoder: Autoencoder | None, store: ActivationStore, device: str = "auto"
+    autoencoder: Autoencoder | None,
+    store: ActivationStore,
+    device: str = "auto",
+    more: Sequence[str] = (),
 ) -> LanguageModel:
     """The whole language model of a store, hooked where an autoencoder reads (None: any of this
-    store) and, for a transcoder, where it writes."""
+    store) and, for a transcoder, where it writes. more: hook points after those."""
     if not all(store.manifest.get(key) for key in ("context_length", "model", "hook")):
         raise BitlensError(
             f"The store {store.path} was imported without its text, so no model can be run on it."
@@ -274,4 +277,5 @@ def load_spliced(
     hooks = [store.manifest["hook"]["module"]]
     if autoencoder is not None and autoencoder.transcodes:
         hooks = [autoencoder.metadata[key]["module"] for key in ("hook", "target_hook")]
-    return LanguageModel.again(store.manifest, store.path, hooks, device=device, causal=True)
+    every = [*hooks, *more]
+    return LanguageModel.again(store.manifest, store.path, every, device=device, causal=True)

@@ -1,0 +1,149 @@
+"""The command that measures what each latent does to what a language model says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bitlens.cli.common import Device, On, RunFolder, Search, SearchFlags, StoreFolder, open_pair
+from bitlens.devices import pick_device
+from bitlens.errors import BitlensError
+
+if TYPE_CHECKING:
+    from bitlens.autoencoders import Autoencoder
+    from bitlens.causal.effects import Effect
+    from bitlens.hidden import ActivationStore, LanguageModel
+
+TOKENS, MOVED = 4, 3  # shown of each latent
+
+
+def effects(
+    run: RunFolder,
+    store: StoreFolder,
+    latents: tuple[int, ...] = (),
+    contexts: int = 100,
+    rows: int = 32,
+    following: int = 4,
+    switch: Literal["off", "on"] = "off",
+    downstream: Path | None = None,
+    control: On = True,
+    top: int = 20,
+    part: Literal["test", "all"] = "test",
+    seed: int = 0,
+    out: Path | None = None,
+    search: SearchFlags = Search(),  # noqa: B008
+    device: Device = "auto",
+) -> dict[str, Any]:
+    """Switch each latent where it is on, and measure what the language model then says.
+
+    One latent is switched at one token; the others stay. For each latent: the KL divergence of the
+    next token's distribution, the rise of the cross-entropy of the tokens that follow, and the
+    tokens that the latent raises and lowers; the table shows those of the largest KL divergence.
+
+    Args:
+        run: an autoencoder.
+        store: hidden states of its hook point.
+        latents: measure these; by default all.
+        contexts: contexts that the language model reads, drawn at random.
+        rows: switch each latent at up to so many tokens, drawn at random.
+        following: tokens after a switch whose cross-entropy counts.
+        switch: off, where a latent is on; on, where it is off.
+        downstream: an autoencoder of a later hook point of this model: also measure which of its
+            latents go on or off.
+        control: leave out the control: as long steps along the decoder rows of other latents.
+        top: latents in the table.
+        part: test: the held-out documents; all: every row, of text it was not trained on.
+        seed: seed of the contexts and tokens.
+        out: also write the effects to this file, .jsonl or .parquet.
+        search: how the codes are found.
+        device: auto, cpu, cuda.
+    """
+    from dataclasses import asdict
+
+    from bitlens import show
+    from bitlens.causal import effects as measure
+    from bitlens.features.profiles import require_ending, write_records
+
+    if out is not None:
+        require_ending(out)
+    if top < 1:
+        raise BitlensError(f"--top must be at least 1, not {top}.")
+    autoencoder, opened = open_pair(run, store, device, search)
+    later = None if downstream is None else _later(downstream, device)
+    found = measure.effects(
+        _model(autoencoder, later, opened, device),
+        autoencoder,
+        opened,
+        latents or None,
+        contexts=contexts,
+        rows=rows,
+        following=following,
+        switch=switch,
+        control=control,
+        downstream=later,
+        part=part,
+        seed=seed,
+    )
+    known = [effect for effect in found if effect.rows]
+    order = sorted(known, key=lambda effect: -effect.kl_div)[:top]
+    show.rows(f"{run} on {store}: each latent switched {switch}", [_line(e) for e in order])
+    show.marked(
+        "[dim]KL: of the next token, nats; control: of as long a step along another latent; "
+        "loss: rise of the cross-entropy of the following tokens, * is clearly not 0; "
+        "rises, falls: log-probability with the latent on less that with it off.[/dim]"
+    )
+    if len(known) < len(found):
+        show.warn(f"{len(found) - len(known):,} latents have no row to be switched {switch} at.")
+    if out is not None:
+        write_records(out, [asdict(effect) for effect in found])
+    about = {"run": str(run), "store": str(store), "switch": switch, "latents": len(found)}
+    return about | {"effects": [asdict(effect) for effect in order]}
+
+
+def _later(downstream: Path, device: str) -> Autoencoder:
+    from bitlens.autoencoders import Autoencoder
+
+    later = Autoencoder.from_pretrained(downstream, pick_device(device))
+    if not (later.metadata.get("hook") or {}).get("module"):
+        raise BitlensError(f"{downstream} names no hook point, so it cannot be --downstream.")
+    return later
+
+
+def _model(
+    autoencoder: Autoencoder, later: Autoencoder | None, store: ActivationStore, device: str
+) -> LanguageModel:
+    """The whole language model, hooked at the autoencoder's own hook points and the later one's."""
+    from bitlens.causal.splice import load_spliced
+
+    more = () if later is None else (later.metadata["hook"]["module"],)
+    return load_spliced(autoencoder, store, pick_device(device), more)
+
+
+def _line(effect: Effect) -> dict[str, Any]:
+    from bitlens import show
+
+    def named(tokens: list[Any]) -> str:
+        return "  ".join(f"{show.token(t.text)} {t.logp:+.1f}" for t in tokens[:TOKENS])
+
+    known = effect.loss_low == effect.loss_low  # not NaN
+    clear = known and (effect.loss_low > 0 or effect.loss_high < 0)
+    line: dict[str, Any] = {
+        "latent": effect.latent,
+        "on %": 100 * effect.rate,
+        "rows": effect.rows,
+        "KL": f"{effect.kl_div:.3f}" + _half(effect.kl_div_low, effect.kl_div_high),
+        "control": None if effect.kl_control != effect.kl_control else effect.kl_control,
+        "loss": f"{effect.loss:+.3f}"
+        + _half(effect.loss_low, effect.loss_high)
+        + (" *" if clear else ""),
+        "rises": named(effect.raises),
+        "falls": named(effect.lowers),
+    }
+    if effect.downstream:
+        moved = (f"{each.latent} {each.value:+.2f}" for each in effect.downstream[:MOVED])
+        line["downstream"] = "  ".join(moved)
+    return line
+
+
+def _half(low: float, high: float) -> str:
+    return f" ± {(high - low) / 2:.3f}" if low == low else ""
