@@ -30,7 +30,7 @@ from bitlens.explorer.guard import DRAINED, LARGEST
 from bitlens.features.profiles import profiles
 from bitlens.features.search import matching, nearest
 from bitlens.files import finite
-from bitlens.hidden import ActivationStore, Corpus, LanguageModel
+from bitlens.hidden import ActivationStore, Corpus, LanguageModel, PairedStore
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
 from bitlens.labels.sources import load_tokenizer
@@ -331,6 +331,25 @@ def test_a_sparse_autoencoder_holds_values(made):
         refused = ask(site, "hold", text=TEXT, holds={"1": 1}, others="searched")
         assert refused.status_code == 400
         assert "descent" in refused.json()["sentence"]
+
+
+@pytest.mark.slow
+def test_a_transcoder_is_shown_and_held(tmp_path, text_folder):
+    hooks = ["layers.2.mlp:input", "layers.2.mlp"]
+    model = LanguageModel.load("bundled", hooks, device="cpu")
+    reader = ContextReader(Corpus((str(text_folder),)), model.tokenizer, 64, packed=False)
+    stores = harvest(model, reader, tmp_path / "stores")
+    config = TrainConfig("transcoder", n_latents=64, k=8, steps=60, batch_size=128, device="cpu")
+    train(PairedStore(*(store.path for store in stores)), config, tmp_path / "run")
+    with served(Explorer(Sources(tmp_path / "run"))) as site:
+        run = site.get("/api/run.json").json()
+        assert run["live"]
+        assert run["hold_max"] > 0
+        tokens = ask(site, "text", text=TEXT).json()["tokens"]
+        latent = tokens[-1]["bits"][0]["latent"]
+        assert len(site.get(f"/api/latents/{latent}.json").json()["promotes"]) == 8
+        assert ask(site, "hold", text=TEXT, holds={str(latent): 0}).json()["kl_div"] > 0
+        assert ask(site, "near", text=TEXT, position=3).json()["contexts"]
 
 
 # --- who may ask ----------------------------------------------------------------------------------
