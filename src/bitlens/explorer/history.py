@@ -60,10 +60,10 @@ def _curves(run: Path | None) -> Record:
 
 def _made(run: Path | None) -> Record:
     if run is None:
-        return {"made": []}
+        return {"made": [], "settings": []}
     config, _ = contents.configuration(run)
     made = [pair for pairs in contents.made(config).values() for pair in pairs]
-    return {"made": [*made, *contents.settings(config)]}
+    return {"made": made, "settings": contents.settings(config)}
 
 
 def _numbers(values: Mapping[str, Any]) -> list[Record]:

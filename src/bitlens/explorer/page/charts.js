@@ -60,12 +60,12 @@ export function axis(values, format = "", { about = 4, log } = {}) {
   };
 }
 
-/** A curve with its last value, as a figure. */
+/** A curve with its last value, as a figure; null for a term that is not used. */
 export function lineChart({ name, meaning, xs, ys }) {
   const known = ys
     .map((value, index) => [xs[index], value])
     .filter(([, value]) => value !== null && Number.isFinite(value));
-  if (known.length < 2) return null;
+  if (known.length < 2 || known.every(([, value]) => value === 0)) return null;
   const [width, height, left, bottom] = [300, 120, 40, 100];
   const y = axis(
     known.map(([, value]) => value),

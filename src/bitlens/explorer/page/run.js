@@ -94,12 +94,9 @@ function entropy(it) {
   );
 }
 
-const SETTING = "training: ";
-
-function made(list) {
-  if (!list?.length) return null;
+function made(list, settings = []) {
+  if (!list?.length && !settings.length) return null;
   const shown = (value) => (typeof value === "number" ? number(value) : String(value));
-  const settings = list.filter(([label]) => label.startsWith(SETTING));
   return h(
     "section.card.made",
     null,
@@ -107,9 +104,7 @@ function made(list) {
     h(
       "dl.pairs",
       null,
-      list
-        .filter((pair) => !settings.includes(pair))
-        .map(([label, value]) => [h("dt", null, label), h("dd", null, shown(value))]),
+      list.map(([label, value]) => [h("dt", null, label), h("dd", null, shown(value))]),
     ),
     settings.length
       ? h(
@@ -120,12 +115,7 @@ function made(list) {
             "dl.pairs",
             null,
             settings.map(([label, value]) =>
-              h(
-                "div",
-                null,
-                h("dt", null, label.slice(SETTING.length)),
-                h("dd", null, shown(value)),
-              ),
+              h("div", null, h("dt", null, label), h("dd", null, shown(value))),
             ),
           ),
         )
@@ -171,8 +161,14 @@ export async function showRun(root, route, { run }) {
       h(
         "div",
         null,
-        h("section.card", null, h("h2", null, "Numbers"), numbers(it.numbers)),
-        made(it.made),
+        h(
+          "section.card",
+          null,
+          h("h2", null, "Numbers"),
+          it.measured?.length ? h("p.small", null, it.measured.join(" ")) : null,
+          numbers(it.numbers),
+        ),
+        made(it.made, it.settings),
       ),
       h(
         "div",
