@@ -39,7 +39,8 @@ def make(folder: Path, latents: int, rows: int) -> None:
     about = {"model": "bundled", "model_digest": digest("bundled"), "hook": HOOK}
     autoencoder = BinaryAutoencoder(WIDTH, latents, coding="step")
     autoencoder.initialise(g)
-    autoencoder.b_enc.data.fill_(-1.5)
+    autoencoder.scale.fill_(6.0)  # of these hidden states, about
+    autoencoder.b_enc.data.fill_(-1.6)  # so that few latents are on
     autoencoder.metadata = {**about, "prepend_bos": True}
     autoencoder.save(folder / "run")
     vocabulary = len(load_tokenizer("bundled", None))

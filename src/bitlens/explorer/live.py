@@ -183,8 +183,9 @@ class Live:
         held = {latent: self._raw(latent, value) for latent, value in holds.items()}
         settings = (self.model, self.subject.autoencoder, held, positions, others)
         with torch.no_grad():
+            holding = intervene(*settings)  # refuses what cannot be held
             before = self._logits(ids)[-1].float().log_softmax(-1)
-            with intervene(*settings):
+            with holding:
                 after = self._logits(ids)[-1].float().log_softmax(-1)
         ends: list[Record] = [{}, {}]
         if continuation is not None and continuation.tokens:
