@@ -14,7 +14,9 @@ from bitlens.causal.flips import Contexts, draw_flips
 from bitlens.causal.intervene import intervene, steering_vector
 from bitlens.causal.rerun import Rerun
 from bitlens.causal.splice import draw_contexts
+from bitlens.cli import main
 from bitlens.errors import BitlensError
+from bitlens.files import finite
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.hooks import attach
@@ -330,3 +332,38 @@ def test_records_are_plain(model, store):
     record = json.loads(json.dumps(asdict(effect)))
     assert set(record["raises"][0]) == {"token", "text", "logp"}
     assert record["raises"][0]["text"] == model.tokenizer.decode([record["raises"][0]["token"]])
+
+
+def test_the_command_prints_and_writes(folder, store, tmp_path, capsys, monkeypatch):
+    for name, seed in (("run", 0), ("later", 1)):
+        autoencoder = made("step", store, seed)
+        hook = HOOK if name == "run" else "layers.4"
+        autoencoder.metadata = {"hook": {"module": hook}}
+        autoencoder.save(tmp_path / name)
+    limits = ["--contexts", "4", "--rows", "3", "--part", "all", "--device", "cpu"]
+    given = ["effects", str(tmp_path / "run"), str(folder), *limits]
+    more = ["--latents", "1", "2", "3", "--downstream", str(tmp_path / "later")]
+    out, numbers = tmp_path / "effects.jsonl", tmp_path / "numbers.json"
+    main([*given, *more, "--out", str(out), "--json", str(numbers)])
+    shown = capsys.readouterr().out
+    assert "each latent switched off" in shown
+    assert "downstream" in shown
+    records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    both = LanguageModel.load("bundled", [HOOK, "layers.4"], device="cpu", causal=True)
+    one, later = (BinaryAutoencoder.from_pretrained(tmp_path / n) for n in ("run", "later"))
+    expected = effects(
+        both, one, store, [1, 2, 3], contexts=4, rows=3, part="all", downstream=later
+    )
+    assert records == [finite(asdict(effect)) for effect in expected]
+    said = json.loads(numbers.read_text(encoding="utf-8"))
+    assert said["latents"] == 3
+    assert {e["latent"] for e in said["effects"]} == {e.latent for e in expected if e.rows}
+    for wrong, sentence in (
+        (["--out", str(tmp_path / "effects.csv")], "written as .jsonl or .parquet"),
+        (["--latents", "99"], "There is no latent 99"),
+        (["--rows", "0"], "--rows must be at least 1"),
+        (["--top", "0"], "--top must be at least 1"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*given, *wrong])
+        assert sentence in capsys.readouterr().err.replace("\n", " ")

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +22,10 @@ from bitlens.causal.intervene import (
     sweep,
 )
 from bitlens.errors import BitlensError
-from bitlens.hidden import LanguageModel
+from bitlens.hidden import Corpus, LanguageModel
+from bitlens.hidden.harvest import harvest
 from bitlens.hidden.hooks import attach
+from bitlens.hidden.text import ContextReader
 from bitlens.seeding import generator
 
 HOOK, LATENTS = "layers.2", 48
@@ -547,3 +551,22 @@ def test_bad_input_is_refused(model):
         pytest.raises(BitlensError, match="no position -99"),
     ):
         logits(model, tokens, mask)
+
+
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
+    """docs/interventions.md, on an untrained run of as many latents."""
+    reading = LanguageModel.load("bundled", [HOOK], device="cpu")
+    reader = ContextReader(Corpus(("bundled",)), reading.tokenizer, 64, test_fraction=0.3)
+    harvest(reading, reader, tmp_path / "store", max_rows=3000)
+    autoencoder = BinaryAutoencoder(256, 700)
+    autoencoder.initialise(generator("page"))
+    autoencoder.scale.fill_(6.0)
+    autoencoder.save(tmp_path / "run")
+    page = (Path(__file__).parent.parent / "docs" / "interventions.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(first + second, names)
+    assert names["log_probs"].shape == (3, 4096)
+    assert names["held"].rows == 2  # the prompt's last token, in each of two passes
+    assert [effect.latent for effect in names["found"]] == [0, 57, 635]

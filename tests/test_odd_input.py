@@ -64,6 +64,7 @@ def reading(
             ["compress", of_run, store, "--out", out],
         )
         yield ["faithfulness", of_run, store]
+        yield ["effects", of_run, store]
     if store and not of_run:
         yield ["train", store, "--out", out, "--steps", 5, "--n-latents", 8]
     if codes:
@@ -321,7 +322,7 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(
         "bench": [],
         "interpret": ["no", "--out", tmp_path / "o"],
         "study icl": ["--data", "no", "--out", tmp_path / "o"],
-    }.get(command, ["no", "no"] if command in ("evaluate", "faithfulness") else ["no"])
+    }.get(command, ["no", "no"] if command in ("evaluate", "faithfulness", "effects") else ["no"])
     given = (
         ["--out", tmp_path / "o"]
         if command.startswith("study") and command != "study icl"
@@ -334,12 +335,12 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("command", ["faithfulness", "features", "labels", "compress"])
+@pytest.mark.parametrize("command", ["faithfulness", "effects", "features", "labels", "compress"])
 def test_so_is_a_file_of_results(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    given = ["no", "no"] if command in ("faithfulness", "compress") else ["no"]
+    given = ["no", "no"] if command in ("faithfulness", "effects", "compress") else ["no"]
     assert "cannot be written" in refused(
         capsys, command, *given, "--out", tmp_path / "file" / "n.csv"
     )
