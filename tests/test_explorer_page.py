@@ -308,7 +308,7 @@ def test_a_held_bit_changes_what_the_model_says_as_in_python(site, folder, open_
         ("searched anew", "others", "searched"),
     ):
         with page.expect_response("**/api/hold") as answer:
-            page.get_by_text(label, exact=True).click()
+            page.get_by_label(label, exact=True).check()
         assert answer.value.ok
         assert answer.value.request.post_data_json[name] == value
     page.locator(".held-chip button[title]").click()  # the other way round
