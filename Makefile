@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 TEXT ?= .venv/world-english-bible.jsonl
 OUT ?= bitlens-real
 
-.PHONY: demo real test fast check bench docs notebooks clean
+.PHONY: demo real test fast check bench docs notebooks pictures clean
 
 demo: .venv/base
 	$(BIN)/bitlens demo --out bitlens-demo --overwrite
@@ -37,6 +37,10 @@ docs: .venv/base
 # The outputs that the notebooks are committed with.
 notebooks: .venv/dev
 	$(BIN)/python tools/run_notebooks.py examples/*.ipynb
+
+# Pictures of the explorer, of the demo's run; needs Chromium.
+pictures: .venv/dev
+	$(BIN)/python tools/render_explorer.py docs
 
 bench: .venv/bench
 	$(BIN)/python -m benchmarks.speed

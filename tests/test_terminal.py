@@ -82,6 +82,18 @@ def test_hidden_work_says_nothing_nor_does_what_it_calls(
     assert "public; inner" in capsys.readouterr().err
 
 
+def test_bars_that_are_dismissed_say_nothing_more(
+    soon: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with terminal.bar("outer"), terminal.bar("inner"):
+        terminal.dismiss()
+        assert not terminal._screen.bars
+        capsys.readouterr()
+        with terminal.bar("later"):
+            assert "outer" not in until_said(capsys, "later")
+    assert not terminal._screen.bars
+
+
 def test_work_that_fails_leaves_no_bar(soon: None) -> None:
     with pytest.raises(ValueError), terminal.bar("one"), terminal.bar("two"):
         raise ValueError

@@ -114,6 +114,8 @@ class _Screen:
             self._tasks[bar] = self._progress.add_task(bar.title, total=bar.total, note="")
 
     def close(self, bar: Bar) -> None:
+        if bar not in self.bars:
+            return  # dismissed
         self.bars.remove(bar)
         if self._progress is not None and self.bars:
             self._progress.remove_task(self._tasks.pop(bar))
@@ -261,6 +263,12 @@ def shown(title: str) -> Callable[[F], F]:
 def hide() -> None:
     """From here on this process shows nothing: of several that work at once, one speaks."""
     _screen.hidden += 1
+
+
+def dismiss() -> None:
+    """Close every bar that is open: what follows is no work that comes to an end."""
+    for one in reversed(list(_screen.bars)):
+        _screen.close(one)
 
 
 def at(done: int, note: str = "", total: int | None = None) -> None:

@@ -36,6 +36,7 @@ COMMANDS = {  # name: module of this package and its function
     "features": "features:features",
     "interpret": "interpret:interpret",
     "search": "search:search",
+    "explore": "explore:explore",
     "labels": "labels:labels",
     "contrast": "contrast:contrast",
     "match": "match:match",

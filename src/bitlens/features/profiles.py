@@ -89,6 +89,8 @@ class Profile:
     similar: list[Near] = field(default_factory=list)
     """highest decoder cosines"""
     promotes: list[Promoted] = field(default_factory=list)
+    suppresses: list[Promoted] = field(default_factory=list)
+    """the tokens whose logits it lowers most"""
     examples: list[str] = field(default_factory=list)
 
     def described(self) -> dict[str, str]:
@@ -166,7 +168,8 @@ def profiles(
         directions = W_dec.detach().float().cpu() * torch.where(flipped, -1.0, 1.0)[:, None]
         shared["similar"] = _similar(directions, top)
         if effect is not None:
-            shared["promotes"] = _promoted(directions, effect, tokenizer, top)
+            both = _promoted(directions, effect, tokenizer, top)
+            shared["promotes"], shared["suppresses"] = both
     if tokenizer is not None and examples:
         drawn = on_rows(rare, codes.document[codes.usual], examples, seed=seed)
         shared["examples"] = _examples(codes, drawn, tokenizer, window)
@@ -215,18 +218,27 @@ def _similar(directions: Tensor, top: int) -> list[list[Near]]:
     return nearest
 
 
-def _promoted(directions: Tensor, effect: Effect, tokenizer: Any, top: int) -> list[list[Promoted]]:
-    tokens: list[list[int]] = []
-    raised: list[list[float]] = []
+def _promoted(
+    directions: Tensor, effect: Effect, tokenizer: Any, top: int
+) -> tuple[list[list[Promoted]], list[list[Promoted]]]:
+    """The tokens whose logits each direction raises most, and those it lowers most."""
+    ends: tuple[list[Any], list[Any]] = [], []  # (tokens, logits) of every direction
     for block in directions.split(EFFECTS):
         logits = effect(block)
-        highest = logits.topk(min(top, logits.shape[1]), dim=1)
-        tokens += highest.indices.tolist()
-        raised += (highest.values - logits.mean(1, keepdim=True)).tolist()
-    seen = {token for some in tokens for token in some}
+        logits -= logits.mean(1, keepdim=True)
+        for end, largest in zip(ends, (True, False), strict=True):
+            found = logits.topk(min(top, logits.shape[1]), dim=1, largest=largest)
+            end += zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    seen = {token for end in ends for tokens, _ in end for token in tokens}
     text = dict.fromkeys(seen, "") if tokenizer is None else token_texts(tokenizer, seen)
-    texts = [[text[token] for token in some] for some in tokens]
-    return [list(map(Promoted, *lists)) for lists in zip(tokens, texts, raised, strict=True)]
+    raised, lowered = (
+        [
+            [Promoted(token, text[token], logit) for token, logit in zip(*both, strict=True)]
+            for both in end
+        ]
+        for end in ends
+    )
+    return raised, lowered
 
 
 def _examples(codes: Codes, drawn: Tensor, tokenizer: Any, window: int) -> list[list[str]]:

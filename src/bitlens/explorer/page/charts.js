@@ -1,0 +1,158 @@
+// Axes, small line charts in SVG, and bars.
+
+import { h, s, style } from "./dom.js";
+import { number, short, visible } from "./format.js";
+
+function linearTicks(low, high, about) {
+  const rough = (high - low) / about || 1;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
+  const ticks = [];
+  for (let tick = Math.ceil(low / step) * step; tick <= high + step * 1e-9; tick += step)
+    ticks.push(Math.abs(tick) < step * 1e-9 ? 0 : tick);
+  return ticks;
+}
+
+function logTicks(low, high) {
+  const [first, last] = [Math.ceil(Math.log10(low) - 1e-9), Math.floor(Math.log10(high) + 1e-9)];
+  const step = Math.max(1, Math.ceil((last - first + 1) / 5));
+  const ticks = [];
+  for (let power = first; power <= last; power += step) ticks.push(10 ** power);
+  return ticks.length > 1 ? ticks : [low, high];
+}
+
+/**
+ * From values to 0 … 1 and back. Values above zero that span orders of magnitude, most of them
+ * small, get a logarithmic axis, at whose left end the zeros are.
+ */
+export function axis(values, format = "", { about = 4, log } = {}) {
+  const known = Float64Array.from(
+    values.filter((value) => value !== null && Number.isFinite(value)),
+  ).sort();
+  let [low, high] = known.length ? [known[0], known.at(-1)] : [0, 1];
+  const least = known.find((value) => value > 0) ?? Infinity;
+  const skewed = high / least > 100 && known[known.length >> 1] < high / 10;
+  const logarithmic = log ?? (low >= 0 && skewed);
+  const text = (value) => (format.endsWith("%") ? `${short(100 * value, 2)} %` : short(value, 2));
+  if (logarithmic) {
+    low = least;
+    const [a, b] = [Math.log(low), Math.log(high)];
+    const at = (value) => (value <= low ? 0 : Math.min(1, (Math.log(value) - a) / (b - a || 1)));
+    return {
+      low,
+      high,
+      at,
+      back: (share) => Math.exp(a + share * (b - a)),
+      ticks: logTicks(low, high),
+      text,
+      log: true,
+    };
+  }
+  if (low === high) [low, high] = [low - 0.5, high + 0.5];
+  const at = (value) => Math.min(1, Math.max(0, (value - low) / (high - low)));
+  return {
+    low,
+    high,
+    at,
+    back: (share) => low + share * (high - low),
+    ticks: linearTicks(low, high, about),
+    text,
+  };
+}
+
+/** A curve with its last value, as a figure; null for a term that is not used. */
+export function lineChart({ name, meaning, xs, ys }) {
+  const known = ys
+    .map((value, index) => [xs[index], value])
+    .filter(([, value]) => value !== null && Number.isFinite(value));
+  if (known.length < 2 || known.every(([, value]) => value === 0)) return null;
+  const [width, height, left, bottom] = [300, 120, 40, 100];
+  const y = axis(
+    known.map(([, value]) => value),
+    "",
+    { about: 3, log: false },
+  );
+  const x = axis(
+    known.map(([step]) => step),
+    "",
+    { log: false },
+  );
+  const px = (value) => left + x.at(value) * (width - left - 4);
+  const py = (value) => bottom - y.at(value) * (bottom - 8);
+  const path = known
+    .map(
+      ([step, value], index) =>
+        `${index ? "L" : "M"}${px(step).toFixed(1)} ${py(value).toFixed(1)}`,
+    )
+    .join("");
+  const last = known.at(-1)[1];
+  const label = `${name} from ${number(known[0][1])} to ${number(last)} in ${number(x.high)} steps`;
+  return h(
+    "figure.curve",
+    null,
+    h("figcaption", null, h("span", null, name), h("b", null, number(last))),
+    s(
+      "svg",
+      { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
+      y.ticks.map((tick) => [
+        s("line", { x1: left, x2: width, y1: py(tick), y2: py(tick) }),
+        s(
+          "text",
+          { x: left - 6, y: py(tick) + 3.5, "text-anchor": "end" },
+          tick >= 10000 ? `${short(tick / 1000)}k` : short(tick, 3),
+        ),
+      ]),
+      [x.low, x.high].map((step, end) =>
+        s(
+          "text",
+          { x: px(step), y: height - 4, "text-anchor": end ? "end" : "start" },
+          number(step, ",d"),
+        ),
+      ),
+      s("path", { d: path }),
+      s("circle", { cx: px(known.at(-1)[0]), cy: py(last), r: 2.5 }),
+    ),
+    meaning && h("p.small", null, meaning),
+  );
+}
+
+/** A bar of a share 0 … 1. */
+export function bar(share, kind = "") {
+  return h(
+    "span.bar",
+    { class: `bar ${kind}`, "aria-hidden": "true" },
+    style(h("span"), { width: `${(100 * Math.min(1, Math.max(0, share || 0))).toFixed(2)}%` }),
+  );
+}
+
+/** Tokens with bars: [{ text, value, shown, title }]. */
+export function tokenBars(rows, kind, empty = "None.") {
+  if (!rows?.length) return h("p.small", null, empty);
+  const most = Math.max(...rows.map(({ value }) => Math.abs(value))) || 1;
+  return h(
+    "ol.bars",
+    null,
+    rows.map(({ text, value, shown, title }) =>
+      h(
+        "li",
+        { title },
+        h("span.tok", null, visible(text)),
+        bar(Math.abs(value) / most, kind),
+        h("span.number", null, shown),
+      ),
+    ),
+  );
+}
+
+/** A value with its interval on a line from low to high. */
+export function intervalBar(value, low, high, from = 0, to = 1) {
+  const share = (at) =>
+    `${(100 * Math.min(1, Math.max(0, (at - from) / (to - from)))).toFixed(2)}%`;
+  const known = low !== null && low !== undefined && high !== null && high !== undefined;
+  return h(
+    "span.interval",
+    { "aria-hidden": "true" },
+    known && style(h("i"), { left: share(low), right: `calc(100% - ${share(high)})` }),
+    style(h("b"), { left: share(value) }),
+  );
+}

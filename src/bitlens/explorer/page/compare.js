@@ -1,0 +1,273 @@
+// Two runs: their matched latents side by side.
+
+import { get } from "./api.js";
+import { latentSummary } from "./cards.js";
+import { tokenBars } from "./charts.js";
+import { examples, tokenChips } from "./contexts.js";
+import { h, later } from "./dom.js";
+import { number, percent, thousands, visible } from "./format.js";
+import { Grid } from "./grid.js";
+import { keep, latentAddress } from "./route.js";
+
+const NUMBERS = ["a_rate", "b_rate", "jaccard", "cosine"];
+const COLUMNS = [
+  { key: "a", label: "a", width: 42, title: "latent of the first run", must: true },
+  {
+    key: "a_tokens",
+    label: "tokens",
+    width: 120,
+    grow: 2,
+    title: "on which tokens it is on",
+    must: true,
+  },
+  { key: "b", label: "b", width: 42, title: "its match in the second run", must: true },
+  {
+    key: "b_tokens",
+    label: "tokens",
+    width: 120,
+    grow: 2,
+    title: "on which tokens the match is on",
+    must: true,
+  },
+  {
+    key: "jaccard",
+    label: "jaccard",
+    width: 64,
+    number: true,
+    title: "tokens at which both are on, of those at which either is",
+  },
+  { key: "category", label: "category", width: 76 },
+  { key: "cosine", label: "cosine", width: 58, number: true, title: "of the two decoders" },
+  { key: "a_rate", label: "rate a", width: 70, number: true },
+  { key: "b_rate", label: "rate b", width: 70, number: true },
+];
+
+const words = (tokens) =>
+  (Array.isArray(tokens) ? tokens.map(visible).join(" ") : (tokens ?? "")).toLowerCase();
+
+class View {
+  constructor(root, route, { a, b, rows, counts }) {
+    Object.assign(this, { root, a, b, rows, counts: counts ?? {} });
+    this.query = route.query.get("q") ?? "";
+    this.category = route.query.get("category") ?? "";
+    const sort = route.query.get("sort") ?? "-jaccard";
+    this.key = COLUMNS.some(({ key }) => key === sort.replace(/^-/, ""))
+      ? sort.replace(/^-/, "")
+      : "jaccard";
+    this.down = sort.startsWith("-");
+    this.at = Number(route.query.get("at") ?? -1);
+    this.words = rows.map(
+      (row) => `${row.a ?? ""} ${row.b ?? ""} ${words(row.a_tokens)} ${words(row.b_tokens)}`,
+    );
+    this.build();
+    this.update();
+  }
+
+  build() {
+    const search = h("input", {
+      type: "search",
+      value: this.query,
+      autocomplete: "off",
+      placeholder: "Search tokens or numbers",
+      "aria-label": "Search matched latents",
+      oninput: later(60, () => this.change({ query: search.value })),
+    });
+    this.search = search;
+    this.chips = h("div.chips");
+    this.count = h("output.count", { "aria-live": "polite" });
+    const there = COLUMNS.filter(({ key }) =>
+      this.rows.some((row) => row[key] !== null && row[key] !== undefined),
+    );
+    this.grid = new Grid({
+      label: "Matched latents",
+      columns: there.map((column) => ({ ...column, stack: !column.key.endsWith("rate") })),
+      note: "No pair fits.",
+      height: 34,
+      stacked: 84,
+      cell: (row, column, node) => this.cell(this.rows[row], column.key, node),
+      open: (row) => this.open(row),
+      sort: (key) =>
+        this.change(key === this.key ? { down: !this.down } : { key, down: NUMBERS.includes(key) }),
+    });
+    this.grid.onmove = later(90, (row) => row !== this.at && this.open(row));
+    this.pair = h(
+      "div.pair-panel",
+      { "aria-live": "polite" },
+      h("p.note", null, "Choose a pair to see both latents side by side."),
+    );
+    this.root.append(
+      h(
+        "header.run-head",
+        null,
+        h("h1", null, "Compare"),
+        h(
+          "p",
+          null,
+          h("span.kind", null, "a"),
+          ` ${this.a.title} (${this.a.architecture}) `,
+          h("span.kind", null, "b"),
+          ` ${this.b.title} (${this.b.architecture})`,
+        ),
+      ),
+      h("div.seek", { role: "search" }, h("div.find", null, search), this.chips, this.count),
+      h("div.split.compare-split", null, this.grid.node, this.pair),
+    );
+  }
+
+  change(values) {
+    Object.assign(this, values);
+    this.update();
+  }
+
+  update() {
+    const query = this.query.toLowerCase();
+    const value = (row) => (this.key.endsWith("tokens") ? words(row[this.key]) : row[this.key]);
+    const list = [...this.rows.keys()].filter(
+      (row) =>
+        (!this.category || this.rows[row].category === this.category) &&
+        this.words[row].includes(query),
+    );
+    const side = this.down ? -1 : 1;
+    list.sort((x, y) => {
+      const [a, b] = [value(this.rows[x]), value(this.rows[y])];
+      if ((a ?? null) === null || (b ?? null) === null)
+        return ((a ?? null) === null) - ((b ?? null) === null) || x - y;
+      return side * (a < b ? -1 : a > b ? 1 : 0) || x - y;
+    });
+    this.grid.setSorted(this.key, this.down);
+    this.grid.setRows(list);
+    this.count.textContent = `${thousands(list.length)} of ${thousands(this.rows.length)} pairs`;
+    const categories = Object.entries(this.counts).filter(([category]) =>
+      this.rows.some((row) => row.category === category),
+    );
+    this.chips.replaceChildren(
+      ...categories.map(([category, count]) =>
+        h(
+          "button.chip",
+          {
+            type: "button",
+            "aria-pressed": category === this.category,
+            onclick: () => this.change({ category: category === this.category ? "" : category }),
+          },
+          category,
+          h("b", null, thousands(count)),
+        ),
+      ),
+    );
+    this.remember();
+  }
+
+  remember() {
+    keep("compare", "", {
+      q: this.query,
+      category: this.category,
+      sort: this.key === "jaccard" && this.down ? "" : `${this.down ? "-" : ""}${this.key}`,
+      at: this.at < 0 ? "" : this.at,
+    });
+  }
+
+  cell(row, key, node) {
+    const value = row[key];
+    if (key.endsWith("tokens")) node.append(...tokenChips(value, 4));
+    else if (key.endsWith("rate")) node.textContent = percent(value);
+    else if (NUMBERS.includes(key)) node.textContent = number(value, ".2f");
+    else node.textContent = value ?? "–";
+    if (NUMBERS.includes(key))
+      node.dataset.label = COLUMNS.find((column) => column.key === key).label;
+  }
+
+  async open(index) {
+    const row = this.rows[index];
+    this.at = index;
+    this.remember();
+    const ask = (path, latent) =>
+      latent === null || latent === undefined ? null : get(`${path}/${latent}.json`);
+    const sides = await Promise.allSettled([ask("api/latents", row.a), ask("api/beside", row.b)]);
+    if (this.at !== index) return;
+    const names = [this.a.title, this.b.title];
+    this.pair.replaceChildren(
+      h(
+        "div.pair-facts",
+        null,
+        h("b", null, row.category ?? "pair"),
+        h("span", null, `jaccard ${number(row.jaccard, ".2f")}`),
+        h("span", null, `cosine ${number(row.cosine, ".2f")}`),
+      ),
+      h(
+        "div.two",
+        null,
+        sides.map(({ value, reason }, side) => this.side(names[side], side, value, reason)),
+      ),
+    );
+  }
+
+  side(name, side, latent, reason) {
+    if (reason)
+      return h("div.card", null, h("h2", null, name), h("p.note.failed", null, reason.message));
+    if (!latent)
+      return h(
+        "div.card",
+        null,
+        h("h2", null, name),
+        h("p.note", null, "No latent of this run matches."),
+      );
+    const title =
+      side === 0
+        ? h("a", { href: latentAddress(latent.latent) }, String(latent.latent))
+        : String(latent.latent);
+    return h(
+      "div.card",
+      null,
+      h("p.small", null, name),
+      h("h2", null, "Latent ", title),
+      latentSummary(latent),
+      latent.explanation?.text ? h("p", null, latent.explanation.text) : null,
+      latent.preferred?.length
+        ? tokenBars(
+            latent.preferred
+              .slice(0, 6)
+              .map(({ text, share }) => ({ text, value: share, shown: percent(share) })),
+          )
+        : null,
+      latent.examples?.length
+        ? examples(latent.examples.slice(0, 6))
+        : h("p.note", null, "It is on nowhere in these codes."),
+    );
+  }
+
+  ready() {
+    this.grid.fit();
+    if (this.at >= 0 && this.at < this.rows.length) {
+      this.grid.move(this.grid.rows.indexOf(this.at));
+      this.open(this.at);
+    }
+    this.grid.node.focus({ preventScroll: true });
+  }
+
+  keys(event) {
+    if (event.key === "/") return (this.search.focus(), true);
+    return this.grid.key(event);
+  }
+}
+
+export async function showCompare(root, route, { run }) {
+  if (!run.beside) {
+    root.append(
+      h("h1", null, "Compare"),
+      h(
+        "p.note",
+        null,
+        "There is one run here. Start ",
+        h("code", null, "bitlens explore RUN --beside OTHER_RUN"),
+        " to see its latents beside those of another.",
+      ),
+    );
+    return null;
+  }
+  const view = new View(root, route, await get("api/compare.json"));
+  return {
+    keys: (event) => view.keys(event),
+    ready: () => view.ready(),
+    close: () => view.grid.close(),
+  };
+}

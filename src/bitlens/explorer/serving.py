@@ -1,0 +1,55 @@
+"""The explorer's server, on this computer only."""
+
+from __future__ import annotations
+
+import socket
+
+import uvicorn
+
+from bitlens.errors import BitlensError
+from bitlens.explorer.app import create_app
+from bitlens.explorer.explorer import Explorer
+
+HOST = "127.0.0.1"
+PATIENCE = 2  # seconds in which open answers are finished at the end
+
+
+def listen(port: int) -> socket.socket:
+    """A socket on this port, or on a free one if that is taken. 0: any free port."""
+    if not 0 <= port < 1 << 16:
+        raise BitlensError(f"`port` must be from 0 to 65535, not {port}.")
+    for tried in (port, 0):
+        # named as TCP, so that asyncio lets small packets go at once: 40 ms an answer otherwise
+        one = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((HOST, tried))
+            one.listen()
+            return one
+        except OSError:  # taken, or for others only
+            one.close()
+    raise BitlensError(f"No port of {HOST} can be opened.")
+
+
+def serve(explorer: Explorer, listening: socket.socket) -> None:
+    """Answer until Ctrl-C."""
+    try:
+        server(explorer, listening.getsockname()[1]).run(sockets=[listening])
+    except KeyboardInterrupt:  # raised again by uvicorn once it has ended
+        pass
+    finally:
+        explorer.worker.stop()
+
+
+def server(explorer: Explorer, port: int) -> uvicorn.Server:
+    """A server that answers requests for this port; `run(sockets=[...])` runs it."""
+    config = uvicorn.Config(
+        create_app(explorer, port),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        timeout_graceful_shutdown=PATIENCE,
+    )
+    return uvicorn.Server(config)

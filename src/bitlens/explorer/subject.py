@@ -1,0 +1,125 @@
+"""A run that is looked at: its autoencoder, its codes, and what was gathered of its latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitlens.autoencoders import Autoencoder
+from bitlens.autoencoders.binary import NEGLIGIBLE
+from bitlens.bits.codes import Codes
+from bitlens.bits.packed import PackedBits
+from bitlens.bits.statistics import DENSE
+from bitlens.bits.words import WORD
+from bitlens.errors import BitlensError
+from bitlens.explorer.gathering import gathered
+from bitlens.explorer.keeping import Record
+from bitlens.explorer.words import Words
+from bitlens.labels.sources import load_tokenizer
+
+BEFORE, AFTER = 20, 10  # tokens of an example around the marked one
+NAMED = 5  # tokens that name a latent where it is only mentioned
+
+
+class Subject:
+    """One run with the codes that it made."""
+
+    def __init__(self, run: Path, codes: Codes, autoencoder: Autoencoder, promotes: bool) -> None:
+        """promotes: load the language model to see which tokens a latent promotes, if that is not
+        known from an earlier time."""
+        _require_own(run, codes, autoencoder)
+        self.run, self.codes, self.autoencoder = run, codes, autoencoder
+        tokens = len(codes) > 0 and int(codes.token.min()) >= 0
+        self.tokenizer: Any = None
+        if tokens and codes.manifest.get("model") is not None:
+            self.tokenizer = load_tokenizer(codes)
+        self.words = Words(self.tokenizer)
+        self.has_tokens = tokens
+        self.records = gathered(codes, run, autoencoder, self.tokenizer, promotes)
+        self.flipped = torch.tensor([record["flipped"] for record in self.records])
+        self.example = lru_cache(maxsize=1 << 14)(self._example)
+
+    def __repr__(self) -> str:
+        return f"Subject({self.run}: {self.autoencoder.architecture}, {self.codes!r})"
+
+    @property
+    def n_latents(self) -> int:
+        """Latents of the run"""
+        return len(self.records)
+
+    def record(self, latent: int) -> Record:
+        """What was gathered of a latent."""
+        if not 0 <= latent < self.n_latents:
+            last = self.n_latents - 1
+            raise BitlensError(f"There is no latent {latent}; this run has latents 0 to {last}.")
+        return self.records[latent]
+
+    def tokens_of(self, latent: int) -> list[str]:
+        """The texts of a few tokens that the latent prefers, by which it is recognised."""
+        return [token["text"] for token in self.records[latent]["tokens"][:NAMED]]
+
+    def flags(self, latent: int) -> str:
+        """dense, dead or stuck."""
+        record = self.records[latent]
+        if record["rate"] < NEGLIGIBLE:
+            return "stuck" if record["flipped"] else "dead"
+        return "dense" if record["rate"] > DENSE else ""
+
+    def on(self, latent: int, rows: torch.Tensor | slice) -> list[int]:
+        """Whether the latent is in its rare state in these rows, 0 or 1."""
+        bits = (self.codes.bits.words[rows, latent // WORD] >> (latent % WORD)) & 1
+        return (bits ^ int(self.flipped[latent])).tolist()
+
+    def rare(self, bits: PackedBits) -> PackedBits:
+        """Rows of bits with each latent's rare state as 1."""
+        flips = PackedBits.pack(self.flipped[None]).words
+        return PackedBits(bits.words.cpu() ^ flips, bits.n_latents)
+
+    def _example(self, row: int, latent: int) -> Record:
+        """A row in its context, each token with whether the latent is on there."""
+        return self.context(row, lambda rows: self.on(latent, rows))
+
+    def context(self, row: int, values: Callable[[slice], Sequence[float]]) -> Record:
+        """A row's token amid its neighbours of the same document, each with its value from 0 to 1.
+
+        values: of consecutive rows.
+        """
+        first, last = max(0, row - BEFORE), min(len(self.codes), row + AFTER + 1)
+        document = self.codes.document[first:last]
+        other = (document != document[row - first]).nonzero()[:, 0] + first
+        start = max(other[other < row].tolist(), default=first - 1) + 1
+        end = min(other[other > row].tolist(), default=last)
+        pieces = self.words.joined(self.codes.token[start:end].tolist())
+        own = values(slice(start, end))
+        return {
+            "document": int(self.codes.document[row]),
+            "row": row,
+            "at": row - start,
+            "tokens": [{"t": t, "v": v} for t, v in zip(pieces, own, strict=True)],
+        }
+
+
+def _require_own(run: Path, codes: Codes, autoencoder: Autoencoder) -> None:
+    """BitlensError for codes that cannot be of this run."""
+    own = "name its own codes with `codes`"
+    if codes.n_latents != autoencoder.n_latents:
+        raise BitlensError(
+            f"{run} has {autoencoder.n_latents} latents, but the codes {codes.path} have "
+            f"{codes.n_latents}; {own}."
+        )
+    kind = codes.manifest.get("architecture")
+    if kind not in (None, autoencoder.architecture):
+        raise BitlensError(
+            f"{run} is a {autoencoder.architecture}, but the codes {codes.path} are of a {kind}; "
+            f"{own}."
+        )
+    both = (codes.manifest, autoencoder.metadata)
+    hooks = [(about.get("hook") or {}).get("module") for about in both]
+    if None not in hooks and hooks[0] != hooks[1]:
+        raise BitlensError(
+            f"{run} reads {hooks[1]}, but the codes {codes.path} are of {hooks[0]}; {own}."
+        )
