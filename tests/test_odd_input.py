@@ -321,6 +321,7 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(
         "demo": ["--out", tmp_path / "o"],
         "bench": [],
         "interpret": ["no", "--out", tmp_path / "o"],
+        "contrast": ["no", "--positive", "0-9", "--negative", "10-19"],
         "study icl": ["--data", "no", "--out", tmp_path / "o"],
     }.get(command, ["no", "no"] if command in ("evaluate", "faithfulness", "effects") else ["no"])
     given = (

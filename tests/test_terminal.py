@@ -100,9 +100,12 @@ def test_work_that_fails_leaves_no_bar(soon: None) -> None:
     assert not terminal._screen.bars
 
 
+AT_ONCE = ("to_pandas", "intervene", "nearest")  # nobody waits for these
+
+
 @pytest.mark.parametrize(
     "name",
-    [n for n in bitlens.__all__ if inspect.isfunction(getattr(bitlens, n)) and n != "to_pandas"],
+    [n for n in bitlens.__all__ if inspect.isfunction(getattr(bitlens, n)) and n not in AT_ONCE],
 )
 def test_every_public_function_shows_progress_unless_told_not_to(name: str) -> None:
     function = getattr(bitlens, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bitlens.hidden.pieces import cut, token_texts
+from bitlens.hidden.pieces import apart, token_texts
 
 
 class Words:
@@ -26,6 +26,4 @@ class Words:
     def joined(self, ids: Sequence[int]) -> list[str]:
         """Each token as it reads in this text: the pieces join to it."""
         pieces = self.alone(ids)
-        if self.tokenizer is None or "".join(pieces) == self.tokenizer.decode(list(ids)):
-            return pieces  # nothing lies between them, and no character is of several
-        return cut(self.tokenizer, ids, range(1, len(ids)))
+        return pieces if self.tokenizer is None else apart(self.tokenizer, ids, pieces)

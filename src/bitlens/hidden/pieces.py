@@ -31,6 +31,14 @@ def cut(tokenizer: Any, ids: Sequence[int], at: Iterable[int]) -> list[str]:
     return [whole[low:high] for low, high in itertools.pairwise(places)]
 
 
+def apart(tokenizer: Any, ids: Sequence[int], alone: Sequence[str]) -> list[str]:
+    """`tokenizer.decode(ids)` in a piece for each token. alone: their `token_texts`, which are the
+    pieces where they join to the text, as they mostly do."""
+    if "".join(alone) == tokenizer.decode(list(ids)):
+        return list(alone)  # nothing lies between them, and no character is of several
+    return cut(tokenizer, ids, range(1, len(ids)))
+
+
 def in_text(tokenizer: Any, ids: Sequence[int], index: int, window: int) -> tuple[str, str, str]:
     """(text before, token, text after) of `ids[index]`, with up to `window` tokens on each side.
 
