@@ -31,7 +31,7 @@ check: .venv/dev
 
 # What the README shows of the demo, and the list of numbers; tests compare both with what is so.
 docs: .venv/base
-	$(BIN)/python tools/render_demo.py docs/demo.svg docs/demo.txt
+	$(BIN)/python tools/render_demo.py docs/demo.txt
 	$(BIN)/python tools/list_numbers.py docs/numbers.md
 
 # The outputs that the notebooks are committed with.

@@ -1,6 +1,6 @@
-"""Run the demo and keep what it prints as a picture and as text, for the README.
+"""Run the demo and keep what it prints.
 
-python tools/render_demo.py docs/demo.svg docs/demo.txt
+python tools/render_demo.py docs/demo.txt
 """
 
 import re
@@ -31,14 +31,11 @@ def shape(text: str) -> list[str]:
 
 
 def main() -> None:
-    picture, text = map(Path, sys.argv[1:3])
     show.out = Console(record=True, width=120, highlight=False, markup=False, emoji=False)
     with tempfile.TemporaryDirectory() as scratch:
         run_demo(Path(scratch) / "bitlens-demo")
-    shown = show.out.export_text(clear=False)
-    svg = show.out.export_svg(title="bitlens demo", font_aspect_ratio=0.61)
-    text.write_text(re.sub(r"\S*/bitlens-demo", "bitlens-demo", shown), encoding="utf-8")
-    picture.write_text(re.sub(r"[^\s<>]*/bitlens-demo", "bitlens-demo", svg), encoding="utf-8")
+    shown = re.sub(r"\S*/bitlens-demo", "bitlens-demo", show.out.export_text())
+    Path(sys.argv[1]).write_text(shown, encoding="utf-8")
 
 
 if __name__ == "__main__":
