@@ -17,7 +17,13 @@ from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
 from bitlens.options import BUNDLED
 from bitlens.studies.cells import Cell, Row, Study
-from bitlens.studies.compare.config import BAE, SEARCHED, CompareConfig
+from bitlens.studies.compare.config import (
+    ARCHITECTURES,
+    BAE,
+    BINARY_VARIANTS,
+    SEARCHED,
+    CompareConfig,
+)
 from bitlens.studies.compare.measuring import measure_cell, measure_stability
 from bitlens.studies.compare.report import draw, write_report
 
@@ -73,8 +79,8 @@ def run(config: CompareConfig, study: Study) -> list[Row]:
     rows = measure(ours, measure_cell)
     for cell in theirs + of_theirs:
         cell["k"] = _matched_l0(rows, cell)
-    rows += measure(theirs, measure_cell)
-    rows += measure(of_theirs, measure_cell)
+    rows += measure(theirs, measure_cell, settings=ARCHITECTURES | BINARY_VARIANTS)
+    rows += measure(of_theirs, measure_cell, settings=ARCHITECTURES)
     first = config.prices[0]
     for alike in measure(stable, measure_stability, seeds=config.seeds, price=first):
         numbers = {key: value for key, value in alike.items() if key.startswith("stability")}
