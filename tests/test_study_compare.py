@@ -462,6 +462,7 @@ def several(tmp_path_factory, config):
         config,
         architectures=("BAE", "TopK"),
         variants=("TopK, pursuit",),
+        steps=240,  # TopK has to get below an fvu of .5
         n_latents=(48, 64),
         prices=(0.1, 0.02),
         seeds=(0,),
