@@ -102,6 +102,20 @@ def test_length_alone_makes_no_difference() -> None:
     assert (own <= 0.05).mean() < 0.08
 
 
+def test_length_makes_no_difference_in_the_smallest_groups_either() -> None:
+    """Ten documents of each are what 20 are measured on."""
+    p = []
+    for seed in range(40):
+        rates = np.full(60, 0.02)
+        a, b = two_groups(seed, (10, 10), rates, rates, (20, 60))
+        try:
+            p += Ranks.of(a, b).p_values().tolist()
+        except BitlensError:
+            continue  # none are of like length
+    assert len(p) > 30 * 60
+    assert np.mean(np.array(p) <= 0.05) < 0.085  # 0.113 if ranked all together
+
+
 # --- planted differences, and none ----------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ from bitlens.seeding import generator, mixed
 LEAST = 20  # documents of each group: ten to choose by and ten to measure on
 MOST = 2000  # documents of each group; of more, so many are drawn
 LEVEL = 0.05  # false discovery rate
-STRATA, IN_STRATUM = 8, 20  # of like length, at most; documents in one, about, at least
+STRATA, IN_STRATUM = 8, 10  # of like length, at most; documents in one, about, at least
 PERMUTATIONS = 9999
 SYMMETRIC = 1e-3  # skewness below which a distribution counts as normal
 AT_ONCE = 512  # latents that are ranked at a time
@@ -209,8 +209,8 @@ class Ranks(NamedTuple):
         ranks = cls(np.empty((0, 0)), stratum, len(positive))
         if not ranks._pairs():
             raise BitlensError(
-                "Every document of one group is longer than all of the other, so that length alone "
-                "would tell them apart; cut the texts to like lengths."
+                "No documents of the two groups are of like length, so that length alone would tell "
+                "them apart; cut the texts to like lengths."
             )
         some = slice(None) if latents is None else latents
         scores = np.concatenate([group.shares[:, some] for group in (positive, negative)])
