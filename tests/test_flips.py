@@ -8,7 +8,7 @@ import torch
 
 from bitlens.autoencoders import Autoencoder, TopKAutoencoder
 from bitlens.bits import Codes
-from bitlens.causal.flips import Question, Reader, _controls, flip
+from bitlens.causal.flips import Question, Reader, _change, _controls, _pair, flip
 from bitlens.causal.intervene import intervene
 from bitlens.errors import BitlensError
 from bitlens.features.search import Rates, rates
@@ -86,17 +86,73 @@ def test_latents_are_flipped_where_they_can_be(opened, documents) -> None:
 
 
 def test_controls_are_others_of_like_rate() -> None:
-    rate = np.geomspace(0.001, 0.4, 60)
-    known = Rates(rate, np.zeros(1, np.uint64), 1000)
-    among = np.arange(60) % 2 == 0
+    rate = np.where(np.arange(60) % 2 == 0, np.geomspace(0.001, 0.4, 60), 0)
     random = np.random.default_rng(0)
     for _ in range(50):
-        drawn = _controls(known, [20, 30], among, [20, 30, 22], random)
+        drawn = _controls(rate, [20, 30], [20, 30, 22], random)
         assert len(set(drawn)) == 2
         assert not set(drawn) & {20, 30, 22}
-        assert all(among[latent] for latent in drawn)
+        assert all(rate[latent] > 0 for latent in drawn)
         assert all(abs(a - b) <= 14 for a, b in zip(drawn, [20, 30], strict=True))
-    assert _controls(known, [20], np.zeros(60, bool), [20], random) == []
+    alike = {_controls(np.full(60, 0.1), [20], [20], random)[0] for _ in range(300)}
+    assert len(alike) > 50  # of as many as there are, no matter which number they have
+    assert _controls(np.where(np.arange(60) == 20, 0.1, 0), [20], [20], random) == []
+
+
+def test_a_latent_held_off_is_beside_one_on_at_as_many_tokens(
+    opened, documents, monkeypatch
+) -> None:
+    model, autoencoder, known = opened
+    reader = Reader(model, autoencoder, QUESTION, known)
+    asked = []
+    effects = Reader.effects
+
+    def noted(self, document, holds, masks):
+        asked.append((document, holds, masks))
+        return effects(self, document, holds, masks)
+
+    monkeypatch.setattr(Reader, "effects", noted)
+    on = torch.stack([reader.on(document).float().mean(0) for document in documents])
+    latent = int((on[:3] - on[3:].mean(0)).mean(0).argmax())
+    flip(reader, documents[:3], documents[3:], [latent], [0.2])
+    off = [(d, holds) for d, holds, masks in asked if masks.all()]
+    assert off
+    for document, (own, control) in off:
+        (other,) = control
+        counts = reader.on(document).sum(0)
+        likeness = (counts.double().log() - counts[latent].log()).abs()
+        likeness[latent] = torch.inf
+        assert counts[other] > 0
+        assert likeness[other] <= likeness.sort().values[9]
+        assert set(own) == {latent}
+
+
+def test_tokens_that_no_intervention_changes_have_no_latent_on(opened, documents) -> None:
+    """Their hidden states are of outlying norm: what is on there cannot be held off."""
+    model, autoencoder, known = opened
+    reader = Reader(model, autoencoder, QUESTION, known)
+    ids = torch.tensor([reader.tokens(documents[0])])
+    own = slice(len(reader.before), len(reader.before) + len(documents[0]))
+    norms = model.hidden_states(ids)["layers.2"][0][own].float().norm(dim=1)
+    before = autoencoder.metadata["outlier_norm"]
+    limit = float(norms.median())
+    try:
+        autoencoder.metadata["outlier_norm"] = limit
+        on = reader.on(documents[0])
+    finally:
+        autoencoder.metadata["outlier_norm"] = before
+    assert not on[norms > limit * 1.001].any()
+    assert on[norms < limit * 0.999].any(1).all()
+
+
+def test_without_a_control_there_is_none() -> None:
+    effects = np.arange(8.0).reshape(2, 4)
+    holds = [{1: 0, 2: 0}, {3: 0}, {1: 0}, {4: 0}]
+    assert np.isnan(_pair(effects, holds, 0)[:, 1]).all()
+    change = _change([_pair(effects, holds, 0), _pair(effects, holds, 1)])
+    assert change.documents == 2
+    assert change.kl_div.value == 1.0
+    assert change.control_kl.value == 3.0
 
 
 def test_what_cannot_be_asked_is_refused(opened) -> None:

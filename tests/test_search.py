@@ -165,6 +165,22 @@ def test_rare_bits_count_more_than_frequent_ones(tmp_path) -> None:
     assert hits[1].similarity == pytest.approx(w1 / (w0 + w1 + w2))
 
 
+def test_codes_of_one_row_and_queries_without_bits(tmp_path) -> None:
+    bits = np.array([[1, 0, 1]], np.uint8)
+    codes = write(tmp_path / "codes", bits, np.zeros(1, int), np.ones(1, bool))
+    # what is on in every row has off as its rare state
+    assert nearest(codes, rows_of(codes, [0])) == []
+    assert matching(codes, [0]).found == 0
+    assert matching(codes, off=[0, 1]).rows == [0]
+    (hit,) = write_and_search(tmp_path / "two", np.array([[1, 0, 1], [0, 0, 0]], np.uint8))
+    assert (hit.row, hit.similarity, hit.shared) == (0, 1.0, [0, 2])
+
+
+def write_and_search(folder: Path, bits: np.ndarray) -> list[searching.Hit]:
+    codes = write(folder, bits, np.arange(len(bits)), np.ones(len(bits), bool))
+    return nearest(codes, rows_of(codes, [0]))
+
+
 def test_the_kernel_on_no_bits() -> None:
     none = np.zeros((2, 1), np.uint64)
     assert search_cpu.jaccard(none, none[0], none[:1], np.ones(5)).tolist() == [[0.0, 0.0]]
@@ -191,6 +207,9 @@ def test_bad_searches_are_refused(tmp_path) -> None:
         matching(codes, [1], [1])
     with pytest.raises(BitlensError, match="at least one latent"):
         matching(codes)
+    for row in (-1, 4):
+        with pytest.raises(BitlensError, match=f"no row {row}; .* rows 0 to 3"):
+            rows_of(codes, [0, row])
     nothing = write(tmp_path / "none", bits, np.arange(4), np.zeros(4, bool))
     with pytest.raises(BitlensError, match="no row of usual norm"):
         nearest(nothing, codes.bits[:1])
@@ -240,8 +259,16 @@ def test_a_mark_names_the_token_it_ends_in(bundled) -> None:
     ids = tokenizer(plain, add_special_tokens=False)["input_ids"]
     before = tokenizer.decode(ids[: place + 1])
     assert before.rstrip().endswith("king")
-    assert row_of_mark(tokenizer, "No mark.") == ("No mark.", -1)
-    for wrong in ("an «open one", "a closed» one", "an empty «» one"):
+    assert row_of_mark(tokenizer, plain)[1] == len(ids) - 1
+    assert row_of_mark(tokenizer, "<|bos|>" + plain)[1] == len(ids) - 1
+    plain, place = row_of_mark(tokenizer, "«👩‍👧» naïve")
+    ids = tokenizer(plain, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids[: place + 1]) == "👩‍👧"
+    for wrong in ("«<|eos|>»", "An end, «<|eos|>»"):
+        with pytest.raises(BitlensError, match=r"makes no token of '<\|eos\|>'"):
+            row_of_mark(tokenizer, wrong)
+    odd = ("an «open one", "a closed» one", "an empty «» one", "»a«", "«a» or «b»", "««a»»")
+    for wrong in odd:
         with pytest.raises(BitlensError, match="Mark one token"):
             row_of_mark(tokenizer, wrong)
 
@@ -284,6 +311,14 @@ def test_the_command_finds_a_text_in_its_own_corpus(codes_folder, capsys) -> Non
     whole = run(codes_folder, "--text", text, "--run", codes_folder.parent / "run", "--whole")
     assert whole["hits"][0]["document"] == 3
     assert "shared latents" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("end", ["", " «late»"])
+def test_a_token_that_is_not_read_is_not_searched_for(codes_folder, end, capsys) -> None:
+    arguments = ["--text", "word " * 300 + end, "--run", str(codes_folder.parent / "run")]
+    with pytest.raises(SystemExit):
+        main(["search", str(codes_folder), *arguments])
+    assert "is beyond the " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_command_finds_rows_latents_and_words(codes_folder, capsys) -> None:

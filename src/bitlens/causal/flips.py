@@ -22,6 +22,7 @@ from bitlens.features.search import Rates
 from bitlens.features.texts import CONTEXT
 from bitlens.hidden.documents import Corpus
 from bitlens.hidden.models import LanguageModel
+from bitlens.hidden.source import row_norms
 from bitlens.hidden.text import ContextReader
 from bitlens.information.intervals import Estimate, mean
 from bitlens.results import brief
@@ -40,7 +41,7 @@ class Change(NamedTuple):
     kl_div: Estimate
     """of the next-token distribution to that without the flip, in nats"""
     control_kl: Estimate
-    """the same of other latents of like rate"""
+    """the same of other latents of like rate, in the documents that have such"""
     answer: Estimate
     """change of log p(first answer) - log p(second), in nats; not a number without answers"""
     control_answer: Estimate
@@ -108,12 +109,14 @@ class Reader:
 
     @torch.inference_mode()
     def on(self, document: Sequence[int]) -> Tensor:
-        """Which latents are on in a document, bool `[tokens, n_latents]`"""
+        """Which latents are on in a document, bool `[tokens, n_latents]`; none at a token that no
+        intervention changes, as its hidden state is of outlying norm."""
         ids = torch.tensor([self.tokens(document)])
         state = self.model.hidden_states(ids)[self.model.hooks[0].name][0]
         own = state[len(self.before) : ids.shape[1] - len(self.prompt)]
         bits = self.autoencoder.encode_bits(own.float())
-        return self.rates.canonical(bits).unpack().bool()
+        usual = row_norms(own) <= (self.autoencoder.metadata.get("outlier_norm") or torch.inf)
+        return self.rates.canonical(bits).unpack().bool() & usual.cpu()[:, None]
 
     @torch.inference_mode()
     def effects(
@@ -170,8 +173,8 @@ def flip(
 
     home: token ids of documents of the group where the latents are on more often, away: of the
     other. shares: of a home document's tokens, by latent. The control of a latent is another one in
-    each document, drawn from the ten of the most similar rate in the codes: of those that are on in
-    the document where it is held off, and at the same tokens where it is held on.
+    each document, drawn from the ten of the most similar rate: in the document where it is held
+    off, in the codes where it is held on, and then at the same tokens.
     """
     random = np.random.default_rng(seed)
     sets = [[latent] for latent in latents] + ([list(latents)] if len(latents) > 1 else [])
@@ -198,20 +201,19 @@ def _flip_off(
     found: list[list[np.ndarray]],
     random: np.random.Generator,
 ) -> None:
-    on = reader.on(document).any(0).numpy()
+    on = reader.on(document).double().mean(0).numpy()
     holds: list[dict[int, int]] = []
     asked = []
     for place, some in enumerate(sets):
-        own = [latent for latent in some if on[latent]]
-        if own:
+        if own := [latent for latent in some if on[latent]]:
             asked.append(place)
-            control = _controls(reader.rates, own, on, chosen, random)
+            control = _controls(on, own, chosen, random)
             holds += [reader.holds(each, on=False) for each in (own, control)]
     if holds:
         everywhere = torch.ones(len(holds), len(document[: reader.room]), dtype=torch.bool)
         effects = reader.effects(document, holds, everywhere)
         for i, place in enumerate(asked):
-            found[place].append(effects[:, 2 * i : 2 * i + 2])
+            found[place].append(_pair(effects, holds, i))
 
 
 def _flip_on(
@@ -223,37 +225,40 @@ def _flip_on(
     random: np.random.Generator,
 ) -> None:
     length = len(document[: reader.room])
-    every = np.ones(len(reader.rates.rate), bool)
     holds: list[dict[int, int]] = []
     masks = torch.zeros(2 * len(sets), length, dtype=torch.bool)
     for place, some in enumerate(sets):
         expected = np.mean([share[latent] for latent in some]) * length
         n = min(length, max(1, round(expected)))
         masks[2 * place : 2 * place + 2, random.permutation(length)[:n].tolist()] = True
-        control = _controls(reader.rates, some, every, list(share), random)
+        control = _controls(reader.rates.rate, some, list(share), random)
         holds += [reader.holds(each, on=True) for each in (some, control)]
     effects = reader.effects(document, holds, masks)
     for place in range(len(sets)):
-        found[place].append(effects[:, 2 * place : 2 * place + 2])
+        found[place].append(_pair(effects, holds, place))
+
+
+def _pair(effects: np.ndarray, holds: Sequence[dict[int, int]], place: int) -> np.ndarray:
+    """What latents and their controls do, `[2, 2]`; not a number for controls that are too few."""
+    pair = effects[:, 2 * place : 2 * place + 2].copy()
+    if len(holds[2 * place + 1]) < len(holds[2 * place]):
+        pair[:, 1] = np.nan
+    return pair
 
 
 def _controls(
-    rates: Rates,
-    latents: Sequence[int],
-    among: np.ndarray,
-    chosen: Sequence[int],
-    random: np.random.Generator,
+    rate: np.ndarray, latents: Sequence[int], chosen: Sequence[int], random: np.random.Generator
 ) -> list[int]:
-    """For each of the latents another of `among` (bool `[n_latents]`) of like rate, all different
-    as far as there are any, and none of those chosen."""
-    free = among.copy()
+    """For each of the latents another of like rate, of those with a rate above 0, all different as
+    far as there are any, and none of those chosen."""
+    free = rate > 0
     free[list(chosen)] = False
     drawn: list[int] = []
     for latent in latents:
-        candidates = np.flatnonzero(free)
+        candidates = random.permutation(np.flatnonzero(free))
         if not len(candidates):
             break
-        apart = np.abs(np.log(rates.rate[candidates]) - np.log(rates.rate[latent]))
+        apart = np.abs(np.log(rate[candidates] / rate[latent]))
         like = candidates[np.argsort(apart, kind="stable")[:LIKE]]
         drawn.append(int(random.choice(like)))
         free[drawn[-1]] = False
@@ -272,7 +277,8 @@ def _change(found: Sequence[np.ndarray]) -> Change:
 
 
 def _mean(column: np.ndarray) -> Estimate:
-    return NOTHING if np.isnan(column).any() else mean(column.tolist())
+    known = column[~np.isnan(column)]
+    return mean(known.tolist()) if len(known) else NOTHING
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

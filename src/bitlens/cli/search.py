@@ -81,8 +81,6 @@ def _like_row(codes: Codes, row: int, limit: int, window: int) -> dict[str, Any]
     from bitlens import show
     from bitlens.features.search import rows_of
 
-    if not 0 <= row < len(codes):
-        raise BitlensError(f"There is no row {row}; {codes.path} has rows 0 to {len(codes) - 1}.")
     bits = rows_of(codes, [row])
     context = _contexts(codes, [row], window)[row]
     show.say(show.plain(context))
@@ -100,22 +98,22 @@ def _like_text(
     if not text.strip():
         raise BitlensError("--text is empty; give at least one word.")
     model, autoencoder = open_reader(run, codes, device)
-    plain, place = (text, -1) if whole else row_of_mark(model.tokenizer, text)
+    plain, place = (text, 0) if whole else row_of_mark(model.tokenizer, text)
     encoded = encode_texts(model, autoencoder, [plain])
     if place >= len(encoded.bits):
         raise BitlensError(
-            f"The marked token is beyond the {len(encoded.bits)} tokens that are read at once; "
-            "leave out some of the text before it."
+            f"Token {place + 1:,} is beyond the {len(encoded.bits)} that are read at once; mark an "
+            "earlier one, or leave out some of the text before it."
         )
     if not whole and not bool(encoded.usual[place]):
         raise BitlensError(
             "The hidden state of this token has an outlying norm, which autoencoders are not "
             "trained on: mark a later token, or put text before it."
         )
-    bits = encoded.bits[encoded.usual] if whole else encoded.bits[place:][:1]
+    bits = encoded.bits[encoded.usual] if whole else encoded.bits[place : place + 1]
     if not len(bits):
         raise BitlensError("No token of --text has a hidden state of usual norm; give more text.")
-    at = "as a whole" if whole else f"at token {place % len(encoded.bits) + 1}"
+    at = "as a whole" if whole else f"at token {place + 1}"
     return {"text": text} | _nearest(codes, bits, limit, window, f"the text {at}")
 
 

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from bitlens import terminal
 from bitlens.bits import search_cpu
 from bitlens.bits.codes import Codes
 from bitlens.bits.packed import PackedBits
@@ -101,6 +102,7 @@ def _count(codes: Codes) -> Rates:
 # --- contexts like a given one --------------------------------------------------------------------
 
 
+@terminal.shown("search")
 def nearest(
     codes: Codes,
     bits: PackedBits,
@@ -108,6 +110,7 @@ def nearest(
     *,
     per_document: bool = True,
     without: int | None = None,
+    progress: bool = True,
 ) -> list[Hit]:
     """The rows whose bits are most like those given, the most similar first, one a document.
 
@@ -185,6 +188,7 @@ def _similarities(
             found = usual[rows] if without is None else usual[rows] & (document[rows] != without)
             similar[:, ~found] = -1
             yield first + start, document[rows], similar
+            terminal.at(rows.stop, total=len(codes))
 
 
 def _runs(
@@ -233,6 +237,10 @@ def _hit(
 def rows_of(codes: Codes, rows: np.ndarray | Sequence[int]) -> PackedBits:
     """The bits of some rows, in the order given, without reading the others."""
     wanted = np.asarray(rows, np.int64)
+    if len(wrong := wanted[(wanted < 0) | (wanted >= len(codes))]):
+        raise BitlensError(
+            f"There is no row {wrong[0]}; {codes.path} has rows 0 to {len(codes) - 1}."
+        )
     out = torch.empty(len(wanted), len(rates(codes).flips), dtype=torch.int64)
     for first, bits in codes.shards():
         here = np.flatnonzero((wanted >= first) & (wanted < first + len(bits)))

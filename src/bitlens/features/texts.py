@@ -92,18 +92,24 @@ def row_of_mark(tokenizer: Any, text: str) -> tuple[str, int]:
     """The text without «marks», and the place of the last marked token among those that are not
     special: by default of the last."""
     if not {"«", "»"} & set(text):
-        return text, -1
+        special = set(tokenizer.all_special_ids)
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return text, sum(i not in special for i in ids) - 1
     before, _, rest = text.partition("«")
-    marked, closed, after = rest.partition("»")
-    if not closed or not marked.strip():
+    marked, _, after = rest.partition("»")
+    if (text.count("«"), text.count("»"), "»" in rest) != (1, 1, True) or not marked.strip():
         raise BitlensError("Mark one token of the text «like» this, or none for the last.")
     if not tokenizer.is_fast:
         raise BitlensError(
             "A mark cannot be placed: the tokenizer does not say where tokens begin; leave the "
             "marks out and end the text with the token."
         )
-    end = len(before) + len(marked.rstrip())
+    last = len(before) + len(marked.rstrip())
     plain = before + marked + after
-    _, offsets = placed_tokens(tokenizer, plain, len(plain))
-    inside = [i for i, (start, _) in enumerate(offsets.tolist()) if start < end]
+    _, offsets = placed_tokens(tokenizer, plain)
+    inside = [
+        i for i, (start, end) in enumerate(offsets.tolist()) if start < last and end > len(before)
+    ]
+    if not inside:
+        raise BitlensError(f"The tokenizer makes no token of '{marked}'; mark another.")
     return plain, inside[-1]

@@ -189,8 +189,9 @@ def _rows_of(documents: np.ndarray) -> dict[int, np.ndarray]:
     return dict(zip(numbers.tolist(), np.split(order, first[1:]), strict=True))
 
 
-def placed_tokens(tokenizer: Any, text: str, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first n tokens of a text that are not special: ids `[n]`, start and end `[n, 2]`."""
+def placed_tokens(tokenizer: Any, text: str, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The first n tokens of a text, or all, that are not special: ids `[n]`, their start and
+    end `[n, 2]`."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = np.array(encoded["input_ids"], np.int64)
     usual = ~np.isin(ids, np.array(tokenizer.all_special_ids, np.int64))
