@@ -3,10 +3,15 @@
 import json
 import math
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import bitlens
+from architectures import tiny_config
 from bitlens.autoencoders import BinaryAutoencoder, TopKAutoencoder, Transcoder
 from bitlens.causal import rerun
 from bitlens.causal.effects import effects
@@ -25,6 +30,7 @@ from bitlens.information.intervals import jackknife
 from bitlens.seeding import generator
 
 HOOK, LATENTS = "layers.2", 40
+BUNDLED_MODEL = Path(bitlens.__file__).parent / "bundled" / "model"
 LIMITS = {"contexts": 5, "rows": 6, "following": 3, "top": 5}
 
 
@@ -178,8 +184,9 @@ def test_changes_in_one_pass_equal_full_passes(kind, place, make_model):
     )
     runs = Rerun(model, model.hooks[0], model.hooks[1], 3)
     ids = torch.randint(6, 300, (20,), generator=generator(kind))
-    context = runs.context(ids)
+    runs.prepare(ids)
     assert runs.packs
+    context = runs.context(ids)
     position = torch.tensor([0, 3, 3, 7, 17, 18])
     delta = torch.randn(6, 32, generator=generator("delta"))
     (outcome,) = runs(context, position, delta)
@@ -203,6 +210,59 @@ def test_changes_in_one_pass_equal_full_passes(kind, place, make_model):
                 assert outcome.losses[index, step].isnan()
     with torch.no_grad():
         assert torch.equal(model.model(input_ids=ids[None]).logits[0], context.logits)
+
+
+def windowed(kind: str, window: int) -> Any:
+    """A small model whose layers see so many tokens, one of them at least"""
+    config = tiny_config(kind)
+    if kind == "gpt_neo":
+        config.window_size = window
+    else:
+        config.sliding_window = window
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "window", "packs"),
+    [
+        ("gemma3_text", 16, False),
+        ("gemma3_text", 64, True),
+        ("mistral", 16, False),
+        ("gpt_neo", 16, False),
+        ("gpt_neo", 64, False),  # its positions end at 128, a pass is longer
+        ("qwen3_next", None, False),  # linear attention
+    ],
+)
+def test_models_with_windows_equal_full_passes(kind, window, packs, tmp_path):
+    """The first context is shorter than the window, a later one longer."""
+    windowed(kind, window).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(
+        Path(bitlens.__file__).parent / "bundled" / "model"
+    ).save_pretrained(tmp_path)
+    hook = "h.1" if kind == "gpt_neo" else "layers.1"
+    model = LanguageModel.load(str(tmp_path), [hook], device="cpu", causal=True, dtype="float32")
+    assert len(model.tokenizer) > 400  # more than the model has logits for
+    ids = torch.randint(6, 300, (40,), generator=generator(kind))
+    runs = Rerun(model, model.hooks[0], None, 3)
+    runs.prepare(ids)
+    assert runs.packs == packs
+    for length in (10, 40):
+        context = runs.context(ids[:length])
+        position = torch.linspace(0, length - 2, 30).long()
+        delta = torch.randn(30, 32, generator=generator("delta"))
+        log_probs = torch.cat([each.log_probs for each in runs(context, position, delta)])
+        for index in range(0, 30, 5):
+
+            def add(x, at=int(position[index]), step=delta[index]):
+                x = x.clone()
+                x[0, at] += step
+                return x
+
+            with torch.no_grad(), attach(model.base, model.hooks[0], add):
+                logits = model.model(input_ids=ids[None, :length]).logits[0]
+            expected = logits[int(position[index])].log_softmax(-1)
+            assert torch.allclose(log_probs[index], expected, atol=1e-4)
 
 
 def test_the_size_of_a_pass_and_of_a_table_does_not_matter(model, store, monkeypatch):

@@ -132,6 +132,7 @@ def effects(
     drawn = Contexts(model, ids, scored, units, source.outlier_norm)
     encoded = drawn.encoded(autoencoder)
     rerun = Rerun(model, model.hooks[-1], later, following)
+    rerun.prepare(max(map(drawn.tokens, range(len(ids))), key=len))
     width = rerun.vocabulary + (downstream.n_latents if downstream is not None else 0)
     at_once = max(1, TABLE_BYTES // (4 * width))
     found: list[Effect] = []
