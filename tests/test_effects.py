@@ -1,7 +1,9 @@
 """Effects of latents on what a model says, against plain interventions one row at a time."""
 
+import contextlib
 import json
 import math
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import bitlens
 from architectures import tiny_config
 from bitlens.autoencoders import BinaryAutoencoder, TopKAutoencoder, Transcoder
-from bitlens.causal import rerun
+from bitlens.causal import rerun, unfinished
+from bitlens.causal.effect import Effect
 from bitlens.causal.effects import effects
 from bitlens.causal.intervene import intervene, steering_vector
 from bitlens.causal.rerun import Rerun
 from bitlens.causal.splice import draw_contexts
 from bitlens.causal.switches import Contexts, draw_flips
 from bitlens.cli import main
+from bitlens.cli.effects import _clear
 from bitlens.errors import BitlensError
 from bitlens.files import finite
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
@@ -427,3 +431,135 @@ def test_the_command_prints_and_writes(folder, store, tmp_path, capsys, monkeypa
         with pytest.raises(SystemExit):
             main([*given, *wrong])
         assert sentence in capsys.readouterr().err.replace("\n", " ")
+
+
+# --- a measurement that is stopped ----------------------------------------------------------------
+
+SMALL = {
+    "bitlens.causal.unfinished.SAVE_SECONDS": 0,
+    "bitlens.causal.unfinished.SHARE": 0,
+    "bitlens.causal.effects.TABLE_BYTES": 15 * 4 * 4096,  # three tables
+}
+
+
+@pytest.fixture(scope="module")
+def measured(folder, store, tmp_path_factory):
+    """Arguments of a measurement, and what it writes undisturbed"""
+    path = tmp_path_factory.mktemp("measured")
+    autoencoder = made("step", store)
+    autoencoder.metadata = {"hook": {"module": HOOK}}
+    autoencoder.save(path / "run")
+    given = ["effects", path / "run", folder, "--contexts", "12", "--rows", "8"]
+    return [*given, "--part", "all", "--device", "cpu"], path
+
+
+def states(folder: Path) -> list[tuple[str, int]]:
+    return [(file.name, file.stat().st_mtime_ns) for file in folder.glob("*") if file.is_file()]
+
+
+@pytest.mark.slow
+def test_effects_killed_at_any_moment_and_resumed_are_the_same_bit_for_bit(
+    bitlens_command, measured, tmp_path
+):
+    given, _ = measured
+    out, whole = tmp_path / "effects.jsonl", tmp_path / "whole.jsonl"
+    assert bitlens_command(*given, "--out", whole, constants=SMALL).wait() == 0
+    folder = tmp_path / "effects.jsonl.unfinished"
+    killed, tables = [], set()
+    for wanted in (1, 9, 4, 7):
+        command = bitlens_command(*given, "--out", out, "--resume", constants=SMALL)
+        seen: set[tuple[str, int]] = set()
+
+        def saved(seen=seen, wanted=wanted):
+            with contextlib.suppress(FileNotFoundError):
+                seen |= set(states(folder))
+            return len(seen) > wanted + 4
+
+        command.wait_until(saved)
+        killed.append(command.kill())
+        tables |= {file.name for file in folder.glob("effects-*.json")}
+    assert -signal.SIGKILL in killed
+    assert not out.exists()
+    assert tables, "no table was done before the last kill"
+    command = bitlens_command(*given, "--out", out, constants=SMALL)
+    assert command.wait() == 2
+    assert "go on with --resume" in command.output.replace("\n", " ")
+    command = bitlens_command(*given, "--out", out, "--resume", "--seed", "1", constants=SMALL)
+    assert command.wait() == 2
+    assert "other settings (seed was 0" in command.output.replace("\n", " ")
+    command = bitlens_command(*given, "--out", out, "--resume", constants=SMALL)
+    assert command.wait() == 0, command.output
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(file.name for file in tmp_path.iterdir() if file.suffix != ".log") == [
+        "effects.jsonl",
+        "whole.jsonl",
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_effects_in_a_sentence(bitlens_command, measured, tmp_path, number):
+    given, _ = measured
+    out = tmp_path / "effects.jsonl"
+    table = tmp_path / "effects.jsonl.unfinished" / "table.safetensors"
+    command = bitlens_command(*given, "--out", out, constants=SMALL)
+    command.wait_until(table.exists)
+    command.send(number)
+    assert command.wait() == 1, command.output
+    assert "continue with --resume" in command.output.replace("\n", " ")
+
+
+def test_a_measurement_goes_on_after_every_context(model, store, tmp_path, monkeypatch):
+    """With control, two tables, a second autoencoder, and a cut after each context in turn."""
+    monkeypatch.setattr(unfinished, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(unfinished, "SHARE", 0)
+    monkeypatch.setattr("bitlens.causal.effects.TABLE_BYTES", 6 * 4 * 4200)
+    both = LanguageModel.load("bundled", [HOOK, "layers.4"], device="cpu", causal=True)
+    autoencoder, later = made("step", store), made("descent", store, seed=1)
+    given = (both, autoencoder, store, range(9))
+    whole = effects(*given, downstream=later, **LIMITS)
+    save, cuts = unfinished.Unfinished.save, 0
+
+    def cut(self, *arguments):
+        save(self, *arguments)
+        raise KeyboardInterrupt
+
+    for _ in range(30):
+        with monkeypatch.context() as patch:
+            patch.setattr(unfinished.Unfinished, "save", cut)
+            try:
+                found = effects(
+                    *given, downstream=later, unfinished=tmp_path / "kept", resume=True, **LIMITS
+                )
+                break
+            except KeyboardInterrupt:
+                cuts += 1
+    assert cuts > 5
+    assert repr([asdict(e) for e in found]) == repr([asdict(e) for e in whole])
+    for changed in (
+        {"seed": 1},
+        {"downstream": made("descent", store, seed=2)},
+        {"latents": range(8)},
+    ):
+        arguments = {"latents": range(9), "downstream": later} | LIMITS | changed
+        with pytest.raises(BitlensError, match="with other settings"):
+            effects(
+                both, autoencoder, store, unfinished=tmp_path / "kept", resume=True, **arguments
+            )
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine").touch()
+    with pytest.raises(BitlensError, match="was not written by this command"):
+        effects(*given, downstream=later, unfinished=tmp_path / "other", **LIMITS)
+    assert (tmp_path / "other" / "mine").exists()
+
+
+def test_few_rows_do_not_lead_the_table():
+    def effect(latent: int, kl_div: float, low: float) -> Effect:
+        numbers = dict.fromkeys(
+            ["kl_div_high", "kl_control", "loss", "loss_low", "loss_high"], math.nan
+        )
+        return Effect(
+            latent, 0.1, 3, "off", kl_div, low, raises=[], lowers=[], downstream=[], **numbers
+        )
+
+    found = [effect(0, 9.0, math.nan), effect(1, 2.0, 1.5), effect(2, 5.0, -3.0)]
+    assert [e.latent for e in sorted(found, key=_clear, reverse=True)] == [1, 2, 0]
