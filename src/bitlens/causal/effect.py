@@ -58,7 +58,9 @@ class Effect:
 
 def of_record(record: dict[str, Any]) -> Effect:
     """An effect from its record, where None is NaN."""
-    known = {name: math.nan if value is None else value for name, value in record.items()}
+    known: dict[str, Any] = {
+        name: math.nan if value is None else value for name, value in record.items()
+    }
     for name in ("raises", "lowers"):
         known[name] = [TokenEffect(**each) for each in record[name]]
     known["downstream"] = [LatentEffect(**each) for each in record["downstream"]]
