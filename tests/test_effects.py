@@ -1,20 +1,29 @@
 """Effects of latents on what a model says, against plain interventions one row at a time."""
 
+import contextlib
 import json
 import math
+import signal
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import bitlens
+from architectures import tiny_config
 from bitlens.autoencoders import BinaryAutoencoder, TopKAutoencoder, Transcoder
-from bitlens.causal import rerun
+from bitlens.causal import rerun, unfinished
+from bitlens.causal.effect import Effect
 from bitlens.causal.effects import effects
 from bitlens.causal.intervene import intervene, steering_vector
 from bitlens.causal.rerun import Rerun
 from bitlens.causal.splice import draw_contexts
 from bitlens.causal.switches import Contexts, draw_flips
 from bitlens.cli import main
+from bitlens.cli.effects import _clear
 from bitlens.errors import BitlensError
 from bitlens.files import finite
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
@@ -25,6 +34,7 @@ from bitlens.information.intervals import jackknife
 from bitlens.seeding import generator
 
 HOOK, LATENTS = "layers.2", 40
+BUNDLED_MODEL = Path(bitlens.__file__).parent / "bundled" / "model"
 LIMITS = {"contexts": 5, "rows": 6, "following": 3, "top": 5}
 
 
@@ -178,8 +188,9 @@ def test_changes_in_one_pass_equal_full_passes(kind, place, make_model):
     )
     runs = Rerun(model, model.hooks[0], model.hooks[1], 3)
     ids = torch.randint(6, 300, (20,), generator=generator(kind))
-    context = runs.context(ids)
+    runs.prepare(ids)
     assert runs.packs
+    context = runs.context(ids)
     position = torch.tensor([0, 3, 3, 7, 17, 18])
     delta = torch.randn(6, 32, generator=generator("delta"))
     (outcome,) = runs(context, position, delta)
@@ -203,6 +214,59 @@ def test_changes_in_one_pass_equal_full_passes(kind, place, make_model):
                 assert outcome.losses[index, step].isnan()
     with torch.no_grad():
         assert torch.equal(model.model(input_ids=ids[None]).logits[0], context.logits)
+
+
+def windowed(kind: str, window: int) -> Any:
+    """A small model whose layers see so many tokens, one of them at least"""
+    config = tiny_config(kind)
+    if kind == "gpt_neo":
+        config.window_size = window
+    else:
+        config.sliding_window = window
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "window", "packs"),
+    [
+        ("gemma3_text", 16, False),
+        ("gemma3_text", 64, True),
+        ("mistral", 16, False),
+        ("gpt_neo", 16, False),
+        ("gpt_neo", 64, False),  # its positions end at 128, a pass is longer
+        ("qwen3_next", None, False),  # linear attention
+    ],
+)
+def test_models_with_windows_equal_full_passes(kind, window, packs, tmp_path):
+    """The first context is shorter than the window, a later one longer."""
+    windowed(kind, window).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(
+        Path(bitlens.__file__).parent / "bundled" / "model"
+    ).save_pretrained(tmp_path)
+    hook = "h.1" if kind == "gpt_neo" else "layers.1"
+    model = LanguageModel.load(str(tmp_path), [hook], device="cpu", causal=True, dtype="float32")
+    assert len(model.tokenizer) > 400  # more than the model has logits for
+    ids = torch.randint(6, 300, (40,), generator=generator(kind))
+    runs = Rerun(model, model.hooks[0], None, 3)
+    runs.prepare(ids)
+    assert runs.packs == packs
+    for length in (10, 40):
+        context = runs.context(ids[:length])
+        position = torch.linspace(0, length - 2, 30).long()
+        delta = torch.randn(30, 32, generator=generator("delta"))
+        log_probs = torch.cat([each.log_probs for each in runs(context, position, delta)])
+        for index in range(0, 30, 5):
+
+            def add(x, at=int(position[index]), step=delta[index]):
+                x = x.clone()
+                x[0, at] += step
+                return x
+
+            with torch.no_grad(), attach(model.base, model.hooks[0], add):
+                logits = model.model(input_ids=ids[None, :length]).logits[0]
+            expected = logits[int(position[index])].log_softmax(-1)
+            assert torch.allclose(log_probs[index], expected, atol=1e-4)
 
 
 def test_the_size_of_a_pass_and_of_a_table_does_not_matter(model, store, monkeypatch):
@@ -367,3 +431,135 @@ def test_the_command_prints_and_writes(folder, store, tmp_path, capsys, monkeypa
         with pytest.raises(SystemExit):
             main([*given, *wrong])
         assert sentence in capsys.readouterr().err.replace("\n", " ")
+
+
+# --- a measurement that is stopped ----------------------------------------------------------------
+
+SMALL = {
+    "bitlens.causal.unfinished.SAVE_SECONDS": 0,
+    "bitlens.causal.unfinished.SHARE": 0,
+    "bitlens.causal.effects.TABLE_BYTES": 15 * 4 * 4096,  # three tables
+}
+
+
+@pytest.fixture(scope="module")
+def measured(folder, store, tmp_path_factory):
+    """Arguments of a measurement, and what it writes undisturbed"""
+    path = tmp_path_factory.mktemp("measured")
+    autoencoder = made("step", store)
+    autoencoder.metadata = {"hook": {"module": HOOK}}
+    autoencoder.save(path / "run")
+    given = ["effects", path / "run", folder, "--contexts", "12", "--rows", "8"]
+    return [*given, "--part", "all", "--device", "cpu"], path
+
+
+def states(folder: Path) -> list[tuple[str, int]]:
+    return [(file.name, file.stat().st_mtime_ns) for file in folder.glob("*") if file.is_file()]
+
+
+@pytest.mark.slow
+def test_effects_killed_at_any_moment_and_resumed_are_the_same_bit_for_bit(
+    bitlens_command, measured, tmp_path
+):
+    given, _ = measured
+    out, whole = tmp_path / "effects.jsonl", tmp_path / "whole.jsonl"
+    assert bitlens_command(*given, "--out", whole, constants=SMALL).wait() == 0
+    folder = tmp_path / "effects.jsonl.unfinished"
+    killed, tables = [], set()
+    for wanted in (1, 9, 4, 7):
+        command = bitlens_command(*given, "--out", out, "--resume", constants=SMALL)
+        seen: set[tuple[str, int]] = set()
+
+        def saved(seen=seen, wanted=wanted):
+            with contextlib.suppress(FileNotFoundError):
+                seen |= set(states(folder))
+            return len(seen) > wanted + 4
+
+        command.wait_until(saved)
+        killed.append(command.kill())
+        tables |= {file.name for file in folder.glob("effects-*.json")}
+    assert -signal.SIGKILL in killed
+    assert not out.exists()
+    assert tables, "no table was done before the last kill"
+    command = bitlens_command(*given, "--out", out, constants=SMALL)
+    assert command.wait() == 2
+    assert "go on with --resume" in command.output.replace("\n", " ")
+    command = bitlens_command(*given, "--out", out, "--resume", "--seed", "1", constants=SMALL)
+    assert command.wait() == 2
+    assert "other settings (seed was 0" in command.output.replace("\n", " ")
+    command = bitlens_command(*given, "--out", out, "--resume", constants=SMALL)
+    assert command.wait() == 0, command.output
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(file.name for file in tmp_path.iterdir() if file.suffix != ".log") == [
+        "effects.jsonl",
+        "whole.jsonl",
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_effects_in_a_sentence(bitlens_command, measured, tmp_path, number):
+    given, _ = measured
+    out = tmp_path / "effects.jsonl"
+    table = tmp_path / "effects.jsonl.unfinished" / "table.safetensors"
+    command = bitlens_command(*given, "--out", out, constants=SMALL)
+    command.wait_until(table.exists)
+    command.send(number)
+    assert command.wait() == 1, command.output
+    assert "continue with --resume" in command.output.replace("\n", " ")
+
+
+def test_a_measurement_goes_on_after_every_context(model, store, tmp_path, monkeypatch):
+    """With control, two tables, a second autoencoder, and a cut after each context in turn."""
+    monkeypatch.setattr(unfinished, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(unfinished, "SHARE", 0)
+    monkeypatch.setattr("bitlens.causal.effects.TABLE_BYTES", 6 * 4 * 4200)
+    both = LanguageModel.load("bundled", [HOOK, "layers.4"], device="cpu", causal=True)
+    autoencoder, later = made("step", store), made("descent", store, seed=1)
+    given = (both, autoencoder, store, range(9))
+    whole = effects(*given, downstream=later, **LIMITS)
+    save, cuts = unfinished.Unfinished.save, 0
+
+    def cut(self, *arguments):
+        save(self, *arguments)
+        raise KeyboardInterrupt
+
+    for _ in range(30):
+        with monkeypatch.context() as patch:
+            patch.setattr(unfinished.Unfinished, "save", cut)
+            try:
+                found = effects(
+                    *given, downstream=later, unfinished=tmp_path / "kept", resume=True, **LIMITS
+                )
+                break
+            except KeyboardInterrupt:
+                cuts += 1
+    assert cuts > 5
+    assert repr([asdict(e) for e in found]) == repr([asdict(e) for e in whole])
+    for changed in (
+        {"seed": 1},
+        {"downstream": made("descent", store, seed=2)},
+        {"latents": range(8)},
+    ):
+        arguments = {"latents": range(9), "downstream": later} | LIMITS | changed
+        with pytest.raises(BitlensError, match="with other settings"):
+            effects(
+                both, autoencoder, store, unfinished=tmp_path / "kept", resume=True, **arguments
+            )
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine").touch()
+    with pytest.raises(BitlensError, match="was not written by this command"):
+        effects(*given, downstream=later, unfinished=tmp_path / "other", **LIMITS)
+    assert (tmp_path / "other" / "mine").exists()
+
+
+def test_few_rows_do_not_lead_the_table():
+    def effect(latent: int, kl_div: float, low: float) -> Effect:
+        numbers = dict.fromkeys(
+            ["kl_div_high", "kl_control", "loss", "loss_low", "loss_high"], math.nan
+        )
+        return Effect(
+            latent, 0.1, 3, "off", kl_div, low, raises=[], lowers=[], downstream=[], **numbers
+        )
+
+    found = [effect(0, 9.0, math.nan), effect(1, 2.0, 1.5), effect(2, 5.0, -3.0)]
+    assert [e.latent for e in sorted(found, key=_clear, reverse=True)] == [1, 2, 0]

@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -357,6 +358,43 @@ def test_others_are_kept_or_searched(model):
     assert torch.allclose(seen["searched"][place] - x[place], expected, atol=1e-3)
     # the others answer: what is left changes the state less
     assert (seen["searched"] - x).norm() < (seen["kept"] - x).norm()
+
+
+def test_positions_are_whole_numbers_or_a_mask(model):
+    autoencoder, (tokens, mask) = made("step", states_of(model)), batch(model, "left")
+    marked = [[column == tokens.shape[1] - 1 for column in range(tokens.shape[1])]] * 3
+    with intervene(model, autoencoder, {3: 1}, torch.tensor(marked)):
+        expected = logits(model, tokens, mask)
+    for same in (marked, np.array(marked), marked[0], [-1], np.array([-1])):
+        with intervene(model, autoencoder, {3: 1}, same):  # type: ignore[arg-type]
+            assert torch.equal(logits(model, tokens, mask), expected)
+    for wrong in ([1.5], torch.tensor([[1, 2], [3, 4]])):
+        with pytest.raises(BitlensError, match="Positions are whole numbers"):
+            intervene(model, autoencoder, {3: 1}, wrong)  # type: ignore[arg-type]
+    with pytest.raises(BitlensError, match="to hold nothing"):
+        intervene(model, autoencoder, [])
+    for text, holds in (("a", []), (torch.zeros(0, dtype=torch.long), [{}])):
+        with pytest.raises(BitlensError, match="A sweep needs"):
+            sweep(model, autoencoder, text, holds)
+    with intervene(model, autoencoder, {3: 1}, [-1]), pytest.raises(BitlensError, match="at once"):
+        generated(model, tokens, mask, prefill_chunk_size=4)
+
+
+def test_several_answers_and_guesses_are_held_as_one_by_one(model):
+    autoencoder = made("step", states_of(model))
+    tokens, mask = batch(model, "left")
+    each = [dict.fromkeys(range(0, 40, 2), 1), {}, {}]
+    with intervene(model, autoencoder, each):
+        found = generated(model, tokens, mask, num_return_sequences=2, num_beams=4)
+    free = generated(model, tokens, mask, num_return_sequences=2, num_beams=4)
+    assert not torch.equal(found[:2], free[:2])
+    assert torch.equal(found[2:, : free.shape[1]], free[2:, : found.shape[1]])
+    one = tokens[:1, mask[0].bool()]
+    for positions in (None, [-1], [2]):
+        with intervene(model, autoencoder, each[0], positions):  # several tokens a pass
+            plain = generated(model, one, torch.ones_like(one))
+            guessed = generated(model, one, torch.ones_like(one), prompt_lookup_num_tokens=3)
+        assert torch.equal(guessed, plain)
 
 
 @pytest.mark.parametrize("kind", ["step", "topk"])

@@ -93,15 +93,15 @@ class BinaryAutoencoder(Autoencoder):
         is taken from the row, and no held bit has a price at which it would be switched on, so the
         others are searched as any are.
         """
-        is_held = ~held.isnan()
-        on = (held == 1).to(x.device, torch.float32)
         x = self.standardise(x)
+        held = held.to(x.device)
+        is_held, on = ~held.isnan(), (held == 1).float()
         start = None
         if self.flips is not None:
             start = PackedBits.pack((self.pre_activations(x) > 0) & ~is_held)
         x = x - on @ self.W_dec.detach().float()
         bits = self._search(x, self.price.masked_fill(is_held, torch.inf), start).unpack()
-        return torch.where(is_held, held.nan_to_num().to(bits), bits)
+        return torch.where(is_held, on.to(bits), bits)
 
     def _search(self, x: Tensor, price: Tensor, start: PackedBits | None) -> PackedBits:
         """x: standardised rows `[n, d_in]`"""

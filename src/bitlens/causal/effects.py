@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,10 +24,12 @@ from torch.nn.functional import cross_entropy, normalize
 
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
+from bitlens.causal.effect import Effect, LatentEffect, TokenEffect, of_record
 from bitlens.causal.intervene import output_scale
 from bitlens.causal.rerun import Context, Outcome, Rerun, require_later
 from bitlens.causal.splice import draw_contexts, require_hooks
 from bitlens.causal.switches import Contexts, EncodedRows, Flips, Switch, draw_flips
+from bitlens.causal.unfinished import Unfinished, digest
 from bitlens.errors import BitlensError
 from bitlens.features.on_rows import refuse_unknown
 from bitlens.hidden.hooks import HookPoint
@@ -36,56 +38,9 @@ from bitlens.hidden.pieces import token_texts
 from bitlens.hidden.split import unseen
 from bitlens.hidden.store import ActivationStore
 from bitlens.information.intervals import Estimate, jackknife
-from bitlens.results import Number, brief
 
 CONTEXTS, ROWS, FOLLOWING, TOP = 100, 32, 4, 10
 TABLE_BYTES = 1 << 30  # of the sums of as many latents as are measured at once
-
-
-@dataclass(frozen=True)
-class TokenEffect:
-    """A token, and by how much the latent's being on raises its log-probability (nats, mean over
-    rows)."""
-
-    token: int
-    text: str
-    logp: float
-
-
-@dataclass(frozen=True)
-class LatentEffect:
-    """A latent of the second autoencoder, and by how much the first one's being on raises it (of a
-    bit: the share of rows where it goes on, less that where it goes off)."""
-
-    latent: int
-    value: float
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What a latent does, as means over the rows where it was switched; in nats, with 95 %
-    intervals over documents (NaN: too few, or no rows)."""
-
-    __repr__ = brief
-
-    latent: int
-    rate: Annotated[float, Number("how often it is on in these contexts", ".4f")]
-    rows: Annotated[int, Number("where it was switched", ",d")]
-    switched: Switch
-    """off where it was on, or on where it was off"""
-    kl_div: Annotated[float, Number("of the next token's distribution, nats", ".4f")]
-    kl_div_low: float
-    kl_div_high: float
-    kl_control: Annotated[float, Number("the same of another latent's direction", ".4f")]
-    """as long a step at the same rows along the decoder row of another latent, drawn for each"""
-    loss: Annotated[float, Number("rise of the cross-entropy of the next tokens", "+.4f")]
-    loss_low: float
-    loss_high: float
-    raises: list[TokenEffect]
-    """tokens whose log-probability the latent raises most where it is on"""
-    lowers: list[TokenEffect]
-    downstream: list[LatentEffect]
-    """latents of the second autoencoder that it moves most"""
 
 
 @terminal.shown("effects")
@@ -104,6 +59,8 @@ def effects(
     downstream: Autoencoder | None = None,
     part: str = "test",
     seed: int = 0,
+    unfinished: Path | None = None,
+    resume: bool = False,
     progress: bool = True,
 ) -> list[Effect]:
     """The effects of some latents (default: all) on contexts of a store.
@@ -114,12 +71,14 @@ def effects(
     random among those where it is on. following: tokens after a row whose cross-entropy is
     measured. switch: `off` where a latent is on; or `on` where it is off, a sparse autoencoder's to
     its mean where it is on. top: tokens and latents that are named. control: also measure other
-    directions, which takes as long again. progress: show it on standard error.
+    directions, which takes as long again. unfinished: a folder for what is measured so far, to be
+    deleted once the effects are kept; a measurement that was stopped goes on there with `resume`,
+    bit-exactly. progress: show it on standard error.
 
     The other latents stay as they were found (`others="kept"` of `intervene`). Special tokens and
     hidden states of outlying norm are not switched, nor is a token without a next one.
     """
-    chosen = list(range(autoencoder.n_latents)) if latents is None else list(latents)
+    chosen = list(range(autoencoder.n_latents)) if latents is None else list(map(int, latents))
     refuse_unknown(chosen, autoencoder.n_latents)
     for name, number in (("rows", rows), ("following", following), ("top", top)):
         if number < 1:
@@ -132,16 +91,34 @@ def effects(
     drawn = Contexts(model, ids, scored, units, source.outlier_norm)
     encoded = drawn.encoded(autoencoder)
     rerun = Rerun(model, model.hooks[-1], later, following)
+    rerun.prepare(max(map(drawn.tokens, range(len(ids))), key=len))
     width = rerun.vocabulary + (downstream.n_latents if downstream is not None else 0)
     at_once = max(1, TABLE_BYTES // (4 * width))
+    settings = {
+        **{"contexts": contexts, "rows": rows, "following": following, "switch": switch},
+        **{"top": top, "control": control, "part": part, "seed": seed, "latents": chosen},
+        **{"model": [*model.record.values(), str(model.dtype)], "passes": [rerun.packs, at_once]},
+        "inputs": digest([ids, *encoded, *_weights(autoencoder), *_weights(downstream)]),
+    }
+    kept = Unfinished(unfinished, resume, settings)
     found: list[Effect] = []
-    for first in range(0, len(chosen), at_once):
-        some = chosen[first : first + at_once]
-        flips = draw_flips(encoded, autoencoder, some, rows, switch, seed)
-        table = _Table(rerun, drawn, encoded, flips, some, switch, downstream)
-        table.fill(autoencoder, control)
-        found += table.effects(top)
+    with kept.stopping():
+        for number, first in enumerate(range(0, len(chosen), at_once)):
+            if (records := kept.finished(number)) is not None:
+                found += map(of_record, records)
+                continue
+            some = chosen[first : first + at_once]
+            flips = draw_flips(encoded, autoencoder, some, rows, switch, seed)
+            table = _Table(rerun, drawn, encoded, flips, some, switch, downstream)
+            table.fill(autoencoder, control, kept, number)
+            measured = table.effects(top)
+            kept.finish(number, [asdict(effect) for effect in measured])
+            found += measured
     return found
+
+
+def _weights(autoencoder: Autoencoder | None) -> Iterable[Tensor]:
+    return () if autoencoder is None else autoencoder.state_dict().values()
 
 
 def _split_hooks(
@@ -186,30 +163,39 @@ class _Table:
         self.later = torch.zeros(len(latents), n)
         numbers = torch.full((3, len(flips.row)), math.nan, dtype=torch.float64)
         self.kl_div, self.kl_control, self.loss = numbers
+        self.sums = {"log_probs": self.log_probs, "later": self.later, "numbers": numbers}
 
     @torch.inference_mode()
-    def fill(self, autoencoder: Autoencoder, control: bool) -> None:
-        """Make all flips, context by context."""
+    def fill(self, autoencoder: Autoencoder, control: bool, kept: Unfinished, number: int) -> None:
+        """Make all flips that are left, context by context. number: of this table"""
         W = autoencoder.W_dec.detach().float().cpu() * output_scale(autoencoder).float().cpu()
         found, counts = self.encoded.context[self.flips.row].unique_consecutive(return_counts=True)
         ends = counts.cumsum(0)
         work = list(zip(found.tolist(), (ends - counts).tolist(), ends.tolist(), strict=True))
+        done = kept.restore(number, self.sums)
         each = lambda item: item[2] - item[1]  # noqa: E731
-        for which, first, last in terminal.track(work, "rows", len(self.flips.row), each):
-            mine = slice(first, last)
-            context = self.rerun.context(self.drawn.tokens(which))
-            losses = self._losses(context, which)
-            position = self.encoded.position[self.flips.row[mine]]
-            amount = self.flips.amount[mine, None]
-            delta = amount * W[self.flips.latent[mine]]
-            for outcome in self.rerun(context, position, delta):
-                self._add(context, losses, position, outcome, first)
-            if not control:
-                continue
-            along = normalize(W[self.flips.other[mine]], dim=1) * amount.sign()
-            for outcome in self.rerun(context, position, along * delta.norm(dim=1, keepdim=True)):
-                kl_div, _ = _compare(context, position[outcome.changes], outcome)
-                self.kl_control[mine][outcome.changes] = kl_div
+        left = work[done:]
+        for item in terminal.track(left, "rows", sum(map(each, left)), each):
+            self._fill(W, control, *item)
+            done += 1
+            kept.save(number, done, self.sums)
+
+    def _fill(self, W: Tensor, control: bool, which: int, first: int, last: int) -> None:
+        """Make the flips of one context, `first` to `last`."""
+        mine = slice(first, last)
+        context = self.rerun.context(self.drawn.tokens(which))
+        losses = self._losses(context, which)
+        position = self.encoded.position[self.flips.row[mine]]
+        amount = self.flips.amount[mine, None]
+        delta = amount * W[self.flips.latent[mine]]
+        for outcome in self.rerun(context, position, delta):
+            self._add(context, losses, position, outcome, first)
+        if not control:
+            return
+        along = normalize(W[self.flips.other[mine]], dim=1) * amount.sign()
+        for outcome in self.rerun(context, position, along * delta.norm(dim=1, keepdim=True)):
+            kl_div, _ = _compare(context, position[outcome.changes], outcome)
+            self.kl_control[mine][outcome.changes] = kl_div
 
     def _losses(self, context: Context, which: int) -> Tensor:
         """Cross-entropy of each next token as it is, NaN of one that is special or not there, with

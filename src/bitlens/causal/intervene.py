@@ -86,6 +86,8 @@ def intervene(
     whose bits are as they are held already is not searched again.
     """
     several = [holds] if isinstance(holds, Mapping) else list(holds)
+    if not several:
+        raise BitlensError("A list of holds has one for each sequence; to hold nothing name {}.")
     values = torch.stack([_values(autoencoder, each) for each in several])
     if others not in ("kept", "searched"):
         raise BitlensError(f"Other latents are 'kept' or 'searched', not '{others}'.")
@@ -172,6 +174,8 @@ def sweep(
     `[{latent: 0} for latent in range(n_latents)]`. text: or its token ids `[length]`.
     """
     tokens, holds = tokens_of(model, text), list(holds)
+    if not len(tokens) or not holds:
+        raise BitlensError("A sweep needs a token to predict after, and something to hold.")
     found = []
     for first in range(0, len(holds), batch_size):
         some = holds[first : first + batch_size]

@@ -35,14 +35,24 @@ class Places:
         self.special = torch.tensor(sorted(set(model.tokenizer.all_special_ids)))
         self.marked: Tensor | None = None
         self.positions: Tensor | None = None
-        if isinstance(positions, Tensor) and positions.dtype == torch.bool:
-            self.marked = positions.cpu()
-        elif positions is not None:
-            self.positions = torch.as_tensor(positions, dtype=torch.long).cpu().view(-1)
+        if positions is not None:
+            self._read(positions)
         self.place = torch.zeros(0, 0, dtype=torch.long)
         self._parameters = inspect.signature(model.base.forward)
         self._prompt: Tensor | None = None  # tokens of each sequence
         self._generating = False
+
+    def _read(self, positions: Sequence[int] | Tensor) -> None:
+        given = torch.as_tensor(positions).cpu()
+        if given.dtype == torch.bool and given.dim() in (1, 2):
+            self.marked = given
+        elif given.numel() and (given.is_floating_point() or given.dim() > 1):
+            raise BitlensError(
+                "Positions are whole numbers, in one list for all sequences, or a bool mask "
+                "`[length]` or `[batch, length]`."
+            )
+        else:
+            self.positions = given.long().view(-1)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[Places]:
@@ -60,6 +70,8 @@ class Places:
         """Without a cache, too, only the first pass of a generation is its prompt."""
 
         def noticed(*args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("prefill_chunk_size"):  # no pass would be the whole prompt
+                raise BitlensError("Leave out `prefill_chunk_size`: a prompt is read at once.")
             self._generating, self._prompt = True, None
             try:
                 return generate(*args, **kwargs)

@@ -3,8 +3,9 @@
 A change at one token reaches no earlier one, so of each only that token and a few that follow are
 run. Those of many changes are laid one after another in one sequence, under a mask in which each
 sees the context before its change (from the cache of one pass over the context) and itself. Layers
-below the change are left out. Whether a model keeps to such a mask is tried on its first context;
-one that does not runs each change in a copy of the whole context, which is slower.
+below the change are left out. Whether a model keeps to such a mask is tried on the longest context,
+in a pass as full as any; one that does not (as attention in a window shorter than the context does
+not) runs each change in a copy of the whole context, which is slower.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from bitlens.hidden.models import LanguageModel
 
 PACK_BYTES = 64 << 20  # of the logits of a pass
 MOST = 256  # tokens of a pass
-TRIED = 4  # changes, of nothing, that a model is tried on
 # of a model that takes no cache, mask or positions from outside
 FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError)
 
@@ -63,31 +63,35 @@ class Rerun:
         """hook: where changes are added. later: a hook point to read then. following: tokens after
         a change whose prediction is scored."""
         self.model, self.hook, self.later, self.following = model, hook, later, following
-        self.vocabulary = len(model.tokenizer)
         architecture = Architecture(model.base, model.config)
         layer = architecture.layer(hook.path)
         first = 0 if layer is None else layer
         self.entry = architecture.block(first, "input")
         self.below = [architecture.modules[architecture.block(i).path] for i in range(first)]
-        width = model.config.get_text_config().vocab_size
+        self.config = model.config.get_text_config()
+        width = self.config.vocab_size
+        self.vocabulary = min(len(model.tokenizer), width)
         self.room = max(following, min(MOST, PACK_BYTES // (4 * width)))
-        self.packs: bool | None = None  # whether the model keeps to the mask
+        self.packs = False  # whether the model keeps to the mask
         self._tuples: set[nn.Module] = set()  # layers whose output is one
 
     @torch.inference_mode()
-    def context(self, ids: Tensor) -> Context:
-        """A pass over a context `[length]`."""
-        if self.packs is None:
-            self.packs = False
+    def prepare(self, longest: Tensor) -> None:
+        """Try whether the model keeps to the mask, on the longest context `[length]`: what holds
+        there holds in all."""
+        window = getattr(self.config, "sliding_window", None)
+        if not window or len(longest) <= window:
             with contextlib.suppress(*FAILURES):
-                context = self._context(ids, DynamicCache())
-                self.packs = self._keeps_to_the_mask(context)
-                if self.packs:
-                    return context
+                self.packs = self._keeps_to_the_mask(self._context(longest, DynamicCache()))
+        if not self.packs:
             terminal.say(
                 f"{self.model.name} cannot run many changes in one pass: each runs in a copy of "
                 "its context, which is slower."
             )
+
+    @torch.inference_mode()
+    def context(self, ids: Tensor) -> Context:
+        """A pass over a context `[length]`."""
         return self._context(ids, DynamicCache() if self.packs else None)
 
     def _context(self, ids: Tensor, cache: DynamicCache | None) -> Context:
@@ -187,14 +191,14 @@ class Rerun:
 
     def _keeps_to_the_mask(self, context: Context) -> bool:
         """Whether changes of nothing leave the logits as they are."""
-        last = len(context.ids) - 1
-        position = torch.linspace(0, max(0, last - 1), TRIED).long()
-        delta = torch.zeros(TRIED, context.states[self.hook.name].shape[1])
+        last, each = len(context.ids) - 1, self.room // self.following
+        position = torch.linspace(0, max(0, last - self.following), each + 1).long()
+        delta = torch.zeros(len(position), context.states[self.hook.name].shape[1])
         logits, at, _ = self._packed(context, position, delta)
         token, inside = self._windows(context, position)
         expected = context.logits[token[inside]]
         off = (logits[at[inside]] - expected).abs().max() / expected.abs().max()
-        return bool(off < (1e-3 if self.model.dtype == torch.float32 else 5e-2))
+        return bool(off < (1e-4 if self.model.dtype == torch.float32 else 5e-2))
 
     # --- each change in a copy of the context -----------------------------------------------------
 

@@ -31,6 +31,7 @@ def effects(
     part: Literal["test", "all"] = "test",
     seed: int = 0,
     out: Path | None = None,
+    resume: bool = False,
     search: SearchFlags = Search(),  # noqa: B008
     device: Device = "auto",
 ) -> dict[str, Any]:
@@ -38,7 +39,10 @@ def effects(
 
     One latent is switched at one token; the others stay. For each latent: the KL divergence of the
     next token's distribution, the rise of the cross-entropy of the tokens that follow, and the
-    tokens that the latent raises and lowers; the table shows those of the largest KL divergence.
+    tokens that the latent raises and lowers. The table is sorted by the lower end of the KL
+    divergence's interval, so that few tokens make no latent seem strong; those of tokens in a
+    single document have no interval and come last. A stopped measurement with --out goes on,
+    bit-exactly, with --resume.
 
     Args:
         run: an autoencoder.
@@ -54,10 +58,13 @@ def effects(
         top: latents in the table.
         part: test: the held-out documents; all: every row, of text it was not trained on.
         seed: seed of the contexts and tokens.
-        out: also write the effects to this file, .jsonl or .parquet.
+        out: also write the effects to this file, .jsonl or .parquet; what is measured so far is
+            kept beside it.
+        resume: continue a measurement that was stopped.
         search: how the codes are found.
         device: auto, cpu, cuda.
     """
+    import shutil
     from dataclasses import asdict
 
     from bitlens import show
@@ -66,10 +73,13 @@ def effects(
 
     if out is not None:
         require_ending(out)
+    elif resume:
+        raise BitlensError("--resume needs --out: name the file of the stopped measurement.")
     if top < 1:
         raise BitlensError(f"--top must be at least 1, not {top}.")
     autoencoder, opened = open_pair(run, store, device, search)
     later = None if downstream is None else _later(downstream, device)
+    unfinished = None if out is None else out.with_name(f"{out.name}.unfinished")
     found = measure.effects(
         _model(autoencoder, later, opened, device),
         autoencoder,
@@ -83,9 +93,11 @@ def effects(
         downstream=later,
         part=part,
         seed=seed,
+        unfinished=unfinished,
+        resume=resume,
     )
     known = [effect for effect in found if effect.rows]
-    order = sorted(known, key=lambda effect: -effect.kl_div)[:top]
+    order = sorted(known, key=_clear, reverse=True)[:top]
     show.rows(f"{run} on {store}: each latent switched {switch}", [_line(e) for e in order])
     show.marked(
         "[dim]KL: of the next token, nats; control: of as long a step along another latent; "
@@ -94,8 +106,9 @@ def effects(
     )
     if len(known) < len(found):
         show.warn(f"{len(found) - len(known):,} latents have no row to be switched {switch} at.")
-    if out is not None:
+    if out is not None and unfinished is not None:
         write_records(out, [asdict(effect) for effect in found])
+        shutil.rmtree(unfinished)
     about = {"run": str(run), "store": str(store), "switch": switch, "latents": len(found)}
     return about | {"effects": [asdict(effect) for effect in order]}
 
@@ -117,6 +130,12 @@ def _model(
 
     more = () if later is None else (later.metadata["hook"]["module"],)
     return load_spliced(autoencoder, store, pick_device(device), more)
+
+
+def _clear(effect: Effect) -> tuple[bool, float]:
+    """By the lower end of the interval; without one, after all that have one, by the mean."""
+    known = effect.kl_div_low == effect.kl_div_low
+    return known, effect.kl_div_low if known else effect.kl_div
 
 
 def _line(effect: Effect) -> dict[str, Any]:
