@@ -6,7 +6,8 @@ import { number, short, visible } from "./format.js";
 function linearTicks(low, high, about) {
   const rough = (high - low) / about || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
+  let step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
+  if (Math.floor(high / step) <= Math.ceil(low / step)) step /= 2; // one line alone is no scale
   const ticks = [];
   for (let tick = Math.ceil(low / step) * step; tick <= high + step * 1e-9; tick += step)
     ticks.push(Math.abs(tick) < step * 1e-9 ? 0 : tick);

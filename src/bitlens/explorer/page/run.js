@@ -5,14 +5,20 @@ import { intervalBar, lineChart } from "./charts.js";
 import { copyButton, h, style } from "./dom.js";
 import { counted, lastPart, number } from "./format.js";
 
-function numbers(list) {
+/** The command line that measures this run. */
+function measuring(commands) {
+  const line = (commands ?? []).find((command) => command.startsWith("bitlens evaluate "));
+  return h("code", null, line ?? "bitlens evaluate RUN STORE");
+}
+
+function numbers(list, commands) {
   if (!list?.length)
     return h(
       "p.note",
       null,
       "Nothing was measured yet. ",
-      h("code", null, "bitlens evaluate RUN STORE"),
-      " does it.",
+      measuring(commands),
+      " does it; then load this page again.",
     );
   return h(
     "table.numbers",
@@ -78,7 +84,7 @@ function entropy(it) {
             style(h("i"), { width: `${(100 * it[key]) / most}%` }),
             low !== undefined && low !== null ? intervalBar(it[key], low, high, 0, most) : null,
           ),
-          h("span.number", null, number(it[key], ",.1f")),
+          h("span.number", null, `${number(it[key], ",.1f")} bits`),
         );
       }),
     ),
@@ -87,9 +93,7 @@ function entropy(it) {
       : h(
           "p.small.under",
           null,
-          "The Gaussian bound is not measured yet. ",
-          h("code", null, "bitlens evaluate RUN STORE"),
-          " does it.",
+          "The Gaussian bound is among the numbers that are not measured yet."
         ),
   );
 }
@@ -148,7 +152,7 @@ export async function showRun(root, route, { run }) {
       h(
         "p",
         null,
-        h("span.kind", null, it.architecture),
+        h("span.kind", null, it.kind),
         ` ${counted(it.n_latents, "latent")} from ${counted(it.d_in, "float")} of `,
         h("b", { title: it.model }, lastPart(it.model)),
         ` at ${it.hook}`,
@@ -166,7 +170,7 @@ export async function showRun(root, route, { run }) {
           null,
           h("h2", null, "Numbers"),
           it.measured?.length ? h("p.small", null, it.measured.join(" ")) : null,
-          numbers(it.numbers),
+          numbers(it.numbers, it.commands),
         ),
         made(it.made, it.settings),
       ),
