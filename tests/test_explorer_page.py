@@ -380,6 +380,8 @@ def test_the_run_and_another_beside_it(site, open_page):
     page.keyboard.press("j")
     page.wait_for_selector(".pair-panel .card h2")
     assert page.locator(".pair-panel .card").count() == 2
+    bars = page.locator(".pair-panel .card").first.locator(".bars .bar").all()
+    assert len({bar.bounding_box()["x"] for bar in bars}) == 1  # so that lengths compare
     pairs = page.evaluate("fetch('api/compare.json').then((answer) => answer.json())")
     category, count = max(pairs["counts"].items(), key=lambda item: item[1])
     page.locator(".chips .chip", has_text=category).first.click()
@@ -423,6 +425,16 @@ def test_a_token_that_falls_least_is_not_said_to_rise(site, open_page):
     for name, texts in (("raises", ["·t0"]), ("lowers", ["·t2", "·t1"])):
         column = card.locator(".two > div", has=page.get_by_role("heading", name=name))
         expect(column.locator(".tok")).to_have_text(texts)
+
+
+@pytest.mark.slow
+def test_floats_count_beside_the_gaussian_bound(site, open_page):
+    entropy = {"bits_joint": 20.0, "bits_magnitudes": 30.0, "bits_gaussian": 100.0}
+    run = {"title": "r", "n_latents": 3, "d_in": 2, "model": "m", "commands": [], "bits": False}
+    page = open_page(f"{site}#/run", answers={"api/run.json": run | {"entropy": entropy}})
+    expect(page.locator(".entropy .number")).to_have_text(["50.0 bits", "100.0 bits"])
+    ours, bound = (bar.bounding_box()["width"] for bar in page.locator(".measure > i").all())
+    assert ours / bound == pytest.approx(0.5, rel=0.02)
 
 
 @pytest.mark.slow
