@@ -439,11 +439,14 @@ def test_floats_count_beside_the_gaussian_bound(site, open_page):
 
 @pytest.mark.slow
 def test_a_curve_has_a_scale(site, open_page):
-    run = {"curves": {"step": [1, 2, 3], "price": [0.021, 0.053, 0.033]}}
+    curves = {"step": [1, 2, 3], "price": [0.021, 0.053, 0.033], "l0": [23, 22.999, 23]}
+    run = {"curves": curves}
     whole = {"title": "r", "n_latents": 3, "d_in": 2, "model": "m", "commands": [], **run}
     page = open_page(f"{site}#/run", answers={"api/run.json": whole})
-    expect(page.locator(".curve svg")).to_be_visible()
-    assert page.locator(".curve svg line").count() >= 2
+    price, flat = page.locator(".curve", has_text="price"), page.locator(".curve", has_text="l0")
+    expect(price.locator("svg")).to_be_visible()
+    assert price.locator("line").count() >= 2
+    assert flat.locator("path").bounding_box()["height"] < 3
 
 
 @pytest.mark.slow

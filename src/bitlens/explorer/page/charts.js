@@ -68,8 +68,11 @@ export function lineChart({ name, meaning, xs, ys }) {
     .filter(([, value]) => value !== null && Number.isFinite(value));
   if (known.length < 2 || known.every(([, value]) => value === 0)) return null;
   const [width, height, left, bottom] = [300, 120, 40, 100];
+  const values = known.map(([, value]) => value);
+  const [least, most] = [Math.min(...values), Math.max(...values)];
+  const flat = most - least < 0.01 * Math.abs(most); // what is all but the same is drawn so
   const y = axis(
-    known.map(([, value]) => value),
+    flat ? [...values, 0.9 * most, 1.1 * most] : values,
     "",
     { about: 3, log: false },
   );
