@@ -225,8 +225,18 @@ function effect({ effect: it }) {
       "dl.pairs",
       null,
       line("KL divergence", withInterval(it, "kl_div", ".3g")),
-      control === "–" ? null : line("of a control", `${control} nats`, "as long a step along another latent, at the same tokens"),
-      line("loss, when switched", withInterval(it, "loss", "+.3f"), "rise of the cross-entropy of the tokens that follow"),
+      control === "–"
+        ? null
+        : line(
+            "of a control",
+            `${control} nats`,
+            "as long a step along another latent, at the same tokens",
+          ),
+      line(
+        "loss, when switched",
+        withInterval(it, "loss", "+.3f"),
+        "rise of the cross-entropy of the tokens that follow",
+      ),
     ),
     h(
       "div.two",

@@ -148,8 +148,12 @@ class View {
         ),
         this.scatter.node,
       ),
-      h("p.small", null, "Drag to select; click an empty place to let go. A point is a latent; the height of a bar is " +
-          "the square root of its number of latents."),
+      h(
+        "p.small",
+        null,
+        "Drag to select; click an empty place to let go. A point is a latent; the height of a bar " +
+          "is the square root of its number of latents.",
+      ),
     );
     return panel;
   }
