@@ -177,6 +177,16 @@ def test_a_model_that_keeps_to_no_mask_gives_the_same(model, store, monkeypatch,
         )
 
 
+def test_only_what_rises_is_raised(model, store):
+    vocabulary = model.model.config.vocab_size
+    found = effects(model, made("step", store), store, range(4), **LIMITS | {"top": vocabulary})
+    assert any(effect.rows for effect in found)
+    for effect in found:
+        assert all(token.logp > 0 for token in effect.raises)
+        assert all(token.logp < 0 for token in effect.lowers)
+        assert not {t.token for t in effect.raises} & {t.token for t in effect.lowers}
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "qwen3"])
 @pytest.mark.parametrize("place", ["layer", "mlp", "input"])
 def test_changes_in_one_pass_equal_full_passes(kind, place, make_model):

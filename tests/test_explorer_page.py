@@ -8,7 +8,6 @@ import shutil
 import signal
 import threading
 from functools import partial
-from importlib.resources import files as files_of
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ import torch
 from bitlens.autoencoders import Autoencoder
 from bitlens.causal.intervene import intervene
 from bitlens.encode import encode_store
+from bitlens.explorer.parts import FILES
 from bitlens.hidden import Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
@@ -157,8 +157,8 @@ def shown(page) -> list[int]:
 
 
 def test_the_page_parses_no_markup_and_names_no_other_host():
-    files = [*files_of("bitlens.explorer").joinpath("page").iterdir()]
-    assert {"index.html", "app.js", "base.css"} <= {file.name for file in files}
+    files = [*FILES.values()]
+    assert {"index.html", "app.js", "base.css", "palette.css", "icon.svg"} <= FILES.keys()
     for file in files:
         text = file.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", text)
@@ -380,10 +380,73 @@ def test_the_run_and_another_beside_it(site, open_page):
     page.keyboard.press("j")
     page.wait_for_selector(".pair-panel .card h2")
     assert page.locator(".pair-panel .card").count() == 2
+    bars = page.locator(".pair-panel .card").first.locator(".bars .bar").all()
+    assert len({bar.bounding_box()["x"] for bar in bars}) == 1  # so that lengths compare
     pairs = page.evaluate("fetch('api/compare.json').then((answer) => answer.json())")
     category, count = max(pairs["counts"].items(), key=lambda item: item[1])
     page.locator(".chips .chip", has_text=category).first.click()
     assert page.locator("output.count").inner_text().startswith(f"{count} of {len(pairs['rows'])}")
+
+
+@pytest.mark.slow
+def test_what_is_not_known_says_how_to_know_it(site, folder, open_page):
+    page = open_page(f"{site}#/run")
+    expect(page.locator(".note code")).to_have_text(
+        f"bitlens evaluate '{folder / RUN}' {folder / 'store'}"
+    )
+    page.goto(f"{site}#/compare")
+    page.wait_for_selector(".grid-row")
+    for chip in page.locator(".chips .chip").all():
+        category = chip.inner_text().split()[0]
+        meaning = page.locator(f".pair-panel dt:text-is('{category}') + dd").inner_text()
+        assert chip.get_attribute("title") == meaning
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("view", ["latents", "compare"])
+def test_the_heads_of_columns_stand_above_them(site, open_page, view):
+    page = open_page(f"{site}#/{view}")
+    page.wait_for_selector(".grid-row")
+    left, right = (
+        "[...document.querySelectorAll('.grid-head .cell')]",
+        "[...document.querySelector('.grid-row').children]",
+    )
+    boxes = ".map((cell) => cell.getBoundingClientRect().right)"
+    assert page.evaluate(left + boxes) == pytest.approx(page.evaluate(right + boxes), abs=0.5)
+
+
+@pytest.mark.slow
+def test_a_token_that_falls_least_is_not_said_to_rise(site, open_page):
+    tokens = [{"token": i, "text": f" t{i}", "logp": logp} for i, logp in enumerate((2, -1, -3))]
+    effect = {"rows": 3, "kl_div": 1, "loss": 0.5, "raises": tokens[:2], "lowers": tokens[::-1]}
+    latent = {"latent": 1, "rate": 0.1, "surprisal": 3.3, "bits": 0.5, "effect": effect}
+    page = open_page(f"{site}#/latent/1", answers={"api/latents/1.json": latent})
+    card = page.locator(".card", has_text="Measured effect")
+    for name, texts in (("raises", ["·t0"]), ("lowers", ["·t2", "·t1"])):
+        column = card.locator(".two > div", has=page.get_by_role("heading", name=name))
+        expect(column.locator(".tok")).to_have_text(texts)
+
+
+@pytest.mark.slow
+def test_floats_count_beside_the_gaussian_bound(site, open_page):
+    entropy = {"bits_joint": 20.0, "bits_magnitudes": 30.0, "bits_gaussian": 100.0}
+    run = {"title": "r", "n_latents": 3, "d_in": 2, "model": "m", "commands": [], "bits": False}
+    page = open_page(f"{site}#/run", answers={"api/run.json": run | {"entropy": entropy}})
+    expect(page.locator(".entropy .number")).to_have_text(["50.0 bits", "100.0 bits"])
+    ours, bound = (bar.bounding_box()["width"] for bar in page.locator(".measure > i").all())
+    assert ours / bound == pytest.approx(0.5, rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_curve_has_a_scale(site, open_page):
+    curves = {"step": [1, 2, 3], "price": [0.021, 0.053, 0.033], "l0": [23, 22.999, 23]}
+    run = {"curves": curves}
+    whole = {"title": "r", "n_latents": 3, "d_in": 2, "model": "m", "commands": [], **run}
+    page = open_page(f"{site}#/run", answers={"api/run.json": whole})
+    price, flat = page.locator(".curve", has_text="price"), page.locator(".curve", has_text="l0")
+    expect(price.locator("svg")).to_be_visible()
+    assert price.locator("line").count() >= 2
+    assert flat.locator("path").bounding_box()["height"] < 3
 
 
 @pytest.mark.slow

@@ -138,6 +138,8 @@ def test_the_run_is_described(site, made):
     assert dict(run["made"])["rows"] == f"{len(store):,}"
     train_again = next(line for line in run["commands"] if line.startswith("bitlens train"))
     assert f"--n-latents {LATENTS} --steps 60 --batch-size 128" in train_again
+    assert f"bitlens evaluate {made.bae} {made.store}" in run["commands"]
+    assert (run["kind"], run["beside"]["kind"]) == ("Binary autoencoder", "TopK autoencoder")
 
 
 def test_the_table_and_the_pages_are_the_profiles(site, made):

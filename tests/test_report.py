@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from bitlens import markup
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.codes import Codes
 from bitlens.bits.statistics import rate_histogram
@@ -210,7 +212,8 @@ def test_hostile_names_paths_and_tokens_are_text(
     file.write_text(json.dumps(json.loads(file.read_text()) | {"store": HOSTILE}))
     page = read(write_report(hostile))
     assert page.text.count("<script>alert(1)</script>") > 10
-    assert not {"script", "img", "iframe", "object", "form", "a"} & set(page.tags)
+    assert not {"script", "iframe", "object", "form", "a"} & set(page.tags)
+    assert page.tags.count("img") == 1  # the mark
     names = {name for _, name, _ in page.attributes}
     assert not {name for name in names if name.startswith("on") or name == "style"}
 
@@ -218,9 +221,10 @@ def test_hostile_names_paths_and_tokens_are_text(
 def test_nothing_is_fetched_from_anywhere(made: dict[str, Any], run: Path, tokenizer: Any) -> None:
     path = write_report(run, evaluation=made["numbers"], codes=made["codes"], tokenizer=tokenizer)
     page = path.read_text(encoding="utf-8")
-    assert not re.search(r"https?:|url\(|@import|//[a-z]", page)
     links = [value for _, name, value in Page(page).attributes if name in ("src", "href", "action")]
-    assert links == ["data:,"]
+    mark = f"data:image/svg+xml;base64,{base64.b64encode(markup.ICON.read_bytes()).decode()}"
+    assert links == [mark, mark]
+    assert not re.search(r"https?:|url\(|@import|//[a-z]", page.replace(mark, ""))
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
@@ -390,7 +394,10 @@ def test_a_browser_shows_it_without_complaint(
     page.goto(path.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, re.findall(r"\d+", background)[:3])) > 384) == (scheme == "light")
+    papers = re.findall(r"--paper: #(..)(..)(..);", markup.PALETTE.read_text(encoding="utf-8"))
+    paper = [int(part, 16) for part in papers[scheme == "dark"]]  # as in the explorer
+    assert [int(part) for part in re.findall(r"\d+", background)[:3]] == paper
+    assert page.evaluate("document.images[0].naturalWidth") > 0
     assert page.locator("svg").count() >= 6
     page.locator("summary").first.click()
     assert page.get_by_text("batch_size").is_visible()

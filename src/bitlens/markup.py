@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitlens.results import plain, token
@@ -11,16 +12,14 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
+TEMPLATES = Path(__file__).parent / "templates"
+PALETTE, ICON = (TEMPLATES / name for name in ("palette.css", "icon.svg"))
+LOOK = (PALETTE, ICON)  # of every page
+
+
 def render(template: str, **values: Any) -> str:
     """A template of this package, filled."""
     return _templates().get_template(template).render(values)
-
-
-def source(template: str) -> str:
-    """A template as it stands in its file."""
-    templates = _templates()
-    assert templates.loader is not None
-    return templates.loader.get_source(templates, template)[0]
 
 
 @functools.cache

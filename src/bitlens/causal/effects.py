@@ -247,8 +247,8 @@ class _Table:
         mine = (self.flips.number == number).nonzero()[:, 0]
         kl_div, loss = self._intervals(mine)
         raises, lowers = (
-            [TokenEffect(t, texts[t], float(means[t])) for t in each if len(mine)]
-            for each in tokens
+            [TokenEffect(t, texts[t], float(means[t])) for t in each if sign * means[t] > 0]
+            for sign, each in zip((1, -1), tokens, strict=True)
         )
         return Effect(
             latent=latent,

@@ -11,7 +11,7 @@ from bitlens.explorer.subject import Subject
 from bitlens.files import finite
 
 DIGITS = 5
-
+FLAGS = "dense: on in over 10 % of the rows; dead: in under .01 %; stuck: off in under .01 %"
 COLUMNS: tuple[tuple[str, str, str, str, str], ...] = (
     ("latent", "latent", "number of the latent", "number", "d"),
     ("rate", "on", "share of the rows in which it is on", "number", ".2%"),
@@ -23,7 +23,7 @@ COLUMNS: tuple[tuple[str, str, str, str, str], ...] = (
     ("again", "again", "rate in the 16 rows after it is on, over the rate", "number", ".1f"),
     ("dispersion", "dispersion", "how unevenly its rows lie in documents", "number", ".1f"),
     ("burstiness", "burstiness", "log2(1 - rate), as in arXiv 2509.20997", "number", ".4f"),
-    ("flags", "", "dense: on in over 10 %; dead: in under .01 %; stuck: off there", "flag", ""),
+    ("flags", "", FLAGS, "flag", ""),
 )
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -19,10 +17,9 @@ from bitlens.errors import BitlensError
 from bitlens.explorer.asked import FindAsked, HoldAsked, NearAsked, TextAsked, sentence
 from bitlens.explorer.explorer import Explorer, encoded
 from bitlens.explorer.guard import Guard
+from bitlens.explorer.parts import FILES
 from bitlens.explorer.worker import Busy
 
-PAGE = Path(__file__).parent / "page"
-NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.(html|css|js|svg|png|ico)")
 TYPES = {".js": "text/javascript", ".html": "text/html; charset=utf-8"}
 NOWHERE = "There is no such page."
 SENTENCES = {
@@ -107,9 +104,9 @@ def _add_questions(app: FastAPI, explorer: Explorer) -> None:
 
 
 def _file(name: str) -> Response:
-    """A file of the page: of a plain name, so that no path leads elsewhere."""
-    path = PAGE / name
-    if not NAME.fullmatch(name) or not path.is_file():
+    """A file of the page, by its name alone, so that no path leads elsewhere."""
+    path = FILES.get(name)
+    if path is None:
         return _said(NOWHERE, 404)
     return FileResponse(path, media_type=TYPES.get(path.suffix))
 

@@ -26,6 +26,7 @@ from bitlens.explorer.subject import Subject
 from bitlens.explorer.worker import Worker
 from bitlens.files import finite
 from bitlens.hidden import ActivationStore
+from bitlens.report.contents import ARCHITECTURES
 
 VALUES = 4096  # rows that show how high values are
 
@@ -189,6 +190,9 @@ def about(subject: Subject) -> Record:
         "title": subject.run.resolve().name,
         "run": str(subject.run),
         "architecture": subject.autoencoder.architecture,
+        "kind": ARCHITECTURES.get(
+            subject.autoencoder.architecture, subject.autoencoder.architecture
+        ),
         "n_latents": subject.n_latents,
     }
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from bitlens import terminal
 from bitlens.errors import BitlensError
 from bitlens.explorer.explorer import Explorer, encoded
+from bitlens.explorer.parts import FILES
 from bitlens.version import __version__
 
-PAGE = Path(__file__).parent / "page"
 MARKER = "api/run.json"
 
 
@@ -63,9 +63,8 @@ def _refuse(out: Path, overwrite: bool) -> None:
 
 def _contents(explorer: Explorer) -> Iterator[tuple[str, bytes]]:
     """Names and contents of all files."""
-    for path in sorted(PAGE.iterdir()):
-        if path.is_file():
-            yield path.name, path.read_bytes()
+    for name, path in FILES.items():
+        yield name, path.read_bytes()
     yield MARKER, encoded(explorer.run(live=False) | {"bitlens": __version__})
     yield "api/latents.json", explorer.latents
     for latent in range(explorer.subject.n_latents):

@@ -86,7 +86,8 @@ def _chosen(training: Mapping[str, Any]) -> list[str]:
 
 
 def commands(run: Path, metadata: Mapping[str, Any], codes: Mapping[str, Any]) -> list[str]:
-    """The command lines that make store, run and codes again, with the settings recorded."""
+    """The command lines that make store, run and codes again, with the settings recorded, and
+    measure the run."""
     training, store = metadata.get("training") or {}, metadata.get("store")
     texts = (metadata.get("documents_of") or {}).get("texts")
     model, hook = metadata.get("model"), (metadata.get("hook") or {}).get("module")
@@ -99,6 +100,8 @@ def commands(run: Path, metadata: Mapping[str, Any], codes: Mapping[str, Any]) -
     if store and training:
         flags = _settings(training, metadata.get("d_in"))
         lines.append(f"bitlens train {_words([store, *_flag('out', run), *flags])}")
+    if store:
+        lines.append(f"bitlens evaluate {_words([run, codes.get('store') or store])}")
     if codes.get("store"):
         words = [run, codes["store"], *_flag("out", "codes")]
         lines.append(f"bitlens encode {_words(words)}")

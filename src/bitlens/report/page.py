@@ -68,12 +68,16 @@ def _page(run: Path, config: Mapping[str, Any], finished: bool) -> str:
             notes.append(f"Left out: {error}")
         except ODD:
             notes.append(f"Left out: the {name}, as a file in the folder is damaged.")
-    style = markup.source("report.css")
+    style = "".join(
+        file.read_text(encoding="utf-8")
+        for file in (markup.PALETTE, markup.TEMPLATES / "report.css")
+    )
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return markup.render(
         "report.html",
         style=style,
         digest=digest,
+        icon=base64.b64encode(markup.ICON.read_bytes()).decode(),
         name=run.resolve().name,
         heading=contents.heading(config),
         notes=notes,

@@ -53,7 +53,13 @@ function explanation({ explanation: it }) {
       h(
         "div.score",
         null,
-        h("span", null, "score ", h("b", null, number(it.score, ".2f")), interval),
+        h(
+          "span",
+          { title: "balanced accuracy of a judge who reads it; chance is 0.50" },
+          "score ",
+          h("b", null, number(it.score, ".2f")),
+          `${interval}, chance is 0.50`,
+        ),
         intervalBar(it.score, it.low, it.high),
         typeof it.interpretable === "boolean" &&
           h(
@@ -204,26 +210,39 @@ function effect({ effect: it }) {
   if (!it.rows) {
     return card("Measured effect", "It was not switched: it is on at no token of the contexts.");
   }
-  const rows = (list) =>
-    (list ?? []).map(({ text, logp }) => ({ text, value: logp, shown: number(logp, "+.2f") }));
+  const rows = (list, sign) =>
+    (list ?? [])
+      .filter(({ logp }) => sign * logp > 0)
+      .map(({ text, logp }) => ({ text, value: logp, shown: number(logp, "+.2f") }));
   const turned = it.switched === "on" ? "on where it is off" : "off where it is on";
-  const line = (label, value) => [h("dt", null, label), h("dd", null, value)];
+  const line = (label, value, title) => [h("dt", { title }, label), h("dd", null, value)];
   const control = number(it.kl_control, ".3g");
   return card(
     "Measured effect",
-    `Switched ${turned}, at ${counted(it.rows, "token")}: what its being on does to the model.`,
+    `Switched ${turned}, at ${counted(it.rows, "token")}. Below: tokens that are more or less ` +
+      "likely next with it on, by log-probability in nats; means.",
     h(
       "dl.pairs",
       null,
       line("KL divergence", withInterval(it, "kl_div", ".3g")),
-      control === "–" ? null : line("of another direction", `${control} nats`),
-      line("loss, when switched", withInterval(it, "loss", "+.3f")),
+      control === "–"
+        ? null
+        : line(
+            "of a control",
+            `${control} nats`,
+            "as long a step along another latent, at the same tokens",
+          ),
+      line(
+        "loss, when switched",
+        withInterval(it, "loss", "+.3f"),
+        "rise of the cross-entropy of the tokens that follow",
+      ),
     ),
     h(
       "div.two",
       null,
-      h("div", null, h("h3", null, "raises"), tokenBars(rows(it.raises), "up")),
-      h("div", null, h("h3", null, "lowers"), tokenBars(rows(it.lowers), "down")),
+      h("div", null, h("h3", null, "raises"), tokenBars(rows(it.raises, 1), "up")),
+      h("div", null, h("h3", null, "lowers"), tokenBars(rows(it.lowers, -1), "down")),
     ),
     it.downstream?.length
       ? [
@@ -267,12 +286,18 @@ function neighbours(latent) {
         )
       : null;
   const parts = [
-    list("in the tree", "The latents that say most about it, two by two.", latent.tree),
-    list("on together", "On at the same tokens.", latent.together, ({ value }) =>
-      number(value, ".2f"),
+    list("in the tree", "Neighbours in the Chow-Liu tree: they say most about it.", latent.tree),
+    list(
+      "on together, Jaccard",
+      "Tokens at which both are on, of those at which either is; corrected for chance.",
+      latent.together,
+      ({ value }) => number(value, ".2f"),
     ),
-    list("similar directions", "The cosine of the decoders.", latent.similar, ({ value }) =>
-      number(value, ".2f"),
+    list(
+      "similar directions, cosine",
+      "Of the rows of the decoder.",
+      latent.similar,
+      ({ value }) => number(value, ".2f"),
     ),
   ].filter(Boolean);
   if (!parts.length) return null;

@@ -6,7 +6,8 @@ import { number, short, visible } from "./format.js";
 function linearTicks(low, high, about) {
   const rough = (high - low) / about || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
+  let step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
+  if (Math.floor(high / step) <= Math.ceil(low / step)) step /= 2; // one line alone is no scale
   const ticks = [];
   for (let tick = Math.ceil(low / step) * step; tick <= high + step * 1e-9; tick += step)
     ticks.push(Math.abs(tick) < step * 1e-9 ? 0 : tick);
@@ -67,8 +68,11 @@ export function lineChart({ name, meaning, xs, ys }) {
     .filter(([, value]) => value !== null && Number.isFinite(value));
   if (known.length < 2 || known.every(([, value]) => value === 0)) return null;
   const [width, height, left, bottom] = [300, 120, 40, 100];
+  const values = known.map(([, value]) => value);
+  const [least, most] = [Math.min(...values), Math.max(...values)];
+  const flat = most - least < 0.01 * Math.abs(most); // what is all but the same is drawn so
   const y = axis(
-    known.map(([, value]) => value),
+    flat ? [...values, 0.9 * most, 1.1 * most] : values,
     "",
     { about: 3, log: false },
   );

@@ -34,13 +34,22 @@ const COLUMNS = [
     label: "jaccard",
     width: 64,
     number: true,
-    title: "tokens at which both are on, of those at which either is",
+    title: "tokens at which both are on, of those at which either is; corrected for chance",
   },
-  { key: "category", label: "category", width: 76 },
+  { key: "category", label: "category", width: 76, title: "what a is to b" },
   { key: "cosine", label: "cosine", width: 58, number: true, title: "of the two decoders" },
   { key: "a_rate", label: "rate a", width: 70, number: true },
   { key: "b_rate", label: "rate b", width: 70, number: true },
 ];
+
+const MEANINGS = {
+  same: "both are on at the same tokens: Jaccard of .5 or more",
+  contained: "it is on where one latent of the other run is, which is on elsewhere, too",
+  contains: "latents of the other run are on only where it is",
+  absent: "no latent of the other run is like it",
+  dead: "on in under .01 % of the tokens",
+  stuck: "off in under .01 % of the tokens",
+};
 
 const words = (tokens) =>
   (Array.isArray(tokens) ? tokens.map(visible).join(" ") : (tokens ?? "")).toLowerCase();
@@ -94,6 +103,13 @@ class View {
       "div.pair-panel",
       { "aria-live": "polite" },
       h("p.note", null, "Choose a pair to see both latents side by side."),
+      h(
+        "dl.pairs",
+        null,
+        Object.entries(MEANINGS)
+          .filter(([category]) => this.counts[category])
+          .map(([category, meaning]) => [h("dt", null, category), h("dd", null, meaning)]),
+      ),
     );
     this.root.append(
       h(
@@ -104,9 +120,9 @@ class View {
           "p",
           null,
           h("span.kind", null, "a"),
-          ` ${this.a.title} (${this.a.architecture}) `,
+          ` ${this.a.title}, ${this.a.kind} `,
           h("span.kind", null, "b"),
-          ` ${this.b.title} (${this.b.architecture})`,
+          ` ${this.b.title}, ${this.b.kind}`,
         ),
       ),
       h("div.seek", { role: "search" }, h("div.find", null, search), this.chips, this.count),
@@ -147,6 +163,7 @@ class View {
           {
             type: "button",
             "aria-pressed": category === this.category,
+            title: MEANINGS[category],
             onclick: () => this.change({ category: category === this.category ? "" : category }),
           },
           category,
@@ -189,7 +206,7 @@ class View {
       h(
         "div.pair-facts",
         null,
-        h("b", null, row.category ?? "pair"),
+        h("b", { title: MEANINGS[row.category] }, row.category ?? "pair"),
         h("span", null, `jaccard ${number(row.jaccard, ".2f")}`),
         h("span", null, `cosine ${number(row.cosine, ".2f")}`),
       ),

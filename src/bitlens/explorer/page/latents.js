@@ -148,7 +148,12 @@ class View {
         ),
         this.scatter.node,
       ),
-      h("p.small", null, "Drag to select; click an empty place to let go. A point is a latent."),
+      h(
+        "p.small",
+        null,
+        "Drag to select; click an empty place to let go. A point is a latent; the height of a bar " +
+          "is the square root of its number of latents.",
+      ),
     );
     return panel;
   }
@@ -226,7 +231,12 @@ class View {
       const flags = on ? this.flags.filter((other) => other !== flag) : [...this.flags, flag];
       return h(
         `button.chip.flag-${flag}`,
-        { type: "button", "aria-pressed": on, onclick: () => this.change({ flags }) },
+        {
+          type: "button",
+          "aria-pressed": on,
+          title: this.latents.byKey.get("flags").meaning,
+          onclick: () => this.change({ flags }),
+        },
         flag,
         h("b", null, thousands(count)),
       );

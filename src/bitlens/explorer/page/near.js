@@ -36,7 +36,17 @@ export class Near {
     try {
       const { contexts } = await post("api/near", { text, position: token.position });
       found = contexts.length
-        ? h("ol.examples", null, contexts.map(line))
+        ? h(
+            "div",
+            null,
+            h(
+              "p.small",
+              null,
+              "Similarity: the surprise of the latents that are on at both tokens, over that of " +
+                "those on at either; 1 is the same. Each is of another document.",
+            ),
+            h("ol.examples", null, contexts.map(line)),
+          )
         : h("p.note", null, "Nothing in the corpus has bits like these.");
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;

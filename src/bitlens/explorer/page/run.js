@@ -1,18 +1,24 @@
 // What was measured of the run, how it was learned and made.
 
 import { get } from "./api.js";
-import { intervalBar, lineChart } from "./charts.js";
+import { lineChart } from "./charts.js";
 import { copyButton, h, style } from "./dom.js";
 import { counted, lastPart, number } from "./format.js";
 
-function numbers(list) {
+/** The command line that measures this run. */
+function measuring(commands) {
+  const line = (commands ?? []).find((command) => command.startsWith("bitlens evaluate "));
+  return h("code", null, line ?? "bitlens evaluate RUN STORE");
+}
+
+function numbers(list, commands) {
   if (!list?.length)
     return h(
       "p.note",
       null,
       "Nothing was measured yet. ",
-      h("code", null, "bitlens evaluate RUN STORE"),
-      " does it.",
+      measuring(commands),
+      " does it; then load this page again.",
     );
   return h(
     "table.numbers",
@@ -48,11 +54,16 @@ const BOUNDS = [
   ["bits_gaussian", "Gaussian bound", "theirs"],
 ];
 
-function entropy(it) {
-  if (!it) return null;
-  const rows = BOUNDS.filter(([key]) => typeof it[key] === "number");
+function entropy({ entropy: it, bits }) {
+  // The values of a sparse autoencoder's latents are a part of what its codes cost.
+  const floats = it?.bits_magnitudes ?? 0;
+  const rows = BOUNDS.filter(([key]) => typeof it?.[key] === "number").map(([key, text, kind]) =>
+    floats && kind === "ours"
+      ? { key, text: `${text}, and bits_magnitudes`, kind, value: it[key] + floats }
+      : { key, text, kind, value: it[key] },
+  );
   if (!rows.length) return null;
-  const most = 1.08 * Math.max(...rows.map(([key]) => it[`${key}_high`] ?? it[key]));
+  const most = 1.08 * Math.max(...rows.map(({ value }) => value));
   return h(
     "section.card",
     null,
@@ -60,36 +71,32 @@ function entropy(it) {
     h(
       "p.small",
       null,
-      it.meaning ??
-        "Bits a hidden state, beside what a Gaussian of its spectrum takes for the same error.",
+      "Bits a hidden state, beside what a Gaussian of its spectrum takes for the same error.",
     ),
     h(
       "ol.entropy",
       null,
-      rows.map(([key, text, kind]) => {
-        const [low, high] = [it[`${key}_low`], it[`${key}_high`]];
-        return h(
+      rows.map(({ key, text, kind, value }) =>
+        h(
           `li.${kind}`,
           null,
           h("span", null, h("b", null, key), h("span.small", null, text)),
           h(
             "span.measure",
             { "aria-hidden": "true" },
-            style(h("i"), { width: `${(100 * it[key]) / most}%` }),
-            low !== undefined && low !== null ? intervalBar(it[key], low, high, 0, most) : null,
+            style(h("i"), { width: `${(100 * value) / most}%` }),
           ),
-          h("span.number", null, number(it[key], ",.1f")),
-        );
-      }),
+          h("span.number", null, `${number(value, ",.1f")} bits`),
+        ),
+      ),
     ),
     typeof it.bits_gaussian === "number"
       ? null
       : h(
           "p.small.under",
           null,
-          "The Gaussian bound is not measured yet. ",
-          h("code", null, "bitlens evaluate RUN STORE"),
-          " does it.",
+          bits === false ? "What the values of the latents cost is not counted yet. " : "",
+          "The Gaussian bound is among the numbers that are not measured yet.",
         ),
   );
 }
@@ -148,7 +155,7 @@ export async function showRun(root, route, { run }) {
       h(
         "p",
         null,
-        h("span.kind", null, it.architecture),
+        h("span.kind", null, it.kind),
         ` ${counted(it.n_latents, "latent")} from ${counted(it.d_in, "float")} of `,
         h("b", { title: it.model }, lastPart(it.model)),
         ` at ${it.hook}`,
@@ -166,14 +173,14 @@ export async function showRun(root, route, { run }) {
           null,
           h("h2", null, "Numbers"),
           it.measured?.length ? h("p.small", null, it.measured.join(" ")) : null,
-          numbers(it.numbers),
+          numbers(it.numbers, it.commands),
         ),
         made(it.made, it.settings),
       ),
       h(
         "div",
         null,
-        entropy(it.entropy),
+        entropy(it),
         curves(it),
         it.commands?.length
           ? h(

@@ -178,7 +178,7 @@ class View {
         token.left_out
           ? "The model reads this token; its state is not among those that the autoencoder learned."
           : `${counted(token.on ?? token.bits.length, "latent")} on at position ` +
-              `${token.position}, the most surprising first.`,
+              `${token.position}, with their surprise in bits, the largest first.`,
       ),
       h(
         "ol.bit-list",
