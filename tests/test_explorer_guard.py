@@ -1,5 +1,6 @@
 """The explorer's server against what it must refuse: real requests to a real server."""
 
+import copy
 import json
 import socket
 import threading
@@ -10,7 +11,7 @@ import pytest
 
 from bitlens.explorer import worker
 from bitlens.explorer.guard import DRAINED, LARGEST
-from explored import ask
+from explored import TEXT, ask, served
 
 # --- who may ask ----------------------------------------------------------------------------------
 
@@ -141,7 +142,7 @@ def test_absolute_addresses_of_others_are_not_fetched(site):
     assert get(site, "*")[0] in (400, 404)
 
 
-@pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "HELLO"])
+@pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "HELLO"])
 def test_other_methods_are_refused(site, method):
     answer = site.request(method, "/api/run.json")
     assert answer.status_code == 405
@@ -298,3 +299,74 @@ def test_what_fails_unforeseen_is_said_and_the_server_goes_on(site, explorer, mo
         assert answer.headers["x-content-type-options"] == "nosniff"
     monkeypatch.undo()
     assert ask(site, "text", text="a").status_code == 200
+
+
+def hold_for_long(site) -> socket.socket:
+    """A question that takes long, asked -> its connection"""
+    asked = {"text": TEXT, "holds": {}, "continue": {"tokens": 200}}
+    body = json.dumps(asked).encode()
+    head = f"POST /api/hold HTTP/1.1\r\nHost: 127.0.0.1:{site.base_url.port}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    line = socket.create_connection((site.base_url.host, site.base_url.port), timeout=60)
+    line.sendall(head.encode() + body)
+    return line
+
+
+def gone_on_with(explorer, monkeypatch) -> tuple[list[int], threading.Event]:
+    """Lengths of the texts as the model goes on with them, and whether it has begun to."""
+    lengths, begun = [], threading.Event()
+    original = explorer.live._stopped
+
+    def stopped(tokens):
+        lengths.append(tokens.shape[1])
+        begun.set()
+        time.sleep(0.01)  # a larger model
+        return original(tokens)
+
+    monkeypatch.setattr(explorer.live, "_stopped", stopped)
+    return lengths, begun
+
+
+def test_what_nobody_waits_for_any_more_is_given_up(site, explorer, monkeypatch):
+    assert ask(site, "text", text="a").status_code == 200
+    lengths, begun = gone_on_with(explorer, monkeypatch)
+    lines = [hold_for_long(site) for _ in range(worker.WAITING)]
+    assert begun.wait(30)
+    for line in lines:
+        line.close()
+    assert ask(site, "text", text="a").status_code == 200
+    assert len(lengths) < 400  # one of the questions alone takes as many steps
+    monkeypatch.undo()
+    how = {"tokens": 20, "temperature": 0}
+    assert ask(site, "hold", text=TEXT, holds={}, **{"continue": how}).status_code == 200
+
+
+def test_the_end_does_not_wait_for_questions(explorer, monkeypatch, capfd):
+    lengths, begun = gone_on_with(explorer, monkeypatch)
+    own = copy.copy(explorer)
+    own.worker = explorer.live.worker = worker.Worker()
+    try:
+        with served(own) as site:
+            silent = socket.create_connection((site.base_url.host, site.base_url.port), timeout=60)
+            silent.sendall(
+                f"POST /api/text HTTP/1.1\r\nHost: 127.0.0.1:{site.base_url.port}\r\n"
+                "Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{".encode()
+            )
+            line = hold_for_long(site)
+            assert begun.wait(30)
+    finally:
+        explorer.live.worker = explorer.worker
+    assert len(lengths) < 400
+    assert line.recv(100).split()[1] in (b"200", b"503")
+    assert silent.recv(100).split()[1] == b"503"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_temperatures_near_zero_draw_the_likeliest(site):
+    for temperature in (0, 5e-324, 1e-300, 1e-30, 1e-6):
+        how = {"tokens": 5, "temperature": temperature}
+        answer = ask(site, "hold", text=TEXT, holds={}, **{"continue": how})
+        assert answer.status_code == 200
+        if not temperature:
+            likeliest = answer.json()["before"]["continuation"]
+        assert answer.json()["before"]["continuation"] == likeliest

@@ -25,6 +25,7 @@ TEXT_LIMIT = 20_000  # characters
 TOKEN_LIMIT = 1024
 NEXT, MOVED = 5, 10  # likeliest tokens after each token, and before and after a hold
 SHOWN = 64  # bits of a token
+COLDEST = 1e-3  # of temperatures; at lower ones logits overflow, and all draw the likeliest
 BLOCK = 64  # tokens whose predictions are in memory at a time
 
 
@@ -222,7 +223,7 @@ class Live:
             raise BitlensError("The text fills the model's context, so nothing can follow it.")
         prompt = torch.tensor([ids], device=self.model.device)
         sampling = {"do_sample": False}
-        if how.temperature:
+        if how.temperature > COLDEST:
             sampling = {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(how.seed)
@@ -240,7 +241,7 @@ class Live:
         return cut(self.model.tokenizer, ids + kept, [len(ids)])[1]
 
     def _stopped(self, tokens: Tensor) -> Tensor:
-        return torch.full((len(tokens),), self.worker.stopped.is_set(), device=tokens.device)
+        return torch.full((len(tokens),), self.worker.unwanted, device=tokens.device)
 
     # --- the corpus -------------------------------------------------------------------------------
 
