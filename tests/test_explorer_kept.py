@@ -13,12 +13,12 @@ from bitlens.comsem.calls import Calls, Judgement
 from bitlens.comsem.judges import Verdict
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
-from bitlens.explorer import encoding, gathering
+from bitlens.explorer import encoding, gathering, subject
 from bitlens.explorer.explorer import Explorer, Sources
 from bitlens.files import finite
 from bitlens.hidden import ActivationStore
 from bitlens.report.kept import keep_evaluation
-from explored import ask, served
+from explored import LATENTS, ask, served
 
 
 @pytest.fixture
@@ -61,6 +61,45 @@ def test_what_was_counted_is_kept_until_codes_or_weights_change(copy, monkeypatc
     autoencoder.save(copy.run)
     Explorer(copy)
     assert len(counted) == 4
+
+
+def test_what_is_kept_is_taken_only_as_it_was_written(copy):
+    first = Explorer(copy).latents
+    file = copy.run / "explorer" / "codes.jsonl"
+    whole = file.read_bytes()
+    head, line = whole.splitlines(keepends=True)[:2]
+    for damaged in (
+        b"",
+        head,
+        whole[:-1],
+        head + b"{}\n" * LATENTS,
+        whole.replace(b'"rate": 0.', b'"rate": 1.', 1),
+        head + line * LATENTS,
+        b"[1]\n",
+        b"\xff" * 99,
+    ):
+        file.write_bytes(damaged)
+        assert Explorer(copy).latents == first
+        assert file.read_bytes() == whole
+
+
+def test_another_start_loads_no_tokenizer_before_texts_are_asked_for(copy, monkeypatch):
+    first = Explorer(copy)
+    loaded = []
+    original = subject.load_tokenizer
+
+    def load(codes):
+        loaded.append(codes)
+        return original(codes)
+
+    monkeypatch.setattr(subject, "load_tokenizer", load)
+    again = Explorer(copy)
+    assert again.latents == first.latents
+    assert again.run()["rows"] > 0
+    assert loaded == []
+    assert again.latent(3) == first.latent(3)
+    assert again.latent(4) == first.latent(4)
+    assert len(loaded) == 2  # one each
 
 
 def test_damaged_codes_are_refused(copy):

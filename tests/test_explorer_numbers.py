@@ -2,13 +2,16 @@
 
 import gzip
 import json
+import math
 
 import pytest
 import torch
 
-from bitlens.autoencoders import Autoencoder
+from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, ReLUAutoencoder
 from bitlens.bits.codes import Codes
 from bitlens.causal.intervene import intervene
+from bitlens.encode import encode_store
+from bitlens.evaluation.numbers import first_rows
 from bitlens.explorer import gathering
 from bitlens.explorer.explorer import Explorer, Sources
 from bitlens.features.profiles import profiles
@@ -17,6 +20,7 @@ from bitlens.hidden import ActivationStore, Corpus, LanguageModel, PairedStore
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
 from bitlens.labels.sources import load_tokenizer
+from bitlens.seeding import generator
 from bitlens.training import TrainConfig, train
 from explored import HOOK, LATENTS, TEXT, ask, served
 
@@ -275,3 +279,60 @@ def test_a_transcoder_is_shown_and_held(tmp_path, text_folder):
         assert len(site.get(f"/api/latents/{latent}.json").json()["promotes"]) == 8
         assert ask(site, "hold", text=TEXT, holds={str(latent): 0}).json()["kl_div"] > 0
         assert ask(site, "near", text=TEXT, position=3).json()["contexts"]
+
+
+def often_on(made, folder, autoencoder, latents: int) -> Sources:
+    """A run, and its codes, in which these first latents are not zero in four rows of five."""
+    store, trained = ActivationStore(made.store), Autoencoder.from_pretrained(made.bae)
+    autoencoder.initialise(generator("often on"))
+    autoencoder.mean.copy_(trained.mean)
+    autoencoder.scale.copy_(trained.scale)
+    autoencoder.metadata = {k: v for k, v in trained.metadata.items() if k != "training"}
+    x = autoencoder.standardise(first_rows(store, "all", len(store)))
+    autoencoder.b_enc.data -= torch.quantile(autoencoder.pre_activations(x), 0.7, dim=0).detach()
+    low = torch.quantile(autoencoder.pre_activations(x), 0.2, dim=0).detach()
+    autoencoder.b_enc.data[:latents] -= low[:latents]
+    autoencoder.save(folder / "run")
+    encode_store(autoencoder, store, folder / "codes")
+    return Sources(folder / "run", folder / "codes")
+
+
+@pytest.mark.parametrize("kind", [BinaryAutoencoder, ReLUAutoencoder])
+def test_latents_that_are_rarely_zero_are_on_there_and_held_as_said(made, model, tmp_path, kind):
+    more = {"coding": "step"} if kind is BinaryAutoencoder else {}
+    autoencoder = kind(model.model.config.hidden_size, 64, **more)
+    explorer = Explorer(often_on(made, tmp_path, autoencoder, 8))
+    codes, flipped = explorer.subject.codes, explorer.subject.flipped
+    assert flipped.tolist() == [True] * 8 + [False] * 56
+    ids = torch.tensor([model.tokenizer(TEXT)["input_ids"]])
+    assert ids[0, 0] == model.tokenizer.bos_token_id
+    h = autoencoder.encode(model.hidden_states(ids)[HOOK][0]).detach()
+    with served(explorer) as site:
+        rates = site.get("/api/latents.json").json()["data"]["rate"]
+        usual = codes.bits.unpack()[codes.usual].double().mean(0)
+        assert rates == pytest.approx(torch.minimum(usual, 1 - usual).tolist(), rel=1e-4)
+        tokens = ask(site, "text", text=TEXT).json()["tokens"]
+        for position, token in enumerate(tokens[1:], 1):
+            rare = ((h[position] != 0) ^ flipped).nonzero()[:, 0].tolist()
+            assert sorted(bit["latent"] for bit in token["bits"]) == rare
+            for bit in token["bits"]:
+                surprisal = -math.log2(rates[bit["latent"]])
+                assert bit["surprisal"] == pytest.approx(surprisal, rel=1e-3)
+                if kind is ReLUAutoencoder:
+                    value = float(h[position, bit["latent"]])
+                    assert bit["value"] == pytest.approx(value, rel=1e-4)
+        for value in (0, 1) if kind is BinaryAutoencoder else (0, 0.5, 3):
+            raw = {2: 1 - value if kind is BinaryAutoencoder else value, 40: value}
+            with torch.no_grad(), intervene(model, autoencoder, raw):
+                logs = model.model(input_ids=ids).logits[0, -1].log_softmax(-1)
+            answer = ask(site, "hold", text=TEXT, holds={"2": value, "40": value})
+            assert answer.status_code == 200, answer.text
+            shown = sorted((n["p"] for n in answer.json()["after"]["next"]), reverse=True)[:10]
+            assert shown == pytest.approx(logs.exp().topk(10).values.tolist(), rel=1e-4)
+        found = ask(site, "find", on=[2], off=[40], limit=5).json()
+        both = (codes.bits.column(2) == 0) & (codes.bits.column(40) == 0) & codes.usual
+        assert found["count"] == int(both.sum())
+        assert all(both[context["row"]] for context in found["contexts"])
+        for example in site.get("/api/latents/2.json").json()["examples"]:
+            assert codes.bits.column(2)[example["row"]] == 0
+            assert example["tokens"][example["at"]]["v"] == 1
