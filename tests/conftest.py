@@ -244,6 +244,31 @@ def codes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "codes"
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Any:
+    """Runs of the bundled model to explore: see `explored.Made`."""
+    from explored import Made
+
+    return Made(tmp_path_factory.mktemp("explored"), text_folder)
+
+
+@pytest.fixture(scope="session")
+def explorer(made: Any) -> Any:
+    """The explorer of the run of bits, beside that of TopK."""
+    from bitlens.explorer.explorer import Explorer, Sources
+
+    return Explorer(Sources(made.bae, made.codes, beside=made.topk))
+
+
+@pytest.fixture(scope="session")
+def site(explorer: Any) -> Any:
+    """A client of a server of it."""
+    from explored import served
+
+    with served(explorer) as client:
+        yield client
+
+
 @pytest.fixture
 def bitlens_command(tmp_path: Path) -> Any:
     """`bitlens_command("harvest", ...)` runs the command line in a process of its own; see

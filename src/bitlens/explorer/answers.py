@@ -117,6 +117,6 @@ class LatentAnswers:
             f"direction = autoencoder.W_dec[{latent}]",
             f"on = codes.bits.column({latent}) == {value}",
         ]
-        if subject.tokenizer is not None:
+        if subject.has_texts:
             lines.append(f"random_examples(codes, {latent}, load_tokenizer(codes))")
         return "\n".join(lines)

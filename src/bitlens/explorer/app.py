@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -31,13 +30,7 @@ SENTENCES = {
 
 def create_app(explorer: Explorer, port: int) -> FastAPI:
     """port: at which it is served, and so which hosts it answers to."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        explorer.worker.stop()
-
-    app = FastAPI(openapi_url=None, redirect_slashes=False, lifespan=lifespan)
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5)
     app.add_middleware(Guard, port=port)
     _add_answers(app, explorer)
@@ -79,28 +72,39 @@ def _add_answers(app: FastAPI, explorer: Explorer) -> None:
 def _add_questions(app: FastAPI, explorer: Explorer) -> None:
     """What the language model or the codes are asked, one after another."""
 
-    async def answer(call: Callable[..., Any], *args: Any) -> Response:
+    async def answer(request: Request, call: Callable[..., Any], *args: Any) -> Response:
         future = explorer.worker.ask(lambda: encoded(call(*args)))
-        return _json(await asyncio.wrap_future(future))
+        answered = asyncio.wrap_future(future)
+        gone = asyncio.ensure_future(request.receive())  # all has been read: only its end comes
+        try:
+            await asyncio.wait((answered, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+        if not answered.done():
+            answered.cancel()
+            explorer.worker.give_up(future)
+            return _said("Who asked has gone.", 499)
+        return _json(answered.result())
 
     @app.post("/api/text")
-    async def text(asked: TextAsked) -> Response:
-        return await answer(explorer.text, asked.text)
+    async def text(request: Request, asked: TextAsked) -> Response:
+        return await answer(request, explorer.text, asked.text)
 
     @app.post("/api/hold")
-    async def hold(asked: HoldAsked) -> Response:
+    async def hold(request: Request, asked: HoldAsked) -> Response:
         holds = {int(latent): value for latent, value in asked.holds.items()}
         more = asked.continue_
         how = None if more is None else (more.tokens, more.temperature, more.seed)
-        return await answer(explorer.hold, asked.text, holds, asked.positions, asked.others, how)
+        held = (holds, asked.positions, asked.others, how)
+        return await answer(request, explorer.hold, asked.text, *held)
 
     @app.post("/api/near")
-    async def near(asked: NearAsked) -> Response:
-        return await answer(explorer.near, asked.text, asked.position, asked.limit)
+    async def near(request: Request, asked: NearAsked) -> Response:
+        return await answer(request, explorer.near, asked.text, asked.position, asked.limit)
 
     @app.post("/api/find")
-    async def find(asked: FindAsked) -> Response:
-        return await answer(explorer.find, asked.on, asked.off, asked.limit)
+    async def find(request: Request, asked: FindAsked) -> Response:
+        return await answer(request, explorer.find, asked.on, asked.off, asked.limit)
 
 
 def _file(name: str) -> Response:

@@ -91,7 +91,9 @@ class Explorer:
         except BitlensError as error:
             terminal.say(f"Without live text: {error}")
             return None
-        self.worker.ask(live.load)  # browsing does not wait for it
+        # browsing does not wait for these; the first view comes first
+        for loading in (lambda: self.latents, self.subject.words, live.load):
+            self.worker.ask(loading)
         return live
 
     # --- what a static copy has, too --------------------------------------------------------------

@@ -22,6 +22,7 @@ from bitlens.explorer.keeping import FOLDER, Record, kept, origin
 from bitlens.features.on_rows import canonical, on_rows
 from bitlens.features.profiles import profiles
 from bitlens.files import finite
+from bitlens.labels.sources import load_tokenizer
 from bitlens.matching import Pairs
 
 EXAMPLES = 20
@@ -40,19 +41,21 @@ def decoder_directions(autoencoder: Autoencoder) -> tuple[Tensor, str | None]:
 
 
 def gathered(
-    codes: Codes, run: Path, autoencoder: Autoencoder, tokenizer: Any, promotes: bool
+    codes: Codes, run: Path, autoencoder: Autoencoder, texts: bool, promotes: bool
 ) -> list[Record]:
     """A record of each latent: its `Profile` without texts of examples, but with `rows` of them,
     and `together`, the latents that are on where it is.
 
-    They are read from the run's folder if they were made there from these very codes and weights.
+    texts: whether the codes' tokens have texts. The records are read from the run's folder if they
+    were made there from these very codes and weights.
     """
 
     def make() -> list[Record]:
         Codes(codes.path)  # verifies the checksums that the file is known by
+        tokenizer = load_tokenizer(codes) if texts else None
         return _measure(codes, autoencoder, tokenizer, promotes)
 
-    made_from = [EXAMPLES, TOP, origin(run, codes), tokenizer is not None]
+    made_from = [EXAMPLES, TOP, origin(run, codes), texts]
     file = run / FOLDER / f"{codes.path.name}.jsonl"
     return kept(file, [*made_from, promotes], make, better=[*made_from, True])
 

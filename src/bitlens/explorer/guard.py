@@ -7,6 +7,7 @@ this page.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -46,44 +47,26 @@ class Guard:
                 await self.app(scope, receive, send)
             return
 
-        started = False
-
-        async def guarded(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                own = {name.encode(): value.encode() for name, value in HEADERS.items()}
-                rest = [pair for pair in message["headers"] if pair[0].lower() not in own]
-                message["headers"] = [*rest, *own.items()]
-            await send(message)
-
-        if refused := self._refused(scope):
-            await _answer(guarded, *refused)
-            return
-        body = b""
-        if scope["method"] == "POST":
-            whole = await _read(receive)
-            if whole is None:
-                sentence = f"That is too long: a request has at most {LARGEST:,} bytes."
-                await _answer(guarded, 413, sentence)
-                return
-            body = whole
-        given = False
-
-        async def again() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
+        answer = _Answer(send)
         try:
-            await self.app(scope, again, guarded)
+            if refused := self._refused(scope):
+                await _say(answer, *refused)
+                return
+            body = await _read(receive) if scope["method"] == "POST" else b""
+            if body is None:
+                await _say(
+                    answer, 413, f"That is too long: a request has at most {LARGEST:,} bytes."
+                )
+                return
+            await self.app(scope, _again(body, receive), answer)
+        except asyncio.CancelledError:  # at the end, when patience is over
+            if not answer.started:
+                await _say(answer, 503, "The server has ended.")
         except Exception as error:  # of any library: the server goes on
             terminal.say(f"{scope['path']!r}: {type(error).__name__}: {error}")
-            if started:
+            if answer.started:
                 raise
-            await _answer(guarded, 500, f"The server failed at this ({type(error).__name__}).")
+            await _say(answer, 500, f"The server failed at this ({type(error).__name__}).")
 
     def _refused(self, scope: Any) -> tuple[int, str] | None:
         """Status and sentence, or None for a request of the page's own."""
@@ -104,12 +87,41 @@ class Guard:
         visit = scope["path"] == "/" and one("sec-fetch-dest") == "document"
         if site not in (None, "same-origin", "none") and not visit:
             return 403, "Another page's question is not answered."
-        if scope["method"] not in ("GET", "HEAD", "POST"):
+        if scope["method"] not in ("GET", "POST"):
             return 405, "Only GET and POST are answered."
         kind = (one("content-type") or "").partition(";")[0].strip().lower()
         if scope["method"] == "POST" and kind != "application/json":
             return 415, "A question is JSON, with Content-Type: application/json."
         return None
+
+
+class _Answer:
+    """Sends an answer, with the headers of all, and knows whether it has begun."""
+
+    def __init__(self, send: Send) -> None:
+        self.send, self.started = send, False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            own = {name.encode(): value.encode() for name, value in HEADERS.items()}
+            rest = [pair for pair in message["headers"] if pair[0].lower() not in own]
+            message["headers"] = [*rest, *own.items()]
+        await self.send(message)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """What gives a body that has been read, and then what comes after it."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
 
 
 async def _read(receive: Receive) -> bytes | None:
@@ -127,7 +139,7 @@ async def _read(receive: Receive) -> bytes | None:
     return None
 
 
-async def _answer(send: Send, status: int, sentence: str) -> None:
+async def _say(send: Send, status: int, sentence: str) -> None:
     body = json.dumps({"sentence": sentence}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})

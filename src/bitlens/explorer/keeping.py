@@ -4,9 +4,10 @@ any of that has changed, it is made anew."""
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from bitlens.bits.codes import Codes
 from bitlens.errors import BitlensError
 from bitlens.files import replacing, sha256
 
-SCHEMA = 1
+SCHEMA = 2
 FOLDER = "explorer"  # in the run's folder
 
 Record = dict[str, Any]
@@ -43,24 +44,43 @@ def kept(
     try:
         file.parent.mkdir(exist_ok=True)
         with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as out:
-            for record in ({"key": key, "records": len(records)}, *records):
-                out.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            content = "".join(json.dumps(each, allow_nan=False) + "\n" for each in records)
+            out.write(json.dumps({"key": key, "sha256": _sha256(content.encode())}) + "\n")
+            out.write(content)
     except (OSError, BitlensError) as error:
         terminal.say(f"What was found out is not kept for the next start: {error}")
     return records
 
 
 def _digest(origins: Any) -> str:
-    return hashlib.sha256(json.dumps([SCHEMA, origins]).encode()).hexdigest()
+    return _sha256(json.dumps([SCHEMA, origins]).encode())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _read(file: Path, keys: set[str]) -> list[Record]:
     """The records; ValueError if they are others, or not whole."""
-    with file.open(encoding="utf-8") as lines:
-        head = json.loads(next(lines, "{}"))
+    with file.open("rb") as lines:
+        head = json.loads(next(lines, b"{}"))
         if head["key"] not in keys:
             raise ValueError("made from something else")
-        records = [json.loads(line) for line in lines]
-    if len(records) != head["records"]:
-        raise ValueError("not whole")
-    return records
+        content = lines.read()
+    if _sha256(content) != head["sha256"]:
+        raise ValueError("not whole, or altered")
+    with _uncollected():
+        return [json.loads(line) for line in content.splitlines()]
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would go through all that has been read again and again:
+    half of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

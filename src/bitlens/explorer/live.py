@@ -16,7 +16,6 @@ from bitlens.explorer.keeping import Record
 from bitlens.explorer.subject import Subject
 from bitlens.explorer.worker import Worker
 from bitlens.hidden.documents import Corpus
-from bitlens.hidden.loading import recorded_model
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.pieces import cut
 from bitlens.hidden.text import ContextReader
@@ -25,6 +24,7 @@ TEXT_LIMIT = 20_000  # characters
 TOKEN_LIMIT = 1024
 NEXT, MOVED = 5, 10  # likeliest tokens after each token, and before and after a hold
 SHOWN = 64  # bits of a token
+COLDEST = 1e-3  # of temperatures; at lower ones logits overflow, and all draw the likeliest
 BLOCK = 64  # tokens whose predictions are in memory at a time
 
 
@@ -55,9 +55,8 @@ class Live:
         hooks = [manifest.get("hook") or metadata.get("hook")]
         if subject.autoencoder.transcodes:
             hooks.append(metadata.get("target_hook"))
-        if subject.tokenizer is None or None in hooks:
+        if not subject.has_texts or None in hooks:
             raise BitlensError("its hidden states were imported without their text or model")
-        recorded_model(manifest, subject.codes.path)  # refuses one that is gone or another now
         self.subject, self.worker = subject, worker
         self._hooks = [hook["module"] for hook in hooks if hook]
         limit = metadata.get("outlier_norm")
@@ -117,7 +116,7 @@ class Live:
         begun = time.perf_counter()
         ids = self.tokens(text)
         states, logits = self.run(ids)
-        rows = zip(self.subject.words.joined(ids), self._bits(ids, states), strict=True)
+        rows = zip(self.subject.words().joined(ids), self._bits(ids, states), strict=True)
         upcoming = [one for block in logits.split(BLOCK) for one in self._likeliest(block)]
         tokens = [
             {"t": piece, "position": position, "next": after, **bits}
@@ -163,7 +162,7 @@ class Live:
         return [flat[i : i + NEXT] for i in range(0, len(flat), NEXT)]
 
     def _names(self, ids: list[int]) -> list[str]:
-        return self.subject.words.alone(ids)
+        return self.subject.words().alone(ids)
 
     # --- a text with latents held -----------------------------------------------------------------
 
@@ -175,7 +174,8 @@ class Live:
         others: Literal["kept", "searched"],
         continuation: Continuation | None,
     ) -> Record:
-        """What comes next before and after; holds are in the page's sense, 1 is the rare state."""
+        """What comes next before and after. A bit is held in the page's sense, 1 is its rare state;
+        a sparse autoencoder's latent at a value as it is in the codes."""
         begun = time.perf_counter()
         ids = self.tokens(text)
         if wrong := [p for p in positions or () if not -len(ids) <= p < len(ids)]:
@@ -210,9 +210,10 @@ class Live:
         }
 
     def _raw(self, latent: int, value: float) -> float:
-        """The value in the codes: where on is 0 there, the page's 1 is a 0."""
+        """The value in the codes: of a bit that is on where it is 0 there, the page's 1 is a 0."""
         self.subject.record(latent)
-        return 1 - value if bool(self.subject.flipped[latent]) else value
+        flips = self.subject.autoencoder.binary and bool(self.subject.flipped[latent])
+        return 1 - value if flips else value
 
     def _continued(self, ids: list[int], how: Continuation) -> str:
         """The text that the model goes on with; the same seed draws alike before and after."""
@@ -222,7 +223,7 @@ class Live:
             raise BitlensError("The text fills the model's context, so nothing can follow it.")
         prompt = torch.tensor([ids], device=self.model.device)
         sampling = {"do_sample": False}
-        if how.temperature:
+        if how.temperature > COLDEST:
             sampling = {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(how.seed)
@@ -240,7 +241,7 @@ class Live:
         return cut(self.model.tokenizer, ids + kept, [len(ids)])[1]
 
     def _stopped(self, tokens: Tensor) -> Tensor:
-        return torch.full((len(tokens),), self.worker.stopped.is_set(), device=tokens.device)
+        return torch.full((len(tokens),), self.worker.unwanted, device=tokens.device)
 
     # --- the corpus -------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 import uvicorn
@@ -33,23 +34,31 @@ def listen(port: int) -> socket.socket:
 
 def serve(explorer: Explorer, listening: socket.socket) -> None:
     """Answer until Ctrl-C."""
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn once it has ended
         server(explorer, listening.getsockname()[1]).run(sockets=[listening])
-    except KeyboardInterrupt:  # raised again by uvicorn once it has ended
-        pass
-    finally:
-        explorer.worker.stop()
+
+
+class _Server(uvicorn.Server):
+    """Gives up the questions under way before it waits for all answers."""
+
+    def __init__(self, config: uvicorn.Config, explorer: Explorer) -> None:
+        super().__init__(config)
+        self._worker = explorer.worker
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._worker.stop()
+        await super().shutdown(sockets)
 
 
 def server(explorer: Explorer, port: int) -> uvicorn.Server:
     """A server that answers requests for this port; `run(sockets=[...])` runs it."""
     config = uvicorn.Config(
         create_app(explorer, port),
-        log_level="warning",
+        log_level="critical",  # what goes wrong is said by the guard
         access_log=False,
         server_header=False,
         proxy_headers=False,
         ws="none",
         timeout_graceful_shutdown=PATIENCE,
     )
-    return uvicorn.Server(config)
+    return _Server(config, explorer)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from bitlens.errors import BitlensError
 from bitlens.explorer.gathering import gathered
 from bitlens.explorer.keeping import Record
 from bitlens.explorer.words import Words
+from bitlens.hidden.loading import recorded_model
 from bitlens.labels.sources import load_tokenizer
 
 BEFORE, AFTER = 20, 10  # tokens of an example around the marked one
@@ -33,15 +33,22 @@ class Subject:
         known from an earlier time."""
         _require_own(run, codes, autoencoder)
         self.run, self.codes, self.autoencoder = run, codes, autoencoder
-        tokens = len(codes) > 0 and int(codes.token.min()) >= 0
-        self.tokenizer: Any = None
-        if tokens and codes.manifest.get("model") is not None:
-            self.tokenizer = load_tokenizer(codes)
-        self.words = Words(self.tokenizer)
-        self.has_tokens = tokens
-        self.records = gathered(codes, run, autoencoder, self.tokenizer, promotes)
+        self.has_tokens = len(codes) > 0 and int(codes.token.min()) >= 0
+        self.has_texts = self.has_tokens and codes.manifest.get("model") is not None
+        if self.has_texts:
+            recorded_model(codes.manifest, codes.path)  # refuses one that is gone or another now
+        self._words: Words | None = None
+        self._loading = threading.Lock()
+        self.records = gathered(codes, run, autoencoder, self.has_texts, promotes)
         self.flipped = torch.tensor([record["flipped"] for record in self.records])
-        self.example = lru_cache(maxsize=1 << 14)(self._example)
+
+    def words(self) -> Words:
+        """The texts of tokens. The tokenizer is loaded when it is first asked for: that takes as
+        long as all else that a page waits for."""
+        with self._loading:
+            if self._words is None:
+                self._words = Words(load_tokenizer(self.codes) if self.has_texts else None)
+            return self._words
 
     def __repr__(self) -> str:
         return f"Subject({self.run}: {self.autoencoder.architecture}, {self.codes!r})"
@@ -79,7 +86,7 @@ class Subject:
         flips = PackedBits.pack(self.flipped[None]).words
         return PackedBits(bits.words.cpu() ^ flips, bits.n_latents)
 
-    def _example(self, row: int, latent: int) -> Record:
+    def example(self, row: int, latent: int) -> Record:
         """A row in its context, each token with whether the latent is on there."""
         return self.context(row, lambda rows: self.on(latent, rows))
 
@@ -93,7 +100,7 @@ class Subject:
         other = (document != document[row - first]).nonzero()[:, 0] + first
         start = max(other[other < row].tolist(), default=first - 1) + 1
         end = min(other[other > row].tolist(), default=last)
-        pieces = self.words.joined(self.codes.token[start:end].tolist())
+        pieces = self.words().joined(self.codes.token[start:end].tolist())
         own = values(slice(start, end))
         return {
             "document": int(self.codes.document[row]),

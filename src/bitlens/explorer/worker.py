@@ -25,9 +25,10 @@ class Worker:
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        self._ended = False
+        self._now: Future[Any] | None = None
+        self._unwanted: Future[Any] | None = None
         threading.Thread(target=self._work, name="model", daemon=True).start()
-        self.stopped = threading.Event()
-        """set at the end: what generates text may look at it"""
 
     def ask(self, call: Callable[[], T]) -> Future[T]:
         """The answer of `call`, once it has had its turn. Refused where many wait."""
@@ -37,9 +38,19 @@ class Worker:
         self._jobs.put((answer, call))
         return answer
 
+    def give_up(self, answer: Future[Any]) -> None:
+        """Nobody waits for this answer any more."""
+        if not answer.cancel():
+            self._unwanted = answer
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether nobody waits for what is under way: what takes long may look at it."""
+        return self._ended or (self._now is not None and self._now is self._unwanted)
+
     def stop(self) -> None:
-        """Give up what waits, and tell what is under way."""
-        self.stopped.set()
+        """Give up what waits, and what is under way."""
+        self._ended = True
         while True:
             try:
                 self._jobs.get_nowait()[0].cancel()
@@ -51,6 +62,7 @@ class Worker:
             answer, call = self._jobs.get()
             if not answer.set_running_or_notify_cancel():
                 continue  # who asked has gone
+            self._now = answer
             try:
                 answer.set_result(call())
             except BaseException as error:  # whatever it is, it is the asker's
