@@ -363,10 +363,10 @@ def test_the_end_does_not_wait_for_questions(explorer, monkeypatch, capfd):
 
 
 def test_temperatures_near_zero_draw_the_likeliest(site):
+    drawn = set()
     for temperature in (0, 5e-324, 1e-300, 1e-30, 1e-6):
         how = {"tokens": 5, "temperature": temperature}
         answer = ask(site, "hold", text=TEXT, holds={}, **{"continue": how})
         assert answer.status_code == 200
-        if not temperature:
-            likeliest = answer.json()["before"]["continuation"]
-        assert answer.json()["before"]["continuation"] == likeliest
+        drawn.add(answer.json()["before"]["continuation"])
+    assert len(drawn) == 1

@@ -301,8 +301,8 @@ def often_on(made, folder, autoencoder, latents: int) -> Sources:
 
 @pytest.mark.parametrize("kind", [BinaryAutoencoder, ReLUAutoencoder])
 def test_latents_that_are_rarely_zero_are_on_there_and_held_as_said(made, model, tmp_path, kind):
-    more = {"coding": "step"} if kind is BinaryAutoencoder else {}
-    autoencoder = kind(model.model.config.hidden_size, 64, **more)
+    width, step = model.model.config.hidden_size, kind is BinaryAutoencoder
+    autoencoder = BinaryAutoencoder(width, 64, coding="step") if step else kind(width, 64)
     explorer = Explorer(often_on(made, tmp_path, autoencoder, 8))
     codes, flipped = explorer.subject.codes, explorer.subject.flipped
     assert flipped.tolist() == [True] * 8 + [False] * 56
