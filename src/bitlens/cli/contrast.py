@@ -29,7 +29,7 @@ TOKENS = 3  # shown of a latent
 EXAMPLES = 3  # of each group, written with --json
 MEANING = (
     "A latent that differs may just be the topic, style or length of the texts: what it does when "
-    "it is flipped, beside latents of like rate, says whether the model uses it."
+    "it is flipped, beside latents of like rate, says whether the model's answer depends on it."
 )
 
 

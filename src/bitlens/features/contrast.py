@@ -209,8 +209,8 @@ class Ranks(NamedTuple):
         ranks = cls(np.empty((0, 0)), stratum, len(positive))
         if not ranks._pairs():
             raise BitlensError(
-                "No documents of the two groups are of like length, so that length alone would tell "
-                "them apart; cut the texts to like lengths."
+                "No documents of the two groups are of like length, so that length alone would "
+                "tell them apart; cut the texts to like lengths."
             )
         some = slice(None) if latents is None else latents
         scores = np.concatenate([group.shares[:, some] for group in (positive, negative)])
