@@ -14,7 +14,9 @@ import torch
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder, TopKAutoencoder
 from bitlens.autoencoders.registry import ARCHITECTURES
 from bitlens.bits.packed import PackedBits
+from bitlens.causal.effects import effects
 from bitlens.causal.faithfulness import faithfulness
+from bitlens.causal.intervene import intervene, keep_only, sweep
 from bitlens.causal.splice import Splice
 from bitlens.cli.match import _encode
 from bitlens.compression.store import compress_store
@@ -103,6 +105,42 @@ def test_evaluate_and_what_language_models_lose(
         }
         floats = {k: v for k, v in here.items() if isinstance(v, float)}
         assert {k: there[k] for k in floats} == pytest.approx(floats, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["step", "descent", "topk"])
+def test_interventions_and_effects(
+    folders: dict[str, Path], kind: str, tiny_llama: Path, tiny_store: ActivationStore
+) -> None:
+    no_grad = torch.no_grad
+    others: list[Any] = ["kept", "searched"] if kind == "descent" else ["kept"]
+    tokens = torch.randint(6, 300, (2, 12), generator=generator("tokens"))
+    mask = torch.ones_like(tokens)
+    mask[0, :3] = 0
+
+    def run(device: str) -> list[Any]:
+        autoencoder = Autoencoder.from_pretrained(folders[kind], device)
+        model = LanguageModel.load(
+            str(tiny_llama), ["layers.1"], device=device, causal=True, dtype="float32"
+        )
+        found: list[Any] = []
+        for each in others:
+            for positions in (None, [-1], mask.bool()):
+                with (
+                    intervene(model, autoencoder, {3: 1, 7: 0}, positions, each) as held,
+                    no_grad(),
+                ):
+                    logits = model.model(**model.inputs(tokens, mask)).logits
+                found += [held.changed, logits.cpu()]
+        with keep_only(model, autoencoder, 2), torch.no_grad():
+            found.append(model.model(**model.inputs(tokens)).logits.cpu())
+        found.append(sweep(model, autoencoder, tokens[0], [{3: 1}, {7: 0}]).cpu())
+        measured = effects(
+            model, autoencoder, tiny_store, range(6), contexts=3, rows=4, part="all", switch="on"
+        )
+        return [*found, [(effect.rows, effect.kl_div, effect.loss) for effect in measured]]
+
+    for here, there in zip(*on_both(run), strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 def test_a_code_of_all_cells_and_what_it_costs_in_one() -> None:

@@ -376,7 +376,10 @@ def test_positions_are_whole_numbers_or_a_mask(model):
     for text, holds in (("a", []), (torch.zeros(0, dtype=torch.long), [{}])):
         with pytest.raises(BitlensError, match="A sweep needs"):
             sweep(model, autoencoder, text, holds)
-    with intervene(model, autoencoder, {3: 1}, [-1]), pytest.raises(BitlensError, match="at once"):
+    with (
+        intervene(model, autoencoder, {3: 1}, [-1]),
+        pytest.raises(BitlensError, match="read at once"),
+    ):
         generated(model, tokens, mask, prefill_chunk_size=4)
 
 

@@ -150,9 +150,9 @@ def keep_only(
         change = partial(_keep_most, norms, keep)
     else:
         refuse_unknown(keep, autoencoder.n_latents)
-        kept = torch.zeros(autoencoder.n_latents, device=autoencoder.W_dec.device)
+        kept = torch.zeros(autoencoder.n_latents)
         kept[list(keep)] = 1
-        change = partial(_keep_these, kept)
+        change = partial(_keep_these, kept.to(autoencoder.W_dec.device))
     return change_codes(model, autoencoder, change, positions, max_norm=max_norm)
 
 
@@ -303,10 +303,10 @@ def _values(autoencoder: Autoencoder, holds: Holds) -> Tensor:
             raise BitlensError(f"Latent {latent} is a bit: it is held at 0 or 1, not {value}.")
         if not math.isfinite(value) or (value < 0 and autoencoder.architecture != "pca"):
             raise BitlensError(f"Latent {latent} cannot be held at {value}, only from 0 on.")
-    values = torch.full((autoencoder.n_latents,), math.nan, device=autoencoder.W_dec.device)
-    if holds:
-        values[list(holds)] = torch.tensor([float(v) for v in holds.values()]).to(values)
-    return values
+    values = torch.full((autoencoder.n_latents,), math.nan)
+    for latent, value in holds.items():
+        values[latent] = value
+    return values.to(autoencoder.W_dec.device)
 
 
 def _hold(autoencoder: Autoencoder, values: Tensor, searched: bool, rows: Rows) -> Tensor:
@@ -318,7 +318,7 @@ def _hold(autoencoder: Autoencoder, values: Tensor, searched: bool, rows: Rows) 
     if not searched or not isinstance(autoencoder, BinaryAutoencoder):
         return kept
     different = (kept != rows.codes).any(1)
-    for each in own[different].unique().tolist():
+    for each in own[different].unique().cpu().tolist():
         some = different & (own == each)
         kept[some] = autoencoder.encode_held(rows.x[some.to(rows.x.device)], values[each])
     return kept

@@ -71,7 +71,7 @@ class Places:
 
         def noticed(*args: Any, **kwargs: Any) -> Any:
             if kwargs.get("prefill_chunk_size"):  # no pass would be the whole prompt
-                raise BitlensError("Leave out `prefill_chunk_size`: a prompt is read at once.")
+                raise BitlensError("A prompt must be read at once: leave out prefill_chunk_size.")
             self._generating, self._prompt = True, None
             try:
                 return generate(*args, **kwargs)
