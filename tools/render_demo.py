@@ -24,6 +24,7 @@ def shape(text: str) -> list[str]:
         elif line.startswith("   ") and "«" in line:
             line = "   example"
         line = re.sub(r"^Everything is in .*: store,", "Everything is in a folder: store,", line)
+        line = re.sub(r"\S*bitlens-demo/|\S*/demo/", "", line)
         line = re.sub(r"-?\d[\d.,]*", "#", line)
         lines.append(re.sub(r"[ ─━═│┃]+", " ", line).strip())
     lines = [line for line in lines if line]

@@ -225,7 +225,8 @@ class Live:
         sampling = {"do_sample": False}
         if how.temperature > COLDEST:
             sampling = {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
-        with torch.random.fork_rng(), torch.no_grad():
+        devices = [prompt.device] if prompt.is_cuda else []
+        with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(how.seed)
             out = self.model.model.generate(
                 prompt,
