@@ -71,6 +71,17 @@ class Autoencoder(nn.Module):
             tensor.copy_(uniform * fan_in**-0.5)
         self.b_dec.zero_()
 
+    @property
+    def output_scale(self) -> Tensor:
+        """What one unit that the decoder writes is in the model's own units."""
+        return self.get_buffer("scale_out" if self.transcodes else "scale")
+
+    @property
+    def output_hook(self) -> str | None:
+        """The hook point that the decoder writes to; None where it is not known."""
+        hook = self.metadata.get("target_hook" if self.transcodes else "hook")
+        return (hook or {}).get("module")
+
     # --- model space ------------------------------------------------------------------------------
 
     def pre_activations(self, x: Tensor) -> Tensor:

@@ -25,7 +25,6 @@ from torch.nn.functional import cross_entropy, normalize
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.causal.effect import Effect, LatentEffect, TokenEffect, of_record
-from bitlens.causal.intervene import output_scale
 from bitlens.causal.rerun import Context, Outcome, Rerun, require_later
 from bitlens.causal.splice import draw_contexts, require_hooks
 from bitlens.causal.switches import Contexts, EncodedRows, Flips, Switch, draw_flips
@@ -168,7 +167,7 @@ class _Table:
     @torch.inference_mode()
     def fill(self, autoencoder: Autoencoder, control: bool, kept: Unfinished, number: int) -> None:
         """Make all flips that are left, context by context. number: of this table"""
-        W = autoencoder.W_dec.detach().float().cpu() * output_scale(autoencoder).float().cpu()
+        W = autoencoder.W_dec.detach().float().cpu() * autoencoder.output_scale.float().cpu()
         found, counts = self.encoded.context[self.flips.row].unique_consecutive(return_counts=True)
         ends = counts.cumsum(0)
         work = list(zip(found.tolist(), (ends - counts).tolist(), ends.tolist(), strict=True))

@@ -189,12 +189,7 @@ def steering_vector(autoencoder: Autoencoder, latent: int) -> Tensor:
     """What a latent adds to the hidden state when it goes from 0 to 1, `[d_out]`, in the model's
     own units: to be added to what passes the hook point by any other tool."""
     refuse_unknown([latent], autoencoder.n_latents)
-    return (autoencoder.W_dec[latent].detach().float() * output_scale(autoencoder)).clone()
-
-
-def output_scale(autoencoder: Autoencoder) -> Tensor:
-    """Of what the decoder writes: one unit of model space in the model's own."""
-    return getattr(autoencoder, "scale_out", autoencoder.scale)
+    return (autoencoder.W_dec[latent].detach().float() * autoencoder.output_scale).clone()
 
 
 def tokens_of(model: LanguageModel, text: str | Tensor) -> Tensor:
@@ -271,7 +266,7 @@ class _Change:
         self.done.changed += int(changed.sum())
         if changed.any():
             difference = (new - codes)[changed]
-            scale = output_scale(self.autoencoder)
+            scale = self.autoencoder.output_scale
             self._delta = difference @ self.autoencoder.W_dec.detach().float() * scale
             kept = changed.to(x.device)
             self._where = sequence[kept], column[kept]

@@ -81,9 +81,7 @@ def features(
 def _decoder(run: Path, codes: Any) -> tuple[Tensor, str | None]:
     """The decoder in the model's own units, and the hook point to which it writes."""
     model = open_run(run, codes)
-    scale, hook = ("scale_out", "target_hook") if model.transcodes else ("scale", "hook")
-    module = (model.metadata.get(hook) or {}).get("module")
-    return model.W_dec.detach() * model.get_buffer(scale), module
+    return model.W_dec.detach() * model.output_scale, model.output_hook
 
 
 def _line(profile: Profile) -> dict[str, Any]:

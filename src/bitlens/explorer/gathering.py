@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
@@ -29,15 +28,6 @@ EXAMPLES = 20
 TOP = 8
 TOGETHER_ROWS = 1 << 17
 BLOCK = 8 * WORD  # latents whose overlaps with all others are in memory at a time
-
-
-def decoder_directions(autoencoder: Autoencoder) -> tuple[Tensor, str | None]:
-    """The decoder in the model's own units `[n_latents, d_out]`, and where it writes."""
-    scale, hook = "scale", "hook"
-    if autoencoder.transcodes:
-        scale, hook = "scale_out", "target_hook"
-    module = (autoencoder.metadata.get(hook) or {}).get("module")
-    return autoencoder.W_dec.detach() * autoencoder.get_buffer(scale), module
 
 
 def gathered(
@@ -64,11 +54,11 @@ def gathered(
 def _measure(
     codes: Codes, autoencoder: Autoencoder, tokenizer: Any, promotes: bool
 ) -> list[Record]:
-    W_dec, hook = decoder_directions(autoencoder)
+    W_dec = autoencoder.W_dec.detach() * autoencoder.output_scale
     effect = None
     if promotes:
         try:
-            effect = direct_effect(codes, hook)
+            effect = direct_effect(codes, autoencoder.output_hook)
         except BitlensError as error:
             terminal.say(f"Without promoted tokens: {error}")
     found = profiles(codes, tokenizer=tokenizer, W_dec=W_dec, effect=effect, top=TOP, examples=0)

@@ -13,7 +13,6 @@ from bitlens.autoencoders.binary import NEGLIGIBLE
 from bitlens.bits.codes import Codes
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import DENSE
-from bitlens.bits.words import WORD
 from bitlens.errors import BitlensError
 from bitlens.explorer.gathering import gathered
 from bitlens.explorer.keeping import Record
@@ -78,7 +77,7 @@ class Subject:
 
     def on(self, latent: int, rows: torch.Tensor | slice) -> list[int]:
         """Whether the latent is in its rare state in these rows, 0 or 1."""
-        bits = (self.codes.bits.words[rows, latent // WORD] >> (latent % WORD)) & 1
+        bits = self.codes.bits[rows].column(latent)
         return (bits ^ int(self.flipped[latent])).tolist()
 
     def rare(self, bits: PackedBits) -> PackedBits:

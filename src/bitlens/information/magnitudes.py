@@ -112,8 +112,8 @@ class _Quantiser:
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         self.autoencoder = autoencoder
-        scale = autoencoder.get_buffer("scale_out" if autoencoder.transcodes else "scale")
-        self.lengths = autoencoder.W_dec.norm(dim=1).clamp_min(1e-12) * scale
+        lengths = autoencoder.W_dec.norm(dim=1).clamp_min(1e-12)
+        self.lengths = lengths * autoencoder.output_scale
 
     def blocks(self, rows: Tensor) -> list[_Block]:
         rows = rows.to(self.lengths.device).float()
