@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import bitlens
-from bitlens.cli import COMMANDS, STUDIES, main
+from bitlens.cli import COMMANDS, GROUPS, main
 from bitlens.cli.calling import RENAMED, flags_of, in_flags
 
 ROOT = Path(bitlens.__file__).parent
@@ -21,14 +21,16 @@ FLAG = r"(?<![\w-])--([a-z][a-z-]*)"
 NAME = r"`([A-Za-z_]+)(?:=[^`]+)?`"
 
 
+PLACES = {
+    **{n: p for n, p in COMMANDS.items() if n not in GROUPS},
+    **{f"{group} {n}": p for group, named in GROUPS.items() for n, p in named.items()},
+}
+
+
 @functools.cache
 def commands() -> dict[str, object]:
-    places = {
-        **{n: p for n, p in COMMANDS.items() if n != "study"},
-        **{f"study {n}": p for n, p in STUDIES.items()},
-    }
     found = {}
-    for name, place in places.items():
+    for name, place in PLACES.items():
         module, _, function = place.partition(":")
         found[name] = getattr(importlib.import_module(f"bitlens.cli.{module}"), function)
     return found
@@ -121,9 +123,7 @@ def test_names_become_flags_of_the_command_that_is_run() -> None:
     assert in_flags("as `bitlens encode` writes", every["train"]) == "as `bitlens encode` writes"
 
 
-@pytest.mark.parametrize(
-    "command", [*(c for c in COMMANDS if c != "study"), *(f"study {s}" for s in STUDIES)]
-)
+@pytest.mark.parametrize("command", PLACES)
 def test_help_explains_a_command_and_names_only_its_flags(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from bitlens.cli import COMMANDS, STUDIES, main
+from bitlens.cli import COMMANDS, GROUPS, main
 from bitlens.errors import BitlensError
 from bitlens.files import write_json
 from test_cli import run
 
 NAME = "odd [/bold] [red]name :cat:"
 COMMAND = [sys.executable, "-m", "bitlens"]
+IN_GROUPS = [f"{group} {name}" for group, commands in GROUPS.items() for name in commands]
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +216,7 @@ def test_a_device_is_written_to_and_never_replaced(made: Path, tmp_path: Path) -
 
 def test_help_imports_no_torch() -> None:
     heavy = {"torch", "transformers", "numba", "scipy", "matplotlib"}
-    lines = [
-        [*name.split(), "--help"] for name in ("", *COMMANDS, *(f"study {s}" for s in STUDIES))
-    ]
+    lines = [[*name.split(), "--help"] for name in ("", *COMMANDS, *IN_GROUPS)]
     code = (
         "import sys\nfrom bitlens.cli import main\n"
         f"for line in {lines}:\n"
@@ -304,9 +303,7 @@ def test_rows_that_are_none_get_a_sentence_in_python() -> None:
         )
 
 
-@pytest.mark.parametrize(
-    "command", [*(c for c in COMMANDS if c != "study"), *(f"study {name}" for name in STUDIES)]
-)
+@pytest.mark.parametrize("command", [*(c for c in COMMANDS if c not in GROUPS), *IN_GROUPS])
 def test_a_file_that_cannot_be_written_is_told_before_the_work(
     command: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -264,7 +264,7 @@ def double(cell):
 
 def test_a_study_is_a_folder_and_a_line_in_the_registry(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(registry.STUDIES, "toy", "Twice a number.")
-    monkeypatch.setitem(cli.STUDIES, "toy", "studies:toy")
+    monkeypatch.setitem(cli.GROUPS["study"], "toy", "studies:toy")
     for name, content in (("config", {"ToyConfig": ToyConfig}), ("study", {"run": run_toy})):
         module = types.SimpleNamespace(**content)
         monkeypatch.setitem(sys.modules, f"bitlens.studies.toy.{name}", module)

@@ -1,7 +1,7 @@
 """The `bitlens` command: parses, calls one function, prints.
 
-Nothing heavy is imported before a command is called. Commands and studies are registered in
-`COMMANDS` and `STUDIES`.
+Nothing heavy is imported before a command is called. Commands are registered in `COMMANDS`, those
+of a group, such as `bitlens study NAME`, in `GROUPS`.
 """
 
 from __future__ import annotations
@@ -42,9 +42,13 @@ COMMANDS = {  # name: module of this package and its function
     "match": "match:match",
     "compress": "codes:compress",
     "decompress": "codes:decompress",
+    "export": "export:",
     "study": "studies:",
 }
-STUDIES = {name: f"studies:{name}" for name in registry.STUDIES}
+GROUPS = {  # name: its commands
+    "export": {},
+    "study": {name: f"studies:{name}" for name in registry.STUDIES},
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -104,11 +108,12 @@ def _mend_streams() -> None:
 
 
 def _find(arguments: list[str]) -> tuple[str, Mapping[str, str], str | None]:
-    """-> `bitlens` or `bitlens study`, what can be called there, and the place of what is named."""
-    study = arguments[:1] == ["study"]
-    name, commands = ("bitlens study", STUDIES) if study else ("bitlens", COMMANDS)
-    named = arguments[1:2] if study else arguments[:1]
-    return name, commands, commands.get("".join(named))
+    """-> `bitlens` or, say, `bitlens study`, what can be called there, and the place of what is
+    named."""
+    group = "".join(arguments[:1])
+    if group in GROUPS:
+        return f"bitlens {group}", GROUPS[group], GROUPS[group].get("".join(arguments[1:2]))
+    return "bitlens", COMMANDS, COMMANDS.get(group)
 
 
 def _load(place: str) -> Callable[..., Any]:

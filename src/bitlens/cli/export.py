@@ -1,0 +1,1 @@
+"""Write an autoencoder, or what it found, for another tool: bitlens export TOOL."""
