@@ -28,6 +28,7 @@ from bitlens.files import write_json
 from bitlens.information.magnitudes import quantise_magnitudes
 from bitlens.information.moments import Covariance
 from bitlens.information.rate_distortion import gaussian_bits, gaussian_bound
+from bitlens.studies.compare.config import ARCHITECTURES
 from bitlens.studies.figures import COLOURS, figure
 
 RISES = (0.02, 0.1, 0.3)
@@ -41,7 +42,8 @@ def cells(args: argparse.Namespace) -> list[dict[str, Any]]:
     ours += [
         {"lam": args.prices[len(args.prices) // 2], "seed": seed} for seed in args.seeds if seed
     ]
-    theirs = [{"architecture": name, "k": k, "seed": 0} for name in args.rivals for k in args.k]
+    best = {rival["architecture"]: rival for rival in ARCHITECTURES.values() if rival}
+    theirs = [{**best[name], "k": k, "seed": 0} for name in args.rivals for k in args.k]
     common = {"n_latents": args.n_latents, "steps": args.steps}
     return [{**cell, **common} for cell in ours + theirs]
 
