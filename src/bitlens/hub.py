@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import glob
 import re
 import time
@@ -56,7 +55,7 @@ def fetch(
     below = _below(subfolder)
     start = f"{glob.escape(below)}/" if below else ""
     wanted = [f"{start}{pattern}" for pattern in (patterns or ["*"])]
-    settings: Any = {"revision": revision, "allow_patterns": wanted, "tqdm_class": _silent()}
+    settings: Any = {"revision": revision, "allow_patterns": wanted}
 
     def download() -> str:
         # the client itself would wait for this answer for ever
@@ -133,37 +132,31 @@ def patiently(call: Callable[[], T]) -> T:
 def quiet() -> Iterator[None]:
     """Within the block the client says nothing on standard error: its warnings of what it tries
     again, and its bars."""
-    from huggingface_hub.utils import logging
+    from huggingface_hub import utils
 
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
+    level, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()
+    utils.logging.set_verbosity_error()
+    if bars:
+        utils.disable_progress_bars()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        utils.logging.set_verbosity(level)
+        if bars:
+            utils.enable_progress_bars()
 
 
 @contextlib.contextmanager
-def saying(repository: str, revision: str | None = None) -> Iterator[None]:
-    """Failures of the client within the block become a BitlensError that says what was wrong."""
+def saying(repository: str, revision: str | None = None, *, sent: bool = False) -> Iterator[None]:
+    """Failures of the client within the block become a BitlensError that says what was wrong.
+    sent: the block writes to the repository."""
     try:
         yield
     except BitlensError:
         raise
     except _failures() as error:
         cause = _cause(error)
-        raise BitlensError(_sentence(cause, repository, revision or "main")) from cause
-
-
-@functools.cache
-def _silent() -> type:
-    from huggingface_hub.utils import tqdm
-
-    class Silent(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})
-
-    return Silent
+        raise BitlensError(_sentence(cause, repository, revision or "main", sent)) from cause
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -194,16 +187,14 @@ def _passes(error: BaseException) -> bool:
     return type(error).__name__ in BROKEN or "Consistency check failed" in str(error)
 
 
-def _sentence(error: BaseException, repository: str, revision: str) -> str:
+def _sentence(error: BaseException, repository: str, revision: str, sent: bool) -> str:
     from huggingface_hub import constants, errors, get_token
 
     hub, status = constants.ENDPOINT, _status(error)
     token = "the token that is set (HF_TOKEN, hf auth login)" if get_token() else "no token"
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return (
-            f"HF_HUB_OFFLINE is set and '{repository}' ({revision}) was not fetched before; unset "
-            "it, or name a folder."
-        )
+        what = "nothing is sent" if sent else f"'{repository}' ({revision}) was not fetched before"
+        return f"HF_HUB_OFFLINE is set and {what}; unset it{'' if sent else ', or name a folder'}."
     if isinstance(error, errors.GatedRepoError):
         return f"'{repository}' is given on request: ask for it at {hub}/{repository} and log in."
     if isinstance(error, errors.RevisionNotFoundError):
@@ -219,13 +210,13 @@ def _sentence(error: BaseException, repository: str, revision: str) -> str:
         said = plain(getattr(error, "server_message", None) or "").strip()[:LETTERS]
         way = f"; {token} may not do this" if status == 403 else "; try again later"
         return f"{hub} answered {status} about '{repository}'{said and f' ({said})'}{way}."
-    return _sentence_of_system(error, repository, hub)
+    return _without_answer(error, repository, sent)
 
 
-def _sentence_of_system(error: BaseException, repository: str, hub: str) -> str:
-    """Of what came without an answer of the hub."""
+def _without_answer(error: BaseException, repository: str, sent: bool) -> str:
     from huggingface_hub import constants
 
+    hub = constants.ENDPOINT
     number = getattr(error, "errno", None)
     if number in FULL:
         return (
@@ -237,8 +228,11 @@ def _sentence_of_system(error: BaseException, repository: str, hub: str) -> str:
     if "Consistency check failed" in str(error):
         return f"{hub} sent a file of '{repository}' that is not whole; try again."
     if isinstance(error, ValueError):
-        return f"'{repository}' cannot be taken: {plain(str(error))[:LETTERS]}."
+        verb = "written" if sent else "taken"
+        return f"'{repository}' cannot be {verb}: {plain(str(error))[:LETTERS].rstrip('.')}."
     reason = plain(str(error) or type(error).__name__)[:LETTERS].rstrip(".")
+    if sent:
+        return f"{hub} broke off ({reason}); check the network and repeat the command."
     return (
         f"{hub} could not be asked for '{repository}', which was not fetched before: {reason}; "
         "check the network, or name a folder."
