@@ -7,11 +7,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -29,6 +33,30 @@ class Seen(NamedTuple):
     token: str
 
 
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def run(hub: Hub, home: Path, *arguments: str, **more: str) -> Ended:
+    """A Python process that knows this hub alone, and keeps what it fetches below `home`."""
+    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    environment = {**kept, "PYTHONWARNINGS": "ignore", **own, **more}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    # work that takes longer than two seconds says that it is under way
+    said = re.sub(r"^(fetch|push).*\n", "", done.stderr, flags=re.MULTILINE)
+    return Ended(done.returncode, done.stdout, said)
+
+
 class Repository:
     def __init__(self, private: bool = False) -> None:
         self.private = private
@@ -37,9 +65,10 @@ class Repository:
         self.refs: dict[str, str] = {}
         self.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"})
 
-    def commit(self, branch: str, files: dict[str, bytes]) -> str:
-        """Add or replace files -> the commit"""
-        whole = {**self.commits.get(self.refs.get(branch, ""), {}), **files}
+    def commit(self, branch: str, files: Mapping[str, bytes | None]) -> str:
+        """Add, replace or (None) remove files -> the commit"""
+        changed = {**self.commits.get(self.refs.get(branch, ""), {}), **files}
+        whole = {path: content for path, content in changed.items() if content is not None}
         oid = hashlib.sha1(repr((len(self.commits), sorted(whole))).encode()).hexdigest()
         self.commits[oid], self.refs[branch] = whole, oid
         self.history.append(oid)
@@ -221,7 +250,7 @@ class _Api(_Handler):
         if self.token != TOKEN:
             self.answer(401, {"error": "log in"})
         elif name in self.hub.repositories:
-            self.answer(409, {"error": "You already created this model repo"})
+            self.answer(409, {"error": "You already created it", "url": f"{self.hub.url}/{name}"})
         else:
             private = asked.get("visibility") == "private" or asked.get("private") is True
             self.hub.repositories[name] = Repository(private)
@@ -298,7 +327,7 @@ class _Api(_Handler):
         self.answer(200, {"transfer": "basic", "objects": objects})
 
     def commit(self, name: str, revision: str) -> None:
-        files = {}
+        files: dict[str, bytes | None] = {}
         for line in self.body.splitlines():
             entry = json.loads(line)
             value = entry["value"]
@@ -306,6 +335,8 @@ class _Api(_Handler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.hub.objects[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                files[value["path"]] = None
         oid = self.hub.repositories[name].commit(revision, files)
         url = f"{self.hub.url}/{name}/commit/{oid}"
         self.answer(200, {"success": True, "commitOid": oid, "commitUrl": url})

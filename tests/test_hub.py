@@ -4,19 +4,14 @@ each fetch in a process of its own, as the client reads its settings once."""
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from bitlens import hub as bitlens_hub
 from bitlens.errors import BitlensError
-from hub_server import TOKEN, Hub
+from hub_server import TOKEN, Ended, Hub, run
 
 FETCH = """
 import json, sys
@@ -36,12 +31,6 @@ FILES = {
 }
 
 
-class Ended(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def hub():
     with Hub() as one:
@@ -52,24 +41,6 @@ def hub():
 @pytest.fixture
 def home(tmp_path):
     return tmp_path / "home"
-
-
-def run(hub: Hub, home: Path, *arguments: str, **more: str) -> Ended:
-    """A Python process that knows this hub alone."""
-    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    environment = {**kept, "PYTHONWARNINGS": "ignore", **own, **more}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    # work that takes longer than two seconds says that it is under way
-    said = re.sub(r"^fetch some/\S+\n", "", done.stderr, flags=re.MULTILINE)
-    return Ended(done.returncode, done.stdout, said)
 
 
 def fetch(hub: Hub, home: Path, repository="some/repo", environment=None, **settings) -> Ended:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -163,8 +164,9 @@ def _failures() -> tuple[type[Exception], ...]:
     """What the client raises: its own errors, and those of the library that it speaks HTTP with."""
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    # RuntimeError: of an upload
-    return OSError, ValueError, RuntimeError, EntryNotFoundError, *HfHubHTTPError.__bases__
+    # RuntimeError: of an upload; KeyError: an answer lacks what it should have
+    own = (OSError, ValueError, RuntimeError, KeyError, EntryNotFoundError)
+    return *own, *HfHubHTTPError.__bases__
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -227,6 +229,8 @@ def _without_answer(error: BaseException, repository: str, sent: bool) -> str:
         return f"{error.filename or constants.HF_HUB_CACHE} cannot be written: {error.strerror}."
     if "Consistency check failed" in str(error):
         return f"{hub} sent a file of '{repository}' that is not whole; try again."
+    if isinstance(error, KeyError | json.JSONDecodeError):
+        return f"{hub} does not answer as a hub does; check HF_ENDPOINT."
     if isinstance(error, ValueError):
         verb = "written" if sent else "taken"
         return f"'{repository}' cannot be {verb}: {plain(str(error))[:LETTERS].rstrip('.')}."

@@ -90,7 +90,7 @@ def _numbers(path: Path) -> list[dict[str, float]]:
 
 
 def _draw(folder: Path, records: list[dict[str, float]], rates: Any) -> None:
-    """`figure.png`: training curves and firing rates, those that are known. The hub shows no SVG."""
+    """`figure.png`, as the hub shows no SVG: training curves and firing rates that are known."""
     curves = {
         name: [(one["step"], one[name]) for one in records if {"step", name} <= set(one)]
         for name in CURVES
