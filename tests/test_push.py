@@ -198,7 +198,8 @@ for settings in json.loads(sys.argv[2]):
     os.environ["HF_TOKEN"] = settings.pop("token", "VALID")
     constants.HF_HUB_OFFLINE = settings.pop("offline", False)
     try:
-        push(sys.argv[1], "me/run", About(license=settings.pop("license", None)), **settings)
+        run = settings.pop("run", sys.argv[1])
+        push(run, "me/run", About(license=settings.pop("license", None)), **settings)
         print("done")
     except BitlensError as error:
         print(error)
@@ -258,20 +259,28 @@ def test_another_process_gets_the_same_autoencoder(hub, own, tmp_path):
 
 @pytest.mark.slow
 def test_pushes_are_commits_and_branches(hub, own, tmp_path):
-    home = tmp_path / "home"
-    assert pushes(hub, home, own, {"latents": True}, {"latents": True}) == ["done"] * 2
-    repository = hub.repositories["me/run"]
-    assert len(repository.history) == 2  # the second changed nothing
-    first = repository.commits[old := repository.history[-1]]
-    assert b"alice" not in first["latents.json"]
+    other, home = tmp_path / "other", tmp_path / "home"
+    shutil.copytree(own, other)
     autoencoder = Autoencoder.from_pretrained(own)
     with torch.no_grad():
         autoencoder.b_dec += 1
-    autoencoder.save(own)
-    more = ({"license": "mit", "keep_card": True}, {"license": "mit", "revision": "trial"})
-    assert pushes(hub, home, own, *more) == ["done"] * 2
-    assert len(repository.history) == 4
-    second, trial = (repository.commits[repository.refs[name]] for name in ("main", "trial"))
+    autoencoder.save(other)
+    changed = {"run": str(other), "license": "mit"}
+    said = pushes(
+        hub,
+        home,
+        own,
+        {"latents": True},
+        {"latents": True},  # changes nothing
+        {**changed, "keep_card": True},
+        {**changed, "revision": "trial"},
+    )
+    assert said == ["done"] * 4
+    repository = hub.repositories["me/run"]
+    _, old, *later = repository.history
+    assert later == [repository.refs["main"], repository.refs["trial"]]
+    first, second, trial = (repository.commits[commit] for commit in (old, *later))
+    assert b"alice" not in first["latents.json"]
     assert "latents.json" not in second  # what is not sent any more does not stay
     assert second["README.md"] == first["README.md"]
     assert second["sae_weights.safetensors"] != first["sae_weights.safetensors"]
@@ -284,17 +293,32 @@ def test_pushes_are_commits_and_branches(hub, own, tmp_path):
 
 @pytest.mark.slow
 def test_what_fails_is_said_or_tried_again(hub, own, tmp_path):
-    hub.faults += [("repos/create", "403", 1), ("/commit/", "hang up", 3)]
-    none, wrong, offline, refused, broken = pushes(
-        hub, tmp_path / "home", own, {"token": ""}, {"token": "hf_wrong"}, {"offline": True}, {}, {}
+    hub.faults += [
+        ("repos/create", "403", 1),
+        ("/commit/", "hang up", 3),
+        ("/commit/", "500", 1),
+        ("repos/create", "hang up", 1),
+        ("PUT", "500", 1),
+    ]
+    refused, none, wrong, offline, broken, well = pushes(
+        hub,
+        tmp_path / "home",
+        own,
+        {},
+        {"token": ""},
+        {"token": "hf_wrong"},
+        {"offline": True},
+        {"private": True},
+        {},
     )
+    assert "answered 403 about 'me/run' (as the test wishes); the token" in refused
     assert "takes a token that may: `hf auth login`" in none
     assert "shows no repository 'me/run' to the token that is set" in wrong
     assert offline == "HF_HUB_OFFLINE is set and nothing is sent; unset it."
-    assert "answered 403 about 'me/run' (as the test wishes); the token" in refused
     assert "broke off" in broken
-    assert len(hub.repositories["me/run"].history) == 1
-    hub.faults += [("/commit/", "500", 1), ("repos/create", "hang up", 1), ("PUT", "500", 1)]
-    hub.objects.clear()
-    assert pushes(hub, tmp_path / "home", own, {"private": True}) == ["done"]
-    assert len(hub.repositories["me/run"].history) == 2
+    assert well == "done"
+    assert not any(left for _, _, left in hub.faults)
+    repository = hub.repositories["me/run"]
+    assert repository.private
+    assert len(repository.history) == 2
+    assert set(repository.commits[repository.refs["main"]]) > set(SENT)

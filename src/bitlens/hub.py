@@ -74,7 +74,7 @@ def fetch(
         what = f"the files {', '.join(patterns)}" if patterns else "files"
         raise BitlensError(
             f"The repository '{repository}' has none of {what} in {below or 'its top folder'}; "
-            "choose another with `subfolder`."
+            "choose another subfolder or repository."
         )
     return found
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
-
 from bitlens.autoencoders import Autoencoder
 from bitlens.ecosystem.published import FIGURE
 from bitlens.evaluation import Evaluation
@@ -28,6 +26,12 @@ if TYPE_CHECKING:
 MARKS = re.compile(r"[\\`*_\[\]<>|~&!$#]")  # what Markdown, HTML and mathematics are made of
 LINKS = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)  # what is a link without any mark
 BUNDLED_LICENCE = "mit"  # src/bitlens/bundled/README.md
+
+
+class Marked(str):
+    """Text that is Markdown already."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -112,11 +116,11 @@ def escaped(text: Any) -> str:
     return LINKS.sub(r"\\\g<0>", MARKS.sub(r"\\\g<0>", plain(str(text))))
 
 
-def _code(text: Any) -> Markup:
+def _code(text: Any) -> Marked:
     """Text in the letters of code, where nothing in it could end that."""
     line = plain(str(text))
     inside = line and line.strip() == line and not set("`|\\") & set(line)
-    return Markup(f"`{line}`" if inside else escaped(line))
+    return Marked(f"`{line}`" if inside else escaped(line))
 
 
 @functools.cache
@@ -126,10 +130,10 @@ def _templates() -> Environment:
 
     templates = Environment(
         loader=PackageLoader("bitlens"),
-        finalize=lambda value: value if isinstance(value, Markup) else escaped(value),
+        finalize=lambda value: value if isinstance(value, Marked) else escaped(value),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"code": _code, "python": lambda value: Markup(repr(value))}
+    templates.filters |= {"code": _code, "python": lambda value: Marked(repr(value))}
     return templates

@@ -49,7 +49,13 @@ def push(
     clearest latents and examples of them, which quote the text. keep_card: leave the card there as
     it is. dry_run: nothing is sent, no network is used.
     """
+    from huggingface_hub import get_token
+
     hub.require_name(repository)
+    if not dry_run and get_token() is None:
+        raise BitlensError(
+            "To write to the hub takes a token that may: `hf auth login`, or set HF_TOKEN."
+        )
     run = None
     if isinstance(source, Autoencoder):
         autoencoder = source
@@ -77,12 +83,8 @@ def push(
 
 def _send(there: Path, pushed: Pushed, leave: set[str], private: bool, branch: str) -> str:
     """One commit that adds, replaces and removes the files that are ours -> its address."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    if get_token() is None:
-        raise BitlensError(
-            "To write to the hub takes a token that may: `hf auth login`, or set HF_TOKEN."
-        )
     api, name = HfApi(library_name="bitlens", library_version=__version__), pushed.repository
     hub.patiently(lambda: api.create_repo(name, private=private, exist_ok=True))
     if branch != "main":
