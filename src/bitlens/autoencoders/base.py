@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from bitlens import hub
 from bitlens.autoencoders.registry import ARCHITECTURES
 from bitlens.autoencoders.settings import Settings
 from bitlens.bits.packed import PackedBits
@@ -175,20 +176,33 @@ class Autoencoder(nn.Module):
         write_json(folder / CONFIG, self.config())
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, device: str = "cpu") -> Self:
-        """Load a folder written by `save`; from `Autoencoder`, whichever architecture it holds."""
-        path = Path(folder) / CONFIG
+    def from_pretrained(
+        cls,
+        source: Path | str,
+        device: str = "cpu",
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+    ) -> Self:
+        """Load a folder written by `save`, or one of a repository `owner/name` on the hub; from
+        `Autoencoder`, whichever architecture it holds."""
+        folder = Path(source) / (subfolder or "")
+        if not Path(source).exists() and hub.is_name(str(source)):
+            files = [CONFIG, WEIGHTS]
+            where = {"revision": revision, "subfolder": subfolder}
+            folder = hub.fetch(str(source), patterns=files, **where)
+        path = folder / CONFIG
         config = read_manifest(path, SCHEMA, "an autoencoder")
         kind = cls._class_of(required(config, "architecture", path), path)
         d_in, n_latents = required(config, "d_in", path), required(config, "d_sae", path)
         settings = {**kind.defaults_of_older_files, **config}
         own = {name: required(settings, name, path) for name in kind.setting_names}
         model = kind(d_in, n_latents, **own)
-        weights = read_tensors(Path(folder) / WEIGHTS, list(model.state_dict()))
+        weights = read_tensors(folder / WEIGHTS, list(model.state_dict()))
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
-            raise BitlensError(f"{Path(folder) / WEIGHTS} does not fit {path}: {error}") from error
+            raise BitlensError(f"{folder / WEIGHTS} does not fit {path}: {error}") from error
         model.metadata = config.get("metadata", {})
         return model.to(device).eval()
 

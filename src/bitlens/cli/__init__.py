@@ -43,6 +43,7 @@ COMMANDS = {  # name: module of this package and its function
     "compress": "codes:compress",
     "decompress": "codes:decompress",
     "export": "export:",
+    "push": "hub:push",
     "study": "studies:",
 }
 GROUPS = {  # name: its commands

@@ -33,13 +33,14 @@ def write_report(
     evaluation: Evaluation | None = None,
     codes: Codes | None = None,
     tokenizer: Any = None,
+    called: str | None = None,
 ) -> Path:
     """Write `report.html` into the folder of a run, from what is there -> its path.
 
     evaluation, codes: of this run; their numbers and clearest latents are kept in the folder
     (`evaluation.json`, `latents.json`), so that they are in later reports, too. tokenizer: of the
-    codes' model; by default it is loaded. Curves, numbers or latents that are not known are left
-    out.
+    codes' model; by default it is loaded. called: the run's name for others; by default its path.
+    Curves, numbers or latents that are not known are left out.
     """
     run = Path(run)
     config, finished = contents.configuration(run)
@@ -52,13 +53,13 @@ def write_report(
         keep_evaluation(run, evaluation)
     if codes is not None:
         keep_latents(run, codes, tokenizer)
-    page = _page(run, config, finished)
+    page = _page(run, config, finished, Path(called or run))
     with replacing(run / REPORT) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return run / REPORT
 
 
-def _page(run: Path, config: Mapping[str, Any], finished: bool) -> str:
+def _page(run: Path, config: Mapping[str, Any], finished: bool, called: Path) -> str:
     notes = [] if finished else ["The training has not ended: this is what there is of it so far."]
     parts: dict[str, Any] = {}
     for name, part in PARTS.items():
@@ -78,10 +79,10 @@ def _page(run: Path, config: Mapping[str, Any], finished: bool) -> str:
         style=style,
         digest=digest,
         icon=base64.b64encode(markup.ICON.read_bytes()).decode(),
-        name=run.resolve().name,
+        name=called.resolve().name,
         heading=contents.heading(config),
         notes=notes,
-        commands=contents.commands(run, config, (parts.get("latents") or {}).get("codes")),
+        commands=contents.commands(called, config, (parts.get("latents") or {}).get("codes")),
         **{name: parts.get(name) for name in PARTS},
     )
 

@@ -1,0 +1,54 @@
+"""`bitlens push`: an autoencoder on the hub."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import tyro
+
+from bitlens.cli.common import On, RunFolder
+from bitlens.ecosystem.card import About
+
+Repository = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")]
+AboutFlags = Annotated[About, tyro.conf.arg(name="")]
+
+
+def push(
+    run: RunFolder,
+    repository: Repository,
+    about: AboutFlags = About(),  # noqa: B008
+    private: bool = False,
+    revision: str | None = None,
+    latents: bool = False,
+    card: On = True,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Send a run to the Hugging Face Hub, with a card that says what it is.
+
+    Weights, settings, evaluation, curves, report and card go there in one commit, without paths of
+    this machine; nothing else in the folder does. The token is that of `hf auth login` or HF_TOKEN.
+
+    Args:
+        run: an autoencoder.
+        repository: where to, on the hub; it is made if need be.
+        about: what the card says that the run does not know.
+        private: make a repository that others cannot see.
+        revision: a branch other than main; it is made if need be.
+        latents: also the clearest latents of its report, with examples of the text.
+        card: leave the README.md there as it is.
+        dry_run: print the card and the files, and send nothing.
+    """
+    from bitlens import show
+    from bitlens.ecosystem.hub import push as send
+    from bitlens.report.page import size
+
+    options = {"private": private, "revision": revision, "latents": latents}
+    pushed = send(run, repository, about, keep_card=not card, dry_run=dry_run, **options)
+    if dry_run:
+        show.say(pushed.card)
+    lines = [{"file": name, "size": size(n)} for name, n in pushed.files.items()]
+    show.rows(f"{repository}: {'what would be sent' if dry_run else 'sent'}", lines)
+    if pushed.commit:
+        show.say(f"{run}: {pushed.commit}")
+    return asdict(pushed)

@@ -1,0 +1,1 @@
+"""What is written for other tools and other people: exports, and the hub."""

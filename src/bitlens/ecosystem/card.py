@@ -1,0 +1,139 @@
+"""The card of an autoencoder on the hub: what it is, how it was made, what was measured, how to use
+it. Text from data is escaped, so that no name becomes markup."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitlens.autoencoders import Autoencoder
+from bitlens.ecosystem.published import FIGURE
+from bitlens.evaluation import Evaluation
+from bitlens.hub import is_name
+from bitlens.options import BUNDLED
+from bitlens.report import contents
+from bitlens.report.kept import kept_evaluation
+from bitlens.results import listed, plain
+from bitlens.version import __version__
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+MARKS = re.compile(r"[\\`*_\[\]<>|~&!$#]")  # what Markdown, HTML and mathematics are made of
+LINKS = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)  # what is a link without any mark
+BUNDLED_LICENCE = "mit"  # src/bitlens/bundled/README.md
+
+
+class Marked(str):
+    """Text that is Markdown already."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class About:
+    """What a card says that a run does not know."""
+
+    base_model: str | None = None
+    """the language model's name on the hub, where it was read from a folder or a file"""
+    license: str | None = None
+    """of the autoencoder, as the hub names licences: mit, apache-2.0, cc-by-4.0"""
+    datasets: tuple[str, ...] = ()
+    """names on the hub of the data sets that the text is from"""
+
+
+def write(
+    autoencoder: Autoencoder, folder: Path, repository: str, about: About, licence: str | None
+) -> str:
+    """The card of an autoencoder that `published.lay_out` gave and wrote into a folder -> its text.
+
+    licence: of the language model, if known.
+    """
+    config, _ = contents.configuration(folder)
+    metadata, evaluation = autoencoder.metadata, kept_evaluation(folder)
+    where, special = contents.measured_on(evaluation, config) if evaluation else ("", [])
+    named = metadata.get("model")
+    on_hub = about.base_model or (named if is_name(named or "") else None)
+    card = _templates().get_template("card.md")
+    return _head(autoencoder, about, on_hub) + card.render(
+        repository=repository,
+        heading=contents.heading(config),
+        autoencoder=autoencoder,
+        hook=(metadata.get("hook") or {}).get("module"),
+        lines=listed(Evaluation, evaluation["numbers"]) if evaluation else [],
+        where=where,
+        special=special,
+        figure=FIGURE if (folder / FIGURE).exists() else None,
+        made={**contents.made(config), "Settings": contents.settings(config)},
+        named=named,
+        loaded=on_hub or named,
+        license=about.license,
+        model_license=licence,
+        version=__version__,
+    )
+
+
+def _head(autoencoder: Autoencoder, about: About, on_hub: str | None) -> str:
+    """The card's YAML, by which the hub finds it."""
+    from huggingface_hub import ModelCardData
+
+    texts = (autoencoder.metadata.get("documents_of") or {}).get("texts") or []
+    datasets = about.datasets or [name for text in texts if is_name(name := text.split(":")[0])]
+    kind = "transcoder" if autoencoder.transcodes else "autoencoder"
+    data = ModelCardData(
+        library_name="bitlens",
+        tags=[
+            "bitlens",
+            f"{'binary' if autoencoder.binary else 'sparse'}-{kind}",
+            "mechanistic-interpretability",
+        ],
+        base_model=on_hub,
+        datasets=list(datasets) or None,
+        license=about.license,
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n"
+
+
+def licence_of(model: str | None) -> str | None:
+    """What a language model in a folder says of its licence, in the head of its README.md."""
+    from huggingface_hub.repocard import metadata_load
+
+    if model == BUNDLED:
+        return BUNDLED_LICENCE
+    # what others wrote there may be no YAML
+    with contextlib.suppress(Exception):
+        licence = (metadata_load(Path(model or "", "README.md")) or {}).get("license")
+        return licence if isinstance(licence, str) else None
+    return None
+
+
+def escaped(text: Any) -> str:
+    """Text as Markdown shows it letter by letter, on one line."""
+    return LINKS.sub(r"\\\g<0>", MARKS.sub(r"\\\g<0>", plain(str(text))))
+
+
+def _code(text: Any) -> Marked:
+    """Text in the letters of code, where nothing in it could end that."""
+    line = plain(str(text))
+    inside = line and line.strip() == line and not set("`|\\") & set(line)
+    return Marked(f"`{line}`" if inside else escaped(line))
+
+
+@functools.cache
+def _templates() -> Environment:
+    """All that is put into a template is escaped, unless it comes from a filter here."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    templates = Environment(
+        loader=PackageLoader("bitlens"),
+        finalize=lambda value: value if isinstance(value, Marked) else escaped(value),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"code": _code, "python": lambda value: Marked(repr(value))}
+    return templates
