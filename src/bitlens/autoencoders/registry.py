@@ -23,14 +23,18 @@ class Entry(NamedTuple):
 
     module: str
     model: str
-    learner: str
-    settings: tuple[str, ...]
+    learner: str = ""
+    settings: tuple[str, ...] = ()
     defaults: dict[str, float] = {}  # noqa: RUF012
+
+    def load_model(self) -> Any:
+        """The subclass of `Autoencoder`."""
+        return getattr(importlib.import_module(f"bitlens.autoencoders.{self.module}"), self.model)
 
     def load(self) -> tuple[Any, Any]:
         """The subclasses of `Autoencoder` and of `Learner`."""
         module = importlib.import_module(f"bitlens.autoencoders.{self.module}")
-        return getattr(module, self.model), getattr(module, self.learner)
+        return self.load_model(), getattr(module, self.learner)
 
 
 ARCHITECTURES = {
@@ -47,7 +51,16 @@ ARCHITECTURES = {
     ),
     "pca": Entry("pca", "PCAAutoencoder", "PCALearner", ("k",)),
 }
+# What is only read, from the files of other libraries, and is not trained here.
+READ = {
+    "tanh_relu": Entry("relu", "TanhReLUAutoencoder"),
+    "relu_transcoder": Entry("transcoder", "ReLUTranscoder"),
+    "relu_skip_transcoder": Entry("transcoder", "ReLUSkipTranscoder"),
+    "jumprelu_transcoder": Entry("transcoder", "JumpReLUTranscoder"),
+    "jumprelu_skip_transcoder": Entry("transcoder", "JumpReLUSkipTranscoder"),
+}
 BAE_BY_STEP = Entry("step", "BinaryAutoencoder", "StepLearner", STEP)
+KNOWN = ARCHITECTURES | READ
 
 
 def find(name: str, coding: str = "descent") -> Entry:

@@ -24,7 +24,7 @@ RIDGE = 1e-6
 class SparseAutoencoder(Autoencoder):
     """Unit decoder rows; an encoder that starts small along them (Gao et al. 2024, arXiv
     2406.04093; the scale is SAELens'); `b_dec` subtracted before encoding (Bricken et al. 2023,
-    "Towards Monosemanticity")."""
+    "Towards Monosemanticity"), unless an imported one does not."""
 
     subtracts_b_dec = True
     ENCODER_SCALE = 0.1
@@ -61,10 +61,6 @@ class SparseAutoencoder(Autoencoder):
     def normalise_decoder(self) -> None:
         """Scale every decoder row to unit norm."""
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
-
-    def pre_activations(self, x: Tensor) -> Tensor:
-        """Standardised `[..., d_in]` -> float32 `[..., n_latents]`, after subtracting b_dec."""
-        return super().pre_activations(x - self.b_dec)
 
 
 Sparse = TypeVar("Sparse", bound=SparseAutoencoder)
