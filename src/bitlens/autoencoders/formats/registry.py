@@ -66,9 +66,7 @@ def read(folder: Path, own: str) -> Foreign | None:
 
     own: the name of bitlens' own file of settings.
     """
-    if (folder / own).exists() and (_has_schema(folder / own) or not find(folder)):
-        return None
-    kind = find(folder)
+    kind = another(folder, own)
     if kind is None:
         if folder.is_dir() and not (folder / own).exists():
             tools = ", ".join(dict.fromkeys(each.tool for each in FORMATS))
@@ -78,6 +76,18 @@ def read(folder: Path, own: str) -> Foreign | None:
         return None
     module = importlib.import_module(f"bitlens.autoencoders.formats.{kind.module}")
     return module.read(folder)
+
+
+def weights_of(source: Path | str, own: str) -> Path:
+    """The file with the tensors of an autoencoder. own: the name of bitlens' own."""
+    folder = folder_of(source)
+    kind = find(folder)
+    return next(folder.glob(kind.files[-1])) if kind else folder / own
+
+
+def another(folder: Path, own: str) -> Format | None:
+    """The format of a folder that is not bitlens' own; own: bitlens' file of settings."""
+    return None if (folder / own).exists() and _has_schema(folder / own) else find(folder)
 
 
 def find(folder: Path) -> Format | None:
