@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from bitlens.errors import BitlensError
 
 SPARSE = {"lr": 6e-3, "decay": 0.3}  # defaults of sparse autoencoders
-PENALTY = ("k", "sparsity")
+PENALTY = ("k", "sparsity", "init")
+TOPK = ("k", "init")
 RANDOM = ("preset", "initial_rates", "match")
-BINARY = ("preset", "coding", "lam", "price", "p0", "regrow_at")
+BINARY = ("preset", "coding", "lam", "price", "p0", "regrow_at", "init")
 DESCENT = (*BINARY, "scale", "anneal")
 STEP = (*BINARY, "gamma", "surrogate", "width", "weighting", "prune_at", "prune_rows", "reference")
 STEP += ("initial_rates", "initial_share")
@@ -42,8 +43,8 @@ ARCHITECTURES = {
     "random": Entry("random", "RandomAutoencoder", "RandomLearner", RANDOM),
     "relu": Entry("relu", "ReLUAutoencoder", "ReLULearner", PENALTY, SPARSE),
     "gated": Entry("gated", "GatedAutoencoder", "GatedLearner", PENALTY, SPARSE),
-    "topk": Entry("topk", "TopKAutoencoder", "TopKLearner", ("k",), SPARSE),
-    "batch_topk": Entry("batch_topk", "BatchTopKAutoencoder", "BatchTopKLearner", ("k",), SPARSE),
+    "topk": Entry("topk", "TopKAutoencoder", "TopKLearner", TOPK, SPARSE),
+    "batch_topk": Entry("batch_topk", "BatchTopKAutoencoder", "BatchTopKLearner", TOPK, SPARSE),
     "jumprelu": Entry("jumprelu", "JumpReLUAutoencoder", "JumpReLULearner", PENALTY, SPARSE),
     "transcoder": Entry("transcoder", "Transcoder", "TranscoderLearner", ("k",), SPARSE),
     "skip_transcoder": Entry(

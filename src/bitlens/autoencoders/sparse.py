@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bitlens.autoencoders.base import Autoencoder
+from bitlens.autoencoders.beginning import Beginning
 from bitlens.autoencoders.learner import Learner, Sampler
 from bitlens.autoencoders.objective import Losses
 from bitlens.autoencoders.settings import Settings
@@ -79,6 +80,13 @@ class SparseLearner(Learner[Sparse]):
         if self.unit_rows and gradient is not None:
             gradient -= (gradient * W).sum(1, keepdim=True) * W
         return result
+
+    @torch.no_grad()
+    def begin_at(self, given: Beginning) -> None:
+        """At the directions of this dictionary, and the encoder small along them."""
+        super().begin_at(given)
+        self.model.normalise_decoder()
+        self.model.W_enc.copy_(self.model.ENCODER_SCALE * self.model.W_dec.T)
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Scale the decoder rows back."""
