@@ -120,7 +120,7 @@ class TrainConfig:
     match: str = ""
     """a run whose firing rates are used; by default they are log-uniform"""
     init: str = ""
-    """an autoencoder at whose decoder training starts, of any kind; takes as many latents, or more"""
+    """an autoencoder of any kind at whose decoder training starts, with as many latents or more"""
     test_fraction: float | None = None
     """share of the documents held out of training; by default that of the store, a tenth"""
     precision: Precision = "auto"

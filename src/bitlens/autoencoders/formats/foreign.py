@@ -137,7 +137,22 @@ def renamed(
             shape = list(tensor.shape)
             raise BitlensError(f"{file} has '{key}' of the shape {shape}, which is no matrix.")
         found[own] = (tensor.T if name != key else tensor).contiguous()
+    _require_shapes(found, file)
     return found
+
+
+def _require_shapes(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """BitlensError for tensors that do not fit `W_enc` and `W_dec`."""
+    d_in, n_latents = tensors["W_enc"].shape
+    d_out = tensors["W_dec"].shape[1]
+    shapes = {"W_enc": [d_in, n_latents], "W_dec": [n_latents, d_out], "W_skip": [d_in, d_out]}
+    shapes["b_dec"] = [d_out]
+    for name, tensor in tensors.items():
+        shape, expected = list(tensor.shape), shapes.get(name, [n_latents])
+        if shape != expected and (name, shape) != ("threshold", []):
+            raise BitlensError(
+                f"{file} does not fit together: '{name}' has the shape {shape}, not {expected}."
+            )
 
 
 def require_widths(tensors: Mapping[str, Tensor], path: Path, **widths: int | None) -> None:

@@ -128,6 +128,8 @@ def _finetune(
     for name, scale in scales.items():
         if bool((scale == 1).all()):
             continue
+        if scale.shape != tensors["b_enc"].shape:
+            raise BitlensError(f"{file} has a '{name}' that is not one number for each latent.")
         if not config.get("finetuning_scaling_factor", name != "scaling_factor"):
             raise BitlensError(f"{file} has a '{name}', but its settings say that it is not used.")
         tensors["W_dec"] = tensors["W_dec"] * scale.float()[:, None]
