@@ -269,7 +269,7 @@ def edited(folder, **changes) -> None:
     ("changes", "message"),
     [
         ({"schema": 3}, "schema 3, but this bitlens reads up to 2; upgrade"),
-        ({"schema": None}, "'schema' is missing"),
+        ({"schema": None}, "tensors that bitlens does not know here: 'mean', 'scale'"),
         ({"architecture": "nonsense"}, "architecture 'nonsense', not one of: bae, batch_topk"),
         ({"architecture": None}, "lacks the key 'architecture'"),
         ({"d_in": None}, "lacks the key 'd_in'"),

@@ -190,7 +190,7 @@ def test_a_target_without_a_transcoder_is_refused(bent, architecture):
 
 def filled(architecture: str) -> Any:
     model = {"transcoder": Transcoder, "skip_transcoder": SkipTranscoder}[architecture](
-        D_IN, LATENTS, K, D_OUT
+        D_IN, LATENTS, k=K, d_out=D_OUT
     )
     with torch.no_grad():
         for seed, parameter in enumerate(model.parameters()):

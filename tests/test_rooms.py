@@ -152,7 +152,9 @@ def test_nothing_that_could_be_code_is_loaded(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in {"torch.load", "torch.save", "eval", "exec"}, called
+            assert called not in {"torch.save", "eval", "exec"}, called
+            if called == "torch.load":  # into tensors alone, of what a neighbour has written
+                assert "weights_only=True" in ast.unparse(node)
             for keyword in node.keywords:
                 value = ast.unparse(keyword.value)
                 assert (keyword.arg, value) not in {

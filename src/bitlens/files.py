@@ -145,16 +145,21 @@ def _refuse_other_forms(values: Mapping[str, Any], path: Path, what: str) -> Non
             raise damaged(f"its shards have {rows} rows, not {values['rows']}")
 
 
-def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
-    """Read a JSON object with a `schema`; BitlensError if missing, damaged or of a later one."""
+def read_json(path: Path, what: str) -> Any:
+    """What a JSON file of `what` holds; BitlensError if it is missing or damaged."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise BitlensError(f"{path.parent} is not {what}: it has no {path.name}.") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise BitlensError(
             f"{path} is damaged ({error}); restore it or make {what} again."
         ) from error
+
+
+def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
+    """Read a JSON object with a `schema`; BitlensError if missing, damaged or of a later one."""
+    manifest = read_json(path, what)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
         raise BitlensError(f"{path} is not the manifest of {what}: the key 'schema' is missing.")
     if manifest["schema"] > schema:

@@ -6,7 +6,7 @@ One file for each architecture: the model, and how it learns. Classes are import
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from bitlens.autoencoders.registry import ARCHITECTURES
+from bitlens.autoencoders.registry import KNOWN
 
 if TYPE_CHECKING:  # what the package itself uses; the others are looked up alike
     from bitlens.autoencoders.base import Autoencoder as Autoencoder
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # what the package itself uses; the others are looked up alik
     from bitlens.autoencoders.topk import TopKAutoencoder as TopKAutoencoder
 
 _MODULES = {"Autoencoder": "base", "SparseAutoencoder": "sparse"}
-_MODULES |= {architecture.model: architecture.module for architecture in ARCHITECTURES.values()}
+_MODULES |= {architecture.model: architecture.module for architecture in KNOWN.values()}
 
 
 def __getattr__(name: str) -> Any:

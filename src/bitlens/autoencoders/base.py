@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from bitlens import hub
-from bitlens.autoencoders.registry import ARCHITECTURES
+from bitlens.autoencoders.formats import registry as formats
+from bitlens.autoencoders.formats.foreign import Foreign
+from bitlens.autoencoders.registry import KNOWN
 from bitlens.autoencoders.settings import Settings
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
@@ -18,6 +19,7 @@ from bitlens.files import read_manifest, read_tensors, required, write_json, wri
 
 SCHEMA = 2  # 2: codings of binary autoencoders
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+STANDARDISATION = {"mean", "scale", "mean_out", "scale_out"}
 
 
 class Autoencoder(nn.Module):
@@ -31,7 +33,7 @@ class Autoencoder(nn.Module):
     architecture: ClassVar[str]
     setting_names: ClassVar[tuple[str, ...]] = ()  # what `__init__` takes beside the two widths
     defaults_of_older_files: ClassVar[dict[str, Any]] = {}  # what a file means that lacks a setting
-    subtracts_b_dec: ClassVar[bool] = False  # from the input, before encoding
+    subtracts_b_dec: bool = False  # from the input, before encoding; of an imported one, its own
     binary: ClassVar[bool] = False  # codes are 0 and 1, and there is a canonical form
     transcodes: ClassVar[bool] = False  # predicts another hook point than the one it reads
 
@@ -89,6 +91,7 @@ class Autoencoder(nn.Module):
         """Standardised `[..., d_in]` -> float32 `[..., n_latents]`, whatever the dtype: a threshold
         in bf16 flips bits."""
         with torch.autocast(x.device.type, enabled=False):
+            x = x - self.b_dec if self.subtracts_b_dec else x
             return x.float() @ self.W_enc.float() + self.b_enc.float()
 
     def code(self, z: Tensor) -> Tensor:
@@ -184,13 +187,21 @@ class Autoencoder(nn.Module):
         revision: str | None = None,
         subfolder: str | None = None,
     ) -> Self:
-        """Load a folder written by `save`, or one of a repository `owner/name` on the hub; from
-        `Autoencoder`, whichever architecture it holds."""
-        folder = Path(source) / (subfolder or "")
-        if not Path(source).exists() and hub.is_name(str(source)):
-            files = [CONFIG, WEIGHTS]
-            where = {"revision": revision, "subfolder": subfolder}
-            folder = hub.fetch(str(source), patterns=files, **where)
+        """Load a folder written by `save`, or one of another library, told by its files
+        (`docs/ecosystem-import.md`); from `Autoencoder`, whichever architecture it holds.
+
+        source: a folder, or a repository of the hub, `owner/name`, of which `revision` is a branch,
+        tag or commit; `owner/name/folder` is `owner/name` with that `subfolder`. An imported one
+        has mean 0 and the scale of its own normalisation, mostly 1.
+        """
+        folder = formats.folder_of(source, revision=revision, subfolder=subfolder)
+        found = formats.read(folder, CONFIG)
+        model = cls._of_own(folder) if found is None else cls._of_another(found)
+        return model.to(device).eval()
+
+    @classmethod
+    def _of_own(cls, folder: Path) -> Self:
+        """What `save` wrote."""
         path = folder / CONFIG
         config = read_manifest(path, SCHEMA, "an autoencoder")
         kind = cls._class_of(required(config, "architecture", path), path)
@@ -198,22 +209,47 @@ class Autoencoder(nn.Module):
         settings = {**kind.defaults_of_older_files, **config}
         own = {name: required(settings, name, path) for name in kind.setting_names}
         model = kind(d_in, n_latents, **own)
-        weights = read_tensors(folder / WEIGHTS, list(model.state_dict()))
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise BitlensError(f"{folder / WEIGHTS} does not fit {path}: {error}") from error
+        model.subtracts_b_dec = bool(config.get("apply_b_dec_to_input", kind.subtracts_b_dec))
+        model._take(read_tensors(folder / WEIGHTS, list(model.state_dict())), folder / WEIGHTS)
         model.metadata = config.get("metadata", {})
-        return model.to(device).eval()
+        return model
+
+    @classmethod
+    def _of_another(cls, found: Foreign) -> Self:
+        """What another library wrote. Its normalisation is kept as `scale`."""
+        kind = cls._class_of(found.architecture, found.file)
+        d_in, n_latents = found.tensors["W_enc"].shape
+        model = kind(d_in, n_latents, **found.settings)
+        model.subtracts_b_dec = found.subtracts_b_dec
+        model.scale.fill_(found.scale)
+        if model.transcodes:
+            model.get_buffer("scale_out").fill_(found.scale_out)
+        own = {k: v for k, v in model.state_dict().items() if k in STANDARDISATION}
+        model._take({**own, **found.tensors}, found.file)
+        model.metadata = {**found.metadata, "imported_from": found.tool}
+        return model
+
+    def _take(self, tensors: dict[str, Tensor], file: Path) -> None:
+        """Load the tensors of a file, which must be those of this model."""
+        for name, own in self.state_dict().items():
+            if name not in tensors:
+                raise BitlensError(f"{file} lacks '{name}', which a {self.architecture} needs.")
+            if tensors[name].shape != own.shape:
+                shapes = f"{list(tensors[name].shape)}, not {list(own.shape)}"
+                raise BitlensError(
+                    f"{file} does not fit its {self.architecture} of width {self.d_in} and "
+                    f"{self.n_latents} latents: '{name}' has the shape {shapes}."
+                )
+        self.load_state_dict(tensors)
 
     @classmethod
     def _class_of(cls, architecture: str, path: Path) -> type[Self]:
         """The class of this name, which is `cls` or a subclass of it."""
 
         def fits(name: str) -> bool:
-            return issubclass(ARCHITECTURES[name].load()[0], cls)
+            return issubclass(KNOWN[name].load_model(), cls)
 
-        if architecture not in ARCHITECTURES or not fits(architecture):
-            fitting = ", ".join(filter(fits, sorted(ARCHITECTURES)))
+        if architecture not in KNOWN or not fits(architecture):
+            fitting = ", ".join(filter(fits, sorted(KNOWN)))
             raise BitlensError(f"{path} has architecture '{architecture}', not one of: {fitting}.")
-        return ARCHITECTURES[architecture].load()[0]
+        return KNOWN[architecture].load_model()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bitlens.autoencoders.base import Autoencoder
+from bitlens.autoencoders.beginning import Beginning
 from bitlens.autoencoders.binary import BinaryAutoencoder
 from bitlens.autoencoders.learner import LARGE_SAMPLE, SMALL_SAMPLE, Learner, Sampler
 from bitlens.autoencoders.objective import Losses, Price
@@ -53,11 +54,23 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         model.W_dec.copy_(W / W.norm(dim=1, keepdim=True).clamp_min(1e-12) * length)
         model.b_dec.zero_()
         model.price.fill_(self.final_price)
-        model.W_enc.copy_(model.W_dec.T)
-        model.b_enc.copy_(-(model.W_dec.square().sum(1) + model.price) / 2)
+        self._encode_by_gain()
         if not self._bits(rows[:SMALL_SAMPLE]).words.any():
             lam = self.settings.lam
             raise BitlensError(f"No latent is worth its price in any row: lower `lam` ({lam}).")
+
+    @torch.no_grad()
+    def begin_at(self, given: Beginning) -> None:
+        """At this dictionary, and the encoder that fits it."""
+        super().begin_at(given)
+        self._encode_by_gain()
+
+    def _encode_by_gain(self) -> None:
+        """The encoder switches a latent on where that alone would gain."""
+        model = self.model
+        model.W_enc.copy_(model.W_dec.T)
+        gain = model.W_dec.square().sum(1) + model.price + 2 * model.W_dec @ model.b_dec
+        model.b_enc.copy_(-gain / 2)
 
     def _set_prices(self, price: float) -> None:
         """Of every latent: dearer for one that is on in more than a share `COMMON` of the rows."""

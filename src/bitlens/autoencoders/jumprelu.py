@@ -14,8 +14,8 @@ class JumpReLUAutoencoder(SparseAutoencoder):
     architecture = "jumprelu"
     FIRST_THRESHOLD = 0.1
 
-    def __init__(self, d_in: int, n_latents: int) -> None:
-        super().__init__(d_in, n_latents)
+    def __init__(self, d_in: int, n_latents: int, **settings: Any) -> None:
+        super().__init__(d_in, n_latents, **settings)
         self.threshold = nn.Parameter(torch.full((n_latents,), self.FIRST_THRESHOLD))
 
     def code(self, z: Tensor) -> Tensor:

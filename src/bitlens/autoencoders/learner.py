@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bitlens.autoencoders.base import Autoencoder
+from bitlens.autoencoders.beginning import Beginning
 from bitlens.autoencoders.objective import Losses
 from bitlens.autoencoders.registry import find
 from bitlens.autoencoders.settings import Settings
@@ -31,6 +32,13 @@ class Learner(Generic[Model]):
 
     def start(self) -> None:
         """Once, before the first step."""
+
+    @torch.no_grad()
+    def begin_at(self, given: Beginning) -> None:
+        """After `start`: at this dictionary instead, as far as its latents are ever on."""
+        on = (given.rates > 0).nonzero()[:, 0]
+        self.model.W_dec[on] = given.W[on]
+        self.model.b_dec.copy_(given.b)
 
     def losses(self, x: Tensor) -> tuple[Losses, Tensor]:
         """x: standardised `[n, d_in]` -> (terms of the loss, codes `[n, n_latents]`)."""

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from bitlens.errors import BitlensError
 
 SPARSE = {"lr": 6e-3, "decay": 0.3}  # defaults of sparse autoencoders
-PENALTY = ("k", "sparsity")
+PENALTY = ("k", "sparsity", "init")
+TOPK = ("k", "init")
 RANDOM = ("preset", "initial_rates", "match")
-BINARY = ("preset", "coding", "lam", "price", "p0", "regrow_at")
+BINARY = ("preset", "coding", "lam", "price", "p0", "regrow_at", "init")
 DESCENT = (*BINARY, "scale", "anneal")
 STEP = (*BINARY, "gamma", "surrogate", "width", "weighting", "prune_at", "prune_rows", "reference")
 STEP += ("initial_rates", "initial_share")
@@ -23,14 +24,18 @@ class Entry(NamedTuple):
 
     module: str
     model: str
-    learner: str
-    settings: tuple[str, ...]
+    learner: str = ""
+    settings: tuple[str, ...] = ()
     defaults: dict[str, float] = {}  # noqa: RUF012
+
+    def load_model(self) -> Any:
+        """The subclass of `Autoencoder`."""
+        return getattr(importlib.import_module(f"bitlens.autoencoders.{self.module}"), self.model)
 
     def load(self) -> tuple[Any, Any]:
         """The subclasses of `Autoencoder` and of `Learner`."""
         module = importlib.import_module(f"bitlens.autoencoders.{self.module}")
-        return getattr(module, self.model), getattr(module, self.learner)
+        return self.load_model(), getattr(module, self.learner)
 
 
 ARCHITECTURES = {
@@ -38,8 +43,8 @@ ARCHITECTURES = {
     "random": Entry("random", "RandomAutoencoder", "RandomLearner", RANDOM),
     "relu": Entry("relu", "ReLUAutoencoder", "ReLULearner", PENALTY, SPARSE),
     "gated": Entry("gated", "GatedAutoencoder", "GatedLearner", PENALTY, SPARSE),
-    "topk": Entry("topk", "TopKAutoencoder", "TopKLearner", ("k",), SPARSE),
-    "batch_topk": Entry("batch_topk", "BatchTopKAutoencoder", "BatchTopKLearner", ("k",), SPARSE),
+    "topk": Entry("topk", "TopKAutoencoder", "TopKLearner", TOPK, SPARSE),
+    "batch_topk": Entry("batch_topk", "BatchTopKAutoencoder", "BatchTopKLearner", TOPK, SPARSE),
     "jumprelu": Entry("jumprelu", "JumpReLUAutoencoder", "JumpReLULearner", PENALTY, SPARSE),
     "transcoder": Entry("transcoder", "Transcoder", "TranscoderLearner", ("k",), SPARSE),
     "skip_transcoder": Entry(
@@ -47,7 +52,16 @@ ARCHITECTURES = {
     ),
     "pca": Entry("pca", "PCAAutoencoder", "PCALearner", ("k",)),
 }
+# What is only read, from the files of other libraries, and is not trained here.
+READ = {
+    "tanh_relu": Entry("relu", "TanhReLUAutoencoder"),
+    "relu_transcoder": Entry("transcoder", "ReLUTranscoder"),
+    "relu_skip_transcoder": Entry("transcoder", "ReLUSkipTranscoder"),
+    "jumprelu_transcoder": Entry("transcoder", "JumpReLUTranscoder"),
+    "jumprelu_skip_transcoder": Entry("transcoder", "JumpReLUSkipTranscoder"),
+}
 BAE_BY_STEP = Entry("step", "BinaryAutoencoder", "StepLearner", STEP)
+KNOWN = ARCHITECTURES | READ
 
 
 def find(name: str, coding: str = "descent") -> Entry:

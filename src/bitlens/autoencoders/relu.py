@@ -15,6 +15,16 @@ class ReLUAutoencoder(SparseAutoencoder):
         return z.relu()
 
 
+class TanhReLUAutoencoder(SparseAutoencoder):
+    """`tanh(relu(z))`, of early SAELens."""
+
+    architecture = "tanh_relu"
+
+    def code(self, z: Tensor) -> Tensor:
+        """`tanh(relu(z))`."""
+        return z.relu().tanh()
+
+
 class ReLULearner(PenaltyLearner[ReLUAutoencoder]):
     """Pays the L1 norm of the codes."""
 

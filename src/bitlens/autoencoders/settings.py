@@ -39,6 +39,7 @@ class Settings:
     k: int
     sparsity: float | None  # None: a controller sets it
     match: str
+    init: str
     test_fraction: float | None  # None: unknown to the source
     precision: Precision
     reference: bool

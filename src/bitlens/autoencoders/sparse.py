@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bitlens.autoencoders.base import Autoencoder
+from bitlens.autoencoders.beginning import Beginning
 from bitlens.autoencoders.learner import Learner, Sampler
 from bitlens.autoencoders.objective import Losses
 from bitlens.autoencoders.settings import Settings
@@ -24,7 +25,7 @@ RIDGE = 1e-6
 class SparseAutoencoder(Autoencoder):
     """Unit decoder rows; an encoder that starts small along them (Gao et al. 2024, arXiv
     2406.04093; the scale is SAELens'); `b_dec` subtracted before encoding (Bricken et al. 2023,
-    "Towards Monosemanticity")."""
+    "Towards Monosemanticity"), unless an imported one does not."""
 
     subtracts_b_dec = True
     ENCODER_SCALE = 0.1
@@ -62,10 +63,6 @@ class SparseAutoencoder(Autoencoder):
         """Scale every decoder row to unit norm."""
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
 
-    def pre_activations(self, x: Tensor) -> Tensor:
-        """Standardised `[..., d_in]` -> float32 `[..., n_latents]`, after subtracting b_dec."""
-        return super().pre_activations(x - self.b_dec)
-
 
 Sparse = TypeVar("Sparse", bound=SparseAutoencoder)
 
@@ -83,6 +80,13 @@ class SparseLearner(Learner[Sparse]):
         if self.unit_rows and gradient is not None:
             gradient -= (gradient * W).sum(1, keepdim=True) * W
         return result
+
+    @torch.no_grad()
+    def begin_at(self, given: Beginning) -> None:
+        """At the directions of this dictionary, and the encoder small along them."""
+        super().begin_at(given)
+        self.model.normalise_decoder()
+        self.model.W_enc.copy_(self.model.ENCODER_SCALE * self.model.W_dec.T)
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Scale the decoder rows back."""

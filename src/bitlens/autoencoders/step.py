@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bitlens.autoencoders.base import Autoencoder
+from bitlens.autoencoders.beginning import Beginning
 from bitlens.autoencoders.binary import BinaryAutoencoder
 from bitlens.autoencoders.learner import LARGE_SAMPLE, SMALL_SAMPLE, Learner, Sampler
 from bitlens.autoencoders.objective import (
@@ -124,6 +125,17 @@ class StepLearner(Learner[BinaryAutoencoder]):
         rates = log_uniform(settings.initial_rates, model.n_latents, seed)
         share = int(settings.initial_share * model.n_latents)
         model.b_enc[:share] = biases(z, rates)[:share]
+
+    @torch.no_grad()
+    def begin_at(self, given: Beginning) -> None:
+        """At this dictionary, the encoder along it, and each bit on as often as its latent was."""
+        super().begin_at(given)
+        model, seed = self.model, generator(self.settings.seed, "initial rates")
+        on = (given.rates > 0).nonzero()[:, 0]
+        W = given.W[on]
+        model.W_enc[:, on] = (W / W.norm(dim=1, keepdim=True).clamp_min(1e-12)).T
+        z = self.sample(SMALL_SAMPLE, seed) @ model.W_enc[:, on]
+        model.b_enc[on] = biases(z, given.rates[on])
 
     def losses(self, x: Tensor) -> tuple[Losses, Tensor]:
         """x: standardised `[n, d_in]` -> (terms of the loss, codes `[n, n_latents]`)."""

@@ -1,29 +1,29 @@
 """Transcoders: what an MLP adds, from what it reads (Dunefsky et al. 2024, arXiv 2406.11944)."""
 
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from bitlens.autoencoders.base import Autoencoder
+from bitlens.autoencoders.jumprelu import JumpReLUAutoencoder
+from bitlens.autoencoders.relu import ReLUAutoencoder
+from bitlens.autoencoders.sparse import SparseAutoencoder
 from bitlens.autoencoders.topk import TopKAutoencoder, TopKLearner
 from bitlens.errors import BitlensError
 
 
-class Transcoder(TopKAutoencoder):
-    """TopK with a decoder that starts at zero (Paulo et al. 2025, arXiv 2501.18823).
+class Transcodes(SparseAutoencoder):
+    """What makes an autoencoder a transcoder, in front of its bases.
 
     Training rows are pairs of an input `[d_in]` and a target `[d_out]`; `mean_out` and `scale_out`
-    are the target's. Decoder norms are free.
+    are the target's. Decoder norms are free, and nothing is subtracted from the input.
     """
 
-    architecture = "transcoder"
-    setting_names = ("k", "d_out")
     subtracts_b_dec = False
     transcodes = True
 
-    def __init__(self, d_in: int, n_latents: int, k: int, d_out: int) -> None:
-        super().__init__(d_in, n_latents, k, d_out=d_out)
+    def __init__(self, d_in: int, n_latents: int, *args: Any, d_out: int, **settings: Any) -> None:
+        super().__init__(d_in, n_latents, *args, d_out=d_out, **settings)
         self.mean_out = nn.Buffer(torch.zeros(d_out))
         self.scale_out = nn.Buffer(torch.ones(()))
 
@@ -34,10 +34,6 @@ class Transcoder(TopKAutoencoder):
         self.W_enc.copy_((directions / directions.norm(dim=1, keepdim=True)).T)
         for tensor in (self.b_enc, self.W_dec, self.b_dec):
             tensor.zero_()
-
-    def pre_activations(self, x: Tensor) -> Tensor:
-        """Standardised `[..., d_in]` -> float32 `[..., n_latents]`; nothing is subtracted."""
-        return Autoencoder.pre_activations(self, x)
 
     def pair(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows `[..., d_in + d_out]` -> the input and its target."""
@@ -54,14 +50,12 @@ class Transcoder(TopKAutoencoder):
         return self.reconstruct(codes) * self.scale_out + self.mean_out
 
 
-class SkipTranscoder(Transcoder):
+class Skips(Transcodes):
     """A transcoder beside an affine map from input to target, which takes what is linear (Paulo et
     al. 2025)."""
 
-    architecture = "skip_transcoder"
-
-    def __init__(self, d_in: int, n_latents: int, k: int, d_out: int) -> None:
-        super().__init__(d_in, n_latents, k, d_out)
+    def __init__(self, d_in: int, n_latents: int, *args: Any, d_out: int, **settings: Any) -> None:
+        super().__init__(d_in, n_latents, *args, d_out=d_out, **settings)
         self.W_skip = nn.Parameter(torch.zeros(d_in, d_out))
 
     def decode(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
@@ -69,6 +63,46 @@ class SkipTranscoder(Transcoder):
         if x is None:
             raise BitlensError("A skip transcoder needs its input, too: call decode(codes, x).")
         return super().decode(codes) + self.standardise(x) @ self.W_skip * self.scale_out
+
+
+class Transcoder(Transcodes, TopKAutoencoder):
+    """TopK with a decoder that starts at zero (Paulo et al. 2025, arXiv 2501.18823)."""
+
+    architecture = "transcoder"
+    setting_names = ("k", "d_out")
+
+
+class SkipTranscoder(Skips, Transcoder):
+    """The same with a skip."""
+
+    architecture = "skip_transcoder"
+
+
+class ReLUTranscoder(Transcodes, ReLUAutoencoder):
+    """`relu(z)` of one hook point, for another."""
+
+    architecture = "relu_transcoder"
+    setting_names = ("d_out",)
+
+
+class ReLUSkipTranscoder(Skips, ReLUTranscoder):
+    """The same with a skip."""
+
+    architecture = "relu_skip_transcoder"
+
+
+class JumpReLUTranscoder(Transcodes, JumpReLUAutoencoder):
+    """`z` where it exceeds a latent's threshold, of one hook point, for another (Gemma Scope,
+    arXiv 2408.05147)."""
+
+    architecture = "jumprelu_transcoder"
+    setting_names: ClassVar[tuple[str, ...]] = ("d_out",)
+
+
+class JumpReLUSkipTranscoder(Skips, JumpReLUTranscoder):
+    """The same with a skip."""
+
+    architecture = "jumprelu_skip_transcoder"
 
 
 AnyTranscoder = TypeVar("AnyTranscoder", bound=Transcoder)

@@ -14,6 +14,7 @@ from torch import Tensor
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
 from bitlens.autoencoders.base import WEIGHTS
+from bitlens.autoencoders.formats.registry import weights_of
 from bitlens.bits.packed import PackedBits
 from bitlens.compression.file import MAGIC, Compressed, Damaged, compress
 from bitlens.errors import BitlensError
@@ -107,7 +108,7 @@ def compress_store(
     chosen = torch.ones_like(training) if documents == "all" else rows.held_out
     about = {
         "autoencoder": str(run),
-        "weights_sha256": sha256(run / WEIGHTS),
+        "weights_sha256": sha256(weights_of(run, WEIGHTS)),
         "store": str(store.path),
         "part": documents,
         **{key: store.manifest.get(key) for key in KEPT_OF_MANIFEST},
@@ -285,7 +286,9 @@ def _same_autoencoder(file: Compressed, run: Path) -> BinaryAutoencoder:
             "with bitlens.compression.file.Compressed."
         )
     autoencoder = Autoencoder.from_pretrained(run)
-    if sha256(run / WEIGHTS) != expected or not isinstance(autoencoder, BinaryAutoencoder):
+    if sha256(weights_of(run, WEIGHTS)) != expected or not isinstance(
+        autoencoder, BinaryAutoencoder
+    ):
         raise BitlensError(
             f"{file.path} was compressed with other weights than those of {run}; take the run "
             f"{file.about.get('autoencoder')} as it was then."

@@ -9,6 +9,7 @@ from pathlib import Path
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.base import WEIGHTS
+from bitlens.autoencoders.formats.registry import weights_of
 from bitlens.bits.codes import Codes
 from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
@@ -45,7 +46,7 @@ def codes_of(
 def _made(run: Path, autoencoder: Autoencoder, store: ActivationStore) -> Codes:
     folder, file = run / FOLDER / NAME, run / FOLDER / KEY
     shards = [shard["sha256"] for shard in store.shards]
-    key = {"schema": 1, "weights": sha256(run / WEIGHTS), "store": shards, "rows": ROWS}
+    key = {"schema": 1, "weights": sha256(weights_of(run, WEIGHTS)), "store": shards, "rows": ROWS}
     with contextlib.suppress(OSError, ValueError, BitlensError):
         if json.loads(file.read_text(encoding="utf-8")) == key:
             return Codes(folder, verify=False)

@@ -12,6 +12,7 @@ import torch
 
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
+from bitlens.autoencoders.formats.registry import folder_of
 from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 from bitlens.evaluation.numbers import first_rows
@@ -74,6 +75,7 @@ class Explorer:
         self.live = self._live() if sources.model else None
 
     def _subject(self, run: Path, codes: Path | None, flag: str) -> Subject:
+        run = folder_of(run)
         autoencoder = Autoencoder.from_pretrained(run, self.device)
         found = codes_of(run, autoencoder, codes, self.sources.store, flag)
         return Subject(run, found, autoencoder, self.sources.model)

@@ -13,6 +13,7 @@ from typing import Any
 
 from bitlens import terminal
 from bitlens.autoencoders.base import WEIGHTS
+from bitlens.autoencoders.formats.registry import weights_of
 from bitlens.bits.codes import Codes
 from bitlens.errors import BitlensError
 from bitlens.files import replacing, sha256
@@ -27,7 +28,7 @@ def origin(run: Path, codes: Codes) -> list[Any]:
     """What tells a run with its codes from any other: checksums of weights and of all rows."""
     shards = [shard["sha256"] for shard in codes.manifest["shards"]]
     about = [codes.manifest.get(name) for name in ("model", "revision", "model_digest", "hook")]
-    return [sha256(run / WEIGHTS), shards, about]
+    return [sha256(weights_of(run, WEIGHTS)), shards, about]
 
 
 def kept(

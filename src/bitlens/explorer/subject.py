@@ -17,6 +17,7 @@ from bitlens.errors import BitlensError
 from bitlens.explorer.gathering import gathered
 from bitlens.explorer.keeping import Record
 from bitlens.explorer.words import Words
+from bitlens.hidden.hooks import differ
 from bitlens.hidden.loading import recorded_model
 from bitlens.labels.sources import load_tokenizer
 
@@ -123,9 +124,9 @@ def _require_own(run: Path, codes: Codes, autoencoder: Autoencoder) -> None:
             f"{run} is a {autoencoder.architecture}, but the codes {codes.path} are of a {kind}; "
             f"{own}."
         )
-    both = (codes.manifest, autoencoder.metadata)
-    hooks = [(about.get("hook") or {}).get("module") for about in both]
-    if None not in hooks and hooks[0] != hooks[1]:
+    theirs, ours = (about.get("hook") for about in (codes.manifest, autoencoder.metadata))
+    if differ(theirs, ours):
         raise BitlensError(
-            f"{run} reads {hooks[1]}, but the codes {codes.path} are of {hooks[0]}; {own}."
+            f"{run} reads {(ours or {}).get('module')}, but the codes {codes.path} are of "
+            f"{(theirs or {}).get('module')}; {own}."
         )

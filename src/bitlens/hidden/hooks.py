@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,37 @@ class HookPoint:
         """All three names, for manifests and checkpoints; None where the place has no such name."""
         other = {"transformers": self.transformers, "transformer_lens": self.transformer_lens}
         return {"module": self.name, **other}
+
+
+def names_elsewhere(name: str | None) -> dict[str, str | None] | None:
+    """All names of a place (`HookPoint.names`) by the one that another library gave it, as far as
+    they can be told without the model: TransformerLens', or a module path with `.input`, `.output`.
+
+    Within the layers of the usual models `module` is a path; otherwise it is the name as given,
+    which the model's own `trace` looks for.
+    """
+    if not name:
+        return None
+    if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
+        layer, kind = int(match[1]), match[2]
+        if kind == "hook_resid_pre" and layer:
+            return names_elsewhere(f"blocks.{layer - 1}.hook_resid_post")
+        paths = {"hook_resid_post": "", "hook_resid_pre": ":input"}
+        paths["attn.hook_z"] = ".self_attn.o_proj:input"
+        module = f"layers.{layer}{paths[kind]}" if kind in paths else name
+        return {"module": module, "transformers": None, "transformer_lens": name}
+    path = re.sub(r"\.input$", ":input", name.removeprefix("model.").removesuffix(".output"))
+    return {"module": path, "transformers": None, "transformer_lens": None}
+
+
+def differ(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """Whether two records of hook points (`HookPoint.names`) are of different places, by the first
+    naming that both have."""
+    for naming in ("transformer_lens", "module"):
+        names = [(record or {}).get(naming) for record in (one, other)]
+        if all(names):
+            return names[0] != names[1]
+    return False
 
 
 @dataclass(frozen=True)

@@ -275,8 +275,8 @@ class PairedStore(ActivationStore):
         """With the store of `target_hook` in the same folder, as a harvest of several has it."""
         for file in sorted(Path(inputs).resolve().parent.glob(f"*/{MANIFEST}")):
             manifest = read_manifest(file, SCHEMA, WHAT)
-            hook = (manifest.get("hook") or {}).get("module")
-            if manifest.get("kind") == KIND and hook == target_hook:
+            names = (manifest.get("hook") or {}).values()
+            if manifest.get("kind") == KIND and target_hook in names:
                 return cls(inputs, file.parent, test_fraction)
         raise BitlensError(
             f"There is no store of {target_hook} beside {inputs}: harvest both hook points into "

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bitlens.autoencoders.base import CONFIG
+from bitlens.autoencoders.base import CONFIG, Autoencoder
 from bitlens.autoencoders.base import SCHEMA as CONFIG_SCHEMA
+from bitlens.autoencoders.formats import registry as formats
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest
+from bitlens.hidden.hooks import differ
 from bitlens.training.checkpoint import RUN
 from bitlens.training.checkpoint import SCHEMA as RUN_SCHEMA
 from bitlens.training.config import settings_that_apply
@@ -37,6 +39,11 @@ ARCHITECTURES = {
     "jumprelu": "JumpReLU autoencoder",
     "transcoder": "Transcoder",
     "skip_transcoder": "Skip transcoder",
+    "tanh_relu": "Tanh-ReLU autoencoder",
+    "relu_transcoder": "ReLU transcoder",
+    "relu_skip_transcoder": "ReLU skip transcoder",
+    "jumprelu_transcoder": "JumpReLU transcoder",
+    "jumprelu_skip_transcoder": "JumpReLU skip transcoder",
     "pca": "Principal components",
     "random": "Random autoencoder",
 }
@@ -47,9 +54,11 @@ Pairs = list[tuple[str, str]]
 
 
 def configuration(run: Path) -> tuple[dict[str, Any], bool]:
-    """What `cfg.json` holds, and that training has ended; before that the same from
-    `training.json`."""
+    """What `cfg.json` holds, or would of another library's autoencoder, and that training has
+    ended; before that the same from `training.json`."""
     if (run / CONFIG).exists() or not (run / RUN).exists():
+        if formats.another(run, CONFIG) is not None:
+            return Autoencoder.from_pretrained(run).config(), True
         return read_manifest(run / CONFIG, CONFIG_SCHEMA, "an autoencoder"), True
     begun = read_manifest(run / RUN, RUN_SCHEMA, "a run")
     settings, source = begun.get("config") or {}, begun.get("source") or {}
@@ -107,11 +116,13 @@ def measured_on(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> tup
     """A sentence that says of which rows the numbers are, and what is special about them."""
     metadata = config.get("metadata") or {}
     store, special = evaluation["store"], []
-    if evaluation["part"] == "test" and evaluation.get("same_text"):
+    known = bool(metadata.get("training"))  # of an imported one it is not
+    if evaluation["part"] == "test" and evaluation.get("same_text") and known:
         where = f"Measured on the documents of {store} that the training held out."
     elif evaluation["part"] == "test":
         where = f"Measured on the held-out share of {store}."
-        special.append("These numbers are of other text than the training's.")
+        if known:
+            special.append("These numbers are of other text than the training's.")
     else:
         where = f"Measured on every document of {store}."
         if not evaluation.get("same_text"):
@@ -122,12 +133,11 @@ def measured_on(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> tup
             )
     if evaluation["part"] == "all":
         special.append("Rows of outlying norm, which are never trained on, are among them.")
-    for name, what in (("model_digest", "model"), ("hook", "hook point")):
-        ours, theirs = metadata.get(name), evaluation.get(name)
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            ours, theirs = ours.get("module"), theirs.get("module")
-        if ours and theirs and ours != theirs:
-            special.append(f"The store is of another {what} than the training's.")
+    digests = [about.get("model_digest") for about in (metadata, evaluation)]
+    if all(digests) and digests[0] != digests[1]:
+        special.append("The store is of another model than the training's.")
+    if differ(metadata.get("hook"), evaluation.get("hook")):
+        special.append("The store is of another hook point than the training's.")
     if evaluation.get("flips") is not None:
         special.append(
             "Bits were found in another way than the autoencoder's own: at most "

@@ -10,6 +10,7 @@ from typing import Any
 
 from bitlens import markup
 from bitlens.autoencoders.binary import NEGLIGIBLE
+from bitlens.autoencoders.formats.registry import folder_of
 from bitlens.bits.codes import Codes
 from bitlens.bits.statistics import DENSE
 from bitlens.errors import BitlensError
@@ -42,7 +43,7 @@ def write_report(
     codes' model; by default it is loaded. called: the run's name for others; by default its path.
     Curves, numbers or latents that are not known are left out.
     """
-    run = Path(run)
+    run = folder_of(run)
     config, finished = contents.configuration(run)
     if codes is not None and codes.n_latents != config.get("d_sae"):
         raise BitlensError(

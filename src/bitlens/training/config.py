@@ -119,6 +119,8 @@ class TrainConfig:
     """weight of the sparsity term; by default a controller moves it until k latents are on"""
     match: str = ""
     """a run whose firing rates are used; by default they are log-uniform"""
+    init: str = ""
+    """an autoencoder of any kind at whose decoder training starts, with as many latents or more"""
     test_fraction: float | None = None
     """share of the documents held out of training; by default that of the store, a tenth"""
     precision: Precision = "auto"

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from bitlens import terminal
 from bitlens.autoencoders.base import CONFIG, Autoencoder
-from bitlens.autoencoders.learner import build, make_learner
+from bitlens.autoencoders.beginning import beginning
+from bitlens.autoencoders.learner import LARGE_SAMPLE, build, make_learner
 from bitlens.autoencoders.objective import Losses
+from bitlens.autoencoders.registry import find
 from bitlens.autoencoders.settings import Settings
 from bitlens.bits.entropies import binary_entropy
 from bitlens.devices import pick_device
@@ -68,6 +70,10 @@ def train(
     # Compiled kernels set the number of threads when they are loaded, later, and the sums of MKL
     # may change with that: it is settled before the first product.
     torch.set_num_threads(torch.get_num_threads())
+    other = None
+    if config.init and "init" in find(config.architecture).settings:
+        other = Autoencoder.from_pretrained(config.init, device)
+        config = replace(config, n_latents=config.n_latents or other.n_latents)
     settings = config.resolved(source.d_in, device)
     held_out = getattr(source, "test_fraction", None)
     if config.test_fraction is not None and config.test_fraction != held_out:
@@ -81,7 +87,7 @@ def train(
         if (folder / CONFIG).exists():
             return Autoencoder.from_pretrained(folder, device)
 
-    run = _Run(source, model, settings, folder, loggers, report)
+    run = _Run(source, model, settings, folder, loggers, report, other)
     try:
         if not run.learner.closed_form:
             run.loop()
@@ -106,7 +112,9 @@ class _Run:
         folder: Path | None,
         loggers: tuple[Logger, ...],
         report: Report,
+        other: Autoencoder | None = None,
     ) -> None:
+        """other: at whose dictionary the training begins."""
         self.model, self.settings, self.folder, self.report = model, settings, folder, report
 
         def sample(n: int, seed: torch.Generator) -> Tensor:
@@ -120,6 +128,9 @@ class _Run:
         reached = load_checkpoint(folder, self.learner, self.optimizer) if folder else None
         if reached is None:
             self.learner.start()
+            if other is not None:
+                rows = sample(LARGE_SAMPLE, generator(settings.seed, "init"))
+                self.learner.begin_at(beginning(other, model, rows))
         self.reached = reached or Progress(0, Position())
         self.log = None
         if folder is not None:

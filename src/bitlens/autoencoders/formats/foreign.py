@@ -1,0 +1,183 @@
+"""What the folder of another library holds, in bitlens' own terms, and what all readers share.
+
+Nothing that is read here can run code: JSON, safetensors, arrays without objects, and PyTorch files
+by `weights_only`, of tensors alone.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitlens.errors import BitlensError
+from bitlens.files import read_json, read_tensors
+
+WHAT = "an autoencoder"
+
+
+class Foreign(NamedTuple):
+    """An autoencoder of another library: `x_hat = code((x / scale) W_enc + b_enc) W_dec + b_dec`,
+    times `scale_out`."""
+
+    tool: str
+    """the library"""
+    file: Path
+    """where its tensors are"""
+    architecture: str
+    """as bitlens calls it"""
+    tensors: dict[str, Tensor]
+    """as bitlens has them: W_enc `[d_in, n_latents]`, b_enc, W_dec `[n_latents, d_out]`, b_dec, and
+    the architecture's own"""
+    metadata: dict[str, Any]
+    """`hook`, `target_hook`, `model`, `context_length`, `prepend_bos`, where they are known"""
+    settings: dict[str, Any] = {}  # noqa: RUF012
+    """the architecture's"""
+    subtracts_b_dec: bool = False
+    """from the input, before encoding"""
+    scale: float = 1.0
+    scale_out: float = 1.0
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON object; BitlensError if it is missing, damaged or something else."""
+    config = read_json(path, WHAT)
+    if not isinstance(config, dict):
+        raise BitlensError(f"{path} holds no settings of {WHAT}; restore it.")
+    return config
+
+
+def wanted(config: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
+    """`config[key]`, which must be there and of this kind."""
+    value = config.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
+        found = "lacks the key" if value is None else f"has {value!r} for"
+        raise BitlensError(f"{path} {found} '{key}'; restore it or fetch it again.")
+    return value
+
+
+def honour(config: Mapping[str, Any], path: Path, **allowed: tuple[Any, ...]) -> None:
+    """BitlensError for a setting that has another value than those that are read here. A key that
+    is not there has the first."""
+    for key, values in allowed.items():
+        if (value := config.get(key, values[0])) not in values:
+            known = ", ".join(repr(each) for each in dict.fromkeys(values) if each is not None)
+            raise BitlensError(
+                f"{path} has {key} {value!r}, which bitlens does not honour, only {known}."
+            )
+
+
+def refuse_unknown(config: Mapping[str, Any], known: Iterable[str], path: Path) -> None:
+    """BitlensError for keys that may change what is computed: those not known, unless off."""
+    off = (None, False, "none", "", 0, {}, [])
+    strange = [key for key, value in config.items() if key not in known and value not in off]
+    if strange:
+        keys = ", ".join(f"'{key}'" for key in sorted(strange))
+        raise BitlensError(
+            f"{path} has {keys}, which this bitlens does not know and so cannot honour; upgrade "
+            "bitlens."
+        )
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """All tensors of a .safetensors, .npz, .pt or .pth file."""
+    if file.suffix == ".safetensors":
+        return read_tensors(file)
+    if not file.exists():
+        raise BitlensError(f"{file} is missing; restore it or fetch its folder again.")
+    return _of_arrays(file) if file.suffix == ".npz" else _of_torch(file)
+
+
+def _of_arrays(file: Path) -> dict[str, Tensor]:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise BitlensError(
+            f"{file} does not hold arrays of numbers alone ({str(error).splitlines()[0]}), so it "
+            "is not read."
+        ) from error
+
+
+def _of_torch(file: Path) -> dict[str, Tensor]:
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of the kinds that a file of any content can lead to
+        raise BitlensError(
+            f"{file} does not hold tensors alone, so it is not read, and nothing in it was run; "
+            "ask for a safetensors file."
+        ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
+        raise BitlensError(f"{file} does not hold tensors by their names, so it is not read.")
+    return {str(name): tensor for name, tensor in tensors.items()}
+
+
+def renamed(
+    tensors: Mapping[str, Tensor], names: Mapping[str, str], file: Path, unused: Iterable[str] = ()
+) -> dict[str, Tensor]:
+    """Tensors under bitlens' names, float32; BitlensError for one that lacks, or that is not known.
+
+    names: of each, the library's; `name.T` is transposed. unused: what may be there, too.
+    """
+    found = {}
+    known = {name.removesuffix(".T") for name in names.values()}.union(unused)
+    if strange := ", ".join(f"'{name}'" for name in sorted(tensors.keys() - known)):
+        raise BitlensError(f"{file} has tensors that bitlens does not know here: {strange}.")
+    for own, name in names.items():
+        key = name.removesuffix(".T")
+        if key not in tensors:
+            raise BitlensError(f"{file} lacks the tensor '{key}'; restore it or fetch it again.")
+        tensor = tensors[key].detach().float()
+        if own.startswith("W_") and tensor.dim() != 2:
+            shape = list(tensor.shape)
+            raise BitlensError(f"{file} has '{key}' of the shape {shape}, which is no matrix.")
+        found[own] = (tensor.T if name != key else tensor).contiguous()
+    _require_shapes(found, file)
+    return found
+
+
+def _require_shapes(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """BitlensError for tensors that do not fit `W_enc` and `W_dec`."""
+    d_in, n_latents = tensors["W_enc"].shape
+    d_out = tensors["W_dec"].shape[1]
+    shapes = {"W_enc": [d_in, n_latents], "W_dec": [n_latents, d_out], "W_skip": [d_in, d_out]}
+    shapes["b_dec"] = [d_out]
+    for name, tensor in tensors.items():
+        shape, expected = list(tensor.shape), shapes.get(name, [n_latents])
+        if shape != expected and (name, shape) != ("threshold", []):
+            raise BitlensError(
+                f"{file} does not fit together: '{name}' has the shape {shape}, not {expected}."
+            )
+
+
+def require_widths(tensors: Mapping[str, Tensor], path: Path, **widths: int | None) -> None:
+    """BitlensError where the tensors have another `d_in`, `n_latents` or `d_out` than the settings
+    say; None where they do not."""
+    d_in, n_latents = tensors["W_enc"].shape
+    actual = {"d_in": d_in, "n_latents": n_latents, "d_out": tensors["W_dec"].shape[1]}
+    for name, width in widths.items():
+        if width is not None and width != actual[name]:
+            raise BitlensError(
+                f"{path} says {name} {width}, but its tensors have {actual[name]}; restore them or "
+                "fetch them again."
+            )
+
+
+def fold_decoder_norms(tensors: dict[str, Tensor], *scaled: str) -> None:
+    """Give decoder rows unit norm and codes their lengths, in place; the reconstruction stays. Also
+    scaled: further tensors in units of codes."""
+    norms = tensors["W_dec"].norm(dim=1).clamp_min(1e-12)
+    tensors["W_dec"] = tensors["W_dec"] / norms[:, None]
+    for name in ("W_enc", "b_enc", *scaled):
+        tensors[name] = tensors[name] * norms
+
+
+def jumps(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a JumpReLU that rectifies, too: no threshold below 0, one for each latent."""
+    threshold = tensors["threshold"].clamp_min(0)
+    return {**tensors, "threshold": threshold.expand_as(tensors["b_enc"]).contiguous()}

@@ -1,0 +1,91 @@
+"""Gemma Scope: `params.npz`, what it is told by its path; Gemma Scope 2: `config.json` and
+`params.safetensors`. JumpReLU from the model's own hidden states, as autoencoders and transcoders
+(arXiv 2408.05147)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from bitlens.autoencoders.formats.foreign import (
+    Foreign,
+    honour,
+    jumps,
+    read_config,
+    read_weights,
+    refuse_unknown,
+    renamed,
+)
+from bitlens.errors import BitlensError
+from bitlens.hidden.hooks import names_elsewhere
+
+NAMES = {"W_enc": "w_enc", "b_enc": "b_enc", "W_dec": "w_dec", "b_dec": "b_dec"}
+NAMES |= {"threshold": "threshold"}
+SKIP = "affine_skip_connection"
+CONTEXT = 1024
+KNOWN = {"architecture", "model_name", "hf_hook_point_in", "hf_hook_point_out", "width", "type"}
+KNOWN |= {"affine_connection", "l0", "layer", "dtype"}
+# Of Gemma Scope, by the repository: where it reads, and for a transcoder where it writes.
+PLACES = {
+    "res": ("blocks.{}.hook_resid_post", None),
+    "mlp": ("blocks.{}.hook_mlp_out", None),
+    "att": ("blocks.{}.attn.hook_z", None),
+    "transcoders": ("blocks.{}.ln2.hook_normalized", "blocks.{}.hook_mlp_out"),
+}
+
+
+def read(folder: Path) -> Foreign:
+    """An autoencoder, or a transcoder with or without a skip."""
+    second = (folder / "params.safetensors").exists()
+    file = folder / ("params.safetensors" if second else "params.npz")
+    found = read_weights(file)
+    if (found["w_dec"].dim() if "w_dec" in found else 0) > 2:
+        raise BitlensError(f"{file} is a cross-layer transcoder, which bitlens does not read.")
+    found = {("w" + k[1:] if k.startswith("W_") else k): v for k, v in found.items()}
+    skips = {"W_skip": SKIP} if SKIP in found else {}
+    tensors = jumps(renamed(found, NAMES | skips, file))
+    metadata = _of_second(folder) if second else _of_first(folder)
+    settings: dict[str, Any] = {}
+    architecture = "jumprelu"
+    if "target_hook" in metadata or skips:
+        architecture = "jumprelu_skip_transcoder" if skips else "jumprelu_transcoder"
+        settings["d_out"] = tensors["W_dec"].shape[1]
+    tool = "Gemma Scope 2" if second else "Gemma Scope"
+    return Foreign(tool, file, architecture, tensors, metadata, settings)
+
+
+def _of_second(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    config = read_config(path) if path.exists() else {}
+    refuse_unknown(config, KNOWN, path)
+    honour(config, path, architecture=("jump_relu",))
+    metadata = {
+        "model": config.get("model_name"),
+        "hook": names_elsewhere(config.get("hf_hook_point_in")),
+        "context_length": CONTEXT,
+        "prepend_bos": True,
+    }
+    if out := config.get("hf_hook_point_out"):
+        metadata["target_hook"] = names_elsewhere(out)
+    return metadata
+
+
+def _of_first(folder: Path) -> dict[str, Any]:
+    """By the path: `gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82`."""
+    path = folder.resolve().as_posix()
+    layer = re.search(r"layer_(\d+)", path)
+    named = re.search(r"gemma-scope-(\w+)-(pt|it)-(res|mlp|att|transcoders)\b", path)
+    metadata: dict[str, Any] = {"context_length": CONTEXT, "prepend_bos": True}
+    if not named:
+        return metadata
+    size, kind, where = named.groups()
+    metadata["model"] = f"google/gemma-2-{size}" + "-it" * (kind == "it")
+    if layer:
+        read_at, written_to = PLACES[where]
+        metadata["hook"] = names_elsewhere(read_at.format(layer[1]))
+        if written_to:
+            metadata["target_hook"] = names_elsewhere(written_to.format(layer[1]))
+    elif "embedding" in path:
+        raise BitlensError(f"{folder} is of scaled embeddings, which bitlens does not read.")
+    return metadata

@@ -1,0 +1,102 @@
+"""Llama Scope (arXiv 2410.20526): `hyperparams.json` and `checkpoints/final.safetensors`; of R1
+Distill: `config.json` and `sae_weights.safetensors`.
+
+Hidden states are scaled to the root of their width by the mean norm of a dataset. Where decoder
+norms weigh sparsity they are folded, as the library itself does before use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitlens.autoencoders.formats.foreign import (
+    Foreign,
+    fold_decoder_norms,
+    honour,
+    jumps,
+    read_config,
+    read_weights,
+    renamed,
+    require_widths,
+    wanted,
+)
+from bitlens.errors import BitlensError
+from bitlens.hidden.hooks import names_elsewhere
+
+NAMES = {"W_enc": "encoder.weight.T", "b_enc": "encoder.bias", "W_dec": "decoder.weight.T"}
+NAMES |= {"b_dec": "decoder.bias"}
+NORM = "dataset_average_activation_norm"
+TOOL = "Llama Scope"
+
+
+def read(folder: Path) -> Foreign:
+    """JumpReLU with one threshold, or of R1 Distill with one for each latent."""
+    first = (folder / "hyperparams.json").exists()
+    path = folder / ("hyperparams.json" if first else "config.json")
+    file = folder / ("checkpoints/final.safetensors" if first else "sae_weights.safetensors")
+    config, found = read_config(path), read_weights(file)
+    honour(
+        config,
+        path,
+        act_fn=("jumprelu",),
+        use_glu_encoder=(False, None),
+        apply_decoder_bias_to_pre_encoder=(False, None),
+        norm_activation=("dataset-wise", "inference"),
+    )
+    places = [
+        config.get(f"hook_point_{side}") or config.get("hook_point_in") for side in ("in", "out")
+    ]
+    d_in = wanted(config, "d_model", int, path)
+    norms = {key: found.pop(key) for key in list(found) if key.startswith(NORM)}
+    scale, scale_out = (
+        _scale(config, norms, side, place, d_in, path)
+        for side, place in zip(("in", "out"), places, strict=True)
+    )
+    threshold = {} if first else {"threshold": "log_jumprelu_threshold"}
+    tensors = renamed(found, NAMES | threshold, file)
+    if first:  # in the model's own units
+        least = wanted(config, "jump_relu_threshold", float, path) / scale
+        tensors["threshold"] = torch.full_like(tensors["b_enc"], least)
+    else:
+        tensors["threshold"] = tensors["threshold"].exp()
+    require_widths(tensors, path, d_in=d_in, n_latents=config.get("d_sae"))
+    if config.get("sparsity_include_decoder_norm"):
+        fold_decoder_norms(tensors)
+    metadata = {"model": "meta-llama/Llama-3.1-8B", "hook": names_elsewhere(places[0])}
+    settings, architecture = {}, "jumprelu"
+    if places[0] != places[1]:
+        architecture, settings = "jumprelu_transcoder", {"d_out": tensors["W_dec"].shape[1]}
+        metadata["target_hook"] = names_elsewhere(places[1])
+    return Foreign(
+        TOOL, file, architecture, jumps(tensors), metadata, settings, False, scale, scale_out
+    )
+
+
+def _scale(
+    config: Mapping[str, Any],
+    norms: Mapping[str, Tensor],
+    side: str,
+    place: str | None,
+    width: int,
+    path: Path,
+) -> float:
+    """What hidden states are divided by."""
+    if config.get("norm_activation") == "inference":
+        return 1.0
+    known = config.get(NORM)
+    known = known if isinstance(known, dict) else {}
+    norm = known.get(side, known.get(place, norms.get(f"{NORM}.{place}")))
+    if norm is None and "norm_scaling_factor" in config:
+        norm = math.sqrt(width) / config["norm_scaling_factor"]
+    if norm is None or not 0 < float(norm) < math.inf:
+        raise BitlensError(
+            f"{path} asks for normalised hidden states without their mean norm: add a "
+            "'norm_scaling_factor', the root of the width over that norm."
+        )
+    return float(norm) / math.sqrt(width)

@@ -1,0 +1,179 @@
+"""SAELens: `cfg.json` and `sae_weights.safetensors`, of version 6 and the flat settings of before.
+
+What is computed is what SAELens 6.54 computes, and for `tanh-relu` and a finetuned scale, which it
+no longer knows, what version 4 did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bitlens.autoencoders.formats.foreign import (
+    WHAT,
+    Foreign,
+    fold_decoder_norms,
+    honour,
+    jumps,
+    read_config,
+    read_weights,
+    refuse_unknown,
+    renamed,
+    require_widths,
+    wanted,
+)
+from bitlens.errors import BitlensError
+from bitlens.hidden.hooks import names_elsewhere
+
+TOOL, VERSION = "sae-lens", 6
+BOTH = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+GATED = {**BOTH, "b_enc": "b_gate", "r_mag": "r_mag", "b_mag": "b_mag"}
+JUMP, SKIP = {**BOTH, "threshold": "threshold"}, {"W_skip": "W_skip.T"}
+# By SAELens' names: the architecture here, and its tensors.
+ARCHITECTURES: dict[str, tuple[str, dict[str, str]]] = {
+    "standard": ("relu", BOTH),
+    "tanh-relu": ("tanh_relu", BOTH),
+    "gated": ("gated", GATED),
+    "topk": ("topk", BOTH),
+    "jumprelu": ("jumprelu", JUMP),
+    "transcoder": ("relu_transcoder", BOTH),
+    "skip_transcoder": ("relu_skip_transcoder", BOTH | SKIP),
+    "jumprelu_transcoder": ("jumprelu_transcoder", JUMP),
+    "jumprelu_skip_transcoder": ("jumprelu_skip_transcoder", JUMP | SKIP),
+}
+FINETUNED = ("scaling_factor", "finetuning_scaling_factor")
+KNOWN = {"d_in", "d_sae", "d_out", "k", "dtype", "device", "architecture", "metadata"}
+KNOWN |= {"apply_b_dec_to_input", "normalize_activations", "reshape_activations"}
+KNOWN |= {"rescale_acts_by_decoder_norm", "norm_scaling_factor"}
+# Of the training alone: they say nothing about what the tensors compute.
+KNOWN |= {"decoder_init_norm", "l1_coefficient", "l1_warm_up_steps", "lp_norm", "l0_coefficient"}
+KNOWN |= {"l0_warm_up_steps", "pre_act_loss_coefficient", "jumprelu_init_threshold"}
+KNOWN |= {"jumprelu_bandwidth", "jumprelu_sparsity_loss_mode", "jumprelu_tanh_scale"}
+KNOWN |= {"use_sparse_activations", "aux_loss_coefficient", "topk_threshold_lr"}
+
+
+def read(folder: Path) -> Foreign:
+    """An autoencoder or transcoder of SAELens."""
+    path, file = folder / "cfg.json", folder / "sae_weights.safetensors"
+    config, about = _settings(read_config(path), path)
+    name = _architecture(config, path)
+    architecture, names = ARCHITECTURES[name]
+    transcodes = "transcoder" in name
+    d_in, d_sae = (wanted(config, key, int, path) for key in ("d_in", "d_sae"))
+    found = read_weights(file)
+    scales = {key: found.pop(key) for key in FINETUNED if key in found}
+    tensors = renamed(found, names, file)
+    require_widths(tensors, path, d_in=d_in, n_latents=d_sae, d_out=config.get("d_out"))
+    _finetune(tensors, scales, config, file)
+    if "threshold" in tensors:
+        tensors = jumps(tensors)
+    if name == "topk" and config.get("rescale_acts_by_decoder_norm"):
+        fold_decoder_norms(tensors)
+    settings = {"k": wanted(config, "k", int, path)} if name == "topk" else {}
+    if transcodes:
+        honour(config, path, apply_b_dec_to_input=(False,))
+        settings["d_out"] = tensors["W_dec"].shape[1]
+    scale = _scale(config, about, path)
+    applied = bool(config.get("apply_b_dec_to_input", True)) and not transcodes
+    metadata = _metadata(about, transcodes)
+    return Foreign(TOOL, file, architecture, tensors, metadata, settings, applied, scale, scale)
+
+
+def _settings(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings as version 6 has them, and what they are about."""
+    about = config.get("metadata")
+    if not isinstance(about, dict):
+        flat = {**config, "hook_name": config.get("hook_name", config.get("hook_point"))}
+        return flat, flat
+    version = str(about.get("sae_lens_version") or VERSION).partition(".")[0]
+    if version.isdigit() and int(version) > VERSION:
+        raise BitlensError(
+            f"{path} was written by SAELens {version}, and this bitlens reads those up to "
+            f"{VERSION}; upgrade bitlens."
+        )
+    refuse_unknown(config, KNOWN, path)
+    return config, about
+
+
+def _architecture(config: dict[str, Any], path: Path) -> str:
+    """SAELens' name of it; of flat settings, an activation function is a part of that."""
+    name = config.get("architecture", "standard")
+    function = config.get("activation_fn", config.get("activation_fn_str")) or "relu"
+    more = config.get("activation_fn_kwargs") or {}
+    honour(
+        {**config, "activation_fn": function},
+        path,
+        activation_fn=("relu", "tanh-relu", "topk"),
+        hook_head_index=(None,),
+    )
+    refuse_unknown(more, ("k",), path)
+    if function == "topk" and name in ("standard", "topk"):
+        config["k"] = more.get("k", config.get("k"))
+        name = "topk"
+    elif function == "tanh-relu":
+        name = "tanh-relu" if name == "standard" else f"{name} with tanh-relu"
+    if name not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise BitlensError(f"{path} has the architecture '{name}', not one of: {known}.")
+    return name
+
+
+def _finetune(
+    tensors: dict[str, Tensor], scales: Mapping[str, Tensor], config: Mapping[str, Any], file: Path
+) -> None:
+    """Codes are read off as they were, and scaled before they are decoded."""
+    for name, scale in scales.items():
+        if bool((scale == 1).all()):
+            continue
+        if scale.shape != tensors["b_enc"].shape:
+            raise BitlensError(f"{file} has a '{name}' that is not one number for each latent.")
+        if not config.get("finetuning_scaling_factor", name != "scaling_factor"):
+            raise BitlensError(f"{file} has a '{name}', but its settings say that it is not used.")
+        tensors["W_dec"] = tensors["W_dec"] * scale.float()[:, None]
+
+
+def _scale(config: Mapping[str, Any], about: Mapping[str, Any], path: Path) -> float:
+    """What hidden states are divided by."""
+    how = config.get("normalize_activations")
+    how = {True: "expected_average_only_in", False: "none", None: "none"}.get(how, how)
+    if how == "none":
+        return 1.0
+    honour(
+        {"normalize_activations": how},
+        path,
+        normalize_activations=("none", "expected_average_only_in"),
+    )
+    factor = config.get("norm_scaling_factor", about.get("norm_scaling_factor"))
+    if not isinstance(factor, int | float) or not 0 < factor < float("inf"):
+        raise BitlensError(
+            f"{path} asks for normalize_activations 'expected_average_only_in' without saying how "
+            "long hidden states are: add a 'norm_scaling_factor', the root of the width over their "
+            "mean norm."
+        )
+    return 1 / factor
+
+
+def _metadata(about: Mapping[str, Any], transcodes: bool) -> dict[str, Any]:
+    changed = about.get("model_from_pretrained_kwargs") or {}
+    if changed.get("center_writing_weights"):
+        raise BitlensError(
+            f"This {WHAT.removeprefix('an ')} was trained on a model whose weights TransformerLens "
+            "had centred (center_writing_weights), so the model's own hidden states are not what "
+            "it reads."
+        )
+    hook = names_elsewhere(about.get("hook_name") or about.get("hf_hook_name"))
+    metadata = {
+        "model": about.get("model_name"),
+        "hook": hook,
+        "context_length": about.get("context_size"),
+        "prepend_bos": about.get("prepend_bos"),
+        "dataset": about.get("dataset_path"),
+        "neuronpedia_id": about.get("neuronpedia_id"),
+    }
+    if transcodes:
+        out = about.get("hook_name_out") or about.get("hf_hook_name_out")
+        metadata["target_hook"] = names_elsewhere(out)
+    return metadata
