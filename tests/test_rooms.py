@@ -19,6 +19,7 @@ ROOMS = [
     ["__main__"],
     ["cli"],
     ["demo", "explorer"],
+    ["ecosystem"],
     ["show", "report"],
     ["studies"],
     ["evaluation", "encode", "compression"],

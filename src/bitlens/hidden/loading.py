@@ -28,13 +28,14 @@ from bitlens.options import BUNDLED
 
 
 class Loaded(NamedTuple):
-    """A model that was read and tried; `model` is called, hook points are paths of `base`."""
+    """A model that was read and (but for `trace` None) tried; `model` is called, hook points are
+    paths of `base`."""
 
     model: nn.Module
     base: nn.Module
     tokenizer: Any
     hooks: list[HookPoint]
-    trace: Trace
+    trace: Trace | None
 
 
 class Checkpoint:
