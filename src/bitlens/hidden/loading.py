@@ -292,6 +292,14 @@ def load_tokenizer(name: str, revision: str | None) -> Any:
     return _source(name).tokenizer(revision)
 
 
+def load_config(name: str, revision: str | None) -> Any:
+    """The configuration of a model, alone."""
+    import transformers
+
+    with _refusing(name), _source(name).opened() as (where, file):
+        return transformers.AutoConfig.from_pretrained(where, revision=revision, **file)
+
+
 def _source(name: str) -> Source:
     """Where a model is read from; refused if it is a file or folder of another kind."""
     where = folder_of(name)

@@ -110,7 +110,7 @@ class LanguageModel:
             places = [trace.find(each) for each in wanted]
         known = tokenizer or SimpleNamespace(all_special_ids=_special_tokens(config))
         return cls(
-            config.name_or_path, Loaded(model, base, known, list(filter(None, places)), trace)
+            str(config.name_or_path), Loaded(model, base, known, list(filter(None, places)), trace)
         )
 
     @cached_property
