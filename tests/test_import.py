@@ -17,7 +17,7 @@ from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.formats.registry import FORMATS, folder_of
 from bitlens.errors import BitlensError
 from bitlens.hidden import ActivationStore
-from exchanged import MAKERS, exchange
+from exchanged_imports import MAKERS, exchange
 
 D, N = 6, 10
 

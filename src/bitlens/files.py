@@ -254,3 +254,28 @@ def prepare_output(path: Path, resume: bool | None, overwrite: bool, marker: str
         real.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BitlensError(f"The folder {path} cannot be made: {error.strerror}.") from error
+
+
+@contextlib.contextmanager
+def replacing_folder(
+    path: Path, overwrite: bool, marker: str, beside: Path | None = None
+) -> Iterator[Path]:
+    """A temporary folder, which takes the place of `path` when the block ends well, and is removed
+    otherwise. A folder that holds something is refused as by `prepare_output`.
+
+    beside: where it lies, by default beside `path`.
+    """
+    beside = beside or path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    prepare_output(path, resume=None, overwrite=overwrite, marker=marker)
+    try:
+        folder = beside / "whole"
+        folder.mkdir(parents=True)
+        yield folder
+        folder.rename(path.resolve())  # an empty folder
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+        raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

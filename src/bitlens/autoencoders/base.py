@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,9 @@ from bitlens.autoencoders.settings import Settings
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, write_json, write_tensors
+
+if TYPE_CHECKING:
+    from bitlens.autoencoders.hooked import Hooked
 
 SCHEMA = 2  # 2: codings of binary autoencoders
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -146,6 +152,38 @@ class Autoencoder(nn.Module):
         """The same function with "on" as every latent's rare state, by the firing rates
         `[n_latents]`."""
         return self
+
+    # --- in a model -------------------------------------------------------------------------------
+
+    def hook(
+        self,
+        model: Any,
+        *,
+        replace: bool = False,
+        use_error_term: bool = False,
+        change: Callable[[Tensor], Tensor] | None = None,
+        record: bool = True,
+        positions: Any = None,
+        tokenizer: Any = None,
+        max_norm: float | None = None,
+    ) -> AbstractContextManager[Hooked]:
+        """Within the block the codes of what passes the hook point are recorded, in every pass of a
+        transformers model, `generate` too. The model's output stays as it is, bit by bit.
+
+        replace: the reconstruction passes on instead. use_error_term: and what it lacks is added,
+        so that only changed codes change the output, and gradients pass through the codes alone.
+        change: codes `[rows, n_latents]` -> what is decoded instead of them. record: keep the codes
+        of every pass. positions: as for `intervene`. tokenizer: the model's, for its special
+        tokens; without it those that its configuration names. Special tokens, padding, and hidden
+        states of a norm above max_norm (default: the limit of the training) are neither encoded nor
+        replaced. BitlensError for a model that lacks the hook point.
+        """
+        from bitlens.autoencoders.hooked import Hooked, hooked
+
+        limit = self.metadata.get("outlier_norm") if max_norm is None else max_norm
+        limit = math.inf if limit is None else float(limit)
+        done = Hooked(self, replace, use_error_term, change, record, limit)
+        return hooked(done, model, positions, tokenizer)
 
     def extra_repr(self) -> str:
         """What `repr` says in the brackets."""

@@ -103,6 +103,21 @@ class BinaryAutoencoder(Autoencoder):
         bits = self._search(x, self.price.masked_fill(is_held, torch.inf), start).unpack()
         return torch.where(is_held, on.to(bits), bits)
 
+    @torch.no_grad()
+    def gains(self, x: Tensor, bits: Tensor) -> Tensor:
+        """What each bit is worth, `[..., n_latents]`, given raw hidden states `[..., d_in]` and
+        their bits; 0 where a bit is off.
+
+        That is by how much `|x - h W_dec - b_dec|^2 + price . h`, in model space, would rise were
+        the bit off and the others kept: with `r = x - h W_dec - b_dec` it is
+        `2 r . W_j + |W_j|^2 - price_j`. At least 0, up to rounding, for bits that a descent found;
+        any number for those of a step, which have no price.
+        """
+        W, b = self.W_dec.detach().float(), self.b_dec.detach().float()
+        residual = self.standardise(x) - bits @ W - b
+        worth = W.square().sum(1) - (0 if self.price is None else self.price)
+        return (2 * residual @ W.T + worth) * bits
+
     def _search(self, x: Tensor, price: Tensor, start: PackedBits | None) -> PackedBits:
         """x: standardised rows `[n, d_in]`"""
         W, b = self.W_dec.detach().float(), self.b_dec.detach().float()

@@ -19,12 +19,11 @@ from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
 from bitlens.causal.faithfulness import keep_largest
-from bitlens.causal.places import NONE, Places, Positions, spread
 from bitlens.causal.splice import require_hooks
 from bitlens.errors import BitlensError
 from bitlens.features.on_rows import refuse_unknown
-from bitlens.hidden.hooks import attach
 from bitlens.hidden.models import LanguageModel
+from bitlens.hidden.places import NONE, Places, Positions, passing, spread
 from bitlens.results import brief
 
 Holds = Mapping[int, float]
@@ -213,20 +212,12 @@ def change_codes(
     if max_norm is None:
         limit = autoencoder.metadata.get("outlier_norm")
         max_norm = math.inf if limit is None else float(limit)
-    places = Places(model, positions)
-    return _changing(model, _Change(autoencoder, change, places, max_norm))
+    return _changing(_Change(autoencoder, change, Places(model, positions), max_norm))
 
 
 @contextlib.contextmanager
-def _changing(model: LanguageModel, change: _Change) -> Iterator[Intervention]:
-    first, last = model.hooks[0], model.hooks[-1]
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(change.places.watched())
-        if first != last:
-            stack.enter_context(attach(model.base, first, change.read))
-            stack.enter_context(attach(model.base, last, change.write))
-        else:
-            stack.enter_context(attach(model.base, first, change.read_and_write))
+def _changing(change: _Change) -> Iterator[Intervention]:
+    with passing(change.places, change.read, change.write):
         yield change.done
 
 
@@ -280,11 +271,6 @@ class _Change:
         # added in float32, so that it is rounded once
         changed[where] = (y[where].float() + self._delta.to(y.device)).to(y.dtype)
         return changed
-
-    def read_and_write(self, x: Tensor) -> Tensor | None:
-        """Both, where they are one place."""
-        self.read(x)
-        return self.write(x)
 
 
 # --- what becomes of codes ------------------------------------------------------------------------

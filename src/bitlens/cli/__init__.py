@@ -47,7 +47,11 @@ COMMANDS = {  # name: module of this package and its function
     "study": "studies:",
 }
 GROUPS = {  # name: its commands
-    "export": {},
+    "export": {
+        "delphi": "export_features:delphi",
+        "neuronpedia": "export_features:neuronpedia",
+        "vector": "export_features:vector",
+    },
     "study": {name: f"studies:{name}" for name in registry.STUDIES},
 }
 

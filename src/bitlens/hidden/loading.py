@@ -28,13 +28,14 @@ from bitlens.options import BUNDLED
 
 
 class Loaded(NamedTuple):
-    """A model that was read and tried; `model` is called, hook points are paths of `base`."""
+    """A model that was read and (but for `trace` None) tried; `model` is called, hook points are
+    paths of `base`."""
 
     model: nn.Module
     base: nn.Module
     tokenizer: Any
     hooks: list[HookPoint]
-    trace: Trace
+    trace: Trace | None
 
 
 class Checkpoint:
@@ -289,6 +290,14 @@ def digest(name: str) -> str | None:
 def load_tokenizer(name: str, revision: str | None) -> Any:
     """The tokenizer of a model, alone."""
     return _source(name).tokenizer(revision)
+
+
+def load_config(name: str, revision: str | None) -> Any:
+    """The configuration of a model, alone."""
+    import transformers
+
+    with _refusing(name), _source(name).opened() as (where, file):
+        return transformers.AutoConfig.from_pretrained(where, revision=revision, **file)
 
 
 def _source(name: str) -> Source:

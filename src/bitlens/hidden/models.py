@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bitlens import terminal
 from bitlens.errors import BitlensError
-from bitlens.hidden.hooks import attach
+from bitlens.hidden.hooks import Architecture, attach
 from bitlens.hidden.loading import (
     Checkpoint,
     Loaded,
@@ -25,6 +26,7 @@ from bitlens.hidden.loading import (
     name_from_anywhere,
     recorded_model,
 )
+from bitlens.hidden.trace import Trace
 
 
 class _AllRead(Exception):
@@ -43,8 +45,9 @@ class LanguageModel:
         self.config: Any = self.model.config
         weights = next(self.model.parameters())
         self.device, self.dtype = weights.device, weights.dtype
-        self._widths = {hook.name: trace.values[hook].shape[-1] for hook in self.hooks}
-        self._positions = trace.positions
+        values = {} if trace is None else trace.values
+        self._widths = {hook.name: values[hook].shape[-1] for hook in self.hooks if values}
+        self._positions = {} if trace is None else trace.positions
 
     @classmethod
     @terminal.shown("load the language model")
@@ -78,6 +81,37 @@ class LanguageModel:
         settings: as for `load`."""
         name, revision = recorded_model(manifest, folder)
         return cls.load(name, hooks, revision=revision, **settings)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: Any, hooks: list[str], tokenizer: Any = None) -> LanguageModel:
+        """Hook a transformers model that is loaded already, which stays as it is.
+
+        hooks: where all are paths of modules nothing is run; to find what another name means in
+        this model, two tokens are run through it. tokenizer: its own, for its special tokens and to
+        read text; without one, special are those that the model's configuration names.
+        """
+        import transformers
+
+        if not isinstance(model, transformers.PreTrainedModel):
+            raise BitlensError(
+                f"A transformers model is hooked, not a {type(model).__name__}; name the one that "
+                "it holds (of nnsight `model._module`, of a TransformerLens bridge "
+                "`model.original_model`)."
+            )
+        base, config = model.base_model, model.config
+        architecture = Architecture(base, config)
+        wanted = [architecture.want(name) for name in hooks]
+        trace, places = None, [each.place for each in wanted]
+        if not all(places):
+            last = embeddings(base) or config.get_text_config().vocab_size
+            pair = torch.tensor([[last // 2, last // 3]], device=next(model.parameters()).device)
+            trace = Trace(base, architecture, pair, False)
+            places = [trace.find(each) for each in wanted]
+        known = tokenizer or SimpleNamespace(all_special_ids=_special_tokens(config))
+        return cls(
+            str(config.name_or_path), Loaded(model, base, known, list(filter(None, places)), trace)
+        )
 
     @cached_property
     def record(self) -> dict[str, str | None]:
@@ -183,3 +217,12 @@ class LanguageModel:
     def memory(self) -> int:
         """Bytes of the weights."""
         return sum(p.numel() * p.element_size() for p in self.model.parameters())
+
+
+def _special_tokens(config: Any) -> list[int]:
+    """Those that a model's configuration names."""
+    text, found = config.get_text_config(), set()
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = getattr(text, name, None)
+        found |= set(ids if isinstance(ids, list) else [ids])
+    return sorted(found - {None})

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bitlens.errors import BitlensError
+from bitlens.hidden.hooks import attach
 from bitlens.hidden.models import LanguageModel
 
 Positions = Sequence[int] | Tensor | None
@@ -126,6 +127,29 @@ class Places:
             raise BitlensError(
                 f"There is no position {int(self.positions.min())} in a text of {longest} tokens."
             )
+
+
+@contextlib.contextmanager
+def passing(
+    places: Places, read: Callable[[Tensor], None], write: Callable[[Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Within the block every pass is watched: what passes the model's first hook point is read, and
+    then what passes its last one (the same, where it has one) is written, unless that is None."""
+
+    def read_and_write(x: Tensor) -> Tensor | None:
+        read(x)
+        return write(x)
+
+    model = places.model
+    first, last = model.hooks[0], model.hooks[-1]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(places.watched())
+        if first != last:
+            stack.enter_context(attach(model.base, first, read))
+            stack.enter_context(attach(model.base, last, write))
+        else:
+            stack.enter_context(attach(model.base, first, read_and_write))
+        yield
 
 
 def spread(rows: Tensor, batch: Tensor) -> Tensor:

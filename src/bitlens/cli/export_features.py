@@ -1,0 +1,89 @@
+"""Write what latents are on for, or what they add, for another tool: bitlens export TOOL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from bitlens.cli.common import Device, RunFolder, Search, SearchFlags, StoreFolder, open_pair
+
+Latents = Annotated[tuple[int, ...], tyro.conf.Positional, tyro.conf.arg(metavar="LATENT ...")]
+
+
+def delphi(
+    run: RunFolder,
+    store: StoreFolder,
+    out: Path,
+    splits: int = 5,
+    search: SearchFlags = Search(),  # noqa: B008
+    device: Device = "auto",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write delphi's latent cache (eai-delphi), which explains and scores latents.
+
+    A bit's value is its gain: by how much its row's squared error, the bits' prices included, would
+    rise without it. That of another latent is its activation. Rows of outlying norm are left out.
+
+    Args:
+        run: an autoencoder.
+        store: hidden states of its hook point, with their text.
+        out: the cache, a folder for each hook point.
+        splits: files, each of a range of latents.
+        search: how the codes are found.
+        device: auto, cpu, cuda.
+        overwrite: replace the cache of this hook point.
+    """
+    from bitlens.ecosystem.delphi import export
+
+    autoencoder, rows = open_pair(run, store, device, search)
+    written = export(autoencoder, rows, out, name=str(run), splits=splits, overwrite=overwrite)
+    return _said(out, written)
+
+
+def vector(
+    run: RunFolder,
+    latents: Latents,
+    out: Path,
+    strength: tuple[float, ...] = (1.0,),
+    hint: str | None = None,
+) -> dict[str, Any]:
+    """Write decoder rows as a control vector of llama.cpp, a .gguf file.
+
+    It is in the model's own units: strength 1 is what a bit adds when it goes on. llama.cpp takes
+    it with --control-vector FILE or --control-vector-scaled FILE:FACTOR.
+
+    Args:
+        run: an autoencoder.
+        latents: their rows are added up.
+        out: the file.
+        strength: of all latents, or one for each.
+        hint: llama.cpp's name of the model's architecture; by default by the model's configuration.
+    """
+    from bitlens import show
+    from bitlens.autoencoders import Autoencoder
+    from bitlens.ecosystem.vector import write_gguf
+
+    autoencoder = Autoencoder.from_pretrained(run)
+    layer = write_gguf(out, autoencoder, latents, strength, hint)
+    show.say(f"{out}: direction.{layer}, added to what layer {layer} gives, counted from 0")
+    return {"file": str(out), "layer": layer, "latents": list(latents), "strength": list(strength)}
+
+
+def _said(out: Path, written: Any) -> dict[str, Any]:
+    """Says and gives what was written."""
+    from dataclasses import asdict
+
+    from bitlens import show
+
+    show.say(
+        f"{out}: {written.activations:,} activations of {written.latents:,} latents on "
+        f"{written.rows:,} tokens, in {written.contexts:,} contexts of {written.length:,}"
+    )
+    if written.raised:
+        show.say(
+            f"{written.raised:,} of the bits are worth nothing in their row; they have the least "
+            "value above 0"
+        )
+    return {"out": str(out), **asdict(written)}
