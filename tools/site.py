@@ -37,6 +37,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """The page with links that the site can follow."""
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]  # it is alone there
     sources = {name: path for path, name in MADE.items()}
     at = posixpath.dirname(sources.get(page.file.src_uri) or f"docs/{page.file.src_uri}")
 
