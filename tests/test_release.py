@@ -17,6 +17,7 @@ from packaging.version import Version
 from bitlens.version import __version__
 
 ROOT = Path(__file__).parent.parent
+shape = runpy.run_path(str(ROOT / "tools" / "render_demo.py"))["shape"]
 SITE_PACKAGES = Path(pytest.__file__).parent.parent
 DATA = {  # what the package has beside its modules
     "py.typed",
@@ -106,7 +107,8 @@ def test_the_wheel_is_whole_and_has_nothing_else(released: tuple[Path, Path]) ->
 @pytest.mark.slow
 def test_the_sdist_has_the_same_package_and_no_tests(released: tuple[Path, Path]) -> None:
     wheel, sdist = released
-    inside = (name.partition("/")[2] for name in tarfile.open(sdist).getnames())
+    with tarfile.open(sdist) as archive:
+        inside = [name.partition("/")[2] for name in archive.getnames()]
     names = {name for name in inside if name}
     package = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("bitlens/")}
     assert {f"src/{name}" for name in package} <= names
@@ -129,10 +131,16 @@ def test_the_demo_runs_from_the_wheel_with_an_empty_home(installed: Path, tmp_pa
     said = command(python, "-c", where, cwd=tmp_path, **offline)
     assert said.startswith(str(installed))
     assert said.split()[1] == __version__
-    line = ("demo", "--out", "demo", "--steps", "60", "--n-latents", "128")
-    command(bitlens, *line, cwd=tmp_path, **offline)
-    assert json.loads((tmp_path / "demo" / "demo.json").read_text())["BAE"]["fvu"] < 0.7
-    assert (tmp_path / "demo" / "bae" / "report.html").stat().st_size > 10_000
+    line = ("demo", "--out", "demo", "--steps", "300", "--n-latents", "512", "--json", "it.json")
+    shown = command(bitlens, *line, cwd=tmp_path, **offline)
+    assert shown.count("\nlatent ") == 10
+    assert shape(shown) == shape((ROOT / "docs" / "demo.txt").read_text(encoding="utf-8"))
+    out, numbers = tmp_path / "demo", json.loads((tmp_path / "it.json").read_text())
+    assert numbers.items() <= json.loads((out / "demo.json").read_text()).items()
+    for name in ("store", "bae/report.html", "topk", "codes-bae", "codes-topk"):
+        assert (out / name).exists()
+    assert numbers["BAE"]["fvu"] < 0.4
+    assert numbers["BAE"]["ce_loss_score"] > 0.8
 
 
 @pytest.mark.slow
