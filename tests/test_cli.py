@@ -1,16 +1,12 @@
 """The command line: what it prints, what it writes, and what bad input gets."""
 
 import json
-import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bitlens.cli import main
-
-ROOT = Path(__file__).parent.parent
-shape = runpy.run_path(str(ROOT / "tools" / "render_demo.py"))["shape"]
 
 
 def run(*arguments: object) -> int:
@@ -123,25 +119,6 @@ def test_a_finished_run_resumed_is_left_as_it_is(store: Path, trained: Path) -> 
     line = f"train {store} --out {trained} --n-latents 32 --steps 60 --resume"
     assert run(*line.split()) == 0
     assert (trained / "sae_weights.safetensors").read_bytes() == before
-
-
-@pytest.mark.slow
-def test_demo_leaves_everything_it_names(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "demo"
-    line = f"demo --out {out} --steps 300 --n-latents 512 --json {tmp_path}/numbers.json"
-    assert run(*line.split()) == 0
-    shown = capsys.readouterr().out
-    assert "ten clearest latents" in shown
-    assert shown.count("latent ") >= 10
-    assert shape(shown) == shape((ROOT / "docs" / "demo.txt").read_text(encoding="utf-8"))
-    numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert numbers.items() <= json.loads((out / "demo.json").read_text()).items()
-    for name in ("store", "bae", "topk", "codes-bae", "codes-topk"):
-        assert (out / name).is_dir()
-    assert numbers["BAE"]["fvu"] < 0.4
-    assert numbers["BAE"]["ce_loss_score"] > 0.8
 
 
 def test_names_of_numbers_are_whole_beside_many_columns(capsys: pytest.CaptureFixture[str]) -> None:

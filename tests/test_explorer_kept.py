@@ -129,6 +129,7 @@ def test_without_codes_the_first_rows_of_the_store_are_encoded_and_kept(made, co
     assert json.loads(both.compare)["measured"] <= 500
 
 
+@pytest.mark.newest
 def test_what_is_missing_is_named(made, copy, tmp_path):
     nowhere = tmp_path / "nowhere"
     for sources, words in [

@@ -7,7 +7,6 @@ import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -24,6 +23,8 @@ from bitlens.hidden.loading import recorded_model
 from bitlens.hidden.text import ContextReader
 from bitlens.labels.sources import load_tokenizer
 from conftest import WIDTH
+
+gguf = pytest.importorskip("gguf")
 
 TYPES = gguf.GGMLQuantizationType
 TEXT = "The old sailor watched a green river, before the storm."

@@ -515,6 +515,7 @@ def test_no_rows_have_no_counts():
     assert statistics.co_occurrence(ones(0)).tolist() == [[0] * 3] * 3
 
 
+@pytest.mark.newest
 def test_no_queries_have_no_neighbours():
     assert [part.shape for part in cuda.nearest(ones(0), ones(4), 2)] == [(0, 2), (0, 2)]
     assert [part.shape for part in statistics.nearest(ones(0), ones(4), 2)] == [(0, 2), (0, 2)]

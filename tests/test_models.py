@@ -335,6 +335,7 @@ def test_weights_that_lack_a_tensor_of_a_layer(copied):
     }  # which needs only what is there
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
@@ -350,6 +351,7 @@ def test_a_config_that_does_not_fit(copied, key, value, reason):
     assert reason in refusal(copied, "layers.1" if key != "num_hidden_layers" else "layers.8")
 
 
+@pytest.mark.newest
 def test_a_model_without_tokenizer(copied):
     for file in copied.glob("*token*"):
         file.unlink()
