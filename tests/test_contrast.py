@@ -18,6 +18,7 @@ from bitlens.errors import BitlensError
 from bitlens.features import contrast as contrasting
 from bitlens.features.contrast import Group, Ranks, apart, contrast, q_values
 from bitlens.features.groups import Compared, labelled, numbered, texts_of, texts_where
+from bitlens.information.intervals import difference, difference_of_shares
 from bitlens.labels.sources import Labels
 
 property_test = settings(max_examples=30, deadline=None)
@@ -153,6 +154,42 @@ def test_without_a_difference_discoveries_are_rare() -> None:
     assert some <= 5
     assert counted <= 5
     assert inside / latents > 0.88  # intervals, on documents that a latent was not chosen on
+
+
+@pytest.mark.parametrize("documents", [(10, 10), (25, 25), (25, 100)])
+@pytest.mark.parametrize("rates", [(0.002, 0.002), (0.002, 0.0002), (0.01, 0.0005), (0.02, 0.1)])
+@pytest.mark.parametrize("within", [0.0, 0.05])
+def test_intervals_cover_differences_of_latents_that_are_nearly_never_on(documents, rates, within):
+    """within: correlation of the tokens of a document. Where the latent is on anywhere at all; by
+    Welch's interval .85 of these would be covered in the worst case."""
+    random = np.random.default_rng(0)
+    inside, drawn = 0, 0
+    while drawn < 400:
+        groups = []
+        for n, rate in zip(documents, rates, strict=True):
+            sizes = random.integers(30, 61, n)
+            own = np.full(n, rate)
+            if within:
+                own = random.beta(rate * (1 / within - 1), (1 - rate) * (1 / within - 1), n)
+            groups.append((torch.from_numpy(random.binomial(sizes, own) / sizes), sizes))
+        if any(shares.any() for shares, _ in groups):
+            shares = [shares for shares, _ in groups]
+            lengths = [torch.from_numpy(sizes) for _, sizes in groups]
+            found = difference_of_shares(*shares, lengths)
+            inside += found.low <= rates[0] - rates[1] <= found.high
+            drawn += 1
+            assert found.low <= found.value <= found.high
+    assert inside / drawn > 0.9
+
+
+def test_intervals_of_frequent_latents_are_welchs() -> None:
+    random = np.random.default_rng(0)
+    sizes = [torch.full((n,), 1000) for n in (60, 90)]
+    a, b = (torch.from_numpy(random.normal(0.4, 0.1, len(n))) for n in sizes)
+    own, welch = difference_of_shares(a, b, sizes), difference(a.tolist(), b.tolist())
+    assert own.value == pytest.approx(welch.value)
+    assert own.half == pytest.approx(welch.half, rel=0.03)
+    assert math.isnan(difference_of_shares(a[:1], b, sizes).low)
 
 
 @pytest.mark.parametrize("n", [(30, 1000), (1000, 30), (40, 400)])

@@ -183,7 +183,30 @@ def write_and_search(folder: Path, bits: np.ndarray) -> list[searching.Hit]:
 
 def test_the_kernel_on_no_bits() -> None:
     none = np.zeros((2, 1), np.uint64)
-    assert search_cpu.jaccard(none, none[0], none[:1], np.ones(5)).tolist() == [[0.0, 0.0]]
+    for queries in (none[:1], none):
+        found = search_cpu.best_jaccard(none, none[0], queries, np.ones(5), np.arange(3))
+        assert found.tolist() == [[0.0, 0.0]] * len(queries)
+
+
+@given(corpora(), st.integers(1, 20))
+@property_test
+def test_many_queries_give_each_the_very_numbers_that_it_has_alone(corpus, n) -> None:
+    bits, document, usual, _ = corpus
+    words = PackedBits.pack(torch.from_numpy(bits)).numpy()
+    queries, weights = words[np.arange(n) % len(words)], np.linspace(0.1, 7, bits.shape[1])
+    flips = words[-1]
+    starts = np.flatnonzero(np.diff(document, prepend=-1, append=-1))
+    together = search_cpu.best_jaccard(words, flips, queries, weights, starts, usual)
+    rows = np.arange(len(words) + 1)
+    each = search_cpu.best_jaccard(words, flips, queries, weights, rows)
+    for query, best, similar in zip(queries, together, each, strict=True):
+        alone = search_cpu.best_jaccard(words, flips, query[None], weights, starts, usual)
+        assert alone[0].tolist() == best.tolist()
+        best_of_rows = np.maximum.reduceat(np.where(usual, similar, -1), starts[:-1])
+        assert best_of_rows.tolist() == best.tolist()
+        least = float(np.median(best))
+        passed = search_cpu.best_jaccard(words, flips, query[None], weights, starts, usual, least)
+        assert np.where(best >= least, passed[0], best).tolist() == best.tolist()
 
 
 def test_rows_of_takes_any_order_across_shards(tmp_path) -> None:

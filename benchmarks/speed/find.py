@@ -13,6 +13,7 @@ from bitlens.features.search import matching, nearest, rates, rows_of
 LATENTS = 2304
 PART, BLOCK = 1 << 20, 1 << 16  # rows of a shard, and that are unpacked at a time
 DOCUMENT = 200  # rows of one
+TEXT = 50  # tokens
 
 
 def write(folder: Path, rows: int) -> Codes:
@@ -36,23 +37,27 @@ def write(folder: Path, rows: int) -> Codes:
 
 
 def searches(codes: Codes) -> dict[str, Callable[[], object]]:
-    """The ten nearest contexts of a row, and rows with two latents on and one off."""
+    """The ten nearest contexts of a row and of a text, and rows with two latents on and one off."""
     query = rows_of(codes, [len(codes) // 2])
+    text = rows_of(codes, range(len(codes) // 2, len(codes) // 2 + TEXT))
     latents = query.unpack()[0].nonzero()[:2, 0].tolist()
     return {
         "bitlens": lambda: nearest(codes, query),
+        f"bitlens, a text of {TEXT} tokens": lambda: nearest(codes, text),
         "bitlens, two latents on and one off": lambda: matching(codes, latents, [0]),
         "unpacked and multiplied, in torch": lambda: naive(codes, query),
+        f"the same, a text of {TEXT} tokens": lambda: naive(codes, text),
     }
 
 
-def naive(codes: Codes, query: PackedBits) -> torch.Tensor:
-    """The ten most similar rows as anybody would find them: blocks of floats times weights."""
+def naive(codes: Codes, queries: PackedBits) -> torch.Tensor:
+    """The ten rows most similar to each, as anybody would find them: blocks of floats times
+    weights."""
     weight = torch.from_numpy(rates(codes).surprisal).float()
-    asked = query.unpack()[0] * weight
+    asked = queries.unpack() * weight
     found = []
     for block in codes.bits.words.split(BLOCK):
         bits = PackedBits(block, codes.n_latents).unpack()
-        both, own = (bits @ torch.stack([asked, weight], 1)).T
-        found.append(both / (own + asked.sum() - both))
-    return torch.cat(found).topk(10).indices
+        both, own = (bits @ torch.cat([asked, weight[None]]).T).split([len(queries), 1], 1)
+        found.append(both / (own + asked.sum(1) - both))
+    return torch.cat(found).topk(10, 0).indices

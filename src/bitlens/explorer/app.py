@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException
 
 from bitlens.errors import BitlensError
-from bitlens.explorer.asked import FindAsked, HoldAsked, NearAsked, TextAsked, sentence
+from bitlens.explorer.asked import FindAsked, HoldAsked, Latent, NearAsked, TextAsked, sentence
 from bitlens.explorer.explorer import Explorer, encoded
 from bitlens.explorer.guard import Guard
 from bitlens.explorer.parts import FILES
@@ -56,16 +56,16 @@ def _add_answers(app: FastAPI, explorer: Explorer) -> None:
     def latents() -> Response:
         return _json(explorer.latents)
 
-    @app.get("/api/latents/{latent:int}.json")
-    def latent(latent: int) -> Response:
+    @app.get("/api/latents/{latent}.json")
+    def latent(latent: Latent) -> Response:
         return _json(encoded(explorer.latent(latent)))
 
     @app.get("/api/compare.json")
     def compare() -> Response:
         return _json(explorer.compare)
 
-    @app.get("/api/beside/{latent:int}.json")
-    def beside(latent: int) -> Response:
+    @app.get("/api/beside/{latent}.json")
+    def beside(latent: Latent) -> Response:
         return _json(encoded(explorer.beside(latent)))
 
 
@@ -135,4 +135,6 @@ def _speak(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def unfit(request: Request, error: RequestValidationError) -> Response:
+        if request.method == "GET":  # an address is right or wrong
+            return _said(NOWHERE, 404)
         return _said(sentence(error), 422)

@@ -17,7 +17,7 @@ from torch import Tensor
 from bitlens import terminal
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
-from bitlens.information.intervals import difference
+from bitlens.information.intervals import difference_of_shares
 from bitlens.labels.counts import counts_by_group
 from bitlens.results import brief
 from bitlens.seeding import generator, mixed
@@ -42,7 +42,7 @@ class Differing(NamedTuple):
     negative: float
     difference: float
     low: float
-    """of the difference's 95 % interval (Welch 1947)"""
+    """of the difference's 95 % interval over documents, see `difference_of_shares`"""
     high: float
     auc: float
     """chance that a positive document has a larger share than a negative one of like length"""
@@ -152,10 +152,11 @@ def contrast(
     chosen = order[tested[order] & (p_choose[order] < 1)][:top]
     ranks = Ranks.of(*measure, chosen)
     p = ranks.exact(seed)
-    a, b = (group.shares[:, chosen].T.tolist() for group in measure)
+    sizes = [torch.from_numpy(group.rows) for group in measure]
+    a, b = (torch.from_numpy(group.shares[:, chosen].T) for group in measure)
     columns = (chosen.tolist(), a, b, ranks.auc(), p, q_values(p))
     latents = [
-        _differing(latent, x, y, *map(float, tested_as))
+        _differing(latent, x, y, sizes, *map(float, tested_as))
         for latent, x, y, *tested_as in zip(*columns, strict=True)
     ]
     latents.sort(key=lambda one: -abs(one.auc - 0.5))
@@ -169,12 +170,11 @@ def contrast(
 
 
 def _differing(
-    latent: int, positive: list[float], negative: list[float], auc: float, p: float, q: float
+    latent: int, a: Tensor, b: Tensor, sizes: list[Tensor], auc: float, p: float, q: float
 ) -> Differing:
-    """positive, negative: shares of the documents."""
-    apart = difference(positive, negative)
-    means = sum(positive) / len(positive), sum(negative) / len(negative)
-    return Differing(latent, *means, apart.value, apart.low, apart.high, auc, p, q)
+    """a, b: shares of the documents, positive and negative."""
+    means = float(a.mean()), float(b.mean())
+    return Differing(latent, *means, *difference_of_shares(a, b, sizes), auc, p, q)
 
 
 def apart(document: Tensor, positive: Tensor, negative: Tensor, seed: int = 0) -> list[Tensor]:

@@ -23,6 +23,7 @@ from bitlens.results import brief
 from bitlens.seeding import generator, mixed
 
 BLOCK = 1 << 16  # rows that are compared at a time
+RUN = 1 << 10  # and one after another, at most
 
 
 class Hit(NamedTuple):
@@ -137,10 +138,8 @@ def nearest(
         )
     known = rates(codes)
     queries = known.canonical(bits).numpy()
-    bar, runs = _Bar(limit if len(queries) == 1 else 0), []
-    for part in _similarities(codes, queries, known, without, bar):
-        runs.append(_runs(*part, per_document))
-        bar.rise(runs[-1][0], runs[-1][3])
+    bar = _Bar(limit if len(queries) == 1 else 0)
+    runs = _similarities(codes, queries, known, per_document, without, bar)
     names, starts, ends, best = (np.concatenate(each, -1) for each in zip(*runs, strict=True))
     scores, order = _by_name(names, best)
     chosen = np.argsort(-scores, kind="stable")[:limit]
@@ -175,34 +174,38 @@ class _Bar:
 
 
 def _similarities(
-    codes: Codes, queries: np.ndarray, known: Rates, without: int | None, bar: _Bar
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(first row, documents `[rows]`, similarities `[queries, rows]`) of one block after another;
-    -1 for rows that are not to be found"""
+    codes: Codes,
+    queries: np.ndarray,
+    known: Rates,
+    per_document: bool,
+    without: int | None,
+    bar: _Bar,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Of every run of rows of one document, block after block: its document (or row), first row,
+    end, and best similarities `[queries, runs]`, -1 where no row is to be found"""
     document, usual, weights = codes.document.numpy(), codes.usual.numpy(), known.surprisal
     for first, bits in codes.shards():
         for start in range(0, len(bits), BLOCK):
             block = bits[start : start + BLOCK].numpy()
             rows = slice(first + start, first + start + len(block))
-            similar = search_cpu.jaccard(block, known.flips, queries, weights, bar.least)
-            found = usual[rows] if without is None else usual[rows] & (document[rows] != without)
-            similar[:, ~found] = -1
-            yield first + start, document[rows], similar
+            own = document[rows]
+            found = usual[rows] if without is None else usual[rows] & (own != without)
+            ends = _ends(own) if per_document else np.arange(1, len(block) + 1)
+            starts = np.concatenate([[0], ends])
+            best = search_cpu.best_jaccard(
+                block, known.flips, queries, weights, starts, found, bar.least
+            )
+            at = starts[:-1] + rows.start
+            names = own[starts[:-1]] if per_document else at
+            bar.rise(names, best)
+            yield names, at, ends + rows.start, best
             terminal.at(rows.stop, total=len(codes))
 
 
-def _runs(
-    first: int, document: np.ndarray, similar: np.ndarray, per_document: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of every run of rows of one document: its document (or row), first row, end, and best
-    similarities `[queries, runs]`"""
-    if not per_document:
-        rows = np.arange(first, first + len(document))
-        return rows, rows, rows + 1, similar
-    changes = np.flatnonzero(np.diff(document)) + 1
-    starts = np.concatenate([[0], changes])
-    ends = np.append(changes, len(document))
-    return document[starts], first + starts, first + ends, np.maximum.reduceat(similar, starts, 1)
+def _ends(document: np.ndarray) -> np.ndarray:
+    """Where runs of rows of one document end; a long one is several, as each is one thread's."""
+    ends = np.append(np.flatnonzero(np.diff(document)) + 1, len(document))
+    return np.union1d(ends, np.arange(RUN, len(document), RUN))
 
 
 def _by_name(names: np.ndarray, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -225,7 +228,8 @@ def _hit(
     rows = np.concatenate([np.arange(start, end) for start, end in spans])
     rows = rows[codes.usual.numpy()[rows]]
     words = rows_of(codes, rows).numpy()
-    similar = search_cpu.jaccard(words, known.flips, queries, known.surprisal)
+    each = np.arange(len(rows) + 1)
+    similar = search_cpu.best_jaccard(words, known.flips, queries, known.surprisal, each)
     query, at = np.unravel_index(np.argmax(similar), similar.shape)
     both = PackedBits.from_numpy((words[at] ^ known.flips)[None] & queries[query], codes.n_latents)
     shared = both.unpack()[0].nonzero()[:, 0].numpy()

@@ -130,14 +130,45 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Estimate:
 # --- shares of right answers ---------------------------------------------------------------------
 
 
-def wilson(k: int, n: int) -> Estimate:
+def wilson(k: float, n: float, quantile: float = NORMAL) -> Estimate:
     """k of n with Wilson's 95 % interval (1927); NaN within 0 and 1 for n = 0."""
     if n == 0:
         return Estimate(math.nan, 0.0, 1.0)
-    p, z2 = k / n, NORMAL**2
+    p, z2 = k / n, quantile**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = NORMAL / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    half = quantile / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def difference_of_shares(a: Tensor, b: Tensor, sizes: Sequence[Tensor]) -> Estimate:
+    """Mean share of the units of one group less that of another, as of documents' tokens, also
+    where a share is nearly always 0 and the spread of a few units says little of the next ones.
+
+    Each mean has Wilson's interval, with as many effective tokens as the spread of all units leaves
+    (Kish 1965) and Student's quantile by Welch's degrees of freedom; both are joined by MOVER
+    (Newcombe 1998). a, b: shares `[units]`; sizes: tokens of each unit of both, none 0.
+    """
+    means = [float(shares.mean()) for shares in (a, b)]
+    units = [len(shares) for shares in (a, b)]
+    value = means[0] - means[1]
+    if min(units) < 2:
+        return Estimate(value, math.nan, math.nan)
+    spreads = [float(shares.double().var()) / n for shares, n in zip((a, b), units, strict=True)]
+    tokens = [
+        n * n / float((1 / each.double()).sum()) for n, each in zip(units, sizes, strict=True)
+    ]
+    expected = sum(p * (1 - p) / n for p, n in zip(means, tokens, strict=True))
+    inflation = max(1.0, sum(spreads) / expected) if expected else 1.0
+    freedom = float(sum(units) - 2)
+    if any(spreads):
+        welch = sum(s * s / (n - 1) for s, n in zip(spreads, units, strict=True))
+        freedom = min(freedom, max(min(units) - 1.0, sum(spreads) ** 2 / welch))
+    worth = [n / inflation for n in tokens]
+    one, other = (
+        wilson(p * n, n, student_quantile(freedom)) for p, n in zip(means, worth, strict=True)
+    )
+    low = value - math.hypot(one.value - one.low, other.high - other.value)
+    return Estimate(value, low, value + math.hypot(one.high - one.value, other.value - other.low))
 
 
 def mean_of_two(a: Estimate, b: Estimate) -> Estimate:
