@@ -160,6 +160,20 @@ def saying(repository: str, revision: str | None = None, *, sent: bool = False) 
         raise BitlensError(_sentence(cause, repository, revision or "main", sent)) from cause
 
 
+def why(error: BaseException, repository: str, revision: str | None = None) -> str | None:
+    """The sentence for what the client met behind another library's error; None if it met
+    nothing."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    met = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled)
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, met):
+        behind = behind.__cause__ or behind.__context__
+    if behind is None:
+        return None
+    return _sentence(_cause(behind), repository, revision or "main", sent=False)
+
+
 def _failures() -> tuple[type[Exception], ...]:
     """What the client raises: its own errors, and those of the library that it speaks HTTP with."""
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
@@ -171,11 +185,13 @@ def _failures() -> tuple[type[Exception], ...]:
 
 def _cause(error: BaseException) -> BaseException:
     """What stands behind the client's "not in the cache" and "error while uploading"."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     while isinstance(error, LocalEntryNotFoundError | RuntimeError) and error.__cause__:
         error = error.__cause__
-    return error
+    offline = isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
+    return OfflineModeIsEnabled() if offline else error
 
 
 def _status(error: BaseException) -> int | None:
