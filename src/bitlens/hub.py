@@ -52,7 +52,11 @@ def fetch(
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    require_name(repository)
+    if not is_name(repository):
+        raise BitlensError(
+            f"'{plain(repository)}' is neither a folder here nor the name of a repository on the "
+            "hub, which is owner/name."
+        )
     below = _below(subfolder)
     start = f"{glob.escape(below)}/" if below else ""
     wanted = [f"{start}{pattern}" for pattern in (patterns or ["*"])]
@@ -93,15 +97,6 @@ def _fetched_before(repository: str, settings: Any, error: BitlensError) -> str:
     if not isinstance(error.__cause__, OfflineModeIsEnabled):
         terminal.say(f"What was fetched before is used: {error}")
     return folder
-
-
-def require_name(repository: str) -> None:
-    """BitlensError for what cannot be the name of a repository."""
-    if not is_name(repository):
-        raise BitlensError(
-            f"'{plain(repository)}' is neither a folder here nor the name of a repository on the "
-            "hub, which is owner/name."
-        )
 
 
 def _below(subfolder: str | None) -> str:
@@ -202,7 +197,8 @@ def _passes(error: BaseException) -> bool:
     status = _status(error)
     if status is not None:
         return status >= 500 or status in (408, 429)
-    return type(error).__name__ in BROKEN or "Consistency check failed" in str(error)
+    said = ("Consistency check failed", "Connection aborted")
+    return type(error).__name__ in BROKEN or any(words in str(error) for words in said)
 
 
 def _sentence(error: BaseException, repository: str, revision: str, sent: bool) -> str:
