@@ -182,3 +182,29 @@ def test_a_subfolder_stays_in_the_repository(subfolder):
 def test_what_is_no_name_is_said_without_asking(name):
     with pytest.raises(BitlensError, match="neither a folder here nor the name of a repository"):
         bitlens_hub.fetch(name)
+
+
+MODEL = """
+import sys
+from bitlens.errors import BitlensError
+from bitlens.hidden.models import LanguageModel
+for name in sys.argv[1:]:
+    try:
+        LanguageModel.load(name, ["layers.0"])
+    except BitlensError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_language_model_that_the_hub_does_not_give_is_a_sentence(hub, home):
+    hub.add("some/secret", {"config.json": b"{}"}, private=True)
+    names = ("some/secret", "some/none")
+    ended = run(hub, home, "-c", MODEL, *names)
+    start = "could not be loaded: it is neither a folder here nor a model that the Hub gave"
+    for name, said in zip(names, ended.out.splitlines(), strict=True):
+        assert said.startswith(
+            f"The model '{name}' {start}: {hub.url} shows no repository '{name}'"
+        )
+    offline = run(hub, home, "-c", MODEL, "some/none", HF_HUB_OFFLINE="1").out
+    assert f"{start}: HF_HUB_OFFLINE is set and 'some/none' (main) was not fetched" in offline

@@ -52,7 +52,11 @@ def fetch(
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    require_name(repository)
+    if not is_name(repository):
+        raise BitlensError(
+            f"'{plain(repository)}' is neither a folder here nor the name of a repository on the "
+            "hub, which is owner/name."
+        )
     below = _below(subfolder)
     start = f"{glob.escape(below)}/" if below else ""
     wanted = [f"{start}{pattern}" for pattern in (patterns or ["*"])]
@@ -93,15 +97,6 @@ def _fetched_before(repository: str, settings: Any, error: BitlensError) -> str:
     if not isinstance(error.__cause__, OfflineModeIsEnabled):
         terminal.say(f"What was fetched before is used: {error}")
     return folder
-
-
-def require_name(repository: str) -> None:
-    """BitlensError for what cannot be the name of a repository."""
-    if not is_name(repository):
-        raise BitlensError(
-            f"'{plain(repository)}' is neither a folder here nor the name of a repository on the "
-            "hub, which is owner/name."
-        )
 
 
 def _below(subfolder: str | None) -> str:
@@ -160,6 +155,20 @@ def saying(repository: str, revision: str | None = None, *, sent: bool = False) 
         raise BitlensError(_sentence(cause, repository, revision or "main", sent)) from cause
 
 
+def why(error: BaseException, repository: str, revision: str | None = None) -> str | None:
+    """The sentence for what the client met behind another library's error; None if it met
+    nothing."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    met = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled)
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, met):
+        behind = behind.__cause__ or behind.__context__
+    if behind is None:
+        return None
+    return _sentence(_cause(behind), repository, revision or "main", sent=False)
+
+
 def _failures() -> tuple[type[Exception], ...]:
     """What the client raises: its own errors, and those of the library that it speaks HTTP with."""
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
@@ -171,11 +180,13 @@ def _failures() -> tuple[type[Exception], ...]:
 
 def _cause(error: BaseException) -> BaseException:
     """What stands behind the client's "not in the cache" and "error while uploading"."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     while isinstance(error, LocalEntryNotFoundError | RuntimeError) and error.__cause__:
         error = error.__cause__
-    return error
+    offline = isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
+    return OfflineModeIsEnabled() if offline else error
 
 
 def _status(error: BaseException) -> int | None:
@@ -186,7 +197,8 @@ def _passes(error: BaseException) -> bool:
     status = _status(error)
     if status is not None:
         return status >= 500 or status in (408, 429)
-    return type(error).__name__ in BROKEN or "Consistency check failed" in str(error)
+    said = ("Consistency check failed", "Connection aborted")
+    return type(error).__name__ in BROKEN or any(words in str(error) for words in said)
 
 
 def _sentence(error: BaseException, repository: str, revision: str, sent: bool) -> str:

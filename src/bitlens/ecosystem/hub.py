@@ -13,6 +13,7 @@ from bitlens.ecosystem import card
 from bitlens.ecosystem.card import About
 from bitlens.ecosystem.published import CARD, FILES, lay_out
 from bitlens.errors import BitlensError
+from bitlens.results import plain
 from bitlens.version import __version__
 
 
@@ -51,7 +52,10 @@ def push(
     """
     from huggingface_hub import get_token
 
-    hub.require_name(repository)
+    if not hub.is_name(repository):
+        raise BitlensError(
+            f"'{plain(repository)}' is no name of a repository on the hub, which is owner/name."
+        )
     if not dry_run and get_token() is None:
         raise BitlensError(
             "To write to the hub takes a token that may: `hf auth login`, or set HF_TOKEN."

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from bitlens import hub
 from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 from bitlens.files import sha256
@@ -241,7 +242,9 @@ def _reason(error: Exception, name: str) -> str:
             return reason
     if Path(name).exists() or name == BUNDLED:
         return text
-    return "it is neither a folder here nor a model that the Hub gave (name, access or network)"
+    reason = hub.why(error, name) if hub.is_name(name) else None
+    reason = f": {reason.rstrip('.')}" if reason else " (name, access or network)"
+    return f"it is neither a folder here nor a model that the Hub gave{reason}"
 
 
 # --- where a model lies, and whether it is the same one -------------------------------------------
