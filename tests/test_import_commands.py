@@ -50,9 +50,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", ["sae", "transcoder"])
 def test_commands_take_the_folder(made: Path, kind: str, tmp_path: Path) -> None:
     folder = next(file.parent for file in (made / kind).rglob("*.*") if file.is_file())
-    where = {"sae": "layers.2", "transcoder": "layers.2.mlp.input"}[kind]
-    store, codes = next((made / "stores").glob(where.replace(":", "?"))), tmp_path / "codes"
-    own = tmp_path / "own"
+    store = made / "stores" / {"sae": "layers.2", "transcoder": "layers.2.mlp-input"}[kind]
+    codes, own = tmp_path / "codes", tmp_path / "own"
     Autoencoder.from_pretrained(folder).save(own)
     numbers = []
     for number, path in enumerate((folder, own)):

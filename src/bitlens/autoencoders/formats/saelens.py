@@ -100,7 +100,7 @@ def _settings(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[
 
 def _architecture(config: dict[str, Any], path: Path) -> str:
     """SAELens' name of it; of flat settings, an activation function is a part of that."""
-    name = config.get("architecture", "standard")
+    name = str(config.get("architecture") or "standard")
     function = config.get("activation_fn", config.get("activation_fn_str")) or "relu"
     more = config.get("activation_fn_kwargs")
     more = more if isinstance(more, dict) else {}
