@@ -221,12 +221,12 @@ def gemma_scope_2(where: str, affine: bool = False) -> Maker:
         save_file(tensors, folder / "params.safetensors")
         layer = "model.layers.2"
         config = {"architecture": "jump_relu", "model_name": "gemma-v3-270m-pt"}
-        config |= {"hf_hook_point_in": f"{layer}.output"}
+        config |= {"width": LATENTS, "l0": 20, "type": where, "affine_connection": affine}
+        config |= {"hf_hook_point_in": f"{layer}.output", "hf_hook_point_out": f"{layer}.output"}
         if where == "transcoder":
             config |= {
                 "hf_hook_point_in": f"{layer}.pre_feedforward_layernorm.output",
                 "hf_hook_point_out": f"{layer}.post_feedforward_layernorm.output",
-                "affine_connection": affine,
             }
         (folder / "config.json").write_text(json.dumps(config))
         root, repository = folder.parents[2], folder.parents[1].name
@@ -329,7 +329,7 @@ MAKERS: dict[tuple[str, str], tuple[str, Maker]] = {
     ("Gemma Scope", "transcoder"): (SCOPE.format("transcoders"), gemma_scope("transcoders")),
     ("Gemma Scope 2", "residual stream"): (
         "gemma-scope-2-270m-pt/resid_post/layer_2",
-        gemma_scope_2("resid_post"),
+        gemma_scope_2("sae"),
     ),
     ("Gemma Scope 2", "transcoder"): (
         "gemma-scope-2-270m-pt/transcoder/layer_2",

@@ -226,7 +226,7 @@ def test_a_skip_transcoder_decodes_only_with_its_input():
 
 def test_a_transcoder_starts_at_the_mean_of_its_targets():
     for kind in (Transcoder, SkipTranscoder):
-        model = kind(D_IN, LATENTS, K, D_OUT)
+        model = kind(D_IN, LATENTS, k=K, d_out=D_OUT)
         model.mean_out.copy_(random(D_OUT))
         assert torch.equal(model(random(9, D_IN)), model.mean_out.expand(9, D_OUT))
         torch.testing.assert_close(model.W_enc.norm(dim=0), torch.ones(LATENTS))

@@ -179,6 +179,14 @@ def test_the_page_says_of_which_rows_its_numbers_are(
     assert all(words in note for words, note in zip(special, notes, strict=True))
 
 
+def test_of_an_imported_one_it_is_not_said_what_its_training_read() -> None:
+    config = {"metadata": {"imported_from": "sae-lens"}}
+    sentence, notes = measured_on(USUAL | {"coding": None}, config)
+    assert sentence == "Measured on the held-out share of S."
+    assert not notes
+    assert not measured_on(USUAL | {"coding": None, "same_text": False}, config)[1]
+
+
 def test_another_part_is_a_note_on_the_page(made: dict[str, Any], run: Path) -> None:
     autoencoder = Autoencoder.from_pretrained(run).coded("step")
     numbers = evaluate(autoencoder, made["store"], part="all", joint=False)

@@ -46,8 +46,9 @@ class SparseAutoencoder(Autoencoder):
             return super().encode(x)
         targets = self.standardise(x).reshape(-1, self.d_in) - self.b_dec.detach().float()
         W, block = self.W_dec.detach().float(), max(16, BLOCK_BYTES // (4 * self.n_latents))
-        codes = [pursue(rows, W, self.pursued) for rows in targets.split(block)]
-        return torch.cat(codes).view(*x.shape[:-1], self.n_latents)
+        norms = W.norm(dim=1).clamp_min(1e-12)  # of imported ones, any
+        codes = [pursue(rows, W / norms[:, None], self.pursued) for rows in targets.split(block)]
+        return torch.cat(codes).view(*x.shape[:-1], self.n_latents) / norms
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:

@@ -43,14 +43,14 @@ class HookPoint:
         return {"module": self.name, **other}
 
 
-def names_elsewhere(name: str | None) -> dict[str, str | None] | None:
+def names_elsewhere(name: Any) -> dict[str, str | None] | None:
     """All names of a place (`HookPoint.names`) by the one that another library gave it, as far as
     they can be told without the model: TransformerLens', or a module path with `.input`, `.output`.
 
     Within the layers of the usual models `module` is a path; otherwise it is the name as given,
     which the model's own `trace` looks for.
     """
-    if not name:
+    if not isinstance(name, str) or not name:
         return None
     if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
         layer, kind = int(match[1]), match[2]

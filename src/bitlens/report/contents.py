@@ -116,7 +116,7 @@ def measured_on(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> tup
     """A sentence that says of which rows the numbers are, and what is special about them."""
     metadata = config.get("metadata") or {}
     store, special = evaluation["store"], []
-    known = bool(metadata.get("training"))  # of an imported one it is not
+    known = "imported_from" not in metadata  # what the training read
     if evaluation["part"] == "test" and evaluation.get("same_text") and known:
         where = f"Measured on the documents of {store} that the training held out."
     elif evaluation["part"] == "test":
@@ -183,6 +183,7 @@ def made(config: Mapping[str, Any]) -> dict[str, Pairs]:
         "rows seen in training": seen,
         "share of documents held out": training.get("test_fraction"),
         "device": training.get("device"),
+        "imported from": metadata.get("imported_from"),
         "bitlens": metadata.get("bitlens_version"),
     }
     groups = {"Hidden states": hidden, "Training": autoencoder}

@@ -15,6 +15,7 @@ import torch
 
 from bitlens.autoencoders.formats.foreign import (
     Foreign,
+    described,
     fold_decoder_norms,
     honour,
     jumps,
@@ -24,7 +25,6 @@ from bitlens.autoencoders.formats.foreign import (
     require_widths,
     wanted,
 )
-from bitlens.hidden.hooks import names_elsewhere
 
 LINEAR = {"W_enc": "encoder.weight.T", "b_enc": "encoder.bias", "W_dec": "decoder.weight.T"}
 PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
@@ -79,9 +79,5 @@ def _metadata(config: Mapping[str, Any], trainer: Mapping[str, Any]) -> dict[str
     place = re.sub(r"(?:_layer)?_?\d*$", "", module) if isinstance(module, str) else "resid_post"
     place = PLACES.get(place.replace("attention_output", "attention_out"))
     known = isinstance(layer, int) and place is not None
-    name = trainer.get("lm_name")
-    return {
-        "model": name if isinstance(name, str) else None,
-        "hook": names_elsewhere(f"blocks.{layer}.{place}") if known else None,
-        "context_length": buffer.get("ctx_len"),
-    }
+    hook = f"blocks.{layer}.{place}" if known else None
+    return described(trainer.get("lm_name"), hook, context=buffer.get("ctx_len"))

@@ -6,6 +6,7 @@ by `weights_only`, of tensors alone.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from bitlens.errors import BitlensError
 from bitlens.files import read_json, read_tensors
+from bitlens.hidden.hooks import names_elsewhere
 
 WHAT = "an autoencoder"
 
@@ -55,6 +57,8 @@ def read_config(path: Path) -> dict[str, Any]:
 def wanted(config: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
     """`config[key]`, which must be there and of this kind."""
     value = config.get(key)
+    if kind is float and isinstance(value, int):
+        kind = int
     if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
         found = "lacks the key" if value is None else f"has {value!r} for"
         raise BitlensError(f"{path} {found} '{key}'; restore it or fetch it again.")
@@ -82,6 +86,27 @@ def refuse_unknown(config: Mapping[str, Any], known: Iterable[str], path: Path) 
             f"{path} has {keys}, which this bitlens does not know and so cannot honour; upgrade "
             "bitlens."
         )
+
+
+def given_scale(config: Mapping[str, Any], about: Mapping[str, Any] = {}) -> float | None:
+    """What hidden states are divided by, where the settings hold its inverse by hand."""
+    factor = config.get("norm_scaling_factor", about.get("norm_scaling_factor"))
+    usable = isinstance(factor, int | float) and not isinstance(factor, bool)
+    return 1 / factor if usable and 0 < factor < math.inf else None
+
+
+def described(
+    model: Any = None, hook: Any = None, target: Any = None, context: Any = None, bos: Any = None
+) -> dict[str, Any]:
+    """Metadata as bitlens has it, of what a library says, where that is of its kind. hook, target:
+    names of places, by any naming."""
+    metadata = {
+        "model": model if isinstance(model, str) else None,
+        "hook": names_elsewhere(hook),
+        "context_length": context if type(context) is int else None,
+        "prepend_bos": bos if isinstance(bos, bool) else None,
+    }
+    return metadata | ({"target_hook": names_elsewhere(target)} if target else {})
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

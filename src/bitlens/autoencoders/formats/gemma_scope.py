@@ -10,6 +10,7 @@ from typing import Any
 
 from bitlens.autoencoders.formats.foreign import (
     Foreign,
+    described,
     honour,
     jumps,
     read_config,
@@ -18,7 +19,6 @@ from bitlens.autoencoders.formats.foreign import (
     renamed,
 )
 from bitlens.errors import BitlensError
-from bitlens.hidden.hooks import names_elsewhere
 
 NAMES = {"W_enc": "w_enc", "b_enc": "b_enc", "W_dec": "w_dec", "b_dec": "b_dec"}
 NAMES |= {"threshold": "threshold"}
@@ -43,32 +43,28 @@ def read(folder: Path) -> Foreign:
     if (found["w_dec"].dim() if "w_dec" in found else 0) > 2:
         raise BitlensError(f"{file} is a cross-layer transcoder, which bitlens does not read.")
     found = {("w" + k[1:] if k.startswith("W_") else k): v for k, v in found.items()}
-    skips = {"W_skip": SKIP} if SKIP in found else {}
-    tensors = jumps(renamed(found, NAMES | skips, file))
-    metadata = _of_second(folder) if second else _of_first(folder)
+    metadata, skips = _of_second(folder) if second else (_of_first(folder), False)
+    names = NAMES | ({"W_skip": SKIP} if skips or SKIP in found else {})
+    tensors = jumps(renamed(found, names, file))
     settings: dict[str, Any] = {}
     architecture = "jumprelu"
-    if "target_hook" in metadata or skips:
-        architecture = "jumprelu_skip_transcoder" if skips else "jumprelu_transcoder"
+    if "target_hook" in metadata or "W_skip" in tensors:
+        architecture = f"jumprelu_{'skip_' * ('W_skip' in tensors)}transcoder"
         settings["d_out"] = tensors["W_dec"].shape[1]
     tool = "Gemma Scope 2" if second else "Gemma Scope"
     return Foreign(tool, file, architecture, tensors, metadata, settings)
 
 
-def _of_second(folder: Path) -> dict[str, Any]:
+def _of_second(folder: Path) -> tuple[dict[str, Any], bool]:
+    """-> (metadata, whether there is a skip); an autoencoder writes where it reads."""
     path = folder / "config.json"
     config = read_config(path) if path.exists() else {}
     refuse_unknown(config, KNOWN, path)
-    honour(config, path, architecture=("jump_relu",))
-    metadata = {
-        "model": config.get("model_name"),
-        "hook": names_elsewhere(config.get("hf_hook_point_in")),
-        "context_length": CONTEXT,
-        "prepend_bos": True,
-    }
-    if out := config.get("hf_hook_point_out"):
-        metadata["target_hook"] = names_elsewhere(out)
-    return metadata
+    honour(config, path, architecture=("jump_relu",), type=("sae", "transcoder"))
+    read_at, written_to = (config.get(f"hf_hook_point_{side}") for side in ("in", "out"))
+    target = None if written_to == read_at else written_to
+    metadata = described(config.get("model_name"), read_at, target, CONTEXT, True)
+    return metadata, bool(config.get("affine_connection"))
 
 
 def _of_first(folder: Path) -> dict[str, Any]:
@@ -76,16 +72,11 @@ def _of_first(folder: Path) -> dict[str, Any]:
     path = folder.resolve().as_posix()
     layer = re.search(r"layer_(\d+)", path)
     named = re.search(r"gemma-scope-(\w+)-(pt|it)-(res|mlp|att|transcoders)\b", path)
-    metadata: dict[str, Any] = {"context_length": CONTEXT, "prepend_bos": True}
-    if not named:
-        return metadata
-    size, kind, where = named.groups()
-    metadata["model"] = f"google/gemma-2-{size}" + "-it" * (kind == "it")
-    if layer:
-        read_at, written_to = PLACES[where]
-        metadata["hook"] = names_elsewhere(read_at.format(layer[1]))
-        if written_to:
-            metadata["target_hook"] = names_elsewhere(written_to.format(layer[1]))
-    elif "embedding" in path:
+    if "embedding" in path:
         raise BitlensError(f"{folder} is of scaled embeddings, which bitlens does not read.")
-    return metadata
+    if not named:
+        return described(context=CONTEXT, bos=True)
+    size, kind, where = named.groups()
+    hook, target = (layer and place and place.format(layer[1]) for place in PLACES[where])
+    model = f"google/gemma-2-{size}" + "-it" * (kind == "it")
+    return described(model, hook, target, CONTEXT, True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from bitlens.autoencoders.formats.foreign import Foreign, read_weights, renamed
+from bitlens.autoencoders.formats.foreign import Foreign, described, read_weights, renamed
 from bitlens.errors import BitlensError
-from bitlens.hidden.hooks import names_elsewhere
 
 NAMES = {"W_enc": "encoder_linear.weight.T", "b_enc": "encoder_linear.bias"}
 NAMES |= {"W_dec": "decoder_linear.weight.T", "b_dec": "decoder_linear.bias"}
@@ -21,8 +20,5 @@ def read(folder: Path) -> Foreign:
         raise BitlensError(f"{folder} holds {names}; keep one of them in a folder of its own.")
     tensors = renamed(read_weights(files[0]), NAMES, files[0])
     named = re.fullmatch(r"(.+)-SAE-l(\d+)", files[0].stem)
-    metadata = {
-        "model": f"meta-llama/{named[1]}" if named else None,
-        "hook": names_elsewhere(f"blocks.{named[2]}.hook_resid_post") if named else None,
-    }
-    return Foreign("Goodfire", files[0], "relu", tensors, metadata)
+    known = (f"meta-llama/{named[1]}", f"blocks.{named[2]}.hook_resid_post") if named else ()
+    return Foreign("Goodfire", files[0], "relu", tensors, described(*known))

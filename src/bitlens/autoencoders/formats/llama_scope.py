@@ -17,7 +17,9 @@ from torch import Tensor
 
 from bitlens.autoencoders.formats.foreign import (
     Foreign,
+    described,
     fold_decoder_norms,
+    given_scale,
     honour,
     jumps,
     read_config,
@@ -27,7 +29,6 @@ from bitlens.autoencoders.formats.foreign import (
     wanted,
 )
 from bitlens.errors import BitlensError
-from bitlens.hidden.hooks import names_elsewhere
 
 NAMES = {"W_enc": "encoder.weight.T", "b_enc": "encoder.bias", "W_dec": "decoder.weight.T"}
 NAMES |= {"b_dec": "decoder.bias"}
@@ -68,11 +69,11 @@ def read(folder: Path) -> Foreign:
     require_widths(tensors, path, d_in=d_in, n_latents=config.get("d_sae"))
     if config.get("sparsity_include_decoder_norm"):
         fold_decoder_norms(tensors)
-    metadata = {"model": "meta-llama/Llama-3.1-8B", "hook": names_elsewhere(places[0])}
+    target = None if places[0] == places[1] else places[1]
+    metadata = described("meta-llama/Llama-3.1-8B", places[0], target)
     settings, architecture = {}, "jumprelu"
-    if places[0] != places[1]:
+    if target:
         architecture, settings = "jumprelu_transcoder", {"d_out": tensors["W_dec"].shape[1]}
-        metadata["target_hook"] = names_elsewhere(places[1])
     return Foreign(
         TOOL, file, architecture, jumps(tensors), metadata, settings, False, scale, scale_out
     )
@@ -92,9 +93,10 @@ def _scale(
     known = config.get(NORM)
     known = known if isinstance(known, dict) else {}
     norm = known.get(side, known.get(place, norms.get(f"{NORM}.{place}")))
-    if norm is None and "norm_scaling_factor" in config:
-        norm = math.sqrt(width) / config["norm_scaling_factor"]
-    if norm is None or not 0 < float(norm) < math.inf:
+    given = given_scale(config)
+    if norm is None and given is not None:
+        return given
+    if not isinstance(norm, int | float | Tensor) or not 0 < float(norm) < math.inf:
         raise BitlensError(
             f"{path} asks for normalised hidden states without their mean norm: add a "
             "'norm_scaling_factor', the root of the width over that norm."

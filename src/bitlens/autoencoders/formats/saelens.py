@@ -13,9 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from bitlens.autoencoders.formats.foreign import (
-    WHAT,
     Foreign,
+    described,
     fold_decoder_norms,
+    given_scale,
     honour,
     jumps,
     read_config,
@@ -26,7 +27,6 @@ from bitlens.autoencoders.formats.foreign import (
     wanted,
 )
 from bitlens.errors import BitlensError
-from bitlens.hidden.hooks import names_elsewhere
 
 TOOL, VERSION = "sae-lens", 6
 BOTH = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
@@ -78,7 +78,7 @@ def read(folder: Path) -> Foreign:
         settings["d_out"] = tensors["W_dec"].shape[1]
     scale = _scale(config, about, path)
     applied = bool(config.get("apply_b_dec_to_input", True)) and not transcodes
-    metadata = _metadata(about, transcodes)
+    metadata = _metadata(about, transcodes, path)
     return Foreign(TOOL, file, architecture, tensors, metadata, settings, applied, scale, scale)
 
 
@@ -100,9 +100,10 @@ def _settings(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[
 
 def _architecture(config: dict[str, Any], path: Path) -> str:
     """SAELens' name of it; of flat settings, an activation function is a part of that."""
-    name = config.get("architecture", "standard")
+    name = str(config.get("architecture") or "standard")
     function = config.get("activation_fn", config.get("activation_fn_str")) or "relu"
-    more = config.get("activation_fn_kwargs") or {}
+    more = config.get("activation_fn_kwargs")
+    more = more if isinstance(more, dict) else {}
     honour(
         {**config, "activation_fn": function},
         path,
@@ -137,43 +138,35 @@ def _finetune(
 
 def _scale(config: Mapping[str, Any], about: Mapping[str, Any], path: Path) -> float:
     """What hidden states are divided by."""
-    how = config.get("normalize_activations")
-    how = {True: "expected_average_only_in", False: "none", None: "none"}.get(how, how)
-    if how == "none":
-        return 1.0
+    how = config.get("normalize_activations") or "none"
+    how = "expected_average_only_in" if how is True else how
     honour(
         {"normalize_activations": how},
         path,
         normalize_activations=("none", "expected_average_only_in"),
     )
-    factor = config.get("norm_scaling_factor", about.get("norm_scaling_factor"))
-    if not isinstance(factor, int | float) or not 0 < factor < float("inf"):
+    scale = 1.0 if how == "none" else given_scale(config, about)
+    if scale is None:
         raise BitlensError(
             f"{path} asks for normalize_activations 'expected_average_only_in' without saying how "
             "long hidden states are: add a 'norm_scaling_factor', the root of the width over their "
             "mean norm."
         )
-    return 1 / factor
+    return scale
 
 
-def _metadata(about: Mapping[str, Any], transcodes: bool) -> dict[str, Any]:
-    changed = about.get("model_from_pretrained_kwargs") or {}
-    if changed.get("center_writing_weights"):
+def _metadata(about: Mapping[str, Any], transcodes: bool, path: Path) -> dict[str, Any]:
+    changed = about.get("model_from_pretrained_kwargs")
+    if isinstance(changed, dict) and changed.get("center_writing_weights"):
         raise BitlensError(
-            f"This {WHAT.removeprefix('an ')} was trained on a model whose weights TransformerLens "
-            "had centred (center_writing_weights), so the model's own hidden states are not what "
-            "it reads."
+            f"{path} is of a model whose weights TransformerLens had centred "
+            "(center_writing_weights), so it reads other hidden states than the model's own."
         )
-    hook = names_elsewhere(about.get("hook_name") or about.get("hf_hook_name"))
-    metadata = {
-        "model": about.get("model_name"),
-        "hook": hook,
-        "context_length": about.get("context_size"),
-        "prepend_bos": about.get("prepend_bos"),
-        "dataset": about.get("dataset_path"),
-        "neuronpedia_id": about.get("neuronpedia_id"),
-    }
-    if transcodes:
-        out = about.get("hook_name_out") or about.get("hf_hook_name_out")
-        metadata["target_hook"] = names_elsewhere(out)
-    return metadata
+    out = about.get("hook_name_out") or about.get("hf_hook_name_out")
+    return described(
+        about.get("model_name"),
+        about.get("hook_name") or about.get("hf_hook_name"),
+        out if transcodes else None,
+        about.get("context_size"),
+        about.get("prepend_bos"),
+    )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from bitlens.autoencoders.formats.foreign import (
     Foreign,
+    described,
     honour,
     read_config,
     read_weights,
@@ -16,7 +16,6 @@ from bitlens.autoencoders.formats.foreign import (
     require_widths,
     wanted,
 )
-from bitlens.hidden.hooks import names_elsewhere
 
 NAMES = {"W_enc": "encoder.weight.T", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
 KNOWN = {"d_in", "num_latents", "expansion_factor", "k", "transcode", "skip_connection"}
@@ -47,15 +46,8 @@ def read(folder: Path) -> Foreign:
 def _metadata(folder: Path, transcodes: bool, has_target: bool) -> dict[str, Any]:
     """The hook point by the folder's name, the rest by the training's `config.json` above it."""
     place, above = folder.resolve().name, folder.resolve().parent / "config.json"
-    run = json.loads(above.read_text(encoding="utf-8")) if above.is_file() else {}
-    run = run if isinstance(run, dict) else {}
-    known = "." in place or place == "embed_tokens"
-    metadata: dict[str, Any] = {
-        "model": run.get("model") if isinstance(run.get("model"), str) else None,
-        "hook": names_elsewhere(place + ".input" * transcodes) if known else None,
-        "context_length": run.get("ctx_len") if isinstance(run.get("ctx_len"), int) else None,
-        "dataset": run.get("dataset") if isinstance(run.get("dataset"), str) else None,
-    }
-    if has_target:
-        metadata["target_hook"] = names_elsewhere(place) if known else None
-    return metadata
+    run = read_config(above) if above.is_file() else {}
+    known = place if "." in place or place == "embed_tokens" else None
+    hook = f"{known}.input" if known and transcodes else known
+    target = known if has_target else None
+    return described(run.get("model"), hook, target, run.get("ctx_len"))
