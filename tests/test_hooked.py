@@ -1,6 +1,10 @@
 """An autoencoder hooked to a plain transformers model, against Splice and by hand."""
 
 import copy
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -269,3 +273,19 @@ def test_in_a_bridge_of_transformer_lens(autoencoder, plain, tokenizer):
     assert LanguageModel.of(plain, [name]).hooks[0].name == HOOK
     found = bridge.run_with_hooks(tokens, fwd_hooks=[(name, replaced)])
     torch.testing.assert_close(around, found, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_code_of_the_page_runs(codes_folder, tmp_path):
+    """In a script: nnsight reads the source of what is traced."""
+    pytest.importorskip("nnsight")
+    page = (Path(__file__).parent.parent / "docs/ecosystem-features.md").read_text("utf-8")
+    said = "torch.testing.assert_close(same, logits, atol=1e-4, rtol=1e-4)"
+    script = "\n".join([*re.findall(r"```python\n(.*?)```", page, re.DOTALL), said])
+    (tmp_path / "page.py").write_text(script, encoding="utf-8")
+    (tmp_path / "run").symlink_to(codes_folder.parent / "run")
+    (tmp_path / "model").symlink_to(bundled_folder())
+    done = subprocess.run(
+        [sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from bitlens.cli.common import Device, RunFolder, Search, SearchFlags, StoreFolder, open_pair
+from bitlens.cli.common import Device, On, RunFolder, Search, SearchFlags, StoreFolder, open_pair
+from bitlens.errors import BitlensError
 
 Latents = Annotated[tuple[int, ...], tyro.conf.Positional, tyro.conf.arg(metavar="LATENT ...")]
 
@@ -39,6 +40,58 @@ def delphi(
 
     autoencoder, rows = open_pair(run, store, device, search)
     written = export(autoencoder, rows, out, name=str(run), splits=splits, overwrite=overwrite)
+    return _said(out, written)
+
+
+def neuronpedia(
+    run: RunFolder,
+    store: StoreFolder,
+    out: Path,
+    model_id: str | None = None,
+    set_name: str | None = None,
+    logits: On = True,
+    features: int = 128,
+    search: SearchFlags = Search(),  # noqa: B008
+    device: Device = "auto",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write features and activations as SAEDashboard does for Neuronpedia: batch-N.json.
+
+    A bit's value is its gain: by how much its row's squared error, the bits' prices included, would
+    rise without it. That of another latent is its activation. Rows of outlying norm are left out.
+
+    Args:
+        run: an autoencoder.
+        store: hidden states of its hook point, with their text.
+        out: the folder of batches.
+        model_id: Neuronpedia's name of the language model; by default the last part of its own.
+        set_name: the SAE set; by default the name of the run's folder.
+        logits: leave out the logits that decoder rows raise and lower, which need the model.
+        features: of each file.
+        search: how the codes are found.
+        device: auto, cpu, cuda.
+        overwrite: replace what is there.
+    """
+    from bitlens import show
+    from bitlens.ecosystem.neuronpedia import effect_of, export
+
+    autoencoder, rows = open_pair(run, store, device, search)
+    effect = None
+    if logits:
+        try:
+            effect = effect_of(autoencoder, rows)
+        except BitlensError as error:
+            show.warn(f"Without logits: {str(error).partition(';')[0]}.")
+    settings = {"model_id": model_id, "set_name": set_name, "features": features}
+    written = export(
+        autoencoder,
+        rows,
+        out,
+        name=str(run.resolve()),
+        effect=effect,
+        overwrite=overwrite,
+        **settings,
+    )
     return _said(out, written)
 
 

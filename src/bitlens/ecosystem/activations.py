@@ -50,7 +50,7 @@ class Activations:
 
     @property
     def tokens(self) -> np.ndarray:
-        """Token ids of all contexts, int32 `[contexts, length]`, memory-mapped."""
+        """Token ids of all contexts, int32 `[contexts, length]`, -1 is padding; memory-mapped."""
         shape = self.written.contexts, self.written.length
         return np.memmap(self.folder / "tokens", np.int32, "r", shape=shape)
 
@@ -85,12 +85,7 @@ class Activations:
 
 @torch.inference_mode()
 def activations(
-    autoencoder: Autoencoder,
-    store: ActivationStore,
-    folder: Path,
-    splits: int,
-    tokenizer: Any,
-    multiple: int = 1,
+    autoencoder: Autoencoder, store: ActivationStore, folder: Path, splits: int, multiple: int = 1
 ) -> Activations:
     """Encode the rows of usual norm of a store into files in this folder.
 
@@ -112,10 +107,10 @@ def activations(
     for split in range(len(found.counts)):
         for path in found.files(split):
             path.touch()
-    on, base, fill = torch.zeros(autoencoder.n_latents, dtype=torch.bool), 0, _padding(tokenizer)
+    on, base = torch.zeros(autoencoder.n_latents, dtype=torch.bool), 0
     for index in _shards(store):
         shard = store.shard(index, ["hidden", "norm", "context", "position", "context_tokens"])
-        _add_tokens(folder / "tokens", shard["context_tokens"], length, fill)
+        _add_tokens(folder / "tokens", shard["context_tokens"], length)
         for rows in _blocks(shard["norm"] <= store.outlier_norm, autoencoder.n_latents):
             x, _ = autoencoder.pair(shard["hidden"][rows].to(autoencoder.W_enc.device))
             values, raised = graded(autoencoder, x)
@@ -149,16 +144,12 @@ def _shards(store: ActivationStore) -> range:
     return range(len(store.shards))
 
 
-def _padding(tokenizer: Any) -> int:
-    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-
-
 def _blocks(usual: Tensor, n_latents: int) -> Iterator[Tensor]:
     size = max(16, BLOCK_BYTES // (4 * n_latents))
     return (rows for rows in usual.nonzero()[:, 0].split(size) if len(rows))
 
 
-def _add_tokens(path: Path, tokens: Tensor, length: int, fill: int) -> None:
+def _add_tokens(path: Path, tokens: Tensor, length: int) -> None:
     padded = torch.nn.functional.pad(tokens.int(), (0, length - tokens.shape[1]), value=-1)
     with path.open("ab") as file:
-        padded.masked_fill(padded < 0, fill).numpy().tofile(file)
+        padded.numpy().tofile(file)

@@ -9,7 +9,6 @@ and score latents. A folder for each hook point, with
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,9 +56,9 @@ def export(
         replacing_folder(out / module, overwrite, CONFIG, beside) as folder,
         tempfile.TemporaryDirectory(dir=beside) as parts,
     ):
-        found = activations(autoencoder, store, Path(parts), splits, tokenizer, EXAMPLE)
+        found = activations(autoencoder, store, Path(parts), splits, EXAMPLE)
         for split, (first, end) in enumerate(zip(found.edges, found.edges[1:], strict=False)):
-            _write(folder / f"{first}_{end - 1}.safetensors", found, split)
+            _write(folder / f"{first}_{end - 1}.safetensors", found, split, _padding(tokenizer))
         config = _config(store, found, model) | {
             "bitlens": {"version": __version__, "autoencoder": name, "store": str(store.path)}
         }
@@ -82,6 +81,10 @@ def _config(store: ActivationStore, found: Activations, model: str) -> dict[str,
     }
 
 
+def _padding(tokenizer: Any) -> int:
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
+
 class _Tensor(NamedTuple):
     """Of a file that is written in parts."""
 
@@ -90,8 +93,8 @@ class _Tensor(NamedTuple):
     size: int
 
 
-def _write(path: Path, found: Activations, split: int) -> None:
-    """A safetensors file as big as it may be, through little memory."""
+def _write(path: Path, found: Activations, split: int, fill: int) -> None:
+    """A safetensors file as big as it may be, through little memory. fill: for padding."""
     count, width = found.counts[split], found.edges[split + 1] - found.edges[split]
     small = max(found.written.contexts, found.written.length, width) <= 1 << 16
     kind = np.dtype(np.uint16 if small else np.uint32)
@@ -110,8 +113,8 @@ def _write(path: Path, found: Activations, split: int) -> None:
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        with (found.folder / "tokens").open("rb") as tokens:
-            shutil.copyfileobj(tokens, file)
+        for some in np.array_split(found.tokens, max(1, found.tokens.size // COPIED)):
+            np.where(some < 0, fill, some).astype(np.int32).tofile(file)
         where, values = found.files(split)
         _copy(where, np.dtype(np.uint32), 3, kind, file)
         _copy(values, np.dtype(np.float32), 1, np.dtype(np.float16), file)
