@@ -210,11 +210,8 @@ def change_codes(
     """Within the block the codes at these positions are what `change` makes of them, `[rows,
     n_latents]`; see `intervene` for what the other arguments mean."""
     require_hooks(model, autoencoder)
-    if max_norm is None:
-        limit = autoencoder.metadata.get("outlier_norm")
-        max_norm = math.inf if limit is None else float(limit)
-    places = Places(model, positions)
-    return _changing(model, _Change(autoencoder, change, places, max_norm))
+    limit = autoencoder.outlier_norm if max_norm is None else max_norm
+    return _changing(model, _Change(autoencoder, change, Places(model, positions), limit))
 
 
 @contextlib.contextmanager

@@ -46,6 +46,11 @@ class LanguageModel:
         self._widths = {hook.name: trace.values[hook].shape[-1] for hook in self.hooks}
         self._positions = trace.positions
 
+    @cached_property
+    def special(self) -> Tensor:
+        """Ids of the special tokens, sorted, on the CPU"""
+        return torch.tensor(sorted(set(self.tokenizer.all_special_ids)), dtype=torch.long)
+
     @classmethod
     @terminal.shown("load the language model")
     def load(
