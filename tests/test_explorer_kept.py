@@ -260,9 +260,9 @@ def test_explanations_come_with_their_verdicts(made, tmp_path):
 
 def test_effects_are_shown(made, tmp_path):
     effects = tmp_path / "effects.jsonl"
-    effects.write_text(json.dumps({"latent": 5, "kl_div": 0.25, "raises": []}) + "\n")
+    effects.write_text(json.dumps({"latent": 5, "kl_div": 0.25, "kl_div_low": 0.125}) + "\n")
     explorer = Explorer(Sources(made.bae, made.codes, effects=effects, model=False))
-    assert json.loads(explorer.latents)["data"]["effect"][5] == 0.25
+    assert json.loads(explorer.latents)["data"]["effect"][5] == 0.125
     assert explorer.latent(5)["effect"]["kl_div"] == 0.25
     assert explorer.latent(6)["effect"] is None
     assert explorer.run()["effects"] is True

@@ -260,6 +260,7 @@ def test_a_sparse_autoencoder_holds_values(made):
         answer = ask(site, "hold", text=TEXT, holds={str(bit["latent"]): 2 * run["hold_max"]})
         assert answer.json()["kl_div"] > 0
         refused = ask(site, "hold", text=TEXT, holds={"1": 1}, others="searched")
+        assert site.get("/api/run.json").json()["searched"] is False
         assert refused.status_code == 400
         assert "descent" in refused.json()["sentence"]
 

@@ -540,3 +540,21 @@ def test_scrolling_shows_each_row_of_many_where_it_belongs(site, open_page):
         assert page.locator(".grid-row").count() < 60
     page.keyboard.press("End")
     assert page.locator(".grid-row.active [data-key=latent]").inner_text() == str(many - 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("searched", [True, False])
+def test_other_bits_are_searched_anew_only_where_a_run_says_so(site, open_page, searched):
+    page = open_page(f"{site}#/run")
+
+    def told(route):
+        answer = route.fetch()
+        route.fulfill(response=answer, json=answer.json() | {"searched": searched})
+
+    page.route("**/api/run.json", told)
+    page.goto(f"{site}#/text?t=a+river&hold=1%3A1&others=searched")
+    page.reload()
+    with page.expect_response("**/api/hold") as answer:
+        pass
+    assert answer.value.request.post_data_json["others"] == ("searched" if searched else "kept")
+    assert page.get_by_label("searched anew", exact=True).count() == searched

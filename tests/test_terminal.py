@@ -154,6 +154,11 @@ def test_an_interrupt_that_python_drops_is_raised_again() -> None:
         terminal.interrupt.listen()
         with pytest.raises(KeyboardInterrupt):
             drop_and_wait()
+        terminal.interrupt.listen()
+        Dropping()
+        with pytest.raises(KeyboardInterrupt):
+            terminal.at(1)
+        time.sleep(0.2)  # it was heard, so that no other one comes
         for work in (lambda: terminal.at(1), stop_on_signals().__enter__):
             terminal.interrupt.listen()
             with contextlib.suppress(KeyboardInterrupt):

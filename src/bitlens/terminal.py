@@ -216,7 +216,11 @@ class _Interrupt:
         if not issubclass(what.exc_type, KeyboardInterrupt):
             sys.__unraisablehook__(what)
             return
-        _later(0.05, os.kill, os.getpid(), signal.SIGINT)  # outside of the callback
+        _later(0.05, self._again)  # outside of the callback
+
+    def _again(self) -> None:
+        if self.pending:  # else it was heard meanwhile, and the process may be at its very end
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 interrupt = _Interrupt()

@@ -91,6 +91,17 @@ class Autoencoder(nn.Module):
         hook = self.metadata.get("target_hook" if self.transcodes else "hook")
         return (hook or {}).get("module")
 
+    @property
+    def outlier_norm(self) -> float:
+        """Hidden states above this norm are left out of training; inf where none are."""
+        limit = self.metadata.get("outlier_norm")
+        return math.inf if limit is None else float(limit)
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of a context that it was trained on, where that is known"""
+        return self.metadata.get("context_length")
+
     # --- model space ------------------------------------------------------------------------------
 
     def pre_activations(self, x: Tensor) -> Tensor:

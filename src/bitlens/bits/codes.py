@@ -144,6 +144,14 @@ class Codes:
         """Rows of outlying norm"""
         return int((~self.usual).sum())
 
+    def require_run(self, run: Path, n_latents: int | None) -> None:
+        """BitlensError for a run of another width than that of these codes."""
+        if n_latents != self.n_latents:
+            raise BitlensError(
+                f"{run} has {n_latents} latents, but the codes {self.path} have {self.n_latents}; "
+                "name the run and the codes that belong together."
+            )
+
     @staticmethod
     def write(
         path: Path,

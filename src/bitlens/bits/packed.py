@@ -66,6 +66,10 @@ class PackedBits:
         words = cpu.pack(z.contiguous().numpy(), width.contiguous().numpy())
         return cls.from_numpy(words, z.shape[1])
 
+    def turned(self, latents: torch.Tensor) -> PackedBits:
+        """With 0 for 1 and 1 for 0 at these latents, bool `[n_latents]`"""
+        return PackedBits(self.words ^ PackedBits.pack(latents[None]).words, self.n_latents)
+
     def unpack(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """-> `[rows, n_latents]` of 0 and 1"""
         if self.words.device.type == "cpu":

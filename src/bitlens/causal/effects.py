@@ -79,11 +79,7 @@ def effects(
     """
     chosen = list(range(autoencoder.n_latents)) if latents is None else list(map(int, latents))
     refuse_unknown(chosen, autoencoder.n_latents)
-    for name, number in (("rows", rows), ("following", following), ("top", top)):
-        if number < 1:
-            raise BitlensError(f"`{name}` must be at least 1, not {number}.")
-    if switch not in ("off", "on"):
-        raise BitlensError(f"A latent is switched off or on, not '{switch}'.")
+    _refuse(switch, rows=rows, following=following, top=top)
     model, later = _split_hooks(model, autoencoder, downstream)
     source = unseen(store, autoencoder.metadata) if part == "test" else store
     ids, scored, units = draw_contexts(source, contexts, part, seed)
@@ -114,6 +110,14 @@ def effects(
             kept.finish(number, [asdict(effect) for effect in measured])
             found += measured
     return found
+
+
+def _refuse(switch: str, **numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise BitlensError(f"`{name}` must be at least 1, not {number}.")
+    if switch not in ("off", "on"):
+        raise BitlensError(f"A latent is switched off or on, not '{switch}'.")
 
 
 def _weights(autoencoder: Autoencoder | None) -> Iterable[Tensor]:

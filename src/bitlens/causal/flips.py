@@ -93,8 +93,7 @@ class Reader:
                 "Name one answer or two that begin with different tokens; with the space that is "
                 "before a word, as in ' yes'."
             )
-        trained = autoencoder.metadata.get("context_length")
-        limit = min(trained or CONTEXT, model.longest_context() or CONTEXT)
+        limit = min(autoencoder.context_length or CONTEXT, model.longest_context() or CONTEXT)
         self.room = limit - len(self.before) - len(self.prompt)
         if self.room < 1:
             raise BitlensError(f"The prompt fills the {limit} tokens of a context; shorten it.")
@@ -115,7 +114,7 @@ class Reader:
         state = self.model.hidden_states(ids)[self.model.hooks[0].name][0]
         own = state[len(self.before) : ids.shape[1] - len(self.prompt)]
         bits = self.autoencoder.encode_bits(own.float())
-        usual = row_norms(own) <= (self.autoencoder.metadata.get("outlier_norm") or torch.inf)
+        usual = row_norms(own) <= self.autoencoder.outlier_norm
         return self.rates.canonical(bits).unpack().bool() & usual.cpu()[:, None]
 
     @torch.inference_mode()

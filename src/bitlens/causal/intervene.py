@@ -209,10 +209,8 @@ def change_codes(
     """Within the block the codes at these positions are what `change` makes of them, `[rows,
     n_latents]`; see `intervene` for what the other arguments mean."""
     require_hooks(model, autoencoder)
-    if max_norm is None:
-        limit = autoencoder.metadata.get("outlier_norm")
-        max_norm = math.inf if limit is None else float(limit)
-    return _changing(_Change(autoencoder, change, Places(model, positions), max_norm))
+    limit = autoencoder.outlier_norm if max_norm is None else max_norm
+    return _changing(_Change(autoencoder, change, Places(model, positions), limit))
 
 
 @contextlib.contextmanager

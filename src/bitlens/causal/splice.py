@@ -83,11 +83,10 @@ class Splice:
         bool, same shape: the tokens whose prediction counts. mean `[d_out]`: for mean ablation.
         units `[n]`: numbers from 0 of what intervals take for independent, by default contexts.
         max_bytes: of the logits of a batch."""
-        special = torch.tensor(sorted(model.tokenizer.all_special_ids))
         self.model, self.contexts, self.mean, self.max_norm = model, contexts, mean, max_norm
         self.units = torch.arange(len(contexts)) if units is None else units
         self.real = contexts >= 0
-        self.usual = self.real & ~torch.isin(contexts, special)
+        self.usual = self.real & ~torch.isin(contexts, model.special)
         self.scored = scored & self.usual
         self.scored[:, 0] = False  # nothing predicts the first token
         if not self.scored.any():

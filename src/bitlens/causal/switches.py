@@ -28,9 +28,8 @@ class Contexts:
         self, model: LanguageModel, ids: Tensor, scored: Tensor, units: Tensor, max_norm: float
     ) -> None:
         """ids, scored, units: as of `draw_contexts`"""
-        special = torch.tensor(sorted(set(model.tokenizer.all_special_ids)))
         self.model, self.ids, self.units, self.max_norm = model, ids, units, max_norm
-        self.usual = (ids >= 0) & ~torch.isin(ids, special)
+        self.usual = (ids >= 0) & ~torch.isin(ids, model.special)
         self.open = scored & self.usual
         self.open[:, :-1] &= self.usual[:, 1:]
         self.open[:, -1] = False

@@ -107,11 +107,7 @@ def open_run(run: Path, codes: Codes, device: str = "cpu") -> Autoencoder:
     from bitlens.autoencoders import Autoencoder
 
     autoencoder = Autoencoder.from_pretrained(run, pick_device(device))
-    if autoencoder.n_latents != codes.n_latents:
-        raise BitlensError(
-            f"{run} has {autoencoder.n_latents} latents, but the codes {codes.path} have "
-            f"{codes.n_latents}; name their own run."
-        )
+    codes.require_run(run, autoencoder.n_latents)
     return autoencoder
 
 

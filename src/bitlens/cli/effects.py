@@ -67,7 +67,6 @@ def effects(
     import shutil
     from dataclasses import asdict
 
-    from bitlens import show
     from bitlens.causal import effects as measure
     from bitlens.features.profiles import require_ending, write_records
 
@@ -96,21 +95,30 @@ def effects(
         unfinished=unfinished,
         resume=resume,
     )
-    known = [effect for effect in found if effect.rows]
-    order = sorted(known, key=_clear, reverse=True)[:top]
-    show.rows(f"{run} on {store}: each latent switched {switch}", [_line(e) for e in order])
-    show.marked(
-        "[dim]KL: of the next token, nats; control: of as long a step along another latent; "
-        "loss: rise of the cross-entropy of the following tokens, * is clearly not 0; "
-        "rises, falls: log-probability with the latent on less that with it off.[/dim]"
-    )
-    if len(known) < len(found):
-        show.warn(f"{len(found) - len(known):,} latents have no row to be switched {switch} at.")
+    order = _show(found, f"{run} on {store}: each latent switched {switch}", top)
     if out is not None and unfinished is not None:
         write_records(out, [asdict(effect) for effect in found])
         shutil.rmtree(unfinished)
     about = {"run": str(run), "store": str(store), "switch": switch, "latents": len(found)}
     return about | {"effects": [asdict(effect) for effect in order]}
+
+
+def _show(found: list[Effect], title: str, top: int) -> list[Effect]:
+    """The table -> what is in it"""
+    from bitlens import show
+
+    known = [effect for effect in found if effect.rows]
+    order = sorted(known, key=_clear, reverse=True)[:top]
+    show.rows(title, [_line(effect) for effect in order])
+    show.marked(
+        "[dim]KL: of the next token, nats; effect: the lower end of its interval; control: of as "
+        "long a step along another latent; loss: rise of the cross-entropy of the following tokens,"
+        " * is clearly not 0; rises, falls: log-probability with the latent on less that with it "
+        "off.[/dim]"
+    )
+    if len(known) < len(found):
+        show.warn(f"{len(found) - len(known):,} latents have no row at which to be switched.")
+    return order
 
 
 def _later(downstream: Path, device: str) -> Autoencoder:
@@ -150,6 +158,7 @@ def _line(effect: Effect) -> dict[str, Any]:
         "latent": effect.latent,
         "on %": 100 * effect.rate,
         "rows": effect.rows,
+        "effect": None if effect.kl_div_low != effect.kl_div_low else effect.kl_div_low,
         "KL": f"{effect.kl_div:.3f}" + _half(effect.kl_div_low, effect.kl_div_high),
         "control": None if effect.kl_control != effect.kl_control else effect.kl_control,
         "loss": f"{effect.loss:+.3f}"

@@ -224,18 +224,8 @@ def _words(codes: Codes, words: str, explanations: Path | None, limit: int) -> d
 
 def read_explanations(place: Path) -> dict[int, str]:
     """What `bitlens interpret` wrote, by latent: its folder, or the file of its scores."""
-    from bitlens.comsem.examples import Examples
-    from bitlens.hidden.reading import json_lines
+    from bitlens.explorer.evidence import SCORES, read_records, worded
 
-    path = place / "scores.jsonl" if place.is_dir() else place
-    if not path.exists():
-        raise BitlensError(f"There are no explanations at {path}; `bitlens interpret` writes them.")
-    said: dict[int, str] = {}
-    for where, record in json_lines(path):
-        match record:
-            case {"latent": int(latent), "explanation": str(text)}:
-                if text:
-                    said[latent] = str(Examples.of(text) or text)
-            case _:
-                raise BitlensError(f"{where} has no 'latent' and 'explanation'.")
-    return said
+    path = place / SCORES if place.is_dir() else place
+    records = read_records(path, "explanations", "name what `bitlens interpret` wrote")
+    return {latent: words for latent, record in records.items() if (words := worded(record))}

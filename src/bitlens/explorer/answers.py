@@ -12,6 +12,7 @@ from bitlens.files import finite
 
 DIGITS = 5
 FLAGS = "dense: on in over 10 % of the rows; dead: in under .01 %; stuck: off in under .01 %"
+EFFECT = "KL divergence of the next token without it, nats: its 95 % interval's lower end"
 COLUMNS: tuple[tuple[str, str, str, str, str], ...] = (
     ("latent", "latent", "number of the latent", "number", "d"),
     ("rate", "on", "share of the rows in which it is on", "number", ".2%"),
@@ -19,7 +20,7 @@ COLUMNS: tuple[tuple[str, str, str, str, str], ...] = (
     ("f1", "F1", "how well a set of tokens predicts it, in other documents", "number", ".3f"),
     ("explanation", "explanation", "what a language model or labels say it is on for", "text", ""),
     ("score", "score", "balanced accuracy of the explanation; chance is .5", "number", ".3f"),
-    ("effect", "effect", "KL divergence of the next token without it, nats", "number", ".4f"),
+    ("effect", "effect", EFFECT, "number", ".4f"),
     ("again", "again", "rate in the 16 rows after it is on, over the rate", "number", ".1f"),
     ("dispersion", "dispersion", "how unevenly its rows lie in documents", "number", ".1f"),
     ("burstiness", "burstiness", "log2(1 - rate), as in arXiv 2509.20997", "number", ".4f"),
@@ -60,7 +61,7 @@ class LatentAnswers:
             "f1": [record["token_f1"] for record in subject.records],
             "explanation": [explained.words(i) if explained else "" for i in latents],
             "score": [explained.score(i) if explained else None for i in latents],
-            "effect": [(self.effects.get(i) or {}).get("kl_div") for i in latents],
+            "effect": [(self.effects.get(i) or {}).get("kl_div_low") for i in latents],
             "again": [record["again"] for record in subject.records],
             "dispersion": [record["dispersion"] for record in subject.records],
             "burstiness": [record["burstiness"] for record in subject.records],

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
@@ -13,12 +17,12 @@ from bitlens.autoencoders.formats.registry import weights_of
 from bitlens.bits.codes import Codes
 from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
-from bitlens.explorer.keeping import FOLDER
+from bitlens.explorer.keeping import FOLDER, alone
 from bitlens.files import sha256, write_json
 from bitlens.hidden import ActivationStore
 
 ROWS = 1 << 18
-NAME, KEY = "codes", "codes.json"
+NAME, KEY = "codes", "made_from.json"
 
 
 def codes_of(
@@ -29,9 +33,7 @@ def codes_of(
     store: by default the one that the run was trained on.
     """
     if codes is not None:
-        return Codes(
-            codes, verify=False
-        )  # their checksums are looked at when they are read through
+        return Codes(codes, verify=False)  # checksums are looked at when all is read through
     recorded = autoencoder.metadata.get("store")
     place = store or (Path(recorded) if recorded else None)
     if place is None or not place.is_dir():
@@ -44,15 +46,37 @@ def codes_of(
 
 
 def _made(run: Path, autoencoder: Autoencoder, store: ActivationStore) -> Codes:
-    folder, file = run / FOLDER / NAME, run / FOLDER / KEY
     shards = [shard["sha256"] for shard in store.shards]
     key = {"schema": 1, "weights": sha256(weights_of(run, WEIGHTS)), "store": shards, "rows": ROWS}
+    place = run / FOLDER
+    if (codes := _kept(place, key)) is not None:
+        return codes
+    with alone(place) as unwritable:
+        if (codes := _kept(place, key)) is not None:  # another process has made them meanwhile
+            return codes
+        if unwritable:
+            place = Path(tempfile.mkdtemp(prefix="bitlens-"))
+            atexit.register(shutil.rmtree, place, ignore_errors=True)
+            terminal.say(f"Codes are made for this time alone: {unwritable}")
+        rows = min(ROWS, len(store))
+        terminal.say(
+            f"The first {rows:,} of {len(store):,} rows are encoded, once, into {place / NAME}."
+        )
+        temporary = place / f".{NAME}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            encode_store(autoencoder, store, temporary, name=str(run), rows=ROWS)
+            write_json(temporary / KEY, key)
+            shutil.rmtree(place / NAME, ignore_errors=True)
+            temporary.replace(place / NAME)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return Codes(place / NAME, verify=False)
+
+
+def _kept(place: Path, key: dict[str, Any]) -> Codes | None:
+    """The codes there, if they were made from just this."""
     with contextlib.suppress(OSError, ValueError, BitlensError):
-        if json.loads(file.read_text(encoding="utf-8")) == key:
-            return Codes(folder, verify=False)
-    rows = min(ROWS, len(store))
-    terminal.say(f"The first {rows:,} of {len(store):,} rows are encoded, once, into {folder}.")
-    file.unlink(missing_ok=True)
-    codes = encode_store(autoencoder, store, folder, name=str(run), overwrite=True, rows=ROWS)
-    write_json(file, key)
-    return codes
+        if json.loads((place / NAME / KEY).read_text(encoding="utf-8")) == key:
+            return Codes(place / NAME, verify=False)
+    return None

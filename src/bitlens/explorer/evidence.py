@@ -32,6 +32,12 @@ def read_records(path: Path, what: str, way: str) -> dict[int, Record]:
     return records
 
 
+def worded(score: Record) -> str:
+    """The explanation of a latent in words; "" where there is none."""
+    explanation = str(score.get("explanation") or "")
+    return str(Examples.of(explanation) or explanation)
+
+
 class Explanations:
     """The results of `bitlens interpret` in a folder: a score a latent, and single verdicts where
     judgements were recorded."""
@@ -77,8 +83,7 @@ class Explanations:
 
     def words(self, latent: int) -> str:
         """The explanation; "" where there is none."""
-        explanation = str((self.scores.get(latent) or {}).get("explanation") or "")
-        return str(Examples.of(explanation) or explanation)
+        return worded(self.scores.get(latent) or {})
 
     def score(self, latent: int) -> float | None:
         """The balanced accuracy; chance is a half."""

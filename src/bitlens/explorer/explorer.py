@@ -108,6 +108,7 @@ class Explorer:
         answer = {
             **about(subject),
             "bits": subject.autoencoder.binary,
+            "searched": getattr(subject.autoencoder, "coding", None) == "descent",
             "hold_max": self._usual_highest,
             "model": manifest.get("model"),
             "hook": (metadata.get("hook") or {}).get("module"),

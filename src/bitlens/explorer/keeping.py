@@ -41,16 +41,42 @@ def kept(
     key, *others = (_digest(each) for each in (origins, better) if each is not None)
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         return _read(file, {key, *others})
-    records = list(make())
-    try:
-        file.parent.mkdir(exist_ok=True)
-        with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as out:
-            content = "".join(json.dumps(each, allow_nan=False) + "\n" for each in records)
-            out.write(json.dumps({"key": key, "sha256": _sha256(content.encode())}) + "\n")
-            out.write(content)
-    except (OSError, BitlensError) as error:
-        terminal.say(f"What was found out is not kept for the next start: {error}")
+    with alone(file.parent) as unwritable:
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            return _read(file, {key, *others})  # another process has made it meanwhile
+        records = list(make())
+        try:
+            if unwritable:
+                raise unwritable
+            with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as out:
+                content = "".join(json.dumps(each, allow_nan=False) + "\n" for each in records)
+                out.write(json.dumps({"key": key, "sha256": _sha256(content.encode())}) + "\n")
+                out.write(content)
+        except (OSError, BitlensError) as error:
+            terminal.say(f"What was found out is not kept for the next start: {error}")
     return records
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[OSError | None]:
+    """Makes the folder; of processes that want to write in it, one at a time enters the block. ->
+    the reason why nothing can be written there, if so."""
+    try:
+        folder.mkdir(exist_ok=True)
+        lock = (folder / ".lock").open("a")
+    except OSError as error:
+        yield error
+        return
+    with lock:
+        with contextlib.suppress(ImportError, OSError):  # another system, or a file system without
+            import fcntl
+
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                terminal.say(f"Another process prepares {folder}; waiting for it.")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield None
 
 
 def _digest(origins: Any) -> str:

@@ -59,8 +59,7 @@ class Live:
             raise BitlensError("its hidden states were imported without their text or model")
         self.subject, self.worker = subject, worker
         self._hooks = [hook["module"] for hook in hooks if hook]
-        limit = metadata.get("outlier_norm")
-        self.max_norm = float("inf") if limit is None else float(limit)
+        self.max_norm = subject.autoencoder.outlier_norm
         self.loaded = False
         self.model: Any = None
         self.before: list[int] = []
@@ -74,7 +73,6 @@ class Live:
         bos = self.subject.autoencoder.metadata.get("prepend_bos")
         room = model.longest_context() or TOKEN_LIMIT
         self.before = ContextReader(Corpus(()), model.tokenizer, room, bos=bos).before
-        self.special = torch.tensor(sorted(model.tokenizer.all_special_ids))
         self.most = min(TOKEN_LIMIT, room)
         self.model, self.loaded = model, True
         self.text("A")
@@ -127,7 +125,7 @@ class Live:
     def left_out(self, ids: Sequence[int], states: Tensor) -> Tensor:
         """Which tokens no autoencoder is trained on: special ones, and those of outlying norm."""
         outlying = states.norm(dim=1).cpu() > self.max_norm
-        return torch.isin(torch.tensor(list(ids)), self.special) | outlying
+        return torch.isin(torch.tensor(list(ids)), self.model.special) | outlying
 
     @torch.inference_mode()
     def codes(self, states: Tensor) -> Tensor:
@@ -237,7 +235,7 @@ class Live:
                 stopping_criteria=[lambda tokens, scores, **_: self._stopped(tokens)],
                 **sampling,
             )[0].tolist()
-        special = set(self.special.tolist())
+        special = set(self.model.special.tolist())
         kept = [token for token in out[len(ids) :] if token not in special]
         return cut(self.model.tokenizer, ids + kept, [len(ids)])[1]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import socket
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bitlens.errors import BitlensError
 from bitlens.explorer.app import create_app
@@ -13,6 +15,7 @@ from bitlens.explorer.explorer import Explorer
 
 HOST = "127.0.0.1"
 PATIENCE = 2  # seconds in which open answers are finished at the end
+SLOWEST = 10  # seconds in which a request has to be there
 
 
 def listen(port: int) -> socket.socket:
@@ -33,9 +36,37 @@ def listen(port: int) -> socket.socket:
 
 
 def serve(explorer: Explorer, listening: socket.socket) -> None:
-    """Answer until Ctrl-C."""
-    with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn once it has ended
-        server(explorer, listening.getsockname()[1]).run(sockets=[listening])
+    """Answer until Ctrl-C, a KeyboardInterrupt once all has ended."""
+    server(explorer, listening.getsockname()[1]).run(sockets=[listening])
+
+
+class _Protocol(H11Protocol):
+    """Hangs up on who does not send a whole request in some seconds, however little it sends at a
+    time: a browser keeps connections without a word, and each is a file of this process."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def on_response_complete(self) -> None:
+        self._wait()  # for the next request
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wait(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(SLOWEST, self._hang_up)
+
+    def _hang_up(self) -> None:
+        if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):  # else it waits for our answer
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -54,6 +85,7 @@ def server(explorer: Explorer, port: int) -> uvicorn.Server:
     """A server that answers requests for this port; `run(sockets=[...])` runs it."""
     config = uvicorn.Config(
         create_app(explorer, port),
+        http=_Protocol,
         log_level="critical",  # what goes wrong is said by the guard
         access_log=False,
         server_header=False,

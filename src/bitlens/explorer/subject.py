@@ -17,6 +17,7 @@ from bitlens.errors import BitlensError
 from bitlens.explorer.gathering import gathered
 from bitlens.explorer.keeping import Record
 from bitlens.explorer.words import Words
+from bitlens.features.examples import around
 from bitlens.hidden.hooks import differ
 from bitlens.hidden.loading import recorded_model
 from bitlens.labels.sources import load_tokenizer
@@ -83,8 +84,7 @@ class Subject:
 
     def rare(self, bits: PackedBits) -> PackedBits:
         """Rows of bits with each latent's rare state as 1."""
-        flips = PackedBits.pack(self.flipped[None]).words
-        return PackedBits(bits.words.cpu() ^ flips, bits.n_latents)
+        return PackedBits(bits.words.cpu(), bits.n_latents).turned(self.flipped)
 
     def example(self, row: int, latent: int) -> Record:
         """A row in its context, each token with whether the latent is on there."""
@@ -95,29 +95,21 @@ class Subject:
 
         values: of consecutive rows.
         """
-        first, last = max(0, row - BEFORE), min(len(self.codes), row + AFTER + 1)
-        document = self.codes.document[first:last]
-        other = (document != document[row - first]).nonzero()[:, 0] + first
-        start = max(other[other < row].tolist(), default=first - 1) + 1
-        end = min(other[other > row].tolist(), default=last)
-        pieces = self.words().joined(self.codes.token[start:end].tolist())
-        own = values(slice(start, end))
+        span = around(self.codes, row, BEFORE, AFTER)
+        rows = slice(span.start, span.stop)
+        pieces = self.words().joined(self.codes.token[rows].tolist())
         return {
             "document": int(self.codes.document[row]),
             "row": row,
-            "at": row - start,
-            "tokens": [{"t": t, "v": v} for t, v in zip(pieces, own, strict=True)],
+            "at": row - span.start,
+            "tokens": [{"t": t, "v": v} for t, v in zip(pieces, values(rows), strict=True)],
         }
 
 
 def _require_own(run: Path, codes: Codes, autoencoder: Autoencoder) -> None:
     """BitlensError for codes that cannot be of this run."""
+    codes.require_run(run, autoencoder.n_latents)
     own = "name its own codes with `codes`"
-    if codes.n_latents != autoencoder.n_latents:
-        raise BitlensError(
-            f"{run} has {autoencoder.n_latents} latents, but the codes {codes.path} have "
-            f"{codes.n_latents}; {own}."
-        )
     kind = codes.manifest.get("architecture")
     if kind not in (None, autoencoder.architecture):
         raise BitlensError(

@@ -173,8 +173,9 @@ def _differing(
     latent: int, a: Tensor, b: Tensor, sizes: list[Tensor], auc: float, p: float, q: float
 ) -> Differing:
     """a, b: shares of the documents, positive and negative."""
-    means = float(a.mean()), float(b.mean())
-    return Differing(latent, *means, *difference_of_shares(a, b, sizes), auc, p, q)
+    apart = difference_of_shares(a, b, sizes)
+    numbers = apart.value, apart.low, apart.high, auc, p, q
+    return Differing(latent, float(a.mean()), float(b.mean()), *numbers)
 
 
 def apart(document: Tensor, positive: Tensor, negative: Tensor, seed: int = 0) -> list[Tensor]:

@@ -53,15 +53,20 @@ def random_examples(
     return [in_context(codes, row, tokenizer, window) for row in row_of_document.values()]
 
 
+def around(columns: TextRows, row: int, before: int, after: int) -> range:
+    """A row with those before and after it, up to so many, that are of its document."""
+    first, last = max(0, row - before), min(len(columns.document), row + after + 1)
+    other = (columns.document[first:last] != columns.document[row]).nonzero()[:, 0] + first
+    start = max(other[other < row].tolist(), default=first - 1) + 1
+    return range(start, min(other[other > row].tolist(), default=last))
+
+
 def in_context(columns: TextRows, row: int, tokenizer: Any, window: int) -> Example:
     """The row's token amid its neighbours of the same document, as they read there."""
     # A few tokens more than are shown: the first and last may be only part of a character.
-    first, last = max(0, row - window - BYTES), row + window + BYTES
-    same = columns.document[first:last] == columns.document[row]
-    other = (~same).nonzero()[:, 0] + first
-    start = max(other[other < row].tolist(), default=first - 1) + 1
-    end = min(other[other > row].tolist(), default=last)
-    return Example(row, *in_text(tokenizer, columns.token[start:end].tolist(), row - start, window))
+    span = around(columns, row, window + BYTES, window + BYTES - 1)
+    tokens = columns.token[span.start : span.stop].tolist()
+    return Example(row, *in_text(tokenizer, tokens, row - span.start, window))
 
 
 def contexts(columns: TextRows, rows: Iterable[int], tokenizer: Any, window: int) -> dict[int, str]:

@@ -23,9 +23,7 @@ def canonical(bits: PackedBits, among: Tensor | None = None) -> PackedBits:
     """The code with the rare state of every latent as 1, by the rates in `among` (bool `[rows]`, by
     default all rows)."""
     common = firing_rates(bits if among is None else bits[among]) > 0.5
-    if not common.any():
-        return bits
-    return PackedBits(bits.words ^ PackedBits.pack(common[None]).words, bits.n_latents)
+    return bits.turned(common) if common.any() else bits
 
 
 def explainers_part(document: Tensor, share: float = 0.5) -> Tensor:

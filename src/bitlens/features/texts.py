@@ -63,11 +63,9 @@ def encode_texts(
     """
     if not isinstance(corpus, Corpus):
         corpus = Texts(texts=tuple(corpus))
-    about = autoencoder.metadata
-    length = min(about.get("context_length") or CONTEXT, model.longest_context() or CONTEXT)
-    bos = about.get("prepend_bos")
+    length = min(autoencoder.context_length or CONTEXT, model.longest_context() or CONTEXT)
+    bos = autoencoder.metadata.get("prepend_bos")
     reader = ContextReader(corpus, model.tokenizer, length, packed=False, bos=bos, test_fraction=0)
-    limit = about.get("outlier_norm") or torch.inf
     words: list[Tensor] = []
     columns: list[tuple[Tensor, ...]] = []
     for window in reader.runs(WINDOW_TOKENS):
@@ -79,7 +77,7 @@ def encode_texts(
             words.append(found.words.cpu())
             position = torch.arange(batch.tokens.shape[1]).expand_as(batch.tokens)
             kept = (column[batch.keep] for column in (batch.tokens, batch.document, position))
-            columns.append((*kept, (row_norms(rows) <= limit).cpu()))
+            columns.append((*kept, (row_norms(rows) <= autoencoder.outlier_norm).cpu()))
     if not words or not sum(map(len, words)):
         raise BitlensError("There is no text to read: every document is empty.")
     token, document, position, usual = map(torch.cat, zip(*columns, strict=True))

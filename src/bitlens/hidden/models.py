@@ -49,6 +49,11 @@ class LanguageModel:
         self._widths = {hook.name: values[hook].shape[-1] for hook in self.hooks if values}
         self._positions = {} if trace is None else trace.positions
 
+    @cached_property
+    def special(self) -> Tensor:
+        """Ids of the special tokens, sorted, on the CPU"""
+        return torch.tensor(sorted(set(self.tokenizer.all_special_ids)), dtype=torch.long)
+
     @classmethod
     @terminal.shown("load the language model")
     def load(

@@ -33,7 +33,6 @@ class Places:
 
     def __init__(self, model: LanguageModel, positions: Positions) -> None:
         self.model = model
-        self.special = torch.tensor(sorted(set(model.tokenizer.all_special_ids)))
         self.marked: Tensor | None = None
         self.positions: Tensor | None = None
         if positions is not None:
@@ -103,7 +102,7 @@ class Places:
             self._refuse_before(self._prompt)
         usual = real[:, past:]
         if ids is not None:
-            usual = usual & ~torch.isin(ids.cpu(), self.special)
+            usual = usual & ~torch.isin(ids.cpu(), self.model.special)
         self.place = self._placed(index[:, past:], past).masked_fill(~usual, NONE)
 
     def _placed(self, index: Tensor, past: int) -> Tensor:

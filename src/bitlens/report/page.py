@@ -45,11 +45,8 @@ def write_report(
     """
     run = folder_of(run)
     config, finished = contents.configuration(run)
-    if codes is not None and codes.n_latents != config.get("d_sae"):
-        raise BitlensError(
-            f"{run} has {config.get('d_sae')} latents, but the codes {codes.path} have "
-            f"{codes.n_latents}; name their own run."
-        )
+    if codes is not None:
+        codes.require_run(run, config.get("d_sae"))
     if evaluation is not None:
         keep_evaluation(run, evaluation)
     if codes is not None:

@@ -27,7 +27,7 @@ export class Held {
       run.bits !== false,
     );
     for (const latent of this.holds.keys()) if (latent >= run.n_latents) this.holds.delete(latent);
-    this.others = of("others") === "searched" ? "searched" : "kept";
+    this.others = run.searched && of("others") === "searched" ? "searched" : "kept";
     this.where = new Set((of("pos") ?? "").split(",").filter(Boolean).map(Number));
     this.everywhere = !this.where.size;
     this.tokens = Number(of("n") ?? 30);
@@ -107,9 +107,9 @@ export class Held {
         "div.options",
         null,
         this.places,
-        choice(this.run.bits === false ? "Other latents" : "Other bits", mode, this.others, (key) =>
-          this.option({ others: key }),
-        ),
+        this.run.searched
+          ? choice("Other bits", mode, this.others, (key) => this.option({ others: key }))
+          : null,
         this.sampling(),
       ),
       this.result,
