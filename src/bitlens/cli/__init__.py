@@ -46,7 +46,7 @@ COMMANDS = {  # name: module of this package and its function
     "study": "studies:",
 }
 GROUPS = {  # name: its commands
-    "export": {},
+    "export": {"saelens": "export:saelens"},
     "study": {name: f"studies:{name}" for name in registry.STUDIES},
 }
 
