@@ -43,6 +43,7 @@ try:
         register_sae_class,
     )
     from sae_lens.registry import SAE_CLASS_REGISTRY
+    from sae_lens.saes.sae import SAEMetadata
     from sae_lens.saes.topk_sae import TopK
 except ImportError as error:
     raise BitlensError(
@@ -60,18 +61,9 @@ def converter(
     return config, {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-class _RunConfig:
-    """Of a run as it is on disk: its metadata is translated."""
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any]) -> Any:
-        about = config_dict.get("metadata", {})
-        translated = about if "hook_name" in about else metadata(about)
-        return super().from_dict({**config_dict, "metadata": translated})  # pyright: ignore[reportAttributeAccessIssue]
-
-
 class _Run:
-    """Of a run as it is on disk: its standardisation is folded in when it is loaded."""
+    """Of a run as it is on disk: when it is loaded, its standardisation is folded in, and its
+    metadata translated."""
 
     cfg: Any
 
@@ -80,10 +72,11 @@ class _Run:
             folded = fold(state_dict, self.cfg.apply_b_dec_to_input)
             state_dict.clear()
             state_dict.update(folded)
+            self.cfg.metadata = SAEMetadata(**metadata(self.cfg.metadata.to_dict()))
 
 
 @dataclass
-class BinarySAEConfig(_RunConfig, StandardSAEConfig):
+class BinarySAEConfig(StandardSAEConfig):
     """coding, flips: how bits are found, as for `BinaryAutoencoder.coded`."""
 
     coding: str = "step"
@@ -160,7 +153,7 @@ class RandomSAE(BinarySAE):
 
 
 @dataclass
-class ReLUSAEConfig(_RunConfig, StandardSAEConfig):
+class ReLUSAEConfig(StandardSAEConfig):
     """SAELens calls it `standard`."""
 
     @classmethod
@@ -174,7 +167,7 @@ class ReLUSAE(_Run, StandardSAE):
 
 
 @dataclass
-class PCASAEConfig(_RunConfig, StandardSAEConfig):
+class PCASAEConfig(StandardSAEConfig):
     """Principal components."""
 
     @classmethod
@@ -192,7 +185,7 @@ class PCASAE(_Run, StandardSAE):
 
 
 @dataclass
-class BatchTopKSAEConfig(_RunConfig, JumpReLUSAEConfig):
+class BatchTopKSAEConfig(JumpReLUSAEConfig):
     """BatchTopK as it is used: with one threshold."""
 
     @classmethod

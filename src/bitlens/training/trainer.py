@@ -222,7 +222,7 @@ def _initial_model(source: HiddenSource, settings: Settings) -> Autoencoder:
         "n_latents_trained": model.n_latents,
         "training": asdict(settings),
         "bitlens_version": __version__,
-        "sae_lens_version": "6.18.0",  # without it, SAELens takes a cfg.json for one of before version 6
+        "sae_lens_version": "6.18.0",  # without it, SAELens reads cfg.json as before version 6
     }
     return model
 
