@@ -31,6 +31,7 @@ COMMANDS = {  # name: module of this package and its function
     "encode": "runs:encode",
     "evaluate": "runs:evaluate",
     "faithfulness": "faithfulness:faithfulness",
+    "saebench": "saebench:saebench",
     "effects": "effects:effects",
     "entropy": "codes:entropy",
     "features": "features:features",
