@@ -109,7 +109,7 @@ def _core(
     from sae_bench.evals.core.eval_config import CoreEvalConfig
     from sae_lens import ActivationsStore
 
-    wanted = CHARACTERS * config.batches * config.batch_size * config.context
+    chosen = _first(texts, CHARACTERS * config.batches * config.batch_size * config.context)
     settings = CoreEvalConfig(
         model_name=str(sae.cfg.model_name),
         batch_size_prompts=config.batch_size,
@@ -123,8 +123,9 @@ def _core(
     store = ActivationsStore.from_sae(
         model,
         sae,
-        dataset=Dataset.from_dict({"text": _first(texts, wanted)}),
+        dataset=Dataset.from_dict({"text": chosen}),
         context_size=config.context,
+        total_tokens=len(chosen),
         device=str(sae.device),
     )
     tokenizer = model.tokenizer
