@@ -61,7 +61,8 @@ def test_without_it_one_sentence_names_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(sys.modules, "sae_bench", None)
+    for name in {"sae_bench", *(name for name in sys.modules if name.startswith("sae_bench."))}:
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit):
         main(["saebench", str(codes_folder.parent / "run"), "--out", str(tmp_path / "out")])
     assert "pip install --no-deps sae-bench" in capsys.readouterr().err

@@ -175,6 +175,7 @@ def test_the_command_says_what_the_encoder_loses(
 
 def test_without_saelens_one_sentence_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sae_lens", None)
-    monkeypatch.delitem(sys.modules, "bitlens.saelens", raising=False)
+    for name in ("bitlens.saelens", "bitlens.ecosystem.registered"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(BitlensError, match="pip install sae-lens"):
         importlib.import_module("bitlens.saelens")

@@ -48,6 +48,11 @@ def saelens(
         f"{out}: {autoencoder.architecture} as SAELens' {config['architecture']} of "
         f"{config['d_sae']:,} latents at {about['hook_name']}; codes are {units}"
     )
+    if not (own.metadata.get("hook") or {}).get("transformer_lens"):
+        show.warn(
+            "TransformerLens has no name for this hook point, so HookedSAETransformer will not "
+            "find it: hook the module yourself."
+        )
     result = {"sae": str(out), "architecture": config["architecture"], **about}
     if autoencoder.settings != own.settings:
         result |= _loss(own, autoencoder, store)

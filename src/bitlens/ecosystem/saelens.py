@@ -53,7 +53,7 @@ def fold(tensors: Mapping[str, Tensor], subtracts_b_dec: bool) -> dict[str, Tens
     Thresholds are in units of pre-activations, which stay; a price is a squared error, which does
     not. `W_skip` comes out as `[d_out, d_in]`. subtracts_b_dec: from the input, before encoding.
     """
-    folded = {name: tensor.detach().double() for name, tensor in tensors.items()}
+    folded = {name: tensor.detach().cpu().double() for name, tensor in tensors.items()}
     mean, scale = folded.pop("mean"), folded.pop("scale")
     mean_out, scale_out = folded.pop("mean_out", mean), folded.pop("scale_out", scale)
     folded["W_enc"] = folded["W_enc"] / scale
