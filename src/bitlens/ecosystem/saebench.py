@@ -54,6 +54,7 @@ def bench(
         )
     out = Path(out)
     prepare_output(out, resume=None, overwrite=overwrite, marker=MARKER)
+    write_json(out / MARKER, {"schema": SCHEMA})  # what is stopped halfway can be replaced
     sae = _standard(autoencoder, config, device)
     found: dict[str, dict[str, float]] = {}
     if "core" in config.evaluations:
