@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exchanged import LATENTS, drawn
+from exchanged_imports import LATENTS, drawn
 from safetensors.torch import save_file
 
 from bitlens.autoencoders import Autoencoder

@@ -18,7 +18,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if "bundled" not in path.pa
 ROOMS = [
     ["__main__"],
     ["cli"],
-    ["demo", "explorer"],
+    ["demo", "explorer", "saelens"],
     ["ecosystem"],
     ["show", "report"],
     ["studies"],
@@ -174,6 +174,9 @@ def test_every_library_is_declared_and_none_is_advised_from_a_registry_that_lack
         "gguf",
         "h5py",
         "pandas",
+        "sae_bench",
+        "sae_lens",
+        "transformer_lens",
         "uvicorn",
         "wandb",
     }  # each is named by a sentence where it is missing

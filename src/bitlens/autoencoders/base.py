@@ -206,7 +206,8 @@ class Autoencoder(nn.Module):
     # --- disk -------------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
-        """What `cfg.json` holds; beside our own, the keys that SAELens asks for."""
+        """What `cfg.json` holds; beside our own, the keys that SAELens asks for, which opens a run
+        after `import bitlens.saelens`."""
         return {
             "schema": SCHEMA,
             "architecture": self.architecture,
@@ -221,7 +222,10 @@ class Autoencoder(nn.Module):
         }
 
     def save(self, folder: Path | str) -> None:
-        """Write `sae_weights.safetensors` and then `cfg.json`, SAELens' layout, each atomically."""
+        """Write `sae_weights.safetensors` and then `cfg.json`, each atomically.
+
+        The names are SAELens', the weights are not: they are of standardised hidden states, as
+        trained, to the last bit. `bitlens.ecosystem.saelens` folds them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / WEIGHTS, {k: v.float().cpu() for k, v in self.state_dict().items()})

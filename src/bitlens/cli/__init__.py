@@ -31,6 +31,7 @@ COMMANDS = {  # name: module of this package and its function
     "encode": "runs:encode",
     "evaluate": "runs:evaluate",
     "faithfulness": "faithfulness:faithfulness",
+    "saebench": "saebench:saebench",
     "effects": "effects:effects",
     "entropy": "codes:entropy",
     "features": "features:features",
@@ -48,6 +49,7 @@ COMMANDS = {  # name: module of this package and its function
 }
 GROUPS = {  # name: its commands
     "export": {
+        "saelens": "export:saelens",
         "delphi": "export_features:delphi",
         "neuronpedia": "export_features:neuronpedia",
         "vector": "export_features:vector",

@@ -233,7 +233,7 @@ def _initial_model(source: HiddenSource, settings: Settings) -> Autoencoder:
         "n_latents_trained": model.n_latents,
         "training": asdict(settings),
         "bitlens_version": __version__,
-        "sae_lens_version": "6.18.0",  # the version of SAELens' folder layout that this one follows
+        "sae_lens_version": "6.18.0",  # without it, SAELens reads cfg.json as before version 6
     }
     return model
 
