@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import glob
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -52,11 +52,15 @@ def fetch(
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    require_name(repository)
+    if not is_name(repository):
+        raise BitlensError(
+            f"'{plain(repository)}' is neither a folder here nor the name of a repository on the "
+            "hub, which is owner/name."
+        )
     below = _below(subfolder)
     start = f"{glob.escape(below)}/" if below else ""
     wanted = [f"{start}{pattern}" for pattern in (patterns or ["*"])]
-    settings: Any = {"revision": revision, "allow_patterns": wanted, "tqdm_class": _silent()}
+    settings: Any = {"revision": revision, "allow_patterns": wanted}
 
     def download() -> str:
         # the client itself would wait for this answer for ever
@@ -74,7 +78,7 @@ def fetch(
         what = f"the files {', '.join(patterns)}" if patterns else "files"
         raise BitlensError(
             f"The repository '{repository}' has none of {what} in {below or 'its top folder'}; "
-            "choose another with `subfolder`."
+            "choose another subfolder or repository."
         )
     return found
 
@@ -93,15 +97,6 @@ def _fetched_before(repository: str, settings: Any, error: BitlensError) -> str:
     if not isinstance(error.__cause__, OfflineModeIsEnabled):
         terminal.say(f"What was fetched before is used: {error}")
     return folder
-
-
-def require_name(repository: str) -> None:
-    """BitlensError for what cannot be the name of a repository."""
-    if not is_name(repository):
-        raise BitlensError(
-            f"'{plain(repository)}' is neither a folder here nor the name of a repository on the "
-            "hub, which is owner/name."
-        )
 
 
 def _below(subfolder: str | None) -> str:
@@ -133,54 +128,65 @@ def patiently(call: Callable[[], T]) -> T:
 def quiet() -> Iterator[None]:
     """Within the block the client says nothing on standard error: its warnings of what it tries
     again, and its bars."""
-    from huggingface_hub.utils import logging
+    from huggingface_hub import utils
 
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
+    level, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()
+    utils.logging.set_verbosity_error()
+    if bars:
+        utils.disable_progress_bars()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        utils.logging.set_verbosity(level)
+        if bars:
+            utils.enable_progress_bars()
 
 
 @contextlib.contextmanager
-def saying(repository: str, revision: str | None = None) -> Iterator[None]:
-    """Failures of the client within the block become a BitlensError that says what was wrong."""
+def saying(repository: str, revision: str | None = None, *, sent: bool = False) -> Iterator[None]:
+    """Failures of the client within the block become a BitlensError that says what was wrong.
+    sent: the block writes to the repository."""
     try:
         yield
     except BitlensError:
         raise
     except _failures() as error:
         cause = _cause(error)
-        raise BitlensError(_sentence(cause, repository, revision or "main")) from cause
+        raise BitlensError(_sentence(cause, repository, revision or "main", sent)) from cause
 
 
-@functools.cache
-def _silent() -> type:
-    from huggingface_hub.utils import tqdm
+def why(error: BaseException, repository: str, revision: str | None = None) -> str | None:
+    """The sentence for what the client met behind another library's error; None if it met
+    nothing."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    class Silent(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})
-
-    return Silent
+    met = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled)
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, met):
+        behind = behind.__cause__ or behind.__context__
+    if behind is None:
+        return None
+    return _sentence(_cause(behind), repository, revision or "main", sent=False)
 
 
 def _failures() -> tuple[type[Exception], ...]:
     """What the client raises: its own errors, and those of the library that it speaks HTTP with."""
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    # RuntimeError: of an upload
-    return OSError, ValueError, RuntimeError, EntryNotFoundError, *HfHubHTTPError.__bases__
+    # RuntimeError: of an upload; KeyError: an answer lacks what it should have
+    own = (OSError, ValueError, RuntimeError, KeyError, EntryNotFoundError)
+    return *own, *HfHubHTTPError.__bases__
 
 
 def _cause(error: BaseException) -> BaseException:
     """What stands behind the client's "not in the cache" and "error while uploading"."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     while isinstance(error, LocalEntryNotFoundError | RuntimeError) and error.__cause__:
         error = error.__cause__
-    return error
+    offline = isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
+    return OfflineModeIsEnabled() if offline else error
 
 
 def _status(error: BaseException) -> int | None:
@@ -191,19 +197,18 @@ def _passes(error: BaseException) -> bool:
     status = _status(error)
     if status is not None:
         return status >= 500 or status in (408, 429)
-    return type(error).__name__ in BROKEN or "Consistency check failed" in str(error)
+    said = ("Consistency check failed", "Connection aborted")
+    return type(error).__name__ in BROKEN or any(words in str(error) for words in said)
 
 
-def _sentence(error: BaseException, repository: str, revision: str) -> str:
+def _sentence(error: BaseException, repository: str, revision: str, sent: bool) -> str:
     from huggingface_hub import constants, errors, get_token
 
     hub, status = constants.ENDPOINT, _status(error)
     token = "the token that is set (HF_TOKEN, hf auth login)" if get_token() else "no token"
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return (
-            f"HF_HUB_OFFLINE is set and '{repository}' ({revision}) was not fetched before; unset "
-            "it, or name a folder."
-        )
+        what = "nothing is sent" if sent else f"'{repository}' ({revision}) was not fetched before"
+        return f"HF_HUB_OFFLINE is set and {what}; unset it{'' if sent else ', or name a folder'}."
     if isinstance(error, errors.GatedRepoError):
         return f"'{repository}' is given on request: ask for it at {hub}/{repository} and log in."
     if isinstance(error, errors.RevisionNotFoundError):
@@ -219,13 +224,13 @@ def _sentence(error: BaseException, repository: str, revision: str) -> str:
         said = plain(getattr(error, "server_message", None) or "").strip()[:LETTERS]
         way = f"; {token} may not do this" if status == 403 else "; try again later"
         return f"{hub} answered {status} about '{repository}'{said and f' ({said})'}{way}."
-    return _sentence_of_system(error, repository, hub)
+    return _without_answer(error, repository, sent)
 
 
-def _sentence_of_system(error: BaseException, repository: str, hub: str) -> str:
-    """Of what came without an answer of the hub."""
+def _without_answer(error: BaseException, repository: str, sent: bool) -> str:
     from huggingface_hub import constants
 
+    hub = constants.ENDPOINT
     number = getattr(error, "errno", None)
     if number in FULL:
         return (
@@ -236,9 +241,14 @@ def _sentence_of_system(error: BaseException, repository: str, hub: str) -> str:
         return f"{error.filename or constants.HF_HUB_CACHE} cannot be written: {error.strerror}."
     if "Consistency check failed" in str(error):
         return f"{hub} sent a file of '{repository}' that is not whole; try again."
+    if isinstance(error, KeyError | json.JSONDecodeError):
+        return f"{hub} does not answer as a hub does; check HF_ENDPOINT."
     if isinstance(error, ValueError):
-        return f"'{repository}' cannot be taken: {plain(str(error))[:LETTERS]}."
+        verb = "written" if sent else "taken"
+        return f"'{repository}' cannot be {verb}: {plain(str(error))[:LETTERS].rstrip('.')}."
     reason = plain(str(error) or type(error).__name__)[:LETTERS].rstrip(".")
+    if sent:
+        return f"{hub} broke off ({reason}); check the network and repeat the command."
     return (
         f"{hub} could not be asked for '{repository}', which was not fetched before: {reason}; "
         "check the network, or name a folder."
