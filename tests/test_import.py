@@ -16,8 +16,7 @@ from torch import Tensor
 from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.formats.registry import FORMATS, folder_of
 from bitlens.errors import BitlensError
-from bitlens.hidden import ActivationStore
-from exchanged import MAKERS, exchange
+from exchanged import MAKERS, exchange, hidden_states
 
 D, N = 6, 10
 
@@ -371,16 +370,7 @@ def test_other_libraries_are_read_from_a_hub(tmp_path, tensors):
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Tensor:
-    from bitlens.hidden import LanguageModel
-    from bitlens.hidden.config import TextConfig
-    from bitlens.hidden.harvest import harvest
-
-    model = LanguageModel.load("bundled", ["layers.2"])
-    reader = TextConfig(("bundled",), documents=20).reader(model.tokenizer, 0.1)
-    out = tmp_path_factory.mktemp("rows") / "store"
-    harvest(model, reader, out)
-    found = next(iter(ActivationStore(out).read("all"))).hidden
-    return found[:1500].float()
+    return hidden_states(tmp_path_factory.mktemp("rows"))
 
 
 @pytest.mark.slow
