@@ -7,6 +7,7 @@ import contextlib
 import importlib.metadata
 import io
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder
+from bitlens.hidden import ActivationStore, LanguageModel
+from bitlens.hidden.config import TextConfig
+from bitlens.hidden.harvest import harvest
 
 LATENTS, K = 384, 12
 
@@ -365,9 +369,20 @@ def exchange(tool: str, what: str, root: Path, x: Tensor) -> tuple[Row, Autoenco
     return row, ours, theirs
 
 
-def imported(root: Path, x: Tensor) -> list[Row]:
-    """All of them. x: hidden states `[n, d_in]`; root: an empty folder."""
-    rows = []
-    for number, (tool, what) in enumerate(MAKERS):
-        rows.append(exchange(tool, what, root / str(number), x)[0])
-    return rows
+def hidden_states(root: Path) -> Tensor:
+    """Some of the bundled model `[n, d_in]`, by way of a store below `root`."""
+    model = LanguageModel.load("bundled", ["layers.2"])
+    reader = TextConfig(("bundled",)).reader(model.tokenizer, 0.1)
+    harvest(model, reader, root / "hidden", max_rows=2000)
+    return next(iter(ActivationStore(root / "hidden").read("all"))).hidden[:1500].float()
+
+
+def imported() -> list[Row]:
+    """All of them, on hidden states of the bundled model."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        x = hidden_states(root)
+        return [
+            exchange(tool, what, root / str(number), x)[0]
+            for number, (tool, what) in enumerate(MAKERS)
+        ]

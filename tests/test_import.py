@@ -16,8 +16,7 @@ from torch import Tensor
 from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.formats.registry import FORMATS, folder_of
 from bitlens.errors import BitlensError
-from bitlens.hidden import ActivationStore
-from exchanged_imports import MAKERS, exchange
+from exchanged_imports import MAKERS, exchange, hidden_states
 
 D, N = 6, 10
 
@@ -327,6 +326,7 @@ def test_a_folder_that_is_here_is_never_asked_for_at_a_hub(tmp_path, monkeypatch
 def test_a_repository_is_fetched_with_its_revision_and_folder(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr("bitlens.hub.fetch", lambda *a, **k: asked.append((a, k)) or tmp_path)
+    (tmp_path / "cfg.json").write_text("{}")
     folder_of("owner/name@v2/layer_1/width_16k")
     folder_of(Path("owner/name"), revision="main", subfolder="layer_1")
     places = [(a[0], k["revision"], k["subfolder"]) for a, k in asked]
@@ -336,21 +336,41 @@ def test_a_repository_is_fetched_with_its_revision_and_folder(monkeypatch, tmp_p
     assert "name.pt" in wanted
 
 
+FETCH = """
+import sys
+
+from bitlens.autoencoders import Autoencoder
+from bitlens.errors import BitlensError
+
+for source in sys.argv[1:]:
+    try:
+        print(Autoencoder.from_pretrained(source))
+    except BitlensError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_other_libraries_are_read_from_a_hub(tmp_path, tensors):
+    server = pytest.importorskip("hub_server")
+    file = tmp_path / "params.npz"
+    np.savez(file, **{name.lower(): tensor.numpy() for name, tensor in tensors.items()})
+    name = "google/gemma-scope-2b-pt-res"
+    with server.Hub() as hub:
+        hub.add(name, {"layer_12/width_16k/params.npz": file.read_bytes(), "README.md": b"-"})
+        asked = (f"{name}/layer_12/width_16k", f"{name}@main/layer_12/width_16k", name)
+        said = server.run(hub, tmp_path / "home", "-c", FETCH, *asked).out.splitlines()
+    one = "JumpReLUAutoencoder(d_in=6, n_latents=10, hook='layers.12')"
+    assert said[:2] == [one, one]
+    assert f"no autoencoder in the top folder of '{name}'; name the folder of one" in said[2]
+
+
 # --- against the libraries ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Tensor:
-    from bitlens.hidden import LanguageModel
-    from bitlens.hidden.config import TextConfig
-    from bitlens.hidden.harvest import harvest
-
-    model = LanguageModel.load("bundled", ["layers.2"])
-    reader = TextConfig(("bundled",), documents=20).reader(model.tokenizer, 0.1)
-    out = tmp_path_factory.mktemp("rows") / "store"
-    harvest(model, reader, out)
-    found = next(iter(ActivationStore(out).read("all"))).hidden
-    return found[:1500].float()
+    return hidden_states(tmp_path_factory.mktemp("rows"))
 
 
 @pytest.mark.slow

@@ -53,12 +53,15 @@ def folder_of(
     name = repository.rpartition("/")[2]
     files = [file for each in FORMATS for file in each.files if "*" not in file]
     files += [f"{name}.pt", f"{name}.pth"]
-    return hub.fetch(
-        repository,
-        revision=revision or branch,
-        subfolder="/".join(filter(None, (below, subfolder))) or None,
-        patterns=list(dict.fromkeys(files)),
-    )
+    place = "/".join(filter(None, (below, subfolder)))
+    where = {"revision": revision or branch, "subfolder": place or None}
+    folder = hub.fetch(repository, patterns=list(dict.fromkeys(files)), **where)
+    if not (folder / "cfg.json").exists() and find(folder) is None:
+        raise BitlensError(
+            f"There is no autoencoder in {place or 'the top folder'} of '{repository}'; name the "
+            f"folder of one: {repository}/FOLDER."
+        )
+    return folder
 
 
 def read(folder: Path, own: str) -> Foreign | None:
