@@ -57,7 +57,8 @@ def _share(theirs: Tensor, ours: Tensor) -> float:
 def _activations(autoencoder: Autoencoder, store: ActivationStore) -> Tensor:
     """`[contexts, length, n_latents]`"""
     shard = store.shard(0)
-    values, _ = graded(autoencoder, shard["hidden"])
+    with torch.no_grad():
+        values, _ = graded(autoencoder, shard["hidden"])
     every = torch.zeros(*shard["context_tokens"].shape, autoencoder.n_latents)
     usual = shard["norm"] <= store.outlier_norm
     every[shard["context"][usual].long(), shard["position"][usual].long()] = values[usual]
@@ -104,9 +105,9 @@ def _vector(name: str, autoencoder: Autoencoder, run: str) -> Row:
 
 @torch.no_grad()
 def _hooked(name: str, autoencoder: Autoencoder, store: ActivationStore, run: str) -> Iterator[Row]:
-    """Codes, and what replaces the hidden states, against our own hook."""
+    """Codes and logits with reconstructions of all hidden states, also those of outlying norm,
+    against our own hook."""
     import nnsight
-    from transformer_lens.model_bridge import TransformerBridge
 
     hook = store.manifest["hook"]
     language_model = LanguageModel.again(
@@ -114,7 +115,7 @@ def _hooked(name: str, autoencoder: Autoencoder, store: ActivationStore, run: st
     )
     model: Any = language_model.model
     tokens = language_model.tokenizer(TEXT, add_special_tokens=False, return_tensors="pt")
-    with autoencoder.hook(language_model, replace=True) as hooked:
+    with autoencoder.hook(language_model, replace=True, max_norm=math.inf) as hooked:
         logits = model(**tokens).logits
     traced = nnsight.TransformersModel(
         model, task="text-generation", tokenizer=language_model.tokenizer
@@ -127,17 +128,27 @@ def _hooked(name: str, autoencoder: Autoencoder, store: ActivationStore, run: st
         found = traced.lm_head.output.save()
     what = f"{name}: codes and logits in a trace"
     yield _row("nnsight", what, run, _share(codes, hooked.codes), _share(found, logits))
-    kept = {}
+    if run == BUNDLED:  # a bridge loads the tokenizer again, and the other model is one .gguf file
+        yield _bridged(name, autoencoder, language_model, tokens["input_ids"], hooked.codes, logits)
+
+
+def _bridged(
+    name: str, autoencoder: Autoencoder, model: Any, ids: Tensor, codes: Tensor, logits: Tensor
+) -> Row:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    found: dict[str, Tensor] = {}
 
     def replaced(x: Tensor, hook: Any) -> Tensor:
-        kept["codes"] = autoencoder.encode(x)
-        return autoencoder.decode(kept["codes"])
+        found["codes"] = autoencoder.encode(x)
+        return autoencoder.decode(found["codes"])
 
+    network = model.model
     bridge = TransformerBridge.boot_transformers(
-        model.config.name_or_path, hf_model=model, tokenizer=language_model.tokenizer
+        network.config.name_or_path, hf_model=network, tokenizer=model.tokenizer
     )
-    ids, fwd_hooks = tokens["input_ids"], [(hook["transformer_lens"], replaced)]
-    found = bridge.run_with_hooks(ids, prepend_bos=False, fwd_hooks=fwd_hooks)
+    fwd_hooks = [(model.hooks[0].transformer_lens, replaced)]
+    output = bridge.run_with_hooks(ids, prepend_bos=False, fwd_hooks=fwd_hooks)
     what = f"{name}: codes and logits of a hook"
-    difference = _share(kept["codes"], hooked.codes)
-    yield _row("transformer-lens", what, run, difference, _share(found, logits))
+    difference = _share(found["codes"], codes)
+    return _row("transformer-lens", what, BUNDLED, difference, _share(output, logits))

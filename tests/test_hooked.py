@@ -219,7 +219,7 @@ def test_positions_and_blocks_in_one_another(autoencoder, plain, tokenizer, inpu
 
 
 def test_what_cannot_be_hooked_is_said_in_one_sentence(autoencoder, plain):
-    with pytest.raises(BitlensError, match=r"need `replace=True`\.$"):
+    with pytest.raises(BitlensError, match=r"take replace=True\.$"):
         autoencoder.hook(plain, use_error_term=True)
     with (
         pytest.raises(BitlensError, match="not a Linear; name the one that it holds"),

@@ -111,7 +111,7 @@ class BinaryAutoencoder(Autoencoder):
         That is by how much `|x - h W_dec - b_dec|^2 + price . h`, in model space, would rise were
         the bit off and the others kept: with `r = x - h W_dec - b_dec` it is
         `2 r . W_j + |W_j|^2 - price_j`. At least 0, up to rounding, for bits that a descent found;
-        any number for those of a step, which have no price.
+        any number for those of a step. One trained for `step` has no price.
         """
         W, b = self.W_dec.detach().float(), self.b_dec.detach().float()
         residual = self.standardise(x) - bits @ W - b

@@ -41,7 +41,7 @@ class Hooked:
         max_norm: float,
     ) -> None:
         if not replace and (use_error_term or change is not None):
-            raise BitlensError("An error term and changed codes need `replace=True`.")
+            raise BitlensError("An error term and changed codes take replace=True.")
         self.autoencoder, self.replace, self.change = autoencoder, replace, change
         self.use_error_term, self.record, self.max_norm = use_error_term, record, max_norm
         self.passes: list[Pass] = []

@@ -104,8 +104,7 @@ def vector(
 ) -> dict[str, Any]:
     """Write decoder rows as a control vector of llama.cpp, a .gguf file.
 
-    It is in the model's own units: strength 1 is what a bit adds when it goes on. llama.cpp takes
-    it with --control-vector FILE or --control-vector-scaled FILE:FACTOR.
+    It is in the model's own units: strength 1 is what a bit adds when it goes on.
 
     Args:
         run: an autoencoder.
