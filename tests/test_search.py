@@ -373,7 +373,7 @@ def test_the_command_finds_rows_latents_and_words(codes_folder, capsys) -> None:
         (["--row", "99999999"], "There is no row 99999999"),
         (["--on", "3", "--run", "x"], "--run is for --text"),
         (["--row", "3", "--explanations", "x"], "searched by --words"),
-        (["--words", "a", "--explanations", "/nowhere"], "no explanations at /nowhere"),
+        (["--words", "a", "--explanations", "/nowhere"], "/nowhere is missing"),
         (["--words", "qqqzzz"], "No latent has 'qqqzzz'"),
         (["--on", "3", "--off", "3"], "cannot be on and off"),
         (["--row", "3", "--limit", "0"], "--limit must be at least 1"),

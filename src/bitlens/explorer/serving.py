@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http import h11_impl
 
 from bitlens.errors import BitlensError
 from bitlens.explorer.app import create_app
@@ -40,7 +39,7 @@ def serve(explorer: Explorer, listening: socket.socket) -> None:
     server(explorer, listening.getsockname()[1]).run(sockets=[listening])
 
 
-class _Protocol(H11Protocol):
+class _Protocol(h11_impl.H11Protocol):
     """Hangs up on who does not send a whole request in some seconds, however little it sends at a
     time: a browser keeps connections without a word, and each is a file of this process."""
 
@@ -65,7 +64,10 @@ class _Protocol(H11Protocol):
         self._timer = self.loop.call_later(SLOWEST, self._hang_up)
 
     def _hang_up(self) -> None:
-        if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):  # else it waits for our answer
+        if self.conn.their_state in (
+            h11_impl.h11.IDLE,
+            h11_impl.h11.SEND_BODY,
+        ):  # else it waits for our answer
             self.transport.close()
 
 
