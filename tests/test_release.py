@@ -131,11 +131,21 @@ def test_the_demo_runs_from_the_wheel_with_an_empty_home(installed: Path, tmp_pa
     said = command(python, "-c", where, cwd=tmp_path, **offline)
     assert said.startswith(str(installed))
     assert said.split()[1] == __version__
-    line = ("demo", "--out", "demo", "--steps", "300", "--n-latents", "512", "--json", "it.json")
+    line = (
+        "demo",
+        "--out",
+        "bitlens-demo",
+        "--steps",
+        "300",
+        "--n-latents",
+        "512",
+        "--json",
+        "it.json",
+    )
     shown = command(bitlens, *line, cwd=tmp_path, **offline)
     assert shown.count("\nlatent ") == 10
     assert shape(shown) == shape((ROOT / "docs" / "demo.txt").read_text(encoding="utf-8"))
-    out, numbers = tmp_path / "demo", json.loads((tmp_path / "it.json").read_text())
+    out, numbers = tmp_path / "bitlens-demo", json.loads((tmp_path / "it.json").read_text())
     assert numbers.items() <= json.loads((out / "demo.json").read_text()).items()
     for name in ("store", "bae/report.html", "topk", "codes-bae", "codes-topk"):
         assert (out / name).exists()
