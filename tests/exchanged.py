@@ -1,7 +1,7 @@
 """What other tools and bitlens give each other, and how far codes and reconstructions then differ:
 the rows of the table in docs/ecosystem.md (`tools/exchange_table.py`).
 
-Functions yield a `Row` for each thing that was exchanged; `EXCHANGES` has them all.
+Functions yield a `Row` for each thing that was exchanged; `exchanges` has them all.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ ROWS = 1024
 
 class Row(NamedTuple):
     """codes, reconstruction: the largest difference, as a share of the largest code, or hidden
-    state. differing: of so many codes (`compared`), those that are not zero on one side alone."""
+    state; NaN where none are exchanged. differing: of so many codes (`compared`), those that are
+    not zero on one side alone."""
 
     tool: str
     version: str
@@ -150,4 +151,10 @@ def _pair(ours: Autoencoder, sae: Any, x: Tensor) -> Pair:
     return Pair(ours, sae.encode, decode)
 
 
-EXCHANGES = (exported,)  # each takes what `exported` takes
+def exchanges(bundled: Mapping[str, Path], real: Path | None = None) -> Iterator[Row]:
+    """All there are, as `exported`."""
+    from exchanged_features import features
+    from exchanged_imports import imported
+
+    for each in (exported, features, imported):
+        yield from each(bundled, real)

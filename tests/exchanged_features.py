@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from exchanged import BUNDLED, OUT, REAL, Row
 from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder
@@ -21,6 +20,7 @@ from bitlens.ecosystem import delphi, neuronpedia
 from bitlens.ecosystem.activations import graded
 from bitlens.ecosystem.vector import write_gguf
 from bitlens.hidden import ActivationStore, LanguageModel
+from exchanged import BUNDLED, OUT, REAL, Row
 
 TEXT = "It was the best of times, it was the worst of times"
 KINDS = ("bae", "topk")

@@ -8,7 +8,7 @@ import importlib.metadata
 import io
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,19 +21,10 @@ from bitlens.autoencoders import Autoencoder
 from bitlens.hidden import ActivationStore, LanguageModel
 from bitlens.hidden.config import TextConfig
 from bitlens.hidden.harvest import harvest
+from exchanged import BUNDLED, IN, Row
+from exchanged import hidden_states as exchanged_states
 
 LATENTS, K = 384, 12
-
-
-class Row(NamedTuple):
-    """What was exchanged, and the largest differences in codes and in reconstructions."""
-
-    tool: str
-    version: str
-    direction: str
-    what: str
-    codes: float
-    reconstruction: float
 
 
 class Theirs(NamedTuple):
@@ -364,8 +355,17 @@ def exchange(tool: str, what: str, root: Path, x: Tensor) -> tuple[Row, Autoenco
         ours = Autoencoder.from_pretrained(root / place)
         codes = ours.encode(x)
         rebuilt = ours.decode(codes, x)
-    differences = (codes - theirs.codes).abs().max(), (rebuilt - theirs.reconstruction).abs().max()
-    row = Row(tool, version(tool), "import", what, *(float(d) for d in differences))
+    row = Row(
+        tool,
+        version(tool),
+        IN,
+        what,
+        BUNDLED,
+        float((codes - theirs.codes).abs().max() / theirs.codes.abs().max()),
+        float((rebuilt - theirs.reconstruction).abs().max() / theirs.reconstruction.abs().max()),
+        int(((codes != 0) != (theirs.codes != 0)).sum()),
+        codes.numel(),
+    )
     return row, ours, theirs
 
 
@@ -377,12 +377,9 @@ def hidden_states(root: Path) -> Tensor:
     return next(iter(ActivationStore(root / "hidden").read("all"))).hidden[:1500].float()
 
 
-def imported() -> list[Row]:
+def imported(bundled: Mapping[str, Path], real: Path | None = None) -> Iterator[Row]:
     """All of them, on hidden states of the bundled model."""
+    x = exchanged_states(bundled["bae"].parent / "store-0", "usual")
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        x = hidden_states(root)
-        return [
-            exchange(tool, what, root / str(number), x)[0]
-            for number, (tool, what) in enumerate(MAKERS)
-        ]
+        for number, (tool, what) in enumerate(MAKERS):
+            yield exchange(tool, what, Path(folder) / str(number), x)[0]

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exchanged_imports import LATENTS, drawn
 from safetensors.torch import save_file
 
 from bitlens.autoencoders import Autoencoder
 from bitlens.cli import main
 from bitlens.hidden import ActivationStore
+from exchanged_imports import LATENTS, drawn
 
 ROWS = 6000
 

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
-from exchanged import EXCHANGES, bundled_runs
+from exchanged import bundled_runs, exchanges
 
 BEGIN, END = "<!-- made by tools/exchange_table.py -->", "<!-- end -->"
 HEAD = (
@@ -29,7 +29,9 @@ HEAD = (
 
 def at_most(value: float) -> str:
     """A power of ten above twice the value: the same on another processor. Large ones as they
-    are."""
+    are, none as a dash."""
+    if math.isnan(value):
+        return "-"
     if not value or value > 1e-2:
         return f"{value:.2g}"
     return f"{10.0 ** math.ceil(math.log10(2 * value)):.0e}"
@@ -56,7 +58,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundled = bundled_runs(Path(folder))
-        made = table(row for exchange in EXCHANGES for row in exchange(bundled, given.real))
+        made = table(exchanges(bundled, given.real))
     text = given.page.read_text(encoding="utf-8")
     new = re.sub(f"{BEGIN}.*{END}", lambda _: made, text, flags=re.DOTALL)
     given.page.write_text(new, encoding="utf-8")
