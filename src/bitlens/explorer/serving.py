@@ -6,7 +6,7 @@ import asyncio
 import socket
 
 import uvicorn
-from uvicorn.protocols.http import h11_impl
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bitlens.errors import BitlensError
 from bitlens.explorer.app import create_app
@@ -39,7 +39,7 @@ def serve(explorer: Explorer, listening: socket.socket) -> None:
     server(explorer, listening.getsockname()[1]).run(sockets=[listening])
 
 
-class _Protocol(h11_impl.H11Protocol):
+class _Protocol(H11Protocol):
     """Hangs up on who does not send a whole request in some seconds, however little it sends at a
     time: a browser keeps connections without a word, and each is a file of this process."""
 
@@ -64,10 +64,8 @@ class _Protocol(h11_impl.H11Protocol):
         self._timer = self.loop.call_later(SLOWEST, self._hang_up)
 
     def _hang_up(self) -> None:
-        if self.conn.their_state in (
-            h11_impl.h11.IDLE,
-            h11_impl.h11.SEND_BODY,
-        ):  # else it waits for our answer
+        whole = self.cycle is not None and not self.cycle.more_body
+        if not whole or self.cycle.response_complete:  # else it waits for our answer
             self.transport.close()
 
 
