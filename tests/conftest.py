@@ -17,6 +17,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import itertools
 import json
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
 from bitlens.training import TrainConfig, train
 from command import Command
+
+# A shell starts what runs in the background deaf to Ctrl-C, and so would be the commands tried here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LAYERS, WIDTH, HEADS = 4, 32, 4
 BOS, EOS, PAD, UNK, CLS, SEP = "<|bos|>", "<|eos|>", "<|pad|>", "<|unk|>", "<|cls|>", "<|sep|>"
