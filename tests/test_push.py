@@ -128,7 +128,8 @@ def test_names_on_the_hub_are_linked(own):
     assert "The language model has its own licence." in card
 
 
-def test_the_licence_of_a_model_in_a_folder_is_read(tmp_path):
+def test_the_licence_of_a_model_in_a_folder_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # whose README.md is no model's
     assert licence_of(str(tmp_path)) is None
     for text, licence in (
         ("---\nlicense: apache-2.0\n---\n", "apache-2.0"),
@@ -137,6 +138,7 @@ def test_the_licence_of_a_model_in_a_folder_is_read(tmp_path):
         (tmp_path / "README.md").write_text(text)
         assert licence_of(str(tmp_path)) == licence
     assert licence_of(None) is None
+    assert licence_of("") is None
     assert licence_of("bundled") == "mit"
 
 

@@ -104,9 +104,11 @@ def licence_of(model: str | None) -> str | None:
 
     if model == BUNDLED:
         return BUNDLED_LICENCE
+    if not model:
+        return None
     # what others wrote there may be no YAML
     with contextlib.suppress(Exception):
-        licence = (metadata_load(Path(model or "", "README.md")) or {}).get("license")
+        licence = (metadata_load(Path(model, "README.md")) or {}).get("license")
         return licence if isinstance(licence, str) else None
     return None
 
