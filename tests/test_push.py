@@ -17,7 +17,8 @@ from markdown_it import MarkdownIt
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.codes import Codes
 from bitlens.cli import main
-from bitlens.ecosystem.card import About, licence_of
+from bitlens.ecosystem.about import About
+from bitlens.ecosystem.card import licence_of
 from bitlens.ecosystem.hub import push
 from bitlens.ecosystem.published import FILES, without_paths
 from bitlens.errors import BitlensError
@@ -193,7 +194,7 @@ def test_what_cannot_be_pushed_is_a_sentence(own, tmp_path):
 PUSHES = """
 import json, os, sys
 from huggingface_hub import constants
-from bitlens.ecosystem.card import About
+from bitlens.ecosystem.about import About
 from bitlens.ecosystem.hub import push
 from bitlens.errors import BitlensError
 for settings in json.loads(sys.argv[2]):

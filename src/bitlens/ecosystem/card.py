@@ -6,11 +6,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitlens.autoencoders import Autoencoder
+from bitlens.ecosystem.about import About
 from bitlens.ecosystem.published import FIGURE
 from bitlens.evaluation import Evaluation
 from bitlens.hub import is_name
@@ -32,18 +32,6 @@ class Marked(str):
     """Text that is Markdown already."""
 
     __slots__ = ()
-
-
-@dataclass(frozen=True)
-class About:
-    """What a card says that a run does not know."""
-
-    base_model: str | None = None
-    """the language model's name on the hub, where it was read from a folder or a file"""
-    license: str | None = None
-    """of the autoencoder, as the hub names licences: mit, apache-2.0, cc-by-4.0"""
-    datasets: tuple[str, ...] = ()
-    """names on the hub of the data sets that the text is from"""
 
 
 def write(
