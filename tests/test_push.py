@@ -23,7 +23,8 @@ from bitlens.ecosystem.hub import push
 from bitlens.ecosystem.published import FILES, without_paths
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
-from bitlens.hidden import ActivationStore
+from bitlens.hidden import ActivationStore, Corpus
+from bitlens.hidden.split import documents_of
 from bitlens.report import write_report
 from hub_server import TOKEN, Hub, run
 
@@ -122,10 +123,12 @@ def test_names_on_the_hub_are_linked(own):
     given = About(base_model="some/model", datasets=("some/text", "other/text"))
     about = head(push(own, "me/run", given, dry_run=True).card)
     assert (about["base_model"], about["datasets"]) == ("some/model", ["some/text", "other/text"])
-    texts = {"texts": ["some/text:en", "/home/alice/x.txt", "bundled"], "numbering": "x"}
+    own_names = documents_of(Corpus(("some/text:en", "other/text")))["texts"]
+    texts = {"texts": [*own_names, "/home/alice/x.txt", "bundled"], "numbering": "x"}
     changed(own, model="some/model", documents_of=texts)
     card = push(own, "me/run", dry_run=True).card
-    assert (head(card)["base_model"], head(card)["datasets"]) == ("some/model", ["some/text"])
+    about = head(card)
+    assert (about["base_model"], about["datasets"]) == ("some/model", ["some/text", "other/text"])
     assert "The language model has its own licence." in card
 
 

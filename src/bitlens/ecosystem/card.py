@@ -70,7 +70,9 @@ def _head(autoencoder: Autoencoder, about: About, on_hub: str | None) -> str:
     from huggingface_hub import ModelCardData
 
     texts = (autoencoder.metadata.get("documents_of") or {}).get("texts") or []
-    datasets = about.datasets or [name for text in texts if is_name(name := text.split(":")[0])]
+    # NAME:CONFIGURATION (SPLIT), as a store records a dataset
+    names = [re.split(r"[: ]", text)[0] for text in texts if isinstance(text, str)]
+    datasets = about.datasets or dict.fromkeys(filter(is_name, names))
     kind = "transcoder" if autoencoder.transcodes else "autoencoder"
     data = ModelCardData(
         library_name="bitlens",
