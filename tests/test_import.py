@@ -407,6 +407,39 @@ def test_a_path_of_gemma_scope_is_read_from_its_repository_on(tmp_path, tensors)
         Autoencoder.from_pretrained(other)
 
 
+LLAMA_SCOPE: dict[str, Any] = {"d_model": D, "d_sae": N, "act_fn": "jumprelu"}
+LLAMA_SCOPE |= {"norm_activation": "dataset-wise", "hook_point_in": "blocks.3.hook_resid_post"}
+LLAMA_SCOPE |= {"jump_relu_threshold": 0.1, "dataset_average_activation_norm": {"in": 3, "out": 3}}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"d_model": 0},
+        {"d_model": 10**400},
+        {"d_sae": "\n"},
+        {"jump_relu_threshold": torch.nan},
+        {"jump_relu_threshold": 10**400},
+        {"hook_point_in": ["a"]},
+        {"dataset_average_activation_norm": {"in": 10**400, "out": 3}},
+        {"dataset_average_activation_norm": {"in": -3, "out": 3}},
+    ],
+    ids=lambda changed: str(changed)[:40],
+)
+def test_settings_that_are_no_numbers_are_a_sentence(tmp_path, tensors, changed):
+    named = {"encoder.weight": tensors["W_enc"].T, "encoder.bias": tensors["b_enc"]}
+    named |= {"decoder.weight": tensors["W_dec"].T, "decoder.bias": tensors["b_dec"]}
+    (tmp_path / "checkpoints").mkdir()
+    contiguous = {name: tensor.contiguous() for name, tensor in named.items()}
+    save_file(contiguous, tmp_path / "checkpoints" / "final.safetensors")
+    (tmp_path / "hyperparams.json").write_text(json.dumps(LLAMA_SCOPE))
+    assert Autoencoder.from_pretrained(tmp_path).architecture == "jumprelu"
+    (tmp_path / "hyperparams.json").write_text(json.dumps(LLAMA_SCOPE | changed))
+    with pytest.raises(BitlensError) as caught:
+        Autoencoder.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 SPARSIFY: dict[str, Any] = {"d_in": D, "num_latents": N, "k": 2, "activation": "topk"}
 
 

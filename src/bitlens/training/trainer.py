@@ -79,7 +79,7 @@ def train(
         if differ(*places):
             theirs, ours = ((place or {}).get("module") for place in places)
             terminal.say(
-                f"`init` names an autoencoder of {theirs}; these hidden states are {ours}'s."
+                f"`init` names an autoencoder of {theirs}, not of {ours}, as the rows are."
             )
     settings = config.resolved(source.d_in, device)
     held_out = getattr(source, "test_fraction", None)

@@ -6,10 +6,9 @@ by `weights_only`, of tensors alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from bitlens.hidden.hooks import names_elsewhere
 from bitlens.results import plain
 
 WHAT = "an autoencoder"
+MOST = 3e38  # of float32
 
 
 class Foreign(NamedTuple):
@@ -55,14 +55,18 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def wanted(config: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
-    """`config[key]`, which must be there and of this kind."""
+    """`config[key]`, which must be there and of this kind; a float, a number."""
     value = config.get(key)
-    if kind is float and isinstance(value, int):
-        kind = int
-    if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
-        found = "lacks the key" if value is None else f"has {value!r} for"
+    usable = isinstance(value, kind) and isinstance(value, bool) is (kind is bool)
+    if not (is_number(value) if kind is float else usable):
+        found = "lacks the key" if value is None else f"has {str(value)[:40]!r} for"
         raise BitlensError(f"{path} {found} '{key}'; restore it or fetch it again.")
     return value
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value of JSON is a number that float32 has."""
+    return type(value) in (int, float) and abs(value) < MOST
 
 
 def honour(config: Mapping[str, Any], path: Path, **allowed: tuple[Any, ...]) -> None:
@@ -91,9 +95,7 @@ def refuse_unknown(config: Mapping[str, Any], known: Iterable[str], path: Path) 
 def given_scale(config: Mapping[str, Any], about: Mapping[str, Any] = {}) -> float | None:
     """What hidden states are divided by, where the settings hold its inverse by hand."""
     factor = config.get("norm_scaling_factor", about.get("norm_scaling_factor"))
-    usable = isinstance(factor, int | float) and not isinstance(factor, bool)
-    scale = 1 / factor if usable and factor > 0 else 0.0
-    return scale if 0 < scale < math.inf else None
+    return 1 / factor if is_number(factor) and factor > 1 / MOST else None
 
 
 def described(
@@ -211,8 +213,8 @@ def require_widths(tensors: Mapping[str, Tensor], path: Path, **widths: int | No
     for name, width in widths.items():
         if width is not None and width != actual[name]:
             raise BitlensError(
-                f"{path} says {name} {width}, but its tensors have {actual[name]}; restore them or "
-                "fetch them again."
+                f"{path} says {name} {width!r}, but its tensors have {actual[name]}; restore "
+                "them or fetch them again."
             )
 
 

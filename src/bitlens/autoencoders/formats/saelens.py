@@ -118,7 +118,7 @@ def _architecture(config: dict[str, Any], path: Path) -> str:
         name = function if name == "standard" else f"{name} with {function}"
     if name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise BitlensError(f"{path} has the architecture '{name}', not one of: {known}.")
+        raise BitlensError(f"{path} has the architecture {name!r}, not one of: {known}.")
     return name
 
 
