@@ -280,7 +280,7 @@ def load_spliced(
         if not all(hooks):
             raise BitlensError(
                 "This transcoder does not know where it reads and writes, so it cannot be put into "
-                "a model: measure it with --no-ce, or put both hook points into its metadata."
+                "a model: leave the cross-entropy out, or put both hook points into its metadata."
             )
     every = [*hooks, *more]
     return LanguageModel.again(store.manifest, store.path, every, device=device, causal=True)
