@@ -24,6 +24,7 @@ from bitlens.ecosystem.published import FILES, without_paths
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
 from bitlens.hidden import ActivationStore, Corpus
+from bitlens.hidden.hooks import names_elsewhere
 from bitlens.hidden.split import documents_of
 from bitlens.report import write_report
 from hub_server import TOKEN, Hub, run
@@ -144,6 +145,15 @@ def test_the_licence_of_a_model_in_a_folder_is_read(tmp_path, monkeypatch):
     assert licence_of(None) is None
     assert licence_of("") is None
     assert licence_of("bundled") == "mit"
+
+
+def test_only_names_of_the_hook_point_that_are_known_are_shown(own):
+    changed(own, hook=names_elsewhere("blocks.2.ln2.hook_normalized"))
+    card = push(own, "me/run", dry_run=True).card
+    assert "| hook point | `blocks.2.ln2.hook_normalized` |" in card
+    changed(own, hook=names_elsewhere("blocks.2.hook_resid_post"))
+    card = push(own, "me/run", dry_run=True).card
+    assert "| hook point | `layers.2 = blocks.2.hook_resid_post` |" in card
 
 
 def test_nothing_from_data_is_markup(own):
