@@ -151,9 +151,15 @@ def test_only_names_of_the_hook_point_that_are_known_are_shown(own):
     changed(own, hook=names_elsewhere("blocks.2.ln2.hook_normalized"))
     card = push(own, "me/run", dry_run=True).card
     assert "| hook point | `blocks.2.ln2.hook_normalized` |" in card
+    assert "LanguageModel.load" not in card  # of a place that is not read here
     changed(own, hook=names_elsewhere("blocks.2.hook_resid_post"))
     card = push(own, "me/run", dry_run=True).card
     assert "| hook point | `layers.2 = blocks.2.hook_resid_post` |" in card
+    changed(own, model="bundled", hook=names_elsewhere("blocks.2.hook_mlp_out"))
+    code = example(push(own, "me/run", dry_run=True).card).replace("'me/run'", repr(str(own)))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["x"].shape == names["x_hat"].shape
 
 
 def test_nothing_from_data_is_markup(own):

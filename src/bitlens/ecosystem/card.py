@@ -13,6 +13,7 @@ from bitlens.autoencoders import Autoencoder
 from bitlens.ecosystem.about import About
 from bitlens.ecosystem.published import FIGURE
 from bitlens.evaluation import Evaluation
+from bitlens.hidden.hooks import KINDS
 from bitlens.hub import is_name
 from bitlens.options import BUNDLED
 from bitlens.report import contents
@@ -51,7 +52,7 @@ def write(
         repository=repository,
         heading=contents.heading(config),
         autoencoder=autoencoder,
-        hook=(metadata.get("hook") or {}).get("module"),
+        hook=_read_here((metadata.get("hook") or {}).get("module")),
         lines=listed(Evaluation, evaluation["numbers"]) if evaluation else [],
         where=where,
         special=special,
@@ -86,6 +87,12 @@ def _head(autoencoder: Autoencoder, about: About, on_hub: str | None) -> str:
         license=about.license,
     )
     return f"---\n{data.to_yaml()}\n---\n\n"
+
+
+def _read_here(hook: str | None) -> str | None:
+    """The hook point, unless it is one of TransformerLens' that bitlens does not read."""
+    kind = re.sub(r"^blocks\.\d+\.", "", hook or "")
+    return hook if kind == hook or kind in KINDS else None
 
 
 def licence_of(model: str | None) -> str | None:
