@@ -299,7 +299,7 @@ def test_missing_and_damaged_files_give_one_error(tmp_path):
     weights = tmp_path / "sae_weights.safetensors"
     tensors = read_tensors(weights)
     write_tensors(weights, {name: t.clone() for name, t in tensors.items() if name != "b_enc"})
-    with pytest.raises(BitlensError, match="lacks a tensor"):
+    with pytest.raises(BitlensError, match=r"lacks 'b_enc', which a bae needs"):
         Autoencoder.from_pretrained(tmp_path)
     weights.write_bytes(weights.read_bytes()[:50])
     with pytest.raises(BitlensError, match="is damaged"):

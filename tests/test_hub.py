@@ -208,3 +208,22 @@ def test_a_language_model_that_the_hub_does_not_give_is_a_sentence(hub, home):
         )
     offline = run(hub, home, "-c", MODEL, "some/none", HF_HUB_OFFLINE="1").out
     assert f"{start}: HF_HUB_OFFLINE is set and 'some/none' (main) was not fetched" in offline
+
+
+def test_no_token_and_no_password_is_repeated(monkeypatch):
+    """A server may say what it was sent; HF_ENDPOINT may hold a password."""
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr(constants, "ENDPOINT", "https://me:secret@hub.example")
+    long = f"{'x' * 190} Bearer hf_secret"  # the token is cut where letters are
+    for error in (ValueError(long), OSError(long), OSError("at https://me:secret@hub.example/x")):
+        said = bitlens_hub._sentence(error, "some/repo", "main", sent=False)
+        assert "secret" not in said
+        assert "hf_" not in said
+
+
+@pytest.mark.parametrize("revision", ["../../main", "/etc/passwd"])
+def test_a_revision_is_no_path(revision):
+    with pytest.raises(BitlensError, match="has no branch, tag or commit"):
+        bitlens_hub.fetch("some/repo", revision=revision)

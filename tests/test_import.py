@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"activation_fn": "gelu", "metadata": None},
         "activation_fn 'gelu', which bitlens does not honour, only 'relu', 'tanh-relu', 'topk'",
     ),
+    "a gated one with TopK": (
+        {"architecture": "gated", "activation_fn": "topk", "metadata": None},
+        "architecture 'gated with topk', not one of",
+    ),
+    "a scale that is none": (
+        {"normalize_activations": "expected_average_only_in", "norm_scaling_factor": 10**400},
+        "add a 'norm_scaling_factor'",
+    ),
     "a later version": (
         {"metadata": {"sae_lens_version": "7.0.0"}},
         "written by SAELens 7, and this bitlens reads those up to 6",
@@ -274,6 +283,161 @@ def test_nothing_in_a_pickle_is_run(tmp_path, tensors):
     with pytest.raises(BitlensError, match="does not hold arrays of numbers alone"):
         Autoencoder.from_pretrained(tmp_path)
     assert not ran.exists()
+
+
+def of_torch(folder: Path, tensors: dict[str, Tensor], **changed: Any) -> Path:
+    """A file of Goodfire."""
+    folder.mkdir(exist_ok=True)
+    named = {"encoder_linear.weight": tensors["W_enc"].T, "encoder_linear.bias": tensors["b_enc"]}
+    named |= {"decoder_linear.weight": tensors["W_dec"].T, "decoder_linear.bias": tensors["b_dec"]}
+    torch.save(named | changed, folder / "model-SAE-l3.pt")
+    return folder
+
+
+NO_NUMBERS = {
+    "NaN": lambda t: t * torch.nan,
+    "infinity": lambda t: t + torch.inf,
+    "float16 that overflowed": lambda t: (t + 1e6).half(),
+    "integers without their scale": lambda t: t.to(torch.int8),
+    "complex": lambda t: t.to(torch.complex64),
+    "sparse": lambda t: t.to_sparse(),
+    "nowhere": lambda t: t.to("meta"),
+    "of another size than its file": lambda t: torch.zeros(1).expand(10**8, 10**8),
+}
+
+
+@pytest.mark.parametrize("case", NO_NUMBERS)
+def test_weights_that_are_no_plain_finite_numbers_are_refused(tmp_path, tensors, case):
+    assert Autoencoder.from_pretrained(of_torch(tmp_path, tensors)).architecture == "relu"
+    changed = {"encoder_linear.weight": NO_NUMBERS[case](tensors["W_enc"].T)}
+    with pytest.raises(BitlensError, match=r"'encoder_linear\.weight'") as caught:
+        Autoencoder.from_pretrained(of_torch(tmp_path, tensors, **changed))
+    assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_other_precisions_are_read_as_float32(tmp_path, tensors, dtype):
+    given = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    ours = Autoencoder.from_pretrained(sae_lens(tmp_path, given))
+    assert ours.W_enc.dtype == torch.float32
+    assert torch.equal(ours.W_enc, given["W_enc"].float())
+
+
+def damaged_arrays(kind: str, file: Path) -> None:
+    """An .npz file of one array that cannot be read."""
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (10000000, 10000000)}"
+    header = ("{'descr': ((((" if kind == "header" else header).ljust(117) + "\n"
+    start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+    compression = zipfile.ZIP_DEFLATED if kind == "deflated" else zipfile.ZIP_STORED
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr("w_enc.npy", start + header.encode() + bytes(240))
+    content = bytearray(file.read_bytes())
+    if kind == "deflated":
+        content[45:60] = bytes(15)
+    if kind == "encrypted":
+        content[6] |= 1
+        content[content.find(b"PK\x01\x02") + 8] |= 1
+    file.write_bytes(content[:100] if kind == "truncated" else content)
+
+
+@pytest.mark.parametrize("kind", ["huge", "header", "deflated", "encrypted", "truncated"])
+def test_damaged_arrays_are_a_sentence(tmp_path, kind):
+    damaged_arrays(kind, tmp_path / "params.npz")
+    with pytest.raises(BitlensError, match="does not hold arrays of numbers alone"):
+        Autoencoder.from_pretrained(tmp_path)
+
+
+def dictionary(
+    folder: Path, tensors: dict[str, Tensor], k: Tensor, trainer: dict[str, Any]
+) -> Path:
+    """A TopK of dictionary_learning, which keeps k among the tensors, too."""
+    folder.mkdir(exist_ok=True)
+    config = {"trainer": {"dict_class": "AutoEncoderTopK", **trainer}}
+    (folder / "config.json").write_text(json.dumps(config))
+    named = {"encoder.weight": tensors["W_enc"].T, "encoder.bias": tensors["b_enc"]}
+    named |= {"decoder.weight": tensors["W_dec"].T, "b_dec": tensors["b_dec"], "k": k}
+    torch.save(named, folder / "ae.pt")
+    return folder
+
+
+def test_two_values_of_k_are_refused(tmp_path, tensors):
+    two, odd = torch.tensor(2), torch.ones(3)
+    for trainer in ({"k": 2}, {}):
+        ours = Autoencoder.from_pretrained(dictionary(tmp_path, tensors, two, trainer))
+        assert ours.settings["k"] == 2
+    for k, trainer in ((two, {"k": 3}), (odd, {"k": 2}), (odd, {}), (torch.tensor(torch.nan), {})):
+        with pytest.raises(BitlensError, match=r"says k|for 'k'"):
+            Autoencoder.from_pretrained(dictionary(tmp_path, tensors, k, trainer))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"d_in": 10**9, "d_sae": 10**9}, {"d_in": 10**30}, {"k": "3"}, {"k": 3.0}, {"k": None}],
+    ids=str,
+)
+def test_settings_of_our_own_that_do_not_fit_are_a_sentence(tmp_path, tensors, changed):
+    t = {name: tensor for name, tensor in tensors.items() if name != "threshold"}
+    folder = sae_lens(tmp_path / "theirs", t, architecture="topk", k=3)
+    Autoencoder.from_pretrained(folder).save(tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps(config | changed))
+    with pytest.raises(BitlensError, match=r"does not fit|is damaged"):
+        Autoencoder.from_pretrained(tmp_path)
+
+
+def test_a_latent_without_a_decoder_row_is_never_on(tmp_path, tensors, x):
+    t = {name: tensor for name, tensor in tensors.items() if name != "threshold"}
+    t["W_dec"][:8] = 0
+    how = {"architecture": "topk", "k": 6, "rescale_acts_by_decoder_norm": True}
+    codes = Autoencoder.from_pretrained(sae_lens(tmp_path, t, **how)).encode(x)
+    assert not codes[:, :8].any()
+    assert codes[:, 8:].any()
+
+
+def test_a_path_of_gemma_scope_is_read_from_its_repository_on(tmp_path, tensors):
+    below = "layer_3/embedding/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"
+    folder = tmp_path / below
+    folder.mkdir(parents=True)
+    np.savez(folder / "params.npz", **{name.lower(): t.numpy() for name, t in tensors.items()})
+    assert Autoencoder.from_pretrained(folder).metadata["hook"]["module"] == "layers.12"
+    other = tmp_path / "gemma-scope-2b-pt-res" / "embedding"
+    other.mkdir(parents=True)
+    (folder / "params.npz").rename(other / "params.npz")
+    with pytest.raises(BitlensError, match="scaled embeddings"):
+        Autoencoder.from_pretrained(other)
+
+
+LLAMA_SCOPE: dict[str, Any] = {"d_model": D, "d_sae": N, "act_fn": "jumprelu"}
+LLAMA_SCOPE |= {"norm_activation": "dataset-wise", "hook_point_in": "blocks.3.hook_resid_post"}
+LLAMA_SCOPE |= {"jump_relu_threshold": 0.1, "dataset_average_activation_norm": {"in": 3, "out": 3}}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"d_model": 0},
+        {"d_model": 10**400},
+        {"d_sae": "\n"},
+        {"jump_relu_threshold": torch.nan},
+        {"jump_relu_threshold": 10**400},
+        {"hook_point_in": ["a"]},
+        {"dataset_average_activation_norm": {"in": 10**400, "out": 3}},
+        {"dataset_average_activation_norm": {"in": -3, "out": 3}},
+    ],
+    ids=lambda changed: str(changed)[:40],
+)
+def test_settings_that_are_no_numbers_are_a_sentence(tmp_path, tensors, changed):
+    named = {"encoder.weight": tensors["W_enc"].T, "encoder.bias": tensors["b_enc"]}
+    named |= {"decoder.weight": tensors["W_dec"].T, "decoder.bias": tensors["b_dec"]}
+    (tmp_path / "checkpoints").mkdir()
+    contiguous = {name: tensor.contiguous() for name, tensor in named.items()}
+    save_file(contiguous, tmp_path / "checkpoints" / "final.safetensors")
+    (tmp_path / "hyperparams.json").write_text(json.dumps(LLAMA_SCOPE))
+    assert Autoencoder.from_pretrained(tmp_path).architecture == "jumprelu"
+    (tmp_path / "hyperparams.json").write_text(json.dumps(LLAMA_SCOPE | changed))
+    with pytest.raises(BitlensError) as caught:
+        Autoencoder.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 SPARSIFY: dict[str, Any] = {"d_in": D, "num_latents": N, "k": 2, "activation": "topk"}

@@ -109,6 +109,16 @@ def test_the_number_of_latents_is_the_others_unless_more_are_asked_for(other):
         train(source, settings(init=str(other), n_latents=20, k=4, architecture="topk"))
 
 
+def test_another_hook_point_is_said(other, tmp_path, capsys):
+    theirs = Autoencoder.from_pretrained(other)
+    theirs.metadata["hook"] = {"module": "layers.1"}
+    theirs.save(tmp_path)
+    for hook, said in (("layers.2", True), ("layers.1", False)):
+        source = TensorSource(rows(), {"hook": {"module": hook}})
+        train(source, settings(init=str(tmp_path), steps=1))
+        assert ("names an autoencoder of layers.1" in capsys.readouterr().err) is said
+
+
 def test_another_width_or_silence_is_refused(other):
     with pytest.raises(BitlensError, match="of width 12 with 30 latents, at which one of width 5"):
         train(TensorSource(rows(d=5)), settings(init=str(other)))

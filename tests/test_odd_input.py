@@ -320,6 +320,12 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(
         "interpret": ["no", "--out", tmp_path / "o"],
         "contrast": ["no", "--positive", "0-9", "--negative", "10-19"],
         "study icl": ["--data", "no", "--out", tmp_path / "o"],
+        "push": ["no", "me/run"],
+        "saebench": ["no", "--out", tmp_path / "o"],
+        "export saelens": ["no", "--out", tmp_path / "o"],
+        "export delphi": ["no", "no", "--out", tmp_path / "o"],
+        "export neuronpedia": ["no", "no", "--out", tmp_path / "o"],
+        "export vector": ["no", "1", "--out", tmp_path / "o"],
     }.get(command, ["no", "no"] if command in ("evaluate", "faithfulness", "effects") else ["no"])
     given = (
         ["--out", tmp_path / "o"]

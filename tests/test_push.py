@@ -17,12 +17,15 @@ from markdown_it import MarkdownIt
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.codes import Codes
 from bitlens.cli import main
-from bitlens.ecosystem.card import About, licence_of
+from bitlens.ecosystem.about import About
+from bitlens.ecosystem.card import licence_of
 from bitlens.ecosystem.hub import push
 from bitlens.ecosystem.published import FILES, without_paths
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
-from bitlens.hidden import ActivationStore
+from bitlens.hidden import ActivationStore, Corpus
+from bitlens.hidden.hooks import names_elsewhere
+from bitlens.hidden.split import documents_of
 from bitlens.report import write_report
 from hub_server import TOKEN, Hub, run
 
@@ -121,14 +124,17 @@ def test_names_on_the_hub_are_linked(own):
     given = About(base_model="some/model", datasets=("some/text", "other/text"))
     about = head(push(own, "me/run", given, dry_run=True).card)
     assert (about["base_model"], about["datasets"]) == ("some/model", ["some/text", "other/text"])
-    texts = {"texts": ["some/text:en", "/home/alice/x.txt", "bundled"], "numbering": "x"}
+    own_names = documents_of(Corpus(("some/text:en", "other/text")))["texts"]
+    texts = {"texts": [*own_names, "/home/alice/x.txt", "bundled"], "numbering": "x"}
     changed(own, model="some/model", documents_of=texts)
     card = push(own, "me/run", dry_run=True).card
-    assert (head(card)["base_model"], head(card)["datasets"]) == ("some/model", ["some/text"])
+    about = head(card)
+    assert (about["base_model"], about["datasets"]) == ("some/model", ["some/text", "other/text"])
     assert "The language model has its own licence." in card
 
 
-def test_the_licence_of_a_model_in_a_folder_is_read(tmp_path):
+def test_the_licence_of_a_model_in_a_folder_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # whose README.md is no model's
     assert licence_of(str(tmp_path)) is None
     for text, licence in (
         ("---\nlicense: apache-2.0\n---\n", "apache-2.0"),
@@ -137,7 +143,23 @@ def test_the_licence_of_a_model_in_a_folder_is_read(tmp_path):
         (tmp_path / "README.md").write_text(text)
         assert licence_of(str(tmp_path)) == licence
     assert licence_of(None) is None
+    assert licence_of("") is None
     assert licence_of("bundled") == "mit"
+
+
+def test_only_names_of_the_hook_point_that_are_known_are_shown(own):
+    changed(own, hook=names_elsewhere("blocks.2.ln2.hook_normalized"))
+    card = push(own, "me/run", dry_run=True).card
+    assert "| hook point | `blocks.2.ln2.hook_normalized` |" in card
+    assert "LanguageModel.load" not in card  # of a place that is not read here
+    changed(own, hook=names_elsewhere("blocks.2.hook_resid_post"))
+    card = push(own, "me/run", dry_run=True).card
+    assert "| hook point | `layers.2 = blocks.2.hook_resid_post` |" in card
+    changed(own, model="bundled", hook=names_elsewhere("blocks.2.hook_mlp_out"))
+    code = example(push(own, "me/run", dry_run=True).card).replace("'me/run'", repr(str(own)))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["x"].shape == names["x_hat"].shape
 
 
 def test_nothing_from_data_is_markup(own):
@@ -191,7 +213,7 @@ def test_what_cannot_be_pushed_is_a_sentence(own, tmp_path):
 PUSHES = """
 import json, os, sys
 from huggingface_hub import constants
-from bitlens.ecosystem.card import About
+from bitlens.ecosystem.about import About
 from bitlens.ecosystem.hub import push
 from bitlens.errors import BitlensError
 for settings in json.loads(sys.argv[2]):

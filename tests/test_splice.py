@@ -296,6 +296,9 @@ def test_a_transcoder_is_spliced_where_it_writes(tiny_llama, tiny_store):
     assert losses.ce_spliced == losses.ce_mean
     assert losses.ce_loss_score_mean == 0
     assert load_spliced(BinaryAutoencoder(32, 16), tiny_store, "cpu").hooks[0].name == "layers.1"
+    transcoder.metadata["target_hook"] = None  # as of an imported one that does not say
+    with pytest.raises(BitlensError, match="does not know where it reads and writes"):
+        load_spliced(transcoder, tiny_store, "cpu")
 
 
 def test_the_mean_of_the_store_is_ablated_to_whatever_the_autoencoder_takes_for_one(

@@ -92,7 +92,7 @@ def finite(value: Any) -> Any:
 # holds such values, an object has these keys, and of a tuple any form will do.
 _HOOK = ({"module": str}, None)
 _FORMS: dict[str, Any] = {
-    **dict.fromkeys(("rows", "d_in", "d_sae", "n_latents"), int),
+    **dict.fromkeys(("rows", "d_in", "d_sae", "n_latents", "d_out", "k"), int),
     "std": float,
     "mean": [float],
     "shards": [{"file": str, "sha256": object, "rows": int}],
@@ -151,7 +151,7 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise BitlensError(f"{path.parent} is not {what}: it has no {path.name}.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of 5,000 digits
         raise BitlensError(
             f"{path} is damaged ({error}); restore it or make {what} again."
         ) from error

@@ -25,6 +25,7 @@ WAITS = (1.0, 2.0)  # seconds before what failed on the hub's side is tried agai
 PATIENCE = 20.0  # seconds that the hub has to answer a first question
 LETTERS = 200  # of what the hub says
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+SECRET = re.compile(r"(?<=://)[^/\s@]+@")  # of an address: the user's name and password
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # of the exceptions of the client's HTTP library, which is another one in each of its versions
 BROKEN = {"RemoteProtocolError", "ReadError", "WriteError", "ReadTimeout", "ChunkedEncodingError"}
@@ -57,6 +58,10 @@ def fetch(
             f"'{plain(repository)}' is neither a folder here nor the name of a repository on the "
             "hub, which is owner/name."
         )
+    if revision and (
+        ".." in revision or revision.startswith("/")
+    ):  # it becomes a path in the cache
+        raise BitlensError(f"'{repository}' has no branch, tag or commit '{plain(revision)}'.")
     below = _below(subfolder)
     start = f"{glob.escape(below)}/" if below else ""
     wanted = [f"{start}{pattern}" for pattern in (patterns or ["*"])]
@@ -201,10 +206,26 @@ def _passes(error: BaseException) -> bool:
     return type(error).__name__ in BROKEN or any(words in str(error) for words in said)
 
 
-def _sentence(error: BaseException, repository: str, revision: str, sent: bool) -> str:
-    from huggingface_hub import constants, errors, get_token
+def _endpoint() -> str:
+    """The hub's address, without the password that may stand in it."""
+    from huggingface_hub import constants
 
-    hub, status = constants.ENDPOINT, _status(error)
+    return SECRET.sub("", constants.ENDPOINT)
+
+
+def _said(text: str) -> str:
+    """What the client or a hub said, on one short line, without the token and passwords: a server
+    may repeat what it was sent."""
+    from huggingface_hub import get_token
+
+    text = text.replace(token, "…") if (token := get_token()) else text
+    return SECRET.sub("", plain(text)).strip()[:LETTERS]
+
+
+def _sentence(error: BaseException, repository: str, revision: str, sent: bool) -> str:
+    from huggingface_hub import errors, get_token
+
+    hub, status = _endpoint(), _status(error)
     token = "the token that is set (HF_TOKEN, hf auth login)" if get_token() else "no token"
     if isinstance(error, errors.OfflineModeIsEnabled):
         what = "nothing is sent" if sent else f"'{repository}' ({revision}) was not fetched before"
@@ -221,7 +242,7 @@ def _sentence(error: BaseException, repository: str, revision: str, sent: bool) 
     if isinstance(error, errors.EntryNotFoundError) and status == 404:
         return f"A file of '{repository}' ({plain(revision)}) is not there any more; try again."
     if status is not None:
-        said = plain(getattr(error, "server_message", None) or "").strip()[:LETTERS]
+        said = _said(getattr(error, "server_message", None) or "")
         way = f"; {token} may not do this" if status == 403 else "; try again later"
         return f"{hub} answered {status} about '{repository}'{said and f' ({said})'}{way}."
     return _without_answer(error, repository, sent)
@@ -230,7 +251,7 @@ def _sentence(error: BaseException, repository: str, revision: str, sent: bool) 
 def _without_answer(error: BaseException, repository: str, sent: bool) -> str:
     from huggingface_hub import constants
 
-    hub = constants.ENDPOINT
+    hub = _endpoint()
     number = getattr(error, "errno", None)
     if number in FULL:
         return (
@@ -245,8 +266,8 @@ def _without_answer(error: BaseException, repository: str, sent: bool) -> str:
         return f"{hub} does not answer as a hub does; check HF_ENDPOINT."
     if isinstance(error, ValueError):
         verb = "written" if sent else "taken"
-        return f"'{repository}' cannot be {verb}: {plain(str(error))[:LETTERS].rstrip('.')}."
-    reason = plain(str(error) or type(error).__name__)[:LETTERS].rstrip(".")
+        return f"'{repository}' cannot be {verb}: {_said(str(error)).rstrip('.')}."
+    reason = _said(str(error) or type(error).__name__).rstrip(".")
     if sent:
         return f"{hub} broke off ({reason}); check the network and repeat the command."
     return (

@@ -261,9 +261,15 @@ class Autoencoder(nn.Module):
         d_in, n_latents = required(config, "d_in", path), required(config, "d_sae", path)
         settings = {**kind.defaults_of_older_files, **config}
         own = {name: required(settings, name, path) for name in kind.setting_names}
+        file = folder / WEIGHTS
+        found = read_tensors(file)
+        about = kind.architecture, d_in, n_latents
+        # before anything is made as large as the settings say
+        _require(found, "W_enc", (d_in, n_latents), file, *about)
+        _require(found, "W_dec", (n_latents, own.get("d_out", d_in)), file, *about)
         model = kind(d_in, n_latents, **own)
         model.subtracts_b_dec = bool(config.get("apply_b_dec_to_input", kind.subtracts_b_dec))
-        model._take(read_tensors(folder / WEIGHTS, list(model.state_dict())), folder / WEIGHTS)
+        model._take({name: found[name] for name in model.state_dict() if name in found}, file)
         model.metadata = config.get("metadata", {})
         return model
 
@@ -285,14 +291,8 @@ class Autoencoder(nn.Module):
     def _take(self, tensors: dict[str, Tensor], file: Path) -> None:
         """Load the tensors of a file, which must be those of this model."""
         for name, own in self.state_dict().items():
-            if name not in tensors:
-                raise BitlensError(f"{file} lacks '{name}', which a {self.architecture} needs.")
-            if tensors[name].shape != own.shape:
-                shapes = f"{list(tensors[name].shape)}, not {list(own.shape)}"
-                raise BitlensError(
-                    f"{file} does not fit its {self.architecture} of width {self.d_in} and "
-                    f"{self.n_latents} latents: '{name}' has the shape {shapes}."
-                )
+            about = self.architecture, self.d_in, self.n_latents
+            _require(tensors, name, tuple(own.shape), file, *about)
         self.load_state_dict(tensors)
 
     @classmethod
@@ -306,3 +306,23 @@ class Autoencoder(nn.Module):
             fitting = ", ".join(filter(fits, sorted(KNOWN)))
             raise BitlensError(f"{path} has architecture '{architecture}', not one of: {fitting}.")
         return KNOWN[architecture].load_model()
+
+
+def _require(
+    tensors: dict[str, Tensor],
+    name: str,
+    shape: tuple[int, ...],
+    file: Path,
+    architecture: str,
+    d_in: int,
+    n_latents: int,
+) -> None:
+    """BitlensError if a file lacks this tensor, or has it in another shape."""
+    if name not in tensors:
+        raise BitlensError(f"{file} lacks '{name}', which a {architecture} needs.")
+    if tuple(tensors[name].shape) != shape:
+        shapes = f"{list(tensors[name].shape)}, not {list(shape)}"
+        raise BitlensError(
+            f"{file} does not fit its {architecture} of width {d_in} and {n_latents} latents: "
+            f"'{name}' has the shape {shapes}."
+        )

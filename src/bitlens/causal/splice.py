@@ -275,6 +275,12 @@ def load_spliced(
         )
     hooks = [store.manifest["hook"]["module"]]
     if autoencoder is not None and autoencoder.transcodes:
-        hooks = [autoencoder.metadata[key]["module"] for key in ("hook", "target_hook")]
+        both = [autoencoder.metadata.get(key) or {} for key in ("hook", "target_hook")]
+        hooks = [hook.get("module") for hook in both]
+        if not all(hooks):
+            raise BitlensError(
+                "This transcoder does not know where it reads and writes, so it cannot be put into "
+                "a model: leave the cross-entropy out, or put both hook points into its metadata."
+            )
     every = [*hooks, *more]
     return LanguageModel.again(store.manifest, store.path, every, device=device, causal=True)

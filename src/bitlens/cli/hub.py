@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from bitlens.cli.common import On, RunFolder
-from bitlens.ecosystem.card import About
+from bitlens.ecosystem.about import About
 
 Repository = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")]
 AboutFlags = Annotated[About, tyro.conf.arg(name="")]

@@ -6,13 +6,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitlens.autoencoders import Autoencoder
+from bitlens.ecosystem.about import About
 from bitlens.ecosystem.published import FIGURE
 from bitlens.evaluation import Evaluation
+from bitlens.hidden.hooks import KINDS
 from bitlens.hub import is_name
 from bitlens.options import BUNDLED
 from bitlens.report import contents
@@ -34,18 +35,6 @@ class Marked(str):
     __slots__ = ()
 
 
-@dataclass(frozen=True)
-class About:
-    """What a card says that a run does not know."""
-
-    base_model: str | None = None
-    """the language model's name on the hub, where it was read from a folder or a file"""
-    license: str | None = None
-    """of the autoencoder, as the hub names licences: mit, apache-2.0, cc-by-4.0"""
-    datasets: tuple[str, ...] = ()
-    """names on the hub of the data sets that the text is from"""
-
-
 def write(
     autoencoder: Autoencoder, folder: Path, repository: str, about: About, licence: str | None
 ) -> str:
@@ -63,7 +52,7 @@ def write(
         repository=repository,
         heading=contents.heading(config),
         autoencoder=autoencoder,
-        hook=(metadata.get("hook") or {}).get("module"),
+        hook=_read_here((metadata.get("hook") or {}).get("module")),
         lines=listed(Evaluation, evaluation["numbers"]) if evaluation else [],
         where=where,
         special=special,
@@ -82,7 +71,9 @@ def _head(autoencoder: Autoencoder, about: About, on_hub: str | None) -> str:
     from huggingface_hub import ModelCardData
 
     texts = (autoencoder.metadata.get("documents_of") or {}).get("texts") or []
-    datasets = about.datasets or [name for text in texts if is_name(name := text.split(":")[0])]
+    # NAME:CONFIGURATION (SPLIT), as a store records a dataset
+    names = [re.split(r"[: ]", text)[0] for text in texts if isinstance(text, str)]
+    datasets = about.datasets or dict.fromkeys(filter(is_name, names))
     kind = "transcoder" if autoencoder.transcodes else "autoencoder"
     data = ModelCardData(
         library_name="bitlens",
@@ -98,15 +89,23 @@ def _head(autoencoder: Autoencoder, about: About, on_hub: str | None) -> str:
     return f"---\n{data.to_yaml()}\n---\n\n"
 
 
+def _read_here(hook: str | None) -> str | None:
+    """The hook point, unless it is one of TransformerLens' that bitlens does not read."""
+    kind = re.sub(r"^blocks\.\d+\.", "", hook or "")
+    return hook if kind == hook or kind in KINDS else None
+
+
 def licence_of(model: str | None) -> str | None:
     """What a language model in a folder says of its licence, in the head of its README.md."""
     from huggingface_hub.repocard import metadata_load
 
     if model == BUNDLED:
         return BUNDLED_LICENCE
+    if not model:
+        return None
     # what others wrote there may be no YAML
     with contextlib.suppress(Exception):
-        licence = (metadata_load(Path(model or "", "README.md")) or {}).get("license")
+        licence = (metadata_load(Path(model, "README.md")) or {}).get("license")
         return licence if isinstance(licence, str) else None
     return None
 

@@ -10,7 +10,7 @@ from typing import Any
 from bitlens import hub, terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.ecosystem import card
-from bitlens.ecosystem.card import About
+from bitlens.ecosystem.about import About
 from bitlens.ecosystem.published import CARD, FILES, lay_out
 from bitlens.errors import BitlensError
 from bitlens.results import plain

@@ -23,6 +23,7 @@ from bitlens.bits.entropies import binary_entropy
 from bitlens.devices import pick_device
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import prepare_output
+from bitlens.hidden.hooks import differ
 from bitlens.hidden.source import NO_ROWS, HiddenSource, Position
 from bitlens.hidden.store import PairedStore
 from bitlens.options import Logger
@@ -74,6 +75,12 @@ def train(
     if config.init and "init" in find(config.architecture).settings:
         other = Autoencoder.from_pretrained(config.init, device)
         config = replace(config, n_latents=config.n_latents or other.n_latents)
+        places = [about.get("hook") for about in (other.metadata, source.about)]
+        if differ(*places):
+            theirs, ours = ((place or {}).get("module") for place in places)
+            terminal.say(
+                f"`init` names an autoencoder of {theirs}, not of {ours}, as the rows are."
+            )
     settings = config.resolved(source.d_in, device)
     held_out = getattr(source, "test_fraction", None)
     if config.test_fraction is not None and config.test_fraction != held_out:

@@ -25,6 +25,7 @@ from bitlens.autoencoders.formats.foreign import (
     require_widths,
     wanted,
 )
+from bitlens.errors import BitlensError
 
 LINEAR = {"W_enc": "encoder.weight.T", "b_enc": "encoder.bias", "W_dec": "decoder.weight.T"}
 PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
@@ -61,7 +62,13 @@ def read(folder: Path) -> Foreign:
     require_widths(tensors, path, **{own: trainer.get(name) for own, name in widths.items()})
     settings = {}
     if architecture in ("topk", "batch_topk"):
-        settings["k"] = int(found["k"]) if "k" in found else wanted(trainer, "k", int, path)
+        stored = {"k": found["k"].tolist()} if "k" in found else {}
+        settings["k"] = wanted({**stored, **trainer}, "k", int, path)
+        if stored.get("k", settings["k"]) != settings["k"]:
+            raise BitlensError(
+                f"{path} says k {settings['k']}, but its tensors have {stored['k']}; restore them "
+                "or fetch them again."
+            )
     if architecture == "jumprelu":
         tensors = jumps(tensors)
     norms = tensors["W_dec"].norm(dim=1)

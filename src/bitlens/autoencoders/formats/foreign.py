@@ -6,11 +6,9 @@ by `weights_only`, of tensors alone.
 
 from __future__ import annotations
 
-import math
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -19,8 +17,10 @@ from torch import Tensor
 from bitlens.errors import BitlensError
 from bitlens.files import read_json, read_tensors
 from bitlens.hidden.hooks import names_elsewhere
+from bitlens.results import plain
 
 WHAT = "an autoencoder"
+MOST = 3e38  # of float32
 
 
 class Foreign(NamedTuple):
@@ -55,14 +55,18 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def wanted(config: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
-    """`config[key]`, which must be there and of this kind."""
+    """`config[key]`, which must be there and of this kind; a float, a number."""
     value = config.get(key)
-    if kind is float and isinstance(value, int):
-        kind = int
-    if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
-        found = "lacks the key" if value is None else f"has {value!r} for"
+    usable = isinstance(value, kind) and isinstance(value, bool) is (kind is bool)
+    if not (is_number(value) if kind is float else usable):
+        found = "lacks the key" if value is None else f"has {str(value)[:40]!r} for"
         raise BitlensError(f"{path} {found} '{key}'; restore it or fetch it again.")
     return value
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value of JSON is a number that float32 has."""
+    return type(value) in (int, float) and abs(value) < MOST
 
 
 def honour(config: Mapping[str, Any], path: Path, **allowed: tuple[Any, ...]) -> None:
@@ -91,8 +95,7 @@ def refuse_unknown(config: Mapping[str, Any], known: Iterable[str], path: Path) 
 def given_scale(config: Mapping[str, Any], about: Mapping[str, Any] = {}) -> float | None:
     """What hidden states are divided by, where the settings hold its inverse by hand."""
     factor = config.get("norm_scaling_factor", about.get("norm_scaling_factor"))
-    usable = isinstance(factor, int | float) and not isinstance(factor, bool)
-    return 1 / factor if usable and 0 < factor < math.inf else None
+    return 1 / factor if is_number(factor) and factor > 1 / MOST else None
 
 
 def described(
@@ -122,10 +125,10 @@ def _of_arrays(file: Path) -> dict[str, Tensor]:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of the kinds that a file of any content can lead to
         raise BitlensError(
-            f"{file} does not hold arrays of numbers alone ({str(error).splitlines()[0]}), so it "
-            "is not read."
+            f"{file} does not hold arrays of numbers alone ({plain(str(error))[:200]}), so it is "
+            "not read."
         ) from error
 
 
@@ -157,12 +160,34 @@ def renamed(
         key = name.removesuffix(".T")
         if key not in tensors:
             raise BitlensError(f"{file} lacks the tensor '{key}'; restore it or fetch it again.")
-        tensor = tensors[key].detach().float()
+        tensor = _numbers(tensors[key], key, file)
         if own.startswith("W_") and tensor.dim() != 2:
             shape = list(tensor.shape)
             raise BitlensError(f"{file} has '{key}' of the shape {shape}, which is no matrix.")
         found[own] = (tensor.T if name != key else tensor).contiguous()
     _require_shapes(found, file)
+    return found
+
+
+def _numbers(tensor: Tensor, key: str, file: Path) -> Tensor:
+    """The same in float32; BitlensError for what is no plain array of floating-point numbers, for
+    NaN, and in a matrix for infinity."""
+    plain_array = tensor.layout == torch.strided and not tensor.is_nested and tensor.is_cpu
+    if not plain_array or not tensor.is_floating_point():
+        kind = f"{tensor.dtype}".removeprefix("torch.")
+        raise BitlensError(
+            f"{file} has '{key}' as {kind} on {tensor.device}, which is no array of floating-point "
+            "numbers; ask for weights in float32, float16 or bfloat16."
+        )
+    # a file of a few bytes may say that one number is a matrix of any size
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise BitlensError(f"{file} has fewer numbers than the shape of '{key}' says.")
+    found = tensor.detach().float()
+    if found.isnan().any() or (found.dim() == 2 and found.isinf().any()):
+        raise BitlensError(
+            f"{file} has '{key}' with NaN or infinity in it, so what it computes would be neither; "
+            "fetch it again, or ask its authors for another."
+        )
     return found
 
 
@@ -188,16 +213,16 @@ def require_widths(tensors: Mapping[str, Tensor], path: Path, **widths: int | No
     for name, width in widths.items():
         if width is not None and width != actual[name]:
             raise BitlensError(
-                f"{path} says {name} {width}, but its tensors have {actual[name]}; restore them or "
-                "fetch them again."
+                f"{path} says {name} {width!r}, but its tensors have {actual[name]}; restore "
+                "them or fetch them again."
             )
 
 
 def fold_decoder_norms(tensors: dict[str, Tensor], *scaled: str) -> None:
     """Give decoder rows unit norm and codes their lengths, in place; the reconstruction stays. Also
     scaled: further tensors in units of codes."""
-    norms = tensors["W_dec"].norm(dim=1).clamp_min(1e-12)
-    tensors["W_dec"] = tensors["W_dec"] / norms[:, None]
+    norms = tensors["W_dec"].norm(dim=1)
+    tensors["W_dec"] = tensors["W_dec"] / norms.clamp_min(1e-12)[:, None]
     for name in ("W_enc", "b_enc", *scaled):
         tensors[name] = tensors[name] * norms
 

@@ -70,12 +70,13 @@ def _of_second(folder: Path) -> tuple[dict[str, Any], bool]:
 def _of_first(folder: Path) -> dict[str, Any]:
     """By the path: `gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82`."""
     path = folder.resolve().as_posix()
-    layer = re.search(r"layer_(\d+)", path)
-    named = re.search(r"gemma-scope-(\w+)-(pt|it)-(res|mlp|att|transcoders)\b", path)
-    if "embedding" in path:
+    named = re.search(r".*gemma-scope-(\w+)-(pt|it)-(res|mlp|att|transcoders)\b", path)
+    within = path[named.end() :] if named else path
+    if "embedding" in within.split("/"):
         raise BitlensError(f"{folder} is of scaled embeddings, which bitlens does not read.")
     if not named:
         return described(context=CONTEXT, bos=True)
+    layer = re.search(r"/layer_(\d+)", within)
     size, kind, where = named.groups()
     hook, target = (layer and place and place.format(layer[1]) for place in PLACES[where])
     model = f"google/gemma-2-{size}" + "-it" * (kind == "it")

@@ -21,6 +21,7 @@ from bitlens.autoencoders.formats.foreign import (
     fold_decoder_norms,
     given_scale,
     honour,
+    is_number,
     jumps,
     read_config,
     read_weights,
@@ -50,23 +51,23 @@ def read(folder: Path) -> Foreign:
         apply_decoder_bias_to_pre_encoder=(False, None),
         norm_activation=("dataset-wise", "inference"),
     )
-    places = [
-        config.get(f"hook_point_{side}") or config.get("hook_point_in") for side in ("in", "out")
-    ]
-    d_in = wanted(config, "d_model", int, path)
+    read_at = wanted(config, "hook_point_in", str, path)
+    written = {"hook_point_out": config.get("hook_point_out") or read_at}
+    places = read_at, wanted(written, "hook_point_out", str, path)
     norms = {key: found.pop(key) for key in list(found) if key.startswith(NORM)}
+    threshold = {} if first else {"threshold": "log_jumprelu_threshold"}
+    tensors = renamed(found, NAMES | threshold, file)
+    d_in = wanted(config, "d_model", int, path)
+    require_widths(tensors, path, d_in=d_in, n_latents=config.get("d_sae"))
     scale, scale_out = (
         _scale(config, norms, side, place, d_in, path)
         for side, place in zip(("in", "out"), places, strict=True)
     )
-    threshold = {} if first else {"threshold": "log_jumprelu_threshold"}
-    tensors = renamed(found, NAMES | threshold, file)
     if first:  # in the model's own units
         least = wanted(config, "jump_relu_threshold", float, path) / scale
         tensors["threshold"] = torch.full_like(tensors["b_enc"], least)
     else:
         tensors["threshold"] = tensors["threshold"].exp()
-    require_widths(tensors, path, d_in=d_in, n_latents=config.get("d_sae"))
     if config.get("sparsity_include_decoder_norm"):
         fold_decoder_norms(tensors)
     target = None if places[0] == places[1] else places[1]
@@ -83,7 +84,7 @@ def _scale(
     config: Mapping[str, Any],
     norms: Mapping[str, Tensor],
     side: str,
-    place: str | None,
+    place: str,
     width: int,
     path: Path,
 ) -> float:
@@ -96,7 +97,9 @@ def _scale(
     given = given_scale(config)
     if norm is None and given is not None:
         return given
-    if not isinstance(norm, int | float | Tensor) or not 0 < float(norm) < math.inf:
+    if isinstance(norm, Tensor):
+        norm = norm.item() if norm.numel() == 1 else None
+    if not is_number(norm) or norm <= 0:
         raise BitlensError(
             f"{path} asks for normalised hidden states without their mean norm: add a "
             "'norm_scaling_factor', the root of the width over that norm."

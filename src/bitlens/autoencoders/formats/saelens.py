@@ -114,11 +114,11 @@ def _architecture(config: dict[str, Any], path: Path) -> str:
     if function == "topk" and name in ("standard", "topk"):
         config["k"] = more.get("k", config.get("k"))
         name = "topk"
-    elif function == "tanh-relu":
-        name = "tanh-relu" if name == "standard" else f"{name} with tanh-relu"
+    elif function != "relu":
+        name = function if name == "standard" else f"{name} with {function}"
     if name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise BitlensError(f"{path} has the architecture '{name}', not one of: {known}.")
+        raise BitlensError(f"{path} has the architecture {name!r}, not one of: {known}.")
     return name
 
 
