@@ -163,7 +163,7 @@ def made(config: Mapping[str, Any]) -> dict[str, Pairs]:
         "language model": metadata.get("model"),
         "revision": metadata.get("revision"),
         "digest of the model": (metadata.get("model_digest") or "")[:16],
-        "hook point": " = ".join(str(name) for name in hook.values()),
+        "hook point": " = ".join(dict.fromkeys(str(name) for name in hook.values() if name)),
         "writes to": (metadata.get("target_hook") or {}).get("module"),
         "text": ", ".join(map(str, texts)),
         "contexts": f"{_shown(length)} tokens{how}" if length else None,
