@@ -166,6 +166,11 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
         export(autoencoder("relu"), tmp_path / "sae")
     export(autoencoder("gated"), tmp_path / "sae", overwrite=True)
     assert json.loads((tmp_path / "sae" / "cfg.json").read_text())["architecture"] == "gated"
+    autoencoder("relu").save(tmp_path / "run")
+    before = sorted((path.name, path.read_bytes()) for path in (tmp_path / "run").iterdir())
+    with pytest.raises(BitlensError, match="run holds a run, which an export does not replace"):
+        export(autoencoder("relu"), tmp_path / "run", overwrite=True)
+    assert sorted((path.name, path.read_bytes()) for path in (tmp_path / "run").iterdir()) == before
     (tmp_path / "sae" / "cfg.json").write_text("{}")
     with pytest.raises(BitlensError, match="was not written by this command"):
         export(autoencoder("relu"), tmp_path / "sae", overwrite=True)
