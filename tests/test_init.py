@@ -106,7 +106,12 @@ def test_the_number_of_latents_is_the_others_unless_more_are_asked_for(other):
     )
     assert model.n_latents == 30
     with pytest.raises(BitlensError, match="no fewer latents than it has"):
-        train(source, settings(init=str(other), n_latents=20, k=4, architecture="topk"))
+        train(
+            source,
+            settings(init=str(other), n_latents=20, k=4, architecture="topk"),
+            other.parent / "refused",
+        )
+    assert not (other.parent / "refused").exists()  # so that the next try needs no `overwrite`
 
 
 def test_another_hook_point_is_said(other, tmp_path, capsys):

@@ -92,6 +92,9 @@ def test_a_dry_run_shows_card_and_files_and_writes_nothing(own, capsys):
     )
     assert "alice" not in out
     assert str(own.parent) not in out
+    (own / "evaluation.json").unlink()
+    main(["push", str(own), "me/run", "--dry-run"])
+    assert "`bitlens evaluate RUN STORE`" in capsys.readouterr().err
 
 
 def test_a_card_says_what_is_known(own):

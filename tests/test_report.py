@@ -25,6 +25,7 @@ from bitlens.evaluation import Evaluation, evaluate
 from bitlens.features.profiles import profiles
 from bitlens.hidden import ActivationStore
 from bitlens.report import charts, write_report
+from bitlens.report.contents import made as how_made
 from bitlens.report.contents import measured_on
 from bitlens.results import numbers_of
 from bitlens.training import TrainConfig, train
@@ -185,6 +186,12 @@ def test_of_an_imported_one_it_is_not_said_what_its_training_read() -> None:
     assert sentence == "Measured on the held-out share of S."
     assert not notes
     assert not measured_on(USUAL | {"coding": None, "same_text": False}, config)[1]
+
+
+def test_names_of_a_hook_point_that_are_not_known_are_not_shown() -> None:
+    names = {"module": "h.2", "transformers": None, "transformer_lens": "blocks.2.hook_resid_post"}
+    pairs = dict(how_made({"metadata": {"hook": names}})["Hidden states"])
+    assert pairs["hook point"] == "h.2 = blocks.2.hook_resid_post"
 
 
 def test_another_part_is_a_note_on_the_page(made: dict[str, Any], run: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.registry import ARCHITECTURES
 from bitlens.cli import main
 from bitlens.ecosystem.saelens import export, fold, form, metadata, stock
@@ -119,6 +120,19 @@ def test_a_folder_says_where_its_sae_belongs(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "name", ["bae", "random", "relu", "gated", "topk", "batch_topk", "jumprelu"]
+)
+@torch.no_grad()
+def test_what_is_written_for_saelens_opens_here_too(name: str, tmp_path: Path) -> None:
+    ours, x = autoencoder(name), rows()
+    export(ours, tmp_path / "sae")
+    again = Autoencoder.from_pretrained(tmp_path / "sae")
+    assert torch.allclose(again.encode(x), ours.encode(x), atol=1e-5)
+    assert torch.allclose(again(x), ours(x), atol=1e-4)
+    assert again.metadata["hook"]["transformer_lens"] == "blocks.2.hook_resid_post"
+
+
 def test_what_saelens_has_no_architecture_for_is_refused_with_the_way_out(tmp_path: Path) -> None:
     cases = {
         "bae": "bits found by descent: pass `coding='step'`",
@@ -152,6 +166,11 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
         export(autoencoder("relu"), tmp_path / "sae")
     export(autoencoder("gated"), tmp_path / "sae", overwrite=True)
     assert json.loads((tmp_path / "sae" / "cfg.json").read_text())["architecture"] == "gated"
+    autoencoder("relu").save(tmp_path / "run")
+    before = sorted((path.name, path.read_bytes()) for path in (tmp_path / "run").iterdir())
+    with pytest.raises(BitlensError, match="run holds a run, which an export does not replace"):
+        export(autoencoder("relu"), tmp_path / "run", overwrite=True)
+    assert sorted((path.name, path.read_bytes()) for path in (tmp_path / "run").iterdir()) == before
     (tmp_path / "sae" / "cfg.json").write_text("{}")
     with pytest.raises(BitlensError, match="was not written by this command"):
         export(autoencoder("relu"), tmp_path / "sae", overwrite=True)

@@ -21,6 +21,7 @@ from bitlens.cli.calling import flags_of
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "for-saelens-users.md").read_text(encoding="utf-8")
+OTHER = r"bitlens |autoencoders/|autoencoder\.|with$|harvest$|\w+=(True)?$"  # not a name
 
 
 def cells() -> list[list[str]]:
@@ -62,7 +63,7 @@ def test_every_name_of_ours_is_there() -> None:
     for name in (name for line in cells() for name in named(line[1])):
         if name.startswith("--"):
             assert name[2:].replace("-", "_") in flags, name
-        elif not re.match(r"bitlens |autoencoders/|autoencoder\.|with$|harvest$", name):
+        elif not re.match(OTHER, name):
             name = name.removeprefix("bl.").partition("(")[0]
             homes = (bitlens, autoencoders, intervene)
             assert any(exists(home, name) for home in homes), name

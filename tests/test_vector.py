@@ -111,3 +111,8 @@ def test_bad_arguments_are_said_in_one_sentence(autoencoder, tmp_path):
     assert not path.exists()
     write_gguf(path, stranger, [1], hint="qwen3")
     assert read(path)[0]["controlvector.model_hint"] == "qwen3"
+    with pytest.raises(BitlensError, match="pass `overwrite=True` to replace it"):
+        write_gguf(path, stranger, [2], hint="llama")  # it might be a language model
+    assert read(path)[0]["controlvector.model_hint"] == "qwen3"
+    write_gguf(path, stranger, [2], hint="llama", overwrite=True)
+    assert read(path)[0]["controlvector.model_hint"] == "llama"

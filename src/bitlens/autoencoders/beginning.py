@@ -26,15 +26,19 @@ class Beginning(NamedTuple):
     """how often each is on `[m]`; one that never is has no length"""
 
 
-@torch.no_grad()
-def beginning(other: Autoencoder, model: Autoencoder, rows: Tensor) -> Beginning:
-    """The dictionary of `other`, measured on standardised rows `[n, d_in]` of `model`."""
+def require_room(other: Autoencoder, model: Autoencoder) -> None:
+    """BitlensError unless `model` can begin at the dictionary of `other`."""
     if other.transcodes or other.d_in != model.d_in or other.n_latents > model.n_latents:
         raise BitlensError(
             f"`init` names a {other.architecture} of width {other.d_in} with {other.n_latents} "
             f"latents, at which one of width {model.d_in} with {model.n_latents} cannot begin: "
             "name an autoencoder of the same hook point, and no fewer latents than it has."
         )
+
+
+@torch.no_grad()
+def beginning(other: Autoencoder, model: Autoencoder, rows: Tensor) -> Beginning:
+    """The dictionary of `other`, measured on standardised rows `[n, d_in]` of `model`."""
     counts, sums = (torch.zeros(other.n_latents, device=rows.device) for _ in range(2))
     for block in (rows * model.scale + model.mean).split(BLOCK):
         codes = other.encode(block)

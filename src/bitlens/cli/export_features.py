@@ -67,7 +67,7 @@ def neuronpedia(
         model_id: Neuronpedia's name of the language model; by default the last part of its own.
         set_name: the SAE set; by default the name of the run's folder.
         logits: leave out the logits that decoder rows raise and lower, which need the model.
-        features: of each file.
+        features: latents in a file.
         search: how the codes are found.
         device: auto, cpu, cuda.
         overwrite: replace what is there.
@@ -101,6 +101,7 @@ def vector(
     out: Path,
     strength: tuple[float, ...] = (1.0,),
     hint: str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write decoder rows as a control vector of llama.cpp, a .gguf file.
 
@@ -112,13 +113,14 @@ def vector(
         out: the file.
         strength: of all latents, or one for each.
         hint: llama.cpp's name of the model's architecture; by default by the model's configuration.
+        overwrite: replace a file that is there.
     """
     from bitlens import show
     from bitlens.autoencoders import Autoencoder
     from bitlens.ecosystem.vector import write_gguf
 
     autoencoder = Autoencoder.from_pretrained(run)
-    layer = write_gguf(out, autoencoder, latents, strength, hint)
+    layer = write_gguf(out, autoencoder, latents, strength, hint, overwrite)
     show.say(f"{out}: direction.{layer}, added to what layer {layer} gives, counted from 0")
     return {"file": str(out), "layer": layer, "latents": list(latents), "strength": list(strength)}
 

@@ -47,6 +47,8 @@ def push(
     pushed = send(run, repository, about, keep_card=not card, dry_run=dry_run, **options)
     if dry_run:
         show.say(pushed.card)
+    if card and "evaluation.json" not in pushed.files:
+        show.warn("The card has no numbers: `bitlens evaluate RUN STORE` measures them.")
     lines = [{"file": name, "size": size(n)} for name, n in pushed.files.items()]
     show.rows(f"{repository}: {'what would be sent' if dry_run else 'sent'}", lines)
     if pushed.commit:

@@ -53,8 +53,10 @@ def saebench(
     about = autoencoder.metadata
     model = model or about.get("model")
     texts = text or tuple((about.get("documents_of") or {}).get("texts") or ())
-    if not model or not texts:
-        raise BitlensError(f"{run} does not say its model and text: add --model and --text.")
+    lacking = [name for name, value in (("model", model), ("text", texts)) if not value]
+    if not model or lacking:
+        flags = " and ".join(f"--{name}" for name in lacking)
+        raise BitlensError(f"{run} does not say its {' and '.join(lacking)}: add {flags}.")
     documents = _unseen(texts, text_column, about)
     found = bench(
         autoencoder, model, documents, out, config, device=pick_device(device), overwrite=overwrite

@@ -20,4 +20,5 @@ class BenchConfig:
     context: int = 128
     """tokens a context"""
     bos: bool = True
-    """begin every context with the BOS token, which is then left out of every number"""
+    """begin every context with the BOS token, which is left out of every number; with --no-bos,
+    none does"""

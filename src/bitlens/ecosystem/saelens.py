@@ -17,7 +17,7 @@ from torch import Tensor
 from bitlens.autoencoders.base import CONFIG, WEIGHTS, Autoencoder
 from bitlens.autoencoders.binary import BinaryAutoencoder
 from bitlens.errors import BitlensError
-from bitlens.files import prepare_output, write_json, write_tensors
+from bitlens.files import read_json, replacing_folder, write_json, write_tensors
 from bitlens.version import __version__
 
 VERSION = "6.54.12"  # of SAELens, whose layout this is
@@ -185,10 +185,23 @@ def export(
     if stock(autoencoder) is None:
         raise BitlensError(_no_form(autoencoder))
     made, out = form(autoencoder, model, unit_rows), Path(out)
-    prepare_output(out, resume=None, overwrite=overwrite, marker=CONFIG)
-    write_tensors(out / WEIGHTS, made.tensors)
-    write_json(out / CONFIG, {**made.config, "bitlens": autoencoder.architecture})
+    _refuse_run(out)
+    with replacing_folder(out, overwrite, CONFIG) as folder:
+        write_tensors(folder / WEIGHTS, made.tensors)
+        write_json(folder / CONFIG, {**made.config, "bitlens": autoencoder.architecture})
     return made
+
+
+def _refuse_run(out: Path) -> None:
+    """A run has a `cfg.json`, too, and would be lost."""
+    try:
+        config = read_json(out / CONFIG, "an autoencoder")
+    except BitlensError:
+        return
+    if isinstance(config, dict) and "schema" in config:
+        raise BitlensError(
+            f"{out} holds a run, which an export does not replace; choose another folder."
+        )
 
 
 def _no_form(autoencoder: Autoencoder) -> str:

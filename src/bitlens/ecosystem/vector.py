@@ -74,6 +74,7 @@ def write_gguf(
     latents: Sequence[int],
     strengths: Sequence[float] = (1.0,),
     hint: str | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Write the control vector of these latents, whole or not at all -> its layer.
 
@@ -89,6 +90,8 @@ def write_gguf(
     vector = control_vector(autoencoder, latents, strengths)
     known = gguf.MODEL_ARCH_NAMES.values()
     hint = hint or _hint(autoencoder.metadata, list(known))
+    if path.is_file() and not overwrite:  # a language model, perhaps
+        raise BitlensError(f"{path} is there already; pass `overwrite=True` to replace it.")
     refuse_unwritable(path)
     with replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, WRITER)

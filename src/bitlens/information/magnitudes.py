@@ -85,7 +85,7 @@ def quantise_magnitudes(
     alone = bits = _symbol_bits(latents.cpu(), symbols.cpu()) / len(rows)
     if fit is not None:
         known = quantiser.matrix(quantiser.blocks(fit), step)
-        bits = min(bits, context_bits(known, quantiser.matrix(blocks, step)))
+        bits = min(bits, max(0.0, context_bits(known, quantiser.matrix(blocks, step))))
     return Magnitudes(step, bits, alone, variance.fvu(quantiser.error(blocks, step)))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bitlens import terminal
 from bitlens.autoencoders.base import CONFIG, Autoencoder
-from bitlens.autoencoders.beginning import beginning
+from bitlens.autoencoders.beginning import beginning, require_room
 from bitlens.autoencoders.learner import LARGE_SAMPLE, build, make_learner
 from bitlens.autoencoders.objective import Losses
 from bitlens.autoencoders.registry import find
@@ -87,6 +87,8 @@ def train(
         source, held_out = source.split(config.test_fraction), config.test_fraction
     settings = replace(settings, test_fraction=held_out)  # recorded is what is really held out
     model = _initial_model(source, settings).to(device)
+    if other is not None:
+        require_room(other, model)  # before anything is written
     folder = Path(out) if out is not None else None
     if folder is not None:
         prepare_output(folder, resume, overwrite, marker=RUN)

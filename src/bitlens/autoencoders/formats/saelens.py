@@ -48,6 +48,7 @@ FINETUNED = ("scaling_factor", "finetuning_scaling_factor")
 KNOWN = {"d_in", "d_sae", "d_out", "k", "dtype", "device", "architecture", "metadata"}
 KNOWN |= {"apply_b_dec_to_input", "normalize_activations", "reshape_activations"}
 KNOWN |= {"rescale_acts_by_decoder_norm", "norm_scaling_factor"}
+KNOWN |= {"bitlens"}  # what `bitlens export saelens` made it of
 # Of the training alone: they say nothing about what the tensors compute.
 KNOWN |= {"decoder_init_norm", "l1_coefficient", "l1_warm_up_steps", "lp_norm", "l0_coefficient"}
 KNOWN |= {"l0_warm_up_steps", "pre_act_loss_coefficient", "jumprelu_init_threshold"}
