@@ -52,10 +52,9 @@ def bench(
             f"SAEBench replaces what it reads at a hook point of TransformerLens: {reason} cannot "
             "be measured; `bitlens evaluate` measures them."
         )
-    out = Path(out)
+    out, sae = Path(out), _standard(autoencoder, config, device)
     prepare_output(out, resume=None, overwrite=overwrite, marker=MARKER)
     write_json(out / MARKER, {"schema": SCHEMA})  # what is stopped halfway can be replaced
-    sae = _standard(autoencoder, config, device)
     found: dict[str, dict[str, float]] = {}
     if "core" in config.evaluations:
         found["core"] = _core(sae, _bridge(autoencoder, model, device), texts, out, config)
