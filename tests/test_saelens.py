@@ -61,8 +61,10 @@ def test_every_architecture_is_the_same_function_there(bundled: dict[str, Path])
 @pytest.mark.parametrize("applied", [True, False])
 @pytest.mark.parametrize(
     "name",
-    ["standard", "gated", "jumprelu", "topk", "transcoder", "skip_transcoder"]
-    + ["jumprelu_transcoder", "jumprelu_skip_transcoder"],
+    [
+        *("standard", "gated", "jumprelu", "topk", "transcoder", "skip_transcoder"),
+        *("jumprelu_transcoder", "jumprelu_skip_transcoder"),
+    ],
 )
 def test_what_comes_from_saelens_goes_back_as_it_was(
     name: str, applied: bool, tmp_path: Path, x: torch.Tensor

@@ -56,7 +56,7 @@ def as_saelens(config: dict[str, Any], t: dict[str, Tensor], x: Tensor) -> tuple
     """The codes and reconstructions of SAELens' stock architectures, by their formulas (in
     sae_lens/saes), in float64."""
     t, x = {name: tensor.double() for name, tensor in t.items()}, x.double()
-    sae_in = x - t["b_dec"] * config["apply_b_dec_to_input"]
+    sae_in = x - t["b_dec"] if config["apply_b_dec_to_input"] else x
     if config["architecture"] == "gated":
         magnitudes = (sae_in @ (t["W_enc"] * t["r_mag"].exp()) + t["b_mag"]).relu()
         codes = (sae_in @ t["W_enc"] + t["b_gate"] > 0) * magnitudes

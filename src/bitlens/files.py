@@ -266,7 +266,7 @@ def replacing_folder(
     path: Path, overwrite: bool, marker: str, beside: Path | None = None
 ) -> Iterator[Path]:
     """A temporary folder, which takes the place of `path` when the block ends well, and is removed
-    otherwise. A folder that holds something is refused as by `prepare_output`, and stays until then.
+    otherwise. A folder that holds something is refused as by `prepare_output`; until then it stays.
 
     beside: where it lies, by default beside `path`.
     """
