@@ -90,6 +90,7 @@ def write_gguf(
     known = gguf.MODEL_ARCH_NAMES.values()
     hint = hint or _hint(autoencoder.metadata, list(known))
     refuse_unwritable(path)
+    _refuse_another(path)
     with replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, WRITER)
         writer.add_string(f"{WRITER}.model_hint", hint)
@@ -100,6 +101,14 @@ def write_gguf(
         writer.write_tensors_to_file()
         writer.close()
     return layer
+
+
+def _refuse_another(path: Path) -> None:
+    """BitlensError for a file that holds something else, such as the model."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if WRITER.encode() not in file.read(256):
+                raise BitlensError(f"{path} is no control vector, and stays; name another file.")
 
 
 def _hint(metadata: dict[str, Any], known: list[str]) -> str:
