@@ -110,6 +110,7 @@ def _core(
     from sae_lens import ActivationsStore
 
     chosen = _first(texts, CHARACTERS * config.batches * config.batch_size * config.context)
+    computed: dict[str, Any] = {f"compute_{name}": True for name in COMPUTED}
     settings = CoreEvalConfig(
         model_name=str(sae.cfg.model_name),
         batch_size_prompts=config.batch_size,
@@ -118,7 +119,7 @@ def _core(
         context_size=config.context,
         dataset="texts",
         exclude_special_tokens_from_reconstruction=True,
-        **{f"compute_{name}": True for name in COMPUTED},
+        **computed,
     )
     store = ActivationsStore.from_sae(
         model,
