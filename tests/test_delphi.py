@@ -163,12 +163,25 @@ def test_a_cache_is_whole_or_not_there(store, run, tmp_path, monkeypatch):
     assert len(list(out.rglob("*.safetensors"))) == autoencoder.n_latents
     with pytest.raises(BitlensError, match="is not empty; pass `overwrite=True`"):
         delphi.export(autoencoder, store, out)
+    with monkeypatch.context() as patch:  # what is to be replaced stays until the other is whole
+        patch.setattr(activations, "graded", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            delphi.export(autoencoder, store, out, splits=1, overwrite=True)
+    assert len(list(out.rglob("*.safetensors"))) == autoencoder.n_latents
     assert delphi.export(autoencoder, store, out, splits=1, overwrite=True) == first
     assert len(list(out.rglob("*.safetensors"))) == 1
     pca = PCAAutoencoder(store.d_in, 4)
     with pytest.raises(BitlensError, match="on in every row"):
         delphi.export(pca, store, tmp_path / "pca")
     assert not (tmp_path / "pca" / "layers.2").exists()
+
+
+@pytest.mark.parametrize("module", ["../elsewhere", "..", "/elsewhere"])
+def test_a_hook_point_leads_out_of_no_folder(store, run, tmp_path, monkeypatch, module):
+    monkeypatch.setitem(store.manifest, "hook", {"module": module})
+    with pytest.raises(BitlensError, match="no name of a folder"):
+        delphi.export(Autoencoder.from_pretrained(run), store, tmp_path / "out", overwrite=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_says_what_it_wrote(run, store, tmp_path, capsys):

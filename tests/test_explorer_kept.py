@@ -129,6 +129,16 @@ def test_without_codes_the_first_rows_of_the_store_are_encoded_and_kept(made, co
     assert json.loads(both.compare)["measured"] <= 500
 
 
+def test_codes_that_other_settings_would_make_are_made_anew(copy, monkeypatch):
+    monkeypatch.setattr(encoding, "ROWS", 200)
+    sources, settings = Sources(copy.run, model=False), copy.run / "cfg.json"
+    before = Explorer(sources).subject.codes.bits.words.clone()
+    config = json.loads(settings.read_text())
+    assert config["coding"] == "descent"
+    settings.write_text(json.dumps(config | {"coding": "step"}))
+    assert not torch.equal(Explorer(sources).subject.codes.bits.words, before)
+
+
 @pytest.mark.newest
 def test_what_is_missing_is_named(made, copy, tmp_path):
     nowhere = tmp_path / "nowhere"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitlens.autoencoders import Autoencoder
+from bitlens.autoencoders import Autoencoder, TopKAutoencoder
 from bitlens.cli import main
 from bitlens.ecosystem import neuronpedia
 from bitlens.ecosystem.activations import LARGEST, SMALLEST
@@ -116,6 +116,14 @@ def test_a_folder_is_whole_or_not_there(store, run, tmp_path, monkeypatch):
     with pytest.raises(BitlensError, match="is not empty; pass `overwrite=True`"):
         neuronpedia.export(autoencoder, store, out)
     assert neuronpedia.export(autoencoder, store, out, overwrite=True) == first
+
+
+def test_a_latent_that_adds_nothing_is_aligned_with_nothing(store, tmp_path):
+    autoencoder = TopKAutoencoder(store.d_in, 16, k=4)
+    autoencoder.W_dec.data.zero_()
+    neuronpedia.export(autoencoder, store, tmp_path / "out")
+    for feature in json.loads((tmp_path / "out" / "batch-0.json").read_text())["features"]:
+        assert feature["neuron_alignment_l1"] == [0, 0, 0]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import exchanged
+import exchanged_imports
 from bitlens.autoencoders import Autoencoder
 from bitlens.ecosystem.saelens import export
 from bitlens.hidden import LanguageModel
@@ -54,6 +55,42 @@ def test_every_architecture_is_the_same_function_there(bundled: dict[str, Path])
         if not row.differing:
             assert row.codes < 1e-5, row
             assert row.reconstruction < 1e-5, row
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("applied", [True, False])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("standard", "gated", "jumprelu", "topk", "transcoder", "skip_transcoder"),
+        *("jumprelu_transcoder", "jumprelu_skip_transcoder"),
+    ],
+)
+def test_what_comes_from_saelens_goes_back_as_it_was(
+    name: str, applied: bool, tmp_path: Path, x: torch.Tensor
+) -> None:
+    from sae_lens import SAE
+
+    settings: dict[str, Any] = {"k": exchanged_imports.K} if name == "topk" else {}
+    if "transcoder" not in name:
+        settings["apply_b_dec_to_input"] = applied
+    codes, x_hat = exchanged_imports.sae_lens(name, **settings)(tmp_path / "theirs", x)
+    ours = Autoencoder.from_pretrained(tmp_path / "theirs")
+    for saved in (ours, _saved(ours, tmp_path / "saved")):
+        export(saved, tmp_path / "sae", overwrite=True)
+        for sae in (SAE.load_from_disk(tmp_path / "sae"), opened(tmp_path / "saved")):
+            assert sae.cfg.architecture() == name
+            assert torch.equal(sae.encode(x), codes)
+            assert torch.equal(sae(x), x_hat)
+    about = SAE.load_from_disk(tmp_path / "sae").cfg.metadata
+    assert about.hook_name == "blocks.2.hook_resid_post"
+    if "transcoder" in name:
+        assert about.hook_name_out == "blocks.2.hook_mlp_out"
+
+
+def _saved(ours: Autoencoder, folder: Path) -> Autoencoder:
+    ours.save(folder)
+    return Autoencoder.from_pretrained(folder)
 
 
 def test_a_process_that_imports_it_opens_a_run(bundled: dict[str, Path]) -> None:

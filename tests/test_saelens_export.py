@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder
-from bitlens.autoencoders.registry import ARCHITECTURES
+from bitlens.autoencoders.registry import KNOWN
 from bitlens.cli import main
 from bitlens.ecosystem.saelens import export, fold, form, metadata, stock
 from bitlens.errors import BitlensError
@@ -32,7 +32,7 @@ ABOUT = {
 
 def autoencoder(name: str, **own: Any) -> Any:
     """A random one of this architecture with every tensor away from its neutral value."""
-    kind = ARCHITECTURES[name].load()[0]
+    kind = KNOWN[name].load_model()
     values = {"k": K, "d_out": 3, "coding": "step", **own}
     names = {n: values[n] for n in kind.setting_names}
     model = kind(D, D if name == "pca" else LATENTS, **names)
@@ -57,23 +57,26 @@ def as_saelens(config: dict[str, Any], t: dict[str, Tensor], x: Tensor) -> tuple
     """The codes and reconstructions of SAELens' stock architectures, by their formulas (in
     sae_lens/saes), in float64."""
     t, x = {name: tensor.double() for name, tensor in t.items()}, x.double()
-    sae_in = x - t["b_dec"] * config["apply_b_dec_to_input"]
+    sae_in = x - t["b_dec"] if config["apply_b_dec_to_input"] else x
     if config["architecture"] == "gated":
         magnitudes = (sae_in @ (t["W_enc"] * t["r_mag"].exp()) + t["b_mag"]).relu()
         codes = (sae_in @ t["W_enc"] + t["b_gate"] > 0) * magnitudes
     else:
         pre = sae_in @ t["W_enc"] + t["b_enc"]
         codes = pre.relu()
-        if config["architecture"] == "jumprelu":
+        if "jumprelu" in config["architecture"]:
             codes = codes * (pre > t["threshold"])
         elif config["architecture"] == "topk":
             codes = codes * (pre >= pre.topk(config["k"], dim=-1).values[:, -1:])
-    return codes, codes @ t["W_dec"] + t["b_dec"]
+    skip = x @ t["W_skip"].T if "W_skip" in t else 0
+    return codes, codes @ t["W_dec"] + t["b_dec"] + skip
 
 
 @pytest.mark.parametrize("unit_rows", [False, True])
 @pytest.mark.parametrize(
-    "name", ["bae", "random", "relu", "gated", "topk", "batch_topk", "jumprelu"]
+    "name",
+    ["bae", "random", "relu", "gated", "topk", "batch_topk", "jumprelu"]
+    + [f"{name}_transcoder" for name in ("relu", "relu_skip", "jumprelu", "jumprelu_skip")],
 )
 @torch.no_grad()
 def test_the_form_computes_the_same_by_saelens_formulas(name: str, unit_rows: bool) -> None:
@@ -83,7 +86,7 @@ def test_the_form_computes_the_same_by_saelens_formulas(name: str, unit_rows: bo
     length = tensors["W_dec"].norm(dim=1)
     if unit_rows:
         assert torch.allclose(length, torch.ones(LATENTS), atol=1e-6)
-        codes = codes / (ours.W_dec.norm(dim=1) * ours.scale)
+        codes = codes / (ours.W_dec.norm(dim=1) * ours.output_scale)
     assert (codes > 0).any()
     assert torch.allclose(codes.float(), ours.encode(x), atol=1e-5)
     assert torch.allclose(x_hat.float(), ours(x), atol=1e-4)
@@ -147,8 +150,16 @@ def test_what_saelens_has_no_architecture_for_is_refused_with_the_way_out(tmp_pa
             export(model, tmp_path / name)
         assert "converter=bitlens.saelens.converter" in str(refused.value)
         assert not (tmp_path / name).exists()
-    with pytest.raises(BitlensError, match="no topk"):
-        export(autoencoder("topk").coded(3), tmp_path / "pursued")
+
+
+def test_what_nothing_of_saelens_computes_is_refused_in_every_form(tmp_path: Path) -> None:
+    cases = {"no pursuit": autoencoder("topk").coded(3), "no tanh": autoencoder("tanh_relu")}
+    for reason, model in cases.items():
+        for made in (form, lambda one: export(one, tmp_path / "sae")):
+            with pytest.raises(BitlensError, match=reason) as refused:
+                made(model)
+            assert "converter" not in str(refused.value)
+    assert not (tmp_path / "sae").exists()
 
 
 def test_topk_with_rows_of_many_lengths_is_not_scaled(tmp_path: Path) -> None:
@@ -174,6 +185,33 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "sae" / "cfg.json").write_text("{}")
     with pytest.raises(BitlensError, match="was not written by this command"):
         export(autoencoder("relu"), tmp_path / "sae", overwrite=True)
+
+
+def test_a_run_is_never_replaced_by_its_export(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    autoencoder("relu").save(run)
+    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    with pytest.raises(BitlensError, match="holds a run"):
+        export(autoencoder("relu"), run, overwrite=True)
+    assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+
+
+def test_an_export_that_fails_leaves_the_former_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae = tmp_path / "sae"
+    export(autoencoder("relu"), sae)
+
+    def fail(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr("bitlens.ecosystem.saelens.write_json", fail)
+        with pytest.raises(KeyboardInterrupt):
+            export(autoencoder("gated"), sae, overwrite=True)
+    assert json.loads((sae / "cfg.json").read_text())["architecture"] == "standard"
+    assert [file.name for file in tmp_path.iterdir()] == ["sae"]
+    export(autoencoder("gated"), sae, overwrite=True)
 
 
 def test_the_command_says_what_the_encoder_loses(

@@ -116,3 +116,7 @@ def test_bad_arguments_are_said_in_one_sentence(autoencoder, tmp_path):
     assert read(path)[0]["controlvector.model_hint"] == "qwen3"
     write_gguf(path, stranger, [2], hint="llama", overwrite=True)
     assert read(path)[0]["controlvector.model_hint"] == "llama"
+    path.write_bytes(b"GGUF of a model")
+    with pytest.raises(BitlensError, match="no control vector, and stays"):
+        write_gguf(path, stranger, [1], hint="llama", overwrite=True)
+    assert path.read_bytes() == b"GGUF of a model"

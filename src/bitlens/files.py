@@ -230,10 +230,13 @@ def _is_ours(marker: Path) -> bool:
     return False
 
 
-def prepare_output(path: Path, resume: bool | None, overwrite: bool, marker: str) -> None:
+def prepare_output(
+    path: Path, resume: bool | None, overwrite: bool, marker: str, *, keep: bool = False
+) -> None:
     """Make the output folder. One that holds something is refused unless resumed or overwritten.
 
     resume: None where the work cannot be. marker: the file without which a folder is never deleted.
+    keep: what is to be overwritten stays, for whoever replaces it later.
     """
     real = path.resolve()  # a link stays, what it leads to is made or replaced
     if real.exists() and not real.is_dir():
@@ -249,6 +252,8 @@ def prepare_output(path: Path, resume: bool | None, overwrite: bool, marker: str
                 f"{path} was not written by this command (it has no {marker}); choose another "
                 "folder."
             )
+        if keep:
+            return
         shutil.rmtree(real)
     try:
         real.mkdir(parents=True, exist_ok=True)
@@ -261,21 +266,26 @@ def replacing_folder(
     path: Path, overwrite: bool, marker: str, beside: Path | None = None
 ) -> Iterator[Path]:
     """A temporary folder, which takes the place of `path` when the block ends well, and is removed
-    otherwise. A folder that holds something is refused as by `prepare_output`.
+    otherwise. A folder that holds something is refused as by `prepare_output`; until then it stays.
 
     beside: where it lies, by default beside `path`.
     """
-    beside = beside or path.with_name(f".{path.name}.tmp")
+    real = path.resolve()
+    beside = beside or real.with_name(f".{real.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    prepare_output(path, resume=None, overwrite=overwrite, marker=marker)
+    prepare_output(path, resume=None, overwrite=overwrite, marker=marker, keep=True)
+    folder, former = beside / "whole", beside / "former"
     try:
-        folder = beside / "whole"
         folder.mkdir(parents=True)
         yield folder
-        folder.rename(path.resolve())  # an empty folder
+        if any(real.iterdir()):
+            real.rename(former)
+        folder.rename(real)  # an empty folder, or none
     except BaseException:
         with contextlib.suppress(OSError):
-            path.rmdir()
+            former.rename(real)
+        with contextlib.suppress(OSError):
+            real.rmdir()  # unless it holds something
         raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)

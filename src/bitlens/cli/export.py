@@ -46,7 +46,8 @@ def saelens(
     about = config["metadata"]
     show.say(
         f"{out}: {autoencoder.architecture} as SAELens' {config['architecture']} of "
-        f"{config['d_sae']:,} latents at {about['hook_name']}; codes are {units}"
+        f"{config['d_sae']:,} latents at {about['hook_name'] or 'no known place'}; "
+        f"codes are {units}"
     )
     if not (own.metadata.get("hook") or {}).get("transformer_lens"):
         show.warn(

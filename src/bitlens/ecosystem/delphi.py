@@ -50,8 +50,12 @@ def export(
     module = (store.manifest.get("hook") or {}).get("module") or "hidden_states"
     if out.is_file():
         raise BitlensError(f"{out} is a file; name a folder.")
+    if Path(module).name != module or module == "..":
+        raise BitlensError(
+            f"The store {store.path} has the hook point '{module}', which is no name of a folder."
+        )
     # delphi takes all that lies in `out` for hook points, so what is unfinished lies beside it
-    beside = out.with_name(f".{out.name}.tmp")
+    beside = out.with_name(f".{out.name}.{module}.tmp")
     with (
         replacing_folder(out / module, overwrite, CONFIG, beside) as folder,
         tempfile.TemporaryDirectory(dir=beside) as parts,

@@ -81,6 +81,7 @@ class _Exporter:
         """One, in the keys of `NeuronpediaDashboardFeature`. places: context and position."""
         written, direction = self.found.written, self.directions[latent]
         aligned = direction.topk(min(ALIGNED, len(direction)))
+        norm = direction.abs().sum().clamp_min(torch.finfo().tiny)  # of a row of zeros, too
         heights, centres = histogram(torch.from_numpy(values))
         draw = generator(self.seed, "neuronpedia", latent)
         shown = [*highest(places, values), *intervals(values, written.rows, draw)]
@@ -88,7 +89,7 @@ class _Exporter:
             "feature_index": latent,
             "neuron_alignment_indices": aligned.indices.tolist(),
             "neuron_alignment_values": _rounded(aligned.values),
-            "neuron_alignment_l1": _rounded(aligned.values.abs() / direction.abs().sum()),
+            "neuron_alignment_l1": _rounded(aligned.values.abs() / norm),
             **{key: [] for key in _CORRELATED},
             **self.effects(logits),
             "frac_nonzero": len(values) / written.rows,

@@ -215,6 +215,8 @@ class TopKTranscoderConfig(TranscoderConfig):
 class TopKTranscoder(Transcoder):
     """A transcoder with TopK."""
 
+    cfg: Any
+
     def get_activation_fn(self) -> nn.Module:
         """The k largest, rectified."""
         return TopK(self.cfg.k)
@@ -235,6 +237,8 @@ class TopKSkipTranscoderConfig(SkipTranscoderConfig):
 class TopKSkipTranscoder(SkipTranscoder):
     """A skip transcoder with TopK. Called, it adds the skip; `decode` alone, and what SAELens runs
     in a model, do not."""
+
+    cfg: Any
 
     def get_activation_fn(self) -> nn.Module:
         """The k largest, rectified."""

@@ -52,10 +52,9 @@ def bench(
             f"SAEBench replaces what it reads at a hook point of TransformerLens: {reason} cannot "
             "be measured; `bitlens evaluate` measures them."
         )
-    out = Path(out)
+    out, sae = Path(out), _standard(autoencoder, config, device)
     prepare_output(out, resume=None, overwrite=overwrite, marker=MARKER)
     write_json(out / MARKER, {"schema": SCHEMA})  # what is stopped halfway can be replaced
-    sae = _standard(autoencoder, config, device)
     found: dict[str, dict[str, float]] = {}
     if "core" in config.evaluations:
         found["core"] = _core(sae, _bridge(autoencoder, model, device), texts, out, config)
@@ -111,6 +110,7 @@ def _core(
     from sae_lens import ActivationsStore
 
     chosen = _first(texts, CHARACTERS * config.batches * config.batch_size * config.context)
+    computed: dict[str, Any] = {f"compute_{name}": True for name in COMPUTED}
     settings = CoreEvalConfig(
         model_name=str(sae.cfg.model_name),
         batch_size_prompts=config.batch_size,
@@ -119,7 +119,7 @@ def _core(
         context_size=config.context,
         dataset="texts",
         exclude_special_tokens_from_reconstruction=True,
-        **{f"compute_{name}": True for name in COMPUTED},
+        **computed,
     )
     store = ActivationsStore.from_sae(
         model,

@@ -29,6 +29,10 @@ STOCK = {
     "topk": "topk",
     "batch_topk": "jumprelu",
     "jumprelu": "jumprelu",
+    "relu_transcoder": "transcoder",
+    "relu_skip_transcoder": "skip_transcoder",
+    "jumprelu_transcoder": "jumprelu_transcoder",
+    "jumprelu_skip_transcoder": "jumprelu_skip_transcoder",
 }
 OWN = {"transcoder": "topk_transcoder", "skip_transcoder": "topk_skip_transcoder"}
 REASONS = {
@@ -37,6 +41,8 @@ REASONS = {
     "skip_transcoder": "its SkipTranscoder is a ReLU, and what it runs in a model never adds the "
     "skip",
 }
+NO_PURSUIT = "SAELens knows no pursuit: `coded(None)` gives the codes of the encoder back."
+NO_TANH = "SAELens knows no tanh since its version 5, so this autoencoder has no form there."
 
 
 class Form(NamedTuple):
@@ -105,8 +111,13 @@ def form(autoencoder: Autoencoder, model: str | None = None, unit_rows: bool = F
     `import bitlens.saelens` registers.
 
     model: see `metadata`. unit_rows: with decoder rows of length 1, and codes in the model's own
-    units (the gain of a bit); by default codes are those of the autoencoder.
+    units (the gain of a bit); by default codes are those of the autoencoder. BitlensError for codes
+    that no class of SAELens gives.
     """
+    if getattr(autoencoder, "pursued", None) is not None:
+        raise BitlensError(NO_PURSUIT)
+    if autoencoder.architecture == "tanh_relu":
+        raise BitlensError(NO_TANH)
     kind, settings = stock(autoencoder), {}
     tensors = fold(autoencoder.state_dict(), autoencoder.subtracts_b_dec)
     if isinstance(autoencoder, BinaryAutoencoder):
@@ -144,8 +155,7 @@ def stock(autoencoder: Autoencoder) -> str | None:
     """SAELens' own architecture that computes the same; None where there is none."""
     if isinstance(autoencoder, BinaryAutoencoder):
         return "gated" if autoencoder.coding == "step" else None
-    pursued = getattr(autoencoder, "pursued", None) is not None
-    return None if pursued else STOCK.get(autoencoder.architecture)
+    return STOCK.get(autoencoder.architecture)
 
 
 def with_unit_rows(made: Form) -> Form:
@@ -182,9 +192,9 @@ def export(
 ) -> Form:
     """Write a folder that `SAE.load_from_disk` of SAELens opens as it is installed -> what it
     holds. BitlensError for what SAELens has no architecture for. model, unit_rows: see `form`."""
+    made, out = form(autoencoder, model, unit_rows), Path(out)
     if stock(autoencoder) is None:
         raise BitlensError(_no_form(autoencoder))
-    made, out = form(autoencoder, model, unit_rows), Path(out)
     _refuse_run(out)
     with replacing_folder(out, overwrite, CONFIG) as folder:
         write_tensors(folder / WEIGHTS, made.tensors)
@@ -211,5 +221,5 @@ def _no_form(autoencoder: Autoencoder) -> str:
             "SAELens has no architecture for bits found by descent: pass `coding='step'` to write "
             f"those of the encoder, or {way}."
         )
-    reason = REASONS.get(autoencoder.architecture, f"it knows no {autoencoder.architecture}")
+    reason = REASONS[autoencoder.architecture]
     return f"SAELens has no architecture for this ({reason}): {way}."

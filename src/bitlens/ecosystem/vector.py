@@ -93,6 +93,7 @@ def write_gguf(
     if path.is_file() and not overwrite:  # a language model, perhaps
         raise BitlensError(f"{path} is there already; pass `overwrite=True` to replace it.")
     refuse_unwritable(path)
+    _refuse_another(path)
     with replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, WRITER)
         writer.add_string(f"{WRITER}.model_hint", hint)
@@ -103,6 +104,14 @@ def write_gguf(
         writer.write_tensors_to_file()
         writer.close()
     return layer
+
+
+def _refuse_another(path: Path) -> None:
+    """BitlensError for a file that holds something else, such as the model."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if WRITER.encode() not in file.read(256):
+                raise BitlensError(f"{path} is no control vector, and stays; name another file.")
 
 
 def _hint(metadata: dict[str, Any], known: list[str]) -> str:

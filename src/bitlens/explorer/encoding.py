@@ -48,6 +48,8 @@ def codes_of(
 def _made(run: Path, autoencoder: Autoencoder, store: ActivationStore) -> Codes:
     shards = [shard["sha256"] for shard in store.shards]
     key = {"schema": 1, "weights": sha256(weights_of(run, WEIGHTS)), "store": shards, "rows": ROWS}
+    key |= {"settings": autoencoder.settings, "subtracts_b_dec": autoencoder.subtracts_b_dec}
+    key["scale"] = float(autoencoder.scale)  # of an imported one, not among its weights
     place = run / FOLDER
     if (codes := _kept(place, key)) is not None:
         return codes
