@@ -34,7 +34,7 @@ from bitlens.hidden.text import ContextReader
 from bitlens.training import TrainConfig, train
 from command import Command
 
-# A shell starts what runs in the background deaf to Ctrl-C, and so would be the commands tried here.
+# What a shell starts in the background is deaf to Ctrl-C, as would be the commands tried here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LAYERS, WIDTH, HEADS = 4, 32, 4

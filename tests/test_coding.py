@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -96,6 +97,24 @@ def test_codes_are_the_same_however_they_are_asked_for(bae, store, tmp_path):
         float((x - bae(x)).square().sum() / (x - x.mean(0)).square().sum()), rel=1e-4
     )
     assert numbers.l0 == pytest.approx(float(h.sum(1).mean()), rel=1e-6)
+
+
+def test_codes_replace_no_store_and_a_store_no_codes(bae, tmp_path):
+    def files(name: str) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+    np.save(tmp_path / "x.npy", rows(200).numpy())
+    store = import_arrays([tmp_path / "x.npy"], tmp_path / "store")
+    before = files("store")
+    with pytest.raises(BitlensError, match="store was not written by this command"):
+        encode_store(bae, store, tmp_path / "store", overwrite=True)
+    assert files("store") == before
+    encode_store(bae, store, tmp_path / "codes")
+    before = files("codes")
+    with pytest.raises(BitlensError, match=r"no manifest\.json of the kind bitlens\.store"):
+        import_arrays([tmp_path / "x.npy"], tmp_path / "codes", overwrite=True)
+    assert files("codes") == before
+    encode_store(bae, store, tmp_path / "codes", overwrite=True)
 
 
 def test_a_row_has_the_same_code_alone_and_among_others(bae):

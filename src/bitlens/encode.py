@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
-from bitlens.bits.codes import MANIFEST, Codes
+from bitlens.bits.codes import KIND, MANIFEST, Codes
 from bitlens.bits.packed import PackedBits
 from bitlens.files import prepare_output
 from bitlens.hidden.split import held_out_share
@@ -38,7 +38,7 @@ def encode_store(
     """
     store.require_width(autoencoder.d_in)
     share, out = held_out_share(store, autoencoder.metadata), Path(out)
-    prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST)
+    prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST, kind=KIND)
     kept = ("model", "revision", "model_digest", "hook", "documents")
     about = {
         "autoencoder": name,

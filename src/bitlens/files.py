@@ -222,20 +222,27 @@ def verify_shard(path: Path, expected: str) -> None:
         )
 
 
-def _is_ours(marker: Path) -> bool:
-    """Whether this file was written by bitlens."""
+def _is_ours(marker: Path, kind: str | None) -> bool:
+    """Whether this file was written by bitlens, and says that it is of this kind."""
     with contextlib.suppress(OSError, ValueError):
         content = json.loads(marker.read_text(encoding="utf-8"))
-        return isinstance(content, dict) and ("schema" in content or "bitlens" in content)
+        ours = isinstance(content, dict) and ("schema" in content or "bitlens" in content)
+        return ours and (kind is None or content.get("kind") == kind)
     return False
 
 
 def prepare_output(
-    path: Path, resume: bool | None, overwrite: bool, marker: str, *, keep: bool = False
+    path: Path,
+    resume: bool | None,
+    overwrite: bool,
+    marker: str,
+    kind: str | None = None,
+    keep: bool = False,
 ) -> None:
     """Make the output folder. One that holds something is refused unless resumed or overwritten.
 
     resume: None where the work cannot be. marker: the file without which a folder is never deleted.
+    kind: what that file must say that it is of, where several commands write one of that name.
     keep: what is to be overwritten stays, for whoever replaces it later.
     """
     real = path.resolve()  # a link stays, what it leads to is made or replaced
@@ -247,9 +254,10 @@ def prepare_output(
         if not overwrite:
             way = "" if resume is None else "`resume=True` to continue it or "
             raise BitlensError(f"{path} is not empty; pass {way}`overwrite=True` to replace it.")
-        if not _is_ours(real / marker):
+        if not _is_ours(real / marker, kind):
+            of = f" of the kind {kind}" if kind else ""
             raise BitlensError(
-                f"{path} was not written by this command (it has no {marker}); choose another "
+                f"{path} was not written by this command (it has no {marker}{of}); choose another "
                 "folder."
             )
         if keep:

@@ -21,6 +21,7 @@ from bitlens.files import (
 )
 
 SCHEMA = 1
+KIND = "bitlens.codes"
 MANIFEST = "manifest.json"
 
 
@@ -67,7 +68,7 @@ class Codes:
         self.path = Path(path)
         manifest = self.path / MANIFEST
         self.manifest = read_manifest(manifest, SCHEMA, "a folder of codes")
-        if self.manifest.get("kind") != "bitlens.codes":
+        if self.manifest.get("kind") != KIND:
             raise BitlensError(f"{self.path} is a folder of another kind, not of codes.")
         if self.manifest.get("complete") is False:
             raise BitlensError(f"The codes in {self.path} are unfinished; encode the store again.")
@@ -162,7 +163,7 @@ class Codes:
         """Write a shard for each part: bits, and the columns of the same rows. about: what the
         manifest says of their origin (autoencoder, store, model, hook point)."""
         path.mkdir(parents=True, exist_ok=True)
-        head = {"schema": SCHEMA, "kind": "bitlens.codes"}
+        head = {"schema": SCHEMA, "kind": KIND}
         write_json(path / MANIFEST, {**head, "complete": False})
         shards: list[dict[str, Any]] = []
         for bits, columns in parts:

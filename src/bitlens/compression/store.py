@@ -20,7 +20,7 @@ from bitlens.compression.file import MAGIC, Compressed, Damaged, compress
 from bitlens.errors import BitlensError
 from bitlens.files import prepare_output, required, sha256
 from bitlens.hidden.split import held_out_share
-from bitlens.hidden.store import MANIFEST, ActivationStore
+from bitlens.hidden.store import KIND, MANIFEST, ActivationStore
 from bitlens.hidden.writer import StoreWriter
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.moments import fvu
@@ -251,7 +251,7 @@ def decompress_file(
         )
     if len(damaged) == len(file):
         raise BitlensError(f"{file.path} has no document that can be read; restore it.")
-    prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST)
+    prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST, kind=KIND)
     about = {key: file.about.get(key) for key in KEPT_OF_MANIFEST}
     about |= {"d_in": autoencoder.d_in, "dtype": "float32", "context_length": None}
     writer = StoreWriter(out, {**about, "decompressed": str(file.path)})

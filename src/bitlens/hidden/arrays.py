@@ -16,7 +16,7 @@ from torch import Tensor
 from bitlens import terminal
 from bitlens.errors import BitlensError
 from bitlens.files import prepare_output, read_tensors, sha256
-from bitlens.hidden.store import MANIFEST, OUTLIER_MULTIPLE, ActivationStore
+from bitlens.hidden.store import KIND, MANIFEST, OUTLIER_MULTIPLE, ActivationStore
 from bitlens.hidden.writer import StoreWriter
 
 SHARD_ROWS_BYTES = 1 << 27
@@ -60,7 +60,7 @@ def import_arrays(
         columns.setdefault("position", _running_index(columns["document"]))
         columns.setdefault("token", np.full(len(columns["document"]), -1))
         if writer is None:
-            prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST)
+            prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST, kind=KIND)
             writer = StoreWriter(out, _about(name, files, states), outlier_multiple)
         if writer.about["d_in"] != states.shape[-1]:
             raise BitlensError(

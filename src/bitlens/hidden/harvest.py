@@ -22,7 +22,7 @@ from bitlens.hidden.documents import Corpus
 from bitlens.hidden.hooks import HookPoint
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.split import documents_of
-from bitlens.hidden.store import MANIFEST, OUTLIER_MULTIPLE, ActivationStore
+from bitlens.hidden.store import KIND, MANIFEST, OUTLIER_MULTIPLE, ActivationStore
 from bitlens.hidden.text import ContextReader, Contexts
 from bitlens.hidden.writer import StoreWriter
 
@@ -100,7 +100,7 @@ def harvest(
     if len(names) == 1:
         folders = {names[0]: job.out}
     marker = (next(iter(folders.values())) / MANIFEST).relative_to(job.out)
-    prepare_output(job.out, resume, overwrite, str(marker))
+    prepare_output(job.out, resume, overwrite, str(marker), KIND)
     writers = {}
     for hook in model.hooks:
         folders[hook.name].mkdir(exist_ok=True)
