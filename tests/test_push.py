@@ -19,7 +19,7 @@ from bitlens.bits.codes import Codes
 from bitlens.cli import main
 from bitlens.ecosystem.about import About
 from bitlens.ecosystem.card import licence_of
-from bitlens.ecosystem.hub import push
+from bitlens.ecosystem.hub import push_to_hub
 from bitlens.ecosystem.published import FILES, without_paths
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
@@ -98,7 +98,7 @@ def test_a_dry_run_shows_card_and_files_and_writes_nothing(own, capsys):
 
 
 def test_a_card_says_what_is_known(own):
-    pushed = push(own, "me/run", About(license="mit"), dry_run=True)
+    pushed = push_to_hub(own, "me/run", About(license="mit"), dry_run=True)
     assert list(pushed.files) == SENT
     assert pushed.commit is None
     about = head(pushed.card)
@@ -115,7 +115,7 @@ def test_a_card_says_what_is_known(own):
     assert "2509.20997" in pushed.card
     for name in ("evaluation.json", "metrics.jsonl", "latents.json"):
         (own / name).unlink()
-    bare = push(own, "me/run", dry_run=True)
+    bare = push_to_hub(own, "me/run", dry_run=True)
     assert "Nothing was measured." in bare.card
     assert "figure.png" not in bare.card
     assert "No licence was stated" in bare.card
@@ -125,12 +125,12 @@ def test_a_card_says_what_is_known(own):
 
 def test_names_on_the_hub_are_linked(own):
     given = About(base_model="some/model", datasets=("some/text", "other/text"))
-    about = head(push(own, "me/run", given, dry_run=True).card)
+    about = head(push_to_hub(own, "me/run", given, dry_run=True).card)
     assert (about["base_model"], about["datasets"]) == ("some/model", ["some/text", "other/text"])
     own_names = documents_of(Corpus(("some/text:en", "other/text")))["texts"]
     texts = {"texts": [*own_names, "/home/alice/x.txt", "bundled"], "numbering": "x"}
     changed(own, model="some/model", documents_of=texts)
-    card = push(own, "me/run", dry_run=True).card
+    card = push_to_hub(own, "me/run", dry_run=True).card
     about = head(card)
     assert (about["base_model"], about["datasets"]) == ("some/model", ["some/text", "other/text"])
     assert "The language model has its own licence." in card
@@ -152,14 +152,16 @@ def test_the_licence_of_a_model_in_a_folder_is_read(tmp_path, monkeypatch):
 
 def test_only_names_of_the_hook_point_that_are_known_are_shown(own):
     changed(own, hook=names_elsewhere("blocks.2.ln2.hook_normalized"))
-    card = push(own, "me/run", dry_run=True).card
+    card = push_to_hub(own, "me/run", dry_run=True).card
     assert "| hook point | `blocks.2.ln2.hook_normalized` |" in card
     assert "LanguageModel.load" not in card  # of a place that is not read here
     changed(own, hook=names_elsewhere("blocks.2.hook_resid_post"))
-    card = push(own, "me/run", dry_run=True).card
+    card = push_to_hub(own, "me/run", dry_run=True).card
     assert "| hook point | `layers.2 = blocks.2.hook_resid_post` |" in card
     changed(own, model="bundled", hook=names_elsewhere("blocks.2.hook_mlp_out"))
-    code = example(push(own, "me/run", dry_run=True).card).replace("'me/run'", repr(str(own)))
+    code = example(push_to_hub(own, "me/run", dry_run=True).card).replace(
+        "'me/run'", repr(str(own))
+    )
     names: dict[str, Any] = {}
     exec(code, names)
     assert names["x"].shape == names["x_hat"].shape
@@ -168,7 +170,7 @@ def test_only_names_of_the_hook_point_that_are_known_are_shown(own):
 def test_nothing_from_data_is_markup(own):
     hook = {"module": HOSTILE, "transformers": HOSTILE}
     changed(own, model=HOSTILE, hook=hook, documents_of={"texts": [HOSTILE], "numbering": "x"})
-    clean = push(own.parent / "run", "me/run", dry_run=True).card
+    clean = push_to_hub(own.parent / "run", "me/run", dry_run=True).card
     parser = MarkdownIt("gfm-like", {"linkify": False})
     body = clean.split("\n---\n", 1)[1]
     tokens = [t for token in parser.parse(body) for t in (token, *(token.children or []))]
@@ -206,9 +208,9 @@ def test_paths_lose_all_but_their_end(value, shown):
 
 def test_what_cannot_be_pushed_is_a_sentence(own, tmp_path):
     with pytest.raises(BitlensError, match="owner/name"):
-        push(own, "run", dry_run=True)
+        push_to_hub(own, "run", dry_run=True)
     with pytest.raises(BitlensError, match="is not an autoencoder"):
-        push(tmp_path / "none", "me/run", dry_run=True)
+        push_to_hub(tmp_path / "none", "me/run", dry_run=True)
 
 
 # --- with one -------------------------------------------------------------------------------------
@@ -217,14 +219,14 @@ PUSHES = """
 import json, os, sys
 from huggingface_hub import constants
 from bitlens.ecosystem.about import About
-from bitlens.ecosystem.hub import push
+from bitlens.ecosystem.hub import push_to_hub
 from bitlens.errors import BitlensError
 for settings in json.loads(sys.argv[2]):
     os.environ["HF_TOKEN"] = settings.pop("token", "VALID")
     constants.HF_HUB_OFFLINE = settings.pop("offline", False)
     try:
         run = settings.pop("run", sys.argv[1])
-        push(run, "me/run", About(license=settings.pop("license", None)), **settings)
+        push_to_hub(run, "me/run", About(license=settings.pop("license", None)), **settings)
         print("done")
     except BitlensError as error:
         print(error)

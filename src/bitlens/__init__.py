@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bitlens.causal.faithfulness import faithfulness
     from bitlens.causal.intervene import intervene
     from bitlens.causal.splice import Splice
+    from bitlens.ecosystem.hub import push_to_hub
     from bitlens.encode import encode_store
     from bitlens.errors import BitlensError
     from bitlens.evaluation import Evaluation, evaluate
@@ -42,6 +43,7 @@ _MODULES = {
     "causal.faithfulness": ("faithfulness",),
     "causal.intervene": ("intervene",),
     "causal.splice": ("Splice",),
+    "ecosystem.hub": ("push_to_hub",),
     "encode": ("encode_store",),
     "errors": ("BitlensError",),
     "evaluation": ("Evaluation", "evaluate"),
@@ -63,7 +65,8 @@ __all__ = ["ActivationStore", "Autoencoder", "BinaryAutoencoder", "BitlensError"
 __all__ += ["ContextReader", "Corpus", "Evaluation", "HiddenSource", "LanguageModel", "PackedBits"]
 __all__ += ["PairedStore", "Splice", "TensorSource", "TopKAutoencoder", "TrainConfig"]
 __all__ += ["contrast", "effects", "encode_store", "entropy", "evaluate", "faithfulness"]
-__all__ += ["harvest", "intervene", "label_scores", "match", "nearest", "to_pandas", "train"]
+__all__ += ["harvest", "intervene", "label_scores", "match", "nearest", "push_to_hub"]
+__all__ += ["to_pandas", "train"]
 
 
 def __getattr__(name: str) -> Any:

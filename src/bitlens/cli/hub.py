@@ -40,11 +40,11 @@ def push(
         dry_run: print the card and the files, and send nothing.
     """
     from bitlens import show
-    from bitlens.ecosystem.hub import push as send
+    from bitlens.ecosystem.hub import push_to_hub
     from bitlens.report.page import size
 
     options = {"private": private, "revision": revision, "latents": latents}
-    pushed = send(run, repository, about, keep_card=not card, dry_run=dry_run, **options)
+    pushed = push_to_hub(run, repository, about, keep_card=not card, dry_run=dry_run, **options)
     if dry_run:
         show.say(pushed.card)
     if card and "evaluation.json" not in pushed.files:

@@ -30,7 +30,7 @@ class Pushed:
     """its address on the hub; None of a dry run"""
 
 
-def push(
+def push_to_hub(
     source: Autoencoder | Path | str,
     repository: str,
     about: About = About(),  # noqa: B008
