@@ -169,3 +169,14 @@ def test_an_interrupt_that_python_drops_is_raised_again() -> None:
         terminal.interrupt.ignore()
         signal.signal(signal.SIGINT, former)
         sys.unraisablehook = hook
+
+
+def test_an_interrupt_in_code_from_a_string_is_an_exit_status_too() -> None:
+    code = (
+        "from bitlens import cli\n"
+        "cli._call = lambda arguments: exec('raise KeyboardInterrupt')\n"
+        "cli.main(['--version'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr == "Stopped.\n"

@@ -68,6 +68,9 @@ def main(arguments: list[str] | None = None) -> None:
     with terminal.interrupt.guarded():
         status = _status(arguments)
     if status:
+        # Python ends by SIGINT instead if one came while it ran code from a string, as importing
+        # dataclasses does, whatever was made of it; the next such code resets that.
+        exec("")
         sys.exit(status)
 
 

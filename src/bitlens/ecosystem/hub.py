@@ -30,6 +30,7 @@ class Pushed:
     """its address on the hub; None of a dry run"""
 
 
+@terminal.shown("push")
 def push_to_hub(
     source: Autoencoder | Path | str,
     repository: str,
@@ -40,15 +41,16 @@ def push_to_hub(
     latents: bool = False,
     keep_card: bool = False,
     dry_run: bool = False,
+    progress: bool = True,
 ) -> Pushed:
     """Send an autoencoder to the repository `owner/name` of the hub, which is made if need be: its
     weights, settings, evaluation, curves, report, and a card that says what they are.
 
     source: a run's folder; or an autoencoder, or what else `from_pretrained` takes, of which there
-    are weights, settings and a card alone. private: make a
-    repository that others cannot see. revision: a branch other than main. latents: with its
-    clearest latents and examples of them, which quote the text. keep_card: leave the card there as
-    it is. dry_run: nothing is sent, no network is used.
+    are weights, settings and a card alone. private: make a repository that others cannot see.
+    revision: a branch other than main. latents: with its clearest latents and examples of them,
+    which quote the text. keep_card: leave the card there as it is. dry_run: nothing is sent, no
+    network is used. progress: show it on standard error.
     """
     from huggingface_hub import get_token
 
