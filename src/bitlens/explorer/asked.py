@@ -7,8 +7,6 @@ from typing import Annotated, Literal
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 
-from bitlens.results import plain
-
 MOST = 256  # latents or positions in one question
 
 Latent = Annotated[int, Field(ge=0, le=1 << 31)]
@@ -65,11 +63,11 @@ class FindAsked(Asked):
 def sentence(error: RequestValidationError) -> str:
     """What is wrong with a question."""
     first = error.errors()[0]
-    place = plain(".".join(str(part) for part in first["loc"] if part != "body")[:80])
-    if first["type"] == "extra_forbidden":
-        return "The question has a field that is not known."
+    parts = (str(part) for part in first["loc"] if part != "body")
+    # whoever asks may name a field anything: what is no name is not said again
+    place = ".".join(part for part in parts if part.isidentifier() or part.isdecimal())[:80]
     if first["type"] in ("json_invalid", "model_attributes_type"):
         return "The question is not JSON of the form that is expected."
-    message = plain(str(first["msg"])[:200].rstrip("."))
+    message = str(first["msg"])[:200].rstrip(".")
     where = f"In the question, '{place}'" if place else "The question"
     return f"{where} is not as it should be: {message[:1].lower()}{message[1:]}."
