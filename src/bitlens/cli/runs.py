@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
+from bitlens import processes
 from bitlens.cli.calling import Command, show_as
 from bitlens.cli.common import (
     Device,
@@ -100,7 +101,8 @@ def train(
         f"{out}: {autoencoder.architecture} with {n_latents:,} live latents of {trained:,}, "
         f"d_in {autoencoder.d_in}"
     )
-    leave_report(out)
+    if processes.is_first():
+        leave_report(out)
     return {"run": str(out), "n_latents": n_latents, **last}
 
 
@@ -109,6 +111,11 @@ def _live(model: str, text: TextConfig, hook: str, config: TrainConfig) -> Any:
     from bitlens import show
     from bitlens.hidden.live import LiveSource
 
+    if processes.world_size() > 1:
+        raise BitlensError(
+            "--stream runs the language model in this process, and so would each of many: harvest "
+            "a store first, and train on that."
+        )
     if not text.text or not hook:
         raise BitlensError("--stream needs the text and the hook point: add --text and --hook.")
     fraction = TEST_FRACTION if config.test_fraction is None else config.test_fraction
