@@ -43,6 +43,7 @@ FOUNDATION = {
     "processes",
     "results",
     "seeding",
+    "shards",
     "terminal",
     "version",
     "__init__",

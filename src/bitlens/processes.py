@@ -295,6 +295,11 @@ def gather(rows: Tensor, n: int) -> Tensor:
     return torch.cat([block[:size] for block, size in found])
 
 
+def of_each(tensor: Tensor) -> Tensor:
+    """A tensor of one shape in all processes -> those of all, `[processes, ...]`"""
+    return gather(tensor[None], world_size())
+
+
 def from_first(value: Any) -> Any:
     """What the first process passes, in all of them: anything that JSON has."""
     if world_size() == 1:

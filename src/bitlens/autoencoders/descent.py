@@ -44,22 +44,25 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         # Rows in which each latent was on, fading.
         self.state = {"on": torch.zeros(model.n_latents, device=model.W_enc.device)}
         self.final_price = settings.lam * Price("onbit", settings.p0).per_on_bit
+        self.n_latents, self.own = model.n_latents, slice(None)  # in all, and which are held here
         self.turns = {int(f * settings.steps) for f in settings.regrow_at}
 
     @torch.no_grad()
     def start(self) -> None:
         """Decoder rows start at differences of two rows, of `scale` of a row's length; the encoder
         switches a latent on where that would gain."""
-        model, seed = self.model, generator(self.settings.seed, "dictionary")
-        rows = self.sample(2 * model.n_latents, seed)
-        W = rows[torch.randint(len(rows), (model.n_latents,), generator=seed)]
-        W = W - rows[torch.randint(len(rows), (model.n_latents,), generator=seed)]
+        model, seed, m = self.model, generator(self.settings.seed, "dictionary"), self.n_latents
+        rows = self._rows_for(2 * m, seed)
+        W = rows[torch.randint(len(rows), (m,), generator=seed)[self.own]]
+        W = W - rows[torch.randint(len(rows), (m,), generator=seed)[self.own]]
         length = self.settings.scale * math.sqrt(model.d_in)
         model.W_dec.copy_(W / W.norm(dim=1, keepdim=True).clamp_min(1e-12) * length)
         model.b_dec.zero_()
         model.price.fill_(self.final_price)
         self._encode_by_gain()
-        if not self._bits_of_all(rows[:SMALL_SAMPLE]).words.any():
+        found = self._bits_of_all(rows[:SMALL_SAMPLE]).words.any().int()
+        processes.largest(found)
+        if not found:
             lam = self.settings.lam
             raise BitlensError(f"No latent is worth its price in any row: lower `lam` ({lam}).")
 
@@ -92,6 +95,23 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         bits = self._bits(rows[processes.part(len(rows))], len(rows))
         return PackedBits(processes.gather(bits.words, len(rows)), bits.n_latents)
 
+    # What is said of all latents, where a process may hold some of them alone: see `sharded`.
+
+    def _rows_for(self, n: int, seed: torch.Generator) -> Tensor:
+        """Rows from which n vectors of latents are made."""
+        return self.sample(n, seed)
+
+    def _explained(self, bits: PackedBits) -> Tensor:
+        return sums(bits, self.model.W_dec)
+
+    def _before(self, n: int) -> tuple[int, int]:
+        """Of n latents here -> how many such latents are held before, and in all"""
+        return 0, n
+
+    def _share(self, part: Tensor) -> Tensor:
+        """A sum or a mean over the latents, of which `part` is what those here add"""
+        return part
+
     @torch.no_grad()
     def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
         """Search the bits, then leave the gradients at these bits in the parameters."""
@@ -101,7 +121,7 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         self._set_prices(self.final_price * (start + (1 - start) * done))
         n = self.batch_rows(x)
         bits = self._bits(x, n)
-        error = sums(bits, model.W_dec).add_(model.b_dec).sub_(x)
+        error = self._explained(bits).add_(model.b_dec).sub_(x)
         mse = error.square().mean()
         error *= 2 / (n * model.d_in)
         model.W_dec.grad, counts = _sums_by_latent(bits, error)
@@ -113,7 +133,7 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         self.add_up(counts)
         self.state["on"].mul_(MEMORY).add_(counts)
         rates = counts.double() / n
-        price = (rates * model.price).sum().float() / model.d_in
+        price = self._share((rates * model.price).sum().float() / model.d_in)
         return Losses(mse + price, mse, price), rates
 
     @torch.no_grad()
@@ -123,17 +143,21 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         if step not in self.turns:
             return
         dead = (self.state["on"] < 1).nonzero()[:, 0]
-        if not len(dead):
+        before, n = self._before(len(dead))
+        if not n:
             return
         model, seed = self.model, generator(self.settings.seed, "restart", step)
-        rows = self.sample(max(len(dead), SMALL_SAMPLE), seed)
-        residual = rows - sums(self._bits_of_all(rows), model.W_dec) - model.b_dec
+        rows = self._rows_for(max(n, SMALL_SAMPLE), seed)
+        residual = rows - self._explained(self._bits_of_all(rows)) - model.b_dec
         chances = residual.square().sum(1).cpu().clamp_min(1e-12)
-        drawn = torch.multinomial(chances, len(dead), len(rows) < len(dead), generator=seed)
+        drawn = torch.multinomial(chances, n, len(rows) < n, generator=seed)
+        processes.take_from_first(drawn)
+        drawn = drawn[before : before + len(dead)]
         model.W_dec[dead] = RESTART_LENGTH * residual[drawn.to(residual.device)]
         state = optimizer.state[model.W_dec]
         state["exp_avg"][dead] = 0
-        state["exp_avg_sq"][dead] = state["exp_avg_sq"].mean()
+        share = model.n_latents / self.n_latents
+        state["exp_avg_sq"][dead] = self._share(state["exp_avg_sq"].mean() * share)
 
     @torch.no_grad()
     def finish(self) -> Autoencoder:

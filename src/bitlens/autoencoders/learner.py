@@ -6,6 +6,7 @@ weighted by the share of the rows, the losses and gradients of all processes add
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
 import torch
@@ -15,7 +16,7 @@ from bitlens import processes
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.beginning import Beginning
 from bitlens.autoencoders.objective import Losses
-from bitlens.autoencoders.registry import find
+from bitlens.autoencoders.registry import SHARDED, find
 from bitlens.autoencoders.settings import Settings
 
 Model = TypeVar("Model", bound=Autoencoder)
@@ -36,6 +37,12 @@ class Learner(Generic[Model]):
         self.state: dict[str, Tensor] = {}
         self.step = 0  # the step that is under way
         self.turns: set[int] = set()  # steps after which weights are set anew, by a sample
+        # dimension along which the processes' parts of a tensor are joined, by its name
+        self.parts: dict[str, int] = {}
+
+    def part_of_batch(self, n: int) -> slice:
+        """Which rows of a batch of n this process takes."""
+        return processes.part(n)
 
     def batch_rows(self, x: Tensor) -> int:
         """Rows of the batch of which x is the part of this process."""
@@ -80,12 +87,25 @@ class Learner(Generic[Model]):
         """After the last step: the autoencoder as it is saved."""
         return self.model
 
+    def save(self, finished: Autoencoder, folder: Path) -> Autoencoder:
+        """Write what `finish` gave, called in all processes -> the autoencoder that was written"""
+        if processes.is_first():
+            finished.save(folder)
+        return finished
+
+    def rates_of_all(self, rates: Tensor) -> Tensor:
+        """Firing rates of all latents, given those of the latents that this process holds."""
+        return rates
+
 
 def build(settings: Settings, d_in: int, d_out: int) -> Autoencoder:
     """The autoencoder that a run's settings name, not yet initialised."""
     return find(settings.architecture).load()[0].build(d_in, d_out, settings)
 
 
-def make_learner(model: Autoencoder, settings: Settings, sample: Sampler) -> Learner:
-    """The learner that a run's settings name."""
-    return find(settings.architecture, settings.coding).load()[1](model, settings, sample)
+def make_learner(
+    model: Autoencoder, settings: Settings, sample: Sampler, sharded: bool = False
+) -> Learner:
+    """The learner that a run's settings name. sharded: the one that holds some latents alone."""
+    entry = find(settings.architecture, settings.coding)
+    return (SHARDED if sharded else entry).load()[1](model, settings, sample)

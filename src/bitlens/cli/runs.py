@@ -63,6 +63,7 @@ def train(
     log: tuple[Logger, ...] = (),
     resume: bool = False,
     overwrite: bool = False,
+    shard_latents: bool = False,
 ) -> dict[str, Any]:
     """Train an autoencoder on a store, or with --stream straight from a model.
 
@@ -80,6 +81,8 @@ def train(
         log: further loggers beside metrics.jsonl: tensorboard, wandb.
         resume: continue a run that was stopped.
         overwrite: replace a run that is there.
+        shard_latents: each of the processes that torchrun started holds some of the latents,
+            instead of some rows of a batch: for widths that do not fit one device.
     """
     from bitlens import show
     from bitlens.hidden import ActivationStore, PairedStore
@@ -94,7 +97,14 @@ def train(
         rows = ActivationStore(source, config.test_fraction)
     last: dict[str, Any] = {}
     autoencoder = run(
-        rows, config, out, resume=resume, overwrite=overwrite, loggers=log, report=last.update
+        rows,
+        config,
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        loggers=log,
+        report=last.update,
+        shard_latents=shard_latents,
     )
     n_latents, trained = autoencoder.n_latents, autoencoder.metadata["n_latents_trained"]
     show.say(

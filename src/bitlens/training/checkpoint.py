@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bitlens import processes
+from bitlens import processes, shards
 from bitlens.autoencoders.learner import Learner
 from bitlens.autoencoders.settings import Settings
 from bitlens.errors import BitlensError
@@ -47,13 +47,13 @@ def save_checkpoint(
     folder: Path, learner: Learner, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> None:
     """Write `state.safetensors`; a kill at any moment leaves the former or the new one, whole."""
-    if not processes.is_first():
-        return
     tensors = _state(learner, optimizer)
     header = {"schema": SCHEMA, "step": progress.step, "position": list(progress.position)}
-    write_tensors(
-        folder / STATE, {k: v.cpu() for k, v in tensors.items()}, {"bitlens": json.dumps(header)}
-    )
+    if learner.parts:
+        shards.write(folder / STATE, tensors, learner.parts, json.dumps(header))
+    elif processes.is_first():
+        here = {k: v.cpu() for k, v in tensors.items()}
+        write_tensors(folder / STATE, here, {"bitlens": json.dumps(header)})
 
 
 def load_checkpoint(
@@ -61,11 +61,13 @@ def load_checkpoint(
 ) -> Progress | None:
     """Put a saved state back into the learner and the optimiser; None where there is none yet."""
     path = folder / STATE
-    header, tensors = _read(path) if processes.is_first() else (None, {})
-    header = processes.from_first(header)
+    header = processes.from_first(_header(path) if processes.is_first() else None)
     if header is None:
         return None
-    tensors = processes.tensors_from_first(tensors)
+    if learner.parts:
+        tensors = shards.read(path, learner.parts)
+    else:
+        tensors = processes.tensors_from_first(read_tensors(path) if processes.is_first() else {})
     try:
         learner.model.load_state_dict(_below("model.", tensors))
         for name, value in learner.state.items():
@@ -80,14 +82,16 @@ def load_checkpoint(
 
 
 def take_state_from_first(learner: Learner, optimizer: torch.optim.Optimizer) -> None:
-    """All processes go on with the weights, moments and learner's state of the first."""
-    processes.take_from_first(*_state(learner, optimizer).values())
+    """All processes go on with the weights, moments and learner's state of the first; not those
+    that hold other latents each."""
+    if not learner.parts:
+        processes.take_from_first(*_state(learner, optimizer).values())
 
 
-def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    """-> header and tensors of a saved state; None and none where there is none yet"""
+def _header(path: Path) -> dict[str, Any] | None:
+    """Of a saved state; None where there is none yet"""
     if not path.exists():
-        return None, {}
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("bitlens", "{}"))
@@ -96,7 +100,7 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     if header.get("schema", 0) > SCHEMA:
         newer = f"has schema {header['schema']}, newer than {SCHEMA}"
         raise BitlensError(f"{path} {newer}; upgrade bitlens to resume it.")
-    return header, read_tensors(path)
+    return header
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

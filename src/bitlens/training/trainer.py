@@ -60,6 +60,7 @@ def train(
     loggers: tuple[Logger, ...] = (),
     report: Report = lambda record: None,
     progress: bool = True,
+    shard_latents: bool = False,
 ) -> Autoencoder:
     """Train an autoencoder on the rows of `source` and return it, a BAE in canonical form.
 
@@ -70,10 +71,11 @@ def train(
 
     Called in every process that `torchrun` started, with equal arguments, they train together
     (`docs/many-processes.md`): a batch is shared out among them, the first writes and reports, and
-    all return the autoencoder.
+    all return the autoencoder. shard_latents: each holds some of the latents instead and takes all
+    rows, for a BAE that fits no one device; what is returned is then on the CPU.
     """
     with processes.together():
-        return _train(source, config, out, resume, overwrite, loggers, report)
+        return _train(source, config, out, resume, overwrite, loggers, report, shard_latents)
 
 
 def _train(
@@ -84,6 +86,7 @@ def _train(
     overwrite: bool,
     loggers: tuple[Logger, ...],
     report: Report,
+    sharded: bool,
 ) -> Autoencoder:
     """See `train`."""
     device = pick_device(config.device)
@@ -105,19 +108,21 @@ def _train(
     if config.test_fraction is not None and config.test_fraction != held_out:
         source, held_out = source.split(config.test_fraction), config.test_fraction
     settings = replace(settings, test_fraction=held_out)  # recorded is what is really held out
-    model = _initial_model(source, settings).to(device)
+    folder = Path(out) if out is not None else None
+    if sharded:
+        _require_shards(settings, folder, other)
+    model = _initial_model(source, settings, sharded).to(device)
     if other is not None:
         require_room(other, model)  # before anything is written
-    folder = Path(out) if out is not None else None
     _require_alike(source, settings)
     if folder is not None:
         if processes.is_first():
             prepare_output(folder, resume, overwrite, marker=RUN)
             write_or_compare(folder, settings, source.about)
         if processes.from_first((folder / CONFIG).exists()):
-            return Autoencoder.from_pretrained(folder, device)
+            return Autoencoder.from_pretrained(folder, "cpu" if sharded else device)
 
-    run = _Run(source, model, settings, folder, loggers, report, other)
+    run = _Run(source, model, settings, folder, loggers, report, other, sharded)
     try:
         if not run.learner.closed_form:
             run.loop()
@@ -126,11 +131,24 @@ def _train(
     with torch.no_grad():
         model = run.learner.finish()
     if folder is not None:
+        model = run.learner.save(model, folder)
         if processes.is_first():
-            model.save(folder)
             (folder / STATE).unlink(missing_ok=True)
         processes.wait_for_all()
     return model.eval().requires_grad_(False)
+
+
+def _require_shards(settings: Settings, folder: Path | None, init: Autoencoder | None) -> None:
+    """What `shard_latents` cannot do."""
+    least = processes.world_size()
+    if (settings.architecture, settings.coding) != ("bae", "descent"):
+        raise BitlensError("`shard_latents` is for a `bae` whose coding is descent; leave it out.")
+    if settings.n_latents < least:
+        raise BitlensError(f"`n_latents` must be at least {least}, one for each process.")
+    if init is not None:
+        raise BitlensError("`init` cannot be used with `shard_latents`; leave one of them out.")
+    if folder is None:
+        raise BitlensError("`shard_latents` writes what it trains: name a folder as `out`.")
 
 
 def _require_alike(source: HiddenSource, settings: Settings) -> None:
@@ -156,8 +174,10 @@ class _Run:
         loggers: tuple[Logger, ...],
         report: Report,
         other: Autoencoder | None = None,
+        sharded: bool = False,
     ) -> None:
-        """other: at whose dictionary the training begins."""
+        """other: at whose dictionary the training begins. sharded: the model is of the latents of
+        this process."""
         self.model, self.settings, self.folder, self.report = model, settings, folder, report
 
         def sample(n: int, seed: torch.Generator) -> Tensor:
@@ -166,7 +186,7 @@ class _Run:
                 raise BitlensError(NO_ROWS)
             return model.standardise_rows(rows.to(model.W_enc.device))
 
-        self.learner = make_learner(model, settings, sample)
+        self.learner = make_learner(model, settings, sample, sharded)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=self.settings.lr, fused=True)
         reached = load_checkpoint(folder, self.learner, self.optimizer) if folder else None
         if reached is None:
@@ -190,7 +210,7 @@ class _Run:
 
     def _own_rows(self, rows: Tensor, device: torch.device) -> Tensor:
         """Of a batch those of this process, standardised."""
-        own = rows[processes.part(len(rows))]
+        own = rows[self.learner.part_of_batch(len(rows))]
         return self.model.standardise_rows(own.to(device, non_blocking=True))
 
     def loop(self) -> None:
@@ -233,7 +253,8 @@ class _Run:
     @torch.no_grad()
     def _log(self, losses: Losses, rates: Tensor) -> None:
         """One record; the only place where the loop waits for the device."""
-        step, rates = self.reached.step, self.model.on_rates(rates)
+        step = self.reached.step
+        rates = self.learner.rates_of_all(self.model.on_rates(rates))
         record: Record = {"step": step}
         record |= self._of_batch(losses)
         record |= {"l0": float(rates.sum()), "bits_batch": float(binary_entropy(rates).sum())}
@@ -275,10 +296,14 @@ def learning_rate(settings: Settings, step: int) -> float:
     return settings.lr * risen * max(LOWEST_RATE, min(1.0, left))
 
 
-def _initial_model(source: HiddenSource, settings: Settings) -> Autoencoder:
-    """Initialised, with the standardisation of the source and all metadata."""
-    paired = isinstance(source, PairedStore)
-    model: Any = build(settings, source.d_in, source.d_out if paired else source.d_in)
+def _initial_model(source: HiddenSource, settings: Settings, sharded: bool) -> Autoencoder:
+    """Initialised, with the standardisation of the source and all metadata. sharded: only the
+    latents of this process."""
+    paired, here = isinstance(source, PairedStore), settings
+    if sharded:
+        own = processes.part(settings.n_latents)
+        here = replace(settings, n_latents=own.stop - own.start)
+    model: Any = build(here, source.d_in, source.d_out if paired else source.d_in)
     if model.transcodes and not paired:
         what = "two stores of one harvest, what an MLP reads and what it adds"
         raise BitlensError(f"A transcoder needs {what}: pass the second as `target`.")
@@ -294,7 +319,7 @@ def _initial_model(source: HiddenSource, settings: Settings) -> Autoencoder:
         model.scale_out.fill_(source.scale_out)
     model.metadata = {
         **source.about,
-        "n_latents_trained": model.n_latents,
+        "n_latents_trained": settings.n_latents if sharded else model.n_latents,
         "training": asdict(settings),
         "bitlens_version": __version__,
         "sae_lens_version": "6.18.0",  # without it, SAELens reads cfg.json as before version 6
