@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bitlens import processes, shards
-from bitlens.autoencoders import Autoencoder, sharded
+from bitlens.autoencoders import sharded
 from bitlens.bits import descent_sharded
 from bitlens.bits.descent import descend, gram
 from bitlens.bits.packed import PackedBits
@@ -22,6 +22,7 @@ from command import together
 from test_descent import after_flips, energy, problem, slack
 from test_resume import PowerCut, cut_at, logged_steps, rows
 
+STEPS = 24
 SHAPES = [(130, 16, 40), (7, 4, 9), (65, 1, 8)]  # latents, width, rows
 
 
@@ -44,8 +45,14 @@ def own_bits(shape: tuple[int, int, int], begun: bool, **settings) -> Tensor:
 
 
 def config(**changes) -> TrainConfig:
-    base = {"n_latents": 43, "steps": 60, "batch_size": 63, "log_every": 1, "regrow_at": (0.1, 0.3)}
-    return TrainConfig(**{**base, "checkpoint_every": 5, "device": "cpu", **changes})
+    base = {
+        "n_latents": 43,
+        "steps": STEPS,
+        "batch_size": 63,
+        "log_every": 1,
+        "regrow_at": (0.1, 0.3),
+    }
+    return TrainConfig(**{**base, "checkpoint_every": 4, "device": "cpu", **changes})
 
 
 def found(folder: Path) -> None:
@@ -162,16 +169,16 @@ def test_they_train_as_one_process_does_and_leave_an_ordinary_run(request, alone
 def test_any_number_of_processes_goes_on_with_latents_spread_or_not(alone, tmp_path, monkeypatch):
     monkeypatch.setattr(sharded, "TOGETHER", 1)
     out = tmp_path / "run"
-    for n, step in ((2, 12), (3, 27)):
+    for n, step in ((2, 6), (3, 13)):
         commands = together(n, partial(until, out, step), tmp_path)
         assert 1 in [command.wait() for command in commands]
         assert (out / STATE).exists(), commands[0].output
-    for spread in (True, False):
-        source, report = TensorSource(rows()), cut_at(47)
+    for spread, step in ((True, 18), (False, 22)):
+        source, report = TensorSource(rows()), cut_at(step)
         with pytest.raises(PowerCut):
             train(source, config(), out, resume=True, report=report, shard_latents=spread)
     train(TensorSource(rows()), config(), out, resume=True)
-    assert logged_steps(out) == list(range(1, 61))
+    assert logged_steps(out) == list(range(1, STEPS + 1))
     torch.testing.assert_close(curve(out), curve(alone), rtol=2e-5, atol=1e-6)
 
 

@@ -32,7 +32,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], parts: Parts, metadata: str
         for key, dim in dims.items()
         if dim is not None
     }
-    header, start = {"__metadata__": {"bitlens": metadata}} if metadata else {}, 0
+    header: dict[str, Any] = {"__metadata__": {"bitlens": metadata}} if metadata else {}
+    start = 0
     for key, tensor in tensors.items():
         shape, dim = list(tensor.shape), dims[key]
         if dim is not None:

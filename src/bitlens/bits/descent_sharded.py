@@ -66,7 +66,9 @@ def descend(
 
 def explained(bits: PackedBits, W: Tensor) -> Tensor:
     """`h W` over the latents of all processes, each with its bits and its W `[m, d]` -> `[n, d]`"""
-    total = sums(bits, W)
+    block = max(16, BLOCK_BYTES // (4 * len(W)))
+    starts = range(0, len(bits), block)
+    total = torch.cat([sums(bits[first : first + block], W) for first in starts])
     processes.add(total)
     return total
 

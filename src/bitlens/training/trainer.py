@@ -299,10 +299,9 @@ def learning_rate(settings: Settings, step: int) -> float:
 def _initial_model(source: HiddenSource, settings: Settings, sharded: bool) -> Autoencoder:
     """Initialised, with the standardisation of the source and all metadata. sharded: only the
     latents of this process."""
-    paired, here = isinstance(source, PairedStore), settings
-    if sharded:
-        own = processes.part(settings.n_latents)
-        here = replace(settings, n_latents=own.stop - own.start)
+    paired = isinstance(source, PairedStore)
+    own = processes.part(settings.n_latents)
+    here = replace(settings, n_latents=own.stop - own.start) if sharded else settings
     model: Any = build(here, source.d_in, source.d_out if paired else source.d_in)
     if model.transcodes and not paired:
         what = "two stores of one harvest, what an MLP reads and what it adds"
