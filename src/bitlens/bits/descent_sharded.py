@@ -82,20 +82,20 @@ class _Rows(NamedTuple):
 
 
 class _Told(NamedTuple):
-    """The best flips of n rows, by falling gain: gains `[n, c]`, -inf where there are no more, the
-    latents' names, `process << 32 | index`, what the bits become, 1 or -1, and the gain of the
-    best one that was not told `[n]`."""
+    """The best flips of n rows, by falling gain: gains beyond the least one `[n, c]`, -inf where
+    there are no more latents, their names, `process << 32 | index`, what their bits become, 1 or
+    -1, and the gain of the best flip that was not told `[n]`."""
 
     gain: Tensor
     name: Tensor
     sign: Tensor
     bound: Tensor
 
-    def decided(self, told: Tensor, tolerance: Tensor, left: Tensor) -> Tensor:
+    def decided(self, told: Tensor, left: Tensor) -> Tensor:
         """Which to make, given the decoder rows `[n, c, d]` -> bool `[n, c]`"""
         G = told @ told.mT * self.sign[:, :, None] * self.sign[:, None]
         gain, made = self.gain.clone(), torch.zeros_like(self.gain, dtype=torch.bool)
-        every, least = torch.arange(len(gain), device=gain.device), tolerance
+        every, least = torch.arange(len(gain), device=gain.device), torch.zeros_like(self.bound)
         for flip in range(gain.shape[1]):
             best, k = gain.max(1)
             active = (best > least) & (left > flip)
@@ -104,7 +104,7 @@ class _Told(NamedTuple):
             made[every, k] |= active
             gain -= 2 * active[:, None] * G[every, k]
             gain[made] = -torch.inf
-            least = torch.maximum(tolerance, self.bound)
+            least = self.bound.clamp_min(0)
         return made
 
 
@@ -123,12 +123,12 @@ class _Shard(NamedTuple):
         while True:
             some = _Rows(*(part[place] for part in rows))
             told = self.best(some)
-            live = (told.gain[:, 0] > -torch.inf) & (left[place] > 0)
+            live = (told.gain[:, 0] > 0) & (left[place] > 0)
             if not live.any():
                 return PackedBits.pack(rows.on).words
             place, told = place[live], _Told(*(part[live] for part in told))
             known, decoder = known.of(told.name, self)
-            made = self.decided(told, decoder, rows.tolerance[place], left[place])
+            made = self.decided(told, decoder, left[place])
             left[place] -= made.sum(1)
             step = torch.einsum("nc,ncd->nd", made * told.sign, decoder)
             rows.residual[place] -= step
@@ -139,32 +139,32 @@ class _Shard(NamedTuple):
     def best(self, rows: _Rows) -> _Told:
         """Of all processes"""
         a = torch.addmm(-self.square - self.price, rows.residual, self.W.T, alpha=2)
-        gain = torch.where(rows.on, -a - 2 * self.square, a)
+        # less the least gain of the row, so that all agree on which flips gain
+        gain = torch.where(rows.on, -a - 2 * self.square, a) - rows.tolerance[:, None]
         c = self.together + 1
         top = gain.topk(min(c, gain.shape[1]), 1)
         on = rows.on.gather(1, top.indices)
         # an index, and its bit as the sign, travels with its gain as if it were one
         index = torch.where(on, -1 - top.indices, top.indices).int().view(torch.float32)
-        worth = top.values.masked_fill(top.values <= rows.tolerance[:, None], -torch.inf)
         mine = torch.full((len(on), 2, c), -torch.inf, device=on.device)
         k = on.shape[1]
-        mine[:, 0, :k], mine[:, 1, :k] = worth, index
+        mine[:, 0, :k], mine[:, 1, :k] = top.values, index
         gains, indices = processes.of_each(mine).permute(2, 1, 0, 3).flatten(2)
         gains, order = gains.sort(dim=1, descending=True, stable=True)
         index = indices.contiguous().view(torch.int32).gather(1, order[:, :-1]).long()
         index, order = index[:, : self.together], order[:, : self.together]
         name = (order // c) << 32 | torch.where(index < 0, -1 - index, index)
-        # where there are no more, the first one stands
+        # where there are no more, the name of the first
         name = torch.where(gains[:, : self.together] > -torch.inf, name, name[:, :1])
         sign = torch.where(index < 0, -1.0, 1.0)
         return _Told(gains[:, : self.together], name, sign, gains[:, self.together])
 
-    def decided(self, told: _Told, decoder: Tensor, tolerance: Tensor, left: Tensor) -> Tensor:
+    def decided(self, told: _Told, decoder: Tensor, left: Tensor) -> Tensor:
         """The same in all processes, each deciding for its share of the rows: rounding may differ
         between processors, and one that made another flip would wait for ever."""
         share = processes.part(len(left))
         mine = _Told(*(part[share] for part in told))
-        made = mine.decided(decoder[share], tolerance[share], left[share])
+        made = mine.decided(decoder[share], left[share])
         return processes.gather(made.to(torch.int8), len(left)).bool()
 
 
