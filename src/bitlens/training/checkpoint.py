@@ -84,7 +84,7 @@ def load_checkpoint(
 def take_state_from_first(learner: Learner, optimizer: torch.optim.Optimizer) -> None:
     """All processes go on with the weights, moments and learner's state of the first; not those
     that hold other latents each."""
-    if not learner.parts:
+    if processes.world_size() > 1 and not learner.parts:
         processes.take_from_first(*_state(learner, optimizer).values())
 
 
