@@ -61,6 +61,8 @@ READ = {
     "jumprelu_skip_transcoder": Entry("transcoder", "JumpReLUSkipTranscoder"),
 }
 BAE_BY_STEP = Entry("step", "BinaryAutoencoder", "StepLearner", STEP)
+# A bae whose latents are spread over processes; only descent can search them so.
+SHARDED = Entry("sharded", "BinaryAutoencoder", "ShardedDescentLearner", DESCENT)
 KNOWN = ARCHITECTURES | READ
 
 

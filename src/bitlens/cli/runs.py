@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
+from bitlens import processes
 from bitlens.cli.calling import Command, show_as
 from bitlens.cli.common import (
     Device,
@@ -62,6 +63,7 @@ def train(
     log: tuple[Logger, ...] = (),
     resume: bool = False,
     overwrite: bool = False,
+    shard_latents: bool = False,
 ) -> dict[str, Any]:
     """Train an autoencoder on a store, or with --stream straight from a model.
 
@@ -79,6 +81,8 @@ def train(
         log: further loggers beside metrics.jsonl: tensorboard, wandb.
         resume: continue a run that was stopped.
         overwrite: replace a run that is there.
+        shard_latents: each of the processes that torchrun started holds some of the latents,
+            instead of some rows of a batch: for widths that do not fit one device.
     """
     from bitlens import show
     from bitlens.hidden import ActivationStore, PairedStore
@@ -93,14 +97,22 @@ def train(
         rows = ActivationStore(source, config.test_fraction)
     last: dict[str, Any] = {}
     autoencoder = run(
-        rows, config, out, resume=resume, overwrite=overwrite, loggers=log, report=last.update
+        rows,
+        config,
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        loggers=log,
+        report=last.update,
+        shard_latents=shard_latents,
     )
     n_latents, trained = autoencoder.n_latents, autoencoder.metadata["n_latents_trained"]
     show.say(
         f"{out}: {autoencoder.architecture} with {n_latents:,} live latents of {trained:,}, "
         f"d_in {autoencoder.d_in}"
     )
-    leave_report(out)
+    if processes.is_first():
+        leave_report(out)
     return {"run": str(out), "n_latents": n_latents, **last}
 
 
@@ -109,6 +121,11 @@ def _live(model: str, text: TextConfig, hook: str, config: TrainConfig) -> Any:
     from bitlens import show
     from bitlens.hidden.live import LiveSource
 
+    if processes.world_size() > 1:
+        raise BitlensError(
+            "--stream runs the language model in this process, and so would each of many: harvest "
+            "a store first, and train on that."
+        )
     if not text.text or not hook:
         raise BitlensError("--stream needs the text and the hook point: add --text and --hook.")
     fraction = TEST_FRACTION if config.test_fraction is None else config.test_fraction

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from bitlens import terminal
+from bitlens import processes, terminal
 from bitlens.autoencoders.base import CONFIG, Autoencoder
 from bitlens.autoencoders.beginning import beginning, require_room
 from bitlens.autoencoders.learner import LARGE_SAMPLE, build, make_learner
@@ -29,16 +29,18 @@ from bitlens.hidden.store import PairedStore
 from bitlens.options import Logger
 from bitlens.seeding import generator
 from bitlens.training.checkpoint import (
+    MAY_DIFFER,
     RUN,
     STATE,
     Progress,
     load_checkpoint,
     save_checkpoint,
+    take_state_from_first,
     write_or_compare,
 )
 from bitlens.training.config import TrainConfig
 from bitlens.training.metrics import MetricsLog, Record
-from bitlens.training.signals import stop_on_signals
+from bitlens.training.signals import agreed, stop_on_signals
 from bitlens.version import __version__
 
 WARM_UP = 0.05  # share of the steps in which the learning rate rises
@@ -59,6 +61,7 @@ def train(
     loggers: tuple[Logger, ...] = (),
     report: Report = lambda record: None,
     progress: bool = True,
+    shard_latents: bool = False,
 ) -> Autoencoder:
     """Train an autoencoder on the rows of `source` and return it, a BAE in canonical form.
 
@@ -66,7 +69,27 @@ def train(
     resume: go on from the last checkpoint in `out`, bit-exactly. report: called with every record
     that goes to `metrics.jsonl`. progress: show it on standard error. A `test_fraction` of the
     config other than the source's is set on the source, or refused where it cannot be.
+
+    Called in every process that `torchrun` started, with equal arguments, they train together
+    (`docs/many-processes.md`): a batch is shared out among them, the first writes and reports, and
+    all return the autoencoder. shard_latents: each holds some of the latents instead and takes all
+    rows, for a BAE that fits no one device; what is returned is then on the CPU.
     """
+    with processes.together():
+        return _train(source, config, out, resume, overwrite, loggers, report, shard_latents)
+
+
+def _train(
+    source: HiddenSource,
+    config: TrainConfig,
+    out: Path | str | None,
+    resume: bool,
+    overwrite: bool,
+    loggers: tuple[Logger, ...],
+    report: Report,
+    sharded: bool,
+) -> Autoencoder:
+    """See `train`."""
     device = pick_device(config.device)
     # Compiled kernels set the number of threads when they are loaded, later, and the sums of MKL
     # may change with that: it is settled before the first product.
@@ -86,17 +109,21 @@ def train(
     if config.test_fraction is not None and config.test_fraction != held_out:
         source, held_out = source.split(config.test_fraction), config.test_fraction
     settings = replace(settings, test_fraction=held_out)  # recorded is what is really held out
-    model = _initial_model(source, settings).to(device)
+    folder = Path(out) if out is not None else None
+    if sharded:
+        _require_shards(settings, folder, other)
+    model = _initial_model(source, settings, sharded).to(device)
     if other is not None:
         require_room(other, model)  # before anything is written
-    folder = Path(out) if out is not None else None
+    _require_alike(source, settings)
     if folder is not None:
-        prepare_output(folder, resume, overwrite, marker=RUN)
-        write_or_compare(folder, settings, source.about)
-        if (folder / CONFIG).exists():
-            return Autoencoder.from_pretrained(folder, device)
+        if processes.is_first():
+            prepare_output(folder, resume, overwrite, marker=RUN)
+            write_or_compare(folder, settings, source.about)
+        if processes.from_first((folder / CONFIG).exists()):
+            return Autoencoder.from_pretrained(folder, "cpu" if sharded else device)
 
-    run = _Run(source, model, settings, folder, loggers, report, other)
+    run = _Run(source, model, settings, folder, loggers, report, other, sharded)
     try:
         if not run.learner.closed_form:
             run.loop()
@@ -105,9 +132,36 @@ def train(
     with torch.no_grad():
         model = run.learner.finish()
     if folder is not None:
-        model.save(folder)
-        (folder / STATE).unlink(missing_ok=True)
+        model = run.learner.save(model, folder)
+        if processes.is_first():
+            (folder / STATE).unlink(missing_ok=True)
+        processes.wait_for_all()
     return model.eval().requires_grad_(False)
+
+
+def _require_shards(settings: Settings, folder: Path | None, init: Autoencoder | None) -> None:
+    """What `shard_latents` cannot do."""
+    least = processes.world_size()
+    if (settings.architecture, settings.coding) != ("bae", "descent"):
+        raise BitlensError("`shard_latents` is for a `bae` whose coding is descent; leave it out.")
+    if settings.n_latents < least:
+        raise BitlensError(f"`n_latents` must be at least {least}, one for each process.")
+    if init is not None:
+        raise BitlensError("`init` cannot be used with `shard_latents`; leave one of them out.")
+    if folder is None:
+        raise BitlensError("`shard_latents` writes what it trains: name a folder as `out`.")
+
+
+def _require_alike(source: HiddenSource, settings: Settings) -> None:
+    """All processes must train the same on the same rows, and have some of every batch."""
+    several, least = processes.world_size(), 2 * processes.world_size()
+    if several > 1 and settings.batch_size < least:
+        raise BitlensError(
+            f"`batch_size` must be at least {least}, two rows for each of {several} processes."
+        )
+    about = {k: v for k, v in source.about.items() if k not in MAY_DIFFER}
+    rows = [source.mean.tolist(), source.scale, about]
+    processes.require_same("settings or rows", [asdict(settings), rows])
 
 
 class _Run:
@@ -122,8 +176,10 @@ class _Run:
         loggers: tuple[Logger, ...],
         report: Report,
         other: Autoencoder | None = None,
+        sharded: bool = False,
     ) -> None:
-        """other: at whose dictionary the training begins."""
+        """other: at whose dictionary the training begins. sharded: the model is of the latents of
+        this process."""
         self.model, self.settings, self.folder, self.report = model, settings, folder, report
 
         def sample(n: int, seed: torch.Generator) -> Tensor:
@@ -132,7 +188,7 @@ class _Run:
                 raise BitlensError(NO_ROWS)
             return model.standardise_rows(rows.to(model.W_enc.device))
 
-        self.learner = make_learner(model, settings, sample)
+        self.learner = make_learner(model, settings, sample, sharded)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=self.settings.lr, fused=True)
         reached = load_checkpoint(folder, self.learner, self.optimizer) if folder else None
         if reached is None:
@@ -140,18 +196,24 @@ class _Run:
             if other is not None:
                 rows = sample(LARGE_SAMPLE, generator(settings.seed, "init"))
                 self.learner.begin_at(beginning(other, model, rows))
+        take_state_from_first(self.learner, self.optimizer)
         self.reached = reached or Progress(0, Position())
         self.log = None
-        if folder is not None:
+        if folder is not None and processes.is_first():
             self.log = MetricsLog(folder, self.reached.step, loggers, asdict(settings))
         position, device = self.reached.position, model.W_enc.device
         self.batches = (
-            (model.standardise_rows(rows.to(device, non_blocking=True)), position)
+            (self._own_rows(rows, device), position)
             for rows, position in source.batches(settings.batch_size, settings.seed, position)
         )
         if model.W_enc.is_cuda:  # on a CPU a second thread would only take cores from the step
             self.batches = prefetched(self.batches)
         self.clock, self.rows_since = time.perf_counter(), 0
+
+    def _own_rows(self, rows: Tensor, device: torch.device) -> Tensor:
+        """Of a batch those of this process, standardised."""
+        own = rows[self.learner.part_of_batch(len(rows))]
+        return self.model.standardise_rows(own.to(device, non_blocking=True))
 
     def loop(self) -> None:
         """All steps that are left."""
@@ -160,14 +222,15 @@ class _Run:
             while self.reached.step < steps:
                 losses, rates = self._step()
                 step, last = self.reached.step, self.reached.step == steps
+                signal = agreed(stop.signal)  # read once, so that what is said was done
                 if step % self.settings.log_every == 0 or last:
                     self._log(losses, rates)
-                signal = stop.signal  # read once, so that what is said was done
                 if last:
                     break
                 if self.folder and (signal or step % self.settings.checkpoint_every == 0):
                     save_checkpoint(self.folder, self.learner, self.optimizer, self.reached)
                 if signal:
+                    processes.wait_for_all()
                     where = f"saved in {self.folder}; continue it with `resume=True`"
                     done = (
                         f"step {step} of {steps}: {where if self.folder else 'nothing was saved'}"
@@ -183,28 +246,43 @@ class _Run:
         losses, rates = learner.backward(x)
         self.optimizer.step()
         learner.after_step(step, self.optimizer)
+        if step in learner.turns:
+            take_state_from_first(learner, self.optimizer)
         self.reached = Progress(step + 1, position)
-        self.rows_since += len(x)
+        self.rows_since += self.settings.batch_size
         return losses, rates
 
     @torch.no_grad()
     def _log(self, losses: Losses, rates: Tensor) -> None:
         """One record; the only place where the loop waits for the device."""
-        step, rates = self.reached.step, self.model.on_rates(rates)
+        step = self.reached.step
+        rates = self.learner.rates_of_all(self.model.on_rates(rates))
         record: Record = {"step": step}
-        record |= {name: float(value) for name, value in losses._asdict().items()}
+        record |= self._of_batch(losses)
         record |= {"l0": float(rates.sum()), "bits_batch": float(binary_entropy(rates).sum())}
         speed = self.rows_since / (time.perf_counter() - self.clock)
         record["rows_per_second"] = round(speed, 1)
         if not math.isfinite(record["total"]):
             cure = "training diverged; lower `lr`, or check the hidden states"
             raise BitlensError(f"The loss is not finite at step {step}: {cure}.")
-        self.report(record)
+        if processes.is_first():
+            self.report(record)
         words = "mse {mse:.4f}  l0 {l0:.1f}  {rows_per_second:,.0f} rows/s".format(**record)
         terminal.at(step, words, self.settings.steps)
         if self.log is not None:
             self.log.write(record)
         self.clock, self.rows_since = time.perf_counter(), 0
+
+    def _of_batch(self, losses: Losses) -> dict[str, float]:
+        """The losses as numbers; each process's count by its share of the rows."""
+        values = {name: float(value) for name, value in losses._asdict().items()}
+        if processes.world_size() > 1:
+            own = processes.part(self.settings.batch_size)
+            share = (own.stop - own.start) / self.settings.batch_size
+            sums = torch.tensor(list(values.values()), dtype=torch.float64) * share
+            processes.add(sums)
+            values = dict(zip(values, sums.tolist(), strict=True))
+        return values
 
     def close(self) -> None:
         """End the reading ahead and the log."""
@@ -220,10 +298,13 @@ def learning_rate(settings: Settings, step: int) -> float:
     return settings.lr * risen * max(LOWEST_RATE, min(1.0, left))
 
 
-def _initial_model(source: HiddenSource, settings: Settings) -> Autoencoder:
-    """Initialised, with the standardisation of the source and all metadata."""
+def _initial_model(source: HiddenSource, settings: Settings, sharded: bool) -> Autoencoder:
+    """Initialised, with the standardisation of the source and all metadata. sharded: only the
+    latents of this process."""
     paired = isinstance(source, PairedStore)
-    model: Any = build(settings, source.d_in, source.d_out if paired else source.d_in)
+    own = processes.part(settings.n_latents)
+    here = replace(settings, n_latents=own.stop - own.start) if sharded else settings
+    model: Any = build(here, source.d_in, source.d_out if paired else source.d_in)
     if model.transcodes and not paired:
         what = "two stores of one harvest, what an MLP reads and what it adds"
         raise BitlensError(f"A transcoder needs {what}: pass the second as `target`.")
@@ -239,7 +320,7 @@ def _initial_model(source: HiddenSource, settings: Settings) -> Autoencoder:
         model.scale_out.fill_(source.scale_out)
     model.metadata = {
         **source.about,
-        "n_latents_trained": model.n_latents,
+        "n_latents_trained": settings.n_latents if sharded else model.n_latents,
         "training": asdict(settings),
         "bitlens_version": __version__,
         "sae_lens_version": "6.18.0",  # without it, SAELens reads cfg.json as before version 6
