@@ -44,6 +44,7 @@ FOUNDATION = {
     "seeding",
     "terminal",
     "version",
+    "writing",
     "__init__",
 }
 CORE = {"hidden", "autoencoders", "training", "bits", "information"}

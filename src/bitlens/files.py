@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -269,48 +267,6 @@ def prepare_output(
         real.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BitlensError(f"The folder {path} cannot be made: {error.strerror}.") from error
-
-
-@contextlib.contextmanager
-def locked(path: Path, part: str = "", wait: bool = False) -> Iterator[None]:
-    """Keep this file or folder, or the `part` of it that has this name, to this process while the
-    block runs. Another that wants it is refused by a sentence that names this one, or waits. What a
-    killed process held is free.
-
-    The lock lies beside `path`; where nothing can be written there, in the folder for temporary
-    files, which other computers do not see. A file system without locks goes without.
-    """
-    from filelock import FileLock, Timeout
-
-    real = path.resolve()
-    file = real.with_name(f".{real.name}{part}.lock")
-    with contextlib.suppress(OSError):
-        real.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(real.parent, os.W_OK | os.X_OK):
-        name = hashlib.sha256(str(file).encode()).hexdigest()
-        file = Path(tempfile.gettempdir()) / f"bitlens-{name[:32]}.lock"
-    lock, holder = FileLock(file, timeout=-1 if wait else 0), ""
-    with contextlib.suppress(OSError, ValueError):
-        holder = file.read_text("utf-8")  # before others that are refused, too, open it
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BitlensError(
-            f"{path} is being written by {holder or 'another process'}; wait for it, end it, or "
-            "name another output."
-        ) from None
-    except OSError:
-        pass
-    try:
-        if lock.is_locked:
-            with contextlib.suppress(OSError):
-                file.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
-        yield
-    finally:
-        if lock.is_locked:
-            with contextlib.suppress(OSError):
-                file.unlink()
-            lock.release()
 
 
 @contextlib.contextmanager

@@ -33,8 +33,8 @@ def harvest(
     """Run a language model over text and store its hidden states, one store for each hook point.
 
     Special tokens (BOS, padding, end of text) make no rows. A killed harvest goes on with --resume.
-    Several processes (`torchrun --nproc-per-node N -m bitlens harvest ...`, or each with its own
-    --rank) write one store together, the same as a single one would.
+    Several processes, of `torchrun -m bitlens harvest ...` or each with its own --rank, write one
+    store together, the same as a single one would.
 
     Args:
         model: Hugging Face model, by name or folder; 'bundled' is the one that comes with bitlens.

@@ -19,11 +19,12 @@ from bitlens.files import prepare_output
 from bitlens.hidden.documents import Corpus
 from bitlens.hidden.hooks import HookPoint
 from bitlens.hidden.models import LanguageModel
-from bitlens.hidden.shares import Due, Shard, Share
+from bitlens.hidden.shards import Due, Shard
 from bitlens.hidden.split import documents_of
 from bitlens.hidden.store import KIND, MANIFEST, OUTLIER_MULTIPLE, ActivationStore
 from bitlens.hidden.text import ContextReader
 from bitlens.hidden.writer import StoreWriter
+from bitlens.writing import Share
 
 SHARD_BYTES = 1 << 26
 ROW_COLUMNS_BYTES = 28  # token, document, position, context, norm, context_tokens
@@ -232,8 +233,8 @@ class _Job:
         whose = sorted({i % self.share.ranks for i in missing})
         some = f"{', '.join(map(str, whose[:5]))}{', ...' if len(whose) > 5 else ''}"
         terminal.say(
-            f"{self.out}: rank {self.share.rank} is done, and {len(missing):,} of {shards:,} shards "
-            f"are not there yet (ranks {some}); the last rank to end completes the store, and one "
+            f"{self.out}: rank {self.share.rank} is done. Not there yet are {len(missing):,} of "
+            f"{shards:,} shards, of ranks {some}: the last rank to end completes the store, and one "
             "that died is started again by the same command."
         )
         return []

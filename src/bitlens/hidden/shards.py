@@ -1,77 +1,19 @@
-"""Several processes that make one output without talking to each other: files are where they meet.
-
-Each has a rank and does every `ranks`-th piece of the work; nobody waits for anybody, and one that
-died is started again alone.
-"""
+"""The shards of a store: which of them a process has to write, and the rows of one."""
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import itertools
-import os
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bitlens.errors import BitlensError
-from bitlens.files import locked
 from bitlens.hidden.text import ContextReader, Contexts
 from bitlens.hidden.writer import StoreWriter
-
-
-@dataclass(frozen=True)
-class Share:
-    """The part of one process: pieces `rank`, `rank + ranks`, `rank + 2 ranks`, ..."""
-
-    rank: int = 0
-    ranks: int = 1
-
-    @classmethod
-    def of(cls, rank: int | None, ranks: int | None) -> Share:
-        """As asked for; None: as the environment says (RANK and WORLD_SIZE, which torchrun sets),
-        where it says nothing all of it."""
-        if rank is None and ranks is None:
-            names = ("RANK", "WORLD_SIZE")
-            known = [os.environ.get(name, "") for name in names]
-            rank, ranks = map(int, known) if all(map(str.isdecimal, known)) else (0, 1)
-        if rank is None or ranks is None or not 0 <= rank < ranks:
-            raise BitlensError(
-                f"`rank={rank}` and `ranks={ranks}` are no share: of N processes each has `ranks=N`"
-                " and a `rank` of its own, 0 to N - 1."
-            )
-        return cls(rank, ranks)
-
-    def has(self, piece: int) -> bool:
-        """Whether the piece of this number is this process's."""
-        return piece % self.ranks == self.rank
-
-    @contextlib.contextmanager
-    def held(self, out: Path) -> Iterator[None]:
-        """Keep this share of `out` to this process while the block runs, and `out` to so many
-        ranks."""
-        real = out.resolve()
-        with locked(out, f".{self.rank}-of-{self.ranks}" if self.ranks > 1 else ""):
-            for file in real.parent.glob(f"{glob.escape(f'.{real.name}')}*.lock"):
-                part = file.name.removeprefix(f".{real.name}").removesuffix(".lock")
-                match = re.fullmatch(r"(?:\.\d+-of-(\d+))?", part)
-                if match and int(match[1] or 1) != self.ranks:
-                    with locked(out, part):  # refused while another number of processes is at it
-                        pass
-            yield
-
-    @contextlib.contextmanager
-    def in_turn(self, out: Path) -> Iterator[None]:
-        """One rank after the other runs the block."""
-        with locked(out, ".manifest", wait=True) if self.ranks > 1 else contextlib.nullcontext():
-            yield
+from bitlens.writing import Share
 
 
 class Due:
