@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from bitlens import processes
 from bitlens.errors import BitlensError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -75,12 +76,9 @@ class Share:
 
     @classmethod
     def of(cls, rank: int | None, ranks: int | None) -> Share:
-        """As asked for; None: as the environment says (RANK and WORLD_SIZE, which torchrun sets),
-        where it says nothing all of it."""
+        """As asked for; None: as `processes` says, which is all of it without torchrun."""
         if rank is None and ranks is None:
-            names = ("RANK", "WORLD_SIZE")
-            known = [os.environ.get(name, "") for name in names]
-            rank, ranks = map(int, known) if all(map(str.isdecimal, known)) else (0, 1)
+            rank, ranks = processes.rank(), processes.world_size()
         if rank is None or ranks is None or not 0 <= rank < ranks:
             raise BitlensError(
                 f"`rank={rank}` and `ranks={ranks}` are no share: of N processes each has `ranks=N`"

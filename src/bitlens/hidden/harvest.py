@@ -234,7 +234,7 @@ class _Job:
         some = f"{', '.join(map(str, whose[:5]))}{', ...' if len(whose) > 5 else ''}"
         terminal.say(
             f"{self.out}: rank {self.share.rank} is done. Not there yet are {len(missing):,} of "
-            f"{shards:,} shards, of ranks {some}: the last rank to end completes the store, and one "
+            f"{shards:,} shards (ranks {some}): the last rank to end completes the store, and one "
             "that died is started again by the same command."
         )
         return []
