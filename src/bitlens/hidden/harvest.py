@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bitlens import terminal
+from bitlens import processes, terminal
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import prepare_output
 from bitlens.hidden.documents import Corpus
@@ -95,7 +96,7 @@ def harvest(
     continues it. progress: show it on standard error.
     """
     _refuse_nonsense(model, batch_size, max_rows)
-    share = Share.of(rank, ranks)
+    share = Share() if model.split and rank is ranks is None else Share.of(rank, ranks)
     if overwrite and share.ranks > 1:
         raise BitlensError(
             f"One of {share.ranks} processes that starts late would delete with `overwrite=True` "
@@ -109,11 +110,15 @@ def harvest(
     if share.rank == 0:
         announce(plan)
     job.refuse_impossible(plan, resume)
-    with share.held(job.out):
+    with contextlib.ExitStack() as stack:
+        if model.split:  # the first process writes, the others only run their part of the model
+            stack.enter_context(processes.together())
+            if not processes.is_first():
+                job.write({}, plan.rows, stop)
+                return []
+        stack.enter_context(share.held(job.out))
         with share.in_turn(job.out):
             writers = job.open(resume, overwrite, outlier_multiple)
-        if all(writer.complete for writer in writers.values()):
-            return [writer.finish() for writer in writers.values()]
         shards = job.write(writers, plan.rows, stop)
         with share.in_turn(job.out):
             return job.finish(list(writers.values()), shards)
@@ -239,20 +244,33 @@ class _Job:
         )
         return []
 
+    def done(self, writers: list[StoreWriter]) -> dict[int, dict[str, Any]] | None:
+        """What is known of the shards that all hook points have; None if the stores are complete.
+        Processes that share a model take the first one's word for it."""
+        known = None
+        if writers and not all(writer.complete for writer in writers):
+            first, *others = (writer.shards for writer in writers)
+            known = {i: shard for i, shard in first.items() if all(i in each for each in others)}
+        if not self.model.split:
+            return known
+        told = processes.from_first(None if known is None else list(known.items()))
+        return told if told is None else dict(told)
+
     def write(
         self, writers: dict[str, StoreWriter], planned: int | None, stop: Callable[[], str | None]
     ) -> int:
         """Write the shards that are not there yet -> how many there are, those of other ranks, too.
         While the model works on one, the text of the next is tokenized and the one before is
         written."""
-        first, *others = (writer.shards for writer in writers.values())
-        done = {i: shard for i, shard in first.items() if all(i in other for other in others)}
+        done = self.done(list(writers.values()))
+        if done is None:
+            return 0
         due = Due(self.reader, self.share, done, self.shard_tokens(), self.max_rows)
         rows = before = sum(shard["rows"] for i, shard in done.items() if self.share.has(i))
         planned = None if planned is None else planned // self.share.ranks
         begun, runs = time.perf_counter(), iter(due)
         batch_tokens = self.batch_size * self.reader.length
-        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(len(writers)) as behind:
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(len(writers) or 1) as behind:
             writing: list[Future[None]] = []
             run = next(runs, None)  # skips what is done; in this thread, which Ctrl-C ends
             while run is not None:
@@ -265,7 +283,8 @@ class _Job:
                     rows += shard.add(chosen, states)
                     speed = (rows - before) / (time.perf_counter() - begun)
                     terminal.at(rows, f"{speed:,.0f} rows/s", planned)
-                    if rows != self.max_rows and (signal := stop()):
+                    signal = processes.from_first(stop()) if self.model.split else stop()
+                    if rows != self.max_rows and signal:
                         raise Interrupted(
                             f"Stopped by {signal} after {rows:,} rows: whole shards are kept; "
                             "continue with `resume=True`."

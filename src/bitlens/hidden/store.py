@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, verify_shard
-from bitlens.hidden.source import HiddenSource, held_out
+from bitlens.hidden.source import HiddenSource, held_out, refuse_non_finite, row_norms
 from bitlens.options import TEST_FRACTION
 from bitlens.results import brief
 from bitlens.seeding import generator
@@ -151,6 +151,13 @@ class ActivationStore(HiddenSource):
         path = self.path / entry["file"]
         if entry["file"] not in self._verified:
             verify_shard(path, entry["sha256"])
+            rows = read_tensors(path)  # other programs may write what ours refuse to
+            extremes = torch.stack(rows["hidden"].aminmax()) if entry["rows"] else torch.zeros(0)
+            if not torch.isfinite(extremes).all() or rows["norm"].isnan().any():
+                before = sum(shard["rows"] for shard in self.shards[:index])
+                norms = row_norms(rows["hidden"]) + rows["norm"]
+                hook = self.manifest.get("hook")
+                refuse_non_finite(rows["hidden"], norms, rows, before, hook, path)
             self._verified.add(entry["file"])
         return read_tensors(path, names)
 

@@ -96,7 +96,9 @@ class StoreWriter:
         number = len(self.shards) if number is None else number
         file = f"shard-{number:05d}.safetensors"
         norm = row_norms(hidden)
-        refuse_non_finite(norm, columns["document"], self.rows)
+        known = all(i in self.shards for i in range(number))
+        before = sum(self.shards[i]["rows"] for i in range(number)) if known else None
+        refuse_non_finite(hidden, norm, columns, before, self.about.get("hook"))
         none = Spread(0, torch.zeros(hidden.shape[1], dtype=torch.float64), 0.0)
         spread = Spread.of(hidden) if len(hidden) else none
         tensors = {
