@@ -56,6 +56,12 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def speaks() -> bool:
+    """Whether an error of this process is to be said: before they have joined, the first says what
+    all have to say; afterwards `together` sees to it that one does."""
+    return is_first() or _store.cache_info().currsize > 0
+
+
 def timeout() -> float:
     """Seconds that one process waits for the others."""
     given = os.environ.get(TIMEOUT, "")
@@ -335,7 +341,7 @@ def require_same(what: str, value: Any) -> None:
         return
     import torch
 
-    text = json.dumps(value, sort_keys=True).encode()
+    text = json.dumps(value, sort_keys=True, default=str).encode()
     digest = torch.frombuffer(bytearray(hashlib.sha256(text).digest()), dtype=torch.int64)
     found = gather(digest[None], world_size())
     others = [r for r in range(world_size()) if not torch.equal(found[r], found[0])]

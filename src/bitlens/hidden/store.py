@@ -90,6 +90,7 @@ class ActivationStore(HiddenSource):
         self.chosen = test_fraction is not None
         self.test_fraction = self._fraction(test_fraction)
         self._verified: set[str] = set()
+        self._finite: set[int] = set()
         self._splits: list[Split] | None = None
         self._window: tuple[Any, Tensor] | None = None
 
@@ -151,15 +152,20 @@ class ActivationStore(HiddenSource):
         path = self.path / entry["file"]
         if entry["file"] not in self._verified:
             verify_shard(path, entry["sha256"])
-            rows = read_tensors(path)  # other programs may write what ours refuse to
-            extremes = torch.stack(rows["hidden"].aminmax()) if entry["rows"] else torch.zeros(0)
-            if not torch.isfinite(extremes).all() or rows["norm"].isnan().any():
-                before = sum(shard["rows"] for shard in self.shards[:index])
-                norms = row_norms(rows["hidden"]) + rows["norm"]
-                hook = self.manifest.get("hook")
-                refuse_non_finite(rows["hidden"], norms, rows, before, hook, path)
             self._verified.add(entry["file"])
-        return read_tensors(path, names)
+        tensors = read_tensors(path, names)
+        if "hidden" in tensors and index not in self._finite:
+            self._require_finite(index, tensors["hidden"])
+            self._finite.add(index)
+        return tensors
+
+    def _require_finite(self, index: int, hidden: Tensor) -> None:
+        """Refuse what our writer does: another program's, or a hand, may not."""
+        if len(hidden) and not torch.isfinite(torch.stack(hidden.aminmax())).all():
+            before = sum(shard["rows"] for shard in self.shards[:index])
+            path, hook = self.path / self.shards[index]["file"], self.manifest.get("hook")
+            origin = read_tensors(path, ["document", "position"])
+            refuse_non_finite(hidden, row_norms(hidden), origin, before, hook, path)
 
     def split(self, test_fraction: float) -> Self:
         """The same store with this share of its documents held out."""
