@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import bitlens.hidden.harvest as harvest_module
+from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 from bitlens.files import sha256
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
@@ -213,6 +214,15 @@ def test_the_environment_of_torchrun_says_which_rank_it_is(run, tmp_path, monkey
     assert run(tmp_path / "out") == []
     monkeypatch.setenv("RANK", "0")
     assert [len(store) > 100 for store in run(tmp_path / "out")] == [True, True]
+
+
+def test_each_process_on_a_computer_takes_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto") == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert pick_device("auto") == "cuda:1"
+    assert pick_device("cpu") == "cpu"
 
 
 @pytest.mark.slow
