@@ -42,8 +42,8 @@ def first_shards(store: Path, out: Path, count: int) -> int:
     out.mkdir()
     about = {k: v for k, v in manifest.items() if k not in FINISHED}
     writer = StoreWriter(out, about, about.pop("outlier_multiple"))
-    writer.shards = manifest["shards"][:count]
-    for shard in writer.shards:
+    writer.shards = dict(enumerate(manifest["shards"][:count]))
+    for shard in writer.shards.values():
         (out / shard["file"]).symlink_to((store / shard["file"]).resolve())
     return len(writer.finish())
 

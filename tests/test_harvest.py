@@ -235,7 +235,10 @@ def test_hidden_states_that_are_not_finite_name_row_and_document(
     folder = changed_model(tiny_llama, tmp_path / "spoiled", spoil)
     model, reader = job(embeddings, folder=folder, text=text, packed=False)
     sentence = refusal(lambda: harvest(model, reader, tmp_path / "out", batch_size=1))
-    assert f"Row {row} (document 13) has a NaN or infinite hidden state" in sentence
+    position = row - sum(lengths[:13])
+    place = f"Row {row} (document 13, position {position}) has a NaN hidden state at embed_tokens"
+    assert f"{place}, as 1 of " in sentence
+    assert "leave the document out" in sentence
 
 
 def test_an_overflow_of_float16_is_told(job, tiny_llama, tmp_path):
@@ -245,7 +248,9 @@ def test_an_overflow_of_float16_is_told(job, tiny_llama, tmp_path):
     sentence = refusal(
         lambda: harvest(*job(folder=folder), tmp_path / "out", store_dtype=torch.float16)
     )
-    assert "store with `store_dtype=torch.float32` if float16 overflowed" in sentence
+    assert "has an infinite hidden state at layers.1, as " in sentence
+    assert "float16 ends at 65,504" in sentence
+    assert "store with `store_dtype=torch.float32`" in sentence
     harvest(*job(folder=folder), tmp_path / "out", store_dtype=torch.float32, overwrite=True)
 
 

@@ -46,6 +46,7 @@ FOUNDATION = {
     "shards",
     "terminal",
     "version",
+    "writing",
     "__init__",
 }
 CORE = {"hidden", "autoencoders", "training", "bits", "information"}

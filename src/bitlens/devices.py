@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
 from bitlens.errors import BitlensError
 
 
 def pick_device(name: str) -> str:
-    """`auto` is the GPU if there is one. BitlensError for a device that is not there."""
+    """`auto` is the GPU if there is one, and of several processes on a computer each has its own.
+    BitlensError for a device that is not there."""
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if not torch.cuda.is_available():
+            return "cpu"
+        local = os.environ.get("LOCAL_RANK", "")  # of torchrun
+        return f"cuda:{int(local) % torch.cuda.device_count()}" if local.isdecimal() else "cuda"
     if name.startswith("cuda"):
         number = name.removeprefix("cuda").removeprefix(":") or "0"
         if name == "cuda:" or not number.isdecimal() or int(number) >= torch.cuda.device_count():

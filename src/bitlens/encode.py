@@ -15,11 +15,13 @@ from bitlens.bits.packed import PackedBits
 from bitlens.files import prepare_output
 from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import ActivationStore
+from bitlens.writing import holding
 
 PART_ROWS = 1 << 20
 
 
 @terminal.shown("encode")
+@holding()
 @torch.inference_mode()
 def encode_store(
     autoencoder: Autoencoder,

@@ -13,6 +13,7 @@ from bitlens.cli.common import flags_given
 from bitlens.comsem.examples import Examples
 from bitlens.comsem.registry import JUDGES, settings_class, settings_of
 from bitlens.errors import BitlensError
+from bitlens.writing import holding
 
 if TYPE_CHECKING:
     from bitlens.comsem.interpret import Config, Results, Summary
@@ -67,6 +68,7 @@ class Judging(*map(settings_class, JUDGES)):  # pyright: ignore[reportGeneralTyp
         return Config(examples=self.examples, shuffles=self.shuffles, seed=self.seed)
 
 
+@holding()
 def interpret(
     codes: CodesFolders, out: Path, judging: Annotated[Judging, tyro.conf.arg(name="")] = Judging()
 ) -> dict[str, Any]:

@@ -25,12 +25,16 @@ def harvest(
     loading: ModelFlags = ModelConfig(),  # noqa: B008
     store_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto",
     outlier_multiple: float = 10.0,
+    rank: int | None = None,
+    ranks: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Run a language model over text and store its hidden states, one store for each hook point.
 
     Special tokens (BOS, padding, end of text) make no rows. A killed harvest goes on with --resume.
+    Several processes, of `torchrun -m bitlens harvest ...` or each with its own --rank, write one
+    store together, the same as a single one would.
 
     Args:
         model: Hugging Face model, by name or folder; 'bundled' is the one that comes with bitlens.
@@ -43,7 +47,9 @@ def harvest(
             documents or others.
         store_dtype: of the stored hidden states; auto: the model's.
         outlier_multiple: rows whose norm is above this multiple of the median are never trained on.
-        resume: continue a harvest that was stopped.
+        rank: which of several processes this is, from 0; by default as torchrun says.
+        ranks: how many processes write the store together.
+        resume: continue a harvest that was stopped; a rank of several does so without it.
         overwrite: replace a store that is there.
     """
     import torch
@@ -62,6 +68,8 @@ def harvest(
             max_rows=max_rows,
             outlier_multiple=outlier_multiple,
             store_dtype=None if store_dtype == "auto" else getattr(torch, store_dtype),
+            rank=rank,
+            ranks=ranks,
             resume=resume,
             overwrite=overwrite,
             announce=lambda plan: show.warn(in_flags(f"Plan: {plan}", harvest)),

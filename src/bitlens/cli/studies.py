@@ -12,6 +12,7 @@ import tyro
 from bitlens import terminal
 from bitlens.studies.options import RunOptions
 from bitlens.studies.registry import STUDIES, config_type
+from bitlens.writing import locked
 
 MOST_FAILURES = 5
 Command = Callable[..., dict[str, Any]]
@@ -47,7 +48,7 @@ def _run(name: str, options: RunOptions, config: Any) -> dict[str, Any]:
     from bitlens.studies.cells import Row, Study
 
     module = importlib.import_module(f"bitlens.studies.{name}.study")
-    with terminal.bar(name) as bar:
+    with locked(options.out), terminal.bar(name) as bar:
 
         def report(done: int, total: int, row: Row) -> None:
             fvu = f"fvu {row['fvu']:.4f}" if "fvu" in row else ""

@@ -26,6 +26,7 @@ from bitlens.information.autoregression import Autoregression
 from bitlens.information.moments import fvu
 from bitlens.information.tree import Blocks
 from bitlens.results import brief
+from bitlens.writing import holding
 
 COMPARED_BYTES = 1 << 23  # of hidden states: zstd -19 is slow
 SHARD_BYTES = 1 << 26
@@ -72,6 +73,7 @@ class _Rows(NamedTuple):
 
 
 @terminal.shown("compress")
+@holding()
 def compress_store(
     autoencoder: Autoencoder,
     store: ActivationStore,
@@ -228,6 +230,7 @@ def reconstruct(autoencoder: BinaryAutoencoder, bits: PackedBits) -> Tensor:
 
 
 @terminal.shown("decompress")
+@holding()
 def decompress_file(
     file: Compressed,
     run: Path,

@@ -18,11 +18,13 @@ from bitlens.errors import BitlensError
 from bitlens.files import prepare_output, read_tensors, sha256
 from bitlens.hidden.store import KIND, MANIFEST, OUTLIER_MULTIPLE, ActivationStore
 from bitlens.hidden.writer import StoreWriter
+from bitlens.writing import holding
 
 SHARD_ROWS_BYTES = 1 << 27
 
 
 @terminal.shown("import")
+@holding()
 def import_arrays(
     files: list[Path],
     out: Path,

@@ -25,6 +25,8 @@ class ModelConfig:
     """auto, cpu, cuda, cuda:1"""
     device_map: str | None = None
     """spread the model over devices, for example auto (needs the extra device-map)"""
+    tp_plan: str | None = None
+    """auto: split every layer over the processes of torchrun, which read one model together"""
     revision: str | None = None
     """branch, tag or commit on the hub"""
 

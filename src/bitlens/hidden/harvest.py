@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import pad
 
-from bitlens import terminal
+from bitlens import processes, terminal
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import prepare_output
 from bitlens.hidden.documents import Corpus
 from bitlens.hidden.hooks import HookPoint
 from bitlens.hidden.models import LanguageModel
+from bitlens.hidden.shards import Due, Shard
 from bitlens.hidden.split import documents_of
 from bitlens.hidden.store import KIND, MANIFEST, OUTLIER_MULTIPLE, ActivationStore
-from bitlens.hidden.text import ContextReader, Contexts
+from bitlens.hidden.text import ContextReader
 from bitlens.hidden.writer import StoreWriter
+from bitlens.writing import Share
 
 SHARD_BYTES = 1 << 26
 ROW_COLUMNS_BYTES = 28  # token, document, position, context, norm, context_tokens
@@ -71,6 +72,8 @@ def harvest(
     max_rows: int | None = None,
     store_dtype: torch.dtype | None = None,
     outlier_multiple: float = OUTLIER_MULTIPLE,
+    rank: int | None = None,
+    ranks: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     announce: Callable[[HarvestPlan], None] = lambda plan: None,
@@ -79,41 +82,46 @@ def harvest(
 ) -> list[ActivationStore]:
     """Harvest every hook point of `model` -> its stores: row i is the same token in all of them.
 
+    Of several processes with the same arguments each writes every `ranks`-th shard, and the last to
+    end completes the stores, which are those of a single process bit for bit; the others get no
+    stores. Started again, a rank makes what it lacks.
+
     reader: the text; a string is a source as in `Corpus`, read in contexts of 256 tokens (fewer if
     the model reads fewer). out: the store, or with several hook points a folder of stores.
     batch_size: contexts of full length in a forward pass; of shorter ones, as many as make as many
     tokens, together with others of like length.
-    max_rows: stop after so many rows. store_dtype: by default the model's. stop: asked after every
-    batch; a name (of a signal) ends the harvest by `Interrupted`, and `resume` continues it.
-    progress: show it on standard error.
+    max_rows: stop after so many rows. store_dtype: by default the model's. rank, ranks: of this
+    process, by default RANK and WORLD_SIZE of the environment, as torchrun sets them. stop: asked
+    after every batch; a name (of a signal) ends the harvest by `Interrupted`, and `resume`
+    continues it. progress: show it on standard error.
     """
     _refuse_nonsense(model, batch_size, max_rows)
+    share = Share() if model.split and rank is ranks is None else Share.of(rank, ranks)
+    if overwrite and share.ranks > 1:
+        raise BitlensError(
+            f"One of {share.ranks} processes that starts late would delete with `overwrite=True` "
+            f"what the others have made; delete {out} first, and leave it out."
+        )
     if isinstance(reader, str):
         length = min(256, model.longest_context() or 256)
         reader = ContextReader(Corpus((reader,)), model.tokenizer, length)
-    job = _Job(model, reader, Path(out), batch_size, max_rows, store_dtype or model.dtype)
+    job = _Job(model, reader, Path(out), batch_size, max_rows, store_dtype or model.dtype, share)
     plan = job.plan()
-    announce(plan)
+    if share.rank == 0:
+        announce(plan)
     job.refuse_impossible(plan, resume)
-    names = list(model.widths())
-    folders = {name: job.out / folder_name(name) for name in names}
-    if len(names) == 1:
-        folders = {names[0]: job.out}
-    marker = (next(iter(folders.values())) / MANIFEST).relative_to(job.out)
-    prepare_output(job.out, resume, overwrite, str(marker), KIND)
-    writers = {}
-    for hook in model.hooks:
-        folders[hook.name].mkdir(exist_ok=True)
-        settings = {"max_rows": max_rows, "batch_size": batch_size}
-        about = origin(model, reader, hook, job.dtype) | settings
-        writers[hook.name] = StoreWriter(folders[hook.name], about, outlier_multiple)
-    if all(writer.complete for writer in writers.values()):
-        return [ActivationStore(folder) for folder in folders.values()]
-    done = min(len(writer.shards) for writer in writers.values())
-    for writer in writers.values():
-        writer.shards = writer.shards[:done]  # a shard that not all of them have is written again
-    job.write(writers, plan.rows, stop)
-    return [writer.finish() for writer in writers.values()]
+    with contextlib.ExitStack() as stack:
+        if model.split:  # the first process writes, the others only run their part of the model
+            stack.enter_context(processes.together())
+            if not processes.is_first():
+                job.write({}, plan.rows, stop)
+                return []
+        stack.enter_context(share.held(job.out))
+        with share.in_turn(job.out):
+            writers = job.open(resume, overwrite, outlier_multiple)
+        shards = job.write(writers, plan.rows, stop)
+        with share.in_turn(job.out):
+            return job.finish(list(writers.values()), shards)
 
 
 def _refuse_nonsense(model: LanguageModel, batch_size: int, max_rows: int | None) -> None:
@@ -160,6 +168,20 @@ class _Job:
     batch_size: int
     max_rows: int | None
     dtype: torch.dtype
+    share: Share
+
+    @cached_property
+    def folders(self) -> dict[str, Path]:
+        """Of the store of each hook point."""
+        names = list(self.model.widths())
+        if len(names) == 1:
+            return {names[0]: self.out}
+        return {name: self.out / folder_name(name) for name in names}
+
+    @property
+    def marker(self) -> Path:
+        """The first manifest."""
+        return next(iter(self.folders.values())) / MANIFEST
 
     def plan(self) -> HarvestPlan:
         corpus, widths = self.reader.corpus, self.model.widths().values()
@@ -185,38 +207,84 @@ class _Job:
         unseen = self.reader.corpus.streaming or not plan.rows
         if unseen and next(self.reader.contexts(), None) is None:
             raise BitlensError("The text gave no usable tokens: it is empty.")
-        if plan.store_bytes is not None and plan.store_bytes > plan.free_bytes and not resume:
+        begun = resume or (self.share.ranks > 1 and self.marker.exists())
+        if plan.store_bytes is not None and plan.store_bytes > plan.free_bytes and not begun:
             raise BitlensError(
                 f"The disk is too full: the stores need about {plan.store_bytes:,} bytes, "
                 f"{self.out} has {plan.free_bytes:,} free; lower `max_rows` or choose another disk."
             )
 
+    def open(
+        self, resume: bool, overwrite: bool, outlier_multiple: float
+    ) -> dict[str, StoreWriter]:
+        """A writer for each hook point; of several ranks all but the first find a store begun."""
+        begun = resume or (self.share.ranks > 1 and self.marker.exists())
+        prepare_output(self.out, begun, overwrite, str(self.marker.relative_to(self.out)), KIND)
+        writers = {}
+        for hook in self.model.hooks:
+            self.folders[hook.name].mkdir(exist_ok=True)
+            settings = {"max_rows": self.max_rows, "batch_size": self.batch_size}
+            about = origin(self.model, self.reader, hook, self.dtype) | settings
+            writers[hook.name] = StoreWriter(self.folders[hook.name], about, outlier_multiple)
+        return writers
+
+    def finish(self, writers: list[StoreWriter], shards: int) -> list[ActivationStore]:
+        """The stores; none as long as other ranks lack some of the `shards`."""
+        for writer in writers:
+            writer.look()
+        missing = [i for i in range(shards) if not all(i in writer.shards for writer in writers)]
+        if not missing:
+            return [writer.finish() for writer in writers]
+        whose = sorted({i % self.share.ranks for i in missing})
+        some = f"{', '.join(map(str, whose[:5]))}{', ...' if len(whose) > 5 else ''}"
+        terminal.say(
+            f"{self.out}: rank {self.share.rank} is done. Not there yet are {len(missing):,} of "
+            f"{shards:,} shards (ranks {some}): the last rank to end completes the store, and one "
+            "that died is started again by the same command."
+        )
+        return []
+
+    def done(self, writers: list[StoreWriter]) -> dict[int, dict[str, Any]] | None:
+        """What is known of the shards that all hook points have; None if the stores are complete.
+        Processes that share a model take the first one's word for it."""
+        known = None
+        if writers and not all(writer.complete for writer in writers):
+            first, *others = (writer.shards for writer in writers)
+            known = {i: shard for i, shard in first.items() if all(i in each for each in others)}
+        if not self.model.split:
+            return known
+        told = processes.from_first(None if known is None else list(known.items()))
+        return told if told is None else dict(told)
+
     def write(
         self, writers: dict[str, StoreWriter], planned: int | None, stop: Callable[[], str | None]
-    ) -> None:
-        """Write the shards that are not there yet. While the model works on one, the text of the
-        next is tokenized and the one before is written."""
-        first = next(iter(writers.values()))
-        begun, before = time.perf_counter(), first.rows
-        rows = before  # `first` grows in another thread
-        left = None if self.max_rows is None else self.max_rows - rows
-        # Batches are of one shard, so that a resumed harvest has the same ones.
-        runs = self.reader.runs(self.shard_tokens(), first.contexts, left)
+    ) -> int:
+        """Write the shards that are not there yet -> how many there are, those of other ranks, too.
+        While the model works on one, the text of the next is tokenized and the one before is
+        written."""
+        done = self.done(list(writers.values()))
+        if done is None:
+            return 0
+        due = Due(self.reader, self.share, done, self.shard_tokens(), self.max_rows)
+        rows = before = sum(shard["rows"] for i, shard in done.items() if self.share.has(i))
+        planned = None if planned is None else planned // self.share.ranks
+        begun, runs = time.perf_counter(), iter(due)
         batch_tokens = self.batch_size * self.reader.length
-        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(len(writers)) as behind:
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(len(writers) or 1) as behind:
             writing: list[Future[None]] = []
-            contexts = next(runs, None)  # skips what is done; in this thread, which Ctrl-C ends
-            while contexts is not None:
+            run = next(runs, None)  # skips what is done; in this thread, which Ctrl-C ends
+            while run is not None:
                 coming = ahead.submit(next, runs, None)
-                left = None if self.max_rows is None else self.max_rows - rows
-                shard = _Shard(contexts, left, self.dtype, self.reader.length)
+                number, contexts = run
+                shard = Shard(number, contexts, self.dtype, self.reader.length)
                 for chosen in contexts.by_length(batch_tokens):
                     batch = contexts.of(chosen)
                     states = self.model.hidden_states(batch.tokens, batch.mask)
                     rows += shard.add(chosen, states)
                     speed = (rows - before) / (time.perf_counter() - begun)
                     terminal.at(rows, f"{speed:,.0f} rows/s", planned)
-                    if rows != self.max_rows and (signal := stop()):
+                    signal = processes.from_first(stop()) if self.model.split else stop()
+                    if rows != self.max_rows and signal:
                         raise Interrupted(
                             f"Stopped by {signal} after {rows:,} rows: whole shards are kept; "
                             "continue with `resume=True`."
@@ -224,56 +292,13 @@ class _Job:
                 for written in writing:
                     written.result()  # raises what went wrong there
                 writing = [behind.submit(shard.write, *each) for each in writers.items()]
-                contexts = coming.result()
+                run = coming.result()
             for written in writing:
                 written.result()
+        return due.shards
 
     def shard_tokens(self) -> int:
         """How many tokens the contexts of a shard have at least: those of whole batches."""
         row_bytes = max(self.model.widths().values()) * self.dtype.itemsize
         batch_tokens = self.batch_size * self.reader.length
         return max(1, SHARD_BYTES // (batch_tokens * row_bytes)) * batch_tokens
-
-
-class _Shard:
-    """The rows of consecutive contexts, in the order of the text, whatever that of the batches."""
-
-    def __init__(
-        self, contexts: Contexts, limit: int | None, dtype: torch.dtype, length: int
-    ) -> None:
-        """limit: number of rows at most. length: of the stored contexts"""
-        self.dtype = dtype
-        context, position = (index[:limit] for index in contexts.keep.nonzero(as_tuple=True))
-        self.rows, self.contexts = len(context), len(contexts.tokens)
-        self.row = torch.full(contexts.keep.shape, -1)  # of each token
-        self.row[context, position] = torch.arange(self.rows)
-        self.columns = {
-            "token": contexts.tokens[context, position],
-            "document": contexts.document[context, position],
-            "position": position,
-            "context": context,
-        }
-        tokens = contexts.tokens.masked_fill(~contexts.mask, -1)
-        self.tokens = pad(tokens, (0, length - tokens.shape[1]), value=-1)
-        self.hidden: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        self.devices: set[torch.device] = set()
-
-    def add(self, chosen: Tensor, states: dict[str, Tensor]) -> int:
-        """states: hidden states of the chosen contexts -> number of rows taken"""
-        for name, state in states.items():
-            row = self.row[chosen, : state.shape[1]]
-            if state.is_cuda:  # the GPU goes on meanwhile
-                self.devices.add(state.device)
-            state = state.to(self.dtype).to("cpu", non_blocking=state.is_cuda)
-            self.hidden[name].append((row, state))
-        return int((self.row[chosen] >= 0).sum())
-
-    def write(self, name: str, writer: StoreWriter) -> None:
-        """The rows of a hook point; what is written is not kept."""
-        for device in self.devices:
-            torch.cuda.synchronize(device)
-        parts = self.hidden.pop(name)
-        hidden = torch.empty(self.rows, parts[0][1].shape[-1], dtype=self.dtype)
-        for row, state in parts:
-            hidden[row[row >= 0]] = state[row >= 0]
-        writer.add(hidden, self.columns, self.tokens, done=self.contexts)

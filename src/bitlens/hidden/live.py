@@ -86,7 +86,8 @@ class LiveSource(HiddenSource):
         batches = (key.of(chosen) for chosen in key.by_length(self.batch_tokens))
         for rows, documents in hidden_rows(self.model, batches):
             norm = row_norms(rows)
-            refuse_non_finite(norm, documents)
+            hook = self.model.hooks[0].names()
+            refuse_non_finite(rows, norm, {"document": documents}, None, hook)
             test = torch.from_numpy(held_out(documents.numpy(), self.test_fraction))
             kept.append(rows[~test & (norm <= self._limit)])
         return torch.cat(kept)

@@ -24,6 +24,7 @@ from bitlens.errors import BitlensError
 from bitlens.files import sha256
 from bitlens.hidden.gguf import ENDING, Source, is_gguf
 from bitlens.hidden.hooks import Architecture, HookPoint
+from bitlens.hidden.spread import entrance, refuse_split
 from bitlens.hidden.trace import NeedsAllLayers, Trace
 from bitlens.options import BUNDLED
 
@@ -48,10 +49,11 @@ class Checkpoint:
         hooks: list[str],
         dtype: str,
         device: str,
-        device_map: str | None,
+        spread: dict[str, Any],
         revision: str | None,
         causal: bool,
     ) -> None:
+        """spread: as `spread_over` gives it."""
         import transformers
 
         transformers.logging.set_verbosity_error()
@@ -59,7 +61,7 @@ class Checkpoint:
         self.name, self.causal = name, causal
         self.source = _source(name)
         device = pick_device(device)
-        self.device = None if device_map else device
+        self.device = None if spread else device
         with _refusing(name), self.source.opened() as (where, file):
             config = transformers.AutoConfig.from_pretrained(where, revision=revision, **file)
             if getattr(config, "is_encoder_decoder", False):
@@ -83,7 +85,7 @@ class Checkpoint:
                 "config": config,
                 "revision": revision,
                 "dtype": _dtype(dtype, config, device),
-                **({"device_map": device_map} if device_map else {}),
+                **spread,
             }
 
     def load(self) -> Loaded:
@@ -109,6 +111,7 @@ class Checkpoint:
         base = model.base_model if self.causal else model
         trace = self._try(model, base, layers, missing)
         hooks = [trace.find(wanted) for wanted in self.wanted]
+        refuse_split(self.settings, {hook: trace.values[hook] for hook in hooks})
         architecture = self.architecture
         paths = [] if self.causal else [architecture.layer(hook.path) for hook in hooks]
         last = architecture.last_layer(paths)
@@ -149,8 +152,7 @@ class Checkpoint:
         vocabulary = range(embeddings(base) or len(self.tokenizer))
         usual = [token for token in vocabulary if token not in special] or [0]
         one, two, three = (usual[len(usual) // k] for k in (2, 3, 5))
-        device = next(model.parameters()).device
-        pair, other_pair = torch.tensor([[[one, two]], [[one, three]]]).to(device)
+        pair, other_pair = torch.tensor([[[one, two]], [[one, three]]]).to(entrance(model))
         logits = []
         try:
             trace = Trace(base, self.architecture, pair, layers < self.architecture.layers)

@@ -26,6 +26,7 @@ from bitlens.hidden.loading import (
     name_from_anywhere,
     recorded_model,
 )
+from bitlens.hidden.spread import entrance, spread_over
 from bitlens.hidden.trace import Trace
 
 
@@ -43,8 +44,9 @@ class LanguageModel:
         self.model, self.base, self.tokenizer, self.hooks, trace = loaded
         self.name = name
         self.config: Any = self.model.config
-        weights = next(self.model.parameters())
-        self.device, self.dtype = weights.device, weights.dtype
+        self.device, self.dtype = entrance(self.model), next(self.model.parameters()).dtype
+        self.split = False
+        """whether the model is one of several processes together"""
         values = {} if trace is None else trace.values
         self._widths = {hook.name: values[hook].shape[-1] for hook in self.hooks if values}
         self._positions = {} if trace is None else trace.positions
@@ -63,7 +65,8 @@ class LanguageModel:
         *,
         dtype: str = "auto",
         device: str = "auto",
-        device_map: str | None = None,
+        device_map: str | dict[str, Any] | None = None,
+        tp_plan: str | dict[str, str] | None = None,
         revision: str | None = None,
         causal: bool = False,
     ) -> LanguageModel:
@@ -72,11 +75,16 @@ class LanguageModel:
         Layers above the last hook point are not kept, unless `causal` asks for the whole causal
         language model. Only safetensors and GGUF weights are read, and no code from the model's
         folder is run. dtype: auto (as stored, but float32 on a CPU and of a .gguf file), float32,
-        float16 or bfloat16.
+        float16 or bfloat16. device_map, tp_plan: as transformers has them, to spread layers over
+        devices and disk, or to split every layer over the processes of torchrun, all of which must
+        then read the same.
         BitlensError for a model that cannot be read or lacks a hook point.
         """
-        checkpoint = Checkpoint(name, hooks, dtype, device, device_map, revision, causal)
-        return cls(name_from_anywhere(name), checkpoint.load())
+        spread = spread_over(device_map, tp_plan)
+        checkpoint = Checkpoint(name, hooks, dtype, device, spread, revision, causal)
+        model = cls(name_from_anywhere(name), checkpoint.load())
+        model.split = tp_plan is not None
+        return model
 
     @classmethod
     def again(

@@ -7,7 +7,8 @@ one seed, so a `Position` is enough to restart anywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -175,16 +176,39 @@ def outlier_limit(norms: Tensor, multiple: float) -> float:
     return multiple * median
 
 
-def refuse_non_finite(norms: Tensor, documents: Tensor, before: int = 0) -> None:
-    """Name the first row with a NaN or infinity, and its document. before: rows before these."""
-    bad = (~torch.isfinite(norms)).nonzero()
-    if len(bad):
-        row = int(bad[0])
-        raise BitlensError(
-            f"Row {before + row} (document {int(documents[row])}) has a NaN or infinite hidden "
-            "state; load the model with `dtype='float32'`, or store with "
-            "`store_dtype=torch.float32` if float16 overflowed."
-        )
+def refuse_non_finite(
+    rows: Tensor,
+    norms: Tensor,
+    columns: Mapping[str, Tensor],
+    before: int | None = 0,
+    hook: Mapping[str, Any] | None = None,
+    file: Path | None = None,
+) -> None:
+    """Name the first of the rows `[n, d]` with a NaN or infinity, and where it is from.
+
+    norms `[n]`: of the rows. columns: `document` and, if known, `position`. before: rows before
+    these, None if that is not known. hook: names of the hook point. file: that they were read from.
+    """
+    bad = (~torch.isfinite(norms)).nonzero()[:, 0]
+    if not len(bad):
+        return
+    row = int(bad[0])
+    known = [name for name in ("document", "position") if name in columns]
+    origin = ", ".join(f"{name} {int(columns[name][row])}" for name in known)
+    infinite = not bool(rows[row].isnan().any())
+    cure = "load the model with `dtype='float32'`; where it is, leave the document out"
+    if file is not None:
+        cure = "make the store again without it"
+    elif infinite and rows.dtype == torch.float16:
+        cure = "float16 ends at 65,504: load the model with `dtype='float32'` and store with "
+        cure += "`store_dtype=torch.float32`"
+    which = "A row" if before is None else f"Row {before + row}"
+    what = "an infinite" if infinite else "a NaN"
+    place = (f" at {hook.get('module')}" if hook else "") + (f" in {file}" if file else "")
+    raise BitlensError(
+        f"{which} ({origin}) has {what} hidden state{place}, as {len(bad):,} of {len(rows):,} rows "
+        f"there have; {cure}."
+    )
 
 
 class TensorSource(HiddenSource):

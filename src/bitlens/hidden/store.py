@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, verify_shard
-from bitlens.hidden.source import HiddenSource, held_out
+from bitlens.hidden.source import HiddenSource, held_out, refuse_non_finite, row_norms
 from bitlens.options import TEST_FRACTION
 from bitlens.results import brief
 from bitlens.seeding import generator
@@ -90,6 +90,7 @@ class ActivationStore(HiddenSource):
         self.chosen = test_fraction is not None
         self.test_fraction = self._fraction(test_fraction)
         self._verified: set[str] = set()
+        self._finite: set[int] = set()
         self._splits: list[Split] | None = None
         self._window: tuple[Any, Tensor] | None = None
 
@@ -152,7 +153,19 @@ class ActivationStore(HiddenSource):
         if entry["file"] not in self._verified:
             verify_shard(path, entry["sha256"])
             self._verified.add(entry["file"])
-        return read_tensors(path, names)
+        tensors = read_tensors(path, names)
+        if "hidden" in tensors and index not in self._finite:
+            self._require_finite(index, tensors["hidden"])
+            self._finite.add(index)
+        return tensors
+
+    def _require_finite(self, index: int, hidden: Tensor) -> None:
+        """Refuse what our writer does: another program's, or a hand, may not."""
+        if len(hidden) and not torch.isfinite(torch.stack(hidden.aminmax())).all():
+            before = sum(shard["rows"] for shard in self.shards[:index])
+            path, hook = self.path / self.shards[index]["file"], self.manifest.get("hook")
+            origin = read_tensors(path, ["document", "position"])
+            refuse_non_finite(hidden, row_norms(hidden), origin, before, hook, path)
 
     def split(self, test_fraction: float) -> Self:
         """The same store with this share of its documents held out."""

@@ -58,6 +58,14 @@ class Contexts(NamedTuple):
         return [torch.tensor(batch) for batch in batches]
 
 
+class Run(NamedTuple):
+    """Consecutive contexts, each (token ids, the document of each), not padded."""
+
+    contexts: list[tuple[list[int], list[int]]]
+    surplus: int
+    """rows at their end that nobody asked for"""
+
+
 class ContextReader:
     """Cuts the documents of a corpus into contexts of one length, always in the same way.
 
@@ -165,7 +173,11 @@ class ContextReader:
 
     def runs(self, tokens: int, skip: int = 0, rows: int | None = None) -> Iterator[Contexts]:
         """Consecutive contexts after the first `skip`, until they have so many tokens or there are
-        no more; of all of them no more than it takes for `rows` rows."""
+        no more; of all of them no more than make `rows` rows."""
+        yield from map(self.padded, self.unpadded_runs(tokens, skip, rows))
+
+    def unpadded_runs(self, tokens: int, skip: int = 0, rows: int | None = None) -> Iterator[Run]:
+        """The same, before `padded`."""
         if rows == 0:
             return
         special, left = set(self.special.tolist()), rows
@@ -174,13 +186,22 @@ class ContextReader:
             contexts.append((ids, documents))
             size += len(ids)
             left = None if left is None else left - sum(i not in special for i in ids)
-            if size >= tokens:
-                yield self._padded(contexts)
+            surplus = -1 if left is None else -left
+            if size >= tokens or surplus >= 0:
+                yield Run(contexts, max(0, surplus))
                 contexts, size = [], 0
-            if left is not None and left <= 0:
-                break
+            if surplus >= 0:
+                return
         if contexts:
-            yield self._padded(contexts)
+            yield Run(contexts, 0)
+
+    def padded(self, run: Run) -> Contexts:
+        """The contexts of a run as tensors, without its surplus rows."""
+        contexts = self._padded(run.contexts)
+        if run.surplus:
+            kept = contexts.keep.view(-1)
+            kept[kept.nonzero()[-run.surplus :, 0]] = False
+        return contexts
 
     def _padded(self, contexts: list[tuple[list[int], list[int]]]) -> Contexts:
         longest = max(len(ids) for ids, _ in contexts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bitlens.errors import BitlensError
-from bitlens.files import read_manifest, read_tensors, write_json, write_tensors
+from bitlens.files import read_json, read_manifest, read_tensors, write_json, write_tensors
 from bitlens.hidden.source import Spread, outlier_limit, refuse_non_finite, row_norms
 from bitlens.hidden.store import KIND, MANIFEST, OUTLIER_MULTIPLE, SCHEMA, WHAT, ActivationStore
 
@@ -17,7 +18,11 @@ NOT_COMPARED = ("text", "documents_of")  # where a text lies; what it holds is n
 
 
 class StoreWriter:
-    """Writes a store by shards; killed at any moment, it goes on after the last whole one."""
+    """Writes a store by shards; killed at any moment, it goes on with those that are not whole.
+
+    Until the store is complete every shard has a JSON file beside it with what the manifest will
+    say of it, so several processes can each write some of the shards.
+    """
 
     def __init__(
         self, path: Path, about: dict[str, Any], outlier_multiple: float = OUTLIER_MULTIPLE
@@ -28,15 +33,17 @@ class StoreWriter:
         self.path = path
         self.outlier_multiple = outlier_multiple
         self.about = {**about, "outlier_multiple": outlier_multiple}
-        self.shards: list[dict[str, Any]] = []
+        self.shards: dict[int, dict[str, Any]] = {}
+        """what the manifest says, or will say, of each by its number"""
         self.complete = False
         if (path / MANIFEST).exists():
-            self._continue(read_manifest(path / MANIFEST, SCHEMA, WHAT))
+            self._compare(read_manifest(path / MANIFEST, SCHEMA, WHAT))
+            self.look()
         else:
             self._write_manifest({})
 
-    def _continue(self, former: dict[str, Any]) -> None:
-        """Take over what was written by the writer of this manifest."""
+    def _compare(self, former: dict[str, Any]) -> None:
+        """Refuse to go on with what was begun with other settings."""
         ignored, digest = [*NOT_COMPARED], self.about.get("model_digest")
         if digest is not None and former.get("model_digest") == digest:
             ignored.append("model")  # a folder, which may lie elsewhere now
@@ -47,17 +54,33 @@ class StoreWriter:
                 "it with the same ones, or replace it with `overwrite=True`."
             )
         self.about |= {k: former[k] for k in NOT_COMPARED if k in former}
-        self.shards, self.complete = former["shards"], former["complete"]
+
+    def look(self) -> None:
+        """Which shards are there, whoever wrote them."""
+        manifest = read_manifest(self.path / MANIFEST, SCHEMA, WHAT)
+        self.complete = manifest["complete"]
+        self.shards = dict(enumerate(manifest["shards"]))  # earlier versions had them while writing
+        if self.complete:
+            self._tidy()
+            return
+        for file in self.path.glob("shard-*.json"):
+            with contextlib.suppress(BitlensError, ValueError):
+                self.shards[int(file.stem.removeprefix("shard-"))] = read_json(file, WHAT)
+        self.shards = {i: shard for i, shard in self.shards.items() if self._is_whole(shard)}
+
+    def _is_whole(self, shard: Any) -> bool:
+        with contextlib.suppress(OSError, KeyError, TypeError):
+            return (self.path / shard["file"]).stat().st_size == shard["bytes"]
+        return False
+
+    def _tidy(self) -> None:
+        for file in self.path.glob("shard-*.json"):
+            file.unlink(missing_ok=True)
 
     @property
     def rows(self) -> int:
         """Written so far."""
-        return sum(shard["rows"] for shard in self.shards)
-
-    @property
-    def contexts(self) -> int:
-        """Done so far."""
-        return sum(shard["contexts"] for shard in self.shards)
+        return sum(shard["rows"] for shard in self.shards.values())
 
     def add(
         self,
@@ -65,12 +88,17 @@ class StoreWriter:
         columns: dict[str, Tensor],
         contexts: Tensor | None = None,
         done: int = 0,
+        number: int | None = None,
     ) -> None:
         """Write one shard. hidden: `[rows, d_in]`. columns: token, document, position and, with
-        contexts `[contexts, length]`, context. done: contexts of the corpus that it covers."""
-        file = f"shard-{len(self.shards):05d}.safetensors"
+        contexts `[contexts, length]`, context. done: contexts of the corpus that it covers.
+        number: of the shard, in the order of the text; by default the next."""
+        number = len(self.shards) if number is None else number
+        file = f"shard-{number:05d}.safetensors"
         norm = row_norms(hidden)
-        refuse_non_finite(norm, columns["document"], self.rows)
+        known = all(i in self.shards for i in range(number))
+        before = sum(self.shards[i]["rows"] for i in range(number)) if known else None
+        refuse_non_finite(hidden, norm, columns, before, self.about.get("hook"))
         none = Spread(0, torch.zeros(hidden.shape[1], dtype=torch.float64), 0.0)
         spread = Spread.of(hidden) if len(hidden) else none
         tensors = {
@@ -86,18 +114,19 @@ class StoreWriter:
             tensors |= {"context": columns["context"].int(), "context_tokens": contexts.int()}
         digest = write_tensors(self.path / file, tensors)
         size = (self.path / file).stat().st_size
-        self.shards.append(
-            {"file": file, "rows": len(hidden), "contexts": done, "bytes": size, "sha256": digest}
-        )
-        self._write_manifest({})
+        shard = {"file": file, "rows": len(hidden), "contexts": done, "bytes": size}
+        self.shards[number] = shard | {"sha256": digest}
+        write_json((self.path / file).with_suffix(".json"), self.shards[number])
 
     def finish(self) -> ActivationStore:
         """Compute the standardisation over all usual rows, and mark the store complete."""
+        if self.complete:
+            return ActivationStore(self.path)
         if not self.rows:
             raise BitlensError(
                 "The text gave no usable tokens: it is empty or holds only special tokens."
             )
-        files = [self.path / shard["file"] for shard in self.shards]
+        files = [self.path / shard["file"] for _, shard in sorted(self.shards.items())]
         norms = [read_tensors(file, ["norm"])["norm"] for file in files]
         # Of each shard its documents alone are held, which are fewer than its rows.
         documents = [read_tensors(file, ["document"])["document"].unique() for file in files]
@@ -116,11 +145,13 @@ class StoreWriter:
             "zeros": sum(int((norm == 0).sum()) for norm in norms),
         }
         self._write_manifest(result)
+        self._tidy()
         return ActivationStore(self.path)
 
     def _write_manifest(self, result: dict[str, Any]) -> None:
         head = {"schema": SCHEMA, "kind": KIND, "complete": False, "rows": self.rows}
-        write_json(self.path / MANIFEST, {**head, **self.about, **result, "shards": self.shards})
+        shards = [shard for _, shard in sorted(self.shards.items())]
+        write_json(self.path / MANIFEST, {**head, **self.about, **result, "shards": shards})
 
 
 def _spread(file: Path, usual: Tensor) -> Spread:

@@ -42,6 +42,7 @@ from bitlens.training.config import TrainConfig
 from bitlens.training.metrics import MetricsLog, Record
 from bitlens.training.signals import agreed, stop_on_signals
 from bitlens.version import __version__
+from bitlens.writing import holding
 
 WARM_UP = 0.05  # share of the steps in which the learning rate rises
 LOWEST_RATE = 0.02  # that it falls to, as a share of its peak
@@ -51,6 +52,7 @@ T = TypeVar("T")
 
 
 @terminal.shown("train")
+@holding(ranks=True)
 def train(
     source: HiddenSource,
     config: TrainConfig = TrainConfig(),  # noqa: B008

@@ -1,0 +1,386 @@
+"""Several processes make one store, bit for bit that of one; two that do not belong together do not
+write one output."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import bitlens.hidden.harvest as harvest_module
+from bitlens.devices import pick_device
+from bitlens.errors import BitlensError
+from bitlens.files import sha256
+from bitlens.hidden import ActivationStore, Corpus, LanguageModel
+from bitlens.hidden.harvest import harvest
+from bitlens.hidden.text import ContextReader
+from bitlens.writing import Share, locked
+
+SHARDS = {"bitlens.hidden.harvest.SHARD_BYTES": 1}  # a shard a batch: some 50
+HOOKS = ["layers.0", "layers.2"]
+
+
+def files(folder):
+    """Every file below a folder, hidden ones too -> its checksum"""
+    return {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def shards_in(folder):
+    return len(list(folder.glob("*/shard-*.json")))
+
+
+def refusal(work):
+    with pytest.raises(BitlensError) as error:
+        work()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama):
+    return LanguageModel.load(str(tiny_llama), HOOKS, device="cpu")
+
+
+@pytest.fixture
+def run(model, text_folder, monkeypatch):
+    """`run(out, ...)`: harvest small shards in this process"""
+    monkeypatch.setattr(harvest_module, "SHARD_BYTES", 1)
+
+    def work(out, packed=True, corpus=None, **settings):
+        corpus = Corpus((str(text_folder),), **(corpus or {}))
+        reader = ContextReader(corpus, model.tokenizer, 8, packed)
+        return harvest(model, reader, out, batch_size=4, **settings)
+
+    return work
+
+
+@pytest.fixture
+def arguments(tiny_llama, text_folder):
+    """A harvest of two hook points, as a command that lacks its output."""
+    text = ["--text", text_folder, "--context", 8, "--batch-size", 4, "--device", "cpu"]
+    return ["harvest", tiny_llama, *text, "--hook", *HOOKS, "--out"]
+
+
+@pytest.fixture
+def undisturbed(run, tmp_path):
+    """The files of one process."""
+    run(tmp_path / "undisturbed")
+    return files(tmp_path / "undisturbed")
+
+
+# --- ranks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"max_rows": 137},
+        {"packed": False},
+        {"corpus": {"shuffle_seed": 3}},
+        {"corpus": {"streaming": True}, "max_rows": 200},
+        {"max_rows": 40},  # fewer shards than ranks
+    ],
+    ids=str,
+)
+def test_ranks_in_any_order_make_the_store_of_one_process(run, tmp_path, settings):
+    run(tmp_path / "one", **settings)
+    for rank in (2, 0):
+        assert run(tmp_path / "many", rank=rank, ranks=3, **settings) == []
+        assert "is unfinished" in refusal(lambda: ActivationStore(tmp_path / "many" / "layers.0"))
+    stores = run(tmp_path / "many", rank=1, ranks=3, **settings)
+    assert [store.path.name for store in stores] == HOOKS
+    assert files(tmp_path / "many") == files(tmp_path / "one")
+    again = run(tmp_path / "many", rank=0, ranks=3, **settings)
+    assert [len(store) for store in again] == [len(store) for store in stores]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["many", "one"]  # no lock is left
+
+
+def test_processes_at_once_make_the_store_of_one(bitlens_command, arguments, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    commands = [
+        bitlens_command(*arguments, out, "--rank", rank, "--ranks", 3, constants=SHARDS)
+        for rank in range(3)
+    ]
+    for command in commands:
+        assert command.wait() == 0, command.output
+    assert any(f"{out}/layers.2: " in command.output for command in commands)
+    assert files(out) == undisturbed
+
+
+def test_a_rank_that_was_killed_is_started_again_alone(
+    bitlens_command, arguments, undisturbed, tmp_path
+):
+    out = tmp_path / "out"
+    killed = bitlens_command(*arguments, out, "--rank", 1, "--ranks", 2, constants=SHARDS)
+    killed.wait_until(lambda: shards_in(out) > 8)
+    assert killed.kill() == -signal.SIGKILL
+    other = bitlens_command(*arguments, out, "--rank", 0, "--ranks", 2, constants=SHARDS)
+    assert other.wait() == 0
+    assert re.search(r"rank 0 is done.* shards \(ranks 1\)", " ".join(other.output.split()))
+    whole = [{p.stem for p in (out / hook).glob("shard-*.json")} for hook in HOOKS]
+    shards = [f"{stem}.safetensors" for stem in set.intersection(*whole)]
+    paths = [out / hook / name for hook in HOOKS for name in shards]
+    made = {path: path.stat().st_mtime_ns for path in paths}
+    again = bitlens_command(*arguments, out, "--rank", 1, "--ranks", 2, constants=SHARDS)
+    assert again.wait() == 0, again.output
+    assert files(out) == undisturbed
+    assert {path: path.stat().st_mtime_ns for path in made} == made  # nothing is made twice
+    assert sum(int(path.stem[-5:]) % 2 for path in made) > 4  # of what was killed
+
+
+@pytest.mark.parametrize("after", [["--resume"], ["--rank", 2, "--ranks", 3]])
+def test_another_number_of_processes_goes_on(
+    bitlens_command, arguments, run, undisturbed, tmp_path, after
+):
+    out = tmp_path / "out"
+    killed = bitlens_command(*arguments, out, "--rank", 1, "--ranks", 2, constants=SHARDS)
+    killed.wait_until(lambda: shards_in(out) > 8)
+    killed.kill()
+    command = bitlens_command(*arguments, out, *after, constants=SHARDS)
+    assert command.wait() == 0, command.output
+    if "--ranks" in after:
+        for rank in (0, 1):
+            run(out, rank=rank, ranks=3)
+    assert files(out) == undisturbed
+
+
+def test_a_lost_shard_of_an_unfinished_store_is_made_again(run, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    run(out, rank=0, ranks=2)
+    (out / "layers.0" / "shard-00002.safetensors").unlink()
+    with (out / "layers.2" / "shard-00004.safetensors").open("ab") as file:
+        file.truncate(100)
+    (out / "layers.2" / "shard-00006.json").write_text("{")
+    run(out, rank=1, ranks=2)
+    run(out, rank=0, ranks=2)
+    assert files(out) == undisturbed
+
+
+def test_what_an_earlier_version_began_goes_on(run, undisturbed, tmp_path):
+    """It kept what it had written in the manifest."""
+    out, stops = tmp_path / "out", iter([None] * 9 + ["a test"])
+    refusal(lambda: run(out, stop=lambda: next(stops)))
+    for manifest in out.glob("*/manifest.json"):
+        entries = sorted(manifest.parent.glob("shard-*.json"))
+        listed = ",".join(entry.read_text() for entry in entries)
+        text = manifest.read_text()
+        assert '"shards": []' in text
+        manifest.write_text(text.replace('"shards": []', f'"shards": [{listed}]'))
+        for entry in entries:
+            entry.unlink()
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
+    assert len(before) > 10
+    run(out, resume=True)
+    assert files(out) == undisturbed
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"rank": 3, "ranks": 3}, "`rank=3` and `ranks=3` are no share"),
+        ({"rank": 1}, "are no share"),
+        ({"ranks": 0, "rank": 0}, "are no share"),
+        ({"rank": 0, "ranks": 2, "overwrite": True}, "delete .* first, and leave it out"),
+    ],
+)
+def test_ranks_that_cannot_be_are_refused(run, tmp_path, settings, said):
+    assert re.search(said, refusal(lambda: run(tmp_path / "out", **settings)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_ranks_do_not_write_into_a_folder_of_something_else(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    assert "is not empty" in refusal(lambda: run(tmp_path / "out", rank=0, ranks=2))
+    run(tmp_path / "store", max_rows=9)
+    sentence = refusal(lambda: run(tmp_path / "store", rank=0, ranks=2, max_rows=8))
+    assert "was begun with other settings (max_rows differ)" in sentence
+
+
+def test_the_environment_of_torchrun_says_which_rank_it_is(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert Share.of(None, None) == Share(1, 2)
+    assert run(tmp_path / "out") == []
+    monkeypatch.setenv("RANK", "0")
+    assert [len(store) > 100 for store in run(tmp_path / "out")] == [True, True]
+
+
+def test_each_process_on_a_computer_takes_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto") == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert pick_device("auto") == "cuda:1"
+    assert pick_device("cpu") == "cpu"
+
+
+@pytest.mark.slow
+def test_torchrun_makes_the_store_of_one_process(arguments, tmp_path):
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    for out, start in (("one", [sys.executable]), ("many", ranks)):
+        command = [*start, "-m", "bitlens", *map(str, arguments), str(tmp_path / out)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "many") == files(tmp_path / "one")
+
+
+# --- two that do not belong together ------------------------------------------------------------
+
+HELD = rf"is being written by process (\d+) on {re.escape(socket.gethostname())}; wait for it"
+
+
+def test_a_second_harvest_of_one_store_is_refused_and_the_first_goes_on(
+    bitlens_command, arguments, undisturbed, tmp_path
+):
+    out = tmp_path / "out"
+    first = bitlens_command(*arguments, out, constants=SHARDS)
+    first.wait_until(lambda: shards_in(out) > 8)
+    first.send(signal.SIGSTOP)
+    for flags in (["--resume"], ["--overwrite"], ["--rank", 0, "--ranks", 2], []):
+        second = bitlens_command(*arguments, out, *flags, constants=SHARDS)
+        assert second.wait() == 2
+        assert re.search(HELD, " ".join(second.output.split())), second.output
+    first.send(signal.SIGCONT)
+    assert first.wait() == 0, first.output
+    assert files(out) == undisturbed
+
+
+def test_the_same_rank_and_other_numbers_of_ranks_are_refused(
+    bitlens_command, arguments, run, tmp_path
+):
+    out = tmp_path / "out"
+    first = bitlens_command(*arguments, out, "--rank", 1, "--ranks", 2, constants=SHARDS)
+    first.wait_until(lambda: shards_in(out) > 8)
+    first.send(signal.SIGSTOP)
+    for settings in ({"rank": 1, "ranks": 2}, {"rank": 0, "ranks": 3}, {"resume": True}):
+        assert re.search(HELD, refusal(lambda settings=settings: run(out, **settings)))
+    assert run(out, rank=0, ranks=2) == []
+    first.kill()
+    assert run(out, resume=True)  # what is dead holds nothing
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("command", ["train", "encode", "compress", "interpret", "study", "import"])
+def test_an_output_that_another_process_writes_is_refused(bitlens_command, command, made, tmp_path):
+    out = tmp_path / "out"
+    store, run, codes = made.store, made.bae, made.codes
+    arguments = {
+        "train": ["train", store, "--steps", 5],
+        "encode": ["encode", run, store],
+        "compress": ["compress", run, store],
+        "interpret": ["interpret", codes],
+        "study": ["study", "synthetic"],
+        "import": ["import", next(Path(store).glob("*.safetensors"))],
+    }[command]
+    with locked(out):
+        held = bitlens_command(*arguments, "--out", out)
+        assert held.wait() == 2, held.output
+    said = " ".join(held.output.split())
+    assert int(re.search(HELD, said)[1]) == os.getpid()
+    assert not out.exists()
+
+
+def test_a_folder_of_no_permission_around_an_output_is_locked_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr("bitlens.writing.os.access", lambda path, mode: False)
+    with locked(tmp_path / "out"):
+        assert not list(tmp_path.iterdir())
+        with (
+            pytest.raises(BitlensError, match="is being written by process"),
+            locked(tmp_path / "out"),
+        ):
+            pass
+    with locked(tmp_path / "out"):
+        pass
+
+
+# --- rows that are no numbers, whoever wrote them -------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_nan_in_a_store_is_named_by_all_who_read_it(bitlens_command, made, tmp_path, norm):
+    from safetensors.torch import load_file, save_file
+
+    store = shutil.copytree(made.store, tmp_path / "store")
+    file = store / "shard-00000.safetensors"
+    tensors = load_file(file)
+    tensors["hidden"][7, 3] = torch.nan
+    if norm:
+        tensors["norm"][7] = torch.nan
+    save_file(tensors, file)
+    readers = {
+        "train": [store, "--steps", 5, "--out", tmp_path / "run"],
+        "encode": [made.bae, store, "--out", tmp_path / "codes"],
+        "evaluate": [shutil.copytree(made.bae, tmp_path / "bae"), store],
+    }
+    altered = {name: bitlens_command(name, *arguments) for name, arguments in readers.items()}
+    for command in altered.values():
+        assert command.wait() == 2, command.output
+        assert "is truncated or altered" in command.output
+    manifest = store / "manifest.json"
+    former = ActivationStore(made.store).shards[0]["sha256"]
+    manifest.write_text(manifest.read_text().replace(former, sha256(file)))
+    place = f"document {int(tensors['document'][7])}, position {int(tensors['position'][7])}"
+    for name, arguments in readers.items():
+        flags = [] if name == "evaluate" else ["--overwrite"]
+        command = bitlens_command(name, *arguments, *flags)
+        assert command.wait() == 2, command.output
+        assert f"Row 7 ({place}) has a NaN hidden state at" in " ".join(command.output.split())
+
+
+# --- models that one device or process does not hold ----------------------------------------------
+
+TOKENS = torch.arange(10, 42).reshape(2, 16)
+SOME_ON_DISK = dict.fromkeys(["embed_tokens", "norm", "rotary_emb", "layers.0", "layers.2"], "cpu")
+SOME_ON_DISK |= {"layers.1": "disk", "layers.3": "disk"}
+
+
+@pytest.mark.parametrize("device_map", ["auto", {"": "disk"}, SOME_ON_DISK], ids=str)
+def test_a_model_spread_over_memory_and_disk_gives_the_same_bits(tiny_llama, device_map):
+    pytest.importorskip("accelerate")
+    hooks = ["hidden_states[2]", "layers.1.mlp", "blocks.2.hook_resid_post"]
+    whole = LanguageModel.load(str(tiny_llama), hooks, device="cpu")
+    spread = LanguageModel.load(str(tiny_llama), hooks, device="cpu", device_map=device_map)
+    assert [hook.names() for hook in spread.hooks] == [hook.names() for hook in whole.hooks]
+    expected, found = whole.hidden_states(TOKENS), spread.hidden_states(TOKENS)
+    assert {name: torch.equal(found[name], expected[name]) for name in expected} == dict.fromkeys(
+        expected, True
+    )
+
+
+def test_what_splits_a_model_is_refused_where_it_cannot_be(tiny_llama):
+    def load(**settings):
+        return lambda: LanguageModel.load(str(tiny_llama), HOOKS, device="cpu", **settings)
+
+    assert "start with torchrun" in refusal(load(tp_plan="auto"))
+    assert "exclude each other" in refusal(load(tp_plan="auto", device_map="auto"))
+
+
+@pytest.mark.slow
+def test_processes_that_share_one_model_write_the_same_rows(arguments, tmp_path):
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for out, start, flags in ((one, [sys.executable], []), (two, ranks, ["--tp-plan", "auto"])):
+        command = [*start, "-m", "bitlens", *map(str, arguments), str(out), *flags]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    for hook in HOOKS:
+        whole, split = ActivationStore(one / hook), ActivationStore(two / hook)
+        for ours, theirs in zip(whole.read(), split.read(), strict=True):
+            torch.testing.assert_close(theirs.hidden, ours.hidden, rtol=1e-4, atol=1e-5)
+            assert all(torch.equal(ours.columns[k], theirs.columns[k]) for k in ours.columns)
+    part = [*map(str, arguments), str(tmp_path / "part"), "--tp-plan", "auto"]
+    part[part.index("layers.0")] = "layers.1.mlp.gate_proj"
+    done = subprocess.run([*ranks, "-m", "bitlens", *part], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "has another part of layers.1.mlp.gate_proj" in done.stderr
