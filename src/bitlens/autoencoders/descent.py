@@ -80,7 +80,9 @@ class DescentLearner(Learner[BinaryAutoencoder]):
     def _bits(self, x: Tensor) -> PackedBits:
         W, b = self.model.W_dec.detach(), self.model.b_dec.detach()
         G = gram(W) if len(W) <= GRAM_UP_TO * len(x) else None
-        return descend(x, W, b, self.model.price, G=G, flips=FLIPS, exchanges=False)
+        # To look for NaN would wait for a GPU; the next record of the training does.
+        price, finite = self.model.price, x.device.type != "cpu"
+        return descend(x, W, b, price, G=G, flips=FLIPS, exchanges=False, finite=finite)
 
     @torch.no_grad()
     def backward(self, x: Tensor) -> tuple[Losses, Tensor]:

@@ -1,8 +1,9 @@
 """The GPU kernel of descent, in triton: a program flips the bits of one row until nothing gains.
 
-It keeps v_j, what flipping bit j gains: `a_j` of `descent_cpu` where the bit is off, `-a_j - 2 G_jj`
-where it is on. Flipping bit k negates v_k and takes `2 s_j s_k G_kj` from every other one, with s = 1
-of a bit that was off and -1 of one that was on. Rows of G are all that is read meanwhile.
+It keeps v_j, what flipping bit j gains: `a_j` of `descent_cpu` where the bit is off and
+`-a_j - 2 G_jj` where it is on. Flipping bit k negates v_k and takes `2 s_j s_k G_kj` from every
+other one, with s = 1 of a bit that was off and -1 of one that was on. Rows of G are all that is
+read meanwhile.
 """
 
 import torch
@@ -75,7 +76,7 @@ def _descend_held(
             top = tl.min(tl.where(v == best, place, FAR), 0)
             v, place = _flip(v, place, j, top, best, G, m)
             flips += 1
-        if EXCHANGES:
+        if EXCHANGES:  # noqa: SIM102 - known when it is compiled
             if (not more) and (flips + 2 <= most):
                 gain, out, loss, into = _exchange(v, place, j, G, m, least, FAR)
                 more = gain > least
@@ -178,7 +179,7 @@ def _descend_streamed(
             best, top = _pass(a, G, words, m, k, -best, (2 - 4 * (top & 1)).to(tl.float32), BLOCK)
             tl.debug_barrier()
             flips += 1
-        if EXCHANGES:
+        if EXCHANGES:  # noqa: SIM102 - known when it is compiled
             if (not more) and (flips + 2 <= most):
                 gain, out, into = _pairs_in_memory(a, G, words, m, width, least, BLOCK)
                 more = gain > least
