@@ -32,26 +32,27 @@ def descend(
     if G is not None:
         return _flip_rows(a, G, words, most, exchanges, tolerance)
     m = len(W)
-    on = PackedBits(words, m).unpack(torch.bool)
-    size = min(m, candidates + int(on.sum(1).max())) if len(a) else m
-    rows = max(1, GATHERED_BYTES // (4 * size * W.shape[1]))
-    made = []
-    for part in torch.arange(len(a), device=a.device).split(rows):
-        bits = a[part].masked_fill_(on[part], torch.inf).topk(size, sorted=False).indices
-        gathered = W[bits]
-        local = PackedBits.pack(on[part].gather(1, bits))
-        flips = _flip_rows(
-            a[part].gather(1, bits),
+    counts = PackedBits(words, m).unpack(torch.int8).sum(1)
+    size = min(m, candidates + int(counts.max())) if len(a) else 0
+    made, block = torch.zeros_like(most), max(1, GATHERED_BYTES // (4 * max(1, size) * W.shape[1]))
+    for first in range(0, len(a), block):
+        rows = slice(first, first + block)
+        on = PackedBits(words[rows], m).unpack(torch.bool)
+        bits = torch.where(on, torch.inf, a[rows]).topk(size).indices
+        # of a row with fewer bits on, fewer are candidates: the same ones as on a CPU
+        others = torch.arange(size, device=a.device) >= candidates + counts[rows, None]
+        chosen, gathered = PackedBits.pack(on.gather(1, bits)), W[bits]
+        made[rows] = _flip_rows(
+            a[rows].gather(1, bits).masked_fill_(others, -torch.inf),
             gathered @ gathered.transpose(1, 2),
-            local.words,
-            most[part],
+            chosen.words,
+            most[rows],
             exchanges,
-            tolerance[part],
+            tolerance[rows],
         )
-        now = on[part].scatter(1, bits, local.unpack(torch.bool))
-        words[part] = PackedBits.pack(now).words
-        made.append(flips)
-    return torch.cat(made) if made else most
+        now = on.scatter(1, bits, chosen.unpack(torch.bool))
+        words[rows] = PackedBits.pack(now).words
+    return made
 
 
 def _flip_rows(

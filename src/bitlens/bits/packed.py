@@ -48,9 +48,10 @@ class PackedBits:
         if bits.device.type == "cpu":
             octets = np.packbits(padded.contiguous().numpy(), axis=1, bitorder="little")
             return cls.from_numpy(octets, n_latents)
-        shifts = torch.arange(WORD, device=bits.device)
-        separate = padded.reshape(len(on), words_for(n_latents), WORD).long() << shifts
-        return cls(separate.sum(-1), n_latents)  # of distinct bits the sum is the or
+        shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+        separate = padded.view(torch.uint8).view(len(on), words_for(n_latents) * 8, 8) << shifts
+        octets = separate.sum(-1, dtype=torch.uint8)  # of distinct bits the sum is the or
+        return cls(octets.view(torch.int64), n_latents)
 
     @classmethod
     def step(cls, z: torch.Tensor) -> PackedBits:
