@@ -3,6 +3,7 @@ of a training, and its kernels end where the CPU's do. The rest needs a GPU, or 
 
 import contextlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.gpu import main
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bitlens.autoencoders.learner import build, make_learner
+from bitlens.autoencoders.sparse import rise
 from bitlens.bits import descent, descent_cuda
 from bitlens.bits.descent import Descent, descend, gram, search_batch
 from bitlens.bits.packed import PackedBits
@@ -34,6 +37,9 @@ ARCHITECTURES = [
     {"architecture": "bae", "preset": "measure"},
     {"architecture": "topk"},
     {"architecture": "batch_topk"},
+    {"architecture": "relu"},
+    {"architecture": "gated"},
+    {"architecture": "jumprelu"},
 ]
 
 
@@ -57,7 +63,10 @@ class Waits(TorchDispatchMode):
 def test_the_counter_sees_what_waits() -> None:
     x = torch.arange(3.0)
     with Waits() as waits:
-        float(x.sum()), bool((x > 1).any()), x.nonzero(), x[x > 1]
+        assert float(x.sum()) == 3
+        assert bool((x > 1).any())
+        assert len(x.nonzero()) == 2
+        assert len(x[x > 1]) == 1
         with contextlib.suppress(NotImplementedError):
             torch.empty(2, device="meta").cpu()
     assert waits.counts == {"_local_scalar_dense": 2, "nonzero": 1, "index": 1, "_to_copy": 1}
@@ -112,6 +121,16 @@ def test_latents_that_only_may_be_dead_change_nothing(dead: int) -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("l0", [0.0, 3.0, 4.0, 7.0, 64.0])
+def test_the_sparsity_controller_is_the_same_on_a_device(l0: float) -> None:
+    learner = learner_on("cpu", {"architecture": "relu", "k": 4}, step=50)
+    before = float(learner.state["log_sparsity"])
+    learner._control(torch.tensor(l0))
+    moved = float(learner.state["log_sparsity"]) - before
+    assert moved == pytest.approx(float(rise(torch.tensor(l0), 4)), abs=1e-12)
+    assert (moved > 0) == (l0 > 4)
+
+
 @pytest.mark.parametrize("exchanges", [False, True])
 @pytest.mark.parametrize("started", [False, True])
 def test_the_few_candidates_of_a_row_are_those_of_the_cpu(
@@ -129,6 +148,18 @@ def test_the_few_candidates_of_a_row_are_those_of_the_cpu(
     assert torch.equal(here.words, there.words)
     whole = descend(x, W, b, price, G=gram(W), start=start, exchanges=exchanges)
     assert not torch.equal(here.words, whole.words)  # candidates do make a difference here
+
+
+def test_the_benchmark_measures_every_part(tmp_path: Path) -> None:
+    parts = ["descents", "steps", "counting"]
+    path = tmp_path / "gpu.json"
+    main(["--sizes", "8x64", "--rows", "20", "--parts", *parts, "--json", str(path)])
+    result = json.loads(path.read_text())
+    assert not result["failed"]
+    cases = {figure["case"].split(" ")[0] for figure in result["figures"]}
+    assert cases == {"descent", "training", "covariance", "co-occurrence", "Hamming", "pack"}
+    assert all(figure["seconds"] > 0 and figure["of_peak"] > 0 for figure in result["figures"])
+    assert set(result["peaks_per_second"]) == {"fp32", "bf16", "int8", "bytes"}
 
 
 INTERPRETED = """

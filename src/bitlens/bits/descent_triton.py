@@ -11,7 +11,7 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-# pyright: reportUnknownMemberType=false
+# pyright: reportIndexIssue=false
 
 PER_THREAD = 16  # gains that a thread holds in registers, which suffice for 16,384 latents
 
