@@ -155,16 +155,15 @@ def right(bench: Bench) -> None:
 
 def descents(bench: Bench) -> None:
     """Beside a row of torch's kernels a flip. The floor: the product that gives the gains, and a
-    row of G for each bit that is on."""
+    row of G for each bit that is on, twice where exchanges are looked for."""
     for (d, m), n in itertools.product(bench.sizes, bench.rows):
         given = Problem.of(n, d, m, bench.device)
         G = gram(given.W)
         for exchanges in (False, True):
             options: Any = {"G": G, "exchanges": exchanges}
             flips = float(descend(*given, **options).unpack().sum()) / n
-            floor = (
-                2 * n * d * m / bench.peak["fp32"] + 4 * n * m * (flips + 1) / bench.peak["bytes"]
-            )
+            rows = (1 + exchanges) * flips + 1  # of G, and the gains themselves
+            floor = 2 * n * d * m / bench.peak["fp32"] + 4 * n * m * rows / bench.peak["bytes"]
             calls: dict[str, Callable[[], object]] = {
                 "bitlens": lambda given=given, options=options: descend(*given, **options)
             }

@@ -28,6 +28,7 @@ GRAM_BYTES = 4 << 30  # a larger G is not kept: its entries are computed for a f
 BLOCK_BYTES = 64 << 20  # of the gains of a block of rows
 GPU_BLOCK_BYTES = 512 << 20  # the same on a GPU, which wants thousands of rows
 TILE = 512  # latents on a side of what is mirrored at once
+GPU_TILE = 2048  # the same on a GPU, which wants few products
 # latents of a row that are searched where there is no G, before all are looked at again
 CANDIDATES = 192
 
@@ -38,13 +39,12 @@ def gram(W: Tensor) -> Tensor | None:
     m = len(W)
     if 4 * m**2 > GRAM_BYTES:
         return None
-    if W.device.type != "cpu":  # one product takes less than the many that half of it consists of
-        return W @ W.T
+    tile = TILE if W.device.type == "cpu" else GPU_TILE
     G = torch.empty(m, m, dtype=W.dtype, device=W.device)
-    for i in range(0, m, TILE):
-        torch.mm(W[i : i + TILE], W[i:].T, out=G[i : i + TILE, i:])
-        for j in range(i + TILE, m, TILE):
-            G[j : j + TILE, i : i + TILE] = G[i : i + TILE, j : j + TILE].T
+    for i in range(0, m, tile):
+        torch.mm(W[i : i + tile], W[i:].T, out=G[i : i + tile, i:])
+        for j in range(i + tile, m, tile):
+            G[j : j + tile, i : i + tile] = G[i : i + tile, j : j + tile].T
     return G
 
 

@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from bitlens import terminal
 from bitlens.bits.packed import PackedBits
 
 GATHERED_BYTES = 1 << 30  # of the dictionary's rows that are gathered for the candidates of rows
@@ -136,6 +137,8 @@ def triton_kernel(device: str) -> ModuleType | None:
         one = torch.ones(1, 1, device=device)
         words, most = torch.zeros(1, 1, dtype=torch.int64, device=device), one[0].int()
         descent_triton.descend(one.clone(), one, words, most, False, one[0] * 0)
-    except Exception:  # there is no triton, no C compiler, or a GPU that triton does not know
+    except Exception as error:  # no triton, no C compiler, or a GPU that triton does not know
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        terminal.say(f"Descent goes without triton, about ten times slower: {reason}")
         return None
     return descent_triton
