@@ -22,7 +22,7 @@ from bitlens.autoencoders.learner import build, make_learner
 from bitlens.autoencoders.sparse import rise
 from bitlens.bits import descent, descent_cuda
 from bitlens.bits.descent import Descent, descend, gram, search_batch
-from bitlens.bits.packed import PackedBits
+from bitlens.bits.packed import PackedBits, _packed
 from bitlens.training.config import TrainConfig
 from test_descent import problem
 
@@ -148,6 +148,12 @@ def test_the_few_candidates_of_a_row_are_those_of_the_cpu(
     assert torch.equal(here.words, there.words)
     whole = descend(x, W, b, price, G=gram(W), start=start, exchanges=exchanges)
     assert not torch.equal(here.words, whole.words)  # candidates do make a difference here
+
+
+@pytest.mark.parametrize(("rows", "words"), [(0, 1), (1, 1), (7, 3)])
+def test_packing_on_a_device_is_that_of_the_cpu(rows: int, words: int) -> None:
+    on = torch.rand(64 * words, rows, generator=torch.Generator().manual_seed(0)).T < 0.5
+    assert torch.equal(_packed(on), PackedBits.pack(on).words)
 
 
 def test_the_benchmark_measures_every_part(tmp_path: Path) -> None:

@@ -105,7 +105,9 @@ def descend(
     block = max(64, triton.next_power_of_2(m))
     warps = min(16 if block <= 16384 else 32, max(1, block // (32 * PER_THREAD)))
     width = 2 * words.shape[1]
-    if n:
+    if not n:
+        return made
+    with torch.cuda.device_of(a):  # triton launches on the present device, whichever that is
         _descend[(n,)](
             a, G, words.view(torch.int32), tolerance, most, made, m, width, of_row,
             EXCHANGES=exchanges, BLOCK=block, num_warps=warps,
