@@ -88,7 +88,9 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         """Of some of n rows, which all processes search together."""
         W, b = self.model.W_dec.detach(), self.model.b_dec.detach()
         G = _gram(W) if len(W) <= GRAM_UP_TO * n else None
-        return descend(x, W, b, self.model.price, G=G, flips=FLIPS, exchanges=False)
+        # To look for NaN would wait for a GPU; the next record of the training does.
+        price, finite = self.model.price, x.device.type != "cpu"
+        return descend(x, W, b, price, G=G, flips=FLIPS, exchanges=False, finite=finite)
 
     def _bits_of_all(self, rows: Tensor) -> PackedBits:
         """Of rows that every process has: each searches a part."""

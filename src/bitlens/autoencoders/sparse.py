@@ -129,6 +129,11 @@ class Penalty(NamedTuple):
     auxiliary: Tensor
 
 
+def rise(l0: Tensor, k: int) -> Tensor:
+    """What is added to the logarithm of a penalty's weight, float64, on the device of `l0`."""
+    return ADAPTATION * (l0.double().clamp_min(0.01 * k) / k).log().clamp(-1, 1)
+
+
 class PenaltyLearner(SparseLearner[Sparse]):
     """Squared error plus a weighted penalty, in units of squared error per row over d_in.
 
@@ -139,7 +144,8 @@ class PenaltyLearner(SparseLearner[Sparse]):
     def __init__(self, model: Sparse, settings: Settings, sample: Sampler) -> None:
         super().__init__(model, settings, sample)
         first = math.log(settings.sparsity or FIRST_WEIGHT)
-        self.state = {"log_sparsity": torch.tensor(first, dtype=torch.float64)}
+        device = model.W_enc.device
+        self.state = {"log_sparsity": torch.tensor(first, dtype=torch.float64, device=device)}
         self.rising_steps = WARM_UP * settings.steps
 
     def penalised(self, x: Tensor) -> Penalty:
@@ -150,12 +156,24 @@ class PenaltyLearner(SparseLearner[Sparse]):
         """The squared error, the penalty at its present weight, and any auxiliary loss."""
         codes, x_hat, penalty, auxiliary = self.penalised(x)
         mse = torch.mean((x_hat.float() - x) ** 2)
-        log_weight, risen = self.state["log_sparsity"], (self.step + 1) / self.rising_steps
-        weight = min(1.0, risen) * math.exp(float(log_weight))
-        price = weight / x.shape[1] * penalty
-        if self.settings.sparsity is None and risen >= 1:  # up where more than k are on
-            on, k = (codes.detach() > 0).sum(), self.settings.k
+        risen = (self.step + 1) / self.rising_steps
+        price = min(1.0, risen) * self._weight() / x.shape[1] * penalty
+        if self.settings.sparsity is None and risen >= 1:
+            on = (codes.detach() > 0).sum()
             processes.add(on)
-            l0 = float(on / self.batch_rows(x))
-            log_weight += ADAPTATION * max(-1.0, min(1.0, math.log(max(l0, 0.01 * k) / k)))
+            self._control(on / self.batch_rows(x))
         return Losses(mse + price + auxiliary, mse, price, auxiliary=auxiliary), codes
+
+    def _weight(self) -> float | Tensor:
+        log_weight = self.state["log_sparsity"]
+        if log_weight.device.type == "cpu":
+            return math.exp(float(log_weight))
+        return log_weight.exp().float()  # which nothing waits for
+
+    def _control(self, l0: Tensor) -> None:
+        """Up where more than k are on."""
+        log_weight, k = self.state["log_sparsity"], self.settings.k
+        if log_weight.device.type == "cpu":
+            log_weight += ADAPTATION * max(-1.0, min(1.0, math.log(max(float(l0), 0.01 * k) / k)))
+        else:
+            log_weight += rise(l0, k)

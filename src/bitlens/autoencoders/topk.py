@@ -38,11 +38,13 @@ class TopKLearner(SparseLearner[TopK]):
     """The squared error, and an auxiliary loss for dead latents (appendix A.2)."""
 
     AUXILIARY = 1 / 32
+    LOOK = 20
 
     def __init__(self, model: TopK, settings: Settings, sample: Sampler) -> None:
         super().__init__(model, settings, sample)
         self.state = {"silent": torch.zeros(model.n_latents, device=model.W_enc.device)}  # batches
         self.patience = max(20, settings.steps // 20)
+        self.may_be_dead: int | None = None
 
     def code(self, z: Tensor) -> Tensor:
         """Codes of a training batch, by its pre-activations `[n, n_latents]`."""
@@ -64,11 +66,21 @@ class TopKLearner(SparseLearner[TopK]):
         self.state["silent"] = torch.where(on > 0, 0.0, self.state["silent"] + 1)
         auxiliary = mse.new_zeros(())
         dead = self.state["silent"] > self.patience
-        if dead.any():
-            k = min(self.model.d_in // 2, int(dead.sum()))
+        if most := self._most_dead(dead):
+            k = min(self.model.d_in // 2, most)
             top = z.masked_fill(~dead, -torch.inf).topk(max(k, 1), dim=-1)
             residual = (target - x_hat).detach()
             dead_codes = torch.zeros_like(z).scatter(-1, top.indices, top.values.relu())
             guess = (dead_codes @ self.model.W_dec).float()
-            auxiliary = self.AUXILIARY * (guess - residual).square().mean()
+            auxiliary = self.AUXILIARY * (guess - residual).square().mean() * dead.any()
         return Losses(mse + auxiliary, mse, auxiliary=auxiliary), codes
+
+    def _most_dead(self, dead: Tensor) -> int:
+        """At least as many as are dead. A GPU is asked once in `LOOK` steps, for those that may be
+        dead until it is asked again: what is chosen beyond the dead ones is zero."""
+        if dead.device.type == "cpu":
+            return int(dead.sum())
+        if self.step % self.LOOK == 0 or self.may_be_dead is None:
+            soon = self.state["silent"] > self.patience - self.LOOK
+            self.may_be_dead = int(soon.sum())
+        return self.may_be_dead

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitlens.bits import descent_cpu
+from bitlens.bits import descent_cpu, descent_cuda
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.words import words_for
 from bitlens.errors import BitlensError
@@ -26,7 +26,9 @@ from bitlens.errors import BitlensError
 TOLERANCE = 1e-6
 GRAM_BYTES = 4 << 30  # a larger G is not kept: its entries are computed for a few candidates a row
 BLOCK_BYTES = 64 << 20  # of the gains of a block of rows
+GPU_BLOCK_BYTES = 512 << 20  # the same on a GPU, which wants thousands of rows
 TILE = 512  # latents on a side of what is mirrored at once
+GPU_TILE = 2048  # the same on a GPU, which wants few products
 # latents of a row that are searched where there is no G, before all are looked at again
 CANDIDATES = 192
 
@@ -37,11 +39,12 @@ def gram(W: Tensor) -> Tensor | None:
     m = len(W)
     if 4 * m**2 > GRAM_BYTES:
         return None
+    tile = TILE if W.device.type == "cpu" else GPU_TILE
     G = torch.empty(m, m, dtype=W.dtype, device=W.device)
-    for i in range(0, m, TILE):
-        torch.mm(W[i : i + TILE], W[i:].T, out=G[i : i + TILE, i:])
-        for j in range(i + TILE, m, TILE):
-            G[j : j + TILE, i : i + TILE] = G[i : i + TILE, j : j + TILE].T
+    for i in range(0, m, tile):
+        torch.mm(W[i : i + tile], W[i:].T, out=G[i : i + tile, i:])
+        for j in range(i + tile, m, tile):
+            G[j : j + tile, i : i + tile] = G[i : i + tile, j : j + tile].T
     return G
 
 
@@ -55,17 +58,13 @@ class Descent(NamedTuple):
     flips: int
     exchanges: bool
 
-    def gains(self, x: Tensor, bits: PackedBits) -> Tensor:
+    def gains(self, x: Tensor, bits: PackedBits | None) -> Tensor:
         """`2 (x - h W - b) . W_j - |W_j|^2 - price_j`: what switching latent j on gains `[n, m]`"""
         residual = x - self.b
-        if bits.words.any():
+        if bits is not None and (bits.words.is_cuda or bits.words.any()):
             residual = residual - bits.unpack() @ self.W
         cost = self.W.square().sum(1) + self.price
         return torch.addmm(-cost, residual, self.W.T, alpha=2)
-
-    def row_of_gram(self, k: Tensor) -> Tensor:
-        """Rows `k [n]` of G -> `[n, m]`"""
-        return self.W[k] @ self.W.T if self.G is None else self.G[k]
 
 
 @torch.no_grad()
@@ -79,31 +78,39 @@ def descend(
     start: PackedBits | None = None,
     flips: int | None = None,
     exchanges: bool = True,
+    finite: bool = False,
 ) -> PackedBits:
     """Bits of rows `x [n, d]` under a dictionary; BitlensError for rows that are not finite.
 
     W `[m, d]`: what each latent adds. b `[d]`. price `[m]`: of a bit that is on, in units of
     squared error summed over a row. G: `gram(W)`, if it is at hand. start: bits to begin with; by
     default none is on. flips: at most so many a row; unless they run out, no single flip lowers the
-    energy of what is returned. exchanges: nor does an exchange of two bits.
+    energy of what is returned. exchanges: nor does an exchange of two bits. finite: the caller
+    answers for that; to look at the rows takes waiting for a GPU.
     """
-    if not torch.isfinite(x).all():
+    if not finite and not torch.isfinite(x).all():
         raise BitlensError("Rows with NaN or infinite values have no code; leave them out.")
     tolerance = TOLERANCE * (x - b).square().sum(1)
     descent = Descent(W, b, price, G, len(W) * 4 if flips is None else flips, exchanges)
-    search = _search_cpu if x.device.type == "cpu" else search_batch
-    if start is None:
-        none_on = torch.zeros(len(x), words_for(len(W)), dtype=torch.int64, device=x.device)
-        start = PackedBits(none_on, len(W))
-    block = max(16, BLOCK_BYTES // (4 * len(W)))
-    blocks = (slice(first, first + block) for first in range(0, len(x), block))
-    words = [search(descent, x[rows], start[rows], tolerance[rows]).words for rows in blocks]
-    return PackedBits(torch.cat(words), len(W)) if words else start
+    if x.device.type == "cpu":
+        search, size = _search_cpu, BLOCK_BYTES
+    else:
+        search, size = search_batch, BLOCK_BYTES if G is None else GPU_BLOCK_BYTES
+    block = max(16, size // (4 * len(W)))
+    found = torch.empty(len(x), words_for(len(W)), dtype=torch.int64, device=x.device)
+    for first in range(0, len(x), block):
+        rows = slice(first, first + block)
+        begin = None if start is None else start[rows]
+        found[rows] = search(descent, x[rows], begin, tolerance[rows]).words
+    return PackedBits(found, len(W))
 
 
-def _search_cpu(descent: Descent, x: Tensor, bits: PackedBits, tolerance: Tensor) -> PackedBits:
+def _search_cpu(
+    descent: Descent, x: Tensor, start: PackedBits | None, tolerance: Tensor
+) -> PackedBits:
     W, G = descent.W.detach().numpy(), None if descent.G is None else descent.G.numpy()
-    words = bits.numpy().copy()
+    words = np.zeros((len(x), words_for(len(W))), np.uint64)
+    words = words if start is None else start.numpy().copy()
     left = np.full(len(x), descent.flips, np.int64)
     rows = np.arange(len(x))
     while len(rows):
@@ -129,61 +136,31 @@ def _search_cpu(descent: Descent, x: Tensor, bits: PackedBits, tolerance: Tensor
     return PackedBits.from_numpy(words, len(W))
 
 
-class _Rows(NamedTuple):
-    """Rows that a GPU searches: bits and gains `[n, m]`, the least gain and flips left `[n]`."""
-
-    on: Tensor
-    a: Tensor
-    tolerance: Tensor
-    left: Tensor
-
-    def flip(self, descent: Descent, k: Tensor, active: Tensor) -> None:
-        """Flip bit `k [n]` of the active rows."""
-        every = torch.arange(len(k), device=k.device)
-        step = torch.where(active, torch.where(self.on[every, k], -2.0, 2.0), 0.0)
-        self.a.addcmul_(step[:, None], descent.row_of_gram(k), value=-1)
-        self.on[every, k] ^= active
-        self.left.sub_(active.long())
-
-    def flip_while_it_gains(self, descent: Descent, length: Tensor) -> None:
-        """One flip of every row at a time, one look at the host for each eight."""
-        active = self.left > 0
-        while active.any():
-            for _ in range(8):
-                top = torch.where(self.on, -self.a - 2 * length, self.a).max(1)
-                active = (top.values > self.tolerance) & (self.left > 0)
-                self.flip(descent, top.indices, active)
-
-    def exchange(self, descent: Descent, length: Tensor) -> Tensor:
-        """Make the best exchange of each row -> whether it gained"""
-        on, a, best = self.on, self.a, self.tolerance
-        every = torch.arange(len(on), device=on.device)
-        out, into = torch.zeros_like(every), torch.zeros_like(every)
-        order = on.to(torch.int8).sort(dim=1, descending=True, stable=True).indices
-        for e in range(int(on.sum(1).max())):
-            k = order[:, e]
-            loss = torch.where(on[every, k], -a[every, k] - 2 * length[k], -torch.inf)
-            pair = (a + 2 * descent.row_of_gram(k)).masked_fill(on, -torch.inf).max(1)
-            better = loss + pair.values > best
-            best = torch.where(better, loss + pair.values, best)
-            out, into = torch.where(better, k, out), torch.where(better, pair.indices, into)
-        active = (best > self.tolerance) & (self.left >= 2)
-        self.flip(descent, out, active)
-        self.flip(descent, into, active)
-        return active
-
-
-def search_batch(descent: Descent, x: Tensor, bits: PackedBits, tolerance: Tensor) -> PackedBits:
-    """The same for a GPU: all rows at once, without those in which nothing gains any more."""
-    length, settled = descent.W.square().sum(1), bits.unpack(torch.bool)
-    left = torch.full((len(x),), descent.flips, device=x.device)
-    rows = _Rows(settled.clone(), descent.gains(x, bits), tolerance, left)
-    place = torch.arange(len(x), device=x.device)
-    while len(place):
-        rows.flip_while_it_gains(descent, length)
-        settled[place] = rows.on
-        if not descent.exchanges:
+def search_batch(
+    descent: Descent, x: Tensor, start: PackedBits | None, tolerance: Tensor
+) -> PackedBits:
+    """The same for a GPU. start: None for no bits. With a G, nothing waits for the device."""
+    m, bits = len(descent.W), start
+    words = torch.zeros(len(x), words_for(m), dtype=torch.int64, device=x.device)
+    words = words if start is None else start.words.clone()
+    left = torch.full((len(x),), descent.flips, dtype=torch.int32, device=x.device)
+    rows = torch.arange(len(x), device=x.device)
+    while len(rows):
+        mine = words[rows]
+        made = descent_cuda.descend(
+            descent.gains(x[rows], bits),
+            descent.G,
+            descent.W,
+            mine,
+            left[rows],
+            descent.exchanges,
+            tolerance[rows],
+            CANDIDATES,
+        )
+        words[rows] = mine
+        left[rows] -= made
+        if descent.G is not None:
             break
-        gained = rows.exchange(descent, length)
-        place, rows = place[gained], _Rows(*(part[gained] for part in rows))
-    return PackedBits.pack(settled)
+        rows = rows[(made > 0) & (left[rows] > 0)]
+        bits = PackedBits(words[rows], m)
+    return PackedBits(words, m)

@@ -48,9 +48,7 @@ class PackedBits:
         if bits.device.type == "cpu":
             octets = np.packbits(padded.contiguous().numpy(), axis=1, bitorder="little")
             return cls.from_numpy(octets, n_latents)
-        shifts = torch.arange(WORD, device=bits.device)
-        separate = padded.reshape(len(on), words_for(n_latents), WORD).long() << shifts
-        return cls(separate.sum(-1), n_latents)  # of distinct bits the sum is the or
+        return cls(_packed(padded), n_latents)
 
     @classmethod
     def step(cls, z: torch.Tensor) -> PackedBits:
@@ -111,3 +109,11 @@ class PackedBits:
         """Latent-major: row `j` holds the bits of latent `j` over all rows, `[n_latents, rows]`"""
         columns = PackedBits.from_numpy(cpu.transpose(self.numpy(), self.n_latents), len(self))
         return PackedBits(columns.words.to(self.words.device), len(self))
+
+
+def _packed(on: torch.Tensor) -> torch.Tensor:
+    """Bools `[rows, 64 k]` -> int64 words `[rows, k]`, on any device."""
+    places = torch.arange(8, dtype=torch.uint8, device=on.device)
+    separate = on.contiguous().view(torch.uint8).view(len(on), on.shape[1] // 8, 8) << places
+    octets = separate.sum(-1, dtype=torch.uint8)  # of distinct bits the sum is the or
+    return octets.view(torch.int64)
