@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from bitlens import terminal
 from bitlens.errors import BitlensError, Interrupted
-from bitlens.files import prepare_output
+from bitlens.files import free_space, prepare_output
 from bitlens.hidden.documents import Corpus
 from bitlens.hidden.hooks import HookPoint
 from bitlens.hidden.models import LanguageModel
@@ -25,6 +25,7 @@ from bitlens.hidden.split import documents_of
 from bitlens.hidden.store import KIND, MANIFEST, OUTLIER_MULTIPLE, ActivationStore
 from bitlens.hidden.text import ContextReader, Contexts
 from bitlens.hidden.writer import StoreWriter
+from bitlens.remote import is_remote, place
 
 SHARD_BYTES = 1 << 26
 ROW_COLUMNS_BYTES = 28  # token, document, position, context, norm, context_tokens
@@ -38,7 +39,8 @@ class HarvestPlan:
     model_bytes: int
     batch_bytes: int
     store_bytes: int | None
-    free_bytes: int
+    free_bytes: int | None
+    """None for an address"""
     left_out: list[str]
     """files that are not read as text"""
 
@@ -53,8 +55,10 @@ class HarvestPlan:
             rows, stores = f"about {self.rows:,} rows", f"{decimal(self.store_bytes)} of stores"
         sentence = (
             f"{rows}; memory: {decimal(self.model_bytes)} model + {decimal(self.batch_bytes)} "
-            f"batch and shard buffers; disk: {stores}, {decimal(self.free_bytes)} free"
+            f"batch and shard buffers; disk: {stores}"
         )
+        if self.free_bytes is not None:
+            sentence += f", {decimal(self.free_bytes)} free"
         if self.left_out:
             more = f" and {len(self.left_out) - 5:,} more" if len(self.left_out) > 5 else ""
             sentence += f"; not read as text: {', '.join(self.left_out[:5])}{more}"
@@ -91,7 +95,7 @@ def harvest(
     if isinstance(reader, str):
         length = min(256, model.longest_context() or 256)
         reader = ContextReader(Corpus((reader,)), model.tokenizer, length)
-    job = _Job(model, reader, Path(out), batch_size, max_rows, store_dtype or model.dtype)
+    job = _Job(model, reader, place(out), batch_size, max_rows, store_dtype or model.dtype)
     plan = job.plan()
     announce(plan)
     job.refuse_impossible(plan, resume)
@@ -103,7 +107,8 @@ def harvest(
     prepare_output(job.out, resume, overwrite, str(marker), KIND)
     writers = {}
     for hook in model.hooks:
-        folders[hook.name].mkdir(exist_ok=True)
+        if not is_remote(job.out):
+            folders[hook.name].mkdir(exist_ok=True)
         settings = {"max_rows": max_rows, "batch_size": batch_size}
         about = origin(model, reader, hook, job.dtype) | settings
         writers[hook.name] = StoreWriter(folders[hook.name], about, outlier_multiple)
@@ -167,14 +172,13 @@ class _Job:
         if rows is not None and self.max_rows is not None:
             rows = min(rows, self.max_rows)
         per_row = sum(width * self.dtype.itemsize + ROW_COLUMNS_BYTES for width in widths)
-        existing = next(p for p in (self.out, *self.out.absolute().parents) if p.exists())
         batch = self.batch_size * self.reader.length * sum(widths) * self.model.dtype.itemsize
         return HarvestPlan(
             rows=rows,
             model_bytes=self.model.memory(),
             batch_bytes=batch + 3 * SHARD_BYTES * len(widths),
             store_bytes=None if rows is None else rows * per_row,
-            free_bytes=shutil.disk_usage(existing).free,
+            free_bytes=free_space(self.out),
             left_out=corpus.left_out(),
         )
 
@@ -185,10 +189,11 @@ class _Job:
         unseen = self.reader.corpus.streaming or not plan.rows
         if unseen and next(self.reader.contexts(), None) is None:
             raise BitlensError("The text gave no usable tokens: it is empty.")
-        if plan.store_bytes is not None and plan.store_bytes > plan.free_bytes and not resume:
+        free = math.inf if plan.free_bytes is None else plan.free_bytes
+        if plan.store_bytes is not None and plan.store_bytes > free and not resume:
             raise BitlensError(
                 f"The disk is too full: the stores need about {plan.store_bytes:,} bytes, "
-                f"{self.out} has {plan.free_bytes:,} free; lower `max_rows` or choose another disk."
+                f"{self.out} has {free:,} free; lower `max_rows` or choose another disk."
             )
 
     def write(

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from bitlens.cache import Wanted, ahead
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, verify_shard
 from bitlens.hidden.source import HiddenSource, held_out
 from bitlens.options import TEST_FRACTION
+from bitlens.remote import is_remote, place, saying
 from bitlens.results import brief
 from bitlens.seeding import generator
 
@@ -28,6 +31,7 @@ SCHEMA = 1
 KIND = "bitlens.store"
 WHAT = "a store of hidden states"
 MANIFEST = "manifest.json"
+AT_ONCE = 4  # remote shards, or columns of them, that are fetched at once
 COLUMNS = ("token", "document", "position")
 ABOUT = (
     *("model", "revision", "model_digest", "hook", "corpus", "documents_of", "context_length"),
@@ -66,9 +70,12 @@ class ActivationStore(HiddenSource):
     def __init__(self, path: Path | str, test_fraction: float | None = None) -> None:
         """test_fraction: share of the documents that is held out; by default what the store was
         packed for, or a tenth, and where an autoencoder is measured that of its training."""
-        self.path = Path(path)
+        self.path = place(path)
         file = self.path / MANIFEST
-        if not file.exists() and (several := sorted(self.path.glob(f"*/{MANIFEST}"))):
+        with saying(self.path):
+            missing = not file.exists()
+            several = sorted(self.path.glob(f"*/{MANIFEST}")) if missing else []
+        if several:
             raise BitlensError(
                 f"{self.path} holds a store for each hook point; name one of them: "
                 f"{', '.join(str(manifest.parent) for manifest in several)}."
@@ -92,6 +99,7 @@ class ActivationStore(HiddenSource):
         self._verified: set[str] = set()
         self._splits: list[Split] | None = None
         self._window: tuple[Any, Tensor] | None = None
+        self._order: tuple[int, int, list[Any]] | None = None  # of the windows that are being read
 
     @property
     def packed_for(self) -> float | None:
@@ -152,7 +160,24 @@ class ActivationStore(HiddenSource):
         if entry["file"] not in self._verified:
             verify_shard(path, entry["sha256"])
             self._verified.add(entry["file"])
-        return read_tensors(path, names)
+        # of remote shards a few columns are fetched alone; the rest is compared when it is read
+        alone = is_remote(path) and names is not None and not {*names} - {"document", "norm"}
+        return read_tensors(path, names, digest=None if alone else entry["sha256"])
+
+    def _ahead(self, shards: Iterable[int]) -> None:
+        """Begin to fetch these shards, if they are remote."""
+        if is_remote(self.path):
+            entries = [self.shards[index] for index in shards]
+            files = ((self.path / e["file"], e["sha256"], e["bytes"]) for e in entries)
+            ahead(Wanted(*file) for file in files)
+
+    def _columns(self, names: list[str]) -> Iterator[dict[str, Tensor]]:
+        """Small columns of one shard after another; of remote ones, several at once."""
+        if not is_remote(self.path):
+            yield from (self.shard(index, names) for index in range(len(self.shards)))
+            return
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            yield from threads.map(lambda index: self.shard(index, names), range(len(self.shards)))
 
     def split(self, test_fraction: float) -> Self:
         """The same store with this share of its documents held out."""
@@ -169,8 +194,7 @@ class ActivationStore(HiddenSource):
         """The training and test rows of every shard."""
         if self._splits is None:
             self._splits = []
-            for index in range(len(self.shards)):
-                columns = self.shard(index, ["document", "norm"])
+            for columns in self._columns(["document", "norm"]):
                 usual = columns["norm"] <= self.outlier_norm
                 test = self.is_test(columns["document"])
                 parts = (usual & ~test, usual & test)
@@ -179,13 +203,17 @@ class ActivationStore(HiddenSource):
 
     def usual(self) -> Tensor:
         """Which rows are not of outlying norm -> bool `[rows]`."""
-        shards = range(len(self.shards))
-        return torch.cat([self.shard(i, ["norm"])["norm"] <= self.outlier_norm for i in shards])
+        return torch.cat([part["norm"] <= self.outlier_norm for part in self._columns(["norm"])])
 
     # --- training rows ----------------------------------------------------------------------------
 
     def windows(self, seed: int, epoch: int) -> list[Any]:
         """The shards of each window, of WINDOW_BYTES at most if it is not one shard."""
+        windows = self._shuffled(seed, epoch)
+        self._order = (seed, epoch, windows)
+        return windows
+
+    def _shuffled(self, seed: int, epoch: int) -> list[Any]:
         order = torch.randperm(len(self.shards), generator=generator(seed, "shards", epoch))
         windows: list[tuple[int, ...]] = []
         size = WINDOW_BYTES
@@ -197,12 +225,22 @@ class ActivationStore(HiddenSource):
             windows[-1] += (index,)
         return windows
 
+    def _after(self, key: Any) -> tuple[int, ...]:
+        """The shards of the window that follows this one, in the order that is being read."""
+        if self._order is None or key not in self._order[2]:
+            return ()
+        seed, epoch, windows = self._order
+        place = windows.index(key) + 1
+        return windows[place] if place < len(windows) else self._shuffled(seed, epoch + 1)[0]
+
     def window(self, key: Any) -> Tensor:
         """The training rows of these shards, `[rows, d_in]`; those of one window are kept."""
         if self._window is None or self._window[0] != key:
             self._window = None  # the former window is freed before the next is read
+            self._ahead(key)
             parts = [self.shard(i, ["hidden"])["hidden"][self.splits()[i].train] for i in key]
             self._window = (key, parts[0] if len(parts) == 1 else torch.cat(parts))
+            self._ahead(self._after(key))
         return self._window[1]
 
     def sample(self, n: int, seed: torch.Generator) -> Tensor:
@@ -229,6 +267,7 @@ class ActivationStore(HiddenSource):
         part: `train`, `test`, `usual` (both) or `all` (rows of outlying norm, too).
         """
         for index, split in enumerate(self.splits()):
+            self._ahead(range(index, min(index + AT_ONCE, len(self.shards))))
             tensors = self.shard(index)
             usual, every = torch.cat(split).sort().values, torch.arange(len(tensors["norm"]))
             rows = {**split._asdict(), "usual": usual, "all": every}[part]
@@ -245,6 +284,7 @@ class ActivationStore(HiddenSource):
                 "it."
             )
         for index in range(len(self.shards)):
+            self._ahead(range(index, min(index + AT_ONCE, len(self.shards))))
             tensors = self.shard(index, [*COLUMNS, "context", "context_tokens"])
             yield tensors.pop("context_tokens").long(), tensors
 
@@ -273,7 +313,7 @@ class PairedStore(ActivationStore):
         cls, inputs: Path | str, target_hook: str, test_fraction: float | None = None
     ) -> PairedStore:
         """With the store of `target_hook` in the same folder, as a harvest of several has it."""
-        for file in sorted(Path(inputs).resolve().parent.glob(f"*/{MANIFEST}")):
+        for file in sorted(place(inputs).resolve().parent.glob(f"*/{MANIFEST}")):
             manifest = read_manifest(file, SCHEMA, WHAT)
             names = (manifest.get("hook") or {}).values()
             if manifest.get("kind") == KIND and target_hook in names:

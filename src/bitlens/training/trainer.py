@@ -27,6 +27,7 @@ from bitlens.hidden.hooks import differ
 from bitlens.hidden.source import NO_ROWS, HiddenSource, Position
 from bitlens.hidden.store import PairedStore
 from bitlens.options import Logger
+from bitlens.remote import place
 from bitlens.seeding import generator
 from bitlens.training.checkpoint import (
     RUN,
@@ -89,7 +90,7 @@ def train(
     model = _initial_model(source, settings).to(device)
     if other is not None:
         require_room(other, model)  # before anything is written
-    folder = Path(out) if out is not None else None
+    folder = place(out) if out is not None else None
     if folder is not None:
         prepare_output(folder, resume, overwrite, marker=RUN)
         write_or_compare(folder, settings, source.about)
@@ -165,7 +166,12 @@ class _Run:
                 signal = stop.signal  # read once, so that what is said was done
                 if last:
                     break
-                if self.folder and (signal or step % self.settings.checkpoint_every == 0):
+                if (
+                    self.folder
+                    and self.log
+                    and (signal or step % self.settings.checkpoint_every == 0)
+                ):
+                    self.log.send()
                     save_checkpoint(self.folder, self.learner, self.optimizer, self.reached)
                 if signal:
                     where = f"saved in {self.folder}; continue it with `resume=True`"
