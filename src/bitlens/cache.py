@@ -84,7 +84,7 @@ def local(path: Path, read: Callable[[Path], T], digest: str | None = None) -> T
         raise BitlensError(f"The manifest beside {path} is damaged: a checksum of it is none.")
     key = digest or _version(path)
     if (coming := _coming.pop(key, None)) is not None:
-        coming.result()
+        coming.exception()  # it is raised as the file is fetched once more
     while True:
         copy = _copy(path, key, digest)
         try:
@@ -96,7 +96,7 @@ def local(path: Path, read: Callable[[Path], T], digest: str | None = None) -> T
 
 def ahead(files: Iterable[Wanted]) -> None:
     """Begin to fetch files that are wanted soon, in this order, as far as half of the bound goes.
-    Errors are raised where they are read."""
+    What fails is tried again where it is read."""
     left = limit() // 2
     for path, digest, size in files:
         left -= size
@@ -253,10 +253,10 @@ def pieces(path: Any, names: list[str]) -> dict[str, torch.Tensor]:
     """Some tensors of a remote safetensors file, without the others: no checksum is compared.
     SafetensorError for a damaged one."""
     with saying(path):
-        head: bytes = path.fs.cat_file(path.path, 0, HEAD)
+        head: bytes = path.fs.cat_file(path.path, start=0, end=HEAD)
         first = 8 + int.from_bytes(head[:8], "little")
         if HEAD < first < MOST_HEAD:
-            head = path.fs.cat_file(path.path, 0, first)
+            head = path.fs.cat_file(path.path, start=0, end=first)
     try:
         header = json.loads(head[8:first])
         wanted = {name: header[name] for name in names}

@@ -162,7 +162,7 @@ def _refuse_other_forms(values: Mapping[str, Any], path: Path, what: str) -> Non
 def read_json(path: Path, what: str) -> Any:
     """What a JSON file of `what` holds; BitlensError if it is missing or damaged."""
     try:
-        return json.loads(remote.read_bytes(path).decode("utf-8"))
+        return json.loads(path.read_bytes().decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         why = f" ({remote.said(error)})" if path.name not in str(error) else ""
         raise BitlensError(f"{path.parent} is not {what}: it has no {path.name}{why}.") from None

@@ -8,6 +8,7 @@ code such a folder is a `UPath` of universal_pathlib, which has the methods of a
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import shutil
 import tempfile
@@ -23,6 +24,9 @@ ADDRESS = re.compile(r"([A-Za-z][\w+.:-]+):/+(.*)", re.DOTALL)
 PASSWORD = re.compile(r"[^/@]*:[^/@]*@|[^?]*\?")  # or a signature
 SECRET = re.compile(r"(?<=://)[^/\s@]+@|\?\S*")
 LETTERS = 200  # of what a library says
+PATHLIB = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
+METHODS = ("exists", "is_dir", "is_file", "iterdir", "glob", "stat", "open", "unlink")
+METHODS += ("read_text", "read_bytes")
 HERE = {"file", "local"}
 # where what is put appears whole or not at all; elsewhere it is put beside, and renamed
 WHOLE = {
@@ -71,12 +75,29 @@ def place(path: Path | str) -> Path:
             f"them, or in variables such as FSSPEC_{protocol.upper()}_KEY."
         )
     _require(protocol)
-    from upath import UPath  # pyright: ignore[reportMissingImports]
-
-    found: Any = UPath(f"{protocol}://{rest.rstrip('/')}")
+    found: Any = _paths()(f"{protocol}://{rest.rstrip('/')}")
     with saying(found):
         found.fs.invalidate_cache()  # of what others may have written since
     return cast(Path, found)
+
+
+@functools.cache
+def _paths() -> type:
+    """The class of remote paths; what its methods fail with, but for what pathlib's fail with, is a
+    sentence."""
+    from upath.extensions import ProxyUPath as Kind  # pyright: ignore[reportMissingImports]
+
+    def speaking(name: str) -> Any:
+        method = getattr(Kind, name)
+
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with saying(self, but=PATHLIB):
+                found = method(self, *args, **kwargs)
+                return iter(list(found)) if name in ("iterdir", "glob") else found
+
+        return call
+
+    return type("RemotePath", (Kind,), {name: speaking(name) for name in METHODS})
 
 
 def _require(protocol: str) -> None:
@@ -104,15 +125,17 @@ def _require(protocol: str) -> None:
 
 
 @contextlib.contextmanager
-def saying(path: Path, done: str = "read") -> Iterator[None]:
+def saying(
+    path: Path, done: str = "read", but: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
     """Within the block what goes wrong with a remote `path` becomes a sentence, whatever its
-    package raises. done: what the block does to it."""
+    package raises. done: what the block does to it. but: what is raised as it is."""
     if not is_remote(path):
         yield
         return
     try:
         yield
-    except BitlensError:
+    except (BitlensError, *but):
         raise
     except Exception as error:
         missing = isinstance(error, FileNotFoundError) and path.name in str(error)
@@ -127,18 +150,6 @@ def said(error: BaseException) -> str:
     """The first line of an error's message, without passwords and signatures."""
     text = SECRET.sub("", (str(error).strip().splitlines() or [""])[0])
     return plain(text).strip(" .")[:LETTERS] or type(error).__name__
-
-
-def read_bytes(path: Path) -> bytes:
-    """What a small file holds; FileNotFoundError if there is none."""
-    if not is_remote(path):
-        return path.read_bytes()
-    with saying(path):
-        try:
-            return path.fs.cat_file(path.path)
-        except FileNotFoundError as error:
-            missing = error
-    raise missing
 
 
 def refuse(path: Path | str) -> None:

@@ -26,6 +26,7 @@ from bitlens.hidden.gguf import ENDING, Source, is_gguf
 from bitlens.hidden.hooks import Architecture, HookPoint
 from bitlens.hidden.trace import NeedsAllLayers, Trace
 from bitlens.options import BUNDLED
+from bitlens.remote import place
 
 
 class Loaded(NamedTuple):
@@ -327,7 +328,7 @@ def recorded_model(manifest: dict[str, Any], path: Path | str) -> tuple[str, str
     name, revision = manifest.get("model"), manifest.get("revision")
     if name is None:
         raise BitlensError(f"{path} names no language model: it comes from imported hidden states.")
-    way_out = f'write the path of the right one as "model" into {Path(path) / "manifest.json"}'
+    way_out = f'write the path of the right one as "model" into {place(path) / "manifest.json"}'
     if Path(name).is_absolute() and not here(name):
         kind = "file" if Path(name).suffix.lower() == ENDING else "folder"
         raise BitlensError(

@@ -23,7 +23,7 @@ from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, verify_shard
 from bitlens.hidden.source import HiddenSource, held_out
 from bitlens.options import TEST_FRACTION
-from bitlens.remote import is_remote, place, saying
+from bitlens.remote import is_remote, place
 from bitlens.results import brief
 from bitlens.seeding import generator
 
@@ -72,10 +72,7 @@ class ActivationStore(HiddenSource):
         packed for, or a tenth, and where an autoencoder is measured that of its training."""
         self.path = place(path)
         file = self.path / MANIFEST
-        with saying(self.path):
-            missing = not file.exists()
-            several = sorted(self.path.glob(f"*/{MANIFEST}")) if missing else []
-        if several:
+        if not file.exists() and (several := sorted(self.path.glob(f"*/{MANIFEST}"))):
             raise BitlensError(
                 f"{self.path} holds a store for each hook point; name one of them: "
                 f"{', '.join(str(manifest.parent) for manifest in several)}."
@@ -193,12 +190,13 @@ class ActivationStore(HiddenSource):
     def splits(self) -> list[Split]:
         """The training and test rows of every shard."""
         if self._splits is None:
-            self._splits = []
+            splits = []
             for columns in self._columns(["document", "norm"]):
                 usual = columns["norm"] <= self.outlier_norm
                 test = self.is_test(columns["document"])
                 parts = (usual & ~test, usual & test)
-                self._splits.append(Split(*(part.nonzero()[:, 0] for part in parts)))
+                splits.append(Split(*(part.nonzero()[:, 0] for part in parts)))
+            self._splits = splits
         return self._splits
 
     def usual(self) -> Tensor:
