@@ -418,8 +418,6 @@ def test_commands_take_addresses_and_print_them(store, there, tmp_path, capsys):
     main(["match", f"{there}/run", f"{there}/run", f"{there}/store"])
     main(["compress", f"{there}/run", f"{there}/store", "--out", str(tmp_path / "compressed")])
     main(["decompress", str(tmp_path / "compressed"), f"{there}/run", "--out", str(tmp_path / "s")])
-    main(["features", f"{there}/codes", "--run", f"{there}/run", "--out", str(tmp_path / "f.csv")])
-    main(["labels", f"{there}/codes"])
     main(["export", "saelens", f"{there}/run", "--out", str(tmp_path / "saelens")])
     said = capsys.readouterr()
     assert f"{there}/run: bae" in said.out

@@ -34,12 +34,14 @@ ROOMS = [
 ]
 HEIGHT = {room: -level for level, rooms in enumerate(ROOMS) for room in rooms}
 FOUNDATION = {
+    "cache",
     "devices",
     "errors",
     "files",
     "hub",
     "markup",
     "options",
+    "remote",
     "results",
     "seeding",
     "terminal",

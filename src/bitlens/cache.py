@@ -22,7 +22,6 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load
 
@@ -101,7 +100,7 @@ def ahead(files: Iterable[Wanted]) -> None:
     for path, digest, size in files:
         left -= size
         if left < 0:
-            return
+            break
         if (before := _coming.get(digest)) is None or before.done():
             _coming[digest] = Future()
             _queue.put((_coming[digest], path, digest))
@@ -142,7 +141,7 @@ def _copy(path: Path, key: str, digest: str | None) -> Path:
     copy = folder() / key
     if not _whole(copy, digest):
         lock = copy.with_suffix(".lock")
-        with FileLock(lock):
+        with _lock(lock):
             if not _whole(copy, digest):
                 _fetch(path, copy, digest)
             with contextlib.suppress(OSError):  # whoever waits for it notices
@@ -173,7 +172,7 @@ def _fetch(path: Any, copy: Path, digest: str | None) -> None:
             path.fs.get_file(path.path, str(part))
         if digest is not None and (actual := sha256(part)) != digest:
             raise altered(path, actual, digest)
-        with FileLock(copy.with_name("lock")):
+        with _lock(copy.with_name("lock")):
             part.replace(copy)
         _verified.add(copy)
     finally:
@@ -186,13 +185,20 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def _lock(path: Path, timeout: float = -1) -> Any:
+    """One that a process loses when it is killed."""
+    from filelock import FileLock
+
+    return FileLock(path, timeout=timeout)
+
+
 def _reserved(path: Path, copy: Path, size: int) -> Path:
     """An empty file that stands for what is fetched next, once there is room for it."""
     for former in copy.parent.glob(f"{copy.name}.*.part"):  # of a process that was killed
         former.unlink(missing_ok=True)
     part = copy.with_name(f"{copy.name}.{size}.{os.getpid()}-{threading.get_ident()}.part")
     while True:
-        with FileLock(copy.with_name("lock")):
+        with _lock(copy.with_name("lock")):
             if _room(path, copy.parent, size):
                 part.touch()
                 return part
@@ -235,7 +241,9 @@ def _room(path: Path, place: Path, size: int) -> bool:
 
 def _abandoned(part: Path, copy: Path) -> bool:
     """Remove what a killed process has left; its lock is free."""
-    lock = FileLock(copy.with_suffix(".lock"), timeout=0)
+    from filelock import Timeout
+
+    lock = _lock(copy.with_suffix(".lock"), timeout=0)
     try:
         with lock:
             part.unlink(missing_ok=True)

@@ -125,9 +125,7 @@ def _require(protocol: str) -> None:
 
 
 @contextlib.contextmanager
-def saying(
-    path: Path, done: str = "read", but: tuple[type[Exception], ...] = ()
-) -> Iterator[None]:
+def saying(path: Path, done: str = "read", but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Within the block what goes wrong with a remote `path` becomes a sentence, whatever its
     package raises. done: what the block does to it. but: what is raised as it is."""
     if not is_remote(path):
