@@ -114,7 +114,7 @@ def _require(protocol: str) -> None:
         ) from None
     except ImportError as error:
         package = known_implementations.get(protocol, {}).get("class", "").partition(".")[0]
-        wanted = "'bitlens[remote]'" if error.name == "upath" else package
+        wanted = "universal_pathlib" if error.name == "upath" else package
         if wanted == "fsspec":  # its own class, of another package
             raise BitlensError(
                 f"{protocol}:// cannot be opened: {error}; pip install it."
