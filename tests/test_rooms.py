@@ -34,6 +34,7 @@ ROOMS = [
 ]
 HEIGHT = {room: -level for level, rooms in enumerate(ROOMS) for room in rooms}
 FOUNDATION = {
+    "cache",
     "devices",
     "errors",
     "files",
@@ -41,6 +42,7 @@ FOUNDATION = {
     "markup",
     "options",
     "processes",
+    "remote",
     "results",
     "seeding",
     "shards",
@@ -183,11 +185,13 @@ def test_every_library_is_declared_and_none_is_advised_from_a_registry_that_lack
         "sae_lens",
         "transformer_lens",
         "triton",
+        "upath",
         "uvicorn",
         "wandb",
     }  # each is named by a sentence where it is missing
-    known = base | optional | {"bitlens", "llvmlite", "cycler", "pydantic", "starlette"}
+    known = base | optional | {"bitlens", "llvmlite", "cycler", "pydantic", "starlette", "filelock"}
     known |= set(sys.stdlib_module_names)
+    known |= {"fsspec"}  # with filelock, huggingface_hub's and torch's
     # llvmlite is numba's, cycler matplotlib's, pydantic and starlette fastapi's
     for path in MODULES:
         text = path.read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent / "pyproject.toml"
-EXTRAS = ("data", "device-map", "explore", "tensorboard", "wandb")
+EXTRAS = ("data", "device-map", "explore", "remote", "tensorboard", "wandb")
 HEAD = """\
 # The lowest versions that pyproject.toml allows, tested by `make lowest`. By tools/list_lowest.py.
 # The extra [gguf] is not among them, as it asks for a newer transformers.

@@ -15,6 +15,7 @@ from bitlens.bits.packed import PackedBits
 from bitlens.files import prepare_output
 from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import ActivationStore
+from bitlens.remote import place
 from bitlens.writing import holding
 
 PART_ROWS = 1 << 20
@@ -39,7 +40,7 @@ def encode_store(
     progress: show it on standard error.
     """
     store.require_width(autoencoder.d_in)
-    share, out = held_out_share(store, autoencoder.metadata), Path(out)
+    share, out = held_out_share(store, autoencoder.metadata), place(out)
     prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST, kind=KIND)
     kept = ("model", "revision", "model_digest", "hook", "documents")
     about = {

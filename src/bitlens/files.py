@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from bitlens import cache, remote
 from bitlens.errors import BitlensError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -25,7 +25,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
     It lies in a folder of its own, for temporary files of libraries; what a kill leaves behind is
     removed by the next write. A full disk is a `BitlensError`, and what stood there is untouched.
+    What has an address is put there whole.
     """
+    if remote.is_remote(path):
+        with remote.sending(path) as temporary:
+            yield temporary
+        return
     if path.is_dir():
         raise BitlensError(f"{path} is a folder; name a file.")
     if path.exists() and not path.is_file():  # a device or a pipe is written to, never replaced
@@ -53,8 +58,17 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def free_space(folder: Path) -> int | None:
+    """Bytes that are free where this folder is, or will be; None where nobody can say."""
+    if remote.is_remote(folder):
+        return None
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
 def refuse_unwritable(path: Path) -> None:
-    """BitlensError if `replacing` could not write this file. Its folder is made."""
+    """BitlensError if `replacing` could not write this file here. Its folder is made."""
+    remote.refuse(path)
     if path.is_dir():
         raise BitlensError(f"{path} is a folder; name a file.")
     if path.exists() and not path.is_file():
@@ -148,9 +162,10 @@ def _refuse_other_forms(values: Mapping[str, Any], path: Path, what: str) -> Non
 def read_json(path: Path, what: str) -> Any:
     """What a JSON file of `what` holds; BitlensError if it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise BitlensError(f"{path.parent} is not {what}: it has no {path.name}.") from None
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        why = f" ({remote.said(error)})" if path.name not in str(error) else ""
+        raise BitlensError(f"{path.parent} is not {what}: it has no {path.name}{why}.") from None
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of 5,000 digits
         raise BitlensError(
             f"{path} is damaged ({error}); restore it or make {what} again."
@@ -178,8 +193,7 @@ def required(manifest: Mapping[str, Any], key: str, path: Path) -> Any:
 
 def sha256(path: Path) -> str:
     """Hexadecimal digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return cache.local(path, cache.sha256)
 
 
 def write_tensors(
@@ -189,19 +203,30 @@ def write_tensors(
     with replacing(path) as temporary:
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata=dict(metadata or {}))
-        with contextlib.suppress(OSError):  # safetensors makes private files
-            temporary.chmod(path.parent.stat().st_mode & 0o666)
+        if not remote.is_remote(path):
+            with contextlib.suppress(OSError):  # safetensors makes private files
+                temporary.chmod(path.parent.stat().st_mode & 0o666)
         return sha256(temporary)
 
 
 def read_tensors(
-    path: Path, names: list[str] | None = None, device: str = "cpu"
+    path: Path, names: list[str] | None = None, device: str = "cpu", digest: str | None = None
 ) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors file, memory-mapped; all of them, or those in `names`."""
+    """Tensors of a safetensors file, memory-mapped; all of them, or those in `names`.
+
+    digest: the sha256 that a remote file is compared with as it arrives; without one, `names` alone
+    are fetched of it.
+    """
+
+    def read(file: Path) -> dict[str, torch.Tensor]:
+        with safe_open(file, framework="pt", device=device) as opened:
+            chosen = opened.keys() if names is None else names
+            return {name: opened.get_tensor(name) for name in chosen}
+
     try:
-        with safe_open(path, framework="pt", device=device) as file:
-            chosen = file.keys() if names is None else names
-            return {name: file.get_tensor(name) for name in chosen}
+        if remote.is_remote(path) and names and digest is None:
+            return cache.pieces(path, names)
+        return cache.local(path, read, digest)
     except FileNotFoundError:
         raise BitlensError(f"{path} is missing; restore it or make its folder again.") from None
     except SafetensorError as error:
@@ -211,15 +236,14 @@ def read_tensors(
 
 
 def verify_shard(path: Path, expected: str) -> None:
-    """Refuse a shard whose bytes are not those that were written."""
+    """Refuse a shard whose bytes are not those that were written. One that is remote is compared
+    as it arrives, by `read_tensors`."""
+    if remote.is_remote(path):
+        return
     if not path.exists():
         raise BitlensError(f"Shard {path} is missing; restore it, or make its folder again.")
-    actual = sha256(path)
-    if actual != expected:
-        raise BitlensError(
-            f"Shard {path} is truncated or altered: its sha256 is {actual[:16]}…, the manifest "
-            f"says {expected[:16]}…; restore it, or make its folder again."
-        )
+    if (actual := sha256(path)) != expected:
+        raise cache.altered(path, actual, expected)
 
 
 def _is_ours(marker: Path, kind: str | None) -> bool:
@@ -245,28 +269,40 @@ def prepare_output(
     kind: what that file must say that it is of, where several commands write one of that name.
     keep: what is to be overwritten stays, for whoever replaces it later.
     """
-    real = path.resolve()  # a link stays, what it leads to is made or replaced
-    if real.exists() and not real.is_dir():
-        raise BitlensError(f"{path} is a file; name a folder for the output.")
-    if real.is_dir() and not os.access(real, os.W_OK | os.X_OK):
-        raise BitlensError(f"The folder {path} cannot be written to; name another one.")
-    if real.is_dir() and any(real.iterdir()) and not resume:
-        if not overwrite:
-            way = "" if resume is None else "`resume=True` to continue it or "
-            raise BitlensError(f"{path} is not empty; pass {way}`overwrite=True` to replace it.")
-        if not _is_ours(real / marker, kind):
-            of = f" of the kind {kind}" if kind else ""
-            raise BitlensError(
-                f"{path} was not written by this command (it has no {marker}{of}); choose another "
-                "folder."
-            )
-        if keep:
-            return
-        shutil.rmtree(real)
+    here = not remote.is_remote(path)
+    real = path.resolve() if here else path  # a link stays, what it leads to is made or replaced
+    if here:
+        remote.refuse(path)
+        if real.exists() and not real.is_dir():
+            raise BitlensError(f"{path} is a file; name a folder for the output.")
+        if real.is_dir() and not os.access(real, os.W_OK | os.X_OK):
+            raise BitlensError(f"The folder {path} cannot be written to; name another one.")
+    with remote.saying(path, "written"):
+        if not resume and real.is_dir() and any(real.iterdir()):
+            if not overwrite:
+                way = "" if resume is None else "`resume=True` to continue it or "
+                raise BitlensError(
+                    f"{path} is not empty; pass {way}`overwrite=True` to replace it."
+                )
+            _refuse_others(path, real / marker, kind)
+            if keep:
+                return
+            remote.remove(real)
     try:
-        real.mkdir(parents=True, exist_ok=True)
+        if here:
+            real.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BitlensError(f"The folder {path} cannot be made: {error.strerror}.") from error
+
+
+def _refuse_others(path: Path, marker: Path, kind: str | None) -> None:
+    """BitlensError for a folder that another command, or none of ours, has written."""
+    if not _is_ours(marker, kind):
+        of = f" of the kind {kind}" if kind else ""
+        raise BitlensError(
+            f"{path} was not written by this command (it has no {marker.name}{of}); choose another "
+            "folder."
+        )
 
 
 @contextlib.contextmanager

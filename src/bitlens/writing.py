@@ -21,6 +21,7 @@ from typing import Any, TypeVar, cast
 
 from bitlens import processes
 from bitlens.errors import BitlensError
+from bitlens.remote import is_address, place
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,8 +33,12 @@ def locked(path: Path, part: str = "", wait: bool = False) -> Iterator[None]:
     killed process held is free.
 
     The lock lies beside `path`; where nothing can be written there, in the folder for temporary
-    files, which other computers do not see. A file system without locks goes without.
+    files, which other computers do not see. A file system without locks goes without, as does
+    object storage.
     """
+    if is_address(path):
+        yield
+        return
     from filelock import FileLock, Timeout
 
     real = path.resolve()
@@ -94,6 +99,9 @@ class Share:
     def held(self, out: Path) -> Iterator[None]:
         """Keep this share of `out` to this process while the block runs, and `out` to so many
         ranks."""
+        if is_address(out):
+            yield
+            return
         real = out.resolve()
         with locked(out, f".{self.rank}-of-{self.ranks}" if self.ranks > 1 else ""):
             for file in real.parent.glob(f"{glob.escape(f'.{real.name}')}*.lock"):
@@ -123,7 +131,7 @@ def holding(ranks: bool = False) -> Callable[[F], F]:
             out = signature.bind(*args, **kwargs).arguments.get("out")
             if out is None:
                 return function(*args, **kwargs)
-            with Share.of(None, None).held(Path(out)) if ranks else locked(Path(out)):
+            with Share.of(None, None).held(place(out)) if ranks else locked(place(out)):
                 return function(*args, **kwargs)
 
         return cast("F", call)

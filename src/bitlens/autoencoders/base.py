@@ -19,6 +19,7 @@ from bitlens.autoencoders.settings import Settings
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, write_json, write_tensors
+from bitlens.remote import is_remote, place
 
 if TYPE_CHECKING:
     from bitlens.autoencoders.hooked import Hooked
@@ -226,8 +227,8 @@ class Autoencoder(nn.Module):
 
         The names are SAELens', the weights are not: they are of standardised hidden states, as
         trained, to the last bit. `bitlens.ecosystem.saelens` folds them."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        if not is_remote(folder := place(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / WEIGHTS, {k: v.float().cpu() for k, v in self.state_dict().items()})
         write_json(folder / CONFIG, self.config())
 

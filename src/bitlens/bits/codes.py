@@ -19,6 +19,7 @@ from bitlens.files import (
     write_json,
     write_tensors,
 )
+from bitlens.remote import is_remote, place
 
 SCHEMA = 1
 KIND = "bitlens.codes"
@@ -65,7 +66,7 @@ class Codes:
 
     def __init__(self, path: Path | str, verify: bool = True) -> None:
         """verify: compare every shard with its checksum first."""
-        self.path = Path(path)
+        self.path = place(path)
         manifest = self.path / MANIFEST
         self.manifest = read_manifest(manifest, SCHEMA, "a folder of codes")
         if self.manifest.get("kind") != KIND:
@@ -84,7 +85,7 @@ class Codes:
         parts = []
         for shard in self.manifest["shards"]:
             path = self.path / shard["file"]
-            parts.append(read_tensors(path))
+            parts.append(read_tensors(path, digest=shard["sha256"]))
             if len(parts[-1]["bits"]) != shard["rows"]:
                 raise BitlensError(f"Shard {path} does not have the rows its manifest states.")
         self._joined: dict[str, torch.Tensor] = {}
@@ -162,7 +163,8 @@ class Codes:
     ) -> Codes:
         """Write a shard for each part: bits, and the columns of the same rows. about: what the
         manifest says of their origin (autoencoder, store, model, hook point)."""
-        path.mkdir(parents=True, exist_ok=True)
+        if not is_remote(path):
+            path.mkdir(parents=True, exist_ok=True)
         head = {"schema": SCHEMA, "kind": KIND}
         write_json(path / MANIFEST, {**head, "complete": False})
         shards: list[dict[str, Any]] = []

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,14 @@ import tyro
 from bitlens import processes, terminal
 
 Command = Callable[..., Any]
+# arguments that name a store, codes or a run, which may be remote, and commands that write there
+FOLDERS = {"run", "other", "store", "codes", "target", "downstream", "beside", "beside_codes"}
+REMOTE_OUT = {"harvest", "train", "encode"}
 OUT_IS_A_FILE = {"effects", "faithfulness", "features", "labels", "compress"}
 JSON_HELP = "also write the numbers to this file."
+CACHE_HELP = (
+    "bytes that copies of remote files may take, such as 50GB (default: BITLENS_CACHE_SIZE)."
+)
 QUOTES = "'\""
 RENAMED = {"length": "context", "unit": "documents", "hooks": "hook", "column": "text_column"}
 
@@ -34,27 +41,37 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
     """
     name = prog.split()[-1]
 
-    def called(*args: Any, json: Path | None = None, **kwargs: Any) -> None:
+    def called(
+        *args: Any, json: Path | None = None, cache_size: str | None = None, **kwargs: Any
+    ) -> None:
         with terminal.bar(name):
             terminal.stage("load torch")
             importlib.import_module("bitlens.bits")
             terminal.stage("")
             terminal.interrupt.listen()
 
-            given = inspect.signature(command).bind(*args, **kwargs).arguments
+            if cache_size is not None:
+                os.environ["BITLENS_CACHE_SIZE"] = cache_size
+            bound = inspect.signature(command).bind(*args, **kwargs)
+            given = bound.arguments
+            given.update(_placed(name, given))
             with processes.together():
                 if not processes.is_first():
                     from bitlens import show
 
                     show.out.quiet = show.err.quiet = True
                 out = given.get("out") if name in OUT_IS_A_FILE else None
-                _write(lambda: command(*args, **kwargs), json, out)
+                _write(lambda: command(*bound.args, **bound.kwargs), json, out)
 
     kind = inspect.Parameter.KEYWORD_ONLY
-    flag = inspect.Parameter("json", kind, default=None, annotation=Path | None)
-    show_as(called, command, json=flag)
+    flags = {"json": inspect.Parameter("json", kind, default=None, annotation=Path | None)}
+    lines = f"\n    json: {JSON_HELP}"
+    if reads_folders(command):
+        flag = inspect.Parameter("cache_size", kind, default=None, annotation=str | None)
+        flags, lines = {"cache_size": flag, **flags}, f"\n    cache_size: {CACHE_HELP}{lines}"
+    show_as(called, command, **flags)
     heading = "" if "\nArgs:\n" in str(called.__doc__) else "\n\nArgs:"
-    called.__doc__ = f"{called.__doc__}{heading}\n    json: {JSON_HELP}"
+    called.__doc__ = f"{called.__doc__}{heading}{lines}"
     options = ("OmitArgPrefixes", "OmitSubcommandPrefixes", "FlagCreatePairsOff")
     config = tuple(getattr(tyro.conf, option) for option in options)
     speaks = processes.speaks()
@@ -71,6 +88,29 @@ def _write(command: Callable[[], Any], json: Path | None, out: Path | None) -> N
     result = command()
     if json is not None and processes.is_first():
         write_json(json, result.as_dict() if hasattr(result, "as_dict") else result)
+
+
+def reads_folders(command: Command) -> bool:
+    """Whether the command has an argument that may name a remote folder."""
+    return bool(FOLDERS & set(inspect.signature(command).parameters))
+
+
+def _placed(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the arguments of the command of this name, those folders that are remote, as such.
+    BitlensError for others where only a folder here will do."""
+    from bitlens import remote
+
+    placed = {}
+    for argument, value in given.items():
+        paths = value if isinstance(value, tuple) else (value,)
+        if not any(isinstance(path, Path) and remote.is_address(path) for path in paths):
+            continue
+        if argument in FOLDERS or (argument == "out" and name in REMOTE_OUT):
+            found = tuple(remote.place(path) for path in paths)
+            placed[argument] = found if isinstance(value, tuple) else found[0]
+        else:
+            remote.refuse(next(path for path in paths if remote.is_address(path)))
+    return placed
 
 
 def show_as(function: Command, command: Command, **changed: inspect.Parameter) -> None:

@@ -25,6 +25,7 @@ from bitlens.hidden.writer import StoreWriter
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.moments import fvu
 from bitlens.information.tree import Blocks
+from bitlens.remote import place
 from bitlens.results import brief
 from bitlens.writing import holding
 
@@ -90,7 +91,7 @@ def compress_store(
     run: folder of the autoencoder. documents: `all`, or `test` for the held-out ones (of a split
     without any, the last fifth). progress: show it on standard error.
     """
-    run, out = Path(run), Path(out)
+    run, out = place(run), Path(out)
     store.require_width(autoencoder.d_in)
     if not isinstance(autoencoder, BinaryAutoencoder):
         kind = autoencoder.architecture

@@ -13,6 +13,7 @@ from bitlens.ecosystem import card
 from bitlens.ecosystem.about import About
 from bitlens.ecosystem.published import CARD, FILES, lay_out
 from bitlens.errors import BitlensError
+from bitlens.remote import place
 from bitlens.results import plain
 from bitlens.version import __version__
 
@@ -66,7 +67,7 @@ def push_to_hub(
     if isinstance(source, Autoencoder):
         autoencoder = source
     else:
-        autoencoder, run = Autoencoder.from_pretrained(source), Path(source)
+        autoencoder, run = Autoencoder.from_pretrained(source), place(source)
     licence = card.licence_of(autoencoder.metadata.get("model"))
     with tempfile.TemporaryDirectory() as folder:
         there = Path(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,7 +74,7 @@ class Measured:
         `all`), how codes were found, and how many latents fire how often."""
         autoencoder, manifest = self.autoencoder, self.store.manifest
         return {
-            "store": str(Path(self.store.path).resolve()),
+            "store": str(self.store.path.resolve()),
             "model": manifest.get("model"),
             "model_digest": manifest.get("model_digest"),
             "hook": manifest.get("hook"),

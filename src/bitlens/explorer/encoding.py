@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bitlens import terminal
+from bitlens import remote, terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.base import WEIGHTS
 from bitlens.autoencoders.formats.registry import weights_of
@@ -35,8 +35,8 @@ def codes_of(
     if codes is not None:
         return Codes(codes, verify=False)  # checksums are looked at when all is read through
     recorded = autoencoder.metadata.get("store")
-    place = store or (Path(recorded) if recorded else None)
-    if place is None or not place.is_dir():
+    place = store or (remote.place(recorded) if recorded else None)
+    if place is None or not (remote.is_remote(place) or place.is_dir()):
         gone = f"its store {place} is gone" if place else "it names no store"
         raise BitlensError(
             f"There is nothing to look at for {run}: {gone}; encode a store with "

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from bitlens.explorer.subject import Subject
 from bitlens.explorer.worker import Worker
 from bitlens.files import finite
 from bitlens.hidden import ActivationStore
+from bitlens.remote import copy_folder, is_remote
 from bitlens.report.contents import ARCHITECTURES
 
 VALUES = 4096  # rows that show how high values are
@@ -59,6 +61,7 @@ class Explorer:
 
     def __init__(self, sources: Sources) -> None:
         self.sources, self.device = sources, pick_device("auto")
+        self._copies = TemporaryDirectory(prefix="bitlens-")  # of remote runs
         self.subject = self._subject(sources.run, sources.codes, "codes")
         explanations, effects = None, None
         if sources.explanations is not None:
@@ -76,6 +79,10 @@ class Explorer:
 
     def _subject(self, run: Path, codes: Path | None, flag: str) -> Subject:
         run = folder_of(run)
+        if is_remote(run):  # what is found out is kept in the folder: in a copy of it
+            here = Path(self._copies.name, flag, run.name)
+            copy_folder(run, here)
+            run = here
         autoencoder = Autoencoder.from_pretrained(run, self.device)
         found = codes_of(run, autoencoder, codes, self.sources.store, flag)
         return Subject(run, found, autoencoder, self.sources.model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +16,7 @@ import torch
 
 from bitlens import processes, terminal
 from bitlens.errors import BitlensError, Interrupted
-from bitlens.files import prepare_output
+from bitlens.files import free_space, prepare_output
 from bitlens.hidden.documents import Corpus
 from bitlens.hidden.hooks import HookPoint
 from bitlens.hidden.models import LanguageModel
@@ -25,6 +25,7 @@ from bitlens.hidden.split import documents_of
 from bitlens.hidden.store import KIND, MANIFEST, OUTLIER_MULTIPLE, ActivationStore
 from bitlens.hidden.text import ContextReader
 from bitlens.hidden.writer import StoreWriter
+from bitlens.remote import is_remote, place
 from bitlens.writing import Share
 
 SHARD_BYTES = 1 << 26
@@ -39,7 +40,8 @@ class HarvestPlan:
     model_bytes: int
     batch_bytes: int
     store_bytes: int | None
-    free_bytes: int
+    free_bytes: int | None
+    """None for an address"""
     left_out: list[str]
     """files that are not read as text"""
 
@@ -54,8 +56,10 @@ class HarvestPlan:
             rows, stores = f"about {self.rows:,} rows", f"{decimal(self.store_bytes)} of stores"
         sentence = (
             f"{rows}; memory: {decimal(self.model_bytes)} model + {decimal(self.batch_bytes)} "
-            f"batch and shard buffers; disk: {stores}, {decimal(self.free_bytes)} free"
+            f"batch and shard buffers; disk: {stores}"
         )
+        if self.free_bytes is not None:
+            sentence += f", {decimal(self.free_bytes)} free"
         if self.left_out:
             more = f" and {len(self.left_out) - 5:,} more" if len(self.left_out) > 5 else ""
             sentence += f"; not read as text: {', '.join(self.left_out[:5])}{more}"
@@ -102,10 +106,15 @@ def harvest(
             f"One of {share.ranks} processes that starts late would delete with `overwrite=True` "
             f"what the others have made; delete {out} first, and leave it out."
         )
+    if is_remote(place(out)) and share.ranks > 1:
+        raise BitlensError(
+            f"Several processes cannot write {out} together, for want of locks there: harvest to a "
+            "folder here, and copy it."
+        )
     if isinstance(reader, str):
         length = min(256, model.longest_context() or 256)
         reader = ContextReader(Corpus((reader,)), model.tokenizer, length)
-    job = _Job(model, reader, Path(out), batch_size, max_rows, store_dtype or model.dtype, share)
+    job = _Job(model, reader, place(out), batch_size, max_rows, store_dtype or model.dtype, share)
     plan = job.plan()
     if share.rank == 0:
         announce(plan)
@@ -189,14 +198,13 @@ class _Job:
         if rows is not None and self.max_rows is not None:
             rows = min(rows, self.max_rows)
         per_row = sum(width * self.dtype.itemsize + ROW_COLUMNS_BYTES for width in widths)
-        existing = next(p for p in (self.out, *self.out.absolute().parents) if p.exists())
         batch = self.batch_size * self.reader.length * sum(widths) * self.model.dtype.itemsize
         return HarvestPlan(
             rows=rows,
             model_bytes=self.model.memory(),
             batch_bytes=batch + 3 * SHARD_BYTES * len(widths),
             store_bytes=None if rows is None else rows * per_row,
-            free_bytes=shutil.disk_usage(existing).free,
+            free_bytes=free_space(self.out),
             left_out=corpus.left_out(),
         )
 
@@ -208,10 +216,11 @@ class _Job:
         if unseen and next(self.reader.contexts(), None) is None:
             raise BitlensError("The text gave no usable tokens: it is empty.")
         begun = resume or (self.share.ranks > 1 and self.marker.exists())
-        if plan.store_bytes is not None and plan.store_bytes > plan.free_bytes and not begun:
+        free = math.inf if plan.free_bytes is None else plan.free_bytes
+        if plan.store_bytes is not None and plan.store_bytes > free and not begun:
             raise BitlensError(
                 f"The disk is too full: the stores need about {plan.store_bytes:,} bytes, "
-                f"{self.out} has {plan.free_bytes:,} free; lower `max_rows` or choose another disk."
+                f"{self.out} has {free:,} free; lower `max_rows` or choose another disk."
             )
 
     def open(
@@ -222,7 +231,8 @@ class _Job:
         prepare_output(self.out, begun, overwrite, str(self.marker.relative_to(self.out)), KIND)
         writers = {}
         for hook in self.model.hooks:
-            self.folders[hook.name].mkdir(exist_ok=True)
+            if not is_remote(self.out):
+                self.folders[hook.name].mkdir(exist_ok=True)
             settings = {"max_rows": self.max_rows, "batch_size": self.batch_size}
             about = origin(self.model, self.reader, hook, self.dtype) | settings
             writers[hook.name] = StoreWriter(self.folders[hook.name], about, outlier_multiple)

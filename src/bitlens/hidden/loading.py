@@ -27,6 +27,7 @@ from bitlens.hidden.hooks import Architecture, HookPoint
 from bitlens.hidden.spread import entrance, refuse_split
 from bitlens.hidden.trace import NeedsAllLayers, Trace
 from bitlens.options import BUNDLED
+from bitlens.remote import place
 
 
 class Loaded(NamedTuple):
@@ -329,7 +330,7 @@ def recorded_model(manifest: dict[str, Any], path: Path | str) -> tuple[str, str
     name, revision = manifest.get("model"), manifest.get("revision")
     if name is None:
         raise BitlensError(f"{path} names no language model: it comes from imported hidden states.")
-    way_out = f'write the path of the right one as "model" into {Path(path) / "manifest.json"}'
+    way_out = f'write the path of the right one as "model" into {place(path) / "manifest.json"}'
     if Path(name).is_absolute() and not here(name):
         kind = "file" if Path(name).suffix.lower() == ENDING else "folder"
         raise BitlensError(

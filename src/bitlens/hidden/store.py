@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from bitlens.cache import Wanted, ahead
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, verify_shard
 from bitlens.hidden.source import HiddenSource, held_out, refuse_non_finite, row_norms
 from bitlens.options import TEST_FRACTION
+from bitlens.remote import is_remote, place
 from bitlens.results import brief
 from bitlens.seeding import generator
 
@@ -28,6 +31,7 @@ SCHEMA = 1
 KIND = "bitlens.store"
 WHAT = "a store of hidden states"
 MANIFEST = "manifest.json"
+AT_ONCE = 4  # remote shards, or columns of them, that are fetched at once
 COLUMNS = ("token", "document", "position")
 ABOUT = (
     *("model", "revision", "model_digest", "hook", "corpus", "documents_of", "context_length"),
@@ -66,7 +70,7 @@ class ActivationStore(HiddenSource):
     def __init__(self, path: Path | str, test_fraction: float | None = None) -> None:
         """test_fraction: share of the documents that is held out; by default what the store was
         packed for, or a tenth, and where an autoencoder is measured that of its training."""
-        self.path = Path(path)
+        self.path = place(path)
         file = self.path / MANIFEST
         if not file.exists() and (several := sorted(self.path.glob(f"*/{MANIFEST}"))):
             raise BitlensError(
@@ -93,6 +97,7 @@ class ActivationStore(HiddenSource):
         self._finite: set[int] = set()
         self._splits: list[Split] | None = None
         self._window: tuple[Any, Tensor] | None = None
+        self._order: tuple[int, int, list[Any]] | None = None  # of the windows that are being read
 
     @property
     def packed_for(self) -> float | None:
@@ -153,7 +158,9 @@ class ActivationStore(HiddenSource):
         if entry["file"] not in self._verified:
             verify_shard(path, entry["sha256"])
             self._verified.add(entry["file"])
-        tensors = read_tensors(path, names)
+        # of remote shards a few columns are fetched alone; the rest is compared when it is read
+        alone = is_remote(path) and names is not None and not {*names} - {"document", "norm"}
+        tensors = read_tensors(path, names, digest=None if alone else entry["sha256"])
         if "hidden" in tensors and index not in self._finite:
             self._require_finite(index, tensors["hidden"])
             self._finite.add(index)
@@ -166,6 +173,21 @@ class ActivationStore(HiddenSource):
             path, hook = self.path / self.shards[index]["file"], self.manifest.get("hook")
             origin = read_tensors(path, ["document", "position"])
             refuse_non_finite(hidden, row_norms(hidden), origin, before, hook, path)
+
+    def _ahead(self, shards: Iterable[int]) -> None:
+        """Begin to fetch these shards, if they are remote."""
+        if is_remote(self.path):
+            entries = [self.shards[index] for index in shards]
+            files = ((self.path / e["file"], e["sha256"], e["bytes"]) for e in entries)
+            ahead(Wanted(*file) for file in files)
+
+    def _columns(self, names: list[str]) -> Iterator[dict[str, Tensor]]:
+        """Small columns of one shard after another; of remote ones, several at once."""
+        if not is_remote(self.path):
+            yield from (self.shard(index, names) for index in range(len(self.shards)))
+            return
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            yield from threads.map(lambda index: self.shard(index, names), range(len(self.shards)))
 
     def split(self, test_fraction: float) -> Self:
         """The same store with this share of its documents held out."""
@@ -181,24 +203,28 @@ class ActivationStore(HiddenSource):
     def splits(self) -> list[Split]:
         """The training and test rows of every shard."""
         if self._splits is None:
-            self._splits = []
-            for index in range(len(self.shards)):
-                columns = self.shard(index, ["document", "norm"])
+            splits = []
+            for columns in self._columns(["document", "norm"]):
                 usual = columns["norm"] <= self.outlier_norm
                 test = self.is_test(columns["document"])
                 parts = (usual & ~test, usual & test)
-                self._splits.append(Split(*(part.nonzero()[:, 0] for part in parts)))
+                splits.append(Split(*(part.nonzero()[:, 0] for part in parts)))
+            self._splits = splits
         return self._splits
 
     def usual(self) -> Tensor:
         """Which rows are not of outlying norm -> bool `[rows]`."""
-        shards = range(len(self.shards))
-        return torch.cat([self.shard(i, ["norm"])["norm"] <= self.outlier_norm for i in shards])
+        return torch.cat([part["norm"] <= self.outlier_norm for part in self._columns(["norm"])])
 
     # --- training rows ----------------------------------------------------------------------------
 
     def windows(self, seed: int, epoch: int) -> list[Any]:
         """The shards of each window, of WINDOW_BYTES at most if it is not one shard."""
+        windows = self._shuffled(seed, epoch)
+        self._order = (seed, epoch, windows)
+        return windows
+
+    def _shuffled(self, seed: int, epoch: int) -> list[Any]:
         order = torch.randperm(len(self.shards), generator=generator(seed, "shards", epoch))
         windows: list[tuple[int, ...]] = []
         size = WINDOW_BYTES
@@ -210,12 +236,22 @@ class ActivationStore(HiddenSource):
             windows[-1] += (index,)
         return windows
 
+    def _after(self, key: Any) -> tuple[int, ...]:
+        """The shards of the window that follows this one, in the order that is being read."""
+        if self._order is None or key not in self._order[2]:
+            return ()
+        seed, epoch, windows = self._order
+        place = windows.index(key) + 1
+        return windows[place] if place < len(windows) else self._shuffled(seed, epoch + 1)[0]
+
     def window(self, key: Any) -> Tensor:
         """The training rows of these shards, `[rows, d_in]`; those of one window are kept."""
         if self._window is None or self._window[0] != key:
             self._window = None  # the former window is freed before the next is read
+            self._ahead(key)
             parts = [self.shard(i, ["hidden"])["hidden"][self.splits()[i].train] for i in key]
             self._window = (key, parts[0] if len(parts) == 1 else torch.cat(parts))
+            self._ahead(self._after(key))
         return self._window[1]
 
     def sample(self, n: int, seed: torch.Generator) -> Tensor:
@@ -242,6 +278,7 @@ class ActivationStore(HiddenSource):
         part: `train`, `test`, `usual` (both) or `all` (rows of outlying norm, too).
         """
         for index, split in enumerate(self.splits()):
+            self._ahead(range(index, min(index + AT_ONCE, len(self.shards))))
             tensors = self.shard(index)
             usual, every = torch.cat(split).sort().values, torch.arange(len(tensors["norm"]))
             rows = {**split._asdict(), "usual": usual, "all": every}[part]
@@ -258,6 +295,7 @@ class ActivationStore(HiddenSource):
                 "it."
             )
         for index in range(len(self.shards)):
+            self._ahead(range(index, min(index + AT_ONCE, len(self.shards))))
             tensors = self.shard(index, [*COLUMNS, "context", "context_tokens"])
             yield tensors.pop("context_tokens").long(), tensors
 
@@ -286,7 +324,7 @@ class PairedStore(ActivationStore):
         cls, inputs: Path | str, target_hook: str, test_fraction: float | None = None
     ) -> PairedStore:
         """With the store of `target_hook` in the same folder, as a harvest of several has it."""
-        for file in sorted(Path(inputs).resolve().parent.glob(f"*/{MANIFEST}")):
+        for file in sorted(place(inputs).resolve().parent.glob(f"*/{MANIFEST}")):
             manifest = read_manifest(file, SCHEMA, WHAT)
             names = (manifest.get("hook") or {}).values()
             if manifest.get("kind") == KIND and target_hook in names:

@@ -16,6 +16,7 @@ from bitlens.bits.statistics import DENSE
 from bitlens.errors import BitlensError
 from bitlens.evaluation import Evaluation
 from bitlens.files import replacing
+from bitlens.remote import place
 from bitlens.report import charts, contents
 from bitlens.report.kept import keep_evaluation, keep_latents, kept_evaluation, kept_latents
 from bitlens.results import listed, shown
@@ -51,7 +52,7 @@ def write_report(
         keep_evaluation(run, evaluation)
     if codes is not None:
         keep_latents(run, codes, tokenizer)
-    page = _page(run, config, finished, Path(called or run))
+    page = _page(run, config, finished, place(called or run))
     with replacing(run / REPORT) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return run / REPORT

@@ -17,6 +17,7 @@ from torch import Tensor
 from bitlens import processes, shards
 from bitlens.autoencoders.learner import Learner
 from bitlens.autoencoders.settings import Settings
+from bitlens.cache import local
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, write_json, write_tensors
 from bitlens.hidden.source import Position
@@ -93,14 +94,18 @@ def _header(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("bitlens", "{}"))
+        header = json.loads(local(path, _metadata).get("bitlens", "{}"))
     except SafetensorError as error:
         raise BitlensError(f"{path} is damaged ({error}); {START_AGAIN}.") from error
     if header.get("schema", 0) > SCHEMA:
         newer = f"has schema {header['schema']}, newer than {SCHEMA}"
         raise BitlensError(f"{path} {newer}; upgrade bitlens to resume it.")
     return header
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

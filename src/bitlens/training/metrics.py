@@ -1,6 +1,8 @@
 """Where a run's numbers go: always `metrics.jsonl`; tensorboard and wandb if asked for."""
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 from bitlens.errors import BitlensError
 from bitlens.files import replacing
 from bitlens.options import Logger
+from bitlens.remote import is_remote
 
 METRICS = "metrics.jsonl"
 Record = dict[str, Any]
@@ -29,10 +32,20 @@ class MetricsLog:
                     kept.append(line + "\n")
             except json.JSONDecodeError:  # the last line of a killed run
                 continue
+        self._path = path
+        if is_remote(path):  # to what is there, nothing can be appended
+            self._folder = tempfile.TemporaryDirectory(prefix="bitlens-")
+            path = Path(self._folder.name, METRICS)
         with replacing(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
         self._loggers = [_open_logger(name, folder, about or {}) for name in loggers]
+
+    def send(self) -> None:
+        """Before each checkpoint: what was written is there, too, where the folder is remote."""
+        if is_remote(self._path):
+            with replacing(self._path) as temporary:
+                shutil.copyfile(self._file.name, temporary)
 
     def write(self, record: Record) -> None:
         """One line, and the loggers' share."""
@@ -44,6 +57,7 @@ class MetricsLog:
     def close(self) -> None:
         """Nothing can be written afterwards."""
         self._file.close()
+        self.send()
         for _, close in self._loggers:
             close()
 
@@ -52,6 +66,8 @@ def _open_logger(
     name: Logger, folder: Path, about: Record
 ) -> tuple[Callable[[Record], object], Callable[[], object]]:
     """-> (log a record, close)."""
+    if name == "tensorboard" and is_remote(folder):
+        raise BitlensError(f"tensorboard's files are appended to, which {folder} does not allow.")
     try:
         if name == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
@@ -65,7 +81,8 @@ def _open_logger(
             return log, writer.close
         import wandb  # pyright: ignore[reportMissingImports]
 
-        run = wandb.init(project="bitlens", name=folder.name, dir=str(folder), config=about)
+        place = None if is_remote(folder) else str(folder)
+        run = wandb.init(project="bitlens", name=folder.name, dir=place, config=about)
         return lambda record: run.log(record, step=record["step"]), run.finish
     except ImportError:
         raise BitlensError(f"Logging to {name} needs its library: pip install {name}.") from None

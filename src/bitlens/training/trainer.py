@@ -27,6 +27,7 @@ from bitlens.hidden.hooks import differ
 from bitlens.hidden.source import NO_ROWS, HiddenSource, Position
 from bitlens.hidden.store import PairedStore
 from bitlens.options import Logger
+from bitlens.remote import place
 from bitlens.seeding import generator
 from bitlens.training.checkpoint import (
     MAY_DIFFER,
@@ -111,7 +112,7 @@ def _train(
     if config.test_fraction is not None and config.test_fraction != held_out:
         source, held_out = source.split(config.test_fraction), config.test_fraction
     settings = replace(settings, test_fraction=held_out)  # recorded is what is really held out
-    folder = Path(out) if out is not None else None
+    folder = place(out) if out is not None else None
     if sharded:
         _require_shards(settings, folder, other)
     model = _initial_model(source, settings, sharded).to(device)
@@ -230,6 +231,8 @@ class _Run:
                 if last:
                     break
                 if self.folder and (signal or step % self.settings.checkpoint_every == 0):
+                    if self.log is not None:
+                        self.log.send()
                     save_checkpoint(self.folder, self.learner, self.optimizer, self.reached)
                 if signal:
                     processes.wait_for_all()

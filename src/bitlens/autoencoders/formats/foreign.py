@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitlens.cache import local
 from bitlens.errors import BitlensError
 from bitlens.files import read_json, read_tensors
 from bitlens.hidden.hooks import names_elsewhere
@@ -118,7 +119,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         return read_tensors(file)
     if not file.exists():
         raise BitlensError(f"{file} is missing; restore it or fetch its folder again.")
-    return _of_arrays(file) if file.suffix == ".npz" else _of_torch(file)
+    return local(file, _of_arrays if file.suffix == ".npz" else _of_torch)
 
 
 def _of_arrays(file: Path) -> dict[str, Tensor]:

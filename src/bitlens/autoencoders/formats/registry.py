@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from bitlens import hub
+from bitlens import hub, remote
 from bitlens.autoencoders.formats.foreign import Foreign
 from bitlens.errors import BitlensError
 
@@ -41,9 +41,11 @@ def folder_of(
 ) -> Path:
     """The folder that holds an autoencoder: one here, or fetched from a repository of the hub.
 
-    source: a folder, `owner/name` or `owner/name@revision/subfolder`. What lies in a folder that is
-    here is never asked for at a hub.
+    source: a folder or its address, `owner/name` or `owner/name@revision/subfolder`. What lies in a
+    folder that is here is never asked for at a hub.
     """
+    if remote.is_address(source):
+        return remote.place(source) / (subfolder or "")
     here = Path(source, subfolder or "")
     match = IN_REPOSITORY.fullmatch(str(source))
     known_here = here.exists() or Path(source).exists() or Path(source).parent.exists()
