@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import TCPStore
+
 PATIENCE = 120.0  # seconds; only a command that hangs is stopped by this
 
 _forks = multiprocessing.get_context("forkserver")
@@ -35,19 +37,21 @@ class Command:
 
     constants: module constants to change in that process, for example
     {"bitlens.hidden.harvest.SHARD_BYTES": 4096}. file_limit: the largest file that the process may
-    write, in bytes, as on a disk that is full.
+    write, in bytes, as on a disk that is full. A function to call may stand for the arguments.
     """
 
     def __init__(
         self,
-        arguments: list[str],
+        arguments: list[str] | Callable[[], object],
         log: Path,
         constants: dict[str, Any] | None = None,
         file_limit: int | None = None,
+        environment: dict[str, str] | None = None,
     ) -> None:
         self.log = log
+        self.store: TCPStore | None = None
         self._process = _forks.Process(
-            target=_run, args=(arguments, str(log), constants or {}, file_limit)
+            target=_run, args=(arguments, str(log), constants or {}, file_limit, environment or {})
         )
         self._process.start()
 
@@ -91,7 +95,37 @@ class Command:
         return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
 
 
-def _run(arguments: list[str], log: str, constants: dict[str, Any], file_limit: int | None) -> None:
+def together(
+    n: int, arguments: list[str] | Callable[[], object], folder: Path, **environment: str
+) -> list[Command]:
+    """The same in n processes with the environment that torchrun gives them, which share a store
+    that, as torchrun's, lives in another process: this one. Logs are `folder/RANK.log`."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": str(n),
+        "LOCAL_WORLD_SIZE": str(n),
+        "OMP_NUM_THREADS": "1",
+    }
+    commands = []
+    for rank in range(n):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        log = folder / f"{rank}.log"
+        commands.append(Command(arguments, log, environment=environment | own))
+    commands[0].store = store  # as long as they live
+    return commands
+
+
+def _run(
+    arguments: list[str] | Callable[[], object],
+    log: str,
+    constants: dict[str, Any],
+    file_limit: int | None,
+    environment: dict[str, str],
+) -> None:
+    os.environ.update(environment)
     with Path(log).open("wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -103,4 +137,7 @@ def _run(arguments: list[str], log: str, constants: dict[str, Any], file_limit: 
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     from bitlens.cli import main
 
-    main(arguments)
+    if callable(arguments):
+        arguments()
+    else:
+        main(arguments)

@@ -40,6 +40,7 @@ FOUNDATION = {
     "hub",
     "markup",
     "options",
+    "processes",
     "results",
     "seeding",
     "terminal",

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from bitlens import processes
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.learner import LARGE_SAMPLE
 from bitlens.autoencoders.topk import TopKAutoencoder, TopKLearner
@@ -33,8 +34,14 @@ class BatchTopKLearner(TopKLearner[BatchTopKAutoencoder]):
     """TopK over the whole batch; the threshold of use is fitted at the end."""
 
     def code(self, z: Tensor) -> Tensor:
-        """The k n largest of the batch."""
-        return self.model.batch_code(z)
+        """The k n largest of the batch, over all processes."""
+        if processes.world_size() == 1:
+            return self.model.batch_code(z)
+        n = self.model.k * self.batch_rows(z)
+        candidates = z.detach().relu().flatten()
+        candidates = torch.nn.functional.pad(candidates, (0, max(0, n - len(candidates)))).topk(n)
+        found = processes.gather(candidates.values[None], processes.world_size())
+        return z.relu() * (z >= found.flatten().topk(n).values[-1])
 
     @torch.no_grad()
     def finish(self) -> Autoencoder:

@@ -9,19 +9,23 @@ import math
 import torch
 from torch import Tensor
 
+from bitlens import processes
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.beginning import Beginning
 from bitlens.autoencoders.binary import BinaryAutoencoder
 from bitlens.autoencoders.learner import LARGE_SAMPLE, SMALL_SAMPLE, Learner, Sampler
 from bitlens.autoencoders.objective import Losses, Price
 from bitlens.autoencoders.settings import Settings
-from bitlens.bits.descent import descend, gram
+from bitlens.bits.descent import GRAM_BYTES, descend, gram
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import firing_rates, sums
 from bitlens.errors import BitlensError
 from bitlens.seeding import generator
 
 FLIPS = 200  # a row in training
+# Processes, and width of a row, from which on rows of W W^T are computed apart: of two each would
+# have as much to do as one alone, which computes half of it, and short rows are sent more slowly.
+GRAM_SHARED_FROM, GRAM_SHARED_WIDTH = 4, 512
 GRAM_UP_TO = 8  # latents a row of the batch; W W^T of more costs more than to search without it
 RESTART_LENGTH = 0.7  # of a residual: a latent that explains all of one is on in that row alone
 COMMON = 0.06  # firing rate above which a latent's price rises, in proportion
@@ -40,7 +44,7 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         # Rows in which each latent was on, fading.
         self.state = {"on": torch.zeros(model.n_latents, device=model.W_enc.device)}
         self.final_price = settings.lam * Price("onbit", settings.p0).per_on_bit
-        self.restart_steps = {int(f * settings.steps) for f in settings.regrow_at}
+        self.turns = {int(f * settings.steps) for f in settings.regrow_at}
 
     @torch.no_grad()
     def start(self) -> None:
@@ -55,7 +59,7 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         model.b_dec.zero_()
         model.price.fill_(self.final_price)
         self._encode_by_gain()
-        if not self._bits(rows[:SMALL_SAMPLE]).words.any():
+        if not self._bits_of_all(rows[:SMALL_SAMPLE]).words.any():
             lam = self.settings.lam
             raise BitlensError(f"No latent is worth its price in any row: lower `lam` ({lam}).")
 
@@ -77,10 +81,16 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         rates = self.state["on"] * (1 - MEMORY) / self.settings.batch_size
         torch.mul(rates.div(COMMON).clamp_(1, HIGHEST_PRICE), price, out=self.model.price)
 
-    def _bits(self, x: Tensor) -> PackedBits:
+    def _bits(self, x: Tensor, n: int) -> PackedBits:
+        """Of some of n rows, which all processes search together."""
         W, b = self.model.W_dec.detach(), self.model.b_dec.detach()
-        G = gram(W) if len(W) <= GRAM_UP_TO * len(x) else None
+        G = _gram(W) if len(W) <= GRAM_UP_TO * n else None
         return descend(x, W, b, self.model.price, G=G, flips=FLIPS, exchanges=False)
+
+    def _bits_of_all(self, rows: Tensor) -> PackedBits:
+        """Of rows that every process has: each searches a part."""
+        bits = self._bits(rows[processes.part(len(rows))], len(rows))
+        return PackedBits(processes.gather(bits.words, len(rows)), bits.n_latents)
 
     @torch.no_grad()
     def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
@@ -89,18 +99,20 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         # Few bits a row, at first, make latents that each stand for much; more come afterwards.
         done = min(1.0, self.step / self.settings.steps / ANNEALED)
         self._set_prices(self.final_price * (start + (1 - start) * done))
-        bits = self._bits(x)
+        n = self.batch_rows(x)
+        bits = self._bits(x, n)
         error = sums(bits, model.W_dec).add_(model.b_dec).sub_(x)
         mse = error.square().mean()
-        error *= 2 / error.numel()
+        error *= 2 / (n * model.d_in)
         model.W_dec.grad, counts = _sums_by_latent(bits, error)
-        self.state["on"].mul_(MEMORY).add_(counts)
         model.b_dec.grad = error.sum(0)
         if self.step >= ENCODER_FROM * self.settings.steps:
             # Of the bits' cross-entropy under the encoder, a mean over rows.
-            prediction_error = model.pre_activations(x).sigmoid_().sub_(bits.unpack()).div_(len(x))
+            prediction_error = model.pre_activations(x).sigmoid_().sub_(bits.unpack()).div_(n)
             model.W_enc.grad, model.b_enc.grad = x.T @ prediction_error, prediction_error.sum(0)
-        rates = counts.double() / len(x)
+        self.add_up(counts)
+        self.state["on"].mul_(MEMORY).add_(counts)
+        rates = counts.double() / n
         price = (rates * model.price).sum().float() / model.d_in
         return Losses(mse + price, mse, price), rates
 
@@ -108,14 +120,14 @@ class DescentLearner(Learner[BinaryAutoencoder]):
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Dead latents start again along the residuals of rows, drawn by their squared error as
         k-means++ draws its centres."""
-        if step not in self.restart_steps:
+        if step not in self.turns:
             return
         dead = (self.state["on"] < 1).nonzero()[:, 0]
         if not len(dead):
             return
         model, seed = self.model, generator(self.settings.seed, "restart", step)
         rows = self.sample(max(len(dead), SMALL_SAMPLE), seed)
-        residual = rows - sums(self._bits(rows), model.W_dec) - model.b_dec
+        residual = rows - sums(self._bits_of_all(rows), model.W_dec) - model.b_dec
         chances = residual.square().sum(1).cpu().clamp_min(1e-12)
         drawn = torch.multinomial(chances, len(dead), len(rows) < len(dead), generator=seed)
         model.W_dec[dead] = RESTART_LENGTH * residual[drawn.to(residual.device)]
@@ -128,12 +140,20 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         """Without the latents that are never on, by a large sample of the training rows."""
         self._set_prices(self.final_price)
         rows = self.sample(LARGE_SAMPLE, generator(self.settings.seed, "canonical"))
-        return self.model.canonical(firing_rates(self._bits(rows)).to(rows.device))
+        return self.model.canonical(firing_rates(self._bits_of_all(rows)).to(rows.device))
+
+
+def _gram(W: Tensor) -> Tensor | None:
+    """`gram(W)`; where many processes share the work, each computes some of its rows."""
+    few = processes.world_size() < GRAM_SHARED_FROM or W.shape[1] < GRAM_SHARED_WIDTH
+    if few or 4 * len(W) ** 2 > GRAM_BYTES:
+        return gram(W)
+    return processes.gather(W[processes.part(len(W))] @ W.T, len(W))
 
 
 def _sums_by_latent(bits: PackedBits, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """-> `H^T rows`, float32 `[n_latents, d]`, and in how many rows each latent is on."""
+    """-> `H^T rows` `[n_latents, d]`, and in how many rows each latent is on, both float32"""
     if rows.device.type != "cpu":  # only a CPU transposes packed bits
         h = bits.unpack()
         return h.T @ rows, h.sum(0)
-    return sums(bits.transpose(), rows), bits.column_counts()
+    return sums(bits.transpose(), rows), bits.column_counts().float()

@@ -1,4 +1,9 @@
-"""How an architecture learns: its loss on a batch, and what happens to it between steps."""
+"""How an architecture learns: its loss on a batch, and what happens to it between steps.
+
+Where many processes train together, each has some rows of the batch. A loss is then the mean over
+these rows, in which statistics of the batch (firing rates, thresholds) are those of all its rows;
+weighted by the share of the rows, the losses and gradients of all processes add up to the batch's.
+"""
 
 from collections.abc import Callable
 from typing import ClassVar, Generic, TypeVar
@@ -6,6 +11,7 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from bitlens import processes
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.beginning import Beginning
 from bitlens.autoencoders.objective import Losses
@@ -29,6 +35,11 @@ class Learner(Generic[Model]):
         self.model, self.settings, self.sample = model, settings, sample
         self.state: dict[str, Tensor] = {}
         self.step = 0  # the step that is under way
+        self.turns: set[int] = set()  # steps after which weights are set anew, by a sample
+
+    def batch_rows(self, x: Tensor) -> int:
+        """Rows of the batch of which x is the part of this process."""
+        return len(x) if processes.world_size() == 1 else self.settings.batch_size
 
     def start(self) -> None:
         """Once, before the first step."""
@@ -45,13 +56,22 @@ class Learner(Generic[Model]):
         raise NotImplementedError
 
     def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
-        """Leave gradients in the parameters -> (terms of the loss, firing rates `[n_latents]`)."""
+        """Leave the batch's gradients in the parameters -> (terms of the loss, firing rates
+        `[n_latents]` of the batch)."""
         self.model.zero_grad(set_to_none=True)
         bf16 = self.settings.precision == "bf16"
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             losses, codes = self.losses(x)
-        losses.total.backward()
-        return losses, (codes.detach() != 0).float().mean(0)
+        share = len(x) / self.batch_rows(x)
+        losses.total.backward(torch.full_like(losses.total, share))
+        rates = (codes.detach() != 0).float().mean(0).mul_(share)
+        self.add_up(rates)
+        return losses, rates
+
+    def add_up(self, *others: Tensor) -> None:
+        """Sum the gradients over all processes, and the others with them, in place."""
+        parameters = self.model.parameters()
+        processes.add(*(p.grad for p in parameters if p.grad is not None), *others)
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """After each optimiser step."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bitlens import processes
 from bitlens.bits import statistics
 from bitlens.bits.entropies import binary_entropy
 from bitlens.bits.packed import PackedBits
@@ -79,6 +80,27 @@ def dense_covariance_penalty(h: Tensor) -> Tensor:
     return (products.abs().sum() - products.diagonal().abs().sum()) / (n * (n - 1))
 
 
+def batch_rates(h: Tensor, n: int) -> Tensor:
+    """Firing rates `[n_latents]` of a batch of n rows, of which h are those of this process. Their
+    gradient is that of the mean over these."""
+    own = h.mean(0, dtype=torch.float32)
+    if processes.world_size() == 1:
+        return own
+    counts = h.detach().sum(0, dtype=torch.float32)
+    processes.add(counts)
+    return counts / n + (own - own.detach())
+
+
+def whole_batch(h: Tensor, n: int) -> Tensor:
+    """Bits of all n rows of a batch, of which h are those of this process, and alone carry a
+    gradient; those of the others have travelled packed."""
+    if processes.world_size() == 1:
+        return h
+    packed, own = PackedBits.pack(h.detach()), processes.part(n)
+    bits = PackedBits(processes.gather(packed.words, n), packed.n_latents).unpack(h.dtype)
+    return torch.cat([bits[: own.start], h, bits[own.stop :]])
+
+
 def weights(
     d_in: int, n_latents: int, lam: float, gamma: float, weighting: Weighting
 ) -> tuple[float, float]:
@@ -95,12 +117,19 @@ def binary_losses(
     gamma: float,
     weighting: Weighting,
     penalty: Callable[[Tensor], Tensor] = covariance_penalty,
+    n: int | None = None,
 ) -> Losses:
-    """The objective above for one minibatch. x, x_hat `[n, d_in]`; h `[n, n_latents]`."""
+    """The objective above for one minibatch. x, x_hat `[n, d_in]`; h `[n, n_latents]`.
+
+    n: rows of the batch, where x are only those of this process. The price and the covariance are
+    then the batch's, with the gradient of the mean over these rows."""
+    n = len(h) if n is None else n
     per_price, per_pair = weights(x.shape[1], h.shape[1], lam, gamma, weighting)
     mse = torch.mean((x_hat.float() - x) ** 2)
     zero = mse.new_zeros(())
-    cost = per_price * batch_price(h.mean(0, dtype=torch.float32), len(h), price) if lam else zero
+    cost = per_price * batch_price(batch_rates(h, n), n, price) if lam else zero
     with torch.autocast(h.device.type, enabled=False):
-        covariance = per_pair * penalty(h) if gamma else zero
+        covariance = per_pair * penalty(whole_batch(h, n)) if gamma else zero
+    if len(h) < n:
+        covariance = covariance.detach() + (covariance - covariance.detach()) * (n / len(h))
     return Losses(mse + cost + covariance, mse, cost, covariance)

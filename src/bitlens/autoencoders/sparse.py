@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor
 
+from bitlens import processes
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.beginning import Beginning
 from bitlens.autoencoders.learner import Learner, Sampler
@@ -153,6 +154,8 @@ class PenaltyLearner(SparseLearner[Sparse]):
         weight = min(1.0, risen) * math.exp(float(log_weight))
         price = weight / x.shape[1] * penalty
         if self.settings.sparsity is None and risen >= 1:  # up where more than k are on
-            l0, k = float((codes.detach() > 0).sum() / len(x)), self.settings.k
+            on, k = (codes.detach() > 0).sum(), self.settings.k
+            processes.add(on)
+            l0 = float(on / self.batch_rows(x))
             log_weight += ADAPTATION * max(-1.0, min(1.0, math.log(max(l0, 0.01 * k) / k)))
         return Losses(mse + price + auxiliary, mse, price, auxiliary=auxiliary), codes

@@ -11,11 +11,13 @@ The derivative of the step is zero almost everywhere, so the backward pass uses 
 | `paper`   | `g (1 - g)`                               | as in the code of arXiv 2509.20997     |
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bitlens import processes
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.beginning import Beginning
 from bitlens.autoencoders.binary import BinaryAutoencoder
@@ -112,6 +114,7 @@ class StepLearner(Learner[BinaryAutoencoder]):
         self.state = {"spread": torch.zeros(model.n_latents, device=model.W_enc.device)}
         self.prune_steps = {int(f * settings.steps) for f in settings.prune_at}
         self.regrow_steps = {int(f * settings.steps) for f in settings.regrow_at}
+        self.turns = self.prune_steps | self.regrow_steps
 
     @torch.no_grad()
     def start(self) -> None:
@@ -139,11 +142,12 @@ class StepLearner(Learner[BinaryAutoencoder]):
 
     def losses(self, x: Tensor) -> tuple[Losses, Tensor]:
         """x: standardised `[n, d_in]` -> (terms of the loss, codes `[n, n_latents]`)."""
-        model, settings = self.model, self.settings
+        model, settings, n = self.model, self.settings, self.batch_rows(x)
         z = model.pre_activations(x)
-        h = binarize(z, self._window(z.detach().std(0)), settings.surrogate)
+        window = self._window(self._spread(z.detach(), lambda z: z.std(0)))
+        h = binarize(z, window, settings.surrogate)
         penalty = dense_covariance_penalty if settings.reference else covariance_penalty
-        return binary_losses(x, model.reconstruct(h), h, self.price, *self.factors, penalty), h
+        return binary_losses(x, model.reconstruct(h), h, self.price, *self.factors, penalty, n), h
 
     def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
         """As any learner's; on a CPU by packed bits where the surrogate is `clipped`."""
@@ -163,23 +167,25 @@ class StepLearner(Learner[BinaryAutoencoder]):
         """
         model, bf16 = self.model, self.settings.precision == "bf16"
         per_price, per_pair = weights(model.d_in, model.n_latents, *self.factors)
-        x, n = x.contiguous(), len(x)
+        x, n = x.contiguous(), self.batch_rows(x)
         z = _product(x, model.W_enc, bf16).add_(model.b_enc)
-        width = self._window(torch.from_numpy(products.column_std(z.numpy())))
+        width = self._window(self._spread(z, _column_std))
         on, inside = PackedBits.step(z), PackedBits.window(z, width)
-        p = on.column_counts() / n
+        counts = on.column_counts()
+        processes.add(counts)
+        p = counts / n
         passing = int(on.row_counts().sum() + inside.row_counts().sum())
         sparse = passing < WHOLE_PRODUCTS_FROM * z.numel()
 
         x_hat = sums(on, model.W_dec) if sparse else _product(on.unpack(), model.W_dec, bf16)
         error = x_hat.add_(model.b_dec).sub_(x)
         mse = error.square().mean()
-        error *= 2 / error.numel()
+        error *= 2 / (n * model.d_in)
         cost, slope = _price_and_slope(p, n, self.price, per_price)
         penalty, pull = mse.new_zeros(()), None
         if per_pair:
-            penalty, pull = covariance(on)
-            penalty, pull = per_pair * penalty, pull.mul_(per_pair)
+            penalty, pull = covariance(PackedBits(processes.gather(on.words, n), on.n_latents))
+            penalty, pull = per_pair * penalty, pull[processes.part(n)].mul_(per_pair)
 
         gradients = [_gradient(parameter) for parameter in (model.W_enc, model.b_enc, model.W_dec)]
         if sparse:
@@ -200,7 +206,18 @@ class StepLearner(Learner[BinaryAutoencoder]):
             for gradient, value in zip(gradients, whole, strict=True):
                 gradient.copy_(value)
         _gradient(model.b_dec).copy_(error.sum(0))
+        self.add_up()
         return Losses(mse + cost + penalty, mse, cost, penalty), p
+
+    def _spread(self, z: Tensor, std: Callable[[Tensor], Tensor]) -> Tensor:
+        """Standard deviation of each latent's pre-activations over the batch, of which z are those
+        of this process. std: that of rows which are all here."""
+        if processes.world_size() == 1:
+            return std(z)
+        n, z = self.batch_rows(z), z.double()
+        first, second = z.sum(0), z.square().sum(0)
+        processes.add(first, second)
+        return ((second - first.square() / n).clamp_min_(0) / (n - 1)).sqrt().float()
 
     def _window(self, spread: Tensor) -> Tensor:
         """The surrogate's window `[n_latents]`, after a batch whose pre-activations have this
@@ -248,6 +265,10 @@ def _product(a: Tensor, b: Tensor, bf16: bool) -> Tensor:
         return a @ b
     finally:
         torch.set_float32_matmul_precision(former)
+
+
+def _column_std(z: Tensor) -> Tensor:
+    return torch.from_numpy(products.column_std(z.numpy()))
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

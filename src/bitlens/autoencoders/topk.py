@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from bitlens import processes
 from bitlens.autoencoders.learner import Sampler
 from bitlens.autoencoders.objective import Losses
 from bitlens.autoencoders.settings import Settings
@@ -58,8 +59,9 @@ class TopKLearner(SparseLearner[TopK]):
         codes = self.code(z)
         x_hat = self.prediction(x, codes)
         mse = torch.mean((x_hat - target) ** 2)
-        on = (codes.detach() > 0).any(0)
-        self.state["silent"] = torch.where(on, 0.0, self.state["silent"] + 1)
+        on = (codes.detach() > 0).any(0).to(torch.uint8)
+        processes.largest(on)
+        self.state["silent"] = torch.where(on > 0, 0.0, self.state["silent"] + 1)
         auxiliary = mse.new_zeros(())
         dead = self.state["silent"] > self.patience
         if dead.any():

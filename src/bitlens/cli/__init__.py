@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-from bitlens import terminal
+from bitlens import processes, terminal
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.studies import registry
 
@@ -47,6 +47,7 @@ COMMANDS = {  # name: module of this package and its function
     "push": "hub:push",
     "study": "studies:",
 }
+TOGETHER = {"train"}  # what many processes can do together
 GROUPS = {  # name: its commands
     "export": {
         "saelens": "export:saelens",
@@ -65,8 +66,13 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:] if arguments is None else arguments
     _mend_streams()
+    if not processes.speaks():
+        terminal.hide()
     with terminal.interrupt.guarded():
         status = _status(arguments)
+    if status and processes.world_size() > 1:
+        sys.stderr.flush()
+        os._exit(status)  # threads of a group that has failed may wait for ever
     if status:
         # Python ends by SIGINT instead if one came while it ran code from a string, as importing
         # dataclasses does, whatever was made of it; the next such code resets that.
@@ -83,6 +89,8 @@ def _status(arguments: list[str]) -> int:
             sys.stdout.flush()
     except BrokenPipeError:  # who read the output has seen enough
         terminal.silence(sys.stdout)
+    except processes.Elsewhere:  # said by the process where it happened
+        return 1
     except Interrupted as stopped:
         return _fail(str(stopped), 1, arguments)
     except BitlensError as error:
@@ -98,6 +106,8 @@ def _status(arguments: list[str]) -> int:
 
 
 def _fail(sentence: str, status: int, arguments: list[str]) -> int:
+    if not processes.speaks():
+        return status
     _, _, place = _find(arguments)
     if place:
         from bitlens.cli.calling import in_flags
@@ -147,6 +157,8 @@ def _call(arguments: list[str]) -> None:
             f"There is no '{name} {rest[0]}'; choose one of: {', '.join(commands)}; "
             "each explains itself with --help."
         )
+    if processes.world_size() > 1 and rest[0] not in TOGETHER:
+        raise BitlensError(f"'{name} {rest[0]}' runs in one process: start it without torchrun.")
     command = _load(place)
 
     from bitlens.cli.calling import call

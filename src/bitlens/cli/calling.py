@@ -18,7 +18,7 @@ from typing import Any
 
 import tyro
 
-from bitlens import terminal
+from bitlens import processes, terminal
 
 Command = Callable[..., Any]
 OUT_IS_A_FILE = {"effects", "faithfulness", "features", "labels", "compress"}
@@ -41,15 +41,14 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
             terminal.stage("")
             terminal.interrupt.listen()
 
-            from bitlens.files import refuse_unwritable, write_json
-
             given = inspect.signature(command).bind(*args, **kwargs).arguments
-            for path in (json, given.get("out") if name in OUT_IS_A_FILE else None):
-                if path is not None:  # said now, not after the work
-                    refuse_unwritable(path)
-            result = command(*args, **kwargs)
-            if json is not None:
-                write_json(json, result.as_dict() if hasattr(result, "as_dict") else result)
+            with processes.together():
+                if not processes.is_first():
+                    from bitlens import show
+
+                    show.out.quiet = show.err.quiet = True
+                out = given.get("out") if name in OUT_IS_A_FILE else None
+                _write(lambda: command(*args, **kwargs), json, out)
 
     kind = inspect.Parameter.KEYWORD_ONLY
     flag = inspect.Parameter("json", kind, default=None, annotation=Path | None)
@@ -58,7 +57,20 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
     called.__doc__ = f"{called.__doc__}{heading}\n    json: {JSON_HELP}"
     options = ("OmitArgPrefixes", "OmitSubcommandPrefixes", "FlagCreatePairsOff")
     config = tuple(getattr(tyro.conf, option) for option in options)
-    tyro.cli(called, prog=prog, args=arguments, config=config)
+    speaks = processes.speaks()
+    tyro.cli(called, prog=prog, args=arguments, config=config, console_outputs=speaks)
+
+
+def _write(command: Callable[[], Any], json: Path | None, out: Path | None) -> None:
+    """What the command returns, to this file, if there is one; out: another file, of its own."""
+    from bitlens.files import refuse_unwritable, write_json
+
+    for path in (json, out):
+        if path is not None:  # said now, not after the work
+            refuse_unwritable(path)
+    result = command()
+    if json is not None and processes.is_first():
+        write_json(json, result.as_dict() if hasattr(result, "as_dict") else result)
 
 
 def show_as(function: Command, command: Command, **changed: inspect.Parameter) -> None:

@@ -2,6 +2,7 @@
 
 The state is one safetensors file: the weights, Adam's moments, the learner's own state, and in its
 header the step and the position in the data. Every random draw is seeded by its name (`seeding`).
+It is the same for any number of processes: the first writes and reads it, and tells the others.
 """
 
 import json
@@ -13,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bitlens import processes
 from bitlens.autoencoders.learner import Learner
 from bitlens.autoencoders.settings import Settings
 from bitlens.errors import BitlensError
@@ -33,14 +35,21 @@ class Progress(NamedTuple):
     position: Position
 
 
-def save_checkpoint(
-    folder: Path, learner: Learner, optimizer: torch.optim.Optimizer, progress: Progress
-) -> None:
-    """Write `state.safetensors`; a kill at any moment leaves the former or the new one, whole."""
+def _state(learner: Learner, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     tensors = {f"model.{k}": v for k, v in learner.model.state_dict().items()}
     tensors |= {f"learner.{k}": v for k, v in learner.state.items()}
     for name, parameter in learner.model.named_parameters():
         tensors |= {f"adam.{name}.{k}": v for k, v in optimizer.state[parameter].items()}
+    return tensors
+
+
+def save_checkpoint(
+    folder: Path, learner: Learner, optimizer: torch.optim.Optimizer, progress: Progress
+) -> None:
+    """Write `state.safetensors`; a kill at any moment leaves the former or the new one, whole."""
+    if not processes.is_first():
+        return
+    tensors = _state(learner, optimizer)
     header = {"schema": SCHEMA, "step": progress.step, "position": list(progress.position)}
     write_tensors(
         folder / STATE, {k: v.cpu() for k, v in tensors.items()}, {"bitlens": json.dumps(header)}
@@ -52,17 +61,11 @@ def load_checkpoint(
 ) -> Progress | None:
     """Put a saved state back into the learner and the optimiser; None where there is none yet."""
     path = folder / STATE
-    if not path.exists():
+    header, tensors = _read(path) if processes.is_first() else (None, {})
+    header = processes.from_first(header)
+    if header is None:
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("bitlens", "{}"))
-    except SafetensorError as error:
-        raise BitlensError(f"{path} is damaged ({error}); {START_AGAIN}.") from error
-    if header.get("schema", 0) > SCHEMA:
-        newer = f"has schema {header['schema']}, newer than {SCHEMA}"
-        raise BitlensError(f"{path} {newer}; upgrade bitlens to resume it.")
-    tensors = read_tensors(path)
+    tensors = processes.tensors_from_first(tensors)
     try:
         learner.model.load_state_dict(_below("model.", tensors))
         for name, value in learner.state.items():
@@ -74,6 +77,26 @@ def load_checkpoint(
         return Progress(header["step"], Position(*header["position"]))
     except (KeyError, RuntimeError) as error:
         raise BitlensError(f"{path} does not fit this run ({error}); {START_AGAIN}.") from error
+
+
+def take_state_from_first(learner: Learner, optimizer: torch.optim.Optimizer) -> None:
+    """All processes go on with the weights, moments and learner's state of the first."""
+    processes.take_from_first(*_state(learner, optimizer).values())
+
+
+def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """-> header and tensors of a saved state; None and none where there is none yet"""
+    if not path.exists():
+        return None, {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("bitlens", "{}"))
+    except SafetensorError as error:
+        raise BitlensError(f"{path} is damaged ({error}); {START_AGAIN}.") from error
+    if header.get("schema", 0) > SCHEMA:
+        newer = f"has schema {header['schema']}, newer than {SCHEMA}"
+        raise BitlensError(f"{path} {newer}; upgrade bitlens to resume it.")
+    return header, read_tensors(path)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

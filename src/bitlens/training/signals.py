@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from bitlens import terminal
+import torch
+
+from bitlens import processes, terminal
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[SimpleNamespace]:
     """Within the block SIGINT and SIGTERM only set `signal`, to their name; a second one acts as
-    usual."""
+    usual, but where there are many processes: torchrun may send each of them twice."""
     request = SimpleNamespace(signal=None)
     # Only the main thread may handle signals.
     if threading.current_thread() is not threading.main_thread():
@@ -24,7 +26,8 @@ def stop_on_signals() -> Iterator[SimpleNamespace]:
 
     def handle(number: int, frame: Any) -> None:
         request.signal = signal.Signals(number).name
-        signal.signal(number, former[number])
+        if processes.world_size() == 1:
+            signal.signal(number, former[number])
 
     for number in (signal.SIGINT, signal.SIGTERM):
         former[number] = signal.signal(number, handle)
@@ -33,3 +36,12 @@ def stop_on_signals() -> Iterator[SimpleNamespace]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def agreed(name: str | None) -> str | None:
+    """The signal that any process was sent, at the same step in all of them."""
+    if processes.world_size() == 1:
+        return name
+    number = torch.tensor([signal.Signals[name] if name else 0])
+    processes.largest(number)
+    return signal.Signals(int(number)).name if number else None

@@ -17,10 +17,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numba
 import torch
+from numba import threading_layer  # pyright: ignore[reportPrivateImportUsage]
 
-from bitlens import terminal
+from bitlens import processes, terminal
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.objective import Losses
 from bitlens.bits.entropies import binary_entropy
@@ -69,6 +69,10 @@ def sweep(
     that is refused or diverges has `error` instead, and does not stop the others. resume: go on
     with those that are not finished; there may be new ones among them.
     """
+    if processes.world_size() > 1:
+        raise BitlensError(
+            "A sweep trains in one process: start it without torchrun, or train its runs one by one."
+        )
     out = Path(out)
     members = [_Member(name, out / name, s, c) for name, s, c in _runs(settings, config)]
     prepare_output(out, resume, overwrite, marker=SUMMARY, kind=KIND)
@@ -153,10 +157,8 @@ class _Member:
 
     def begin(self, resume: bool, loggers: tuple[Logger, ...], report: Any) -> None:
         assert self.source is not None
-        begun = begin(
-            *(self.source, self.config, self.folder, resume, False, loggers),
-            lambda record: report(self.name, record),
-        )
+        own = lambda record: report(self.name, record)  # noqa: E731
+        begun = begin(self.source, self.config, self.folder, resume, False, loggers, own)
         if isinstance(begun, Autoencoder):
             self.model = begun
         else:
@@ -181,10 +183,9 @@ class _Member:
             return error
 
     def step(self, batch: Batch | BitlensError) -> tuple[Losses, torch.Tensor] | BitlensError:
-        if isinstance(batch, BitlensError) or self.run is None:
-            return batch if isinstance(batch, BitlensError) else BitlensError("")
+        assert self.run is not None
         try:
-            return self.run.step(*batch)
+            return batch if isinstance(batch, BitlensError) else self.run.step(*batch)
         except BitlensError as error:
             return error
 
@@ -297,5 +298,5 @@ def _side_by_side(runs: int) -> int:
     Each step has all of torch's threads, as alone, since their number changes the last bits.
     """
     PackedBits.pack(torch.zeros(1, 1))  # the kernels choose their threads when one is first run
-    shared = numba.threading_layer() != "workqueue"
+    shared = threading_layer() != "workqueue"
     return max(1, min(runs, torch.get_num_threads() if shared else 1))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from bitlens import terminal
+from bitlens import processes, terminal
 from bitlens.autoencoders.base import CONFIG, Autoencoder
 from bitlens.autoencoders.beginning import beginning, require_room
 from bitlens.autoencoders.learner import LARGE_SAMPLE, build, make_learner
@@ -34,11 +34,12 @@ from bitlens.training.checkpoint import (
     Progress,
     load_checkpoint,
     save_checkpoint,
+    take_state_from_first,
     write_or_compare,
 )
 from bitlens.training.config import TrainConfig
 from bitlens.training.metrics import MetricsLog, Record
-from bitlens.training.signals import stop_on_signals
+from bitlens.training.signals import agreed, stop_on_signals
 from bitlens.version import __version__
 
 WARM_UP = 0.05  # share of the steps in which the learning rate rises
@@ -67,15 +68,20 @@ def train(
     resume: go on from the last checkpoint in `out`, bit-exactly. report: called with every record
     that goes to `metrics.jsonl`. progress: show it on standard error. A `test_fraction` of the
     config other than the source's is set on the source, or refused where it cannot be.
+
+    Called in every process that `torchrun` started, with equal arguments, they train together
+    (`docs/many-processes.md`): a batch is shared out among them, the first writes and reports, and
+    all return the autoencoder.
     """
-    begun = begin(source, config, out, resume, overwrite, loggers, report)
-    if isinstance(begun, Autoencoder):
-        return begun
-    try:
-        begun.loop()
-    finally:
-        begun.close()
-    return begun.finish()
+    with processes.together():
+        begun = begin(source, config, out, resume, overwrite, loggers, report)
+        if isinstance(begun, Autoencoder):
+            return begun
+        try:
+            begun.loop()
+        finally:
+            begun.close()
+        return begun.finish()
 
 
 def begin(
@@ -111,13 +117,26 @@ def begin(
     if other is not None:
         require_room(other, model)  # before anything is written
     folder = Path(out) if out is not None else None
+    _require_alike(source, settings)
     if folder is not None:
-        prepare_output(folder, resume, overwrite, marker=RUN)
-        write_or_compare(folder, settings, source.about)
-        if (folder / CONFIG).exists():
+        if processes.is_first():
+            prepare_output(folder, resume, overwrite, marker=RUN)
+            write_or_compare(folder, settings, source.about)
+        if processes.from_first((folder / CONFIG).exists()):
             return Autoencoder.from_pretrained(folder, device)
 
     return Run(source, model, settings, folder, loggers, report, other)
+
+
+def _require_alike(source: HiddenSource, settings: Settings) -> None:
+    """All processes must train the same on the same rows, and have some of every batch."""
+    several, least = processes.world_size(), 2 * processes.world_size()
+    if several > 1 and settings.batch_size < least:
+        raise BitlensError(
+            f"`batch_size` must be at least {least}, two rows for each of {several} processes."
+        )
+    rows = {"mean": source.mean.tolist(), "scale": source.scale, "about": source.about}
+    processes.require_same("settings or rows", {**asdict(settings), **rows})
 
 
 class Run:
@@ -150,13 +169,14 @@ class Run:
             if other is not None:
                 rows = sample(LARGE_SAMPLE, generator(settings.seed, "init"))
                 self.learner.begin_at(beginning(other, model, rows))
+        take_state_from_first(self.learner, self.optimizer)
         self.reached = reached or Progress(0, Position())
         self.log = None
-        if folder is not None:
+        if folder is not None and processes.is_first():
             self.log = MetricsLog(folder, self.reached.step, loggers, asdict(settings))
         position, device = self.reached.position, model.W_enc.device
         self.batches: Generator[Batch] = (
-            (model.standardise_rows(rows.to(device, non_blocking=True)), position)
+            (self._own_rows(rows, device), position)
             for rows, position in source.batches(settings.batch_size, settings.seed, position)
         )
         self.clock, self.rows_since = time.perf_counter(), 0
@@ -166,6 +186,11 @@ class Run:
         """Steps to be done."""
         return 0 if self.learner.closed_form else self.settings.steps - self.reached.step
 
+    def _own_rows(self, rows: Tensor, device: torch.device) -> Tensor:
+        """Of a batch those of this process, standardised."""
+        own = rows[processes.part(len(rows))]
+        return self.model.standardise_rows(own.to(device, non_blocking=True))
+
     def loop(self) -> None:
         """All steps that are left."""
         if self.model.W_enc.is_cuda:  # on a CPU a second thread would only take cores from the step
@@ -173,9 +198,10 @@ class Run:
         with stop_on_signals() as stop:
             while self.left:
                 results = self.step(*next(self.batches))
-                signal = stop.signal  # read once, so that what is said was done
+                signal = agreed(stop.signal)  # read once, so that what is said was done
                 self.keep(*results, save=bool(signal))
                 if signal and self.left:
+                    processes.wait_for_all()
                     done = f"step {self.reached.step} of {self.settings.steps}"
                     where = f"saved in {self.folder}; continue it with `resume=True`"
                     kept = where if self.folder else "nothing was saved"
@@ -203,8 +229,10 @@ class Run:
         losses, rates = learner.backward(x)
         self.optimizer.step()
         learner.after_step(step, self.optimizer)
+        if step in learner.turns:
+            take_state_from_first(learner, self.optimizer)
         self.reached = Progress(step + 1, position)
-        self.rows_since += len(x)
+        self.rows_since += self.settings.batch_size
         return losses, rates
 
     @torch.no_grad()
@@ -212,19 +240,31 @@ class Run:
         """One record; the only place where the loop waits for the device."""
         step, rates = self.reached.step, self.model.on_rates(rates)
         record: Record = {"step": step}
-        record |= {name: float(value) for name, value in losses._asdict().items()}
+        record |= self._of_batch(losses)
         record |= {"l0": float(rates.sum()), "bits_batch": float(binary_entropy(rates).sum())}
         speed = self.rows_since / (time.perf_counter() - self.clock)
         record["rows_per_second"] = round(speed, 1)
         if not math.isfinite(record["total"]):
             cure = "training diverged; lower `lr`, or check the hidden states"
             raise BitlensError(f"The loss is not finite at step {step}: {cure}.")
-        self.report(record)
+        if processes.is_first():
+            self.report(record)
         words = "mse {mse:.4f}  l0 {l0:.1f}  {rows_per_second:,.0f} rows/s".format(**record)
         terminal.at(step, words, self.settings.steps)
         if self.log is not None:
             self.log.write(record)
         self.clock, self.rows_since = time.perf_counter(), 0
+
+    def _of_batch(self, losses: Losses) -> dict[str, float]:
+        """The losses as numbers; each process's count by its share of the rows."""
+        values = {name: float(value) for name, value in losses._asdict().items()}
+        if processes.world_size() > 1:
+            own = processes.part(self.settings.batch_size)
+            share = (own.stop - own.start) / self.settings.batch_size
+            sums = torch.tensor(list(values.values()), dtype=torch.float64) * share
+            processes.add(sums)
+            values = dict(zip(values, sums.tolist(), strict=True))
+        return values
 
     def close(self) -> None:
         """End the reading ahead and the log."""
@@ -237,8 +277,10 @@ class Run:
         with torch.no_grad():
             model = self.learner.finish()
         if self.folder is not None:
-            model.save(self.folder)
-            (self.folder / STATE).unlink(missing_ok=True)
+            if processes.is_first():
+                model.save(self.folder)
+                (self.folder / STATE).unlink(missing_ok=True)
+            processes.wait_for_all()
         return model.eval().requires_grad_(False)
 
 
