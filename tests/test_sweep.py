@@ -2,6 +2,7 @@
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from bitlens.hidden.text import ContextReader
 from bitlens.training import TrainConfig, train
 from bitlens.training.sweep import sweep
 
-CONFIG = TrainConfig(n_latents=24, steps=30, batch_size=32, log_every=10, device="cpu")
+CONFIG = TrainConfig(n_latents=24, steps=20, batch_size=32, log_every=10, device="cpu")
 
 
 def same(run, config, source):
@@ -47,7 +48,7 @@ def test_every_run_equals_that_of_train_alone(tiny_store, tmp_path, threads):
         assert len(rows) == 16  # what has no effect makes no further run
         assert {row["rows"] for row in rows} == {rows[0]["rows"]}
         assert "held out" in rows[0]["rows"]
-        for row in rows[::3]:
+        for row in rows[::5]:
             assert same(row["run"], config_of(row), tiny_store), row
     finally:
         torch.set_num_threads(before)
@@ -72,7 +73,7 @@ def test_a_language_model_runs_once_for_all(tiny_llama, text_folder, tmp_path, m
     once = len(batches)
     batches.clear()
     rows = sweep(source, {"seed": [0, 1], "n_latents": [16, 24]}, tmp_path / "out", CONFIG)
-    assert once > 10
+    assert once > 5
     assert len(batches) <= once + 1  # the last window may still have been there
     other = live(tiny_llama, text_folder)
     for row in rows:
@@ -100,12 +101,10 @@ def test_what_diverges_or_is_refused_ends_alone(tmp_path):
 def test_a_sweep_that_is_stopped_or_killed_goes_on(bitlens_command, harvested, tmp_path, sent):
     out = tmp_path / "out"
     arguments = ["train", harvested, "--out", out, "--device", "cpu", "--n-latents", 24]
-    arguments += ["--steps", 200, "--batch-size", 32, "--checkpoint-every", 20, "--log-every", 10]
+    arguments += ["--steps", 100, "--batch-size", 32, "--checkpoint-every", 20, "--log-every", 10]
     arguments += ["--sweep", "lam=.05,.1", "seed=0,1"]
     command = bitlens_command(*arguments)
     states = (f"{out}/lam={lam},seed={seed}" for lam in (0.05, 0.1) for seed in (0, 1))
-    from pathlib import Path
-
     last = [Path(state) / "state.safetensors" for state in states][-1]
     command.wait_until(last.exists)
     command.send(sent)
@@ -116,7 +115,7 @@ def test_a_sweep_that_is_stopped_or_killed_goes_on(bitlens_command, harvested, t
     again = bitlens_command(*arguments, "--resume")
     assert again.wait() == 0, again.output
     store = ActivationStore(harvested)
-    config = TrainConfig(n_latents=24, steps=200, batch_size=32, log_every=10, device="cpu")
+    config = TrainConfig(n_latents=24, steps=100, batch_size=32, log_every=10, device="cpu")
     for row in json.loads((out / "summary.json").read_text())["runs"]:
         assert same(row["run"], config_of(row, config), store)
 

@@ -71,7 +71,7 @@ def sweep(
     """
     if processes.world_size() > 1:
         raise BitlensError(
-            "A sweep trains in one process: start it without torchrun, or train its runs one by one."
+            "A sweep trains in one process: start it without torchrun, or train one run at a time."
         )
     out = Path(out)
     members = [_Member(name, out / name, s, c) for name, s, c in _runs(settings, config)]
@@ -194,7 +194,8 @@ class _Member:
         if isinstance(results, BitlensError):
             raise results
         with terminal.bar(self.name, shown=False):  # all runs share one bar
-            self.run.keep(*results, save)
+            losses, rates = results
+            self.run.keep(losses, rates, save)
         self.end_if_done()
 
     def end_if_done(self) -> None:
