@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numba import threading_layer  # pyright: ignore[reportPrivateImportUsage]
+from numba import get_num_threads, threading_layer  # pyright: ignore[reportPrivateImportUsage]
 
 from bitlens import processes, terminal
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.objective import Losses
 from bitlens.bits.entropies import binary_entropy
-from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import prepare_output, write_json
 from bitlens.hidden.source import HiddenSource
@@ -298,6 +297,6 @@ def _side_by_side(runs: int) -> int:
 
     Each step has all of torch's threads, as alone, since their number changes the last bits.
     """
-    PackedBits.pack(torch.zeros(1, 1))  # the kernels choose their threads when one is first run
+    get_num_threads()  # numba chooses its threads when they are first asked for
     shared = threading_layer() != "workqueue"
     return max(1, min(runs, torch.get_num_threads() if shared else 1))
