@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import TCPStore
+import torch
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 PATIENCE = 120.0  # seconds; only a command that hangs is stopped by this
 
@@ -126,6 +127,8 @@ def _run(
     environment: dict[str, str],
 ) -> None:
     os.environ.update(environment)
+    if "OMP_NUM_THREADS" in environment:  # torch has been imported already
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     with Path(log).open("wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -81,7 +81,8 @@ def load_checkpoint(
 
 def take_state_from_first(learner: Learner, optimizer: torch.optim.Optimizer) -> None:
     """All processes go on with the weights, moments and learner's state of the first."""
-    processes.take_from_first(*_state(learner, optimizer).values())
+    if processes.world_size() > 1:
+        processes.take_from_first(*_state(learner, optimizer).values())
 
 
 def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:

@@ -29,6 +29,7 @@ from bitlens.hidden.store import PairedStore
 from bitlens.options import Logger
 from bitlens.seeding import generator
 from bitlens.training.checkpoint import (
+    MAY_DIFFER,
     RUN,
     STATE,
     Progress,
@@ -135,8 +136,9 @@ def _require_alike(source: HiddenSource, settings: Settings) -> None:
         raise BitlensError(
             f"`batch_size` must be at least {least}, two rows for each of {several} processes."
         )
-    rows = {"mean": source.mean.tolist(), "scale": source.scale, "about": source.about}
-    processes.require_same("settings or rows", {**asdict(settings), **rows})
+    about = {k: v for k, v in source.about.items() if k not in MAY_DIFFER}
+    rows = [source.mean.tolist(), source.scale, about]
+    processes.require_same("settings or rows", [asdict(settings), rows])
 
 
 class Run:
