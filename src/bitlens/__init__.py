@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bitlens.matching import match
     from bitlens.results import to_pandas
     from bitlens.training import TrainConfig, train
+    from bitlens.training.sweep import sweep
 
 _MODULES = {
     "autoencoders": ("Autoencoder", "BinaryAutoencoder", "TopKAutoencoder"),
@@ -58,6 +59,7 @@ _MODULES = {
     "matching": ("match",),
     "results": ("to_pandas",),
     "training": ("TrainConfig", "train"),
+    "training.sweep": ("sweep",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -66,7 +68,7 @@ __all__ += ["ContextReader", "Corpus", "Evaluation", "HiddenSource", "LanguageMo
 __all__ += ["PairedStore", "Splice", "TensorSource", "TopKAutoencoder", "TrainConfig"]
 __all__ += ["contrast", "effects", "encode_store", "entropy", "evaluate", "faithfulness"]
 __all__ += ["harvest", "intervene", "label_scores", "match", "nearest", "push_to_hub"]
-__all__ += ["to_pandas", "train"]
+__all__ += ["sweep", "to_pandas", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,6 +26,7 @@ from bitlens.cli.common import (
     open_pair,
     open_text,
 )
+from bitlens.cli.sweep import read_sweep
 from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 from bitlens.hidden.config import ModelConfig, TextConfig
@@ -60,6 +61,7 @@ def train(
     stream: bool = False,
     text: TextFlags = TextConfig((), streaming=True, shuffle_seed=0),  # noqa: B008
     hook: str = "",
+    sweep: tuple[str, ...] = (),
     log: tuple[Logger, ...] = (),
     resume: bool = False,
     overwrite: bool = False,
@@ -78,6 +80,9 @@ def train(
         stream: make hidden states as they are needed, without a store (takes --text and --hook).
         text: with --stream: the text, as for harvest.
         hook: with --stream: the hook point.
+        sweep: train several in one pass, each in a folder of its own below --out: every combination
+            of these values, as in n-latents=512,1024 lam=.05,.1 seed=0,1; or a .json or .toml file
+            with a list of settings.
         log: further loggers beside metrics.jsonl: tensorboard, wandb.
         resume: continue a run that was stopped.
         overwrite: replace a run that is there.
@@ -88,13 +93,16 @@ def train(
     from bitlens.hidden import ActivationStore, PairedStore
     from bitlens.training import train as run
 
-    _name_without_effect(config)
+    if not sweep:
+        _name_without_effect(config)
     if stream:
         rows: Any = _live(source, text, hook, config)
     elif target is not None:
         rows = PairedStore(source, target, config.test_fraction)
     else:
         rows = ActivationStore(source, config.test_fraction)
+    if sweep:
+        return _sweep(rows, read_sweep(sweep, config), out, config, log, resume, overwrite)
     last: dict[str, Any] = {}
     autoencoder = run(
         rows,
@@ -114,6 +122,26 @@ def train(
     if processes.is_first():
         leave_report(out)
     return {"run": str(out), "n_latents": n_latents, **last}
+
+
+def _sweep(rows: Any, settings: Any, out: Path, config: TrainConfig, *how: Any) -> dict[str, Any]:
+    """Train all, show what came of them; BitlensError, at the end, where some have no result."""
+    from bitlens import show
+    from bitlens.training.sweep import sweep
+
+    log, resume, overwrite = how
+    found = sweep(rows, settings, out, config, loggers=log, resume=resume, overwrite=overwrite)
+    failed = [row for row in found if "error" in row]
+    shown = ({k: v for k, v in row.items() if k != "error"} for row in found)
+    show.rows(str(out), [{**row, "run": Path(row["run"]).name} for row in shown])
+    for row in failed:
+        show.warn(f"{row['run']}: {row['error']}")
+    if failed:
+        raise BitlensError(
+            f"{len(failed)} of {len(found)} runs have no result, as said above; the others are "
+            f"finished in {out}."
+        )
+    return {"runs": found}
 
 
 def _live(model: str, text: TextConfig, hook: str, config: TrainConfig) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -55,17 +57,21 @@ class LiveSource(HiddenSource):
         (self.d_in,) = model.widths().values()
         about = origin(model, reader, model.hooks[0], model.dtype)
         self.about = {key: about[key] for key in ABOUT if key in about} | {"store": None}
+        self._runs: Iterator[Contexts] = iter(())
+        self._window: Tensor | None = None
+        self._at = self._count = math.inf  # the place of this window; how many there are
+        self._no_rows = torch.empty(0, self.d_in, dtype=model.dtype)
         self._limit = float("inf")
         reservoir = self._first_rows()
         norm = row_norms(reservoir)
-        self._limit = outlier_limit(norm, outlier_multiple)
+        self._limit, self._at = outlier_limit(norm, outlier_multiple), math.inf
         self._reservoir = reservoir[norm <= self._limit]
         spread = Spread.of(self._reservoir)
         self.mean, self.scale = spread.mean.float(), spread.std
 
     def _first_rows(self) -> Tensor:
         """Whole windows of training rows, outliers too, `[about RESERVOIR_ROWS, d_in]`"""
-        rows = torch.empty(0, self.d_in, dtype=self.model.dtype)
+        rows = self._no_rows
         for key in self.windows(0, 0):
             rows = torch.cat([rows, self.window(key)])
             if len(rows) >= RESERVOIR_ROWS:
@@ -76,12 +82,27 @@ class LiveSource(HiddenSource):
             )
         return rows
 
-    def windows(self, seed: int, epoch: int) -> Iterator[Contexts]:
-        """Consecutive contexts, in the order of the corpus, whatever the seed."""
-        return self.reader.runs(self.window_tokens)
+    def windows(self, seed: int, epoch: int) -> Iterator[int]:
+        """Their places in the order of the corpus, whatever the seed: consecutive contexts."""
+        return itertools.takewhile(lambda place: place < self._count, itertools.count())
 
     def window(self, key: Any) -> Tensor:
-        """The training rows of these contexts, `[rows, d_in]`, without outliers"""
+        """The training rows of these contexts, `[rows, d_in]`, without outliers; none after the
+        end of the corpus. The last are kept: where several go through the text together, the model
+        runs for the first of them."""
+        if key != self._at:
+            self._window, skipped = None, key - self._at - 1
+            if skipped < 0:
+                self._runs, skipped = self.reader.runs(self.window_tokens), key
+            self._at = math.inf  # after an error the text is read from its beginning
+            contexts = next(itertools.islice(self._runs, int(skipped), None), None)
+            if contexts is None:
+                self._count = key
+            self._window = contexts and self._rows(contexts)
+            self._at = key
+        return self._no_rows if self._window is None else self._window
+
+    def _rows(self, key: Contexts) -> Tensor:
         kept = []
         batches = (key.of(chosen) for chosen in key.by_length(self.batch_tokens))
         for rows, documents in hidden_rows(self.model, batches):

@@ -254,20 +254,21 @@ class ActivationStore(HiddenSource):
             self._ahead(self._after(key))
         return self._window[1]
 
-    def sample(self, n: int, seed: torch.Generator) -> Tensor:
-        """Up to n training rows, float32 `[<= n, d_in]`."""
-        total = sum(len(split.train) for split in self.splits())
+    def sample(self, n: int, seed: torch.Generator, part: str = "train") -> Tensor:
+        """Up to n rows of this part, `train` or `test`, float32 `[<= n, d_in]`."""
+        rows: list[Tensor] = [getattr(split, part) for split in self.splits()]
+        total = sum(map(len, rows))
         if total <= 1 << 24:
             chosen = torch.randperm(total, generator=seed)[:n]
         else:  # a permutation of all would take too long; of so many, few are drawn twice
             chosen = torch.randint(total, (n,), generator=seed).unique()
         chosen = chosen.sort().values
         parts, first = [], 0
-        for index, (train, _) in enumerate(self.splits()):
-            inside = chosen[(chosen >= first) & (chosen < first + len(train))] - first
-            first += len(train)
+        for index, own in enumerate(rows):
+            inside = chosen[(chosen >= first) & (chosen < first + len(own))] - first
+            first += len(own)
             if len(inside):
-                parts.append(self.shard(index, ["hidden"])["hidden"][train[inside]].float())
+                parts.append(self.shard(index, ["hidden"])["hidden"][own[inside]].float())
         return torch.cat(parts) if parts else torch.empty(0, self.d_in)
 
     # --- rows in the order of the text ------------------------------------------------------------

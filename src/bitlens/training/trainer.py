@@ -49,6 +49,7 @@ WARM_UP = 0.05  # share of the steps in which the learning rate rises
 LOWEST_RATE = 0.02  # that it falls to, as a share of its peak
 NO_SPREAD = 1e-7  # of the largest mean: what rounding leaves of no spread at all
 Report = Callable[[Record], None]
+Batch = tuple[Tensor, Position]
 T = TypeVar("T")
 
 
@@ -79,10 +80,17 @@ def train(
     rows, for a BAE that fits no one device; what is returned is then on the CPU.
     """
     with processes.together():
-        return _train(source, config, out, resume, overwrite, loggers, report, shard_latents)
+        begun = begin(source, config, out, resume, overwrite, loggers, report, shard_latents)
+        if isinstance(begun, Autoencoder):
+            return begun
+        try:
+            begun.loop()
+        finally:
+            begun.close()
+        return begun.finish()
 
 
-def _train(
+def begin(
     source: HiddenSource,
     config: TrainConfig,
     out: Path | str | None,
@@ -90,9 +98,9 @@ def _train(
     overwrite: bool,
     loggers: tuple[Logger, ...],
     report: Report,
-    sharded: bool,
-) -> Autoencoder:
-    """See `train`."""
+    sharded: bool = False,
+) -> "Run | Autoencoder":
+    """Everything before the first step that is left, see `train`; what is finished is loaded."""
     device = pick_device(config.device)
     # Compiled kernels set the number of threads when they are loaded, later, and the sums of MKL
     # may change with that: it is settled before the first product.
@@ -126,20 +134,7 @@ def _train(
         if processes.from_first((folder / CONFIG).exists()):
             return Autoencoder.from_pretrained(folder, "cpu" if sharded else device)
 
-    run = _Run(source, model, settings, folder, loggers, report, other, sharded)
-    try:
-        if not run.learner.closed_form:
-            run.loop()
-    finally:
-        run.close()
-    with torch.no_grad():
-        model = run.learner.finish()
-    if folder is not None:
-        model = run.learner.save(model, folder)
-        if processes.is_first():
-            (folder / STATE).unlink(missing_ok=True)
-        processes.wait_for_all()
-    return model.eval().requires_grad_(False)
+    return Run(source, model, settings, folder, loggers, report, other, sharded)
 
 
 def _require_shards(settings: Settings, folder: Path | None, init: Autoencoder | None) -> None:
@@ -167,7 +162,7 @@ def _require_alike(source: HiddenSource, settings: Settings) -> None:
     processes.require_same("settings or rows", [asdict(settings), rows])
 
 
-class _Run:
+class Run:
     """A training under way: the learner, the optimiser, and how far they have come."""
 
     def __init__(
@@ -205,13 +200,16 @@ class _Run:
         if folder is not None and processes.is_first():
             self.log = MetricsLog(folder, self.reached.step, loggers, asdict(settings))
         position, device = self.reached.position, model.W_enc.device
-        self.batches = (
+        self.batches: Generator[Batch] = (
             (self._own_rows(rows, device), position)
             for rows, position in source.batches(settings.batch_size, settings.seed, position)
         )
-        if model.W_enc.is_cuda:  # on a CPU a second thread would only take cores from the step
-            self.batches = prefetched(self.batches)
         self.clock, self.rows_since = time.perf_counter(), 0
+
+    @property
+    def left(self) -> int:
+        """Steps to be done."""
+        return 0 if self.learner.closed_form else self.settings.steps - self.reached.step
 
     def _own_rows(self, rows: Tensor, device: torch.device) -> Tensor:
         """Of a batch those of this process, standardised."""
@@ -220,33 +218,40 @@ class _Run:
 
     def loop(self) -> None:
         """All steps that are left."""
-        steps = self.settings.steps
+        if self.model.W_enc.is_cuda:  # on a CPU a second thread would only take cores from the step
+            self.batches = prefetched(self.batches)
         with stop_on_signals() as stop:
-            while self.reached.step < steps:
-                losses, rates = self._step()
-                step, last = self.reached.step, self.reached.step == steps
+            while self.left:
+                results = self.step(*next(self.batches))
                 signal = agreed(stop.signal)  # read once, so that what is said was done
-                if step % self.settings.log_every == 0 or last:
-                    self._log(losses, rates)
-                if last:
-                    break
-                if self.folder and (signal or step % self.settings.checkpoint_every == 0):
-                    if self.log is not None:
-                        self.log.send()
-                    save_checkpoint(self.folder, self.learner, self.optimizer, self.reached)
-                if signal:
+                self.keep(*results, save=bool(signal))
+                if signal and self.left:
                     processes.wait_for_all()
+                    done = f"step {self.reached.step} of {self.settings.steps}"
                     where = f"saved in {self.folder}; continue it with `resume=True`"
-                    done = (
-                        f"step {step} of {steps}: {where if self.folder else 'nothing was saved'}"
-                    )
-                    raise Interrupted(f"Stopped by {signal} after {done}.")
+                    kept = where if self.folder else "nothing was saved"
+                    raise Interrupted(f"Stopped by {signal} after {done}: {kept}.")
 
-    def _step(self) -> tuple[Losses, Tensor]:
+    def keep(self, losses: Losses, rates: Tensor, save: bool) -> None:
+        """After a step: log and save what is due. save: whatever is due."""
+        step = self.reached.step
+        if step % self.settings.log_every == 0 or not self.left:
+            self._log(losses, rates)
+        if self.left and (save or step % self.settings.checkpoint_every == 0):
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint, where there is a folder for it."""
+        if self.folder:
+            if self.log is not None:
+                self.log.send()
+            save_checkpoint(self.folder, self.learner, self.optimizer, self.reached)
+
+    def step(self, x: Tensor, position: Position) -> tuple[Losses, Tensor]:
+        """The next step, with a batch of `batches` -> (losses, firing rates)."""
         step, learner = self.reached.step, self.learner
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, step)
-        x, position = next(self.batches)
         learner.step = step
         losses, rates = learner.backward(x)
         self.optimizer.step()
@@ -294,6 +299,17 @@ class _Run:
         self.batches.close()
         if self.log is not None:
             self.log.close()
+
+    def finish(self) -> Autoencoder:
+        """After the last step: the result, written."""
+        with torch.no_grad():
+            model = self.learner.finish()
+        if self.folder is not None:
+            model = self.learner.save(model, self.folder)
+            if processes.is_first():
+                (self.folder / STATE).unlink(missing_ok=True)
+            processes.wait_for_all()
+        return model.eval().requires_grad_(False)
 
 
 def learning_rate(settings: Settings, step: int) -> float:

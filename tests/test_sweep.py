@@ -1,0 +1,140 @@
+"""A sweep gives what each of its runs gives alone."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitlens.autoencoders import Autoencoder
+from bitlens.cli import main
+from bitlens.errors import BitlensError
+from bitlens.hidden import ActivationStore, Corpus, LanguageModel, TensorSource
+from bitlens.hidden.live import LiveSource
+from bitlens.hidden.text import ContextReader
+from bitlens.training import TrainConfig, train
+from bitlens.training.sweep import sweep
+
+CONFIG = TrainConfig(n_latents=24, steps=20, batch_size=32, log_every=10, device="cpu")
+
+
+def same(run, config, source):
+    one, other = Autoencoder.from_pretrained(run), train(source, config, progress=False)
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def config_of(row, config=CONFIG):
+    names = row.keys() & vars(config).keys()
+    return TrainConfig(**{**vars(config), **{name: row[name] for name in names}})
+
+
+GRID = {
+    "architecture": ["bae", "topk"],
+    "lam": [0.05, 0.1],
+    "k": [2, 4],
+    "batch_size": [32, 48],
+    "seed": [0, 1],
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_run_equals_that_of_train_alone(tiny_store, tmp_path, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rows = sweep(tiny_store, GRID, tmp_path / "out", CONFIG)
+        assert len(rows) == 16  # what has no effect makes no further run
+        assert {row["rows"] for row in rows} == {rows[0]["rows"]}
+        assert "held out" in rows[0]["rows"]
+        for row in rows[::5]:
+            assert same(row["run"], config_of(row), tiny_store), row
+    finally:
+        torch.set_num_threads(before)
+    written = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert written["runs"] == rows
+    assert rows[0]["run"].endswith("architecture=bae,lam=0.05,batch_size=32,seed=0")
+
+
+def live(folder, text):
+    model = LanguageModel.load(str(folder), ["layers.1"], device="cpu")
+    reader = ContextReader(Corpus((str(text),)), model.tokenizer, 16, test_fraction=0.2)
+    return LiveSource(model, reader, batch_size=4, window_contexts=16)
+
+
+def test_a_language_model_runs_once_for_all(tiny_llama, text_folder, tmp_path, monkeypatch):
+    source, batches = live(tiny_llama, text_folder), []
+    states = source.model.hidden_states
+    monkeypatch.setattr(
+        source.model, "hidden_states", lambda *a: batches.append(len(a[0])) or states(*a)
+    )
+    alone = train(source, CONFIG, progress=False)
+    once = len(batches)
+    batches.clear()
+    rows = sweep(source, {"seed": [0, 1], "n_latents": [16, 24]}, tmp_path / "out", CONFIG)
+    assert once > 5
+    assert len(batches) <= once + 1  # the last window may still have been there
+    other = live(tiny_llama, text_folder)
+    for row in rows:
+        assert same(row["run"], config_of(row), other)
+        assert row["rows"] == "of training"
+    assert alone.n_latents > 0
+
+
+def test_what_diverges_or_is_refused_ends_alone(tmp_path):
+    source = TensorSource(torch.randn(500, 8, generator=torch.Generator().manual_seed(0)))
+    settings = [{"lr": 1e38}, {"n_latents": 8}, {"k": 99}, {}]
+    config = TrainConfig(**{**vars(CONFIG), "architecture": "topk", "k": 4})
+    rows = sweep(source, settings, tmp_path / "out", config)
+    assert ["error" in row for row in rows] == [True, False, True, False]
+    assert "not finite" in rows[0]["error"]
+    assert "`k` must be" in rows[2]["error"]
+    assert same(rows[3]["run"], config, source)
+    with pytest.raises(BitlensError, match="no setting 'lamb'"):
+        sweep(source, {"lamb": [1]}, tmp_path / "other")
+    with pytest.raises(BitlensError, match="not empty"):
+        sweep(source, {"lam": [0.1]}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_a_sweep_that_is_stopped_or_killed_goes_on(bitlens_command, harvested, tmp_path, sent):
+    out = tmp_path / "out"
+    arguments = ["train", harvested, "--out", out, "--device", "cpu", "--n-latents", 24]
+    arguments += ["--steps", 100, "--batch-size", 32, "--checkpoint-every", 20, "--log-every", 10]
+    arguments += ["--sweep", "lam=.05,.1", "seed=0,1"]
+    command = bitlens_command(*arguments)
+    states = (f"{out}/lam={lam},seed={seed}" for lam in (0.05, 0.1) for seed in (0, 1))
+    last = [Path(state) / "state.safetensors" for state in states][-1]
+    command.wait_until(last.exists)
+    command.send(sent)
+    status = command.wait()
+    assert status == (1 if sent == signal.SIGTERM else -sent), command.output
+    if sent == signal.SIGTERM:
+        assert "4 of 4 runs are saved after step" in command.output
+    again = bitlens_command(*arguments, "--resume")
+    assert again.wait() == 0, again.output
+    store = ActivationStore(harvested)
+    config = TrainConfig(n_latents=24, steps=100, batch_size=32, log_every=10, device="cpu")
+    for row in json.loads((out / "summary.json").read_text())["runs"]:
+        assert same(row["run"], config_of(row, config), store)
+
+
+def test_the_command_checks_values_as_flags(harvested, tmp_path, capsys):
+    base = ["train", str(harvested), "--out", str(tmp_path / "out"), "--steps", "5"]
+    base += ["--device", "cpu", "--batch-size", "32"]
+    with pytest.raises(SystemExit):
+        main([*base, "--sweep", "lam=cheap"])
+    assert "lam" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*base, "--sweep", "lam"])
+    assert "--sweep takes" in capsys.readouterr().err
+    file = tmp_path / "runs.toml"
+    file.write_text('[[run]]\nn-latents = 16\n[[run]]\narchitecture = "topk"\nk = 500\n')
+    with pytest.raises(SystemExit) as ended:
+        main([*base, "--sweep", str(file)])
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert "n_latents=16" in said.out
+    assert "1 of 2 runs have no result" in said.err
+    assert "--k must be between" in said.err or "`k` must be between" in said.err
