@@ -15,7 +15,7 @@ from torch import Tensor
 from bitlens import markup, terminal
 from bitlens.bits.codes import Codes
 from bitlens.bits.entropies import binary_entropy
-from bitlens.bits.packed import PackedBits
+from bitlens.bits.shards import AnyBits
 from bitlens.bits.statistics import DENSE, co_occurrence, firing_rates
 from bitlens.errors import BitlensError
 from bitlens.features.examples import contexts
@@ -151,7 +151,7 @@ def profiles(
     `causal.direct.DirectEffect` does. top: entries of each list; examples: of each latent, with
     `window` tokens on each side; tree: on up to 131,072 rows.
     """
-    bits = codes.bits[codes.usual]
+    bits = codes.parts.where(codes.usual)
     if W_dec is not None and (W_dec.ndim != 2 or len(W_dec) != bits.n_latents):
         raise BitlensError(
             f"W_dec of shape {list(W_dec.shape)} does not fit codes of {bits.n_latents} latents."
@@ -193,7 +193,7 @@ def profiles(
     ]
 
 
-def _tree_neighbours(bits: PackedBits) -> list[list[int]]:
+def _tree_neighbours(bits: AnyBits) -> list[list[int]]:
     """Each latent's parent and children in the Chow-Liu tree."""
     rows = torch.linspace(0, len(bits) - 1, min(len(bits), TREE_ROWS), dtype=torch.float64)
     sample = bits[rows.long()]
