@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +15,14 @@ import torch
 
 from bitlens import processes
 from bitlens.autoencoders import Autoencoder, descent
+from bitlens.errors import BitlensError
 from bitlens.hidden import ActivationStore, PairedStore
 from bitlens.hidden.arrays import import_arrays
 from bitlens.hidden.store import OF_ONE_HARVEST
 from bitlens.training import TrainConfig, train
 from bitlens.training.checkpoint import STATE
 from command import Command, together
-from test_resume import PowerCut, cut_at, lines, logged_steps, rows, same
+from test_resume import lines, logged_steps, rows, same
 
 STEPS = 30
 COVARIANCE = {"preset": "step", "gamma": 0.5}
@@ -50,6 +52,10 @@ def settings(**changes) -> TrainConfig:
     return TrainConfig(**{**base, "prune_rows": 500, "device": "cpu", **changes})
 
 
+FEW = [SHARED_GRAM, "measure", "batch_topk"]
+LONGER = settings(steps=40, checkpoint_every=5)
+
+
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory) -> Path:
     """Folder of two stores of the same tokens, `inputs` and `targets`, in two shards each."""
@@ -65,9 +71,9 @@ def stores(tmp_path_factory) -> Path:
     return folder
 
 
-def train_all(stores: Path, out: Path, names: list[str]) -> None:
-    """In each of many processes: `NAME.json` with every step's record, `NAME-RANK.safetensors`, and
-    in `sent-RANK.json` the bytes that went through each collective."""
+def train_all(stores: Path, out: Path, names: list[str], run: Path, until: int) -> None:
+    """In each of many processes: `NAME.json` with every step's record, `NAME-RANK`, and in
+    `sent-RANK.json` the bytes that went through each collective. Then `run` goes on to a step."""
     sent = {}
     for name in names:
         if name == SHARED_GRAM:
@@ -84,21 +90,34 @@ def train_all(stores: Path, out: Path, names: list[str]) -> None:
         model.save(out / f"{name}-{processes.rank()}")
     (out / f"sent-{processes.rank()}.json").write_text(json.dumps(sent))
 
+    def stop(record: dict) -> None:
+        if record["step"] == until:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-def trained(n: int, stores: Path, folder: Path, names: list[str]) -> Path:
-    commands = together(n, partial(train_all, stores, folder, names), folder)
+    with pytest.raises(BitlensError):
+        train(ActivationStore(stores / "inputs"), LONGER, run, resume=True, report=stop)
+
+
+def trained(n: int, stores: Path, folder: Path, names: list[str], run: Path, until: int) -> Path:
+    commands = together(n, partial(train_all, stores, folder, names, run, until), folder)
     assert [command.wait() for command in commands] == [0] * n, [c.output for c in commands]
     return folder
 
 
 @pytest.fixture(scope="module")
 def alone(stores, tmp_path_factory) -> Path:
-    return trained(1, stores, tmp_path_factory.mktemp("alone"), list(CONFIGS))
+    folder = tmp_path_factory.mktemp("alone")
+    return trained(1, stores, folder, list(CONFIGS), folder / "run", 8)
 
 
 @pytest.fixture(scope="module")
-def pair(stores, tmp_path_factory) -> Path:
-    return trained(2, stores, tmp_path_factory.mktemp("pair"), list(CONFIGS))
+def pair(alone, stores, tmp_path_factory) -> Path:
+    return trained(2, stores, tmp_path_factory.mktemp("pair"), list(CONFIGS), alone / "run", 18)
+
+
+@pytest.fixture(scope="module")
+def four(alone, pair, stores, tmp_path_factory) -> Path:
+    return trained(4, stores, tmp_path_factory.mktemp("four"), FEW, alone / "run", 28)
 
 
 def curve(folder: Path, name: str) -> torch.Tensor:
@@ -123,11 +142,24 @@ def test_two_processes_train_as_one_does(alone, pair, name):
 
 
 @pytest.mark.slow
-def test_four_processes_train_as_one_does(alone, stores, tmp_path):
-    names = [SHARED_GRAM, "measure", "batch_topk"]
-    trained(4, stores, tmp_path, names)
-    for name in names:
-        close(alone, tmp_path, 4, name)
+def test_four_processes_train_as_one_does(alone, four):
+    for name in FEW:
+        close(alone, four, 4, name)
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_goes_on_with_a_run(alone, pair, four, stores, tmp_path):
+    """Begun by one process, gone on with by two, by four, and again by one."""
+    source, run = ActivationStore(stores / "inputs"), alone / "run"
+    assert logged_steps(run)[-1] in (28, 29)
+    train(source, LONGER, run, resume=True)
+    train(source, LONGER, tmp_path)
+    assert logged_steps(run) == list(range(1, 41))
+    one, many = (
+        [json.loads(line)["total"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (tmp_path, run)
+    )
+    assert many == pytest.approx(one, rel=2e-5)
 
 
 def test_one_process_is_as_without_torchrun_to_the_last_bit(alone, stores):
@@ -169,30 +201,6 @@ def sentences(commands: list[Command]) -> list[str]:
     """What they said beside progress, which has a colon after the name of the command."""
     said = "".join(command.output for command in commands).splitlines()
     return [line for line in said if not line.startswith(("train", "["))]
-
-
-@pytest.mark.slow
-def test_any_number_of_processes_goes_on_with_a_run(stores, tmp_path):
-    source, out = ActivationStore(stores / "inputs"), tmp_path / "run"
-    whole = tmp_path / "whole"
-    config = settings(steps=40, checkpoint_every=5)
-    train(source, config, whole)
-    with pytest.raises(PowerCut):
-        train(source, config, out, report=cut_at(8))
-    for n, step in ((2, 18), (4, 28)):
-        commands = together(n, partial(train_until, stores, out, config, step), tmp_path)
-        assert 1 in [command.wait() for command in commands]
-    train(source, config, out, resume=True)
-    assert logged_steps(out) == list(range(1, 41))
-    one, many = (
-        [json.loads(line)["total"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in (whole, out)
-    )
-    assert many == pytest.approx(one, rel=2e-5)
-
-
-def train_until(stores: Path, out: Path, config: TrainConfig, step: int) -> None:
-    train(ActivationStore(stores / "inputs"), config, out, resume=True, report=cut_at(step))
 
 
 @pytest.mark.slow
@@ -309,19 +317,17 @@ def on_a_full_disk(stores: Path, out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun_starts_stops_and_goes_on(stores, tmp_path):
+def test_torchrun_starts_and_stops_all(stores, tmp_path):
     out, log = tmp_path / "run", tmp_path / "log"
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     launch += ["-m", "bitlens", *train_command(stores, out, every=LONG)]
-    reached = 0
-    for more in ([], ["--resume"]):
-        with log.open("wb") as file:
-            running = subprocess.Popen([*launch, *more], stdout=file, stderr=file, env=os.environ)
-            while running.poll() is None and lines(out) < reached + 5:
-                pass
-            running.send_signal(signal.SIGINT)
-            assert running.wait(60) != 0
-        (said,) = [line for line in log.read_text().splitlines() if line.startswith("Stopped by")]
-        assert f"saved in {out}; continue it with --resume." in said
-        assert int(said.split()[5]) > reached
-        reached = lines(out)
+    with log.open("wb") as file:
+        running = subprocess.Popen(launch, stdout=file, stderr=file, env=os.environ)
+        while running.poll() is None and lines(out) < 5:
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) != 0
+    (said,) = [line for line in log.read_text().splitlines() if line.startswith("Stopped")]
+    assert said.startswith("Stopped by SIGINT after step ")
+    assert said.endswith(f"of {LONG}: saved in {out}; continue it with --resume.")
+    assert (out / STATE).exists()
