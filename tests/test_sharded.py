@@ -166,6 +166,7 @@ def test_they_train_as_one_process_does_and_leave_an_ordinary_run(request, alone
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_goes_on_with_latents_spread_or_not(alone, tmp_path, monkeypatch):
     monkeypatch.setattr(sharded, "TOGETHER", 1)
     out = tmp_path / "run"

@@ -47,7 +47,7 @@ COMMANDS = {  # name: module of this package and its function
     "push": "hub:push",
     "study": "studies:",
 }
-TOGETHER = {"train"}  # what many processes can do together
+TOGETHER = {"harvest", "train"}  # what many processes can do together
 GROUPS = {  # name: its commands
     "export": {
         "saelens": "export:saelens",
