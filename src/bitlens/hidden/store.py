@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from bitlens.cache import Wanted, ahead
+from bitlens.cache import Wanted, ahead, has
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, verify_shard
 from bitlens.hidden.source import HiddenSource, held_out, refuse_non_finite, row_norms
@@ -160,6 +160,7 @@ class ActivationStore(HiddenSource):
             self._verified.add(entry["file"])
         # of remote shards a few columns are fetched alone; the rest is compared when it is read
         alone = is_remote(path) and names is not None and not {*names} - {"document", "norm"}
+        alone = alone and not has(entry["sha256"])
         tensors = read_tensors(path, names, digest=None if alone else entry["sha256"])
         if "hidden" in tensors and index not in self._finite:
             self._require_finite(index, tensors["hidden"])
