@@ -39,6 +39,7 @@ FOUNDATION = {
     "files",
     "hub",
     "markup",
+    "memory",
     "options",
     "results",
     "seeding",

@@ -18,11 +18,13 @@ from typing import Any
 
 import tyro
 
-from bitlens import terminal
+from bitlens import memory, terminal
 
 Command = Callable[..., Any]
+PLANNED = {"harvest", "train", "encode", "evaluate", "entropy", "features", "interpret"}
 OUT_IS_A_FILE = {"effects", "faithfulness", "features", "labels", "compress"}
 JSON_HELP = "also write the numbers to this file."
+PLAN_HELP = "say what memory this will take, and stop."
 QUOTES = "'\""
 RENAMED = {"length": "context", "unit": "documents", "hooks": "hook", "column": "text_column"}
 
@@ -30,11 +32,12 @@ RENAMED = {"length": "context", "unit": "documents", "hooks": "hook", "column": 
 def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
     """Run `command` with these arguments of the command line; prog: what help calls it.
 
-    It gets a flag --json and runs under a bar of its name, after what takes seconds to import.
+    It gets a flag --json, where it plans its memory a flag --plan, and runs under a bar of its
+    name, after what takes seconds to import.
     """
     name = prog.split()[-1]
 
-    def called(*args: Any, json: Path | None = None, **kwargs: Any) -> None:
+    def called(*args: Any, json: Path | None = None, plan: bool = False, **kwargs: Any) -> None:
         with terminal.bar(name):
             terminal.stage("load torch")
             importlib.import_module("bitlens.bits")
@@ -47,15 +50,23 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
             for path in (json, given.get("out") if name in OUT_IS_A_FILE else None):
                 if path is not None:  # said now, not after the work
                     refuse_unwritable(path)
-            result = command(*args, **kwargs)
+            memory.only_plan.set(plan)
+            result: Any
+            try:
+                result = command(*args, **kwargs)
+            except memory.PlanOnly as stopped:
+                print(stopped)
+                result = stopped.plan.as_dict()
             if json is not None:
                 write_json(json, result.as_dict() if hasattr(result, "as_dict") else result)
 
     kind = inspect.Parameter.KEYWORD_ONLY
-    flag = inspect.Parameter("json", kind, default=None, annotation=Path | None)
-    show_as(called, command, json=flag)
+    flags = {"json": inspect.Parameter("json", kind, default=None, annotation=Path | None)}
+    if name in PLANNED:
+        flags["plan"] = inspect.Parameter("plan", kind, default=False, annotation=bool)
+    show_as(called, command, **flags)
     heading = "" if "\nArgs:\n" in str(called.__doc__) else "\n\nArgs:"
-    called.__doc__ = f"{called.__doc__}{heading}\n    json: {JSON_HELP}"
+    called.__doc__ = f"{called.__doc__}{heading}\n    json: {JSON_HELP}\n    plan: {PLAN_HELP}"
     options = ("OmitArgPrefixes", "OmitSubcommandPrefixes", "FlagCreatePairsOff")
     config = tuple(getattr(tyro.conf, option) for option in options)
     tyro.cli(called, prog=prog, args=arguments, config=config)

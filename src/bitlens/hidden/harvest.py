@@ -7,7 +7,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from bitlens.hidden.split import documents_of
 from bitlens.hidden.store import KIND, MANIFEST, OUTLIER_MULTIPLE, ActivationStore
 from bitlens.hidden.text import ContextReader, Contexts
 from bitlens.hidden.writer import StoreWriter
+from bitlens.memory import MemoryPlan, gaps, require
 
 SHARD_BYTES = 1 << 26
+NORM_ROWS = 8192  # whose spread is taken together
 ROW_COLUMNS_BYTES = 28  # token, document, position, context, norm, context_tokens
 
 
@@ -35,8 +38,7 @@ class HarvestPlan:
     """What a harvest will take; None where the text's size is unknown."""
 
     rows: int | None
-    model_bytes: int
-    batch_bytes: int
+    memory: MemoryPlan
     store_bytes: int | None
     free_bytes: int
     left_out: list[str]
@@ -51,10 +53,7 @@ class HarvestPlan:
         )
         if self.rows is not None and self.store_bytes is not None:
             rows, stores = f"about {self.rows:,} rows", f"{decimal(self.store_bytes)} of stores"
-        sentence = (
-            f"{rows}; memory: {decimal(self.model_bytes)} model + {decimal(self.batch_bytes)} "
-            f"batch and shard buffers; disk: {stores}, {decimal(self.free_bytes)} free"
-        )
+        sentence = f"{rows}; {self.memory}; disk: {stores}, {decimal(self.free_bytes)} free"
         if self.left_out:
             more = f" and {len(self.left_out) - 5:,} more" if len(self.left_out) > 5 else ""
             sentence += f"; not read as text: {', '.join(self.left_out[:5])}{more}"
@@ -94,6 +93,8 @@ def harvest(
     job = _Job(model, reader, Path(out), batch_size, max_rows, store_dtype or model.dtype)
     plan = job.plan()
     announce(plan)
+    fewer = partial(replace, job)
+    require(lambda **sizes: fewer(**sizes).memory(plan.rows), batch_size=batch_size)
     job.refuse_impossible(plan, resume)
     names = list(model.widths())
     folders = {name: job.out / folder_name(name) for name in names}
@@ -168,15 +169,26 @@ class _Job:
             rows = min(rows, self.max_rows)
         per_row = sum(width * self.dtype.itemsize + ROW_COLUMNS_BYTES for width in widths)
         existing = next(p for p in (self.out, *self.out.absolute().parents) if p.exists())
-        batch = self.batch_size * self.reader.length * sum(widths) * self.model.dtype.itemsize
         return HarvestPlan(
             rows=rows,
-            model_bytes=self.model.memory(),
-            batch_bytes=batch + 3 * SHARD_BYTES * len(widths),
+            memory=self.memory(rows),
             store_bytes=None if rows is None else rows * per_row,
             free_bytes=shutil.disk_usage(existing).free,
             left_out=corpus.left_out(),
         )
+
+    def memory(self, rows: int | None) -> MemoryPlan:
+        widths, model = self.model.widths().values(), {"model": self.model.memory()}
+        tokens = self.shard_tokens() if rows is None else min(rows, self.shard_tokens())
+        shards = sum(2 * tokens * width * self.dtype.itemsize for width in widths)
+        batch = self.model.batch_memory(self.batch_size, self.reader.length)
+        device = str(self.model.device)
+        statistics = 4 * 8 * NORM_ROWS * max(widths)
+        main = {"shards": shards, "columns": 3 * 60 * tokens, "statistics": statistics}
+        if device == "cpu":
+            parts = model | main | {"batch": batch} | gaps(0, batch)
+            return MemoryPlan("harvest", parts, there=self.model.memory())
+        return MemoryPlan("harvest", main, {"batch": batch}, device)
 
     def refuse_impossible(self, plan: HarvestPlan, resume: bool) -> None:
         """Before a former store is replaced."""
@@ -255,25 +267,37 @@ class _Shard:
         }
         tokens = contexts.tokens.masked_fill(~contexts.mask, -1)
         self.tokens = pad(tokens, (0, length - tokens.shape[1]), value=-1)
-        self.hidden: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self.hidden: dict[str, Tensor] = {}
+        self.coming: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         self.devices: set[torch.device] = set()
 
     def add(self, chosen: Tensor, states: dict[str, Tensor]) -> int:
         """states: hidden states of the chosen contexts -> number of rows taken"""
         for name, state in states.items():
             row = self.row[chosen, : state.shape[1]]
-            if state.is_cuda:  # the GPU goes on meanwhile
+            on_gpu = state.is_cuda
+            if on_gpu:  # it goes on meanwhile
                 self.devices.add(state.device)
-            state = state.to(self.dtype).to("cpu", non_blocking=state.is_cuda)
-            self.hidden[name].append((row, state))
+            state = state.to(self.dtype).to("cpu", non_blocking=on_gpu)
+            self.coming[name].append((row, state))
+            if not on_gpu:
+                self._place(name)
         return int((self.row[chosen] >= 0).sum())
+
+    def _place(self, name: str) -> None:
+        """Put what has come of a hook point where it belongs: pieces left lying until a shard is
+        whole would leave holes in memory as large as shards."""
+        parts = self.coming.pop(name)
+        if name not in self.hidden:
+            width = parts[0][1].shape[-1]
+            self.hidden[name] = torch.empty(self.rows, width, dtype=self.dtype)
+        for row, state in parts:
+            self.hidden[name][row[row >= 0]] = state[row >= 0]
 
     def write(self, name: str, writer: StoreWriter) -> None:
         """The rows of a hook point; what is written is not kept."""
         for device in self.devices:
             torch.cuda.synchronize(device)
-        parts = self.hidden.pop(name)
-        hidden = torch.empty(self.rows, parts[0][1].shape[-1], dtype=self.dtype)
-        for row, state in parts:
-            hidden[row[row >= 0]] = state[row >= 0]
-        writer.add(hidden, self.columns, self.tokens, done=self.contexts)
+        if name in self.coming:
+            self._place(name)
+        writer.add(self.hidden.pop(name), self.columns, self.tokens, done=self.contexts)

@@ -38,6 +38,7 @@ from bitlens.training.checkpoint import (
 )
 from bitlens.training.config import TrainConfig
 from bitlens.training.metrics import MetricsLog, Record
+from bitlens.training.plan import require_memory
 from bitlens.training.signals import stop_on_signals
 from bitlens.version import __version__
 
@@ -86,6 +87,7 @@ def train(
     if config.test_fraction is not None and config.test_fraction != held_out:
         source, held_out = source.split(config.test_fraction), config.test_fraction
     settings = replace(settings, test_fraction=held_out)  # recorded is what is really held out
+    require_memory(source, settings, getattr(source, "d_out", source.d_in))
     model = _initial_model(source, settings).to(device)
     if other is not None:
         require_room(other, model)  # before anything is written
