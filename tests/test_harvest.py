@@ -201,7 +201,7 @@ def test_the_plan_tells_the_rows(job, tmp_path):
     size = sum(entry["bytes"] for store in stores for entry in store.shards)
     assert plan.rows == len(stores[0])
     assert plan.store_bytes == pytest.approx(size, rel=0.05)
-    assert plan.model_bytes == job(*HOOKS)[0].memory()
+    assert plan.memory.parts["model"] == job(*HOOKS)[0].memory()
     assert f"about {plan.rows:,} rows; memory:" in str(plan)
 
 

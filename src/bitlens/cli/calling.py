@@ -19,14 +19,16 @@ from typing import Any
 
 import tyro
 
-from bitlens import processes, terminal
+from bitlens import memory, processes, terminal
 
 Command = Callable[..., Any]
 # arguments that name a store, codes or a run, which may be remote, and commands that write there
 FOLDERS = {"run", "other", "store", "codes", "target", "downstream", "beside", "beside_codes"}
 REMOTE_OUT = {"harvest", "train", "encode"}
+PLANNED = {"harvest", "train", "encode", "evaluate", "entropy", "features", "interpret"}
 OUT_IS_A_FILE = {"effects", "faithfulness", "features", "labels", "compress"}
 JSON_HELP = "also write the numbers to this file."
+PLAN_HELP = "say what memory this will take, and stop."
 CACHE_HELP = (
     "bytes that copies of remote files may take, such as 50GB (default: BITLENS_CACHE_SIZE)."
 )
@@ -37,12 +39,17 @@ RENAMED = {"length": "context", "unit": "documents", "hooks": "hook", "column": 
 def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
     """Run `command` with these arguments of the command line; prog: what help calls it.
 
-    It gets a flag --json and runs under a bar of its name, after what takes seconds to import.
+    It gets a flag --json, where it plans its memory a flag --plan, and runs under a bar of its
+    name, after what takes seconds to import.
     """
     name = prog.split()[-1]
 
     def called(
-        *args: Any, json: Path | None = None, cache_size: str | None = None, **kwargs: Any
+        *args: Any,
+        json: Path | None = None,
+        plan: bool = False,
+        cache_size: str | None = None,
+        **kwargs: Any,
     ) -> None:
         with terminal.bar(name):
             terminal.stage("load torch")
@@ -60,12 +67,16 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
                     from bitlens import show
 
                     show.out.quiet = show.err.quiet = True
+                memory.only_plan.set(plan)
                 out = given.get("out") if name in OUT_IS_A_FILE else None
                 _write(lambda: command(*bound.args, **bound.kwargs), json, out)
 
     kind = inspect.Parameter.KEYWORD_ONLY
     flags = {"json": inspect.Parameter("json", kind, default=None, annotation=Path | None)}
     lines = f"\n    json: {JSON_HELP}"
+    if name in PLANNED:
+        flags["plan"] = inspect.Parameter("plan", kind, default=False, annotation=bool)
+        lines += f"\n    plan: {PLAN_HELP}"
     if reads_folders(command):
         flag = inspect.Parameter("cache_size", kind, default=None, annotation=str | None)
         flags, lines = {"cache_size": flag, **flags}, f"\n    cache_size: {CACHE_HELP}{lines}"
@@ -85,7 +96,12 @@ def _write(command: Callable[[], Any], json: Path | None, out: Path | None) -> N
     for path in (json, out):
         if path is not None:  # said now, not after the work
             refuse_unwritable(path)
-    result = command()
+    result: Any
+    try:
+        result = command()
+    except memory.PlanOnly as stopped:
+        print(stopped)
+        result = stopped.plan.as_dict()
     if json is not None and processes.is_first():
         write_json(json, result.as_dict() if hasattr(result, "as_dict") else result)
 

@@ -219,6 +219,21 @@ class ActivationStore(HiddenSource):
 
     # --- training rows ----------------------------------------------------------------------------
 
+    def memory(self) -> tuple[int, int]:
+        """Of a window and the index of all rows, and of a window's shards before they are joined"""
+        row = self.row_bytes()
+        largest = max((shard["rows"] for shard in self.shards), default=0) * row
+        window = min(self.rows * row, max(WINDOW_BYTES, largest))
+        return window + 8 * self.rows, window if window > largest else 0
+
+    def row_bytes(self) -> int:
+        """Bytes of one hidden state"""
+        return self.d_in * getattr(torch, self.manifest.get("dtype") or "float32").itemsize
+
+    def training_rows(self) -> int:
+        """All rows: fewer are known only once they were looked at."""
+        return self.rows
+
     def windows(self, seed: int, epoch: int) -> list[Any]:
         """The shards of each window, of WINDOW_BYTES at most if it is not one shard."""
         windows = self._shuffled(seed, epoch)
@@ -338,6 +353,10 @@ class PairedStore(ActivationStore):
 
     def __repr__(self) -> str:
         return f"PairedStore({super().__repr__()} -> {self.targets!r})"
+
+    def row_bytes(self) -> int:
+        """Bytes of both hidden states"""
+        return super().row_bytes() + self.targets.row_bytes()
 
     def shard(self, index: int, names: list[str] | None = None) -> dict[str, Tensor]:
         """Of `inputs`; `hidden` is that of both, `norm` infinite where the target's is outlying."""

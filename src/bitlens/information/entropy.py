@@ -20,10 +20,13 @@ from bitlens.bits.entropies import conditional_entropy_from_counts, entropy_from
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.shards import AnyBits
 from bitlens.bits.statistics import co_occurrence
+from bitlens.bits.words import words_for
 from bitlens.errors import BitlensError
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.intervals import Estimate, jackknife
+from bitlens.information.plan import entropy_plan
 from bitlens.information.tree import Blocks, Tree, TreeCounts, chow_liu, supported
+from bitlens.memory import require
 from bitlens.results import Number, brief
 from bitlens.seeding import mixed
 
@@ -85,7 +88,10 @@ def entropy(
     progress: show it on standard error.
     """
     bits, documents, test = _checked(bits, documents, test)
+    held = 8 * words_for(bits.n_latents) if isinstance(bits, PackedBits) else 0
     blocks = Blocks.of(len(bits), documents)
+    plan = entropy_plan(len(bits), bits.n_latents, len(blocks), held=held)
+    require(lambda: plan, "measure fewer rows, or an autoencoder of fewer latents")
     if test is None:
         test = blocks.last_fifth()
     if not test.any() or test.all():

@@ -41,6 +41,7 @@ from bitlens.training.checkpoint import (
 )
 from bitlens.training.config import TrainConfig
 from bitlens.training.metrics import MetricsLog, Record
+from bitlens.training.plan import require_memory
 from bitlens.training.signals import agreed, stop_on_signals
 from bitlens.version import __version__
 from bitlens.writing import holding
@@ -120,6 +121,7 @@ def begin(
     if config.test_fraction is not None and config.test_fraction != held_out:
         source, held_out = source.split(config.test_fraction), config.test_fraction
     settings = replace(settings, test_fraction=held_out)  # recorded is what is really held out
+    require_memory(source, settings, getattr(source, "d_out", source.d_in))
     folder = place(out) if out is not None else None
     if sharded:
         _require_shards(settings, folder, other)
