@@ -1,5 +1,5 @@
-"""`python -m benchmarks.scale`: what each command takes as rows and latents grow, and of many more.
-of many more rows than are there.
+"""`python -m benchmarks.scale`: what each command takes as rows and latents grow, and what that
+makes of many more rows than are there.
 
 Every command runs as a process of its own, with one thread, on synthetic stores and codes of the
 form that commands write; CPU time, memory of its own and disk are a line in the number of rows,
