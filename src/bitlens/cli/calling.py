@@ -7,6 +7,7 @@ command line the same is a flag.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import os
@@ -26,6 +27,7 @@ Command = Callable[..., Any]
 FOLDERS = {"run", "other", "store", "codes", "target", "downstream", "beside", "beside_codes"}
 REMOTE_OUT = {"harvest", "train", "encode"}
 PLANNED = {"harvest", "train", "encode", "evaluate", "entropy", "features", "interpret"}
+TOGETHER = {"train"}  # that processes of torchrun do as one; of other work each has its share
 OUT_IS_A_FILE = {"effects", "faithfulness", "features", "labels", "compress"}
 JSON_HELP = "also write the numbers to this file."
 PLAN_HELP = "say what memory this will take, and stop."
@@ -62,12 +64,12 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
             bound = inspect.signature(command).bind(*args, **kwargs)
             given = bound.arguments
             given.update(_placed(name, given))
-            with processes.together():
-                if not processes.is_first():
+            memory.only_plan.set(plan)
+            with processes.together() if name in TOGETHER else contextlib.nullcontext():
+                if name in TOGETHER and not processes.is_first():
                     from bitlens import show
 
                     show.out.quiet = show.err.quiet = True
-                memory.only_plan.set(plan)
                 out = given.get("out") if name in OUT_IS_A_FILE else None
                 _write(lambda: command(*bound.args, **bound.kwargs), json, out)
 
@@ -85,7 +87,7 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
     called.__doc__ = f"{called.__doc__}{heading}{lines}"
     options = ("OmitArgPrefixes", "OmitSubcommandPrefixes", "FlagCreatePairsOff")
     config = tuple(getattr(tyro.conf, option) for option in options)
-    speaks = processes.speaks()
+    speaks = name not in TOGETHER or processes.speaks()
     tyro.cli(called, prog=prog, args=arguments, config=config, console_outputs=speaks)
 
 
