@@ -210,9 +210,11 @@ class _Job:
         widths, model = self.model.widths().values(), {"model": self.model.memory()}
         tokens = self.shard_tokens() if rows is None else min(rows, self.shard_tokens())
         shards = sum(2 * tokens * width * self.dtype.itemsize for width in widths)
-        batch = self.model.batch_memory(self.batch_size, self.reader.length)
+        length = self.reader.length
+        contexts = self.batch_size if rows is None else min(self.batch_size, -(-rows // length))
+        batch = self.model.batch_memory(contexts, length)
         device = str(self.model.device)
-        statistics = 4 * 8 * NORM_ROWS * max(widths)
+        statistics = 4 * 8 * min(tokens, NORM_ROWS) * max(widths)
         main = {"shards": shards, "columns": 3 * 60 * tokens, "statistics": statistics}
         if device == "cpu":
             parts = model | main | {"batch": batch} | gaps(0, batch)
