@@ -79,11 +79,11 @@ def train_all(stores: Path, out: Path, names: list[str], run: Path, until: int) 
         if name == SHARED_GRAM:
             descent.GRAM_SHARED_FROM = descent.GRAM_SHARED_WIDTH = 2
         paired = name == "skip_transcoder"
-        source = PairedStore if paired else ActivationStore
-        folders = [stores / "inputs", stores / "targets"][: 1 + paired]
+        inputs, targets = stores / "inputs", stores / "targets"
+        source = PairedStore(inputs, targets) if paired else ActivationStore(inputs)
         log: list[dict] = []
         processes.sent.clear()
-        model = train(source(*folders), settings(**CONFIGS[name]), report=log.append)
+        model = train(source, settings(**CONFIGS[name]), report=log.append)
         sent[name] = dict(processes.sent)
         if processes.is_first():
             (out / f"{name}.json").write_text(json.dumps(log))
@@ -183,6 +183,22 @@ def test_bits_travel_packed(pair):
     gradients = 4 * (2 * 12 * 40 + 40 + 12)
     assert sent["topk"]["sum"] >= STEPS * gradients
     assert sent["topk"]["sum"] <= STEPS * (gradients + 4 * 40 + 5 * 8)
+
+
+def test_every_row_is_of_one_process(monkeypatch):
+    for size in range(1, 9):
+        monkeypatch.setenv("WORLD_SIZE", str(size))
+        for n in (0, 1, 7, 8, 63, 512):
+            shares = [list(range(n))[processes.part(n, rank)] for rank in range(size)]
+            assert [row for share in shares for row in share] == list(range(n))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("seconds", ["soon", "0", "-1", "inf", "nan"])
+def test_a_time_out_is_a_number_of_seconds(monkeypatch, seconds):
+    monkeypatch.setenv(processes.TIMEOUT, seconds)
+    with pytest.raises(BitlensError, match=f"BITLENS_PROCESS_TIMEOUT is '{seconds}'; give it"):
+        processes.timeout()
 
 
 # --- runs that are stopped ------------------------------------------------------------------------

@@ -137,10 +137,8 @@ def together() -> Iterator[None]:
     start()
     try:
         yield
-    except Elsewhere:
-        raise
     except Exception as error:
-        if world_size() > 1:
+        if world_size() > 1 and not isinstance(error, Elsewhere):
             _publish(error)
         raise
 
@@ -217,8 +215,7 @@ def _watched(exchange: Callable[..., T]) -> Callable[..., T]:
         try:
             return exchange(*args)
         except RuntimeError as error:
-            waited = time.monotonic() - begun
-            raise _missed(error, waited) from error
+            raise _missed(error, time.monotonic() - begun) from error
 
     return call
 

@@ -101,7 +101,8 @@ def _status(arguments: list[str]) -> int:
         path, reason = error.filename or "The output", error.strerror or error
         return _fail(f"{path} could not be read or written: {reason}.", 2, arguments)
     except KeyboardInterrupt:
-        return _fail("Stopped.", 128 + signal.SIGINT, arguments)
+        status = 128 + signal.SIGINT
+        return _fail("Stopped.", status, arguments) if processes.is_first() else status
     return 0
 
 
