@@ -204,8 +204,8 @@ def test_a_state_that_one_process_writes_is_read_by_itself_bit_for_bit(tmp_path)
 @pytest.mark.parametrize(
     ("changes", "out", "sentence"),
     [
-        ({"architecture": "topk", "k": 4}, "run", "`shard_latents` is for a `bae` whose coding"),
-        ({"preset": "step"}, "run", "`shard_latents` is for a `bae` whose coding is descent"),
+        ({"architecture": "topk", "k": 4}, "run", "`shard_latents` is for a bae whose coding"),
+        ({"preset": "step"}, "run", "`shard_latents` is for a bae whose coding is descent"),
         ({}, None, "`shard_latents` writes what it trains: name a folder as `out`"),
     ],
 )

@@ -143,7 +143,7 @@ def _require_shards(settings: Settings, folder: Path | None, init: Autoencoder |
     """What `shard_latents` cannot do."""
     least = processes.world_size()
     if (settings.architecture, settings.coding) != ("bae", "descent"):
-        raise BitlensError("`shard_latents` is for a `bae` whose coding is descent; leave it out.")
+        raise BitlensError("`shard_latents` is for a bae whose coding is descent; leave it out.")
     if settings.n_latents < least:
         raise BitlensError(f"`n_latents` must be at least {least}, one for each process.")
     if init is not None:
