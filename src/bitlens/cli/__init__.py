@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:] if arguments is None else arguments
     _mend_streams()
-    if not processes.speaks():
+    if not processes.speaks("".join(arguments[:1])):
         terminal.hide()
     with terminal.interrupt.guarded():
         status = _status(arguments)
@@ -107,7 +107,7 @@ def _status(arguments: list[str]) -> int:
 
 
 def _fail(sentence: str, status: int, arguments: list[str]) -> int:
-    if not processes.speaks():
+    if not processes.speaks("".join(arguments[:1])):
         return status
     _, _, place = _find(arguments)
     if place:

@@ -27,7 +27,6 @@ Command = Callable[..., Any]
 FOLDERS = {"run", "other", "store", "codes", "target", "downstream", "beside", "beside_codes"}
 REMOTE_OUT = {"harvest", "train", "encode"}
 PLANNED = {"harvest", "train", "encode", "evaluate", "entropy", "features", "interpret"}
-TOGETHER = {"train"}  # that processes of torchrun do as one; of other work each has its share
 OUT_IS_A_FILE = {"effects", "faithfulness", "features", "labels", "compress"}
 JSON_HELP = "also write the numbers to this file."
 PLAN_HELP = "say what memory this will take, and stop."
@@ -65,8 +64,8 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
             given = bound.arguments
             given.update(_placed(name, given))
             memory.only_plan.set(plan)
-            with processes.together() if name in TOGETHER else contextlib.nullcontext():
-                if name in TOGETHER and not processes.is_first():
+            with processes.together() if name in processes.AS_ONE else contextlib.nullcontext():
+                if name in processes.AS_ONE and not processes.is_first():
                     from bitlens import show
 
                     show.out.quiet = show.err.quiet = True
@@ -87,7 +86,7 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
     called.__doc__ = f"{called.__doc__}{heading}{lines}"
     options = ("OmitArgPrefixes", "OmitSubcommandPrefixes", "FlagCreatePairsOff")
     config = tuple(getattr(tyro.conf, option) for option in options)
-    speaks = name not in TOGETHER or processes.speaks()
+    speaks = processes.speaks(name)
     tyro.cli(called, prog=prog, args=arguments, config=config, console_outputs=speaks)
 
 
