@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import multiprocessing
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PATIENCE = 120.0  # seconds; only a command that hangs is stopped by this
 
@@ -30,12 +32,45 @@ _forks.set_forkserver_preload(
 )
 
 
+# What changes a folder, as Python's audit events call it.
+CHANGES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.truncate"}
+WRITING = os.O_WRONLY | os.O_RDWR
+
+
+class Moment(NamedTuple):
+    """Before a process changes something in `folder` for the `number`th time, it sends itself
+    `signal`: between any two changes it can so be stopped, however short the time between them.
+    What it changes is noted in the file `events`."""
+
+    folder: Path
+    number: int
+    signal: int
+    events: Path
+
+    def watch(self) -> None:
+        """From here on, in this process."""
+        inside, done = f"{self.folder}/", itertools.count(1)
+        events = os.open(self.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+        def note(event: str, given: tuple[Any, ...]) -> None:
+            if event not in CHANGES or not str(given[0]).startswith(inside):
+                return
+            if event == "open" and not given[2] & WRITING:
+                return
+            number = next(done)
+            os.write(events, f"{event} {given[0]}\n".encode())
+            if number == self.number:
+                os.kill(os.getpid(), self.signal)
+
+        sys.addaudithook(note)
+
+
 class Command:
     """A running `bitlens ARGUMENTS`; its standard output and error go to the file `log`.
 
     constants: module constants to change in that process, for example
     {"bitlens.hidden.harvest.SHARD_BYTES": 4096}. file_limit: the largest file that the process may
-    write, in bytes, as on a disk that is full.
+    write, in bytes, as on a disk that is full. moment: when it sends itself a signal.
     """
 
     def __init__(
@@ -44,10 +79,11 @@ class Command:
         log: Path,
         constants: dict[str, Any] | None = None,
         file_limit: int | None = None,
+        moment: Moment | None = None,
     ) -> None:
         self.log = log
         self._process = _forks.Process(
-            target=_run, args=(arguments, str(log), constants or {}, file_limit)
+            target=_run, args=(arguments, str(log), constants or {}, file_limit, moment)
         )
         self._process.start()
 
@@ -91,7 +127,13 @@ class Command:
         return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
 
 
-def _run(arguments: list[str], log: str, constants: dict[str, Any], file_limit: int | None) -> None:
+def _run(
+    arguments: list[str],
+    log: str,
+    constants: dict[str, Any],
+    file_limit: int | None,
+    moment: Moment | None,
+) -> None:
     with Path(log).open("wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -101,6 +143,8 @@ def _run(arguments: list[str], log: str, constants: dict[str, Any], file_limit: 
         setattr(importlib.import_module(module), constant, value)
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    if moment is not None:
+        moment.watch()
     from bitlens.cli import main
 
     main(arguments)

@@ -290,3 +290,8 @@ def bitlens_command(tmp_path: Path) -> Any:
     yield start
     for command in commands:
         command.kill()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--faults`: as `make faults`."""
+    parser.addoption("--faults", action="store_true", help="try many faults, not a few")
