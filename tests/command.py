@@ -12,12 +12,14 @@ import itertools
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+MANNERLY = {signal.SIGINT, signal.SIGTERM}
 PATIENCE = 120.0  # seconds; only a command that hangs is stopped by this
 
 _forks = multiprocessing.get_context("forkserver")
@@ -100,9 +102,13 @@ class Command:
             assert time.monotonic() < deadline, f"the command hangs: {self.output}"
             time.sleep(0.001)
 
-    def send(self, signal: int) -> None:
+    @property
+    def pid(self) -> int:
         assert self._process.pid is not None
-        os.kill(self._process.pid, signal)
+        return self._process.pid
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
 
     def kill(self) -> int:
         """SIGKILL, if it still runs -> exit status"""
@@ -134,6 +140,7 @@ def _run(
     file_limit: int | None,
     moment: Moment | None,
 ) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, MANNERLY)
     with Path(log).open("wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -145,6 +152,14 @@ def _run(
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     if moment is not None:
         moment.watch()
-    from bitlens.cli import main
+    from bitlens import cli
 
-    main(arguments)
+    # Signals wait until the command has set up what it does with them, as if they came then.
+    status = cli._status
+
+    def unblocked(given: list[str]) -> int:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, MANNERLY)
+        return status(given)
+
+    cli._status = unblocked
+    cli.main(arguments)

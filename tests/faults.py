@@ -8,18 +8,23 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import random
 import re
+import shutil
+import signal
 import sqlite3
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.csv
 import pyarrow.parquet
+import safetensors.torch
 import torch
 from transformers import AutoTokenizer
 
@@ -55,6 +60,11 @@ class Job:
         """What it takes of the fixture `world`."""
         return [word[1:-1] for word in self.line.split() if re.fullmatch("{(?!out).*}", word)]
 
+    @property
+    def checked(self) -> list[str]:
+        """Of these, what is damaged here: bitlens wrote it."""
+        return [name for name in self.reads if name in ("store", "run", "codes", "bits")]
+
     def arguments(self, world: dict[str, Any], out: Path) -> list[str]:
         """For the command line."""
         places = {name: str(path) for name, path in world.items()} | {"out": str(out)}
@@ -64,6 +74,7 @@ class Job:
 TRAIN = "--n-latents 24 --batch-size 64 --steps 30 --prune-rows 200 --log-every 2 --device cpu"
 STUDY = "--families independent --variants measure --ranks 4 --rates 0.5 0.2 --other-rates 0.5"
 STUDY += " --seeds 0 1 --d-in 8 --n-latents 16 --rows 256 --measured-rows 256 --steps 10"
+WINDOWS = {"bitlens.hidden.store.WINDOW_BYTES": 100_000}  # several an epoch
 PAGE = 4096  # that a disk in memory counts in
 EVERY = "bitlens.causal.unfinished"
 JOBS = (
@@ -74,11 +85,14 @@ JOBS = (
         "--resume",
         {"bitlens.hidden.harvest.SHARD_BYTES": 1},
     ),
-    Job("train", f"train {{store}} --out {{out}} --checkpoint-every 4 {TRAIN}", "--resume"),
+    Job(
+        "train", f"train {{store}} --out {{out}} --checkpoint-every 4 {TRAIN}", "--resume", WINDOWS
+    ),
     Job(
         "train topk",
         f"train {{store}} --out {{out}} --checkpoint-every 4 --architecture topk --k 4 {TRAIN}",
         "--resume",
+        WINDOWS,
     ),
     Job(
         "encode",
@@ -112,8 +126,10 @@ class Whole(NamedTuple):
     seconds: float
     changes: int
     """of files and folders"""
-    size: int
-    """bytes of what it wrote, as a disk counts them"""
+    pages: int
+    """of a disk, that what it wrote takes"""
+    largest: int
+    """file, in bytes"""
 
 
 @dataclass
@@ -132,12 +148,29 @@ class Trial:
         """Where changes are noted."""
         return self.place.with_name(f"{self.place.name}.events")
 
-    def run(self, again: bool = False, number: int = 0, signal: int = 0) -> Command:
+    def run(
+        self, again: bool = False, number: int = 0, deadly: int = 0, file_limit: int | None = None
+    ) -> Command:
         """Start it, or go on; at its change of that number it sends itself the signal."""
         more = self.job.again.split() if again else []
         arguments = [*self.job.arguments(self.world, self.place / "out"), *more]
-        moment = Moment(self.place, number, signal, self.events)
-        return self.start(*arguments, constants=self.job.constants, moment=moment)
+        moment = Moment(self.place, number, deadly, self.events)
+        return self.start(
+            *arguments, constants=self.job.constants, moment=moment, file_limit=file_limit
+        )
+
+    def process(self, **environment: str) -> subprocess.Popen[str]:
+        """Go on with it in a process that imports all for itself."""
+        arguments = [*self.job.arguments(self.world, self.place / "out"), *self.job.again.split()]
+        return subprocess.Popen(
+            [sys.executable, "-m", "bitlens", *arguments],
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # a suite that runs in the background of a shell has interrupts ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
     def whole(self) -> Whole:
         """Undisturbed."""
@@ -145,17 +178,19 @@ class Trial:
         done = self.finished()
         seconds = time.monotonic() - begun
         changes = len(self.events.read_text().splitlines())
-        size = sum(-(-path.stat().st_size // PAGE) * PAGE for path in files(self.place))
-        return Whole(done, seconds, changes, size)
+        sizes = [path.stat().st_size for path in files(self.place)]
+        pages = sum(-(-size // PAGE) for size in sizes)
+        return Whole(done, seconds, changes, pages, max(sizes))
 
-    def disturbed(self, draw: random.Random, whole: Whole, signal: int, again: bool) -> Command:
+    def disturbed(self, draw: random.Random, whole: Whole, deadly: int, again: bool) -> Command:
         """It gets the signal at a random moment: of its time, or just before a change."""
         if draw.random() < 0.5:
-            return self.run(again, draw.randint(1, whole.changes), signal)
+            return self.run(again, draw.randint(1, whole.changes), deadly)
         command = self.run(again)
+        command.wait_until(command.log.exists)
         time.sleep(draw.uniform(0, whole.seconds))
         with contextlib.suppress(ProcessLookupError):
-            command.send(signal)
+            command.send(deadly)
         return command
 
     def finished(self, again: bool = False) -> dict[str, Any]:
@@ -164,6 +199,18 @@ class Trial:
         assert command.wait() == 0, command.output
         assert not list(self.place.rglob(".*.tmp"))
         return contents(self.place)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that this one has started."""
+    try:
+        return [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+    except OSError:  # it has ended
+        return []
 
 
 def told(command: Command) -> str:
@@ -205,6 +252,79 @@ def plant_codes(folder: Path) -> None:
     }
     about = {"model": BUNDLED, "revision": None}
     Codes.write(folder, [(PackedBits.pack(bits), columns)], bits.shape[1], about)
+
+
+# --- damage: of a file, or of one in a folder -> whether there was something that it can happen to
+
+
+def _cut(path: Path, draw: random.Random) -> bool:
+    return _change(path, draw, lambda whole: whole[: draw.randrange(len(whole) - 2)])
+
+
+def _alter(path: Path, draw: random.Random) -> bool:
+    """A byte of what has a checksum."""
+
+    def turned(whole: bytes) -> bytes:
+        i = draw.randrange(len(whole))
+        return whole[:i] + bytes([whole[i] ^ 1 << draw.randrange(8)]) + whole[i + 1 :]
+
+    return _change(path, draw, turned, CHECKED)
+
+
+def _delete(path: Path, draw: random.Random) -> bool:
+    chosen = _chosen(path, draw)
+    if chosen is not None:
+        chosen.unlink()
+    return chosen is not None
+
+
+def _swap(path: Path, draw: random.Random) -> bool:
+    """A shard with one of the same form and other numbers, as of another store."""
+
+    def other(whole: bytes) -> bytes:
+        tensors = safetensors.torch.load(whole)
+        name = draw.choice([name for name in ("hidden", "bits", "token") if name in tensors])
+        words = tensors[name].view(torch.uint8)
+        return safetensors.torch.save(tensors | {name: words.flip(0).view(tensors[name].dtype)})
+
+    return _change(path, draw, other, {"shard", "codes"})
+
+
+def _newer(path: Path, draw: random.Random) -> bool:
+    """The schema of a later version."""
+
+    def later(whole: bytes) -> bytes:
+        return re.sub(rb'"schema": \d+', b'"schema": 99', whole)
+
+    return _change(path, draw, later, {"manifest.json", "training.json", "unfinished.json"})
+
+
+DAMAGES = {"cut": _cut, "altered": _alter, "deleted": _delete, "swapped": _swap, "newer": _newer}
+CHECKED = {"shard", "codes", "bits"}  # what these names begin with has a checksum
+LOGS = {"metrics.jsonl", "report.html"}  # nothing is made of them
+
+
+def _chosen(path: Path, draw: random.Random, begins: Collection[str] = ("",)) -> Path | None:
+    among = files(path) if path.is_dir() else [path]
+    found = [f for f in among if f.name.startswith(tuple(begins)) and f.name not in LOGS]
+    return draw.choice(found) if found else None
+
+
+def _change(
+    path: Path,
+    draw: random.Random,
+    change: Callable[[bytes], bytes],
+    begins: Collection[str] = ("",),
+) -> bool:
+    chosen = _chosen(path, draw, begins)
+    if chosen is not None:
+        chosen.write_bytes(change(chosen.read_bytes()))
+    return chosen is not None
+
+
+def copy(path: Path, to: Path) -> Path:
+    """Of a file or folder."""
+    return shutil.copytree(path, to) if path.is_dir() else Path(shutil.copy(path, to))
 
 
 def files(folder: Path) -> list[Path]:

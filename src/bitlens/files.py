@@ -231,6 +231,29 @@ def _is_ours(marker: Path, kind: str | None) -> bool:
     return False
 
 
+def holds_something(folder: Path) -> bool:
+    """Whether there is such a folder, with more in it than a killed `replacing` left behind."""
+    return folder.is_dir() and any(
+        not (path.name.startswith(".") and path.suffix == ".tmp") for path in folder.iterdir()
+    )
+
+
+def _clear(folder: Path, marker: Path) -> None:
+    """Delete all that is in a folder, the marker last: a kill meanwhile leaves what is still
+    ours."""
+    last = folder / marker.parts[0]
+    for path in folder.iterdir():
+        if path != last and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path != last:
+            path.unlink()
+    if len(marker.parts) > 1:
+        _clear(last, marker.relative_to(marker.parts[0]))
+        last.rmdir()
+    else:
+        last.unlink()
+
+
 def prepare_output(
     path: Path,
     resume: bool | None,
@@ -250,7 +273,7 @@ def prepare_output(
         raise BitlensError(f"{path} is a file; name a folder for the output.")
     if real.is_dir() and not os.access(real, os.W_OK | os.X_OK):
         raise BitlensError(f"The folder {path} cannot be written to; name another one.")
-    if real.is_dir() and any(real.iterdir()) and not resume:
+    if holds_something(real) and not resume:
         if not overwrite:
             way = "" if resume is None else "`resume=True` to continue it or "
             raise BitlensError(f"{path} is not empty; pass {way}`overwrite=True` to replace it.")
@@ -262,7 +285,7 @@ def prepare_output(
             )
         if keep:
             return
-        shutil.rmtree(real)
+        _clear(real, Path(marker))
     try:
         real.mkdir(parents=True, exist_ok=True)
     except OSError as error:

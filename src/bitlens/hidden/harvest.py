@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from bitlens import terminal
 from bitlens.errors import BitlensError, Interrupted
-from bitlens.files import prepare_output
+from bitlens.files import prepare_output, verify_shard
 from bitlens.hidden.documents import Corpus
 from bitlens.hidden.hooks import HookPoint
 from bitlens.hidden.models import LanguageModel
@@ -112,6 +112,8 @@ def harvest(
     done = min(len(writer.shards) for writer in writers.values())
     for writer in writers.values():
         writer.shards = writer.shards[:done]  # a shard that not all of them have is written again
+        for shard in writer.shards:
+            verify_shard(writer.path / shard["file"], shard["sha256"])
     job.write(writers, plan.rows, stop)
     return [writer.finish() for writer in writers.values()]
 
