@@ -294,4 +294,4 @@ def bitlens_command(tmp_path: Path) -> Any:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--faults`: as `make faults`."""
-    parser.addoption("--faults", action="store_true", help="try many faults, not a few")
+    parser.addoption("--faults", type=int, default=1, help="try so many faults of each kind")

@@ -1,6 +1,6 @@
 """Faults that happen to long jobs, for real: processes are killed, disks are full, files damaged.
 
-`make faults` tries many of each (`--faults`); without that option there are a few.
+`make faults` tries twenty of each (`--faults 20`), and a usual run of the tests one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from language_model_server import LanguageModelServer
 from test_cli import run
 from test_interpret import by_first_letter
 
-SEEDS = 20
 AT_LENGTH = {"train", "interpret with a model", "study"}  # in which a clock could matter
 QUICK = {"harvest", "train", "encode", "compress", "interpret"}
 each_job = pytest.mark.parametrize(
@@ -50,10 +49,9 @@ needs_a_disk = pytest.mark.skipif(not MOUNTS, reason="only root may mount a disk
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`seed` is one number, or with --faults many."""
+    """`seed` is one number, or as many as --faults says."""
     if "seed" in metafunc.fixturenames:
-        many = metafunc.config.getoption("--faults")
-        metafunc.parametrize("seed", range(SEEDS if many else 1))
+        metafunc.parametrize("seed", range(metafunc.config.getoption("--faults")))
 
 
 @pytest.fixture(scope="module")
