@@ -213,6 +213,14 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def alive(pid: int) -> bool:
+    """Whether there is such a process; one that nobody has waited for yet is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def told(command: Command) -> str:
     """The sentence that a command ended with."""
     lines = command.output.strip().splitlines()

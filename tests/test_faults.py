@@ -25,6 +25,7 @@ from faults import (
     Job,
     Trial,
     Whole,
+    alive,
     children,
     contents,
     copy,
@@ -282,21 +283,22 @@ def test_a_clock_that_jumps_changes_nothing(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
-@pytest.mark.parametrize("seconds", [0.15, 0.4, 0.8, 1.6])
+@pytest.mark.parametrize("seconds", [0, 0.4, 1.2])
 @pytest.mark.parametrize("job", [job for job in JOBS if job.name == "train"], ids=str)
 def test_a_signal_while_it_starts_is_a_word(
     trial: Trial, seconds: float, number: signal.Signals
 ) -> None:
-    """A process of its own, with all that it imports."""
+    """So long after a process of its own has begun to load torch, the longest of its imports."""
     process = trial.process()
+    while b"torch" not in Path(f"/proc/{process.pid}/maps").read_bytes():
+        assert process.poll() is None
+        time.sleep(0.001)
     time.sleep(seconds)
     process.send_signal(number)
     said = process.communicate(timeout=PATIENCE)[0]
-    # before there is any code of ours, Python answers
-    assert process.returncode in (1, 128 + number, *([-number] if seconds < 0.3 else []))
-    if process.returncode > 0:
-        assert "Traceback" not in said
-        assert said.splitlines()[-1].startswith("Stopped")
+    assert process.returncode in (0, 1, 128 + number), said
+    assert "Traceback" not in said
+    assert process.returncode == 0 or said.splitlines()[-1].startswith("Stopped")
 
 
 def workers_of(command: Command) -> list[int]:
@@ -331,7 +333,7 @@ def test_of_several_processes_one_is_killed(trial: Trial, whole: Whole, who: str
     else:
         command.kill()
     until = time.monotonic() + PATIENCE
-    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+    while any(map(alive, workers)):
         assert time.monotonic() < until, "a worker has stayed"
         time.sleep(0.05)
     assert trial.finished(again=True) == whole.contents
