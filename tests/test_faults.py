@@ -38,7 +38,11 @@ from language_model_server import LanguageModelServer
 from test_cli import run
 from test_interpret import by_first_letter
 
-AT_LENGTH = {"train", "interpret with a model", "study"}  # in which a clock could matter
+AT_LENGTH = [  # in which a clock could matter; as a process of its own has them
+    dataclasses.replace(job, name=f"{job.name} as it is", constants={})
+    for job in JOBS
+    if job.name in ("train", "interpret with a model", "study")
+]
 QUICK = {"harvest", "train", "encode", "compress", "interpret"}
 each_job = pytest.mark.parametrize(
     "job",
@@ -52,7 +56,7 @@ needs_a_disk = pytest.mark.skipif(not MOUNTS, reason="only root may mount a disk
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`seed` is one number, or as many as --faults says."""
     if "seed" in metafunc.fixturenames:
-        metafunc.parametrize("seed", range(metafunc.config.getoption("--faults")))
+        metafunc.parametrize("seed", range(int(metafunc.config.getoption("--faults") or 1)))
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +259,7 @@ CLOCKS = {"an hour back": "-1h", "a year on": "+365d", "to 1980": "@1980-01-01 0
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jump", CLOCKS.values(), ids=CLOCKS)
-@pytest.mark.parametrize("job", [job for job in JOBS if job.name in AT_LENGTH], ids=str)
+@pytest.mark.parametrize("job", AT_LENGTH, ids=str)
 def test_a_clock_that_jumps_changes_nothing(
     trial: Trial, whole: Whole, tmp_path: Path, jump: str, seed: int
 ) -> None:
@@ -336,20 +340,4 @@ def test_of_several_processes_one_is_killed(trial: Trial, whole: Whole, who: str
     while any(map(alive, workers)):
         assert time.monotonic() < until, "a worker has stayed"
         time.sleep(0.05)
-    assert trial.finished(again=True) == whole.contents
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("job", JOBS, ids=str)
-def test_two_at_once_do_no_harm(trial: Trial, whole: Whole, seed: int) -> None:
-    """Either is refused in a sentence, or ends; and what is there then is whole."""
-    draw = random.Random(f"{trial.job} {seed}")
-    first = trial.run(again=True)
-    time.sleep(draw.uniform(0, whole.seconds))
-    second = trial.run(again=True)
-    for command in (first, second):
-        if command.wait():
-            assert command.wait() == 2, command.output
-            told(command)
-    assert 0 in (first.wait(), second.wait())
     assert trial.finished(again=True) == whole.contents
