@@ -326,7 +326,8 @@ def workers_of(command: Command) -> list[int]:
 @pytest.mark.parametrize("job", [job for job in JOBS if job.name == "study"], ids=str)
 def test_of_several_processes_one_is_killed(trial: Trial, whole: Whole, who: str) -> None:
     """A worker: it is said. The study: no worker stays behind. It goes on, either way."""
-    trial.job = dataclasses.replace(trial.job, line=f"{trial.job.line} --workers 2")
+    alone = trial.job
+    trial.job = dataclasses.replace(alone, line=f"{alone.line} --workers 2")
     command = trial.run()
     workers = workers_of(command)
     assert len(workers) == 2, command.output
@@ -340,4 +341,5 @@ def test_of_several_processes_one_is_killed(trial: Trial, whole: Whole, who: str
     while any(map(alive, workers)):
         assert time.monotonic() < until, "a worker has stayed"
         time.sleep(0.05)
+    trial.job = alone
     assert trial.finished(again=True) == whole.contents
