@@ -255,6 +255,29 @@ def _is_ours(marker: Path, kind: str | None) -> bool:
     return False
 
 
+def holds_something(folder: Path) -> bool:
+    """Whether there is such a folder, with more in it than a killed `replacing` left behind."""
+    return folder.is_dir() and any(
+        not (path.name.startswith(".") and path.suffix == ".tmp") for path in folder.iterdir()
+    )
+
+
+def _clear(folder: Path, marker: Path) -> None:
+    """Delete all that is in a folder, the marker last: a kill meanwhile leaves what is still
+    ours."""
+    last = folder / marker.parts[0]
+    for path in folder.iterdir():
+        if path != last and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path != last:
+            path.unlink()
+    if len(marker.parts) > 1:
+        _clear(last, marker.relative_to(marker.parts[0]))
+        last.rmdir()
+    else:
+        last.unlink()
+
+
 def prepare_output(
     path: Path,
     resume: bool | None,
@@ -278,7 +301,7 @@ def prepare_output(
         if real.is_dir() and not os.access(real, os.W_OK | os.X_OK):
             raise BitlensError(f"The folder {path} cannot be written to; name another one.")
     with remote.saying(path, "written"):
-        if not resume and real.is_dir() and any(real.iterdir()):
+        if not resume and holds_something(real):
             if not overwrite:
                 way = "" if resume is None else "`resume=True` to continue it or "
                 raise BitlensError(
@@ -287,7 +310,10 @@ def prepare_output(
             _refuse_others(path, real / marker, kind)
             if keep:
                 return
-            remote.remove(real)
+            if here:
+                _clear(real, Path(marker))
+            else:
+                remote.remove(real)
     try:
         if here:
             real.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,6 @@ import ast
 import importlib
 import io
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -60,7 +59,8 @@ GROUPS = {  # name: its commands
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Exit status: 0 done, 1 stopped or failed, 2 bad input, 130 interrupted."""
+    """Entry point. Exit status: 0 done, 1 stopped and saved, 2 bad input, 130 interrupted, 143
+    terminated."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # threads that spin cost a busy machine most of its speed
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -101,7 +101,7 @@ def _status(arguments: list[str]) -> int:
         path, reason = error.filename or "The output", error.strerror or error
         return _fail(f"{path} could not be read or written: {reason}.", 2, arguments)
     except KeyboardInterrupt:
-        status = 128 + signal.SIGINT
+        status = 128 + terminal.interrupt.signal
         return _fail("Stopped.", status, arguments) if processes.is_first() else status
     return 0
 

@@ -16,7 +16,7 @@ import torch
 
 from bitlens import processes, terminal
 from bitlens.errors import BitlensError, Interrupted
-from bitlens.files import free_space, prepare_output
+from bitlens.files import free_space, prepare_output, verify_shard
 from bitlens.hidden.documents import Corpus
 from bitlens.hidden.hooks import HookPoint
 from bitlens.hidden.models import LanguageModel
@@ -248,7 +248,11 @@ class _Job:
                 self.folders[hook.name].mkdir(exist_ok=True)
             settings = {"max_rows": self.max_rows, "batch_size": self.batch_size}
             about = origin(self.model, self.reader, hook, self.dtype) | settings
-            writers[hook.name] = StoreWriter(self.folders[hook.name], about, outlier_multiple)
+            writer = StoreWriter(self.folders[hook.name], about, outlier_multiple)
+            for number, shard in writer.shards.items() if not writer.complete else ():
+                if self.share.has(number):
+                    verify_shard(writer.path / shard["file"], shard["sha256"])
+            writers[hook.name] = writer
         return writers
 
     def finish(self, writers: list[StoreWriter], shards: int) -> list[ActivationStore]:
