@@ -110,7 +110,7 @@ def variants(text: str) -> Iterator[tuple[str, str]]:
     values = json.loads(text)
     for key in values:
         yield f"{key} missing", json.dumps({k: v for k, v in values.items() if k != key})
-        for odd in ("x", None, -5, {}, [None]):
+        for odd in ("x", None, -5, 10**400, {}, [None]):
             yield f"{key} is {odd}", json.dumps({**values, key: odd})
 
 
@@ -156,9 +156,12 @@ def test_damaged_tensors_are_refused(
             else:
                 refused(capsys, "evaluate", places["run"], places["store"])
         (copy / file).unlink()
-        refused(capsys, "entropy", copy) if kind == "codes" else refused(
-            capsys, "evaluate", places["run"], places["store"]
-        )
+        for lacking in (True, False):  # and a folder in its place
+            refused(capsys, "entropy", copy) if kind == "codes" else refused(
+                capsys, "evaluate", places["run"], places["store"]
+            )
+            if lacking:
+                (copy / file).mkdir()
 
 
 def test_a_damaged_compressed_file_is_refused(

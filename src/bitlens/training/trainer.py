@@ -91,6 +91,10 @@ def train(
         require_room(other, model)  # before anything is written
     folder = Path(out) if out is not None else None
     if folder is not None:
+        for name in ("init", "match"):
+            given = getattr(config, name)
+            if given and Path(given).resolve() == folder.resolve():
+                raise BitlensError(f"`{name}` names {folder}, which is written: name another.")
         prepare_output(folder, resume, overwrite, marker=RUN)
         write_or_compare(folder, settings, source.about)
         if (folder / CONFIG).exists():
