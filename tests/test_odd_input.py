@@ -108,7 +108,7 @@ def variants(text: str) -> Iterator[tuple[str, str]]:
     values = json.loads(text)
     for key in values:
         yield f"{key} missing", json.dumps({k: v for k, v in values.items() if k != key})
-        for odd in ("x", None, -5, {}, [None]):
+        for odd in ("x", None, -5, 10**400, {}, [None]):
             yield f"{key} is {odd}", json.dumps({**values, key: odd})
 
 

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,9 @@ def _fits(value: Any, form: Any) -> bool:
         return value is None
     if form is int:
         return type(value) is int and value >= 0  # a bool is none
-    return type(value) in (int, float) if form is float else isinstance(value, form)
+    if form is float:  # which JSON's whole numbers can be larger than
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return isinstance(value, form)
 
 
 def _refuse_other_forms(values: Mapping[str, Any], path: Path, what: str) -> None:
@@ -165,7 +168,9 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_bytes().decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         why = f" ({remote.said(error)})" if path.name not in str(error) else ""
-        raise BitlensError(f"{path.parent} is not {what}: it has no {path.name}{why}.") from None
+        here = remote.is_remote(path) or path.parent.is_dir()
+        lack = f"it has no {path.name}{why}" if here else "there is no such folder"
+        raise BitlensError(f"{path.parent} is not {what}: {lack}.") from None
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of 5,000 digits
         raise BitlensError(
             f"{path} is damaged ({error}); restore it or make {what} again."
@@ -229,7 +234,7 @@ def read_tensors(
         return cache.local(path, read, digest)
     except FileNotFoundError:
         raise BitlensError(f"{path} is missing; restore it or make its folder again.") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise BitlensError(
             f"{path} is damaged or lacks a tensor ({error}); restore it or make it again."
         ) from error
