@@ -400,7 +400,9 @@ def test_values_that_are_not_finite_name_row_and_document(tmp_path):
     hidden = states(ROWS, WIDTH)
     hidden[41, 3] = np.nan
     file = saved(tmp_path / "a.npz", hidden=hidden, text=np.arange(ROWS) // 10)
-    assert "Row 41 (document 4) has a NaN" in refusal(file, out=tmp_path / "out", documents="text")
+    assert "Row 41 (document 4, position 1) has a NaN" in refusal(
+        file, out=tmp_path / "out", documents="text"
+    )
 
 
 def test_a_folder_that_is_not_empty_is_refused_and_replaced_when_asked(tmp_path):

@@ -293,7 +293,7 @@ def test_another_kind_than_the_one_asked_for_is_refused(tmp_path):
 
 
 def test_missing_and_damaged_files_give_one_error(tmp_path):
-    with pytest.raises(BitlensError, match=r"is not an autoencoder: it has no cfg\.json"):
+    with pytest.raises(BitlensError, match=r"is not an autoencoder: there is no such folder"):
         Autoencoder.from_pretrained(tmp_path / "nowhere")
     build().save(tmp_path)
     weights = tmp_path / "sae_weights.safetensors"

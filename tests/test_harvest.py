@@ -198,7 +198,7 @@ def test_the_plan_tells_the_rows(job, tmp_path):
     assert plan.rows == len(stores[0])
     assert plan.store_bytes == pytest.approx(size, rel=0.05)
     assert plan.memory.parts["model"] == job(*HOOKS)[0].memory()
-    assert f"about {plan.rows:,} rows; memory:" in str(plan)
+    assert f"about {plan.rows:,} rows; harvest takes " in str(plan)
 
 
 # --- trouble ------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_hidden_states_that_are_not_finite_name_row_and_document(
     model, reader = job(embeddings, folder=folder, text=text, packed=False)
     sentence = refusal(lambda: harvest(model, reader, tmp_path / "out", batch_size=1))
     position = row - sum(lengths[:13])
-    place = f"Row {row} (document 13, position {position}) has a NaN hidden state at embed_tokens"
+    place = f"Row {row} (document 13, position {position}) has a NaN hidden state at layers.0:input"
     assert f"{place}, as 1 of " in sentence
     assert "leave the document out" in sentence
 

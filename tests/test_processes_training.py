@@ -22,7 +22,7 @@ from bitlens.hidden.store import OF_ONE_HARVEST
 from bitlens.training import TrainConfig, train
 from bitlens.training.checkpoint import STATE
 from command import Command, together
-from test_resume import lines, logged_steps, rows, same
+from test_resume import logged_steps, rows, same
 
 STEPS = 30
 COVARIANCE = {"preset": "step", "gamma": 0.5}
@@ -224,7 +224,7 @@ def sentences(commands: list[Command]) -> list[str]:
 def test_a_killed_process_is_named_by_the_other_and_the_run_goes_on(stores, tmp_path, killed):
     out, whole = tmp_path / "run", tmp_path / "whole"
     commands = together(2, train_command(stores, out, 300), tmp_path)
-    commands[0].wait_until(lambda: lines(out) > 9)
+    commands[0].wait_until(lambda: len(logged_steps(out)) > 9)
     assert commands[killed].kill() == -signal.SIGKILL
     left = commands[1 - killed]
     assert left.wait() == 2
@@ -248,7 +248,7 @@ def test_a_process_that_hangs_is_named_after_the_time_out(stores, tmp_path):
     commands = together(
         2, train_command(stores, tmp_path / "run"), tmp_path, **{processes.TIMEOUT: "4"}
     )
-    commands[0].wait_until(lambda: lines(tmp_path / "run") > 3)
+    commands[0].wait_until(lambda: len(logged_steps(tmp_path / "run")) > 3)
     commands[1].send(signal.SIGSTOP)
     assert commands[0].wait() == 2
     assert sentences(commands)[-1] == (
@@ -262,7 +262,7 @@ def test_a_signal_to_one_stops_all_at_one_step_that_is_saved(stores, tmp_path):
     out = tmp_path / "run"
     arguments = train_command(stores, out, every=LONG)
     commands = together(2, arguments, tmp_path)
-    commands[0].wait_until(lambda: lines(out) > 3)
+    commands[0].wait_until(lambda: len(logged_steps(out)) > 3)
     commands[1].send(signal.SIGTERM)
     commands[1].send(signal.SIGTERM)  # torchrun may repeat it
     assert [command.wait() for command in commands] == [1, 1]
@@ -339,7 +339,7 @@ def test_torchrun_starts_and_stops_all(stores, tmp_path):
     launch += ["-m", "bitlens", *train_command(stores, out, every=LONG)]
     with log.open("wb") as file:
         running = subprocess.Popen(launch, stdout=file, stderr=file, env=os.environ)
-        while running.poll() is None and lines(out) < 5:
+        while running.poll() is None and len(logged_steps(out)) < 5:
             time.sleep(0.05)
         running.send_signal(signal.SIGINT)
         assert running.wait(60) != 0

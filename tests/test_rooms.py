@@ -22,7 +22,7 @@ ROOMS = [
     ["ecosystem"],
     ["show", "report"],
     ["studies"],
-    ["evaluation", "encode", "compression"],
+    ["evaluation", "encode", "compression", "sweeping"],
     ["causal", "comsem", "matching"],
     ["features"],
     ["labels"],

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from bitlens.labels.scores import label_scores
     from bitlens.matching import match
     from bitlens.results import to_pandas
+    from bitlens.sweeping import sweep
     from bitlens.training import TrainConfig, train
-    from bitlens.training.sweep import sweep
 
 _MODULES = {
     "autoencoders": ("Autoencoder", "BinaryAutoencoder", "TopKAutoencoder"),
@@ -59,7 +59,7 @@ _MODULES = {
     "matching": ("match",),
     "results": ("to_pandas",),
     "training": ("TrainConfig", "train"),
-    "training.sweep": ("sweep",),
+    "sweeping": ("sweep",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -6,6 +6,7 @@ memory-mapped do not count: the system takes their pages back when it needs them
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -50,7 +51,8 @@ class MemoryPlan:
     def __str__(self) -> str:
         known = {"memory": (self.parts, free_memory())}
         if self.on_gpu:
-            known[self.device] = (self.on_gpu, free_on_gpu(self.device))
+            free = free_on_gpu(self.device)
+            known[self.device] = (self.on_gpu, None if free == math.inf else free)
         return f"{self.work} takes " + " and ".join(
             f"{size(sum(parts.values()))} of {where} "
             f"({', '.join(f'{name} {size(n)}' for name, n in parts.items() if n)}"
@@ -109,10 +111,12 @@ def size(n: float) -> str:
     return decimal(int(n))
 
 
-def free_on_gpu(device: str) -> int:
-    """Bytes, with those that torch holds and does not use."""
+def free_on_gpu(device: str) -> float:
+    """Bytes, with those that torch holds and does not use; of other accelerators infinite."""
     import torch
 
+    if not device.startswith("cuda"):
+        return math.inf
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
 

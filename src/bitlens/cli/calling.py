@@ -13,7 +13,7 @@ import inspect
 import os
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,10 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
             bound = inspect.signature(command).bind(*args, **kwargs)
             given = bound.arguments
             given.update(_placed(name, given))
-            memory.only_plan.set(plan)
-            with processes.together() if name in processes.AS_ONE else contextlib.nullcontext():
+            with (
+                _planning(plan),
+                processes.together() if name in processes.AS_ONE else contextlib.nullcontext(),
+            ):
                 if name in processes.AS_ONE and not processes.is_first():
                     from bitlens import show
 
@@ -88,6 +90,15 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
     config = tuple(getattr(tyro.conf, option) for option in options)
     speaks = processes.speaks(name)
     tyro.cli(called, prog=prog, args=arguments, config=config, console_outputs=speaks)
+
+
+@contextlib.contextmanager
+def _planning(only: bool) -> Iterator[None]:
+    token = memory.only_plan.set(only)
+    try:
+        yield
+    finally:
+        memory.only_plan.reset(token)
 
 
 def _write(command: Callable[[], Any], json: Path | None, out: Path | None) -> None:

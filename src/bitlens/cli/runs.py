@@ -127,7 +127,7 @@ def train(
 def _sweep(rows: Any, settings: Any, out: Path, config: TrainConfig, *how: Any) -> dict[str, Any]:
     """Train all, show what came of them; BitlensError, at the end, where some have no result."""
     from bitlens import show
-    from bitlens.training.sweep import sweep
+    from bitlens.sweeping import sweep
 
     log, resume, overwrite = how
     found = sweep(rows, settings, out, config, loggers=log, resume=resume, overwrite=overwrite)

@@ -28,6 +28,7 @@ from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import prepare_output, write_json
 from bitlens.hidden.source import HiddenSource
 from bitlens.hidden.store import ActivationStore
+from bitlens.information.moments import Variance, squared_error
 from bitlens.options import Logger
 from bitlens.seeding import generator
 from bitlens.training.config import PRESETS, TrainConfig, settings_that_apply
@@ -231,18 +232,16 @@ class _Member:
 @torch.no_grad()
 def _held_out(autoencoder: Autoencoder, rows: torch.Tensor) -> Row:
     """fvu, mean number of latents on, and the sum of the entropies of their rates."""
-    error, on, targets = 0.0, [], []
+    variance, error, on = Variance(), 0.0, []
     for block in rows.split(1024):
         x, target = autoencoder.pair(block.to(autoencoder.mean.device))
         codes = autoencoder.encode(x)
-        error += float((target - autoencoder.decode(codes, x)).double().square().sum())
+        error += squared_error(target, autoencoder.decode(codes, x))
         on.append((codes != 0).double().sum(0))
-        targets.append(target.double())
-    all_of_them = torch.cat(targets)
-    spread = float((all_of_them - all_of_them.mean(0)).square().sum())
+        variance.add(target)
     rates = autoencoder.on_rates(torch.stack(on).sum(0) / len(rows))
     numbers = {"l0": float(rates.sum()), "bits": float(binary_entropy(rates).sum())}
-    return {"fvu": error / spread, **numbers, "rows": f"{len(rows):,} held out"}
+    return {"fvu": variance.fvu(error), **numbers, "rows": f"{len(rows):,} held out"}
 
 
 def _rounds(members: list[_Member]) -> Iterator[list[tuple[_Member, Any]]]:
