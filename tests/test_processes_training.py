@@ -294,7 +294,7 @@ def differing(stores: Path) -> None:
         (["no-command"], "There is no 'bitlens no-command'"),
         (["train", "--no-flag"], ""),
     ],
-    ids=str,
+    ids=["seeds", "rows", "price", "stream", "evaluate", "no command", "no flag"],
 )
 def test_what_is_wrong_is_said_once(stores, tmp_path, arguments, sentence):
     if callable(arguments):

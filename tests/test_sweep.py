@@ -14,7 +14,7 @@ from bitlens.hidden import ActivationStore, Corpus, LanguageModel, TensorSource
 from bitlens.hidden.live import LiveSource
 from bitlens.hidden.text import ContextReader
 from bitlens.training import TrainConfig, train
-from bitlens.training.sweep import sweep
+from bitlens.sweeping import sweep
 
 CONFIG = TrainConfig(n_latents=24, steps=20, batch_size=32, log_every=10, device="cpu")
 

@@ -44,15 +44,15 @@ class MemoryPlan:
         free, gpu = free_memory(), sum(self.on_gpu.values())
         if free is not None and self.total - self.there > free:
             return f"only {size(free)} of memory are free"
-        if gpu and gpu > (free := free_on_gpu(self.device)):
-            return f"only {size(free)} are free on {self.device}"
+        if gpu and gpu > (on_gpu := free_on_gpu(self.device)):
+            return f"only {size(on_gpu)} are free on {self.device}"
         return ""
 
     def __str__(self) -> str:
         known = {"memory": (self.parts, free_memory())}
         if self.on_gpu:
             free = free_on_gpu(self.device)
-            known[self.device] = (self.on_gpu, None if free == math.inf else free)
+            known[self.device] = (self.on_gpu, None if free == math.inf else int(free))
         return f"{self.work} takes " + " and ".join(
             f"{size(sum(parts.values()))} of {where} "
             f"({', '.join(f'{name} {size(n)}' for name, n in parts.items() if n)}"
