@@ -13,8 +13,8 @@ from bitlens.errors import BitlensError
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel, TensorSource
 from bitlens.hidden.live import LiveSource
 from bitlens.hidden.text import ContextReader
-from bitlens.training import TrainConfig, train
 from bitlens.sweeping import sweep
+from bitlens.training import TrainConfig, train
 
 CONFIG = TrainConfig(n_latents=24, steps=20, batch_size=32, log_every=10, device="cpu")
 

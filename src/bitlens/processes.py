@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 TIMEOUT = "BITLENS_PROCESS_TIMEOUT"  # environment variable: seconds that a process is waited for
 DEFAULT_TIMEOUT = 600.0
-AS_ONE = {"train"}  # commands that all processes do as one; of others each has its share
+AS_ONE, SHARED = {"train"}, {"harvest"}  # commands of many: done together; each a share
 ROLL_CALL = 5.0  # seconds in which those that are left say so, after one was missed
 ALONE = 1 << 20  # elements from which a tensor travels by itself, without being copied
 ERROR, PRESENT = "bitlens/error", "bitlens/present"  # keys of the store
@@ -61,7 +61,7 @@ def speaks(command: str) -> bool:
     """Whether an error of this process is to be said: before they have joined, the first says what
     all have to say; afterwards `together` sees to it that one does. Of work that is shared out,
     each says its own."""
-    return is_first() or command not in AS_ONE or _store.cache_info().currsize > 0
+    return is_first() or command in SHARED or _store.cache_info().currsize > 0
 
 
 def timeout() -> float:

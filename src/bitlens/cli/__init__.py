@@ -46,7 +46,6 @@ COMMANDS = {  # name: module of this package and its function
     "push": "hub:push",
     "study": "studies:",
 }
-BY_MANY = {"harvest", "train"}  # what torchrun may start
 GROUPS = {  # name: its commands
     "export": {
         "saelens": "export:saelens",
@@ -158,7 +157,7 @@ def _call(arguments: list[str]) -> None:
             f"There is no '{name} {rest[0]}'; choose one of: {', '.join(commands)}; "
             "each explains itself with --help."
         )
-    if processes.world_size() > 1 and rest[0] not in BY_MANY:
+    if processes.world_size() > 1 and rest[0] not in processes.AS_ONE | processes.SHARED:
         raise BitlensError(f"'{name} {rest[0]}' runs in one process: start it without torchrun.")
     command = _load(place)
 
