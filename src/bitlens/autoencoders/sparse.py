@@ -145,7 +145,7 @@ class PenaltyLearner(SparseLearner[Sparse]):
         super().__init__(model, settings, sample)
         first = math.log(settings.sparsity or FIRST_WEIGHT)
         device = model.W_enc.device
-        self.state = {"log_sparsity": torch.tensor(first, dtype=torch.float64, device=device)}
+        self.state = {"log_sparsity": torch.full((), first, dtype=torch.float64, device=device)}
         self.rising_steps = WARM_UP * settings.steps
 
     def penalised(self, x: Tensor) -> Penalty:
