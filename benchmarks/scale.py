@@ -1,120 +1,118 @@
-"""`python -m benchmarks.scale STORE`: what each command takes as rows grow, and what that makes of
-many more rows than are there.
+"""`python -m benchmarks.scale`: what each command takes as rows and latents grow, and what that
+makes of many more rows than are there.
 
-Every command runs as a process of its own on the first 1, 2, 4, ... shards of a store; time and
-peak memory are a line in the number of rows, fitted by least squares.
+Every command runs as a process of its own, with one thread, on synthetic stores and codes of the
+form that commands write; CPU time, memory of its own and disk are a line in the number of rows,
+fitted by least squares.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tyro
 
-from bitlens.files import read_manifest
-from bitlens.hidden.store import MANIFEST, SCHEMA, WHAT
-from bitlens.hidden.writer import StoreWriter
-
-FINISHED = ("schema", "kind", "complete", "rows", "shards", "documents", "mean", "std")
-FINISHED += ("outlier_norm", "outliers", "zeros")
+from benchmarks.spending import Spent, spend
+from benchmarks.synthetic import write_codes, write_store, write_text
+from bitlens.memory import size
 
 
-@dataclass(frozen=True)
-class Spent:
-    """By one run of one command."""
-
-    rows: int
-    cpu_seconds: float
-    peak_bytes: int
-    disk_bytes: int
+def disk(path: Path) -> int:
+    """Bytes of a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def first_shards(store: Path, out: Path, count: int) -> int:
-    """A store of the first shards of another -> its rows"""
-    manifest = read_manifest(store / MANIFEST, SCHEMA, WHAT)
-    out.mkdir()
-    about = {k: v for k, v in manifest.items() if k not in FINISHED}
-    writer = StoreWriter(out, about, about.pop("outlier_multiple"))
-    writer.shards = dict(enumerate(manifest["shards"][:count]))
-    for shard in writer.shards.values():
-        (out / shard["file"]).symlink_to((store / shard["file"]).resolve())
-    return len(writer.finish())
+def runs(
+    folder: Path, commands: tuple[str, ...], rows: int, d_in: int, n_latents: int
+) -> Iterator[tuple[str, Spent, int]]:
+    """What each command spends on so many rows, and the bytes that it writes."""
+    codes, run, store, out = (folder / name for name in ("codes", "run", "store", "out"))
+    asked: dict[str, list[str | Path]] = {}
+    if "harvest" in commands:
+        text = write_text(folder / "text.txt", rows)
+        settings = ["--hook", "layers.2", "--documents", "line", "--max-rows", str(rows)]
+        asked["harvest"] = ["bundled", "--text", text, *settings, "--out", out]
+    if {"train", "encode", "compress"} & set(commands):
+        write_store(store, rows, d_in)
+        settings = ["--n-latents", str(n_latents), "--steps", "100"]
+        asked["train"] = [store, *settings, "--out", run]
+        asked["encode"] = [run, store, "--out", out]
+        asked["compress"] = [run, store, "--out", out]
+    if {"entropy", "features", "interpret"} & set(commands):
+        write_codes(codes, rows, n_latents)
+        asked |= {"entropy": [codes], "features": [codes]}
+        asked["interpret"] = [codes, "--out", out, "--sample", "100"]
+    needed = {"train"} if {"encode", "compress"} & set(commands) else set()
+    for command, arguments in asked.items():
+        if command in commands or command in needed:
+            spent = spend(command, *arguments)
+            written = run if command == "train" else out
+            wrote = written.stat().st_size if written.is_file() else disk(written)
+            yield command, spent, wrote
+            if out.is_dir():
+                shutil.rmtree(out)
+            else:
+                out.unlink(missing_ok=True)
 
 
-def spend(rows: int, out: Path, *arguments: str | Path) -> Spent:
-    """Run a command of bitlens. out: what it writes"""
-    command = [sys.executable, "-m", "bitlens", *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"`{' '.join(command[1:])}` failed.")
-    disk = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    return Spent(rows, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, disk)
-
-
-def measure(store: Path, shards: tuple[int, ...], n_latents: int, steps: int) -> dict:
-    """What training, encoding, entropy and features spend on each number of shards."""
-    spent: dict[str, list[Spent]] = {"train": [], "encode": [], "entropy": [], "features": []}
-    with tempfile.TemporaryDirectory(dir=".") as name:
-        folder = Path(name)
-        for count in shards:
-            part, run, codes, none = (folder / what for what in ("store", "run", "codes", "none"))
-            rows = first_shards(store, part, count)
-            settings = ["--n-latents", str(n_latents), "--steps", str(steps)]
-            spent["train"].append(spend(rows, run, "train", part, "--out", run, *settings))
-            spent["encode"].append(spend(rows, codes, "encode", run, part, "--out", codes))
-            for command in ("entropy", "features"):
-                spent[command].append(spend(rows, none, command, codes))
-            for each in (part, run, codes):
-                shutil.rmtree(each)
-    return spent
-
-
-def line(spent: list[Spent], what: str) -> tuple[float, float]:
+def line(rows: list[int], values: list[float]) -> tuple[float, float]:
     """(constant, growth a row)"""
-    slope, constant = np.polyfit([s.rows for s in spent], [getattr(s, what) for s in spent], 1)
+    slope, constant = np.polyfit(rows, values, 1)
     return float(constant), float(slope)
 
 
 def scale(
-    store: tyro.conf.Positional[Path],
-    shards: tuple[int, ...] = (1, 2, 4),
-    n_latents: int = 2304,
-    steps: int = 100,
-    rows: int = 100_000_000,
+    rows: tuple[int, ...] = (10_000, 100_000),
+    n_latents: tuple[int, ...] = (1024,),
+    d_in: int = 256,
+    commands: tuple[str, ...] = ("harvest", "train", "encode", "entropy", "features", "interpret"),
+    to: int = 1_000_000_000,
 ) -> None:
-    """Print time and memory of each command by rows, and for `rows`, as a Markdown table.
+    """Print time, memory and disk of each command by rows and width, and for `to` rows.
 
     Args:
-        store: of at least as many shards as the most that are named.
-        shards: the first so many are taken, each in turn.
-        n_latents: of the autoencoder.
-        steps: of its training.
-        rows: to extrapolate to.
+        rows: of the stores and codes.
+        n_latents: widths of the autoencoder, each on all numbers of rows.
+        d_in: width of the hidden states.
+        commands: harvest, train, encode, entropy, features, interpret, compress.
+        to: rows to extrapolate to.
     """
-    measured = measure(store, shards, n_latents, steps)
-    print("| command | rows | CPU time | peak memory | disk |\n| --- | ---: | ---: | ---: | ---: |")
-    for command, spent in measured.items():
-        for s in spent:
-            cells = f"{s.cpu_seconds:,.1f} s | {s.peak_bytes / 1e6:,.0f} MB"
-            print(f"| {command} | {s.rows:,} | {cells} | {s.disk_bytes / 1e6:,.1f} MB |")
-        seconds, memory, disk = (
-            line(spent, what) for what in ("cpu_seconds", "peak_bytes", "disk_bytes")
-        )
-        hours = (seconds[0] + seconds[1] * rows) / 3600
-        print(
-            f"| {command}, extrapolated | {rows:,} | {hours:,.1f} h ({seconds[1] * 1e6:,.1f} µs a "
-            f"row) | {(memory[0] + memory[1] * rows) / 1e9:,.1f} GB ({memory[1]:,.0f} bytes a row) "
-            f"| {(disk[0] + disk[1] * rows) / 1e9:,.1f} GB ({disk[1]:,.0f} bytes a row) |"
-        )
+    print("| command | latents | rows | CPU time | memory | disk |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for width in n_latents:
+        found: dict[str, list[tuple[int, Spent, int]]] = {}
+        for n in rows:
+            with tempfile.TemporaryDirectory(dir=".") as name:
+                for command, spent, wrote in runs(Path(name), commands, n, d_in, width):
+                    found.setdefault(command, []).append((n, spent, wrote))
+                    cells = f"{spent.cpu_seconds:,.1f} s | {size(spent.peak_bytes)}"
+                    print(
+                        f"| {command} | {width:,} | {n:,} | {cells} | {size(wrote)} |", flush=True
+                    )
+        for command, each in found.items():
+            counts = [n for n, _, _ in each]
+            if len(counts) < 2 or command == "train":  # that goes by steps
+                continue
+            seconds, memory, wrote = (
+                line(counts, values)
+                for values in (
+                    [spent.cpu_seconds for _, spent, _ in each],
+                    [float(spent.peak_bytes) for _, spent, _ in each],
+                    [float(wrote) for _, _, wrote in each],
+                )
+            )
+            hours = (seconds[0] + seconds[1] * to) / 3600
+            print(
+                f"| {command}, extrapolated | {width:,} | {to:,} | {hours:,.1f} h "
+                f"({seconds[1] * 1e6:,.1f} µs a row) | {size(memory[0] + memory[1] * to)} "
+                f"({memory[1]:,.0f} bytes a row) | {size(wrote[0] + wrote[1] * to)} "
+                f"({wrote[1]:,.0f} bytes a row) |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

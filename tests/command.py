@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import multiprocessing
 import os
 import resource
+import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+MANNERLY = {signal.SIGINT, signal.SIGTERM}
 PATIENCE = 120.0  # seconds; only a command that hangs is stopped by this
 
 _forks = multiprocessing.get_context("forkserver")
@@ -33,12 +37,46 @@ _forks.set_forkserver_preload(
 )
 
 
+# What changes a folder, as Python's audit events call it.
+CHANGES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.truncate"}
+WRITING = os.O_WRONLY | os.O_RDWR
+
+
+class Moment(NamedTuple):
+    """Before a process changes something in `folder` for the `number`th time, it sends itself
+    `signal`: between any two changes it can so be stopped, however short the time between them.
+    What it changes is noted in the file `events`."""
+
+    folder: Path
+    number: int
+    signal: int
+    events: Path
+
+    def watch(self) -> None:
+        """From here on, in this process."""
+        inside, done = f"{self.folder}/", itertools.count(1)
+        events = os.open(self.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+        def note(event: str, given: tuple[Any, ...]) -> None:
+            if event not in CHANGES or not str(given[0]).startswith(inside):
+                return
+            if event == "open" and not given[2] & WRITING:
+                return
+            number = next(done)
+            os.write(events, f"{event} {given[0]}\n".encode())
+            if number == self.number:
+                os.kill(os.getpid(), self.signal)
+
+        sys.addaudithook(note)
+
+
 class Command:
     """A running `bitlens ARGUMENTS`; its standard output and error go to the file `log`.
 
     constants: module constants to change in that process, for example
     {"bitlens.hidden.harvest.SHARD_BYTES": 4096}. file_limit: the largest file that the process may
-    write, in bytes, as on a disk that is full. A function to call may stand for the arguments.
+    write, in bytes, as on a disk that is full. moment: when it sends itself a signal. A function to
+    call may stand for the arguments.
     """
 
     def __init__(
@@ -47,12 +85,14 @@ class Command:
         log: Path,
         constants: dict[str, Any] | None = None,
         file_limit: int | None = None,
+        moment: Moment | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
         self.log = log
         self.store: TCPStore | None = None
         self._process = _forks.Process(
-            target=_run, args=(arguments, str(log), constants or {}, file_limit, environment or {})
+            target=_run,
+            args=(arguments, str(log), constants or {}, file_limit, moment, environment or {}),
         )
         self._process.start()
 
@@ -69,9 +109,13 @@ class Command:
             assert time.monotonic() < deadline, f"the command hangs: {self.output}"
             time.sleep(0.001)
 
-    def send(self, signal: int) -> None:
+    @property
+    def pid(self) -> int:
         assert self._process.pid is not None
-        os.kill(self._process.pid, signal)
+        return self._process.pid
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
 
     def kill(self) -> int:
         """SIGKILL, if it still runs -> exit status"""
@@ -124,8 +168,10 @@ def _run(
     log: str,
     constants: dict[str, Any],
     file_limit: int | None,
+    moment: Moment | None,
     environment: dict[str, str],
 ) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, MANNERLY)
     os.environ.update(environment)
     if "OMP_NUM_THREADS" in environment:  # torch has been imported already
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
@@ -138,9 +184,20 @@ def _run(
         setattr(importlib.import_module(module), constant, value)
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    from bitlens.cli import main
+    if moment is not None:
+        moment.watch()
+    from bitlens import cli
 
     if callable(arguments):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, MANNERLY)
         arguments()
-    else:
-        main(arguments)
+        return
+    # Signals wait until the command has set up what it does with them, as if they came then.
+    status = cli._status
+
+    def unblocked(given: list[str]) -> int:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, MANNERLY)
+        return status(given)
+
+    cli._status = unblocked
+    cli.main(arguments)

@@ -290,3 +290,8 @@ def bitlens_command(tmp_path: Path) -> Any:
     yield start
     for command in commands:
         command.kill()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--faults`: as `make faults`."""
+    parser.addoption("--faults", type=int, default=1, help="try so many faults of each kind")

@@ -185,31 +185,6 @@ def test_what_does_not_fit_is_refused(
     assert not (tmp_path / "o").exists()
 
 
-def test_a_full_disk_leaves_the_former_file(
-    folder: Path, whole: Path, bitlens_command: Any
-) -> None:
-    before = whole.read_bytes()
-    arguments = ["compress", folder / "run", folder / "bfloat16", "--out", whole, "--overwrite"]
-    command = bitlens_command(*arguments, file_limit=len(before) // 2)
-    assert command.wait() == 2, command.output
-    assert "disk is full" in command.output
-    assert whole.read_bytes() == before
-    assert not list(whole.parent.glob(f".{whole.name}*"))
-
-
-def test_a_killed_command_leaves_no_half_file(
-    folder: Path, tmp_path: Path, bitlens_command: Any
-) -> None:
-    out = tmp_path / "a.bits"
-    arguments = ["compress", folder / "run", folder / "bfloat16", "--out", out]
-    command = bitlens_command(*arguments)
-    command.wait_until(lambda: (tmp_path / ".a.bits.tmp" / "a.bits").exists())
-    command.kill()
-    assert not out.exists() or Compressed(out).verify() == []
-    assert run(*arguments, "--overwrite") == 0
-    assert Compressed(out).verify() == []
-
-
 def test_reconstructions_are_the_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compression, "DECODED_ROWS", 3)
     autoencoder = BinaryAutoencoder(5, 70)

@@ -1,9 +1,7 @@
 """Effects of latents on what a model says, against plain interventions one row at a time."""
 
-import contextlib
 import json
 import math
-import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -444,78 +442,6 @@ def test_the_command_prints_and_writes(folder, store, tmp_path, capsys, monkeypa
 
 
 # --- a measurement that is stopped ----------------------------------------------------------------
-
-SMALL = {
-    "bitlens.causal.unfinished.SAVE_SECONDS": 0,
-    "bitlens.causal.unfinished.SHARE": 0,
-    "bitlens.causal.effects.TABLE_BYTES": 15 * 4 * 4096,  # three tables
-}
-
-
-@pytest.fixture(scope="module")
-def measured(folder, store, tmp_path_factory):
-    """Arguments of a measurement, and what it writes undisturbed"""
-    path = tmp_path_factory.mktemp("measured")
-    autoencoder = made("step", store)
-    autoencoder.metadata = {"hook": {"module": HOOK}}
-    autoencoder.save(path / "run")
-    given = ["effects", path / "run", folder, "--contexts", "12", "--rows", "8"]
-    return [*given, "--part", "all", "--device", "cpu"], path
-
-
-def states(folder: Path) -> list[tuple[str, int]]:
-    return [(file.name, file.stat().st_mtime_ns) for file in folder.glob("*") if file.is_file()]
-
-
-@pytest.mark.slow
-def test_effects_killed_at_any_moment_and_resumed_are_the_same_bit_for_bit(
-    bitlens_command, measured, tmp_path
-):
-    given, _ = measured
-    out, whole = tmp_path / "effects.jsonl", tmp_path / "whole.jsonl"
-    assert bitlens_command(*given, "--out", whole, constants=SMALL).wait() == 0
-    folder = tmp_path / "effects.jsonl.unfinished"
-    killed, tables = [], set()
-    for wanted in (1, 9, 4, 7):
-        command = bitlens_command(*given, "--out", out, "--resume", constants=SMALL)
-        seen: set[tuple[str, int]] = set()
-
-        def saved(seen=seen, wanted=wanted):
-            with contextlib.suppress(FileNotFoundError):
-                seen |= set(states(folder))
-            return len(seen) > wanted + 4
-
-        command.wait_until(saved)
-        killed.append(command.kill())
-        tables |= {file.name for file in folder.glob("effects-*.json")}
-    assert -signal.SIGKILL in killed
-    assert not out.exists()
-    assert tables, "no table was done before the last kill"
-    command = bitlens_command(*given, "--out", out, constants=SMALL)
-    assert command.wait() == 2
-    assert "go on with --resume" in command.output.replace("\n", " ")
-    command = bitlens_command(*given, "--out", out, "--resume", "--seed", "1", constants=SMALL)
-    assert command.wait() == 2
-    assert "other settings (seed was 0" in command.output.replace("\n", " ")
-    command = bitlens_command(*given, "--out", out, "--resume", constants=SMALL)
-    assert command.wait() == 0, command.output
-    assert out.read_bytes() == whole.read_bytes()
-    assert sorted(file.name for file in tmp_path.iterdir() if file.suffix != ".log") == [
-        "effects.jsonl",
-        "whole.jsonl",
-    ]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_effects_in_a_sentence(bitlens_command, measured, tmp_path, number):
-    given, _ = measured
-    out = tmp_path / "effects.jsonl"
-    table = tmp_path / "effects.jsonl.unfinished" / "table.safetensors"
-    command = bitlens_command(*given, "--out", out, constants=SMALL)
-    command.wait_until(table.exists)
-    command.send(number)
-    assert command.wait() == 1, command.output
-    assert "continue with --resume" in command.output.replace("\n", " ")
 
 
 def test_a_measurement_goes_on_after_every_context(model, store, tmp_path, monkeypatch):

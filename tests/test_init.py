@@ -135,6 +135,16 @@ def test_another_width_or_silence_is_refused(other):
         train(TensorSource(rows()), settings(init=str(other.parent / "silent")))
 
 
+@pytest.mark.parametrize("changes", [{}, {"architecture": "random"}])
+def test_what_training_begins_at_is_not_written_over(other, changes):
+    name = "match" if changes else "init"
+    with pytest.raises(BitlensError, match=f"`{name}` names .* name another"):
+        train(
+            TensorSource(rows()), settings(**{name: str(other)}, **changes), other, overwrite=True
+        )
+    assert Autoencoder.from_pretrained(other).n_latents == 30
+
+
 def test_only_what_can_begin_there_has_the_setting():
     has = {name: "init" in settings_that_apply(name) for name in ("bae", "gated", "pca", "random")}
     assert has == {"bae": True, "gated": True, "pca": False, "random": False}

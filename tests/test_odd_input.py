@@ -3,11 +3,9 @@
 import json
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,7 +108,7 @@ def variants(text: str) -> Iterator[tuple[str, str]]:
     values = json.loads(text)
     for key in values:
         yield f"{key} missing", json.dumps({k: v for k, v in values.items() if k != key})
-        for odd in ("x", None, -5, {}, [None]):
+        for odd in ("x", None, -5, 10**400, {}, [None]):
             yield f"{key} is {odd}", json.dumps({**values, key: odd})
 
 
@@ -136,47 +134,6 @@ def test_a_damaged_manifest_is_refused_or_read_but_never_a_traceback(
             status = run("evaluate", places["run"], places["store"], "--no-joint", "--no-ce")
         said = capsys.readouterr().err.strip().splitlines()
         assert status == 0 or said[-1].endswith("."), (what, said)
-
-
-def test_damaged_tensors_are_refused(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for kind, file in (
-        ("store", "shard-00000.safetensors"),
-        ("codes", "codes-00000.safetensors"),
-        ("run", "sae_weights.safetensors"),
-    ):
-        copy = shutil.copytree(made / kind, tmp_path / kind)
-        whole = (copy / file).read_bytes()
-        places = {name: made / name for name in ("store", "run", "codes")} | {kind: copy}
-        for damaged in (whole[: len(whole) // 2], b"", os.urandom(100)):
-            (copy / file).write_bytes(damaged)
-            if kind == "codes":
-                refused(capsys, "entropy", copy)
-            else:
-                refused(capsys, "evaluate", places["run"], places["store"])
-        (copy / file).unlink()
-        refused(capsys, "entropy", copy) if kind == "codes" else refused(
-            capsys, "evaluate", places["run"], places["store"]
-        )
-
-
-def test_a_damaged_compressed_file_is_refused(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole = (made / "states.bits").read_bytes()
-    for damaged in (
-        whole[:10],
-        whole[: len(whole) // 2],
-        whole[:-5],
-        b"",
-        b"x" * 1000,
-        whole[:40] + b"y" * 60 + whole[100:],
-    ):
-        (tmp_path / "file.bits").write_bytes(damaged)
-        refused(
-            capsys, "decompress", tmp_path / "file.bits", made / "run", "--out", tmp_path / "out"
-        )
 
 
 def test_names_with_brackets_and_colons_are_shown_as_they_are(
@@ -254,25 +211,6 @@ def test_output_that_cannot_be_written_is_told() -> None:
         done = subprocess.run([*COMMAND, "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert done.stderr == "The output could not be read or written: No space left on device.\n"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.15, 0.4, 0.8, 1.6])
-def test_an_interrupt_at_any_moment_is_a_word(delay: float, made: Path, tmp_path: Path) -> None:
-    arguments = ["train", made / "store", "--out", tmp_path / "run", "--steps", 10**6]
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        text=True,
-        # a suite that runs in the background of a shell has interrupts ignored, and so its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    time.sleep(delay)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode != 0
-    assert "Traceback" not in said
-    assert said.splitlines()[-1].startswith("Stopped")
 
 
 @pytest.mark.slow

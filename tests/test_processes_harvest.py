@@ -225,14 +225,23 @@ def test_each_process_on_a_computer_takes_a_gpu_of_its_own(monkeypatch):
     assert pick_device("cpu") == "cpu"
 
 
+@pytest.fixture
+def torchrun(tmp_path):
+    """`torchrun(arguments...)` -> two processes of the command with small shards, ended"""
+    script = tmp_path / "script.py"
+    small = "import bitlens.hidden.harvest as harvest\nharvest.SHARD_BYTES = 1\n"
+    script.write_text(f"{small}from bitlens.cli import main\nmain()\n")
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
+    return lambda *arguments: subprocess.run(
+        [*start, *map(str, arguments)], capture_output=True, text=True
+    )
+
+
 @pytest.mark.slow
-def test_torchrun_makes_the_store_of_one_process(arguments, tmp_path):
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    for out, start in (("one", [sys.executable]), ("many", ranks)):
-        command = [*start, "-m", "bitlens", *map(str, arguments), str(tmp_path / out)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    assert files(tmp_path / "many") == files(tmp_path / "one")
+def test_torchrun_makes_the_store_of_one_process(torchrun, arguments, undisturbed, tmp_path):
+    done = torchrun(*arguments, tmp_path / "many")
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "many") == undisturbed
 
 
 # --- two that do not belong together ------------------------------------------------------------
@@ -367,20 +376,17 @@ def test_what_splits_a_model_is_refused_where_it_cannot_be(tiny_llama):
 
 
 @pytest.mark.slow
-def test_processes_that_share_one_model_write_the_same_rows(arguments, tmp_path):
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    one, two = tmp_path / "one", tmp_path / "two"
-    for out, start, flags in ((one, [sys.executable], []), (two, ranks, ["--tp-plan", "auto"])):
-        command = [*start, "-m", "bitlens", *map(str, arguments), str(out), *flags]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+def test_processes_that_share_one_model_write_the_same_rows(torchrun, arguments, run, tmp_path):
+    one, two, flags = tmp_path / "one", tmp_path / "two", ["--tp-plan", "auto"]
+    run(one)
+    done = torchrun(*arguments, two, *flags)
+    assert done.returncode == 0, done.stderr
     for hook in HOOKS:
         whole, split = ActivationStore(one / hook), ActivationStore(two / hook)
         for ours, theirs in zip(whole.read(), split.read(), strict=True):
             torch.testing.assert_close(theirs.hidden, ours.hidden, rtol=1e-4, atol=1e-5)
             assert all(torch.equal(ours.columns[k], theirs.columns[k]) for k in ours.columns)
-    part = [*map(str, arguments), str(tmp_path / "part"), "--tp-plan", "auto"]
-    part[part.index("layers.0")] = "layers.1.mlp.gate_proj"
-    done = subprocess.run([*ranks, "-m", "bitlens", *part], capture_output=True, text=True)
+    part = ["layers.1.mlp.gate_proj" if a == "layers.0" else a for a in arguments]
+    done = torchrun(*part, tmp_path / "part", *flags)
     assert done.returncode != 0
     assert "has another part of layers.1.mlp.gate_proj" in done.stderr

@@ -1,18 +1,13 @@
 """A run that is stopped or killed and resumed gives the weights of one that never stopped."""
 
 import json
-import random
-import signal
 
-import numpy as np
 import pytest
 import torch
 
 from bitlens.autoencoders import Autoencoder
 from bitlens.errors import BitlensError
-from bitlens.files import read_tensors
 from bitlens.hidden import TensorSource
-from bitlens.hidden.arrays import import_arrays
 from bitlens.training import TrainConfig, train
 from bitlens.training.checkpoint import STATE
 
@@ -140,118 +135,11 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         train(TensorSource(rows()), settings(), tmp_path, resume=True)
 
 
-# --- processes that are really killed -------------------------------------------------------------
-
-STEPS, LOG, SAVE = 160, 2, 7
-WINDOWS = {"bitlens.hidden.store.WINDOW_BYTES": 40_000}  # several windows an epoch
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A store of three shards, made without a language model."""
-    folder = tmp_path_factory.mktemp("imported")
-    files = []
-    for index, n in enumerate((300, 450, 200)):
-        files.append(folder / f"{index}.npy")
-        np.save(files[-1], rows(n, seed=index).numpy())
-    return import_arrays(files, folder / "store")
-
-
-def command_line(store, out, architecture: str, steps: int = STEPS) -> list[object]:
-    flags = {
-        "architecture": architecture,
-        "n-latents": 40,
-        "k": 4,
-        "steps": steps,
-        "batch-size": 64,
-        "prune-rows": 500,
-        "log-every": LOG,
-        "checkpoint-every": SAVE,
-        "device": "cpu",
-        "out": out,
-    }
-    return [
-        "train",
-        store.path,
-        *(part for name, value in flags.items() for part in (f"--{name}", value)),
-    ]
-
-
 def logged_steps(run) -> list[int]:
     lines = (
         (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
     )
     return [json.loads(line)["step"] for line in lines if line.endswith("}")]
-
-
-def lines(run) -> int:
-    return (
-        (run / "metrics.jsonl").read_bytes().count(b"\n") if (run / "metrics.jsonl").exists() else 0
-    )
-
-
-@pytest.mark.parametrize("architecture", [pytest.param("bae", marks=pytest.mark.slow), "topk"])
-def test_killed_at_random_moments_and_resumed_equals_uninterrupted(
-    bitlens_command, store, tmp_path, architecture
-):
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    assert bitlens_command(*command_line(store, whole, architecture), constants=WINDOWS).wait() == 0
-    draw = random.Random(architecture)
-    early, late = (
-        draw.randrange(5, STEPS // LOG // 2),
-        draw.randrange(STEPS // LOG // 2, STEPS // LOG - 5),
-    )
-    moments = [
-        lambda: (run / "training.json").exists(),
-        lambda: lines(run) > early,
-        lambda: (run / f".{STATE}.tmp").exists(),
-        lambda: lines(run) > late,
-        lambda: (
-            (run / ".sae_weights.safetensors.tmp").exists()
-            or (run / "sae_weights.safetensors").exists()
-        ),
-    ]
-    kills = 0
-    for moment in moments:
-        command = bitlens_command(
-            *command_line(store, run, architecture), "--resume", constants=WINDOWS
-        )
-        command.wait_until(moment)
-        kills += command.kill() == -signal.SIGKILL
-    assert kills >= 3
-    last = bitlens_command(*command_line(store, run, architecture), "--resume", constants=WINDOWS)
-    assert last.wait() == 0, last.output
-
-    assert (run / "cfg.json").read_text() == (whole / "cfg.json").read_text()
-    a, b = (read_tensors(folder / "sae_weights.safetensors") for folder in (run, whole))
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert logged_steps(run) == logged_steps(whole) == list(range(LOG, STEPS + 1, LOG))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
-def test_a_polite_signal_saves_and_says_so(bitlens_command, store, tmp_path, number):
-    out = tmp_path / "run"
-    arguments = command_line(store, out, "bae", steps=50_000)
-    arguments[arguments.index("--checkpoint-every") + 1] = 1_000_000
-    command = bitlens_command(*arguments)
-    command.wait_until(lambda: lines(out) > 3)
-    command.send(number)
-    assert command.wait() == 1
-    sentence = command.output.splitlines()[-1]  # on a slow machine it says before what it does
-    assert sentence.startswith(f"Stopped by {number.name} after step ")
-    assert sentence.endswith(f"of 50000: saved in {out}; continue it with --resume.")
-    step = int(sentence.split()[5])
-    assert logged_steps(out)[-1] in (step, step - 1)
-
-    again = bitlens_command(*arguments, "--resume")
-    again.wait_until(lambda: lines(out) > step // LOG + 3)
-    again.send(number)
-    assert again.wait() == 1
-    reached = int(again.output.splitlines()[-1].split()[5])
-    assert reached > step, "it began again instead of going on"
-    assert logged_steps(out) == list(range(LOG, reached + 1, LOG))
 
 
 def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(tmp_path):

@@ -40,6 +40,7 @@ FOUNDATION = {
     "files",
     "hub",
     "markup",
+    "memory",
     "options",
     "processes",
     "remote",

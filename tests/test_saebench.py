@@ -42,6 +42,9 @@ def test_its_numbers_are_those_of_the_autoencoder(codes_folder: Path, tmp_path: 
     with pytest.raises(SystemExit):
         main(bad)
     assert not (tmp_path / "other" / "core.json").exists()
+    with pytest.raises(SystemExit):  # what was found before is still there
+        main([*bad[:2], "--out", str(tmp_path / "out"), *bad[4:], "--overwrite"])
+    assert json.loads((tmp_path / "out" / "core.json").read_text()) == kept
 
 
 @pytest.mark.slow

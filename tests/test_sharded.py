@@ -166,6 +166,7 @@ def test_they_train_as_one_process_does_and_leave_an_ordinary_run(request, alone
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_goes_on_with_latents_spread_or_not(alone, tmp_path, monkeypatch):
     monkeypatch.setattr(sharded, "TOGETHER", 1)
     out = tmp_path / "run"
@@ -203,8 +204,8 @@ def test_a_state_that_one_process_writes_is_read_by_itself_bit_for_bit(tmp_path)
 @pytest.mark.parametrize(
     ("changes", "out", "sentence"),
     [
-        ({"architecture": "topk", "k": 4}, "run", "`shard_latents` is for a `bae` whose coding"),
-        ({"preset": "step"}, "run", "`shard_latents` is for a `bae` whose coding is descent"),
+        ({"architecture": "topk", "k": 4}, "run", "`shard_latents` is for a bae whose coding"),
+        ({"preset": "step"}, "run", "`shard_latents` is for a bae whose coding is descent"),
         ({}, None, "`shard_latents` writes what it trains: name a folder as `out`"),
     ],
 )

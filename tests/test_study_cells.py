@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing
-import os
-import signal
 import sys
-import time
 import types
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,13 +14,12 @@ import pyarrow.parquet
 import pytest
 
 from bitlens import cli
-from bitlens.errors import BitlensError, Interrupted
+from bitlens.errors import BitlensError
 from bitlens.studies import registry
 from bitlens.studies.cells import Study, write_table
 from bitlens.studies.figures import COLOURS, Panel, draw_panels
 
 CELLS = [{"layer": f"layers.{i}", "position": i} for i in range(6)]
-PATIENCE = 60.0
 
 
 def measure(log, cell):
@@ -34,22 +29,6 @@ def measure(log, cell):
     if cell["position"] == 3:
         raise BitlensError("Position 3 has no rows; leave it out.")
     return {"bits": cell["position"] / 3, "process": None}
-
-
-def measure_slowly(log, cell):
-    row = measure(log, cell)
-    time.sleep(0.2)
-    return row
-
-
-def study(out, log):
-    """A whole study in a process of its own, as a command would run it."""
-    study = Study(out, resume=True)
-    study.open("test", {})
-    try:
-        study.measure(CELLS, functools.partial(measure_slowly, log))
-    except Interrupted as sentence:
-        Path(f"{log}.sentence").write_text(str(sentence))
 
 
 def kept(out):
@@ -70,26 +49,6 @@ def out(tmp_path):
 @pytest.fixture
 def log(tmp_path):
     return tmp_path / "calls"
-
-
-@pytest.fixture
-def stopped(tmp_path, log):
-    """`stopped(number)` sends a signal to a study that has kept two cells -> its folder."""
-
-    def run(number):
-        folder = tmp_path / "stopped"
-        process = multiprocessing.get_context("spawn").Process(target=study, args=(folder, log))
-        process.start()
-        assert process.pid is not None
-        deadline = time.monotonic() + PATIENCE
-        while kept(folder) < 2 and process.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.005)
-        os.kill(process.pid, number)
-        process.join(PATIENCE)
-        assert process.exitcode == (-number if number == signal.SIGKILL else 0)
-        return folder
-
-    return run
 
 
 # --- cells
@@ -138,31 +97,6 @@ def test_two_workers_give_the_rows_of_one(out, log, tmp_path):
         for folder in (out, tmp_path / "two")
     ]
     assert files[0] == files[1]
-
-
-@pytest.mark.slow
-def test_a_study_that_was_killed_goes_on_where_it_was(stopped, out, log):
-    folder = stopped(signal.SIGKILL)
-    before = kept(folder)
-    assert 2 <= before < 5
-    first = calls(log)
-    rows = Study(folder).measure(CELLS, functools.partial(measure, log))
-    assert set(calls(log)[len(first) :]) == set(range(before, 6)) | {3}
-    assert rows == Study(out).measure(CELLS, functools.partial(measure, log))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_cell_in_hand_and_says_how_to_go_on(stopped, log, number):
-    folder = stopped(number)
-    done = len(calls(log))
-    assert 2 <= done < 6
-    sentence = (
-        f"Stopped after {done} of 6 cells: they are kept in {folder}; continue with `resume=True`."
-    )
-    assert Path(f"{log}.sentence").read_text() == sentence
-    Study(folder).measure(CELLS, functools.partial(measure, log))
-    assert [p for p in calls(log)[done:] if p != 3] == [p for p in range(done, 6) if p != 3]
 
 
 # --- the folder and the table

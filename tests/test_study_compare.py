@@ -133,25 +133,6 @@ def test_the_table_the_page_and_the_figures_are_there(study):
     assert {path.name for path in out.glob("*.svg")} == {"compare.svg", "variants.svg"}
 
 
-@pytest.mark.slow
-def test_a_killed_comparison_goes_on_where_it_was(study, config, tmp_path, bitlens_command):
-    out = tmp_path / "study"
-    arguments = ["study", "compare", "--out", str(out), "--store", config.store, "--resume"]
-    for name, value in dataclasses.asdict(config).items():
-        if name in ("store", "labels"):
-            continue
-        values = value if isinstance(value, tuple) else (value,)
-        arguments += [f"--{name.replace('_', '-')}", *map(str, values)]
-    command = bitlens_command(*arguments)
-    command.wait_until(lambda: len(list(out.glob("cells/*.json"))) >= 3)
-    command.kill()
-    kept = {path: path.stat().st_mtime_ns for path in out.glob("cells/*.json")}
-    assert 3 <= len(kept) < 8
-    rows = compare.run(config, Study(out, resume=True))
-    assert untimed(rows) == untimed(study[1])
-    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
-
-
 def test_what_depends_on_other_prices_or_another_store_is_measured_again(config, tmp_path):
     out = tmp_path / "study"
     one = dataclasses.replace(config, architectures=("BAE",), variants=(), seeds=(0,), steps=200)

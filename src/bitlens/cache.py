@@ -93,6 +93,11 @@ def local(path: Path, read: Callable[[Path], T], digest: str | None = None) -> T
                 raise
 
 
+def has(digest: str) -> bool:
+    """Whether there is a copy of the file with this sha256."""
+    return NAME.fullmatch(str(digest)) is not None and (folder() / digest).exists()
+
+
 def ahead(files: Iterable[Wanted]) -> None:
     """Begin to fetch files that are wanted soon, in this order, as far as half of the bound goes.
     What fails is tried again where it is read."""

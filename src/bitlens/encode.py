@@ -11,14 +11,18 @@ from torch import Tensor
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.codes import KIND, MANIFEST, Codes
+from bitlens.bits.descent import BLOCK_BYTES, GRAM_BYTES
 from bitlens.bits.packed import PackedBits
+from bitlens.bits.words import words_for
 from bitlens.files import prepare_output
 from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import ActivationStore
+from bitlens.memory import MemoryPlan, at_peak, require
 from bitlens.remote import place
 from bitlens.writing import holding
 
-PART_ROWS = 1 << 20
+PART_ROWS, BLOCK_ROWS = 1 << 20, 16384
+COLUMN_BYTES = 17  # of a row: token, document, position, usual
 
 
 @terminal.shown("encode")
@@ -41,6 +45,9 @@ def encode_store(
     """
     store.require_width(autoencoder.d_in)
     share, out = held_out_share(store, autoencoder.metadata), place(out)
+    total = len(store) if rows is None else min(rows, len(store))
+    plan = encode_plan(autoencoder, store, total)
+    require(lambda: plan, "take an autoencoder of fewer latents")
     prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST, kind=KIND)
     kept = ("model", "revision", "model_digest", "hook", "documents")
     about = {
@@ -50,8 +57,26 @@ def encode_store(
         **{key: store.manifest.get(key) for key in kept},
         "test_fraction": share,
     }
-    total = len(store) if rows is None else min(rows, len(store))
     return Codes.write(out, _parts(autoencoder, store, total), autoencoder.n_latents, about)
+
+
+def encode_plan(autoencoder: Autoencoder, store: ActivationStore, rows: int) -> MemoryPlan:
+    """Of the first rows of `store`."""
+    W, m, block = autoencoder.W_dec, autoencoder.n_latents, min(rows, BLOCK_ROWS)
+    device, weights = str(W.device), autoencoder.memory()
+    part = min(rows, PART_ROWS + BLOCK_ROWS) * (8 * words_for(m) + COLUMN_BYTES)
+    codes = {"codes of a shard": 2 * part, "index of rows": 9 * len(store)}
+    read, row = {"rows of a block": block * store.row_bytes()}, 4 * autoencoder.d_in
+    encode = {"codes of a block": (8 if autoencoder.binary else 14) * block * m}
+    search = [encode | {"standardised": block * row}]
+    if autoencoder.settings.get("coding") == "descent":
+        read["W W^T"] = 4 * m * m if 4 * m * m <= GRAM_BYTES else 0
+        gains = {"gains": min(4 * block * m, BLOCK_BYTES), "standardised": 3 * block * row}
+        search = [gains] if getattr(autoencoder, "flips", None) is None else [gains, *search]
+    if device == "cpu":
+        parts = at_peak(weights | codes | read, *search)
+        return MemoryPlan("encode", parts, there=sum(weights.values()))
+    return MemoryPlan("encode", at_peak(codes, read), at_peak(read, *search), device)
 
 
 def _parts(
@@ -62,7 +87,7 @@ def _parts(
     words: list[Tensor] = []
     columns: list[dict[str, Tensor]] = []
     done = first = 0  # rows encoded, and the first of the part
-    for rows in store.read("all"):
+    for rows in store.read("all", BLOCK_ROWS):
         x, _ = autoencoder.pair(rows.hidden[: total - done].to(device))
         words.append(autoencoder.encode_bits(x).words.cpu())
         block = {name: column[: len(x)] for name, column in rows.columns.items()}

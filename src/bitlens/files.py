@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,9 @@ def _fits(value: Any, form: Any) -> bool:
         return value is None
     if form is int:
         return type(value) is int and value >= 0  # a bool is none
-    return type(value) in (int, float) if form is float else isinstance(value, form)
+    if form is float:  # which JSON's whole numbers can be larger than
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return isinstance(value, form)
 
 
 def _refuse_other_forms(values: Mapping[str, Any], path: Path, what: str) -> None:
@@ -165,7 +168,9 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_bytes().decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         why = f" ({remote.said(error)})" if path.name not in str(error) else ""
-        raise BitlensError(f"{path.parent} is not {what}: it has no {path.name}{why}.") from None
+        here = remote.is_remote(path) or path.parent.is_dir()
+        lack = f"it has no {path.name}{why}" if here else "there is no such folder"
+        raise BitlensError(f"{path.parent} is not {what}: {lack}.") from None
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of 5,000 digits
         raise BitlensError(
             f"{path} is damaged ({error}); restore it or make {what} again."
@@ -229,7 +234,7 @@ def read_tensors(
         return cache.local(path, read, digest)
     except FileNotFoundError:
         raise BitlensError(f"{path} is missing; restore it or make its folder again.") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise BitlensError(
             f"{path} is damaged or lacks a tensor ({error}); restore it or make it again."
         ) from error
@@ -255,6 +260,29 @@ def _is_ours(marker: Path, kind: str | None) -> bool:
     return False
 
 
+def holds_something(folder: Path) -> bool:
+    """Whether there is such a folder, with more in it than a killed `replacing` left behind."""
+    return folder.is_dir() and any(
+        not (path.name.startswith(".") and path.suffix == ".tmp") for path in folder.iterdir()
+    )
+
+
+def _clear(folder: Path, marker: Path) -> None:
+    """Delete all that is in a folder, the marker last: a kill meanwhile leaves what is still
+    ours."""
+    last = folder / marker.parts[0]
+    for path in folder.iterdir():
+        if path != last and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path != last:
+            path.unlink()
+    if len(marker.parts) > 1:
+        _clear(last, marker.relative_to(marker.parts[0]))
+        last.rmdir()
+    else:
+        last.unlink()
+
+
 def prepare_output(
     path: Path,
     resume: bool | None,
@@ -278,7 +306,7 @@ def prepare_output(
         if real.is_dir() and not os.access(real, os.W_OK | os.X_OK):
             raise BitlensError(f"The folder {path} cannot be written to; name another one.")
     with remote.saying(path, "written"):
-        if not resume and real.is_dir() and any(real.iterdir()):
+        if not resume and holds_something(real):
             if not overwrite:
                 way = "" if resume is None else "`resume=True` to continue it or "
                 raise BitlensError(
@@ -287,7 +315,10 @@ def prepare_output(
             _refuse_others(path, real / marker, kind)
             if keep:
                 return
-            remote.remove(real)
+            if here:
+                _clear(real, Path(marker))
+            else:
+                remote.remove(real)
     try:
         if here:
             real.mkdir(parents=True, exist_ok=True)

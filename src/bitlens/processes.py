@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TIMEOUT = "BITLENS_PROCESS_TIMEOUT"  # environment variable: seconds that a process is waited for
 DEFAULT_TIMEOUT = 600.0
+AS_ONE = {"train"}  # commands that all processes do as one; of others each has its share
 ROLL_CALL = 5.0  # seconds in which those that are left say so, after one was missed
 ALONE = 1 << 20  # elements from which a tensor travels by itself, without being copied
 ERROR, PRESENT = "bitlens/error", "bitlens/present"  # keys of the store
@@ -56,10 +57,11 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def speaks() -> bool:
+def speaks(command: str) -> bool:
     """Whether an error of this process is to be said: before they have joined, the first says what
-    all have to say; afterwards `together` sees to it that one does."""
-    return is_first() or _store.cache_info().currsize > 0
+    all have to say; afterwards `together` sees to it that one does. Of work that is shared out,
+    each says its own."""
+    return is_first() or command not in AS_ONE or _store.cache_info().currsize > 0
 
 
 def timeout() -> float:
@@ -137,10 +139,8 @@ def together() -> Iterator[None]:
     start()
     try:
         yield
-    except Elsewhere:
-        raise
     except Exception as error:
-        if world_size() > 1:
+        if world_size() > 1 and not isinstance(error, Elsewhere):
             _publish(error)
         raise
 
@@ -217,8 +217,7 @@ def _watched(exchange: Callable[..., T]) -> Callable[..., T]:
         try:
             return exchange(*args)
         except RuntimeError as error:
-            waited = time.monotonic() - begun
-            raise _missed(error, waited) from error
+            raise _missed(error, time.monotonic() - begun) from error
 
     return call
 

@@ -160,7 +160,7 @@ def _rich_progress() -> Any:
 
 
 class _Interrupt:
-    """Ctrl-C that cannot be lost.
+    """Ctrl-C that cannot be lost, and SIGTERM, which is the same from elsewhere.
 
     Python drops what is raised in a callback (of a weak reference, an import's lock, C), and some
     libraries clear any exception: it is raised again where work says how far it is.
@@ -168,29 +168,33 @@ class _Interrupt:
 
     def __init__(self) -> None:
         self.pending = False
+        self.signal = signal.SIGINT
+        """the last that came"""
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Until `listen` is called in the block, Ctrl-C ends the process with a word: raised in the
-        middle of an import, it could become anything. Another's handler is left alone."""
-        former = signal.getsignal(signal.SIGINT)
-        if former is not signal.default_int_handler:
-            yield
-            return
-        signal.signal(signal.SIGINT, self._end_process)
+        """Until `listen` is called in the block, a signal ends the process with a word: raised in
+        the middle of an import, it could become anything. Another's handler is left alone."""
+        usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+        former = {n: handler for n, handler in usual.items() if signal.getsignal(n) == handler}
+        for number in former:
+            signal.signal(number, self._end_process)
         try:
             yield
         finally:
             self.ignore()
-            signal.signal(signal.SIGINT, former)
+            for number, handler in former.items():
+                signal.signal(number, handler)
 
     def listen(self) -> None:
-        """From here on SIGINT is a KeyboardInterrupt until the process has ended by it."""
-        own = (self._end_process, self._raise, signal.default_int_handler)
-        if signal.getsignal(signal.SIGINT) in own:
-            self.pending = False
-            signal.signal(signal.SIGINT, self._raise)
-            sys.unraisablehook = self._dropped
+        """From here on SIGINT and, of a command, SIGTERM is a KeyboardInterrupt until the process
+        has ended by it."""
+        own = (self._end_process, self._raise)
+        for number, more in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, None)):
+            if signal.getsignal(number) in (*own, more):
+                self.pending = False
+                signal.signal(number, self._raise)
+                sys.unraisablehook = self._dropped
 
     def ignore(self) -> None:
         """Forget an interrupt that was not heard, and raise none again."""
@@ -206,10 +210,10 @@ class _Interrupt:
     def _end_process(self, number: int, frame: Any) -> None:
         cursor = b"\x1b[?25h" if os.isatty(2) else b""  # it may be hidden
         os.write(2, cursor + b"Stopped.\n")
-        os._exit(128 + signal.SIGINT)
+        os._exit(128 + number)
 
     def _raise(self, number: int, frame: Any) -> None:
-        self.pending = True
+        self.pending, self.signal = True, signal.Signals(number)
         raise KeyboardInterrupt
 
     def _dropped(self, what: Any) -> None:
@@ -220,7 +224,7 @@ class _Interrupt:
 
     def _again(self) -> None:
         if self.pending:  # else it was heard meanwhile, and the process may be at its very end
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.signal)
 
 
 interrupt = _Interrupt()

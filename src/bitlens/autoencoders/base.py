@@ -81,6 +81,11 @@ class Autoencoder(nn.Module):
             tensor.copy_(uniform * fan_in**-0.5)
         self.b_dec.zero_()
 
+    def memory(self) -> dict[str, int]:
+        """Bytes of the weights, by what they are for."""
+        tensors = self.state_dict().values()
+        return {"weights": sum(each.nbytes for each in tensors)}
+
     @property
     def output_scale(self) -> Tensor:
         """What one unit that the decoder writes is in the model's own units."""

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from bitlens.bits.packed import PackedBits
+from bitlens.bits.shards import BitShards
+from bitlens.bits.words import words_for
 from bitlens.errors import BitlensError
 from bitlens.files import (
     read_manifest,
@@ -60,8 +62,8 @@ class Codes:
 
     On disk: a folder with `manifest.json` and safetensors shards of `bits` (uint64 `[rows,
     words]`), `token`, `document`, `position` and `usual` (bool: not of outlying norm). Shards are
-    memory-mapped; `bits` and each column are concatenated on first use. `shards` gives the bits
-    without that.
+    memory-mapped; `bits` and each column are concatenated on first use. `shards` and `parts` give
+    the bits without that.
     """
 
     def __init__(self, path: Path | str, verify: bool = True) -> None:
@@ -105,6 +107,13 @@ class Codes:
         for shard in self._shards:
             yield first, PackedBits(shard["bits"].view(torch.int64), self.n_latents)
             first += len(shard["bits"])
+
+    @property
+    def parts(self) -> BitShards:
+        """The bits of all rows, where they are on disk"""
+        none = torch.empty(0, words_for(self.n_latents), dtype=torch.int64)
+        parts = [bits for _, bits in self.shards()]
+        return BitShards(parts or [PackedBits(none, self.n_latents)])
 
     def __repr__(self) -> str:
         hook = (self.manifest.get("hook") or {}).get("module")

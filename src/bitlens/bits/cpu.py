@@ -6,7 +6,7 @@ import numba
 import numpy as np
 
 from bitlens.bits.kernel import kernel
-from bitlens.bits.words import LANES, popcount, torch_threads, turn, words_for
+from bitlens.bits.words import LANES, popcount, torch_threads, trailing_zeros, turn, words_for
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
 
@@ -53,6 +53,25 @@ def pack(z: np.ndarray, width: np.ndarray | None = None) -> np.ndarray:
     with torch_threads():
         _pack(z, np.empty(0, np.float32) if width is None else width, words)
     return words
+
+
+@kernel(parallel=True)
+def _permute(rows, places, permuted):
+    for i in numba.prange(len(rows)):
+        for w in range(rows.shape[1]):
+            word = rows[i, w]
+            while word:
+                place = places[w * 64 + np.int64(trailing_zeros(word))]
+                permuted[i, place // 64] |= np.uint64(1) << np.uint64(place % 64)
+                word &= word - np.uint64(1)
+
+
+def permute(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Row-major uint64 `[n, words]` with column j at `places[j]`, int64 `[n_columns]`"""
+    permuted = np.zeros_like(rows)
+    with torch_threads():
+        _permute(rows, places, permuted)
+    return permuted
 
 
 @kernel(parallel=True)
@@ -169,13 +188,17 @@ def _chunk(columns: np.ndarray, first: int) -> np.ndarray:
     return np.pad(columns[:, first : first + CHUNK], ((0, -len(columns) % TILE), (0, 0)))
 
 
-def co_occurrence(columns: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
+def co_occurrence(
+    columns: np.ndarray, others: np.ndarray | None = None, counts: np.ndarray | None = None
+) -> np.ndarray:
     """Rows in which two latents are both on, for all pairs; of one code only half are counted.
 
-    columns, others: column-major uint64 `[n, words]`, `[m, words]` -> int64 `[n, m]`, or `[n, n]`
+    columns, others: column-major uint64 `[n, words]`, `[m, words]`. counts: of other rows, to which
+    these are added -> int64 `[n, m]`, or `[n, n]`
     """
     n, m = len(columns), len(columns if others is None else others)
-    counts, mirror = np.zeros((n, m), np.int64), others is None
+    mirror = others is None
+    counts = np.zeros((n, m), np.int64) if counts is None else counts
     starts = product(range(0, n, TILE), range(0, m, TILE))
     tiles = np.array([(a, b) for a, b in starts if a <= b or not mirror], np.int64).reshape(-1, 2)
     with torch_threads():

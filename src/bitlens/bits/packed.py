@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from bitlens.bits import cpu
 from bitlens.bits.words import WORD, words_for
 from bitlens.errors import BitlensError
+
+BLOCK_BYTES = 64 << 20  # of rows that are looked at together
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,33 @@ class PackedBits:
         """The bits of some rows: a slice, an index tensor or a boolean mask."""
         return PackedBits(self.words[rows], self.n_latents)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the words are"""
+        return self.words.device
+
+    def where(self, rows: torch.Tensor) -> PackedBits:
+        """The rows of a mask, bool `[rows]`."""
+        return self[rows]
+
+    def blocks(self) -> Iterator[PackedBits]:
+        """All rows, some at a time."""
+        rows = block_rows(self.n_latents)
+        return (self[start : start + rows] for start in range(0, len(self), rows))
+
+    def word(self, index: int) -> PackedBits:
+        """The 64 latents from `64 * index` on, of all rows."""
+        column = self.words[:, index : index + 1].contiguous()
+        return PackedBits(column, self.latents_of_word(index))
+
+    def latents_of_word(self, index: int) -> int:
+        """Latents in one word of a row: fewer in the last"""
+        return min(WORD, self.n_latents - index * WORD)
+
+    def permuted(self, places: torch.Tensor) -> PackedBits:
+        """With each latent at another place, int64 `[n_latents]`; on the CPU."""
+        return PackedBits.from_numpy(cpu.permute(self.numpy(), places.numpy()), self.n_latents)
+
     def column(self, latent: int) -> torch.Tensor:
         """One latent's bits in all rows -> int64 0 and 1, `[rows]`"""
         return (self.words[:, latent // WORD] >> (latent % WORD)) & 1
@@ -117,3 +147,8 @@ def _packed(on: torch.Tensor) -> torch.Tensor:
     separate = on.contiguous().view(torch.uint8).view(len(on), on.shape[1] // 8, 8) << places
     octets = separate.sum(-1, dtype=torch.uint8)  # of distinct bits the sum is the or
     return octets.view(torch.int64)
+
+
+def block_rows(n_latents: int) -> int:
+    """Rows of a block: a multiple of 64, that fill a part of memory, 64 at least."""
+    return max(1, BLOCK_BYTES // (8 * words_for(n_latents)) // WORD) * WORD

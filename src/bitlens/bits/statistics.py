@@ -4,14 +4,15 @@ import torch
 from torch import Tensor
 
 from bitlens.bits import covariance_cpu, cpu, cuda, products
-from bitlens.bits.packed import PackedBits
+from bitlens.bits.packed import PackedBits, block_rows
+from bitlens.bits.shards import AnyBits, BitShards
 from bitlens.errors import BitlensError
 
 DENSE = 0.1  # a latent on in a larger share of the rows is dense
-ROWS = 1 << 20  # rows that are transposed at a time, and the most of a minibatch
+ROWS = 1 << 20  # the most of a minibatch
 
 
-def firing_rates(bits: PackedBits) -> Tensor:
+def firing_rates(bits: AnyBits) -> Tensor:
     """Share of rows in which each latent is on -> float64 `[n_latents]`; there must be rows."""
     if len(bits) == 0:
         raise BitlensError("There are no rows, so there are no firing rates.")
@@ -39,19 +40,24 @@ def sums(bits: PackedBits, matrix: Tensor) -> Tensor:
     return torch.from_numpy(products.gather_sums(bits.numpy(), matrix.numpy()))
 
 
-def co_occurrence(bits: PackedBits, others: PackedBits | None = None) -> Tensor:
+def co_occurrence(
+    bits: AnyBits, others: PackedBits | None = None, counts: Tensor | None = None
+) -> Tensor:
     """`N = H^T G`: the rows in which latent i and latent j of `others`, another code of the same
-    rows or by default the same code, are both on, int64 `[n, m]`"""
+    rows or by default the same code, are both on, int64 `[n, m]`. counts: of other rows on a CPU,
+    to which those of these are added."""
     if others is not None and len(others) != len(bits):
         rows = f"{len(bits):,} rows and of {len(others):,}"
         raise BitlensError(f"Codes of {rows} are not of the same hidden states.")
-    if bits.words.device.type != "cpu":
+    if not isinstance(bits, BitShards) and bits.device.type != "cpu":
         return cuda.co_occurrence(bits, others)
-    counts = torch.zeros(bits.n_latents, (others or bits).n_latents, dtype=torch.int64)
-    for start in range(0, len(bits), ROWS):
-        block = slice(start, start + ROWS)
-        columns = [b[block].transpose().numpy() for b in (bits, others) if b is not None]
-        counts += torch.from_numpy(cpu.co_occurrence(*columns))
+    if counts is None:
+        counts = torch.zeros(bits.n_latents, (others or bits).n_latents, dtype=torch.int64)
+    rows = block_rows(bits.n_latents)
+    for start in range(0, len(bits), rows):
+        block = slice(start, start + rows)
+        columns = others[block].transpose().numpy() if others is not None else None
+        cpu.co_occurrence(bits[block].transpose().numpy(), columns, counts.numpy())
     return counts
 
 

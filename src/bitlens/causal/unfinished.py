@@ -19,7 +19,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from bitlens.errors import BitlensError, Interrupted
-from bitlens.files import finite, read_manifest, read_tensors, write_json, write_tensors
+from bitlens.files import (
+    finite,
+    holds_something,
+    read_manifest,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from bitlens.training.signals import stop_on_signals
 from bitlens.version import __version__
 
@@ -46,7 +53,7 @@ class Unfinished:
         settings = finite({**settings, "version": __version__})
         about = folder / ABOUT
         if not about.exists():
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if folder.exists() and (not folder.is_dir() or holds_something(folder)):
                 raise BitlensError(f"{folder} was not written by this command; move it away.")
             folder.mkdir(parents=True, exist_ok=True)
             write_json(about, {"schema": SCHEMA, "settings": settings})

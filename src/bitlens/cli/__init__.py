@@ -10,7 +10,6 @@ import ast
 import importlib
 import io
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -47,7 +46,7 @@ COMMANDS = {  # name: module of this package and its function
     "push": "hub:push",
     "study": "studies:",
 }
-TOGETHER = {"train"}  # what many processes can do together
+BY_MANY = {"harvest", "train"}  # what torchrun may start
 GROUPS = {  # name: its commands
     "export": {
         "saelens": "export:saelens",
@@ -60,13 +59,14 @@ GROUPS = {  # name: its commands
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Exit status: 0 done, 1 stopped or failed, 2 bad input, 130 interrupted."""
+    """Entry point. Exit status: 0 done, 1 stopped and saved, 2 bad input, 130 interrupted, 143
+    terminated."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # threads that spin cost a busy machine most of its speed
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:] if arguments is None else arguments
     _mend_streams()
-    if not processes.speaks():
+    if not processes.speaks("".join(arguments[:1])):
         terminal.hide()
     with terminal.interrupt.guarded():
         status = _status(arguments)
@@ -101,13 +101,13 @@ def _status(arguments: list[str]) -> int:
         path, reason = error.filename or "The output", error.strerror or error
         return _fail(f"{path} could not be read or written: {reason}.", 2, arguments)
     except KeyboardInterrupt:
-        status = 128 + signal.SIGINT
+        status = 128 + terminal.interrupt.signal
         return _fail("Stopped.", status, arguments) if processes.is_first() else status
     return 0
 
 
 def _fail(sentence: str, status: int, arguments: list[str]) -> int:
-    if not processes.speaks():
+    if not processes.speaks("".join(arguments[:1])):
         return status
     _, _, place = _find(arguments)
     if place:
@@ -158,7 +158,7 @@ def _call(arguments: list[str]) -> None:
             f"There is no '{name} {rest[0]}'; choose one of: {', '.join(commands)}; "
             "each explains itself with --help."
         )
-    if processes.world_size() > 1 and rest[0] not in TOGETHER:
+    if processes.world_size() > 1 and rest[0] not in BY_MANY:
         raise BitlensError(f"'{name} {rest[0]}' runs in one process: start it without torchrun.")
     command = _load(place)
 

@@ -7,6 +7,7 @@ command line the same is a flag.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import os
@@ -19,14 +20,16 @@ from typing import Any
 
 import tyro
 
-from bitlens import processes, terminal
+from bitlens import memory, processes, terminal
 
 Command = Callable[..., Any]
 # arguments that name a store, codes or a run, which may be remote, and commands that write there
 FOLDERS = {"run", "other", "store", "codes", "target", "downstream", "beside", "beside_codes"}
 REMOTE_OUT = {"harvest", "train", "encode"}
+PLANNED = {"harvest", "train", "encode", "evaluate", "entropy", "features", "interpret"}
 OUT_IS_A_FILE = {"effects", "faithfulness", "features", "labels", "compress"}
 JSON_HELP = "also write the numbers to this file."
+PLAN_HELP = "say what memory this will take, and stop."
 CACHE_HELP = (
     "bytes that copies of remote files may take, such as 50GB (default: BITLENS_CACHE_SIZE)."
 )
@@ -37,12 +40,17 @@ RENAMED = {"length": "context", "unit": "documents", "hooks": "hook", "column": 
 def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
     """Run `command` with these arguments of the command line; prog: what help calls it.
 
-    It gets a flag --json and runs under a bar of its name, after what takes seconds to import.
+    It gets a flag --json, where it plans its memory a flag --plan, and runs under a bar of its
+    name, after what takes seconds to import.
     """
     name = prog.split()[-1]
 
     def called(
-        *args: Any, json: Path | None = None, cache_size: str | None = None, **kwargs: Any
+        *args: Any,
+        json: Path | None = None,
+        plan: bool = False,
+        cache_size: str | None = None,
+        **kwargs: Any,
     ) -> None:
         with terminal.bar(name):
             terminal.stage("load torch")
@@ -55,8 +63,9 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
             bound = inspect.signature(command).bind(*args, **kwargs)
             given = bound.arguments
             given.update(_placed(name, given))
-            with processes.together():
-                if not processes.is_first():
+            memory.only_plan.set(plan)
+            with processes.together() if name in processes.AS_ONE else contextlib.nullcontext():
+                if name in processes.AS_ONE and not processes.is_first():
                     from bitlens import show
 
                     show.out.quiet = show.err.quiet = True
@@ -66,6 +75,9 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
     kind = inspect.Parameter.KEYWORD_ONLY
     flags = {"json": inspect.Parameter("json", kind, default=None, annotation=Path | None)}
     lines = f"\n    json: {JSON_HELP}"
+    if name in PLANNED:
+        flags["plan"] = inspect.Parameter("plan", kind, default=False, annotation=bool)
+        lines += f"\n    plan: {PLAN_HELP}"
     if reads_folders(command):
         flag = inspect.Parameter("cache_size", kind, default=None, annotation=str | None)
         flags, lines = {"cache_size": flag, **flags}, f"\n    cache_size: {CACHE_HELP}{lines}"
@@ -74,7 +86,7 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
     called.__doc__ = f"{called.__doc__}{heading}{lines}"
     options = ("OmitArgPrefixes", "OmitSubcommandPrefixes", "FlagCreatePairsOff")
     config = tuple(getattr(tyro.conf, option) for option in options)
-    speaks = processes.speaks()
+    speaks = processes.speaks(name)
     tyro.cli(called, prog=prog, args=arguments, config=config, console_outputs=speaks)
 
 
@@ -85,7 +97,12 @@ def _write(command: Callable[[], Any], json: Path | None, out: Path | None) -> N
     for path in (json, out):
         if path is not None:  # said now, not after the work
             refuse_unwritable(path)
-    result = command()
+    result: Any
+    try:
+        result = command()
+    except memory.PlanOnly as stopped:
+        print(stopped)
+        result = stopped.plan.as_dict()
     if json is not None and processes.is_first():
         write_json(json, result.as_dict() if hasattr(result, "as_dict") else result)
 

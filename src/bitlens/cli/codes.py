@@ -43,7 +43,7 @@ def entropy(codes: CodesFolder, seed: int = 0) -> dict[str, Any]:
     corpus = Codes(codes)
     usual = corpus.usual
     show.left_out(corpus.outliers)
-    bits, document = corpus.bits[usual], corpus.document[usual]
+    bits, document = corpus.parts.where(usual), corpus.document[usual]
     fraction = corpus.manifest.get("test_fraction") or 0.0
     test = torch.from_numpy(held_out(document.numpy(), fraction)) if fraction else None
     result = measure(bits, document, test, seed=seed)

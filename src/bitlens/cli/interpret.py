@@ -100,7 +100,6 @@ def interpret(
             "Folders of codes need names that differ, since their results go to folders "
             "of these names."
         )
-    out.mkdir(parents=True, exist_ok=True)
     summaries: dict[str, Summary] = {}
     for path in codes:
         results = _judged(path, out / RECORD, judging)
@@ -131,8 +130,13 @@ def _judged(path: Path, record: Path, judging: Judging) -> Results | None:
     from bitlens import show
     from bitlens.bits.codes import Codes
     from bitlens.comsem.sampling import sample_latents
+    from bitlens.features.plan import interpret_plan
+    from bitlens.memory import require
 
     codes = Codes(path)
+    plan = interpret_plan(codes, labelled=judging.judge == "labels")
+    require(lambda: plan, "encode fewer rows")
+    record.parent.mkdir(parents=True, exist_ok=True)
     show.left_out(codes.outliers)
     latents = judging.latents or range(codes.n_latents)
     latents = sample_latents(latents, judging.sample, judging.seed)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bitlens import terminal
 from bitlens.bits.codes import Codes
-from bitlens.bits.packed import PackedBits
+from bitlens.bits.shards import AnyBits
 from bitlens.bits.statistics import firing_rates
 from bitlens.comsem.calls import Calls, Judgement
 from bitlens.comsem.examples import ExampleExplainer
@@ -233,14 +233,14 @@ def comsem_by_labels(
 class _Drawn:
     """Latents with rows enough to be judged, and those without."""
 
-    bits: PackedBits
+    bits: AnyBits
     """with the rare state of every latent as 1"""
     trials: list[Trial]
     skipped: list[int]
 
     @classmethod
     def of(cls, codes: Codes, latents: Sequence[int], among: Tensor, config: Config) -> _Drawn:
-        bits = canonical(codes.bits, codes.usual)
+        bits = canonical(codes.parts, codes.usual)
         enough, skipped = [], []
         for trial in trials(bits, codes, latents, config, among):
             if min(len(trial.examples), len(trial.positives), len(trial.random)) < MIN_ROWS:
@@ -274,5 +274,5 @@ class _Drawn:
         pairs = list(zip(self.trials, explanations, strict=True))
         explained = [pair for pair in pairs if pair[1]]  # that of a label may be a line end
         unexplained = [trial.latent for trial, explanation in pairs if not explanation]
-        rates = firing_rates(self.bits[codes.usual])
+        rates = firing_rates(self.bits.where(codes.usual))
         return Results(judged(explained, ask, rates, config), self.skipped, config, unexplained)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bitlens.bits.codes import Columns
-from bitlens.bits.packed import PackedBits
+from bitlens.bits.shards import AnyBits
 from bitlens.bits.statistics import nearest
 from bitlens.errors import BitlensError
 from bitlens.features.on_rows import explainers_part, on_rows, refuse_unknown
@@ -82,7 +82,7 @@ class Trial:
 
 
 def trials(
-    bits: PackedBits,
+    bits: AnyBits,
     columns: Columns,
     latents: Iterable[int],
     plan: Plan = Plan(),
@@ -125,7 +125,7 @@ def sample_latents(latents: Sequence[int], n: int | None, seed: int) -> list[int
 class _Counterexamples:
     """Off-rows of the explainer's documents, drawn at random."""
 
-    def __init__(self, bits: PackedBits, document: Tensor, rows: Tensor, plan: Plan) -> None:
+    def __init__(self, bits: AnyBits, document: Tensor, rows: Tensor, plan: Plan) -> None:
         order = torch.randperm(len(rows), generator=generator(plan.seed, "counterexamples"))
         self.pool, self.document, self.plan = rows[order[:POOL]], document, plan
         self.bits = bits[self.pool]
@@ -145,7 +145,7 @@ class _Counterexamples:
 class _Negatives:
     """Off-rows of the judge's documents that match a latent's positives."""
 
-    def __init__(self, bits: PackedBits, columns: Columns, judged: Tensor, plan: Plan) -> None:
+    def __init__(self, bits: AnyBits, columns: Columns, judged: Tensor, plan: Plan) -> None:
         self.bits, self.plan = bits, plan
         self.token, self.document = columns.token, columns.document
         order = torch.randperm(len(judged), generator=generator(plan.seed, "negatives"))[:POOL]

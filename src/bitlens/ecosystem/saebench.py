@@ -20,7 +20,7 @@ from typing import Any
 from bitlens.autoencoders import Autoencoder
 from bitlens.ecosystem.saebench_config import BenchConfig
 from bitlens.errors import BitlensError
-from bitlens.files import prepare_output, write_json
+from bitlens.files import replacing_folder, write_json
 from bitlens.hidden import LanguageModel
 
 MARKER = "saebench.json"
@@ -52,15 +52,14 @@ def bench(
             f"SAEBench replaces what it reads at a hook point of TransformerLens: {reason} cannot "
             "be measured; `bitlens evaluate` measures them."
         )
-    out, sae = Path(out), _standard(autoencoder, config, device)
-    prepare_output(out, resume=None, overwrite=overwrite, marker=MARKER)
-    write_json(out / MARKER, {"schema": SCHEMA})  # what is stopped halfway can be replaced
+    sae = _standard(autoencoder, config, device)
     found: dict[str, dict[str, float]] = {}
-    if "core" in config.evaluations:
-        found["core"] = _core(sae, _bridge(autoencoder, model, device), texts, out, config)
-    if "meta_structure" in config.evaluations:
-        found["meta_structure"] = _meta_structure(sae, out, device)
-    write_json(out / MARKER, {"schema": SCHEMA, **found})
+    with replacing_folder(Path(out), overwrite, MARKER) as folder:  # former results stay till then
+        if "core" in config.evaluations:
+            found["core"] = _core(sae, _bridge(autoencoder, model, device), texts, folder, config)
+        if "meta_structure" in config.evaluations:
+            found["meta_structure"] = _meta_structure(sae, folder, device)
+        write_json(folder / MARKER, {"schema": SCHEMA, **found})
     return found
 
 

@@ -10,14 +10,25 @@ import torch
 
 from bitlens import markup, terminal
 from bitlens.autoencoders import Autoencoder
+from bitlens.bits.words import words_for
 from bitlens.causal.splice import Splice
 from bitlens.errors import BitlensError
 from bitlens.evaluation.measured import Measured
-from bitlens.evaluation.numbers import Bits, ModelLosses, Reconstruction, Sparsity, Speed, Subject
+from bitlens.evaluation.numbers import (
+    FIT_ROWS,
+    Bits,
+    ModelLosses,
+    Reconstruction,
+    Sparsity,
+    Speed,
+    Subject,
+)
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.split import unseen
 from bitlens.hidden.store import ActivationStore, PairedStore
 from bitlens.information.moments import Covariance
+from bitlens.information.plan import entropy_plan
+from bitlens.memory import MemoryPlan, require
 from bitlens.results import brief, listed
 
 
@@ -78,6 +89,7 @@ def evaluate(
     if part == "test":
         store = unseen(store, autoencoder.metadata)
     rows = "usual" if part == "all" and not outliers else part
+    require(lambda: evaluate_plan(autoencoder, store, rows, joint), "measure fewer rows")
     measured = Measured.of(autoencoder, store, rows)
     if language_model and not splice:
         splice = Splice.of_store(language_model, autoencoder, store, max_contexts, part)
@@ -86,3 +98,16 @@ def evaluate(
     for group in reversed(Evaluation.__bases__):
         numbers |= group.measure(measured)
     return Evaluation(**numbers, about=measured.about())
+
+
+def evaluate_plan(
+    autoencoder: Autoencoder, store: ActivationStore, part: str, joint: bool
+) -> MemoryPlan:
+    """Of all numbers but those of a language model, whose memory is its own."""
+    m, d = autoencoder.n_latents, autoencoder.d_out
+    parts = {"test": store.splits, "usual": store.splits}.get(part, list)()
+    rows = sum(len(s.test) + len(s.train) * (part == "usual") for s in parts) or len(store)
+    plan = entropy_plan(rows, m, held=8 * words_for(m), joint=joint)
+    more = {"codes of a block": 14 * min(rows, 16384) * m, "covariance": 24 * d * d}
+    more |= {"training rows": 8 * words_for(m) * min(FIT_ROWS, len(store)) * joint}
+    return replace(plan, work="evaluate", parts={**plan.parts, **more})

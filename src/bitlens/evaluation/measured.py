@@ -14,6 +14,7 @@ from torch.nn.functional import cosine_similarity
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.packed import PackedBits
+from bitlens.bits.shards import AnyBits, BitShards
 from bitlens.bits.statistics import firing_rates, rate_histogram
 from bitlens.causal.splice import Splice
 from bitlens.errors import BitlensError
@@ -37,7 +38,7 @@ class Measured:
     variance: Variance
     squared_error: float
     cosine: float
-    bits: PackedBits
+    bits: AnyBits
     documents: Tensor
     seconds: float
     joint: bool = True
@@ -48,7 +49,7 @@ class Measured:
     def of(cls, autoencoder: Autoencoder, store: ActivationStore, part: str) -> Measured:
         """Encode and decode a part of the rows. BitlensError if they are fewer than two."""
         variance, error, cosine, seconds = Variance(), 0.0, 0.0, 0.0
-        words, documents = [], []
+        parts, documents = [], []
         blocks = store.read(part)
         for rows in terminal.track(blocks, "read", len(store), lambda rows: len(rows.hidden)):
             x, target = autoencoder.pair(rows.hidden.to(autoencoder.mean.device).float())
@@ -56,7 +57,7 @@ class Measured:
             codes = autoencoder.encode(x)
             x_hat = autoencoder.decode(codes, x)
             seconds += time.perf_counter() - begun
-            words.append(PackedBits.pack(codes).words.cpu())
+            parts.append(PackedBits(PackedBits.pack(codes).words.cpu(), codes.shape[1]))
             documents.append(rows.columns["document"])
             variance.add(target)
             error += squared_error(target, x_hat)
@@ -66,7 +67,7 @@ class Measured:
             if part == "test":
                 kind, way = "held-out rows", "harvest more documents, or pass `part='all'`"
             raise BitlensError(f"{store.path} has {variance.rows} {kind}; {way}.")
-        bits, ids = PackedBits(torch.cat(words), autoencoder.n_latents), torch.cat(documents)
+        bits, ids = BitShards(parts), torch.cat(documents)
         return cls(autoencoder, store, part, variance, error, cosine, bits, ids, seconds)
 
     def about(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.binary import NEGLIGIBLE
 from bitlens.bits.packed import PackedBits
+from bitlens.bits.shards import AnyBits
 from bitlens.bits.statistics import DENSE, firing_rates
 from bitlens.evaluation.measured import Measured
 from bitlens.hidden.source import held_out
@@ -33,7 +34,7 @@ def trained_latents(autoencoder: Autoencoder) -> int:
     return autoencoder.metadata.get("n_latents_trained", autoencoder.n_latents)
 
 
-def latent_numbers(autoencoder: Autoencoder, bits: PackedBits) -> dict[str, Any]:
+def latent_numbers(autoencoder: Autoencoder, bits: AnyBits) -> dict[str, Any]:
     """l0, live, dead, stuck, dense and highest_rate, from which latents are not zero."""
     p = firing_rates(bits)
     on = autoencoder.on_rates(p)
@@ -70,7 +71,7 @@ def _training_bits(measured: Measured) -> tuple[PackedBits, torch.Tensor]:
     """Bits and documents of a sample of the training documents."""
     autoencoder, store = measured.autoencoder, measured.store
     share = FIT_ROWS / max(1, len(store) - measured.rows)
-    words = [measured.bits.words[:0]]
+    words = [measured.bits[:0].words]
     documents = [measured.documents[:0]]
     for rows in store.read("train"):
         ids = rows.columns["document"]
@@ -82,7 +83,7 @@ def _training_bits(measured: Measured) -> tuple[PackedBits, torch.Tensor]:
 
 @terminal.shown("bits_magnitudes")
 def _magnitudes(measured: Measured) -> float:
-    if measured.autoencoder.binary or not measured.bits.words.any():
+    if measured.autoencoder.binary or not measured.bits.column_counts().any():
         return 0.0
     rows = first_rows(measured.store, measured.part, MAGNITUDE_ROWS)
     return quantise_magnitudes(measured.autoencoder, rows).bits

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitlens.bits.packed import PackedBits
+from bitlens.bits.shards import AnyBits, SomeBits
 from bitlens.bits.statistics import firing_rates
 from bitlens.bits.words import WORD
 from bitlens.errors import BitlensError
@@ -19,10 +19,10 @@ SALT = 1 << 40  # the split is independent of that of training's held-out docume
 CANDIDATES = 64  # times as many rows as are drawn, among which there are mostly documents enough
 
 
-def canonical(bits: PackedBits, among: Tensor | None = None) -> PackedBits:
+def canonical(bits: SomeBits, among: Tensor | None = None) -> SomeBits:
     """The code with the rare state of every latent as 1, by the rates in `among` (bool `[rows]`, by
     default all rows)."""
-    common = firing_rates(bits if among is None else bits[among]) > 0.5
+    common = firing_rates(bits if among is None else bits.where(among)) > 0.5
     return bits.turned(common) if common.any() else bits
 
 
@@ -40,7 +40,7 @@ def refuse_unknown(latents: Sequence[int], n_latents: int) -> None:
 
 
 def on_rows(
-    bits: PackedBits,
+    bits: AnyBits,
     document: Tensor,
     n: int,
     chosen: Tensor | None = None,
@@ -63,8 +63,7 @@ def on_rows(
     for place in sorted(range(len(wanted)), key=wanted.__getitem__):
         word, latent = divmod(wanted[place], WORD)
         if word != column:  # a word of latents at a time, so that memory does not grow with them
-            part = PackedBits(bits.words[:, word : word + 1], WORD).transpose()
-            column, columns = word, part.numpy().view(np.uint8)
+            column, columns = word, bits.word(word).transpose().numpy().view(np.uint8)
         on = np.unpackbits(columns[latent], count=len(bits), bitorder="little").view(bool)
         rows = np.flatnonzero(on if chosen is None else on & chosen.numpy())
         keys = mixed(rows.astype(np.uint64) + salts[wanted[place]])

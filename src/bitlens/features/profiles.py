@@ -15,19 +15,20 @@ from torch import Tensor
 from bitlens import markup, terminal
 from bitlens.bits.codes import Codes
 from bitlens.bits.entropies import binary_entropy
-from bitlens.bits.packed import PackedBits
+from bitlens.bits.shards import AnyBits
 from bitlens.bits.statistics import DENSE, co_occurrence, firing_rates
 from bitlens.errors import BitlensError
 from bitlens.features.examples import contexts
 from bitlens.features.habits import PlaceHabits, Preference, TokenHabits
 from bitlens.features.on_rows import canonical, on_rows
+from bitlens.features.plan import TREE_ROWS, features_plan
 from bitlens.features.token_scores import clearest, rows_on
 from bitlens.files import finite, replacing
 from bitlens.hidden.pieces import token_texts
 from bitlens.information.tree import chow_liu
+from bitlens.memory import require
 from bitlens.results import brief, token
 
-TREE_ROWS = 1 << 17
 BLOCK = 256  # latents whose cosines with all others are in memory at a time
 EFFECTS = 64  # latents whose effects on all logits are in memory at a time
 
@@ -151,7 +152,8 @@ def profiles(
     `causal.direct.DirectEffect` does. top: entries of each list; examples: of each latent, with
     `window` tokens on each side; tree: on up to 131,072 rows.
     """
-    bits = codes.bits[codes.usual]
+    require(lambda: features_plan(codes), "encode fewer rows")
+    bits = codes.parts.where(codes.usual)
     if W_dec is not None and (W_dec.ndim != 2 or len(W_dec) != bits.n_latents):
         raise BitlensError(
             f"W_dec of shape {list(W_dec.shape)} does not fit codes of {bits.n_latents} latents."
@@ -193,7 +195,7 @@ def profiles(
     ]
 
 
-def _tree_neighbours(bits: PackedBits) -> list[list[int]]:
+def _tree_neighbours(bits: AnyBits) -> list[list[int]]:
     """Each latent's parent and children in the Chow-Liu tree."""
     rows = torch.linspace(0, len(bits) - 1, min(len(bits), TREE_ROWS), dtype=torch.float64)
     sample = bits[rows.long()]

@@ -245,11 +245,7 @@ def rows_of(codes: Codes, rows: np.ndarray | Sequence[int]) -> PackedBits:
         raise BitlensError(
             f"There is no row {wrong[0]}; {codes.path} has rows 0 to {len(codes) - 1}."
         )
-    out = torch.empty(len(wanted), len(rates(codes).flips), dtype=torch.int64)
-    for first, bits in codes.shards():
-        here = np.flatnonzero((wanted >= first) & (wanted < first + len(bits)))
-        out[here] = bits.words[wanted[here] - first]
-    return PackedBits(out, codes.n_latents)
+    return codes.parts[torch.from_numpy(wanted)]
 
 
 # --- contexts with some bits on and others off ----------------------------------------------------

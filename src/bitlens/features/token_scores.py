@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from bitlens import terminal
-from bitlens.bits.packed import PackedBits
+from bitlens.bits.shards import AnyBits
 from bitlens.bits.statistics import DENSE
-from bitlens.bits.words import WORD, positions
+from bitlens.bits.words import positions, words_for
 from bitlens.errors import BitlensError
 from bitlens.labels.scores import GOOD
 from bitlens.labels.sources import require_tokens
@@ -43,13 +43,11 @@ class TokenScore(NamedTuple):
         return self.f1 > GOOD and not self.dense
 
 
-def rows_on(bits: PackedBits) -> Iterator[np.ndarray]:
+def rows_on(bits: AnyBits) -> Iterator[np.ndarray]:
     """The rows in which each latent is on, ascending; 64 latents are transposed at a time."""
     found = np.empty(len(bits), np.int64)
-    for word in range(bits.words.shape[1]):
-        n_latents = min(WORD, bits.n_latents - word * WORD)
-        block = PackedBits(bits.words[:, word : word + 1].contiguous(), n_latents)
-        for column in block.transpose().numpy():
+    for word in range(words_for(bits.n_latents)):
+        for column in bits.word(word).transpose().numpy():
             yield found[: positions(column, found)].copy()
 
 
@@ -93,7 +91,7 @@ def _f1(hits: np.ndarray, on: np.ndarray, guesses: np.ndarray) -> np.ndarray:
 
 @terminal.shown("token F1")
 def token_scores(
-    bits: PackedBits, token: Tensor, test: Tensor, min_on: int = MIN_ON
+    bits: AnyBits, token: Tensor, test: Tensor, min_on: int = MIN_ON
 ) -> list[TokenScore]:
     """The score of every latent that is on in at least `min_on` held-out and training rows.
 

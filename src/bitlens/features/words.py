@@ -76,6 +76,6 @@ def _in_tokens(wanted: str, tokens: Sequence[Preference]) -> float:
 def preferred_tokens(codes: Codes, tokenizer: Any, top: int = 8) -> list[list[Preference]]:
     """Of every latent the tokens that it is on at more often than at others, in rows of usual
     norm."""
-    rare = canonical(codes.bits[codes.usual])
+    rare = canonical(codes.parts.where(codes.usual))
     habits = TokenHabits(codes, tokenizer, top)
     return [habits.preferred(on) for on in rows_on(rare)]

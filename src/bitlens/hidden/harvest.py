@@ -7,8 +7,8 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 
 from bitlens import processes, terminal
 from bitlens.errors import BitlensError, Interrupted
-from bitlens.files import free_space, prepare_output
+from bitlens.files import free_space, prepare_output, verify_shard
 from bitlens.hidden.documents import Corpus
 from bitlens.hidden.hooks import HookPoint
 from bitlens.hidden.models import LanguageModel
@@ -25,10 +25,12 @@ from bitlens.hidden.split import documents_of
 from bitlens.hidden.store import KIND, MANIFEST, OUTLIER_MULTIPLE, ActivationStore
 from bitlens.hidden.text import ContextReader
 from bitlens.hidden.writer import StoreWriter
+from bitlens.memory import MemoryPlan, gaps, require
 from bitlens.remote import is_remote, place
 from bitlens.writing import Share
 
 SHARD_BYTES = 1 << 26
+NORM_ROWS = 8192  # whose spread is taken together
 ROW_COLUMNS_BYTES = 28  # token, document, position, context, norm, context_tokens
 
 
@@ -37,8 +39,7 @@ class HarvestPlan:
     """What a harvest will take; None where the text's size is unknown."""
 
     rows: int | None
-    model_bytes: int
-    batch_bytes: int
+    memory: MemoryPlan
     store_bytes: int | None
     free_bytes: int | None
     """None for an address"""
@@ -54,10 +55,7 @@ class HarvestPlan:
         )
         if self.rows is not None and self.store_bytes is not None:
             rows, stores = f"about {self.rows:,} rows", f"{decimal(self.store_bytes)} of stores"
-        sentence = (
-            f"{rows}; memory: {decimal(self.model_bytes)} model + {decimal(self.batch_bytes)} "
-            f"batch and shard buffers; disk: {stores}"
-        )
+        sentence = f"{rows}; {self.memory}; disk: {stores}"
         if self.free_bytes is not None:
             sentence += f", {decimal(self.free_bytes)} free"
         if self.left_out:
@@ -118,6 +116,8 @@ def harvest(
     plan = job.plan()
     if share.rank == 0:
         announce(plan)
+    fewer = partial(replace, job)
+    require(lambda **sizes: fewer(**sizes).memory(plan.rows), batch_size=batch_size)
     job.refuse_impossible(plan, resume)
     with contextlib.ExitStack() as stack:
         if model.split:  # the first process writes, the others only run their part of the model
@@ -198,15 +198,28 @@ class _Job:
         if rows is not None and self.max_rows is not None:
             rows = min(rows, self.max_rows)
         per_row = sum(width * self.dtype.itemsize + ROW_COLUMNS_BYTES for width in widths)
-        batch = self.batch_size * self.reader.length * sum(widths) * self.model.dtype.itemsize
         return HarvestPlan(
             rows=rows,
-            model_bytes=self.model.memory(),
-            batch_bytes=batch + 3 * SHARD_BYTES * len(widths),
+            memory=self.memory(rows),
             store_bytes=None if rows is None else rows * per_row,
             free_bytes=free_space(self.out),
             left_out=corpus.left_out(),
         )
+
+    def memory(self, rows: int | None) -> MemoryPlan:
+        widths, model = self.model.widths().values(), {"model": self.model.memory()}
+        tokens = self.shard_tokens() if rows is None else min(rows, self.shard_tokens())
+        shards = sum(2 * tokens * width * self.dtype.itemsize for width in widths)
+        length = self.reader.length
+        contexts = self.batch_size if rows is None else min(self.batch_size, -(-rows // length))
+        batch = self.model.batch_memory(contexts, length)
+        device = str(self.model.device)
+        statistics = 4 * 8 * min(tokens, NORM_ROWS) * max(widths)
+        main = {"shards": shards, "columns": 3 * 60 * tokens, "statistics": statistics}
+        if device == "cpu":
+            parts = model | main | {"batch": batch} | gaps(0, batch)
+            return MemoryPlan("harvest", parts, there=self.model.memory())
+        return MemoryPlan("harvest", main, {"batch": batch}, device)
 
     def refuse_impossible(self, plan: HarvestPlan, resume: bool) -> None:
         """Before a former store is replaced."""
@@ -235,7 +248,11 @@ class _Job:
                 self.folders[hook.name].mkdir(exist_ok=True)
             settings = {"max_rows": self.max_rows, "batch_size": self.batch_size}
             about = origin(self.model, self.reader, hook, self.dtype) | settings
-            writers[hook.name] = StoreWriter(self.folders[hook.name], about, outlier_multiple)
+            writer = StoreWriter(self.folders[hook.name], about, outlier_multiple)
+            for number, shard in writer.shards.items() if not writer.complete else ():
+                if self.share.has(number):
+                    verify_shard(writer.path / shard["file"], shard["sha256"])
+            writers[hook.name] = writer
         return writers
 
     def finish(self, writers: list[StoreWriter], shards: int) -> list[ActivationStore]:

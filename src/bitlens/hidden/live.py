@@ -14,6 +14,7 @@ from bitlens.errors import BitlensError
 from bitlens.hidden.harvest import origin
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.source import (
+    RESERVOIR_ROWS,
     HiddenSource,
     Spread,
     held_out,
@@ -23,8 +24,6 @@ from bitlens.hidden.source import (
 )
 from bitlens.hidden.store import ABOUT, OUTLIER_MULTIPLE
 from bitlens.hidden.text import ContextReader, Contexts
-
-RESERVOIR_ROWS = 65536
 
 
 class LiveSource(HiddenSource):
@@ -81,6 +80,11 @@ class LiveSource(HiddenSource):
                 "The text gave no usable training tokens: it is empty or all of it is held out."
             )
         return rows
+
+    def memory(self) -> tuple[int, int]:
+        """Of a window, and of the states it is made of"""
+        window = self.window_tokens * self.d_in * self.model.dtype.itemsize
+        return window, window
 
     def windows(self, seed: int, epoch: int) -> Iterator[int]:
         """Their places in the order of the corpus, whatever the seed: consecutive contexts."""

@@ -227,6 +227,15 @@ class LanguageModel:
                 f"{self.name} reads at most {limit} tokens at once, not {length}; lower {setting}."
             )
 
+    def batch_memory(self, batch_size: int, length: int) -> int:
+        """Bytes that a layer holds of a batch, about: hidden states and what attention makes of
+        them, its scores, and what the MLP widens."""
+        config, tokens = self.config.get_text_config(), batch_size * length
+        width = getattr(config, "hidden_size", None) or max(self._widths.values())
+        wide = getattr(config, "intermediate_size", None) or 4 * width
+        scores = length * (getattr(config, "num_attention_heads", None) or 1)
+        return tokens * (8 * width + 2 * wide + scores) * self.dtype.itemsize
+
     def memory(self) -> int:
         """Bytes of the weights."""
         return sum(p.numel() * p.element_size() for p in self.model.parameters())

@@ -66,25 +66,38 @@ class Shard:
         }
         tokens = contexts.tokens.masked_fill(~contexts.mask, -1)
         self.tokens = pad(tokens, (0, length - tokens.shape[1]), value=-1)
-        self.hidden: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self.hidden: dict[str, Tensor] = {}
+        self.coming: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         self.devices: set[torch.device] = set()
 
     def add(self, chosen: Tensor, states: dict[str, Tensor]) -> int:
         """states: hidden states of the chosen contexts -> number of rows taken"""
         for name, state in states.items():
             row = self.row[chosen, : state.shape[1]]
-            if state.is_cuda:  # the GPU goes on meanwhile
+            on_gpu = state.is_cuda
+            if on_gpu:  # it goes on meanwhile
                 self.devices.add(state.device)
-            state = state.to(self.dtype).to("cpu", non_blocking=state.is_cuda)
-            self.hidden[name].append((row, state))
+            state = state.to(self.dtype).to("cpu", non_blocking=on_gpu)
+            self.coming[name].append((row, state))
+            if not on_gpu:
+                self._place(name)
         return int((self.row[chosen] >= 0).sum())
+
+    def _place(self, name: str) -> None:
+        """Put what has come of a hook point where it belongs: pieces left lying until a shard is
+        whole would leave holes in memory as large as shards."""
+        parts = self.coming.pop(name)
+        if name not in self.hidden:
+            width = parts[0][1].shape[-1]
+            self.hidden[name] = torch.empty(self.rows, width, dtype=self.dtype)
+        for row, state in parts:
+            self.hidden[name][row[row >= 0]] = state[row >= 0]
 
     def write(self, name: str, writer: StoreWriter) -> None:
         """The rows of a hook point; what is written is not kept."""
         for device in self.devices:
             torch.cuda.synchronize(device)
-        parts = self.hidden.pop(name)
-        hidden = torch.empty(self.rows, parts[0][1].shape[-1], dtype=self.dtype)
-        for row, state in parts:
-            hidden[row[row >= 0]] = state[row >= 0]
+        if name in self.coming:
+            self._place(name)
+        hidden = self.hidden.pop(name)
         writer.add(hidden, self.columns, self.tokens, self.contexts, self.number)

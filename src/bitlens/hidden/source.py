@@ -20,6 +20,7 @@ from bitlens.seeding import generator, mixed
 
 FILL = 1e6  # times the usual norm: no hidden state is as large
 SHARED_FILL = 100  # the same, of a norm that most rows share to the last digit
+RESERVOIR_ROWS = 65536  # of a stream that are kept in memory
 NO_ROWS = (
     "There are no training rows: every document is held out or every row is an outlier; harvest "
     "more documents (`unit='paragraph'` makes many of one file) or lower `test_fraction`."
@@ -61,6 +62,14 @@ class HiddenSource:
         hook = (self.about.get("hook") or {}).get("module")
         origin = f"{self.about.get('model')} at {hook}"
         return f"{type(self).__name__}(hidden states of width {self.d_in}, {origin})"
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that a window and what is known of all rows take, and more while one is read."""
+        return 0, 0
+
+    def training_rows(self) -> int:
+        """How many rows there are to train on, at most; of a stream as many as are sampled from."""
+        return RESERVOIR_ROWS
 
     def windows(self, seed: int, epoch: int) -> Iterable[Any]:
         """The windows of one epoch, in the order of this epoch."""
@@ -150,7 +159,9 @@ class Spread(NamedTuple):
 
 def row_norms(rows: Tensor) -> Tensor:
     """Euclidean norm of each of the rows `[n, d]`, float64: float32's squares may overflow."""
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    # in blocks, as they are copied to float64
+    norms = [torch.linalg.vector_norm(x, dim=1, dtype=torch.float64) for x in rows.split(1024)]
+    return torch.cat(norms)
 
 
 def outlier_limit(norms: Tensor, multiple: float) -> float:
@@ -236,6 +247,10 @@ class TensorSource(HiddenSource):
 
     def __repr__(self) -> str:
         return f"TensorSource({len(self.rows):,} rows of {self.d_in})"
+
+    def training_rows(self) -> int:
+        """All"""
+        return len(self.rows)
 
     def windows(self, seed: int, epoch: int) -> list[Any]:
         """One, of all rows."""

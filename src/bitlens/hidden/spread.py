@@ -38,7 +38,8 @@ def refuse_split(settings: Mapping[str, Any], values: Mapping[HookPoint, torch.T
     if not {"distributed_config", "tp_plan"} & set(settings):
         return
     for hook, value in values.items():
-        size = value.double().norm()[None].cpu()
+        own = getattr(value, "to_local", lambda value=value: value)()  # of a DTensor
+        size = own.double().norm()[None].cpu()
         sizes = processes.gather(size, processes.world_size())
         if not torch.allclose(sizes, sizes[:1], rtol=1e-3):
             raise BitlensError(

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from bitlens.cache import Wanted, ahead
+from bitlens.cache import Wanted, ahead, has
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, verify_shard
 from bitlens.hidden.source import HiddenSource, held_out, refuse_non_finite, row_norms
@@ -160,6 +160,7 @@ class ActivationStore(HiddenSource):
             self._verified.add(entry["file"])
         # of remote shards a few columns are fetched alone; the rest is compared when it is read
         alone = is_remote(path) and names is not None and not {*names} - {"document", "norm"}
+        alone = alone and not has(entry["sha256"])
         tensors = read_tensors(path, names, digest=None if alone else entry["sha256"])
         if "hidden" in tensors and index not in self._finite:
             self._require_finite(index, tensors["hidden"])
@@ -217,6 +218,21 @@ class ActivationStore(HiddenSource):
         return torch.cat([part["norm"] <= self.outlier_norm for part in self._columns(["norm"])])
 
     # --- training rows ----------------------------------------------------------------------------
+
+    def memory(self) -> tuple[int, int]:
+        """Of a window and the index of all rows, and of a window's shards before they are joined"""
+        row = self.row_bytes()
+        largest = max((shard["rows"] for shard in self.shards), default=0) * row
+        window = min(self.rows * row, max(WINDOW_BYTES, largest))
+        return window + 8 * self.rows, window if window > largest else 0
+
+    def row_bytes(self) -> int:
+        """Bytes of one hidden state"""
+        return self.d_in * getattr(torch, self.manifest.get("dtype") or "float32").itemsize
+
+    def training_rows(self) -> int:
+        """All rows: fewer are known only once they were looked at."""
+        return self.rows
 
     def windows(self, seed: int, epoch: int) -> list[Any]:
         """The shards of each window, of WINDOW_BYTES at most if it is not one shard."""
@@ -337,6 +353,10 @@ class PairedStore(ActivationStore):
 
     def __repr__(self) -> str:
         return f"PairedStore({super().__repr__()} -> {self.targets!r})"
+
+    def row_bytes(self) -> int:
+        """Bytes of both hidden states"""
+        return super().row_bytes() + self.targets.row_bytes()
 
     def shard(self, index: int, names: list[str] | None = None) -> dict[str, Tensor]:
         """Of `inputs`; `hidden` is that of both, `norm` infinite where the target's is outlying."""

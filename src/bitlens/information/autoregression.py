@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
+from bitlens.bits.shards import AnyBits
 from bitlens.bits.statistics import co_occurrence, sums
 from bitlens.bits.words import words_for
 from bitlens.information.tree import Blocks, Tree, TreeCounts, chow_liu
@@ -26,7 +27,6 @@ from bitlens.seeding import generator
 
 BLOCK = 512  # latents whose weights form one matrix, of all rows up to their own
 BATCH = 2048
-UNPACKED = 8192  # rows that are reordered at a time
 RATE = 1e-2
 
 
@@ -63,7 +63,7 @@ class Autoregression:
     @classmethod
     def fit(
         cls,
-        bits: PackedBits,
+        bits: AnyBits,
         documents: Tensor | None = None,
         seed: int = 0,
         *,
@@ -80,9 +80,8 @@ class Autoregression:
         counts = TreeCounts.of(bits, Blocks.whole(len(bits)), tree)
         bounds = Blocks.of(len(bits), documents).bounds
         model = cls._from_tree(tree, counts).to(device)
-        ordered = model._ordered(bits)
         held_out = _validation_rows(bounds, seed)
-        check, rows = ordered[held_out], (~held_out).nonzero()[:, 0]
+        check, rows = bits.where(held_out), (~held_out).nonzero()[:, 0]
 
         batch = min(BATCH, max(1, len(rows) // 16))
         schedule = PATIENT if bits.n_latents <= FEW_LATENTS else USUAL
@@ -96,7 +95,7 @@ class Autoregression:
             shuffled = rows[torch.randperm(len(rows), generator=random)]
             for minibatch in shuffled[: len(rows) // batch * batch].split(batch):
                 optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
-                model._set_gradients(ordered[minibatch])
+                model._set_gradients(model._ordered(bits[minibatch]))
                 optimizer.step()
                 step += 1
             length = model._mean_length(check)
@@ -146,14 +145,11 @@ class Autoregression:
             weights.append(block)
         return cls(order, rates[order].float(), biases[order].float(), weights)
 
-    def code_lengths(self, bits: PackedBits) -> Tensor:
+    def code_lengths(self, bits: AnyBits) -> Tensor:
         """Bits that each row costs -> float64 `[rows]`"""
-        return self._lengths(self._ordered(bits))
-
-    def _lengths(self, ordered: PackedBits) -> Tensor:
-        lengths = torch.zeros(len(ordered), dtype=torch.float64)
-        for start in range(0, len(ordered), BATCH):
-            part = ordered[start : start + BATCH]
+        lengths = torch.zeros(len(bits), dtype=torch.float64)
+        for start in range(0, len(bits), BATCH):
+            part = self._ordered(bits[start : start + BATCH])
             for _, logits, h in self._blocks(part):
                 cost = torch.nn.functional.binary_cross_entropy_with_logits(
                     logits, h, reduction="none"
@@ -162,9 +158,9 @@ class Autoregression:
                 lengths[start : start + len(part)] += nats / math.log(2)
         return lengths
 
-    def _mean_length(self, ordered: PackedBits) -> float:
+    def _mean_length(self, bits: AnyBits) -> float:
         # without rows to choose by it is always 0, so that the tree stays
-        return float(self._lengths(ordered).mean()) if len(ordered) else 0.0
+        return float(self.code_lengths(bits).mean()) if len(bits) else 0.0
 
     def _blocks(self, ordered: PackedBits) -> Iterator[tuple[int, Tensor, Tensor]]:
         """For each block of latents: its first, log-odds and bits, `[rows, latents in it]`"""
@@ -190,11 +186,9 @@ class Autoregression:
             self.biases.grad[first:end] = total
 
     def _ordered(self, bits: PackedBits) -> PackedBits:
-        parts = [
-            PackedBits.pack(bits[start : start + UNPACKED].unpack(torch.uint8)[:, self.order]).words
-            for start in range(0, len(bits), UNPACKED)
-        ]
-        words = torch.cat(parts) if parts else bits.words
+        place = torch.empty_like(self.order)
+        place[self.order] = torch.arange(len(place))
+        words = bits.permuted(place).words
         return PackedBits(words.to(self.biases.device), bits.n_latents)
 
     def to(self, device: torch.device | str) -> Autoregression:

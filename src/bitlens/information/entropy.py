@@ -18,11 +18,15 @@ from torch import Tensor
 from bitlens import terminal
 from bitlens.bits.entropies import conditional_entropy_from_counts, entropy_from_counts
 from bitlens.bits.packed import PackedBits
+from bitlens.bits.shards import AnyBits
 from bitlens.bits.statistics import co_occurrence
+from bitlens.bits.words import words_for
 from bitlens.errors import BitlensError
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.intervals import Estimate, jackknife
+from bitlens.information.plan import entropy_plan
 from bitlens.information.tree import Blocks, Tree, TreeCounts, chow_liu, supported
+from bitlens.memory import require
 from bitlens.results import Number, brief
 from bitlens.seeding import mixed
 
@@ -54,7 +58,7 @@ class Entropy:
 
 
 @terminal.shown("bits_tree")
-def plug_in_bits(bits: PackedBits, documents: Tensor | None = None) -> tuple[float, float]:
+def plug_in_bits(bits: AnyBits, documents: Tensor | None = None) -> tuple[float, float]:
     """Corrected entropy of the latents on their own, and (never more) under the Chow-Liu tree, in
     bits a row. documents: of every row `[rows]`; without them rows count as independent."""
     tree = chow_liu(co_occurrence(bits), len(bits))
@@ -67,7 +71,7 @@ def plug_in_bits(bits: PackedBits, documents: Tensor | None = None) -> tuple[flo
 
 @terminal.shown("entropy")
 def entropy(
-    bits: PackedBits,
+    bits: AnyBits,
     documents: Tensor | None = None,
     test: Tensor | None = None,
     *,
@@ -84,16 +88,19 @@ def entropy(
     progress: show it on standard error.
     """
     bits, documents, test = _checked(bits, documents, test)
+    held = 8 * words_for(bits.n_latents) if isinstance(bits, PackedBits) else 0
     blocks = Blocks.of(len(bits), documents)
+    plan = entropy_plan(len(bits), bits.n_latents, len(blocks), held=held)
+    require(lambda: plan, "measure fewer rows, or an autoencoder of fewer latents")
     if test is None:
         test = blocks.last_fifth()
     if not test.any() or test.all():
         what = "A code length is fitted on some documents and measured on others"
         raise BitlensError(f"{what}, and here all rows are on one side; encode more documents.")
     terminal.stage("pairs")
-    pairs = co_occurrence(bits[~test])
+    pairs = co_occurrence(bits.where(~test))
     fit_tree = chow_liu(pairs, int((~test).sum()))
-    pairs += co_occurrence(bits[test])
+    co_occurrence(bits.where(test), counts=pairs)
     tree = chow_liu(pairs, len(bits))
     del pairs  # large
     terminal.stage("tree")
@@ -114,8 +121,8 @@ def entropy(
 
 
 def _checked(
-    bits: PackedBits, documents: Tensor | None, test: Tensor | None
-) -> tuple[PackedBits, Tensor | None, Tensor | None]:
+    bits: AnyBits, documents: Tensor | None, test: Tensor | None
+) -> tuple[AnyBits, Tensor | None, Tensor | None]:
     """The same on the CPU, if shapes and types fit."""
     if len(bits) < 2:
         raise BitlensError(f"An entropy needs at least two rows, not {len(bits)}.")
@@ -126,7 +133,9 @@ def _checked(
     if test is not None and test.dtype != torch.bool:
         raise BitlensError(f"test must be a bool for every row, not {test.dtype}.")
     documents, test = (None if column is None else column.cpu() for column in (documents, test))
-    return PackedBits(bits.words.cpu(), bits.n_latents), documents, test
+    if isinstance(bits, PackedBits):
+        bits = PackedBits(bits.words.cpu(), bits.n_latents)
+    return bits, documents, test
 
 
 def _marginal_and_tree(counts: TreeCounts, tree: Tree) -> tuple[Tensor, Tensor]:
@@ -138,7 +147,7 @@ def _marginal_and_tree(counts: TreeCounts, tree: Tree) -> tuple[Tensor, Tensor]:
     return own.sum(-1), given.sum(-1)
 
 
-def _plug_in(bits: PackedBits, blocks: Blocks, tree: Tree, unbiased: bool) -> list[Estimate]:
+def _plug_in(bits: AnyBits, blocks: Blocks, tree: Tree, unbiased: bool) -> list[Estimate]:
     """-> marginal and tree entropy of all rows. unbiased: less the bias of few documents, which the
     correction for independent rows leaves."""
     counts = TreeCounts.of(bits, blocks, tree)
@@ -152,7 +161,7 @@ def _plug_in(bits: PackedBits, blocks: Blocks, tree: Tree, unbiased: bool) -> li
 
 
 def _held_out(
-    bits: PackedBits,
+    bits: AnyBits,
     documents: Tensor | None,
     test: Tensor,
     tree: Tree,
@@ -160,7 +169,7 @@ def _held_out(
     model: Autoregression | None,
 ) -> list[Estimate]:
     """Code lengths of the rows in `test`, by the others: latents alone, tree, autoregression."""
-    fit, held = bits[~test], bits[test]
+    fit, held = bits.where(~test), bits.where(test)
     of_fit, of_held = (None if documents is None else documents[rows] for rows in (~test, test))
     blocks = Blocks.of(len(held), of_held)
     counts = TreeCounts.of(fit, Blocks.whole(len(fit)), tree)
@@ -190,9 +199,7 @@ def _code_lengths(fit: TreeCounts, held: TreeCounts, tree: Tree) -> Tensor:
     return torch.stack([marginal, -(held.tables(tree) * given).sum((1, 2, 3))])
 
 
-def lower_bits(
-    bits: PackedBits, documents: Tensor | None = None, confidence: float = 0.95
-) -> float:
+def lower_bits(bits: AnyBits, documents: Tensor | None = None, confidence: float = 0.95) -> float:
     """Bits a row that the distribution of these rows carries at least, with this confidence.
 
     The entropy of the rows as counted is in expectation never above the true one (it is concave in
@@ -204,11 +211,19 @@ def lower_bits(
     n = len(bits)
     if n == 0:
         raise BitlensError("There are no rows, so there is no entropy.")
-    hashes = np.zeros(n, np.uint64)  # two rows that share one by accident only lower the entropy
-    for column in bits.numpy().T:
-        hashes = mixed(hashes ^ column)
-    counts = torch.from_numpy(np.unique(hashes, return_counts=True)[1].astype(np.float64))
+    hashes = np.concatenate([_hashes(block) for block in bits.blocks()])
+    hashes.sort()
+    counts = torch.from_numpy(hashes.view(np.int64)).unique_consecutive(return_counts=True)[1]
+    counts = counts.double()
     entropy = math.log2(n) - float((counts * counts.log2()).sum()) / n
     sizes = torch.ones(n) if documents is None else documents.unique(return_counts=True)[1]
     change = (math.log2(n) + math.log2(math.e)) * float((sizes.double() / n).square().sum().sqrt())
     return max(0.0, entropy - change * math.sqrt(-math.log(1 - confidence) / 2))
+
+
+def _hashes(bits: PackedBits) -> np.ndarray:
+    """Of each row; two rows that share one by accident only lower the entropy. uint64 `[rows]`"""
+    hashes = np.zeros(len(bits), np.uint64)
+    for column in bits.numpy().T:
+        hashes = mixed(hashes ^ column)
+    return hashes

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from bitlens.bits.entropies import information_from_counts
 from bitlens.bits.kernel import kernel
-from bitlens.bits.packed import PackedBits
+from bitlens.bits.packed import PackedBits, block_rows
+from bitlens.bits.shards import AnyBits
 from bitlens.bits.words import torch_threads
 from bitlens.information.intervals import degrees_of_freedom, normal_deviate
 
@@ -144,15 +145,18 @@ class TreeCounts:
     both: Tensor
 
     @classmethod
-    def of(cls, bits: PackedBits, blocks: Blocks, tree: Tree) -> TreeCounts:
+    def of(cls, bits: AnyBits, blocks: Blocks, tree: Tree) -> TreeCounts:
         """Count the rows of these blocks."""
         parents = tree.parents.clamp_min(0)
         ons = torch.zeros(len(blocks), bits.n_latents, dtype=torch.int64)
         both = torch.zeros_like(ons)
-        for i, (start, stop) in enumerate(pairwise(blocks.bounds.tolist())):
-            columns = bits[start:stop].transpose()
-            ons[i] = columns.row_counts()
-            both[i] = PackedBits(columns.words & columns.words[parents], stop - start).row_counts()
+        step = block_rows(bits.n_latents)
+        for i, (first, last) in enumerate(pairwise(blocks.bounds.tolist())):
+            for start in range(first, last, step):
+                columns = bits[start : min(start + step, last)].transpose()
+                ons[i] += columns.row_counts()
+                common = columns.words & columns.words[parents]
+                both[i] += PackedBits(common, columns.n_latents).row_counts()
         return cls(blocks.rows, ons, both)
 
     def tables(self, tree: Tree) -> Tensor:

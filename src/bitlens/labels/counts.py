@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bitlens.bits.kernel import kernel
-from bitlens.bits.packed import PackedBits
+from bitlens.bits.shards import AnyBits
 from bitlens.bits.words import trailing_zeros
 
 # pyright: reportCallIssue=false, reportArgumentType=false
@@ -26,12 +26,14 @@ def _add_bits(words, group, counts):
                     word &= word - np.uint64(1)
 
 
-def counts_by_group(bits: PackedBits, group: Tensor, groups: int) -> Tensor:
+def counts_by_group(bits: AnyBits, group: Tensor, groups: int) -> Tensor:
     """Rows of each group in which each latent is on, int64 `[groups, n_latents]`.
 
     group: of every row, `[rows]`, from 0 to `groups - 1`; rows of group -1 do not count.
     """
     counts = np.zeros((groups, bits.n_latents), np.int64)
-    if len(bits):
-        _add_bits(bits.numpy(), group.cpu().long().numpy(), counts)
+    own, first = group.cpu().long().numpy(), 0
+    for block in bits.blocks():
+        _add_bits(block.numpy(), own[first : first + len(block)], counts)
+        first += len(block)
     return torch.from_numpy(counts)

@@ -12,6 +12,7 @@ from torch import Tensor
 from bitlens import terminal
 from bitlens.bits.entropies import information_from_counts
 from bitlens.bits.packed import PackedBits
+from bitlens.bits.shards import AnyBits
 from bitlens.bits.statistics import co_occurrence
 from bitlens.bits.words import WORD, words_for
 from bitlens.errors import BitlensError
@@ -181,14 +182,14 @@ def label_scores(
     )
 
 
-def f1_scores(bits: PackedBits, labels: Labels, rows: Tensor, min_rows: int = MIN_ROWS) -> Tensor:
+def f1_scores(bits: AnyBits, labels: Labels, rows: Tensor, min_rows: int = MIN_ROWS) -> Tensor:
     """F1 for every class with `min_rows` of these rows (bool `[rows]`), the most frequent first,
     float64 `[n_latents, classes]`."""
     classes = labels.frequent([rows], min_rows)[:MAX_CLASSES]
     return f1_of_classes(bits, labels.ids, classes, rows & (labels.ids >= 0))
 
 
-def f1_of_classes(bits: PackedBits, ids: Tensor, classes: Tensor, rows: Tensor) -> Tensor:
+def f1_of_classes(bits: AnyBits, ids: Tensor, classes: Tensor, rows: Tensor) -> Tensor:
     """F1 for these classes on these rows (bool `[rows]`), all of which have a class, float64
     `[n_latents, classes]`. ids: class of each row."""
     others = len(classes)

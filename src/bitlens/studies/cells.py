@@ -7,7 +7,9 @@ import hashlib
 import itertools
 import json
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +24,14 @@ import torch
 
 from bitlens import terminal
 from bitlens.errors import BitlensError, Interrupted
-from bitlens.files import finite, prepare_output, read_manifest, replacing, write_json
+from bitlens.files import (
+    finite,
+    holds_something,
+    prepare_output,
+    read_manifest,
+    replacing,
+    write_json,
+)
 from bitlens.studies.options import RunOptions
 from bitlens.training.signals import stop_on_signals
 from bitlens.version import __version__
@@ -50,7 +59,7 @@ class Study(RunOptions):
 
     def open(self, name: str, settings: Mapping[str, Any]) -> None:
         """Make the folder, or go on in it; `settings` are written down for its reader."""
-        fresh = not self.out.is_dir() or not any(self.out.iterdir())
+        fresh = not holds_something(self.out)
         prepare_output(self.out, self.resume, self.overwrite, marker=MANIFEST)
         manifest = self.out / MANIFEST
         if self.resume and not fresh:
@@ -78,9 +87,7 @@ class Study(RunOptions):
         settings = ({"cell": cell, "same": same or {}, "version": version} for cell in cells)
         texts = (json.dumps(each, sort_keys=True).encode() for each in settings)
         files = [folder / f"{hashlib.sha256(text).hexdigest()[:24]}.json" for text in texts]
-        rows: dict[int, Row] = {
-            i: json.loads(file.read_text("utf-8")) for i, file in enumerate(files) if file.exists()
-        }
+        rows = {i: row for i, file in enumerate(files) if (row := _kept(file)) is not None}
         missing = [(i, cell) for i, cell in enumerate(cells) if i not in rows]
         # a cell's own Interrupted is suppressed: the sentence below is that of them all
         with stop_on_signals() as stop, contextlib.suppress(Interrupted):
@@ -145,7 +152,23 @@ def _measured(
                     ) from broken
 
 
+def _kept(file: Path) -> Row | None:
+    """A cell's row; None of one that is not measured yet, or whose file is damaged."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        row = json.loads(file.read_text("utf-8"))
+        return row if isinstance(row, dict) else None
+    return None
+
+
+def _end_with_parent() -> None:
+    """A worker whose study was killed would wait for more work for ever."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
+
+
 def _start_worker() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     terminal.hide()
     # Ctrl-C goes to all processes; a training in hand still hears it

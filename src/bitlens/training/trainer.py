@@ -15,7 +15,7 @@ from torch import Tensor
 from bitlens import processes, terminal
 from bitlens.autoencoders.base import CONFIG, Autoencoder
 from bitlens.autoencoders.beginning import beginning, require_room
-from bitlens.autoencoders.learner import LARGE_SAMPLE, build, make_learner
+from bitlens.autoencoders.learner import LARGE_SAMPLE, make_learner
 from bitlens.autoencoders.objective import Losses
 from bitlens.autoencoders.registry import find
 from bitlens.autoencoders.settings import Settings
@@ -25,12 +25,10 @@ from bitlens.errors import BitlensError, Interrupted
 from bitlens.files import prepare_output
 from bitlens.hidden.hooks import differ
 from bitlens.hidden.source import NO_ROWS, HiddenSource, Position
-from bitlens.hidden.store import PairedStore
 from bitlens.options import Logger
 from bitlens.remote import place
 from bitlens.seeding import generator
 from bitlens.training.checkpoint import (
-    MAY_DIFFER,
     RUN,
     STATE,
     Progress,
@@ -41,13 +39,13 @@ from bitlens.training.checkpoint import (
 )
 from bitlens.training.config import TrainConfig
 from bitlens.training.metrics import MetricsLog, Record
+from bitlens.training.plan import require_memory
 from bitlens.training.signals import agreed, stop_on_signals
-from bitlens.version import __version__
+from bitlens.training.start import initial_model, require_alike, require_apart, require_shards
 from bitlens.writing import holding
 
 WARM_UP = 0.05  # share of the steps in which the learning rate rises
 LOWEST_RATE = 0.02  # that it falls to, as a share of its peak
-NO_SPREAD = 1e-7  # of the largest mean: what rounding leaves of no spread at all
 Report = Callable[[Record], None]
 Batch = tuple[Tensor, Position]
 T = TypeVar("T")
@@ -120,14 +118,16 @@ def begin(
     if config.test_fraction is not None and config.test_fraction != held_out:
         source, held_out = source.split(config.test_fraction), config.test_fraction
     settings = replace(settings, test_fraction=held_out)  # recorded is what is really held out
+    require_memory(source, settings, getattr(source, "d_out", source.d_in))
     folder = place(out) if out is not None else None
     if sharded:
-        _require_shards(settings, folder, other)
-    model = _initial_model(source, settings, sharded).to(device)
+        require_shards(settings, folder, other)
+    model = initial_model(source, settings, sharded).to(device)
     if other is not None:
         require_room(other, model)  # before anything is written
-    _require_alike(source, settings)
+    require_alike(source, settings)
     if folder is not None:
+        require_apart(config, folder)
         if processes.is_first():
             prepare_output(folder, resume, overwrite, marker=RUN)
             write_or_compare(folder, settings, source.about)
@@ -135,31 +135,6 @@ def begin(
             return Autoencoder.from_pretrained(folder, "cpu" if sharded else device)
 
     return Run(source, model, settings, folder, loggers, report, other, sharded)
-
-
-def _require_shards(settings: Settings, folder: Path | None, init: Autoencoder | None) -> None:
-    """What `shard_latents` cannot do."""
-    least = processes.world_size()
-    if (settings.architecture, settings.coding) != ("bae", "descent"):
-        raise BitlensError("`shard_latents` is for a `bae` whose coding is descent; leave it out.")
-    if settings.n_latents < least:
-        raise BitlensError(f"`n_latents` must be at least {least}, one for each process.")
-    if init is not None:
-        raise BitlensError("`init` cannot be used with `shard_latents`; leave one of them out.")
-    if folder is None:
-        raise BitlensError("`shard_latents` writes what it trains: name a folder as `out`.")
-
-
-def _require_alike(source: HiddenSource, settings: Settings) -> None:
-    """All processes must train the same on the same rows, and have some of every batch."""
-    several, least = processes.world_size(), 2 * processes.world_size()
-    if several > 1 and settings.batch_size < least:
-        raise BitlensError(
-            f"`batch_size` must be at least {least}, two rows for each of {several} processes."
-        )
-    about = {k: v for k, v in source.about.items() if k not in MAY_DIFFER}
-    rows = [source.mean.tolist(), source.scale, about]
-    processes.require_same("settings or rows", [asdict(settings), rows])
 
 
 class Run:
@@ -317,36 +292,6 @@ def learning_rate(settings: Settings, step: int) -> float:
     left = (1 - step / settings.steps) / settings.decay
     risen = min(1.0, (step + 1) / (WARM_UP * settings.steps))
     return settings.lr * risen * max(LOWEST_RATE, min(1.0, left))
-
-
-def _initial_model(source: HiddenSource, settings: Settings, sharded: bool) -> Autoencoder:
-    """Initialised, with the standardisation of the source and all metadata. sharded: only the
-    latents of this process."""
-    paired = isinstance(source, PairedStore)
-    own = processes.part(settings.n_latents)
-    here = replace(settings, n_latents=own.stop - own.start) if sharded else settings
-    model: Any = build(here, source.d_in, source.d_out if paired else source.d_in)
-    if model.transcodes and not paired:
-        what = "two stores of one harvest, what an MLP reads and what it adds"
-        raise BitlensError(f"A transcoder needs {what}: pass the second as `target`.")
-    if paired and not model.transcodes:
-        raise BitlensError(f"{settings.architecture} reconstructs its input: it takes no target.")
-    if not source.scale > NO_SPREAD * float(source.mean.abs().max()):
-        raise BitlensError("All hidden states are equal; check the hook point and the text.")
-    model.initialise(generator(settings.seed, "weights"))
-    model.mean.copy_(source.mean)
-    model.scale.fill_(source.scale)
-    if paired:
-        model.mean_out.copy_(source.mean_out)
-        model.scale_out.fill_(source.scale_out)
-    model.metadata = {
-        **source.about,
-        "n_latents_trained": settings.n_latents if sharded else model.n_latents,
-        "training": asdict(settings),
-        "bitlens_version": __version__,
-        "sae_lens_version": "6.18.0",  # without it, SAELens reads cfg.json as before version 6
-    }
-    return model
 
 
 def prefetched(source: Iterator[T], depth: int = 2) -> Generator[T, None, None]:

@@ -1,0 +1,131 @@
+"""Memory is planned before work begins: what is free, what is refused, and whether plans hold."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitlens import memory
+from bitlens.bits import Codes, PackedBits
+from bitlens.cli import main
+from bitlens.errors import BitlensError
+from bitlens.hidden.source import TensorSource
+from bitlens.memory import MemoryPlan, PlanOnly, free_memory, require
+from bitlens.training import TrainConfig, train
+
+ROWS = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine of 64 MiB free, in which the process is in no limited group."""
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "OWN_CGROUPS", str(tmp_path / "own"))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    (tmp_path / "meminfo").write_text("MemTotal:  131072 kB\nMemAvailable:   65536 kB\n")
+    (tmp_path / "own").write_text("0::/jobs/mine\n")
+    return tmp_path
+
+
+def group(folder: Path, names: tuple[str, str], limit: str, used: int, stat: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(stat)
+
+
+def test_free_is_the_least_of_machine_and_groups(machine, monkeypatch):
+    assert free_memory() == 64 << 20
+    two = ("memory.max", "memory.current")
+    group(machine / "cgroup/jobs/mine", two, "max", 5, "inactive_file 1\nactive_file 1\n")
+    assert free_memory() == 64 << 20
+    # the group around it has a limit; pages of files that it only keeps are free
+    group(
+        machine / "cgroup/jobs", two, "1000", 900, "anon 600\ninactive_file 200\nactive_file 50\n"
+    )
+    assert free_memory() == 1000 - 900 + 250
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert free_memory() == 175
+
+
+def test_groups_of_the_first_version(machine):
+    (machine / "own").write_text("11:cpu:/a\n4:memory:/b\n")
+    one = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    stat = "inactive_file 9\ntotal_inactive_file 30\ntotal_active_file 10\n"
+    group(machine / "cgroup/memory/b", one, "5000", 4000, stat)
+    assert free_memory() == 1040
+
+
+def test_the_option_that_makes_it_fit_is_named(machine):
+    def plan(batch_size: int, n_latents: int) -> MemoryPlan:
+        return MemoryPlan("work", {"codes": batch_size * n_latents, "weights": n_latents << 10})
+
+    require(plan, batch_size=1000, n_latents=1000)
+    with pytest.raises(BitlensError, match="`batch_size=62500` would fit"):
+        require(plan, batch_size=1_000_000, n_latents=1000)
+    with pytest.raises(BitlensError, match="`n_latents=50000` would fit"):
+        require(plan, batch_size=16, n_latents=100_000)
+    with pytest.raises(BitlensError, match=r"only 67\.1 MB of memory are free; encode fewer rows"):
+        require(lambda: plan(10**6, 10**6), "encode fewer rows")
+    require(lambda: MemoryPlan("work", {"model": 10**9}, there=10**9 - 5))
+
+
+def test_training_that_no_machine_can_hold_is_refused_before_anything_is_written(tmp_path):
+    config = TrainConfig(n_latents=10**11, steps=3, batch_size=8, device="cpu")
+    said = r"train takes .*\(weights .* Adam .*`n_latents="
+    with pytest.raises(BitlensError, match=said) as refused:
+        train(TensorSource(ROWS), config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    fits = int(str(refused.value).partition("`n_latents=")[2].partition("`")[0])
+    assert 64 < fits < 10**11
+
+
+def test_codes_that_no_machine_can_measure_are_refused(tmp_path, capsys):
+    """A width of which the pairs alone take more than any memory."""
+    bits = PackedBits(torch.zeros(3, 1 << 16, dtype=torch.int64), 1 << 22)
+    columns = {
+        "token": torch.zeros(3, dtype=torch.int32),
+        "document": torch.arange(3),
+        "position": torch.zeros(3, dtype=torch.int32),
+    }
+    Codes.write(tmp_path / "codes", [(bits, columns)], 1 << 22, {})
+    with pytest.raises(SystemExit):
+        main(["entropy", str(tmp_path / "codes")])
+    said = capsys.readouterr().err
+    assert "pairs of latents 140.7 TB" in said or "autoregression" in said
+    assert "fewer latents" in said
+
+
+def test_plan_stops_before_the_work(tmp_path, capsys):
+    token = memory.only_plan.set(True)
+    try:
+        with pytest.raises(PlanOnly, match="train takes"):
+            train(TensorSource(ROWS), TrainConfig(n_latents=16, device="cpu"), tmp_path / "run")
+    finally:
+        memory.only_plan.reset(token)
+    assert not (tmp_path / "run").exists()
+    text, out, numbers = tmp_path / "text.txt", tmp_path / "store", tmp_path / "plan.json"
+    text.write_text("A cat sat on a mat.\n" * 50)
+    asked = ["bundled", "--text", str(text), "--hook", "layers.0", "--out", str(out)]
+    main(["harvest", *asked, "--plan", "--json", str(numbers)])
+    plan = json.loads(numbers.read_text())
+    assert not out.exists()
+    assert plan["work"] == "harvest"
+    assert (
+        plan["total"] == sum(plan["parts"].values()) > plan["there"] == plan["parts"]["model"] > 0
+    )
+    assert "harvest takes" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_peaks_are_within_a_fifth_of_the_plan(tmp_path):
+    from benchmarks.memory import cases, peaks
+
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc")
+    found = [peak for name, sizes in cases(tmp_path, large=False) for peak in peaks(name, sizes)]
+    measured = {"harvest", "train", "encode", "entropy", "features", "interpret"}
+    assert {peak.command for peak in found} == measured
+    assert not [str(peak) for peak in found if not 0.8 <= peak.ratio <= 1.2]
