@@ -8,6 +8,7 @@ refused in a sentence. Every input has a number, from which it can be made again
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -142,10 +143,10 @@ def trials(inputs: list[tuple[str, int]], place: Path, until: float = 1e18) -> I
                 os._exit(0)
         os.close(writing)
         status, begun = None, False
-        with os.fdopen(reading) as lines:
+        with os.fdopen(reading) as lines, _ending(pid):
             while time.monotonic() < until or begun:
                 if not select.select([lines], [], [], PATIENCE)[0]:
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)  # the line is then its end
                     status = "hangs"
                 line = lines.readline()
                 if line.startswith("?"):
@@ -156,12 +157,21 @@ def trials(inputs: list[tuple[str, int]], place: Path, until: float = 1e18) -> I
                 if not begun:
                     yield Outcome(*json.loads(line))
                     done += 1
-            else:
-                os.kill(pid, signal.SIGKILL)
-        ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if begun and time.monotonic() < until:
-            yield Outcome(*inputs[done], status or "crash", signal.Signals(-ended).name)
-            done += 1
+            if begun and not line:
+                ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                yield Outcome(*inputs[done], status or "crash", signal.Signals(-ended).name)
+                done += 1
+
+
+@contextlib.contextmanager
+def _ending(pid: int) -> Iterator[None]:
+    """No process outlives whoever waits for it."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):  # it was waited for
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def campaign(options: argparse.Namespace) -> int:
@@ -177,7 +187,7 @@ def campaign(options: argparse.Namespace) -> int:
             if not outcome.allowed:
                 key = f"{outcome.format} {outcome.kind} {outcome.said.rpartition('(')[2]}"
                 if key not in wrong:
-                    print(f"{outcome.format} {outcome.seed}: {outcome.kind}: {outcome.said}")
+                    print(f"{outcome.format} {outcome.seed}: {outcome.kind}: {outcome.said!r}")
                 wrong.setdefault(key, []).append(outcome)
             elif options.inputs == 1:
                 print(outcome)

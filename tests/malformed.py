@@ -27,8 +27,17 @@ import numpy as np
 import torch
 import zstandard
 
-from bitlens import ActivationStore, Autoencoder, Codes, Corpus, LanguageModel, TrainConfig
-from bitlens import encode_store, entropy, train
+from bitlens import (
+    ActivationStore,
+    Autoencoder,
+    Codes,
+    Corpus,
+    LanguageModel,
+    TrainConfig,
+    encode_store,
+    entropy,
+    train,
+)
 from bitlens.compression.file import PREFIX, Compressed
 from bitlens.compression.store import decompress_file
 from bitlens.comsem.calls import Calls

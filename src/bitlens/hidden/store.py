@@ -21,6 +21,7 @@ from torch import Tensor
 from bitlens.cache import Wanted, ahead, has
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, verify_shard
+from bitlens.forms import require_columns
 from bitlens.hidden.source import HiddenSource, held_out, refuse_non_finite, row_norms
 from bitlens.options import TEST_FRACTION
 from bitlens.remote import is_remote, place
@@ -162,6 +163,8 @@ class ActivationStore(HiddenSource):
         alone = is_remote(path) and names is not None and not {*names} - {"document", "norm"}
         alone = alone and not has(entry["sha256"])
         tensors = read_tensors(path, names, digest=None if alone else entry["sha256"])
+        wanted = ("hidden", "norm", *COLUMNS) if names is None else names
+        require_columns(tensors, wanted, path, entry["rows"], self.d_in)
         if "hidden" in tensors and index not in self._finite:
             self._require_finite(index, tensors["hidden"])
             self._finite.add(index)
