@@ -323,7 +323,7 @@ def packed(bomb: Callable[[bytes], bytes]) -> Change:
 
 
 def hdf5(content: bytes, draw: Draw) -> bytes:
-    """A whole HDF5 file whose arrays are elsewhere, enormous, links in a circle, or of odd kinds."""
+    """A whole HDF5 file of arrays that are elsewhere, enormous or odd, or of links in a circle."""
     import h5py
 
     file = io.BytesIO()

@@ -27,7 +27,7 @@ def _is_dtype(value: Any) -> bool:
 # holds such values, an object has these keys, of a tuple any form will do, and a function decides.
 _HOOK = ({"module": str}, None)
 _FORMS: dict[str, Any] = {
-    **dict.fromkeys(("rows", "d_in", "d_sae", "n_latents", "d_out", "k"), int),
+    **dict.fromkeys(("rows", "d_in", "d_sae", "n_latents", "d_out", "k", "zeros"), int),
     "std": float,
     "dtype": (_is_dtype, None),
     "mean": [float],
@@ -120,6 +120,6 @@ def require_columns(
                 continue
         has = "lacks" if found is None else f"has {list(found.shape)} of {found.dtype} for"
         raise BitlensError(
-            f"{path} is damaged: it {has} '{name}', and its manifest tells of {rows:,} rows; restore "
-            "it or make its folder again."
+            f"{path} is damaged: it {has} '{name}', and its manifest tells of {rows:,} rows; "
+            "restore it or make its folder again."
         )
