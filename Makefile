@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 TEXT ?= .venv/world-english-bible.jsonl
 OUT ?= bitlens-real
 
-.PHONY: demo real test fast faults lowest check dist site bench docs notebooks pictures clean
+.PHONY: demo real test fast faults fuzz lowest check dist site bench docs notebooks pictures clean
 
 demo: .venv/base
 	$(BIN)/bitlens demo --out bitlens-demo --overwrite
@@ -27,6 +27,10 @@ fast: .venv/dev
 # Killed processes, full disks, damaged files: twenty of each; half an hour.
 faults: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_faults.py --faults 20
+
+# Malformed files of every format, for eight minutes; MINUTES=60 make fuzz tries more.
+fuzz: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --minutes $(or $(MINUTES),8)
 
 # The fast tests with the lowest versions of its libraries, in an environment of their own.
 lowest: .venv/lowest/done

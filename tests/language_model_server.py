@@ -23,6 +23,8 @@ class Reply(NamedTuple):
     body: str | None = None
     delay: float = 0.0
     usage: bool = True
+    raw: Iterable[bytes] | None = None
+    """pieces that are written instead of any response, before the connection is closed"""
     finish: str | None = "stop"
     """why it ends, unless its words are more than the request allows: the rest is cut off, and the
     reason "length" """
@@ -116,6 +118,11 @@ class _Handler(BaseHTTPRequestHandler):
     def send(self, reply: Reply, prompt: str, limit: int) -> None:
         if reply.status == 0:
             self.close_connection = True
+            return
+        if reply.raw is not None:
+            self.close_connection = True
+            for piece in reply.raw:
+                self.wfile.write(piece)
             return
         body = self.completion(reply, prompt, limit) if reply.body is None else reply.body
         self.send_response(reply.status)

@@ -159,7 +159,7 @@ def test_a_manifest_without_a_key_is_refused(tmp_path, key):
 
 def test_rows_that_do_not_match_the_manifest_are_refused(tmp_path):
     folder = by_hand(tmp_path / "codes", shards=[{"file": SHARD, "rows": 3, "sha256": ""}])
-    with pytest.raises(BitlensError, match="does not have the rows"):
+    with pytest.raises(BitlensError, match="its manifest tells of 3 rows"):
         _ = Codes(folder, verify=False).bits
 
 

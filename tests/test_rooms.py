@@ -38,6 +38,7 @@ FOUNDATION = {
     "devices",
     "errors",
     "files",
+    "forms",
     "hub",
     "markup",
     "memory",

@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from bitlens import cache, remote
+from bitlens import cache, forms, remote
 from bitlens.errors import BitlensError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -103,65 +102,6 @@ def finite(value: Any) -> Any:
     return value
 
 
-# What a key holds in every manifest that has it. int: not negative; float: an int, too; a list
-# holds such values, an object has these keys, and of a tuple any form will do.
-_HOOK = ({"module": str}, None)
-_FORMS: dict[str, Any] = {
-    **dict.fromkeys(("rows", "d_in", "d_sae", "n_latents", "d_out", "k"), int),
-    "std": float,
-    "mean": [float],
-    "shards": [{"file": str, "sha256": object, "rows": int}],
-    "metadata": dict,
-    "training": dict,
-    "documents_of": ({"numbering": str, "texts": list}, None),
-    "hook": _HOOK,
-    "target_hook": _HOOK,
-    "architecture": str,
-    "model": (str, None),
-    "revision": (str, None),
-    "context_length": (float, None),
-    "outlier_norm": (float, None),
-    "test_fraction": (float, None),
-    "n_latents_trained": (float, None),
-    "documents": (float, None),
-}
-
-
-def _fits(value: Any, form: Any) -> bool:
-    if isinstance(form, tuple):
-        return any(_fits(value, one) for one in form)
-    if isinstance(form, list):
-        return isinstance(value, list) and all(_fits(item, form[0]) for item in value)
-    if isinstance(form, dict):
-        return isinstance(value, dict) and all(
-            key in value and _fits(value[key], inner) for key, inner in form.items()
-        )
-    if form is None:
-        return value is None
-    if form is int:
-        return type(value) is int and value >= 0  # a bool is none
-    if form is float:  # which JSON's whole numbers can be larger than
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max
-    return isinstance(value, form)
-
-
-def _refuse_other_forms(values: Mapping[str, Any], path: Path, what: str) -> None:
-    def damaged(reason: str) -> BitlensError:
-        return BitlensError(f"{path} is damaged: {reason}; restore it or make {what} again.")
-
-    for key, form in _FORMS.items():
-        if key in values and not _fits(values[key], form):
-            raise damaged(f"'{key}' is {str(values[key])[:40]!r}, which is not of its kind")
-    if values.get("metadata"):
-        _refuse_other_forms(values["metadata"], path, what)
-    if {"mean", "d_in"} <= set(values) and len(values["mean"]) != values["d_in"]:
-        raise damaged("its mean has another width than its rows")
-    if values.get("complete") and "shards" in values:
-        rows = sum(shard["rows"] for shard in values["shards"])
-        if values.get("rows", rows) != rows:
-            raise damaged(f"its shards have {rows} rows, not {values['rows']}")
-
-
 def read_json(path: Path, what: str) -> Any:
     """What a JSON file of `what` holds; BitlensError if it is missing or damaged."""
     try:
@@ -185,7 +125,7 @@ def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
     if manifest["schema"] > schema:
         newer = f"{path} has schema {manifest['schema']}, but this bitlens reads up to {schema}"
         raise BitlensError(f"{newer}; upgrade bitlens to open it.")
-    _refuse_other_forms(manifest, path, what)
+    forms.refuse_others(manifest, path, what)
     return manifest
 
 

@@ -21,11 +21,13 @@ from bitlens.files import (
     write_json,
     write_tensors,
 )
+from bitlens.forms import require_columns
 from bitlens.remote import is_remote, place
 
 SCHEMA = 1
 KIND = "bitlens.codes"
 MANIFEST = "manifest.json"
+NEEDED = ("bits", "token", "document", "position")
 
 
 class Columns(Protocol):
@@ -88,8 +90,14 @@ class Codes:
         for shard in self.manifest["shards"]:
             path = self.path / shard["file"]
             parts.append(read_tensors(path, digest=shard["sha256"]))
-            if len(parts[-1]["bits"]) != shard["rows"]:
-                raise BitlensError(f"Shard {path} does not have the rows its manifest states.")
+            words = words_for(self.n_latents)
+            require_columns(parts[-1], NEEDED, path, shard["rows"], words)
+            last, used = parts[-1]["bits"][:, -1:].view(torch.int64), self.n_latents % 64
+            if used and (last >> used).any():  # kernels trust them
+                raise BitlensError(
+                    f"{path} is damaged: it has bits of more than {self.n_latents:,} latents; "
+                    "restore it or encode the store again."
+                )
         self._joined: dict[str, torch.Tensor] = {}
         return parts
 

@@ -25,6 +25,7 @@ from bitlens.compression import range_coder
 from bitlens.compression.range_coder import Quantised
 from bitlens.errors import BitlensError
 from bitlens.files import replacing
+from bitlens.forms import fits
 from bitlens.information.autoregression import Autoregression
 
 SCHEMA = 1
@@ -35,6 +36,9 @@ PREFIX = struct.Struct("<8sII")  # magic, bytes of the header, its checksum
 INDEX = np.dtype(
     [("id", "<i8"), ("rows", "<u4"), ("words", "<u4"), ("stream", "<u4"), ("bits", "<u4")]
 )
+_MODEL = ("bytes", "crc32", "unit_bits", "weight_bits", "level_bits", "levels", "chunk")
+HEADER = {**dict.fromkeys(("n_latents", "rows", "documents"), int), "about": dict}
+HEADER["model"] = dict.fromkeys(_MODEL, int)
 
 
 @dataclass(frozen=True)
@@ -125,8 +129,9 @@ class Compressed:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         with self._reading() as file:
-            self._open(file)
             size = file.seek(0, 2)
+            file.seek(0)
+            self._open(file, size)
         expected = sum(vars(self.sizes).values())
         if size != expected:
             raise BitlensError(
@@ -142,12 +147,14 @@ class Compressed:
         except OSError as error:
             raise BitlensError(f"{self.path} cannot be read: {error.strerror}.") from error
 
-    def _open(self, file: BinaryIO) -> None:
-        header = self._read_header(file)
+    def _open(self, file: BinaryIO, size: int) -> None:
+        header = self._read_header(file, size)
         self.n_latents: int = header["n_latents"]
         self.rows: int = header["rows"]
         self.about: dict[str, Any] = header["about"]
         self._quantisation: dict[str, Any] = header["model"]
+        if self._quantisation["bytes"] + INDEX.itemsize * header["documents"] > size:
+            raise self._damaged("header")
         self._section = file.read(self._quantisation["bytes"])
         if zlib.crc32(self._section) != self._quantisation["crc32"]:
             raise self._damaged("model")
@@ -155,6 +162,8 @@ class Compressed:
         if file.read(4) != struct.pack("<I", zlib.crc32(index)):
             raise self._damaged("index")
         self._index = np.frombuffer(index, INDEX)
+        if self._index["rows"].sum(dtype=np.int64) != self.rows:
+            raise self._damaged("index")
         self.documents = torch.from_numpy(self._index["id"].astype(np.int64))
         lengths, first = self._index["words"].astype(np.int64) * 4, file.tell()
         self.stream_bytes = torch.from_numpy(lengths)
@@ -162,17 +171,22 @@ class Compressed:
         self._places = {document: i for i, document in enumerate(self.documents.tolist())}
         self.sizes = Sizes(int(lengths.sum()), len(self._section), first - len(self._section))
 
-    def _read_header(self, file: BinaryIO) -> dict[str, Any]:
+    def _read_header(self, file: BinaryIO, size: int) -> dict[str, Any]:
         prefix = file.read(PREFIX.size)
         if prefix[: len(MAGIC)] != MAGIC:
             raise BitlensError(f"{self.path} is not a file of compressed codes.")
         if len(prefix) < PREFIX.size:
             raise self._damaged("header")
         _, length, checksum = PREFIX.unpack(prefix)
-        text = file.read(length)
+        text = file.read(min(length, size))
         if len(text) != length or zlib.crc32(text) != checksum:
             raise self._damaged("header")
-        header = json.loads(text)
+        try:
+            header = json.loads(text)
+        except (ValueError, RecursionError):
+            header = None
+        if not fits(header, {"schema": int, "kind": str}):
+            raise self._damaged("header")
         kind, schema = header["kind"], header["schema"]
         if kind == KIND and "residual" in header:
             raise BitlensError(f"{self.path} has a residual, not read any more; compress again.")
@@ -181,6 +195,8 @@ class Compressed:
                 f"{self.path} has schema {schema} of {kind}, but this bitlens reads up to {SCHEMA} "
                 f"of {KIND}; upgrade bitlens to open it."
             )
+        if not fits(header, HEADER) or not header["n_latents"]:
+            raise self._damaged("header")
         return header
 
     def _damaged(self, part: str) -> BitlensError:
@@ -192,7 +208,10 @@ class Compressed:
     @cached_property
     def model(self) -> Quantised:
         """The model that the streams are coded under."""
-        return Quantised.from_bytes(self._section, self.n_latents, self._quantisation)
+        try:
+            return Quantised.from_bytes(self._section, self.n_latents, self._quantisation)
+        except (AssertionError, ValueError, MemoryError) as error:
+            raise self._damaged("model") from error
 
     def __len__(self) -> int:
         return len(self._index)
@@ -209,6 +228,11 @@ class Compressed:
             words = model.decode(np.frombuffer(stream, "<u4").astype(np.uint32), int(entry["rows"]))
         except AssertionError:  # the coder's word for a stream that no symbols lead to
             words = None
+        except MemoryError as error:
+            raise Damaged(
+                f"Document {document_id} of {self.path} is damaged, or needs more memory than "
+                f"there is: it says that it has {entry['rows']:,} rows; restore the file."
+            ) from error
         if words is None or _checksum(words) != entry["bits"]:
             raise Damaged(
                 f"Document {document_id} of {self.path} was decoded to other bits than were "

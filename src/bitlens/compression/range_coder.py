@@ -28,6 +28,7 @@ LEVEL_BITS = 4  # one probability for each 2^-4 of log-odds,
 LEVELS = 512  # up to 16 either way
 PROBABILITY_BITS = 24  # what the range coder resolves, and a float32 holds exactly
 FREQUENCY_BITS = 16
+SHARES = 1 << FREQUENCY_BITS
 LARGEST = (1 << 11) - 1  # a weight, in steps: shifted to units it fits 16 bits
 CELLS = 1 << 19  # rows times latents of a chunk: its log-odds stay in cache
 
@@ -211,15 +212,23 @@ class Quantised:
 
     @classmethod
     def from_bytes(cls, data: bytes, n: int, about: dict[str, Any]) -> Quantised:
-        """What `to_bytes` made of a model of `n` latents; about: `model` of the file's header."""
+        """What `to_bytes` made of a model of `n` latents; about: `model` of the file's header.
+        ValueError for what it cannot have made."""
         stream, numbers = coder(), np.frombuffer(data, "<u4").astype(np.uint32)
         order, biases, table, (least, values), rest = np.split(
             numbers, np.cumsum([n, n, about["levels"], 2])
         )
         least, values = int(least.astype(np.int32)), int(values)
+        shift, level_shift = (about["unit_bits"] - about[k] for k in ("weight_bits", "level_bits"))
+        whole = np.array_equal(np.sort(order), np.arange(n)) and rest[:values].sum() == SHARES
+        if not (whole and abs(least) <= LARGEST and 2 <= values <= 2 * LARGEST + 1 and len(table)):
+            raise ValueError("order, table or frequencies")  # kernels trust them
+        if not (0 <= shift <= UNIT_BITS and 0 <= level_shift <= UNIT_BITS and about["chunk"]):
+            raise ValueError("bits")
+        if table.min() < 1 or table.max() >= 1 << PROBABILITY_BITS:
+            raise ValueError("probabilities")
         decoder = stream.queue.RangeDecoder(rest[values:])
         model = _frequency_model(stream, rest[:values].astype(np.int64))
-        shift = about["unit_bits"] - about["weight_bits"]
         weights = np.zeros((n, n), np.int16)
         for i in range(n - 1):
             weights[i, i + 1 :] = (decoder.decode(model, n - 1 - i) + least) << shift
@@ -229,7 +238,7 @@ class Quantised:
             weights,
             table,
             weight_shift=shift,
-            level_shift=about["unit_bits"] - about["level_bits"],
+            level_shift=level_shift,
             chunk=about["chunk"],
         )
 

@@ -127,14 +127,14 @@ class Calls:
 
     def get(self, key: str) -> Call | None:
         """The whole answer to this prompt, if it was ever given."""
-        query = "SELECT id, answer FROM calls WHERE key = ? AND answer IS NOT NULL ORDER BY id"
-        row = self._execute(f"{query} LIMIT 1", (key,)).fetchone()
+        query = "SELECT id, CAST(answer AS TEXT) FROM calls WHERE key = ? AND answer IS NOT NULL"
+        row = self._first(f"{query} ORDER BY id LIMIT 1", (key,))
         return Call(*row) if row else None
 
     def cut(self, key: str) -> int:
         """The most tokens after which an answer to this prompt was cut off; 0 if none was."""
-        query = "SELECT IFNULL(MAX(cut), 0) FROM calls WHERE key = ?"
-        return self._execute(query, (key,)).fetchone()[0]
+        query = "SELECT CAST(IFNULL(MAX(cut), 0) AS INTEGER) FROM calls WHERE key = ?"
+        return self._first(query, (key,))[0]
 
     def reserve(
         self,
@@ -183,9 +183,9 @@ class Calls:
 
     def spent(self) -> Cost:
         """All paid calls; those without an answer count with the most they can have cost."""
-        query = "SELECT COUNT(*), SUM(input_tokens), SUM(output_tokens), SUM(cost) FROM calls"
-        row = self._execute(f"{query} WHERE cost IS NOT NULL").fetchone()
-        return Cost(row[0], row[1] or 0, row[2] or 0, row[3] or 0.0)
+        sums = (f"CAST(TOTAL({name}) AS INTEGER)" for name in ("input_tokens", "output_tokens"))
+        query = f"SELECT COUNT(*), {', '.join(sums)}, TOTAL(cost) FROM calls WHERE cost IS NOT NULL"
+        return Cost(*self._first(query))
 
     def record(self, run: str, judge: str, judgements: Iterable[Judgement]) -> None:
         """Enter judgements of a run (its latents and rows), in place of former ones of a row."""
@@ -228,6 +228,14 @@ class Calls:
             try:
                 with self._db:  # commits, or rolls back
                     yield
+            except sqlite3.Error as error:
+                raise self._trouble(error) from error
+
+    def _first(self, query: str, values: tuple[Any, ...] = ()) -> Any:
+        """The first row, if there is one; a damaged file shows it only when it is read."""
+        with self._lock:
+            try:
+                return self._db.execute(query, values).fetchone()
             except sqlite3.Error as error:
                 raise self._trouble(error) from error
 

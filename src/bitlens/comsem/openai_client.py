@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
+import httpx
 import openai
 
 from bitlens import terminal
@@ -26,6 +28,8 @@ from bitlens.errors import BitlensError, Interrupted
 
 OURS = {"max_tokens", "temperature"}  # fields that are left out where a server refuses them
 TOO_MANY = {400, 413, 422}  # statuses of a limit of tokens that is more than the model can write
+LONGEST = 4 << 20  # bytes of an answer
+PATIENCE = 10  # time-outs that an answer may take, however it comes
 AGAIN = {408, 409, 429}  # statuses below 500 after which the client tries again
 
 
@@ -55,7 +59,8 @@ class _Account(openai.DefaultHttpxClient):
     limits on cost and calls: what failed or timed out may be charged for, too."""
 
     def __init__(self, server: OpenAIServer, calls: Calls) -> None:
-        super().__init__()
+        # Of what is packed a few bytes may stand for gigabytes; prompts go where they were sent to.
+        super().__init__(headers={"Accept-Encoding": "identity"}, follow_redirects=False)
         self.server, self.calls = server, calls
         self.changed = threading.Condition()
         self.under_way, self.stopped = 0, False
@@ -78,7 +83,7 @@ class _Account(openai.DefaultHttpxClient):
         limit = next(body[name] for name in LIMITS if name in body)
         number, start = self._reserve(body, limit), time.monotonic()
         try:
-            response = super().send(request, **options)
+            response = _whole(super().send(request, **{**options, "stream": True}), request)
             self._record(number, response, body, limit, time.monotonic() - start)
             return response
         except Exception as error:
@@ -136,6 +141,25 @@ class _Account(openai.DefaultHttpxClient):
                 cost=self.server.price(read, written),
                 seconds=seconds,
             )
+
+
+def _whole(response: httpx.Response, request: httpx.Request) -> httpx.Response:
+    """The same with its body, as UTF-8 whatever it says: no more than LONGEST bytes, and no longer
+    than PATIENCE times the time-out, in which a server may send something now and then."""
+    limit = time.monotonic() + PATIENCE * request.extensions["timeout"]["read"]
+    body = bytearray()
+    with contextlib.closing(response):
+        for chunk in response.iter_raw():
+            body += chunk
+            if len(body) > LONGEST:
+                break
+            if time.monotonic() > limit:
+                raise httpx.ReadTimeout("its answer comes to no end", request=request)
+    headers = {k: v for k, v in response.headers.items() if not k.startswith(("content-", "trans"))}
+    headers["content-type"] = "application/json"
+    return httpx.Response(
+        response.status_code, headers=headers, content=bytes(body[:LONGEST]), request=request
+    )
 
 
 class _Sender:

@@ -109,4 +109,6 @@ def explained(error: Any, key_variable: str, key: str) -> str:
     if UNREADABLE in error.response.extensions:
         reason = "its answer is not a chat completion"
     hint = f"; the key is read from {key_variable}" if error.status_code in (401, 403) else ""
+    if 300 <= error.status_code < 400:
+        hint = "; it leads to another address, which is not followed: give that one as base_url"
     return f"{reason} {text}".rstrip() + hint

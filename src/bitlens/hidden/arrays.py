@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import zlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,9 +18,12 @@ from bitlens.errors import BitlensError
 from bitlens.files import prepare_output, read_tensors, sha256
 from bitlens.hidden.store import KIND, MANIFEST, OUTLIER_MULTIPLE, ActivationStore
 from bitlens.hidden.writer import StoreWriter
+from bitlens.remote import said
 from bitlens.writing import holding
 
 SHARD_ROWS_BYTES = 1 << 27
+MOST_PACKED = 4096  # numbers that a byte of a file can stand for; zlib comes to 1,032
+SLACK = 1 << 12  # bytes, above what a file's size says
 
 
 @terminal.shown("import")
@@ -53,9 +56,11 @@ def import_arrays(
     writer: StoreWriter | None = None
     next_document = 0
     for file in files:
-        arrays = _open(file)
-        states = _hidden_states(arrays, hidden, file)
-        columns = {k: _column(arrays, name, states, file) for k, name in names.items() if name}
+        with _reading(file):
+            arrays = _open(file)
+            states = _hidden_states(arrays, hidden, file)
+            _refuse_more_than_there_is(states.shape, file)
+            columns = {k: _column(arrays, name, states, file) for k, name in names.items() if name}
         if "document" not in columns:
             columns["document"] = _per_row(np.arange(len(states)) + next_document, states)
             next_document += len(states)
@@ -63,14 +68,16 @@ def import_arrays(
         columns.setdefault("token", np.full(len(columns["document"]), -1))
         if writer is None:
             prepare_output(out, resume=None, overwrite=overwrite, marker=MANIFEST, kind=KIND)
-            writer = StoreWriter(out, _about(name, files, states), outlier_multiple)
+            with _reading(file):
+                about = _about(name, files, states)
+            writer = StoreWriter(out, about, outlier_multiple)
         if writer.about["d_in"] != states.shape[-1]:
             raise BitlensError(
                 f"{file} has hidden states of width {states.shape[-1]}, the files before it "
                 f"{writer.about['d_in']}."
             )
         first = 0
-        for block in _blocks(states):
+        for block in _blocks(states, file):
             rows = slice(first, first + len(block))
             writer.add(block, {k: torch.from_numpy(v[rows]) for k, v in columns.items()})
             first += len(block)
@@ -87,7 +94,7 @@ def _about(name: str, files: list[Path], states: Any) -> dict[str, Any]:
         "hook": {"module": name},
         "d_in": states.shape[-1],
         "context_length": None,
-        "dtype": str(next(_blocks(states[:1])).dtype).removeprefix("torch."),
+        "dtype": str(next(_blocks(states[:1], files[0])).dtype).removeprefix("torch."),
         "corpus": hashlib.sha256(contents.encode()).hexdigest(),
         "text": [file.name for file in files],
     }
@@ -108,10 +115,31 @@ def _open(file: Path) -> dict[str, Any]:
     }
     if (suffix := file.suffix.lower()) not in readers:
         raise BitlensError(f"{file} has none of the known endings: {', '.join(readers)}.")
+    arrays = readers[suffix](file)
+    if strange := [name for name, array in arrays.items() if not hasattr(array, "ndim")]:
+        raise BitlensError(f"{file} holds '{strange[0]}', which is no array of numbers.")
+    return arrays
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """What libraries raise where a file is damaged is of any kind."""
     try:
-        return readers[suffix](file)
-    except (ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
-        raise BitlensError(f"{file} could not be read: {str(error).splitlines()[0]}") from error
+        yield
+    except BitlensError:
+        raise
+    except Exception as error:
+        raise BitlensError(f"{file} could not be read: {said(error)}.") from error
+
+
+def _refuse_more_than_there_is(shape: tuple[Any, ...], file: Path) -> None:
+    """A file of a few bytes may say that it holds an array of any size."""
+    numbers = math.prod(n for n in shape if n != "?")
+    if numbers > MOST_PACKED * (file.stat().st_size + SLACK):
+        raise BitlensError(
+            f"{file} says that it holds an array of {list(shape)}, for which it is too "
+            "small; write it again."
+        )
 
 
 def _open_hdf5(file: Path) -> dict[str, Any]:
@@ -122,14 +150,25 @@ def _open_hdf5(file: Path) -> dict[str, Any]:
     nodes: list[Any] = []
     handle = h5py.File(file)
     handle.visit(nodes.append)
-    return {name: handle[name] for name in nodes if isinstance(handle[name], h5py.Dataset)}
+    arrays = {name: handle[name] for name in nodes if isinstance(handle[name], h5py.Dataset)}
+    for name, array in arrays.items():
+        if array.external or array.is_virtual:
+            raise BitlensError(
+                f"The array '{name}' of {file} is kept in other files, which are not read; copy it "
+                "into one file, with h5repack."
+            )
+    return {name: array for name, array in arrays.items() if array.shape is not None}
 
 
 def _open_parquet(file: Path) -> dict[str, Any]:
     """Columns of lists and of integers."""
     import pyarrow.parquet as parquet
 
-    table = parquet.read_table(file)
+    with parquet.ParquetFile(file) as opened:
+        groups = [opened.metadata.row_group(i) for i in range(opened.metadata.num_row_groups)]
+        numbers = [g.column(i).num_values for g in groups for i in range(g.num_columns)]
+        _refuse_more_than_there_is((sum(numbers),), file)
+        table = opened.read()
     columns = {
         name: _ParquetColumn(column.combine_chunks(), f"the column '{name}' of {file}")
         for name, column in zip(table.column_names, table.columns, strict=True)
@@ -241,12 +280,13 @@ def _running_index(documents: np.ndarray) -> np.ndarray:
     return np.arange(len(documents)) - starts
 
 
-def _blocks(states: Any) -> Iterator[Tensor]:
+def _blocks(states: Any, file: Path) -> Iterator[Tensor]:
     """The rows `[n, d]` in half or single precision, in blocks of a shard's size."""
     width, per_item = states.shape[-1], states.shape[1] if states.ndim == 3 else 1
     step = max(1, SHARD_ROWS_BYTES // (4 * width * per_item))
     for start in range(0, len(states), step):
-        block = states[start : start + step]
+        with _reading(file):
+            block = states[start : start + step]
         if not isinstance(block, Tensor):
             dtype = np.float16 if block.dtype == np.float16 else np.float32
             block = torch.from_numpy(np.array(block, dtype))  # copied to this machine's byte order

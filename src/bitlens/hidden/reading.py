@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bitlens.errors import BitlensError
+from bitlens.remote import said
 
 PLAIN = (".txt", ".text", ".md", ".markdown")
 LINES = (".jsonl", ".ndjson", ".jsonlines")
@@ -79,7 +80,7 @@ class TextFile:
         except (gzip.BadGzipFile, zlib.error, EOFError, lzma.LZMAError) as error:
             raise BitlensError(f"{self.path} could not be decompressed: {error}.") from None
         except (OSError, ValueError, csv.Error, RecursionError) as error:  # pyarrow's are of these
-            raise BitlensError(f"{self.path} could not be read: {_first_line(error)}") from error
+            raise BitlensError(f"{self.path} could not be read: {said(error)}.") from error
 
     def _not_utf8(self, reason: object) -> BitlensError:
         return BitlensError(f"{self.path} is not UTF-8 text ({reason}); convert it first.")
@@ -300,10 +301,5 @@ def _readable(source: str) -> Iterator[None]:
         yield
     except Exception as error:  # the library raises many kinds
         raise BitlensError(
-            f"'{source}' is neither a file here nor a dataset that could be read: "
-            f"{_first_line(error)}"
+            f"'{source}' is neither a file here nor a dataset that could be read: {said(error)}."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

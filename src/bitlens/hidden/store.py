@@ -21,6 +21,7 @@ from torch import Tensor
 from bitlens.cache import Wanted, ahead, has
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, verify_shard
+from bitlens.forms import fits, require_columns
 from bitlens.hidden.source import HiddenSource, held_out, refuse_non_finite, row_norms
 from bitlens.options import TEST_FRACTION
 from bitlens.remote import is_remote, place
@@ -83,6 +84,8 @@ class ActivationStore(HiddenSource):
         if not self.manifest.get("complete"):
             raise BitlensError(f"The store {self.path} is unfinished; go on with its harvest.")
         self.shards: list[dict[str, Any]] = required(self.manifest, "shards", file)
+        if not fits(self.shards, [{"bytes": int}]):
+            raise BitlensError(f"{file} is damaged: its shards lack 'bytes'; restore it.")
         self.rows: int = required(self.manifest, "rows", file)
         self.d_in: int = required(self.manifest, "d_in", file)
         self.mean = torch.tensor(required(self.manifest, "mean", file), dtype=torch.float64).float()
@@ -123,13 +126,13 @@ class ActivationStore(HiddenSource):
         hook = (self.manifest.get("hook") or {}).get("module")
         return (
             f"ActivationStore({self.path}: {self.rows:,} rows of {self.d_in} from "
-            f"{self.manifest.get('documents', 0):,} documents, {self.manifest.get('model')} at "
+            f"{self.manifest.get('documents') or 0:,} documents, {self.manifest.get('model')} at "
             f"{hook})"
         )
 
     def warnings(self) -> list[str]:
         """What to mind before numbers of this store are believed, a sentence each."""
-        documents, zeros = self.manifest.get("documents", 0), self.manifest.get("zeros", 0)
+        documents, zeros = self.manifest.get("documents") or 0, self.manifest.get("zeros", 0)
         sentences = []
         if documents < FEW_DOCUMENTS:
             sentences.append(
@@ -162,6 +165,8 @@ class ActivationStore(HiddenSource):
         alone = is_remote(path) and names is not None and not {*names} - {"document", "norm"}
         alone = alone and not has(entry["sha256"])
         tensors = read_tensors(path, names, digest=None if alone else entry["sha256"])
+        wanted = ("hidden", "norm", *COLUMNS) if names is None else names
+        require_columns(tensors, wanted, path, entry["rows"], self.d_in)
         if "hidden" in tensors and index not in self._finite:
             self._require_finite(index, tensors["hidden"])
             self._finite.add(index)

@@ -54,7 +54,7 @@ def write_report(
         keep_latents(run, codes, tokenizer)
     page = _page(run, config, finished, place(called or run))
     with replacing(run / REPORT) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")
     return run / REPORT
 
 

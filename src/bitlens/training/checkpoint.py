@@ -20,11 +20,13 @@ from bitlens.autoencoders.settings import Settings
 from bitlens.cache import local
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, write_json, write_tensors
+from bitlens.forms import fits
 from bitlens.hidden.source import Position
 from bitlens.training.config import TrainConfig
 
 RUN, STATE = "training.json", "state.safetensors"
 SCHEMA = 1  # of both
+ADAM = ("step", "exp_avg", "exp_avg_sq")  # what it keeps of a parameter
 MAY_DIFFER = {"log_every", "checkpoint_every", "store", "target", "documents_of"}
 START_AGAIN = "start again with `overwrite=True`"
 
@@ -75,10 +77,13 @@ def load_checkpoint(
             value.copy_(tensors[f"learner.{name}"])
         for name, parameter in learner.model.named_parameters():
             state = _below(f"adam.{name}.", tensors)
+            shapes = [tuple(state[k].shape) for k in ADAM if state]  # none without a gradient
+            if state and shapes != [(), *[tuple(parameter.shape)] * 2]:
+                raise KeyError(f"adam.{name}")
             # Fused Adam wants its step count, too, where the parameter is.
             optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
         return Progress(header["step"], Position(*header["position"]))
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, TypeError) as error:
         raise BitlensError(f"{path} does not fit this run ({error}); {START_AGAIN}.") from error
 
 
@@ -95,11 +100,15 @@ def _header(path: Path) -> dict[str, Any] | None:
         return None
     try:
         header = json.loads(local(path, _metadata).get("bitlens", "{}"))
-    except SafetensorError as error:
+        if not isinstance(header, dict) or not fits(header.get("schema", 0), int):
+            raise ValueError("no header")
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise BitlensError(f"{path} is damaged ({error}); {START_AGAIN}.") from error
     if header.get("schema", 0) > SCHEMA:
         newer = f"has schema {header['schema']}, newer than {SCHEMA}"
         raise BitlensError(f"{path} {newer}; upgrade bitlens to resume it.")
+    if not fits(header, {"step": int, "position": [int]}):
+        raise BitlensError(f"{path} is damaged (its header); {START_AGAIN}.")
     return header
 
 
