@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 import torch
 
 from bitlens.errors import BitlensError
-from malformed import BYTES, FORMATS, MARK, SECRET, Format
+from malformed import FORMATS, Format
+from spoilt import BYTES, MARK
 
 MEMORY = 3 << 30  # of addresses, above what the process has when it begins
 GROWTH = 400 << 20  # bytes that one small file may come to
@@ -73,7 +74,7 @@ def attempt(name: str, seed: int, whole: Path, room: Path) -> Outcome:
     shutil.rmtree(room, ignore_errors=True)
     shutil.copytree(whole, room / "in")
     (room / "out").mkdir()
-    (room / "secret").write_bytes(SECRET * 40)
+    (room / "secret").write_bytes(b"not of this folder" * 40)
     os.chdir(room / "in")  # what leads out of it is then found
     spoil(name, seed, room / "in")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -142,7 +143,7 @@ def trials(inputs: list[tuple[str, int]], place: Path, until: float = 1e18) -> I
             finally:
                 os._exit(0)
         os.close(writing)
-        status, begun = None, False
+        status, begun, line = None, False, ""
         with os.fdopen(reading) as lines, _ending(pid):
             while time.monotonic() < until or begun:
                 if not select.select([lines], [], [], PATIENCE)[0]:

@@ -182,7 +182,7 @@ class Compressed:
         if len(text) != length or zlib.crc32(text) != checksum:
             raise self._damaged("header")
         try:
-            header = json.loads(text)
+            header: Any = json.loads(text)
         except (ValueError, RecursionError):
             header = None
         if not fits(header, {"schema": int, "kind": str}):

@@ -143,7 +143,7 @@ class _Account(openai.DefaultHttpxClient):
             )
 
 
-def _whole(response: httpx.Response, request: httpx.Request) -> httpx.Response:
+def _whole(response: Any, request: Any) -> httpx.Response:
     """The same with its body, as UTF-8 whatever it says: no more than LONGEST bytes, and no longer
     than PATIENCE times the time-out, in which a server may send something now and then."""
     limit = time.monotonic() + PATIENCE * request.extensions["timeout"]["read"]

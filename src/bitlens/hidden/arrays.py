@@ -150,7 +150,9 @@ def _open_hdf5(file: Path) -> dict[str, Any]:
     nodes: list[Any] = []
     handle = h5py.File(file)
     handle.visit(nodes.append)
-    arrays = {name: handle[name] for name in nodes if isinstance(handle[name], h5py.Dataset)}
+    arrays: dict[str, Any] = {
+        name: handle[name] for name in nodes if isinstance(handle[name], h5py.Dataset)
+    }
     for name, array in arrays.items():
         if array.external or array.is_virtual:
             raise BitlensError(
