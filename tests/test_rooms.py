@@ -193,7 +193,7 @@ def test_every_library_is_declared_and_none_is_advised_from_a_registry_that_lack
     }  # each is named by a sentence where it is missing
     known = base | optional | {"bitlens", "llvmlite", "cycler", "pydantic", "starlette", "filelock"}
     known |= set(sys.stdlib_module_names)
-    known |= {"fsspec", "httpx"}  # huggingface_hub's and torch's, as filelock; openai's
+    known |= {"fsspec"}  # huggingface_hub's and torch's
     # llvmlite is numba's, cycler matplotlib's, pydantic and starlette fastapi's
     for path in MODULES:
         text = path.read_text(encoding="utf-8")

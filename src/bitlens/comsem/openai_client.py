@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import threading
 import time
@@ -10,7 +11,6 @@ from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
-import httpx
 import openai
 
 from bitlens import terminal
@@ -143,9 +143,11 @@ class _Account(openai.DefaultHttpxClient):
             )
 
 
-def _whole(response: Any, request: Any) -> httpx.Response:
+def _whole(response: Any, request: Any) -> Any:
     """The same with its body, as UTF-8 whatever it says: no more than LONGEST bytes, and no longer
     than PATIENCE times the time-out, in which a server may send something now and then."""
+    # httpx, or what other versions of the client have in its place
+    http = importlib.import_module(type(response).__module__.partition(".")[0])
     limit = time.monotonic() + PATIENCE * request.extensions["timeout"]["read"]
     body = bytearray()
     with contextlib.closing(response):
@@ -154,10 +156,10 @@ def _whole(response: Any, request: Any) -> httpx.Response:
             if len(body) > LONGEST:
                 break
             if time.monotonic() > limit:
-                raise httpx.ReadTimeout("its answer comes to no end", request=request)
+                raise http.ReadTimeout("its answer comes to no end", request=request)
     headers = {k: v for k, v in response.headers.items() if not k.startswith(("content-", "trans"))}
     headers["content-type"] = "application/json"
-    return httpx.Response(
+    return http.Response(
         response.status_code, headers=headers, content=bytes(body[:LONGEST]), request=request
     )
 
