@@ -132,6 +132,8 @@ def begin(
             prepare_output(folder, resume, overwrite, marker=RUN)
             write_or_compare(folder, settings, source.about)
         if processes.from_first((folder / CONFIG).exists()):
+            if processes.is_first():  # a kill between the last two changes of a run leaves it
+                (folder / STATE).unlink(missing_ok=True)
             return Autoencoder.from_pretrained(folder, "cpu" if sharded else device)
 
     return Run(source, model, settings, folder, loggers, report, other, sharded)
