@@ -3,6 +3,7 @@ write one output."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -10,7 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -311,6 +315,31 @@ def test_a_folder_of_no_permission_around_an_output_is_locked_elsewhere(tmp_path
             pass
     with locked(tmp_path / "out"):
         pass
+
+
+def test_what_a_killed_process_left_is_looked_at_by_several_at_once(tmp_path):
+    """Of ranks that start together each looks whether another number of processes is at it."""
+    out = tmp_path / "out"
+    with ThreadPoolExecutor(1) as thread:
+
+        def start():
+            with Share(0, 2).held(out):
+                return True
+
+        with locked(out):  # as another rank does, for a moment
+            rank = thread.submit(start)
+            time.sleep(0.2)
+        assert rank.result()
+
+
+def test_a_file_system_without_locks_goes_without(tmp_path, monkeypatch):
+    def missing(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    with locked(tmp_path / "out"), locked(tmp_path / "out"):
+        pass
+    assert not any(file.read_text() for file in tmp_path.iterdir())  # an empty file holds nothing
 
 
 # --- rows that are no numbers, whoever wrote them -------------------------------------------------
