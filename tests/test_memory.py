@@ -98,7 +98,7 @@ def test_of_latents_that_are_spread_each_process_plans_its_own(tmp_path, monkeyp
     require_memory(source, settings, 64, sharded=True)
     plan = train_plan(source, settings, 64, sharded=True)
     assert plan.parts["weights"] == 4 * (50_000 * 2 * 64 + 50_000 + 64)
-    with pytest.raises(BitlensError, match="`n_latents=.*` would fit"):
+    with pytest.raises(BitlensError, match=r"`n_latents=\d+` would fit"):
         require_memory(source, replace(settings, n_latents=10**8), 64, sharded=True)
 
 

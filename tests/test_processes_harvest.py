@@ -4,6 +4,7 @@ write one output."""
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -110,12 +111,17 @@ def test_ranks_in_any_order_make_the_store_of_one_process(run, tmp_path, setting
 
 def test_processes_at_once_make_the_store_of_one(bitlens_command, arguments, undisturbed, tmp_path):
     out = tmp_path / "out"
+    numbers = tmp_path / "numbers.json"
     commands = [
-        bitlens_command(*arguments, out, "--rank", rank, "--ranks", 3, constants=SHARDS)
+        bitlens_command(
+            *arguments, out, "--rank", rank, "--ranks", 3, "--json", numbers, constants=SHARDS
+        )
         for rank in range(3)
     ]
     for command in commands:
         assert command.wait() == 0, command.output
+    said = json.loads(numbers.read_text())["stores"]  # by who completed them
+    assert [Path(store["store"]).name for store in said] == HOOKS
     assert any(f"{out}/layers.2: " in command.output for command in commands)
     assert files(out) == undisturbed
 

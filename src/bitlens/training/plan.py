@@ -32,8 +32,8 @@ def require_memory(
 def train_plan(
     source: HiddenSource, settings: Settings, d_out: int, sharded: bool = False
 ) -> MemoryPlan:
-    """Of a run on the rows of `source`, which reconstructs `d_out` components. sharded: each process
-    holds some of the latents."""
+    """Of a run on the rows of `source`, which reconstructs `d_out` components. sharded: of which
+    each process holds some of the latents."""
     own = processes.part(settings.n_latents)
     m, n = own.stop - own.start if sharded else settings.n_latents, settings.batch_size
     width = source.d_in + d_out
