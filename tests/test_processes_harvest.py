@@ -209,6 +209,9 @@ def test_ranks_that_cannot_be_are_refused(run, tmp_path, settings, said):
 
 
 def test_ranks_do_not_write_into_a_folder_of_something_else(run, tmp_path):
+    left = tmp_path / "left" / HOOKS[0]  # by a rank that was killed as it began
+    (left / ".manifest.json.tmp").mkdir(parents=True)
+    assert run(left.parent, rank=1, ranks=2) == []
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     assert "is not empty" in refusal(lambda: run(tmp_path / "out", rank=0, ranks=2))

@@ -57,7 +57,8 @@ def train_plan(
     # what is spread is written by blocks, and then read by every process
     ending = {"checkpoint": 3 * weights}
     if sharded:
-        ending = {"result": FLOAT * settings.n_latents * width, "blocks": 3 * shards.BLOCK_BYTES}
+        blocks = 3 * min(weights, shards.BLOCK_BYTES)
+        ending = {"result": FLOAT * settings.n_latents * width, "blocks": blocks}
     if settings.device == "cpu":
         written = [{**ending, "latents that are on": weights}] if sharded else []
         return MemoryPlan("train", at_peak(always | in_memory, reading, *phases, *written))
