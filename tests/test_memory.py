@@ -1,6 +1,7 @@
 """Memory is planned before work begins: what is free, what is refused, and whether plans hold."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from bitlens.errors import BitlensError
 from bitlens.hidden.source import TensorSource
 from bitlens.memory import MemoryPlan, PlanOnly, free_memory, require
 from bitlens.training import TrainConfig, train
+from bitlens.training.plan import require_memory, train_plan
 
 ROWS = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
 
@@ -80,6 +82,24 @@ def test_training_that_no_machine_can_hold_is_refused_before_anything_is_written
     assert not (tmp_path / "run").exists()
     fits = int(str(refused.value).partition("`n_latents=")[2].partition("`")[0])
     assert 64 < fits < 10**11
+
+
+def test_of_latents_that_are_spread_each_process_plans_its_own(tmp_path, monkeypatch):
+    """What it is for: a width that fits no one process."""
+    monkeypatch.setattr(memory, "free_memory", lambda: 600 << 20)
+    config = TrainConfig(n_latents=400_000, steps=3, batch_size=16, device="cpu")
+    source = TensorSource(torch.randn(60, 64, generator=torch.Generator().manual_seed(0)))
+    settings = config.resolved(64, "cpu")
+    with pytest.raises(BitlensError, match="`n_latents=200000` would fit"):
+        require_memory(source, settings, 64)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(BitlensError, match="`n_latents=200000` would fit"):
+        require_memory(source, settings, 64)
+    require_memory(source, settings, 64, sharded=True)
+    plan = train_plan(source, settings, 64, sharded=True)
+    assert plan.parts["weights"] == 4 * (50_000 * 2 * 64 + 50_000 + 64)
+    with pytest.raises(BitlensError, match=r"`n_latents=\d+` would fit"):
+        require_memory(source, replace(settings, n_latents=10**8), 64, sharded=True)
 
 
 def test_codes_that_no_machine_can_measure_are_refused(tmp_path, capsys):

@@ -3,6 +3,8 @@ write one output."""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import re
 import shutil
@@ -10,7 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,12 +111,17 @@ def test_ranks_in_any_order_make_the_store_of_one_process(run, tmp_path, setting
 
 def test_processes_at_once_make_the_store_of_one(bitlens_command, arguments, undisturbed, tmp_path):
     out = tmp_path / "out"
+    numbers = tmp_path / "numbers.json"
     commands = [
-        bitlens_command(*arguments, out, "--rank", rank, "--ranks", 3, constants=SHARDS)
+        bitlens_command(
+            *arguments, out, "--rank", rank, "--ranks", 3, "--json", numbers, constants=SHARDS
+        )
         for rank in range(3)
     ]
     for command in commands:
         assert command.wait() == 0, command.output
+    said = json.loads(numbers.read_text())["stores"]  # by who completed them
+    assert [Path(store["store"]).name for store in said] == HOOKS
     assert any(f"{out}/layers.2: " in command.output for command in commands)
     assert files(out) == undisturbed
 
@@ -199,6 +209,9 @@ def test_ranks_that_cannot_be_are_refused(run, tmp_path, settings, said):
 
 
 def test_ranks_do_not_write_into_a_folder_of_something_else(run, tmp_path):
+    left = tmp_path / "left" / HOOKS[0]  # by a rank that was killed as it began
+    (left / ".manifest.json.tmp").mkdir(parents=True)
+    assert run(left.parent, rank=1, ranks=2) == []
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     assert "is not empty" in refusal(lambda: run(tmp_path / "out", rank=0, ranks=2))
@@ -311,6 +324,31 @@ def test_a_folder_of_no_permission_around_an_output_is_locked_elsewhere(tmp_path
             pass
     with locked(tmp_path / "out"):
         pass
+
+
+def test_what_a_killed_process_left_is_looked_at_by_several_at_once(tmp_path):
+    """Of ranks that start together each looks whether another number of processes is at it."""
+    out = tmp_path / "out"
+    with ThreadPoolExecutor(1) as thread:
+
+        def start():
+            with Share(0, 2).held(out):
+                return True
+
+        with locked(out):  # as another rank does, for a moment
+            rank = thread.submit(start)
+            time.sleep(0.2)
+        assert rank.result()
+
+
+def test_a_file_system_without_locks_goes_without(tmp_path, monkeypatch):
+    def missing(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    with locked(tmp_path / "out"), locked(tmp_path / "out"):
+        pass
+    assert not any(file.read_text() for file in tmp_path.iterdir())  # an empty file holds nothing
 
 
 # --- rows that are no numbers, whoever wrote them -------------------------------------------------

@@ -311,6 +311,16 @@ def test_what_is_wrong_is_said_once(stores, tmp_path, arguments, sentence):
     assert not (tmp_path / "run" / STATE).exists()
 
 
+def test_a_plan_is_said_once(stores, tmp_path):
+    plan = tmp_path / "plan.json"
+    arguments = [*train_command(stores, tmp_path / "run"), "--plan", "--json", str(plan)]
+    commands = together(2, arguments, tmp_path)
+    assert [command.wait() for command in commands] == [0, 0]
+    assert "".join(command.output for command in commands).count("train takes") == 1
+    assert json.loads(plan.read_text())["work"] == "train"
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_a_full_disk_of_the_first_ends_all_with_its_sentence(stores, tmp_path):
     commands = together(2, partial(on_a_full_disk, stores, tmp_path / "run"), tmp_path)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import bitlens.hidden.store as store_module
+import bitlens.hidden.writer as writer_module
 from bitlens.errors import BitlensError
 from bitlens.files import read_tensors, sha256, write_json, write_tensors
 from bitlens.hidden import ActivationStore, PairedStore, TensorSource
@@ -596,6 +597,24 @@ def test_a_store_with_no_training_rows_is_refused(tmp_path):
 
 def test_a_store_without_rows_is_refused(tmp_path):
     assert "no usable tokens" in refusal(lambda: StoreWriter(tmp_path, ABOUT).finish())
+
+
+def test_a_shard_that_is_made_again_is_not_there_until_it_is_told(tmp_path, monkeypatch):
+    """As where a process is killed in between, and a GPU gives other bits."""
+    rows, place = numbered_rows(20), torch.arange(20)
+    columns = {"token": place, "document": place, "position": place}
+    StoreWriter(tmp_path, ABOUT).add(rows, columns, number=0)
+    again = StoreWriter(tmp_path, ABOUT)
+    assert list(again.shards) == [0]
+    with monkeypatch.context() as patched:
+        patched.setattr(writer_module, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            again.add(rows + 1, columns, number=0)
+    assert not StoreWriter(tmp_path, ABOUT).shards
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_store_is_continued_with_the_same_settings_only(tmp_path):

@@ -75,7 +75,10 @@ def test_an_unset_field_takes_the_presets_value():
     config = TrainConfig(preset="measure", lam=0.2).resolved(16, "cpu")
     assert (config.lam, config.width, config.price) == (0.2, 1.0, "entropy")
     assert (config.n_latents, config.lr, config.precision) == (64, 1e-2, "fp32")
-    assert TrainConfig(architecture="topk").resolved(16, "cuda:0").precision == "bf16"
+    one, other = (TrainConfig(architecture="topk").resolved(16, f"cuda:{gpu}") for gpu in range(2))
+    assert one.precision == "bf16"
+    assert one == other == TrainConfig(architecture="topk").resolved(16, "cuda")  # as torchrun's
+    assert TrainConfig(device="cuda:1").resolved(16, "cuda:1").device == "cuda:1"
 
 
 def test_a_sparse_autoencoder_has_a_learning_rate_of_its_own():

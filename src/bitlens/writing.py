@@ -24,13 +24,14 @@ from bitlens.errors import BitlensError
 from bitlens.remote import is_address, place
 
 F = TypeVar("F", bound=Callable[..., Any])
+FOR_EVER, MOMENT = -1.0, 2.0  # seconds to wait for a lock
 
 
 @contextlib.contextmanager
-def locked(path: Path, part: str = "", wait: bool = False) -> Iterator[None]:
+def locked(path: Path, part: str = "", wait: float = 0.0) -> Iterator[None]:
     """Keep this file or folder, or the `part` of it that has this name, to this process while the
-    block runs. Another that wants it is refused by a sentence that names this one, or waits. What a
-    killed process held is free.
+    block runs. Another that wants it is refused by a sentence that names this one, after it has
+    waited so many seconds. What a killed process held is free.
 
     The lock lies beside `path`; where nothing can be written there, in the folder for temporary
     files, which other computers do not see. A file system without locks goes without, as does
@@ -48,7 +49,8 @@ def locked(path: Path, part: str = "", wait: bool = False) -> Iterator[None]:
     if not os.access(real.parent, os.W_OK | os.X_OK):
         name = hashlib.sha256(str(file).encode()).hexdigest()
         file = Path(tempfile.gettempdir()) / f"bitlens-{name[:32]}.lock"
-    lock, holder = FileLock(file, timeout=-1 if wait else 0), ""
+    # a soft lock would outlive a process that is killed
+    lock, holder = FileLock(file, timeout=wait, fallback_to_soft=False), ""
     with contextlib.suppress(OSError, ValueError):
         holder = file.read_text("utf-8")  # before others that are refused, too, open it
     try:
@@ -108,14 +110,16 @@ class Share:
                 part = file.name.removeprefix(f".{real.name}").removesuffix(".lock")
                 match = re.fullmatch(r"(?:\.\d+-of-(\d+))?", part)
                 if match and int(match[1] or 1) != self.ranks:
-                    with locked(out, part):  # refused while another number of processes is at it
+                    # Refused while another number of processes is at it; what was left by one
+                    # that was killed, others of this number may be looking at.
+                    with locked(out, part, MOMENT):
                         pass
             yield
 
     @contextlib.contextmanager
     def in_turn(self, out: Path) -> Iterator[None]:
         """One rank after the other runs the block."""
-        with locked(out, ".manifest", wait=True) if self.ranks > 1 else contextlib.nullcontext():
+        with locked(out, ".manifest", FOR_EVER) if self.ranks > 1 else contextlib.nullcontext():
             yield
 
 

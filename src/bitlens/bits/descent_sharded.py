@@ -21,7 +21,12 @@ from bitlens.bits.statistics import sums
 from bitlens.errors import BitlensError
 
 TOGETHER = 16  # flips of a row that are told in a round
-BLOCK_BYTES = 256 << 20  # of the gains of a block of rows, on each process
+BLOCK_BYTES = 256 << 20  # of the gains of a block of rows, and of what is told for it
+
+
+def block_rows(n_latents: int, d: int, together: int = TOGETHER) -> int:
+    """How many rows of width d are searched at once, by processes of so many latents each."""
+    return max(16, BLOCK_BYTES // (4 * max(n_latents, together * d)))
 
 
 def descend(
@@ -52,7 +57,7 @@ def descend(
     processes.largest(widest)
     most = 4 * int(widest) * processes.world_size() if flips is None else flips
     shard = _Shard(W, W.square().sum(1), price, together)
-    parts, block = [], max(16, BLOCK_BYTES // (4 * int(widest)))
+    parts, block = [], block_rows(int(widest), x.shape[1], together)
     for rows in (slice(first, first + block) for first in range(0, len(x), block)):
         residual = x[rows] - b
         tolerance = TOLERANCE * residual.square().sum(1)
@@ -138,9 +143,9 @@ class _Shard(NamedTuple):
 
     def best(self, rows: _Rows) -> _Told:
         """Of all processes"""
-        a = torch.addmm(-self.square - self.price, rows.residual, self.W.T, alpha=2)
-        # less the least gain of the row, so that all agree on which flips gain
-        gain = torch.where(rows.on, -a - 2 * self.square, a) - rows.tolerance[:, None]
+        gain = torch.addmm(-self.square - self.price, rows.residual, self.W.T, alpha=2)
+        torch.where(rows.on, gain.neg().sub_(2 * self.square), gain, out=gain)
+        gain -= rows.tolerance[:, None]  # the least: so all agree on which flips gain
         c = self.together + 1
         top = gain.topk(min(c, gain.shape[1]), 1)
         on = rows.on.gather(1, top.indices)

@@ -72,7 +72,8 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
 
                     show.out.quiet = show.err.quiet = True
                 out = given.get("out") if name in OUT_IS_A_FILE else None
-                _write(lambda: command(*bound.args, **bound.kwargs), json, out)
+                own = json if processes.is_first() or name in processes.SHARED else None
+                _write(lambda: command(*bound.args, **bound.kwargs), own, out)
 
     kind = inspect.Parameter.KEYWORD_ONLY
     flags = {"json": inspect.Parameter("json", kind, default=None, annotation=Path | None)}
@@ -102,7 +103,8 @@ def _planning(only: bool) -> Iterator[None]:
 
 
 def _write(command: Callable[[], Any], json: Path | None, out: Path | None) -> None:
-    """What the command returns, to this file, if there is one; out: another file, of its own."""
+    """What the command returns, to this file, if there is one; out: another file, of its own. None:
+    another of several processes has the numbers."""
     from bitlens.files import refuse_unwritable, write_json
 
     for path in (json, out):
@@ -112,9 +114,11 @@ def _write(command: Callable[[], Any], json: Path | None, out: Path | None) -> N
     try:
         result = command()
     except memory.PlanOnly as stopped:
+        if not processes.is_first():
+            return
         print(stopped)
         result = stopped.plan.as_dict()
-    if json is not None and processes.is_first():
+    if json is not None and result is not None:
         write_json(json, result.as_dict() if hasattr(result, "as_dict") else result)
 
 

@@ -29,7 +29,7 @@ def harvest(
     ranks: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Run a language model over text and store its hidden states, one store for each hook point.
 
     Special tokens (BOS, padding, end of text) make no rows. A killed harvest goes on with --resume.
@@ -75,7 +75,7 @@ def harvest(
             announce=lambda plan: show.warn(in_flags(f"Plan: {plan}", harvest)),
             stop=lambda: stop.signal,
         )
-    return {"stores": _report(stores)}
+    return {"stores": _report(stores)} if stores else None
 
 
 def import_(

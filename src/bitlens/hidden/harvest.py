@@ -16,7 +16,7 @@ import torch
 
 from bitlens import processes, terminal
 from bitlens.errors import BitlensError, Interrupted
-from bitlens.files import free_space, prepare_output, verify_shard
+from bitlens.files import free_space, holds_something, prepare_output, verify_shard
 from bitlens.hidden.documents import Corpus
 from bitlens.hidden.hooks import HookPoint
 from bitlens.hidden.models import LanguageModel
@@ -240,7 +240,7 @@ class _Job:
         self, resume: bool, overwrite: bool, outlier_multiple: float
     ) -> dict[str, StoreWriter]:
         """A writer for each hook point; of several ranks all but the first find a store begun."""
-        begun = resume or (self.share.ranks > 1 and self.marker.exists())
+        begun = resume or (self.share.ranks > 1 and self.begun())
         prepare_output(self.out, begun, overwrite, str(self.marker.relative_to(self.out)), KIND)
         writers = {}
         for hook in self.model.hooks:
@@ -254,6 +254,13 @@ class _Job:
                     verify_shard(writer.path / shard["file"], shard["sha256"])
             writers[hook.name] = writer
         return writers
+
+    def begun(self) -> bool:
+        """Whether ranks go on with what is there: a store, or what one that was killed before its
+        first manifest left."""
+        left = self.out.iterdir() if self.out.is_dir() else ()
+        ours = self.folders.values()
+        return self.marker.exists() or all(p in ours and not holds_something(p) for p in left)
 
     def finish(self, writers: list[StoreWriter], shards: int) -> list[ActivationStore]:
         """The stores; none as long as other ranks lack some of the `shards`."""

@@ -112,11 +112,13 @@ class StoreWriter:
         }
         if contexts is not None:
             tensors |= {"context": columns["context"].int(), "context_tokens": contexts.int()}
+        about = (self.path / file).with_suffix(".json")
+        about.unlink(missing_ok=True)  # it must not speak of another than this one
         digest = write_tensors(self.path / file, tensors)
         size = (self.path / file).stat().st_size
         shard = {"file": file, "rows": len(hidden), "contexts": done, "bytes": size}
         self.shards[number] = shard | {"sha256": digest}
-        write_json((self.path / file).with_suffix(".json"), self.shards[number])
+        write_json(about, self.shards[number])
 
     def finish(self) -> ActivationStore:
         """Compute the standardisation over all usual rows, and mark the store complete."""

@@ -146,7 +146,9 @@ class TrainConfig:
         if self.architecture != "bae":
             defaults["coding"] = "step"
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        values = {**asdict(self), **defaults, **given, "device": device}
+        # which of several GPUs was free is no setting: each process of torchrun has another
+        kind = device.partition(":")[0] if self.device == "auto" else device
+        values = {**asdict(self), **defaults, **given, "device": kind}
         if self.precision == "auto":
             values["precision"] = "bf16" if device.startswith("cuda") else "fp32"
         settings = Settings(**values)

@@ -118,10 +118,10 @@ def begin(
     if config.test_fraction is not None and config.test_fraction != held_out:
         source, held_out = source.split(config.test_fraction), config.test_fraction
     settings = replace(settings, test_fraction=held_out)  # recorded is what is really held out
-    require_memory(source, settings, getattr(source, "d_out", source.d_in))
     folder = place(out) if out is not None else None
     if sharded:
         require_shards(settings, folder, other)
+    require_memory(source, settings, getattr(source, "d_out", source.d_in), sharded)
     model = initial_model(source, settings, sharded).to(device)
     if other is not None:
         require_room(other, model)  # before anything is written
