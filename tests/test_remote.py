@@ -386,7 +386,13 @@ def test_packages_and_protocols_that_are_missing_are_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "address", ["s3://key:hunter2@bucket/x", "https://host/x?X-Amz-Signature=hunter2"]
+    "address",
+    [
+        "s3://key:hunter2@bucket/x",
+        "s3://key:with/hunter2@bucket/x",
+        "zip://a.zip::https://key:hunter2@host/a.zip",
+        "https://host/x?X-Amz-Signature=hunter2",
+    ],
 )
 def test_secrets_in_an_address_are_refused_and_not_repeated(address, tmp_path, capsys):
     with pytest.raises(BitlensError) as refused:
@@ -397,6 +403,20 @@ def test_secrets_in_an_address_are_refused_and_not_repeated(address, tmp_path, c
             main([*arguments, "--out", address] if arguments[0] == "study" else arguments)
         said = capsys.readouterr()
         assert "hunter2" not in said.out + said.err
+
+
+@pytest.mark.parametrize("secret", ["key:hunter2@", "key:with/hunter2@", "hunter2@"])
+def test_what_is_said_of_an_address_holds_no_secret(secret):
+    said = remote.said(OSError(f"no bucket at s3://{secret}bucket/x, nor at s3://a/b:1"))
+    assert said == "no bucket at s3://bucket/x, nor at s3://a/b:1"
+    for address in (f"s3://{secret}bucket/x", Path(f"s3://{secret}bucket/x")):
+        with pytest.raises(BitlensError, match=r"^s3:/+bucket/x is an address"):
+            remote.refuse(address)
+
+
+def test_a_port_and_a_revision_are_no_secret(there):
+    for address in ("memory://host:9000/a@b", "memory://a/b:1@c"):
+        assert str(remote.place(address)) == address
 
 
 def test_names_of_this_machine_are_paths_as_before(tmp_path):
