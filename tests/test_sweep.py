@@ -2,11 +2,13 @@
 
 import json
 import signal
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
+from bitlens import sweeping
 from bitlens.autoencoders import Autoencoder
 from bitlens.cli import main
 from bitlens.errors import BitlensError
@@ -95,6 +97,40 @@ def test_what_diverges_or_is_refused_ends_alone(tmp_path):
         sweep(source, {"lamb": [1]}, tmp_path / "other")
     with pytest.raises(BitlensError, match="not empty"):
         sweep(source, {"lam": [0.1]}, tmp_path / "out")
+
+
+class Waiting(TensorSource):
+    """Takes the fourth batch of 32 rows only once `go` is set."""
+
+    go = threading.Event()
+
+    def batches(self, size, *args):
+        for i, batch in enumerate(super().batches(size, *args)):
+            assert i != 3 or size != 32 or self.go.wait(60)
+            yield batch
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_run_may_end_while_batches_are_read_ahead(tmp_path, monkeypatch, own):
+    """As on a GPU. own: its own batch is being read, or that of the run before it."""
+    source = Waiting(torch.randn(500, 8, generator=torch.Generator().manual_seed(0)))
+    source.go.clear()
+    close = sweeping._Member.close
+
+    def closing(member):
+        if own:
+            source.go.set()
+        close(member)
+        source.go.set()
+
+    monkeypatch.setattr(sweeping._Member, "close", closing)
+    monkeypatch.setattr(sweeping, "_on_gpu", lambda members: True)
+    settings = [{"lr": 1e38}, {}] if own else [{}, {"lr": 1e38, "batch_size": 31}]
+    config = TrainConfig(**{**vars(CONFIG), "architecture": "topk", "k": 4, "log_every": 1})
+    rows = sweep(source, settings, tmp_path / "out", config, progress=False)
+    assert ["error" in row for row in rows] == [own, not own]
+    assert "not finite" in rows[not own]["error"]
+    assert same(rows[own]["run"], config, source)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])

@@ -11,9 +11,10 @@ import contextlib
 import itertools
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def _runs(
     if isinstance(settings, Mapping):
         combinations = itertools.product(*settings.values())
         settings = [dict(zip(settings, values, strict=True)) for values in combinations]
-    known, seen = {field.name for field in fields(TrainConfig)}, dict[str, TrainConfig]()
+    known, seen = {each.name for each in fields(TrainConfig)}, dict[str, TrainConfig]()
     for given in settings:
         if unknown := given.keys() - known:
             raise BitlensError(f"There is no setting '{min(unknown)}' of a training to sweep.")
@@ -132,7 +133,7 @@ def _text(value: Any) -> str:
 
 @dataclass
 class _Member:
-    """One run of a sweep."""
+    """One run of a sweep. It may end while a thread that reads ahead takes its batches."""
 
     name: str
     folder: Path
@@ -143,6 +144,7 @@ class _Member:
     taken: int = 0  # steps whose rows were read
     model: Autoencoder | None = None
     error: str | None = None
+    reading: threading.Lock = field(default_factory=threading.Lock)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -172,15 +174,17 @@ class _Member:
 
     @property
     def to_read(self) -> bool:
-        return self.run is not None and self.run.left > 0 and self.taken < self.config.steps
+        run = self.run
+        return run is not None and run.left > 0 and self.taken < self.config.steps
 
-    def take(self) -> Batch | BitlensError:
-        assert self.run is not None
+    def take(self) -> Batch | BitlensError | None:
+        """The next batch; None of a run that has ended meanwhile."""
         self.taken += 1
-        try:
-            return next(self.run.batches)
-        except BitlensError as error:
-            return error
+        with self.reading:
+            try:
+                return None if self.run is None else next(self.run.batches)
+            except BitlensError as error:
+                return error
 
     def step(self, batch: Batch | BitlensError) -> tuple[Losses, torch.Tensor] | BitlensError:
         assert self.run is not None
@@ -205,9 +209,10 @@ class _Member:
             self.model = run.finish()
 
     def close(self) -> None:
-        if self.run is not None:
-            self.run.close()
-            self.run = None
+        with self.reading:
+            run, self.run = self.run, None
+            if run is not None:
+                run.close()
 
     def row(self) -> Row:
         row: Row = {"run": str(self.folder), **self.setting}
@@ -256,7 +261,7 @@ def _rounds(members: list[_Member]) -> Iterator[list[tuple[_Member, Any]]]:
 def _train(members: list[_Member], out: Path) -> None:
     """All steps of all of them that are left."""
     total = sum(member.config.steps for member in members)
-    cuda = any(member.run is not None and member.run.model.W_enc.is_cuda for member in members)
+    cuda = _on_gpu(members)
     rounds: Any = _rounds(members)
     if cuda:
         rounds = prefetched(rounds)
@@ -275,6 +280,10 @@ def _train(members: list[_Member], out: Path) -> None:
                 _interrupted(signal, open_, [member for member, _ in taken], len(members), out)
             done = sum(m.run.reached.step if m.run else m.config.steps for m in members)
             terminal.at(done, f"{len(open_)} of {len(members)} runs", total)
+
+
+def _on_gpu(members: list[_Member]) -> bool:
+    return any(member.run is not None and member.run.model.W_enc.is_cuda for member in members)
 
 
 def _interrupted(
