@@ -419,6 +419,14 @@ def test_a_port_and_a_revision_are_no_secret(there):
         assert str(remote.place(address)) == address
 
 
+@pytest.mark.parametrize(
+    "address", ["sftp://user@host:22/a", "hdfs://host:9000/a", "ftp://host/a", "s3://bucket/a"]
+)
+def test_an_address_keeps_its_host(address):
+    folder = remote._paths()(address)  # without asking the host
+    assert (str(folder), f"{folder / 'b'}") == (address, f"{address}/b")
+
+
 def test_names_of_this_machine_are_paths_as_before(tmp_path):
     for name in ("a/b", "hf:wikitext", "C:/x", "./s3://x", str(tmp_path)):
         assert remote.place(name) == Path(name)

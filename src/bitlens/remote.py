@@ -98,7 +98,16 @@ def _paths() -> type:
 
         return call
 
-    return type("RemotePath", (Kind,), {name: speaking(name) for name in METHODS})
+    def address(self: Any) -> str:
+        """With the host, which is an option to universal_pathlib: manifests name folders so."""
+        options = self.storage_options
+        user = f"{options['username']}@" if options.get("username") else ""
+        port = f":{options['port']}" if options.get("port") else ""
+        host = f"{user}{options['host']}{port}" if options.get("host") else ""
+        return Kind.__str__(self).replace("://", f"://{host}", 1)
+
+    methods = {name: speaking(name) for name in METHODS}
+    return type("RemotePath", (Kind,), {"__str__": address, **methods})
 
 
 def _require(protocol: str) -> None:
