@@ -88,8 +88,11 @@ class Codes:
         for shard in self.manifest["shards"]:
             path = self.path / shard["file"]
             parts.append(read_tensors(path, digest=shard["sha256"]))
-            if len(parts[-1]["bits"]) != shard["rows"]:
-                raise BitlensError(f"Shard {path} does not have the rows its manifest states.")
+            bits, shape = parts[-1].get("bits"), [shard["rows"], words_for(self.n_latents)]
+            if bits is None or bits.dtype != torch.uint64 or list(bits.shape) != shape:
+                raise BitlensError(
+                    f"Shard {path} does not have the rows and latents its manifest states."
+                )
         self._joined: dict[str, torch.Tensor] = {}
         return parts
 
