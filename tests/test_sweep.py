@@ -17,6 +17,7 @@ from bitlens.hidden.live import LiveSource
 from bitlens.hidden.text import ContextReader
 from bitlens.sweeping import sweep
 from bitlens.training import TrainConfig, train
+from bitlens.writing import locked
 
 CONFIG = TrainConfig(n_latents=24, steps=20, batch_size=32, log_every=10, device="cpu")
 
@@ -97,6 +98,34 @@ def test_what_diverges_or_is_refused_ends_alone(tmp_path):
         sweep(source, {"lamb": [1]}, tmp_path / "other")
     with pytest.raises(BitlensError, match="not empty"):
         sweep(source, {"lam": [0.1]}, tmp_path / "out")
+
+
+def test_a_plan_is_of_all_runs_and_leaves_a_former_sweep_alone(tmp_path, capsys, harvested):
+    sweep(ActivationStore(harvested), {"seed": [0]}, tmp_path / "out", CONFIG)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")}
+    numbers = [tmp_path / "one.json", tmp_path / "three.json"]
+    base = ["train", str(harvested), "--out", str(tmp_path / "out"), "--overwrite", "--plan"]
+    base += ["--n-latents", "24", "--batch-size", "32", "--device", "cpu", "--json"]
+    main([*base, str(numbers[0])])
+    main([*base, str(numbers[1]), "--sweep", "lam=.05,.1,.2"])
+    assert "train of 3 runs takes" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")} == before
+    one, three = (json.loads(file.read_text())["parts"] for file in numbers)
+    assert three["Adam"] == 3 * one["Adam"]
+    assert three["rows"] == one["rows"]
+
+
+def test_a_sweep_goes_to_an_address_and_is_one_processes(tmp_path, monkeypatch):
+    pytest.importorskip("upath")
+    monkeypatch.setenv("BITLENS_CACHE", str(tmp_path / "cache"))
+    source = TensorSource(torch.randn(500, 8, generator=torch.Generator().manual_seed(0)))
+    (row,) = sweep(source, {"seed": [1]}, f"memory://{tmp_path.name}", CONFIG)
+    assert same(row["run"], config_of(row), source)
+    with (
+        locked(tmp_path / "out"),
+        pytest.raises(BitlensError, match="is being written by process"),
+    ):
+        sweep(source, {"seed": [1]}, tmp_path / "out", CONFIG)
 
 
 class Waiting(TensorSource):

@@ -30,21 +30,26 @@ from bitlens.files import prepare_output, write_json
 from bitlens.hidden.source import HiddenSource
 from bitlens.hidden.store import ActivationStore
 from bitlens.information.moments import Variance, squared_error
+from bitlens.memory import MemoryPlan, PlanOnly, only_plan
 from bitlens.options import Logger
+from bitlens.remote import place
 from bitlens.seeding import generator
 from bitlens.training.config import PRESETS, TrainConfig, settings_that_apply
 from bitlens.training.metrics import METRICS, Record
 from bitlens.training.signals import stop_on_signals
 from bitlens.training.trainer import Batch, Run, begin, prefetched
 from bitlens.version import __version__
+from bitlens.writing import holding
 
 SUMMARY, KIND, SCHEMA = "summary.json", "bitlens.sweep", 1
 HELD_OUT_ROWS = 8192  # that the runs are compared on
+OF_EACH = {"weights", "Adam", "gradients"}  # what every run holds all the time
 Setting = Mapping[str, Any]
 Row = dict[str, Any]
 
 
 @terminal.shown("train")
+@holding()
 def sweep(
     source: HiddenSource,
     settings: Mapping[str, Sequence[Any]] | Sequence[Setting],
@@ -74,8 +79,10 @@ def sweep(
         raise BitlensError(
             "A sweep trains in one process: start it without torchrun, or train one run at a time."
         )
-    out = Path(out)
+    out = place(out)
     members = [_Member(name, out / name, s, c) for name, s, c in _runs(settings, config)]
+    if only_plan.get():
+        raise PlanOnly(_plan(members, source))
     prepare_output(out, resume, overwrite, marker=SUMMARY, kind=KIND)
     _write(out, [member.row() for member in members])
     sources = {None: source, getattr(source, "test_fraction", None): source}
@@ -99,6 +106,33 @@ def sweep(
 def _write(out: Path, rows: list[Row]) -> None:
     about = {"schema": SCHEMA, "kind": KIND, "bitlens_version": __version__}
     write_json(out / SUMMARY, {**about, "runs": rows})
+
+
+def _plan(members: list[_Member], source: HiddenSource) -> MemoryPlan:
+    """Of all runs: what each of them holds, and the most that one takes beside, as often as steps
+    are taken, or windows kept, at once."""
+    plans = []
+    for member in members:
+        with contextlib.suppress(BitlensError):  # it ends alone, and takes nothing
+            try:
+                begin(source, member.config, None, False, False, (), lambda record: None)
+            except PlanOnly as stopped:
+                plans.append(stopped.plan)
+    if not plans:
+        raise BitlensError("Every run of the sweep is refused; train one alone to see why.")
+    device, orders = plans[0].device, len({member.config.seed for member in members})
+    at_once = _side_by_side(len(plans)) if device == "cpu" else 1
+
+    def together(all_parts: list[Mapping[str, int]]) -> dict[str, int]:
+        found = dict[str, int]()
+        for name in dict.fromkeys(name for parts in all_parts for name in parts):
+            each = [parts.get(name, 0) for parts in all_parts]
+            times = orders if name == "rows" else at_once
+            found[name] = sum(each) if name in OF_EACH else times * max(each)
+        return found
+
+    parts, on_gpu = together([plan.parts for plan in plans]), together([p.on_gpu for p in plans])
+    return MemoryPlan(f"train of {len(plans)} runs", parts, on_gpu, device)
 
 
 def _runs(
