@@ -3,11 +3,13 @@ cache keeps its bound and its promise, and what is said of what goes wrong."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -20,7 +22,7 @@ from bitlens import cache, remote
 from bitlens.cli import main
 from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
-from bitlens.files import read_json, read_tensors, replacing, write_json
+from bitlens.files import read_json, read_tensors, replacing, write_json, write_tensors
 from bitlens.hidden.writer import StoreWriter
 from bitlens.seeding import generator
 from bitlens.training import TrainConfig, train
@@ -432,6 +434,45 @@ def test_names_of_this_machine_are_paths_as_before(tmp_path):
         assert remote.place(name) == Path(name)
     assert remote.place(f"file://{tmp_path}") == tmp_path
     assert str(remote.place(Path("memory://a/b"))) == "memory://a/b"
+
+
+def test_a_file_whose_name_leads_out_of_its_folder_is_not_copied(there, tmp_path):
+    files = fsspec.filesystem("memory").store
+    damage(f"{there}/cfg.json", b"{}")
+    files[f"/{tmp_path.name}/../../evil"] = files[f"/{tmp_path.name}/cfg.json"]
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    with pytest.raises(BitlensError, match="leads out of it"):
+        remote.copy_folder(remote.place(there), tmp_path / "a" / "b")
+    assert not list((tmp_path / "a").rglob("*.json")) and not (tmp_path / "evil").exists()
+
+
+def test_what_a_web_server_has_changed_is_fetched_again(there, tmp_path):
+    pytest.importorskip("aiohttp")
+    (tmp_path / "web").mkdir()
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path / "web")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            for rows in (2, 3):
+                write_tensors(tmp_path / "web" / "x.safetensors", {"x": torch.ones(rows)})
+                address = f"http://127.0.0.1:{server.server_port}/x.safetensors"
+                assert len(read_tensors(remote.place(address))["x"]) == rows
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_copy_that_is_thrown_out_and_fetched_again_meanwhile_is_read(store):
+    path, seen = store.path / store.shards[0]["file"], []
+
+    def read(copy: Path) -> bytes:
+        seen.append(copy)
+        if len(seen) == 1:  # as an open of it fails, while another process has fetched it again
+            raise FileNotFoundError(copy)
+        return copy.read_bytes()
+
+    assert cache.local(path, read, store.shards[0]["sha256"]) == path.read_bytes()
 
 
 # --- commands -------------------------------------------------------------------------------------

@@ -86,11 +86,8 @@ def local(path: Path, read: Callable[[Path], T], digest: str | None = None) -> T
         coming.exception()  # it is raised as the file is fetched once more
     while True:
         copy = _copy(path, key, digest)
-        try:
+        with contextlib.suppress(FileNotFoundError):  # another process has thrown it out meanwhile
             return read(copy)
-        except FileNotFoundError:  # another process has thrown it out meanwhile
-            if copy.exists():
-                raise
 
 
 def has(digest: str) -> bool:
@@ -136,9 +133,10 @@ def altered(path: Path, actual: str, expected: str) -> BitlensError:
 
 
 def _version(path: Any) -> str:
-    """A name for what a remote file holds now, as its file system tells versions apart."""
+    """A name for what a remote file holds now, by all that its file system knows of it. (fsspec's
+    `ukey` takes what a web server has for unchanging.)"""
     with saying(path):
-        return hashlib.sha256(f"{path} {path.fs.ukey(path.path)}".encode()).hexdigest()
+        return hashlib.sha256(f"{path} {path.fs.info(path.path)}".encode()).hexdigest()
 
 
 def _copy(path: Path, key: str, digest: str | None) -> Path:

@@ -200,4 +200,6 @@ def copy_folder(folder: Path, here: Path) -> None:
     """All files of a remote folder, into one here."""
     assert is_remote(folder)
     with saying(folder):
+        if any(".." in name.split("/") for name in folder.fs.find(folder.path)):
+            raise BitlensError(f"{folder} holds a file whose name leads out of it; remove that.")
         folder.fs.get(f"{folder.path.rstrip('/')}/", f"{here}/", recursive=True)
