@@ -194,6 +194,11 @@ def test_the_command_checks_values_as_flags(harvested, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*base, "--sweep", "lam"])
     assert "--sweep takes" in capsys.readouterr().err
+    file = tmp_path / "runs.json"
+    file.write_text("[" * 100_000)
+    with pytest.raises(SystemExit):
+        main([*base, "--sweep", str(file)])
+    assert "runs.json cannot be read" in capsys.readouterr().err
     file = tmp_path / "runs.toml"
     file.write_text('[[run]]\nn-latents = 16\n[[run]]\narchitecture = "topk"\nk = 500\n')
     with pytest.raises(SystemExit) as ended:
