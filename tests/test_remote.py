@@ -443,7 +443,8 @@ def test_a_file_whose_name_leads_out_of_its_folder_is_not_copied(there, tmp_path
     (tmp_path / "a" / "b").mkdir(parents=True)
     with pytest.raises(BitlensError, match="leads out of it"):
         remote.copy_folder(remote.place(there), tmp_path / "a" / "b")
-    assert not list((tmp_path / "a").rglob("*.json")) and not (tmp_path / "evil").exists()
+    assert not list((tmp_path / "a").rglob("*.json"))
+    assert not (tmp_path / "evil").exists()
 
 
 def test_what_a_web_server_has_changed_is_fetched_again(there, tmp_path):
@@ -461,6 +462,22 @@ def test_what_a_web_server_has_changed_is_fetched_again(there, tmp_path):
         finally:
             server.shutdown()
             thread.join()
+
+
+@pytest.mark.parametrize("left", ["{}", "{}.100.1-1.part"])
+def test_files_of_the_cache_may_go_while_it_is_listed(store, monkeypatch, left):
+    """What another process fetches in vain, or finds damaged, it removes without waiting."""
+    gone = cache.folder() / left.format("0" * 64)
+    gone.touch()
+    listed = Path.iterdir
+
+    def listing(folder: Path):
+        files = list(listed(folder))
+        gone.unlink(missing_ok=True)
+        return iter(files)
+
+    monkeypatch.setattr(Path, "iterdir", listing)
+    assert len(store.shard(0)["hidden"]) == SHARD
 
 
 def test_a_copy_that_is_thrown_out_and_fetched_again_meanwhile_is_read(store):

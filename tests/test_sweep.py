@@ -121,10 +121,7 @@ def test_a_sweep_goes_to_an_address_and_is_one_processes(tmp_path, monkeypatch):
     source = TensorSource(torch.randn(500, 8, generator=torch.Generator().manual_seed(0)))
     (row,) = sweep(source, {"seed": [1]}, f"memory://{tmp_path.name}", CONFIG)
     assert same(row["run"], config_of(row), source)
-    with (
-        locked(tmp_path / "out"),
-        pytest.raises(BitlensError, match="is being written by process"),
-    ):
+    with locked(tmp_path / "out"), pytest.raises(BitlensError, match="is being written by process"):
         sweep(source, {"seed": [1]}, tmp_path / "out", CONFIG)
 
 

@@ -214,13 +214,17 @@ def _room(path: Path, place: Path, size: int) -> bool:
     copies, coming, left = [], 0, limit()
     free = shutil.disk_usage(place).free
     for file in place.iterdir():
+        try:
+            found = file.stat()
+        except FileNotFoundError:  # removed since it was listed
+            continue
         if (part := PART.fullmatch(file.name)) and not _abandoned(file, place / part[1]):
             coming += 1
             left -= int(part[2])
-            free -= int(part[2]) - file.stat().st_size
+            free -= int(part[2]) - found.st_size
         elif NAME.fullmatch(file.name):
-            copies.append((file.stat().st_mtime_ns, file.stat().st_size, file))
-            left -= copies[-1][1]
+            copies.append((found.st_mtime_ns, found.st_size, file))
+            left -= found.st_size
     for _, bytes_, file in sorted(copies):
         if size <= min(left, free):
             break
