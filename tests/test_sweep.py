@@ -113,6 +113,9 @@ def test_a_plan_is_of_all_runs_and_leaves_a_former_sweep_alone(tmp_path, capsys,
     one, three = (json.loads(file.read_text())["parts"] for file in numbers)
     assert three["Adam"] == 3 * one["Adam"]
     assert three["rows"] == one["rows"]
+    with pytest.raises(SystemExit):
+        main([*base, str(numbers[1]), "--sweep", "architecture=topk", "k=500,501"])
+    assert "must be between 1 and 24" in capsys.readouterr().err
 
 
 def test_a_sweep_goes_to_an_address_and_is_one_processes(tmp_path, monkeypatch):

@@ -111,15 +111,16 @@ def _write(out: Path, rows: list[Row]) -> None:
 def _plan(members: list[_Member], source: HiddenSource) -> MemoryPlan:
     """Of all runs: what each of them holds, and the most that one takes beside, as often as steps
     are taken, or windows kept, at once."""
-    plans = []
+    plans, refused = [], None
     for member in members:
-        with contextlib.suppress(BitlensError):  # it ends alone, and takes nothing
-            try:
-                begin(source, member.config, None, False, False, (), lambda record: None)
-            except PlanOnly as stopped:
-                plans.append(stopped.plan)
-    if not plans:
-        raise BitlensError("Every run of the sweep is refused; train one alone to see why.")
+        try:
+            begin(source, member.config, None, False, False, (), lambda record: None)
+        except PlanOnly as stopped:
+            plans.append(stopped.plan)
+        except BitlensError as error:  # it ends alone, and takes nothing
+            refused = error
+    if refused is not None and not plans:
+        raise refused
     device, orders = plans[0].device, len({member.config.seed for member in members})
     at_once = _side_by_side(len(plans)) if device == "cpu" else 1
 
