@@ -295,7 +295,7 @@ def _swap(path: Path, draw: random.Random) -> bool:
         words = tensors[name].view(torch.uint8)
         return safetensors.torch.save(tensors | {name: words.flip(0).view(tensors[name].dtype)})
 
-    return _change(path, draw, other, {"shard", "codes"})
+    return _change(path, draw, other, {"shard", "codes"}, ".safetensors")
 
 
 def _newer(path: Path, draw: random.Random) -> bool:
@@ -312,8 +312,10 @@ CHECKED = {"shard", "codes", "bits"}  # what these names begin with has a checks
 LOGS = {"metrics.jsonl", "report.html"}  # nothing is made of them
 
 
-def _chosen(path: Path, draw: random.Random, begins: Collection[str] = ("",)) -> Path | None:
-    among = files(path) if path.is_dir() else [path]
+def _chosen(
+    path: Path, draw: random.Random, begins: Collection[str] = ("",), ends: str = ""
+) -> Path | None:
+    among = [f for f in (files(path) if path.is_dir() else [path]) if f.name.endswith(ends)]
     found = [f for f in among if f.name.startswith(tuple(begins)) and f.name not in LOGS]
     return draw.choice(found) if found else None
 
@@ -323,8 +325,9 @@ def _change(
     draw: random.Random,
     change: Callable[[bytes], bytes],
     begins: Collection[str] = ("",),
+    ends: str = "",
 ) -> bool:
-    chosen = _chosen(path, draw, begins)
+    chosen = _chosen(path, draw, begins, ends)
     if chosen is not None:
         chosen.write_bytes(change(chosen.read_bytes()))
     return chosen is not None

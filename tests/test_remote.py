@@ -3,11 +3,13 @@ cache keeps its bound and its promise, and what is said of what goes wrong."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -20,7 +22,7 @@ from bitlens import cache, remote
 from bitlens.cli import main
 from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
-from bitlens.files import read_json, read_tensors, replacing, write_json
+from bitlens.files import read_json, read_tensors, replacing, write_json, write_tensors
 from bitlens.hidden.writer import StoreWriter
 from bitlens.seeding import generator
 from bitlens.training import TrainConfig, train
@@ -386,7 +388,13 @@ def test_packages_and_protocols_that_are_missing_are_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "address", ["s3://key:hunter2@bucket/x", "https://host/x?X-Amz-Signature=hunter2"]
+    "address",
+    [
+        "s3://key:hunter2@bucket/x",
+        "s3://key:with/hunter2@bucket/x",
+        "zip://a.zip::https://key:hunter2@host/a.zip",
+        "https://host/x?X-Amz-Signature=hunter2",
+    ],
 )
 def test_secrets_in_an_address_are_refused_and_not_repeated(address, tmp_path, capsys):
     with pytest.raises(BitlensError) as refused:
@@ -399,11 +407,89 @@ def test_secrets_in_an_address_are_refused_and_not_repeated(address, tmp_path, c
         assert "hunter2" not in said.out + said.err
 
 
+@pytest.mark.parametrize("secret", ["key:hunter2@", "key:with/hunter2@", "hunter2@"])
+def test_what_is_said_of_an_address_holds_no_secret(secret):
+    said = remote.said(OSError(f"no bucket at s3://{secret}bucket/x, nor at s3://a/b:1"))
+    assert said == "no bucket at s3://bucket/x, nor at s3://a/b:1"
+    for address in (f"s3://{secret}bucket/x", Path(f"s3://{secret}bucket/x")):
+        with pytest.raises(BitlensError, match=r"^s3:/+bucket/x is an address"):
+            remote.refuse(address)
+
+
+def test_a_port_and_a_revision_are_no_secret(there):
+    for address in ("memory://host:9000/a@b", "memory://a/b:1@c"):
+        assert str(remote.place(address)) == address
+
+
+@pytest.mark.parametrize(
+    "address", ["sftp://user@host:22/a", "hdfs://host:9000/a", "ftp://host/a", "s3://bucket/a"]
+)
+def test_an_address_keeps_its_host(address):
+    folder = remote._paths()(address)  # without asking the host
+    assert (str(folder), f"{folder / 'b'}") == (address, f"{address}/b")
+
+
 def test_names_of_this_machine_are_paths_as_before(tmp_path):
     for name in ("a/b", "hf:wikitext", "C:/x", "./s3://x", str(tmp_path)):
         assert remote.place(name) == Path(name)
     assert remote.place(f"file://{tmp_path}") == tmp_path
     assert str(remote.place(Path("memory://a/b"))) == "memory://a/b"
+
+
+def test_a_file_whose_name_leads_out_of_its_folder_is_not_copied(there, tmp_path):
+    files = fsspec.filesystem("memory").store
+    damage(f"{there}/cfg.json", b"{}")
+    files[f"/{tmp_path.name}/../../evil"] = files[f"/{tmp_path.name}/cfg.json"]
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    with pytest.raises(BitlensError, match="leads out of it"):
+        remote.copy_folder(remote.place(there), tmp_path / "a" / "b")
+    assert not list((tmp_path / "a").rglob("*.json"))
+    assert not (tmp_path / "evil").exists()
+
+
+def test_what_a_web_server_has_changed_is_fetched_again(there, tmp_path):
+    pytest.importorskip("aiohttp")
+    (tmp_path / "web").mkdir()
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path / "web")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            for rows in (2, 3):
+                write_tensors(tmp_path / "web" / "x.safetensors", {"x": torch.ones(rows)})
+                address = f"http://127.0.0.1:{server.server_port}/x.safetensors"
+                assert len(read_tensors(remote.place(address))["x"]) == rows
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("left", ["{}", "{}.100.1-1.part"])
+def test_files_of_the_cache_may_go_while_it_is_listed(store, monkeypatch, left):
+    """What another process fetches in vain, or finds damaged, it removes without waiting."""
+    gone = cache.folder() / left.format("0" * 64)
+    gone.touch()
+    listed = Path.iterdir
+
+    def listing(folder: Path):
+        files = list(listed(folder))
+        gone.unlink(missing_ok=True)
+        return iter(files)
+
+    monkeypatch.setattr(Path, "iterdir", listing)
+    assert len(store.shard(0)["hidden"]) == SHARD
+
+
+def test_a_copy_that_is_thrown_out_and_fetched_again_meanwhile_is_read(store):
+    path, seen = store.path / store.shards[0]["file"], []
+
+    def read(copy: Path) -> bytes:
+        seen.append(copy)
+        if len(seen) == 1:  # as an open of it fails, while another process has fetched it again
+            raise FileNotFoundError(copy)
+        return copy.read_bytes()
+
+    assert cache.local(path, read, store.shards[0]["sha256"]) == path.read_bytes()
 
 
 # --- commands -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from numpy.testing import assert_array_equal
 from bitlens.bits import Codes, PackedBits, packed
 from bitlens.bits.shards import BitShards
 from bitlens.bits.statistics import co_occurrence, firing_rates
+from bitlens.errors import BitlensError
 from bitlens.features.on_rows import canonical, on_rows
 from bitlens.features.token_scores import rows_on
 from bitlens.information.entropy import entropy, lower_bits, plug_in_bits
@@ -64,6 +65,9 @@ def test_permuted_latents_are_those_of_unpacked_bits():
     places = order.argsort()
     expected = PackedBits.pack(bits.unpack()[:, order])
     assert_array_equal(bits.permuted(places).words, expected.words)
+    beyond = PackedBits(bits.words.clone(), bits.n_latents)
+    beyond.words[:, -1] |= -1 << bits.n_latents % 64  # as only a damaged file has them
+    assert_array_equal(beyond.permuted(places).words, expected.words)
 
 
 def test_counts_in_blocks_are_those_of_all_rows():
@@ -107,6 +111,14 @@ def test_rows_of_latents_are_the_same():
     assert_array_equal(on_rows(other, documents, 3, usual), on_rows(one, documents, 3, usual))
     for some, same in zip(rows_on(other), rows_on(one), strict=True):
         assert_array_equal(some, same)
+
+
+def test_codes_of_another_width_than_their_manifest_says_are_refused(tmp_path):
+    bits, _ = pieces()
+    columns = {name: torch.zeros(len(bits)) for name in ("token", "document", "position", "usual")}
+    codes = Codes.write(tmp_path, [(bits, columns)], bits.n_latents + 64, {})
+    with pytest.raises(BitlensError, match="rows and latents its manifest states"):
+        codes.parts  # noqa: B018 - read by looking
 
 
 def test_codes_give_their_parts_as_they_lie_on_disk(tmp_path):

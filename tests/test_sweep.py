@@ -2,11 +2,13 @@
 
 import json
 import signal
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
+from bitlens import sweeping
 from bitlens.autoencoders import Autoencoder
 from bitlens.cli import main
 from bitlens.errors import BitlensError
@@ -15,6 +17,7 @@ from bitlens.hidden.live import LiveSource
 from bitlens.hidden.text import ContextReader
 from bitlens.sweeping import sweep
 from bitlens.training import TrainConfig, train
+from bitlens.writing import locked
 
 CONFIG = TrainConfig(n_latents=24, steps=20, batch_size=32, log_every=10, device="cpu")
 
@@ -97,6 +100,68 @@ def test_what_diverges_or_is_refused_ends_alone(tmp_path):
         sweep(source, {"lam": [0.1]}, tmp_path / "out")
 
 
+def test_a_plan_is_of_all_runs_and_leaves_a_former_sweep_alone(tmp_path, capsys, harvested):
+    sweep(ActivationStore(harvested), {"seed": [0]}, tmp_path / "out", CONFIG)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")}
+    numbers = [tmp_path / "one.json", tmp_path / "three.json"]
+    base = ["train", str(harvested), "--out", str(tmp_path / "out"), "--overwrite", "--plan"]
+    base += ["--n-latents", "24", "--batch-size", "32", "--device", "cpu", "--json"]
+    main([*base, str(numbers[0])])
+    main([*base, str(numbers[1]), "--sweep", "lam=.05,.1,.2"])
+    assert "train of 3 runs takes" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")} == before
+    one, three = (json.loads(file.read_text())["parts"] for file in numbers)
+    assert three["Adam"] == 3 * one["Adam"]
+    assert three["rows"] == one["rows"]
+    with pytest.raises(SystemExit):
+        main([*base, str(numbers[1]), "--sweep", "architecture=topk", "k=500,501"])
+    assert "must be between 1 and 24" in capsys.readouterr().err
+
+
+def test_a_sweep_goes_to_an_address_and_is_one_processes(tmp_path, monkeypatch):
+    pytest.importorskip("upath")
+    monkeypatch.setenv("BITLENS_CACHE", str(tmp_path / "cache"))
+    source = TensorSource(torch.randn(500, 8, generator=torch.Generator().manual_seed(0)))
+    (row,) = sweep(source, {"seed": [1]}, f"memory://{tmp_path.name}", CONFIG)
+    assert same(row["run"], config_of(row), source)
+    with locked(tmp_path / "out"), pytest.raises(BitlensError, match="is being written by process"):
+        sweep(source, {"seed": [1]}, tmp_path / "out", CONFIG)
+
+
+class Waiting(TensorSource):
+    """Takes the fourth batch of 32 rows only once `go` is set."""
+
+    go = threading.Event()
+
+    def batches(self, size, *args):
+        for i, batch in enumerate(super().batches(size, *args)):
+            assert i != 3 or size != 32 or self.go.wait(60)
+            yield batch
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_run_may_end_while_batches_are_read_ahead(tmp_path, monkeypatch, own):
+    """As on a GPU. own: its own batch is being read, or that of the run before it."""
+    source = Waiting(torch.randn(500, 8, generator=torch.Generator().manual_seed(0)))
+    source.go.clear()
+    close = sweeping._Member.close
+
+    def closing(member):
+        if own:
+            source.go.set()
+        close(member)
+        source.go.set()
+
+    monkeypatch.setattr(sweeping._Member, "close", closing)
+    monkeypatch.setattr(sweeping, "_on_gpu", lambda members: True)
+    settings = [{"lr": 1e38}, {}] if own else [{}, {"lr": 1e38, "batch_size": 31}]
+    config = TrainConfig(**{**vars(CONFIG), "architecture": "topk", "k": 4, "log_every": 1})
+    rows = sweep(source, settings, tmp_path / "out", config, progress=False)
+    assert ["error" in row for row in rows] == [own, not own]
+    assert "not finite" in rows[not own]["error"]
+    assert same(rows[own]["run"], config, source)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
 def test_a_sweep_that_is_stopped_or_killed_goes_on(bitlens_command, harvested, tmp_path, sent):
     out = tmp_path / "out"
@@ -129,6 +194,11 @@ def test_the_command_checks_values_as_flags(harvested, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*base, "--sweep", "lam"])
     assert "--sweep takes" in capsys.readouterr().err
+    file = tmp_path / "runs.json"
+    file.write_text("[" * 100_000)
+    with pytest.raises(SystemExit):
+        main([*base, "--sweep", str(file)])
+    assert "runs.json cannot be read" in capsys.readouterr().err
     file = tmp_path / "runs.toml"
     file.write_text('[[run]]\nn-latents = 16\n[[run]]\narchitecture = "topk"\nk = 500\n')
     with pytest.raises(SystemExit) as ended:

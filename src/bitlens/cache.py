@@ -86,11 +86,8 @@ def local(path: Path, read: Callable[[Path], T], digest: str | None = None) -> T
         coming.exception()  # it is raised as the file is fetched once more
     while True:
         copy = _copy(path, key, digest)
-        try:
+        with contextlib.suppress(FileNotFoundError):  # another process has thrown it out meanwhile
             return read(copy)
-        except FileNotFoundError:  # another process has thrown it out meanwhile
-            if copy.exists():
-                raise
 
 
 def has(digest: str) -> bool:
@@ -136,9 +133,10 @@ def altered(path: Path, actual: str, expected: str) -> BitlensError:
 
 
 def _version(path: Any) -> str:
-    """A name for what a remote file holds now, as its file system tells versions apart."""
+    """A name for what a remote file holds now, by all that its file system knows of it. (fsspec's
+    `ukey` takes what a web server has for unchanging.)"""
     with saying(path):
-        return hashlib.sha256(f"{path} {path.fs.ukey(path.path)}".encode()).hexdigest()
+        return hashlib.sha256(f"{path} {path.fs.info(path.path)}".encode()).hexdigest()
 
 
 def _copy(path: Path, key: str, digest: str | None) -> Path:
@@ -216,13 +214,17 @@ def _room(path: Path, place: Path, size: int) -> bool:
     copies, coming, left = [], 0, limit()
     free = shutil.disk_usage(place).free
     for file in place.iterdir():
+        try:
+            found = file.stat()
+        except FileNotFoundError:  # removed since it was listed
+            continue
         if (part := PART.fullmatch(file.name)) and not _abandoned(file, place / part[1]):
             coming += 1
             left -= int(part[2])
-            free -= int(part[2]) - file.stat().st_size
+            free -= int(part[2]) - found.st_size
         elif NAME.fullmatch(file.name):
-            copies.append((file.stat().st_mtime_ns, file.stat().st_size, file))
-            left -= copies[-1][1]
+            copies.append((found.st_mtime_ns, found.st_size, file))
+            left -= found.st_size
     for _, bytes_, file in sorted(copies):
         if size <= min(left, free):
             break

@@ -18,6 +18,7 @@ from bitlens.errors import BitlensError
 
 MEMINFO, CGROUPS, OWN_CGROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), "/proc/self/cgroup"
 LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+GIVEN_BACK = ("inactive_file", "active_file", "slab_reclaimable")  # before a group's limit is met
 LARGE = 32 << 20  # bytes of a block for which the C library asks the system alone
 only_plan: ContextVar[bool] = ContextVar("only_plan", default=False)
 """whether work ends where its plan is known"""
@@ -158,7 +159,7 @@ def _left_in_groups() -> list[int]:
 
 
 def _left(group: Path) -> int | None:
-    """The limit of a control group, less what it uses without the files that it only keeps."""
+    """The limit of a control group, less what it uses without what it only keeps, of files."""
     for limit, usage in LIMITS:
         try:
             most = int((group / limit).read_text())
@@ -167,6 +168,6 @@ def _left(group: Path) -> int | None:
             kept = {name.removeprefix("total_"): int(n) for name, n in pairs}
         except (OSError, ValueError):  # no such file, or "max"
             continue
-        files = kept.get("inactive_file", 0) + kept.get("active_file", 0)
-        return max(0, most - used + files)
+        given_back = sum(kept.get(name, 0) for name in GIVEN_BACK)
+        return max(0, most - used + given_back)
     return None

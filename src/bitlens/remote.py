@@ -21,8 +21,9 @@ from bitlens.results import plain
 
 # pathlib makes one slash of two; a letter alone is a drive
 ADDRESS = re.compile(r"([A-Za-z][\w+.:-]+):/+(.*)", re.DOTALL)
-PASSWORD = re.compile(r"[^/@]*:[^/@]*@|[^?]*\?")  # or a signature
-SECRET = re.compile(r"(?<=://)[^/\s@]+@|\?\S*")
+# or a signature; a password may hold slashes, what follows a port is none
+PASSWORD = re.compile(r"[^/@]*:(?!\d{1,5}/)[^@]*@|[^?]*\?")
+SECRET = re.compile(r"(?<=:/)(/?)(?:[^/\s@]+|[^/\s@]*:(?!\d{1,5}/)[^\s@]*)@|\?\S*")
 LETTERS = 200  # of what a library says
 PATHLIB = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
 METHODS = ("exists", "is_dir", "is_file", "iterdir", "glob", "stat", "open", "unlink")
@@ -97,7 +98,16 @@ def _paths() -> type:
 
         return call
 
-    return type("RemotePath", (Kind,), {name: speaking(name) for name in METHODS})
+    def address(self: Any) -> str:
+        """With the host, which is an option to universal_pathlib: manifests name folders so."""
+        options = self.storage_options
+        user = f"{options['username']}@" if options.get("username") else ""
+        port = f":{options['port']}" if options.get("port") else ""
+        host = f"{user}{options['host']}{port}" if options.get("host") else ""
+        return Kind.__str__(self).replace("://", f"://{host}", 1)
+
+    methods = {name: speaking(name) for name in METHODS}
+    return type("RemotePath", (Kind,), {"__str__": address, **methods})
 
 
 def _require(protocol: str) -> None:
@@ -146,15 +156,16 @@ def saying(path: Path, done: str = "read", but: tuple[type[Exception], ...] = ()
 
 def said(error: BaseException) -> str:
     """The first line of an error's message, without passwords and signatures."""
-    text = SECRET.sub("", (str(error).strip().splitlines() or [""])[0])
+    text = SECRET.sub(r"\1", (str(error).strip().splitlines() or [""])[0])
     return plain(text).strip(" .")[:LETTERS] or type(error).__name__
 
 
 def refuse(path: Path | str) -> None:
     """BitlensError for an address where only this machine's disk will do."""
     if is_address(path):
+        shown = SECRET.sub(r"\1", str(path))
         raise BitlensError(
-            f"{SECRET.sub('', str(path))} is an address, and this is written to a folder or file "
+            f"{shown} is an address, and this is written to a folder or file "
             "here: name one; harvest, encode and train write to addresses."
         )
 
@@ -189,4 +200,6 @@ def copy_folder(folder: Path, here: Path) -> None:
     """All files of a remote folder, into one here."""
     assert is_remote(folder)
     with saying(folder):
+        if any(".." in name.split("/") for name in folder.fs.find(folder.path)):
+            raise BitlensError(f"{folder} holds a file whose name leads out of it; remove that.")
         folder.fs.get(f"{folder.path.rstrip('/')}/", f"{here}/", recursive=True)

@@ -11,9 +11,10 @@ import contextlib
 import itertools
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,26 @@ from bitlens.files import prepare_output, write_json
 from bitlens.hidden.source import HiddenSource
 from bitlens.hidden.store import ActivationStore
 from bitlens.information.moments import Variance, squared_error
+from bitlens.memory import MemoryPlan, PlanOnly, only_plan
 from bitlens.options import Logger
+from bitlens.remote import place
 from bitlens.seeding import generator
 from bitlens.training.config import PRESETS, TrainConfig, settings_that_apply
 from bitlens.training.metrics import METRICS, Record
 from bitlens.training.signals import stop_on_signals
 from bitlens.training.trainer import Batch, Run, begin, prefetched
 from bitlens.version import __version__
+from bitlens.writing import holding
 
 SUMMARY, KIND, SCHEMA = "summary.json", "bitlens.sweep", 1
 HELD_OUT_ROWS = 8192  # that the runs are compared on
+OF_EACH = {"weights", "Adam", "gradients"}  # what every run holds all the time
 Setting = Mapping[str, Any]
 Row = dict[str, Any]
 
 
 @terminal.shown("train")
+@holding()
 def sweep(
     source: HiddenSource,
     settings: Mapping[str, Sequence[Any]] | Sequence[Setting],
@@ -73,8 +79,10 @@ def sweep(
         raise BitlensError(
             "A sweep trains in one process: start it without torchrun, or train one run at a time."
         )
-    out = Path(out)
+    out = place(out)
     members = [_Member(name, out / name, s, c) for name, s, c in _runs(settings, config)]
+    if only_plan.get():
+        raise PlanOnly(_plan(members, source))
     prepare_output(out, resume, overwrite, marker=SUMMARY, kind=KIND)
     _write(out, [member.row() for member in members])
     sources = {None: source, getattr(source, "test_fraction", None): source}
@@ -100,6 +108,34 @@ def _write(out: Path, rows: list[Row]) -> None:
     write_json(out / SUMMARY, {**about, "runs": rows})
 
 
+def _plan(members: list[_Member], source: HiddenSource) -> MemoryPlan:
+    """Of all runs: what each of them holds, and the most that one takes beside, as often as steps
+    are taken, or windows kept, at once."""
+    plans, refused = [], None
+    for member in members:
+        try:
+            begin(source, member.config, None, False, False, (), lambda record: None)
+        except PlanOnly as stopped:
+            plans.append(stopped.plan)
+        except BitlensError as error:  # it ends alone, and takes nothing
+            refused = error
+    if refused is not None and not plans:
+        raise refused
+    device, orders = plans[0].device, len({member.config.seed for member in members})
+    at_once = _side_by_side(len(plans)) if device == "cpu" else 1
+
+    def together(all_parts: list[Mapping[str, int]]) -> dict[str, int]:
+        found = dict[str, int]()
+        for name in dict.fromkeys(name for parts in all_parts for name in parts):
+            each = [parts.get(name, 0) for parts in all_parts]
+            times = orders if name == "rows" else at_once
+            found[name] = sum(each) if name in OF_EACH else times * max(each)
+        return found
+
+    parts, on_gpu = together([plan.parts for plan in plans]), together([p.on_gpu for p in plans])
+    return MemoryPlan(f"train of {len(plans)} runs", parts, on_gpu, device)
+
+
 def _runs(
     settings: Mapping[str, Sequence[Any]] | Sequence[Setting], config: TrainConfig
 ) -> Iterator[tuple[str, Setting, TrainConfig]]:
@@ -107,7 +143,7 @@ def _runs(
     if isinstance(settings, Mapping):
         combinations = itertools.product(*settings.values())
         settings = [dict(zip(settings, values, strict=True)) for values in combinations]
-    known, seen = {field.name for field in fields(TrainConfig)}, dict[str, TrainConfig]()
+    known, seen = {each.name for each in fields(TrainConfig)}, dict[str, TrainConfig]()
     for given in settings:
         if unknown := given.keys() - known:
             raise BitlensError(f"There is no setting '{min(unknown)}' of a training to sweep.")
@@ -132,7 +168,7 @@ def _text(value: Any) -> str:
 
 @dataclass
 class _Member:
-    """One run of a sweep."""
+    """One run of a sweep. It may end while a thread that reads ahead takes its batches."""
 
     name: str
     folder: Path
@@ -143,6 +179,7 @@ class _Member:
     taken: int = 0  # steps whose rows were read
     model: Autoencoder | None = None
     error: str | None = None
+    reading: threading.Lock = field(default_factory=threading.Lock)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -172,15 +209,17 @@ class _Member:
 
     @property
     def to_read(self) -> bool:
-        return self.run is not None and self.run.left > 0 and self.taken < self.config.steps
+        run = self.run
+        return run is not None and run.left > 0 and self.taken < self.config.steps
 
-    def take(self) -> Batch | BitlensError:
-        assert self.run is not None
+    def take(self) -> Batch | BitlensError | None:
+        """The next batch; None of a run that has ended meanwhile."""
         self.taken += 1
-        try:
-            return next(self.run.batches)
-        except BitlensError as error:
-            return error
+        with self.reading:
+            try:
+                return None if self.run is None else next(self.run.batches)
+            except BitlensError as error:
+                return error
 
     def step(self, batch: Batch | BitlensError) -> tuple[Losses, torch.Tensor] | BitlensError:
         assert self.run is not None
@@ -205,9 +244,10 @@ class _Member:
             self.model = run.finish()
 
     def close(self) -> None:
-        if self.run is not None:
-            self.run.close()
-            self.run = None
+        with self.reading:
+            run, self.run = self.run, None
+            if run is not None:
+                run.close()
 
     def row(self) -> Row:
         row: Row = {"run": str(self.folder), **self.setting}
@@ -256,7 +296,7 @@ def _rounds(members: list[_Member]) -> Iterator[list[tuple[_Member, Any]]]:
 def _train(members: list[_Member], out: Path) -> None:
     """All steps of all of them that are left."""
     total = sum(member.config.steps for member in members)
-    cuda = any(member.run is not None and member.run.model.W_enc.is_cuda for member in members)
+    cuda = _on_gpu(members)
     rounds: Any = _rounds(members)
     if cuda:
         rounds = prefetched(rounds)
@@ -275,6 +315,10 @@ def _train(members: list[_Member], out: Path) -> None:
                 _interrupted(signal, open_, [member for member, _ in taken], len(members), out)
             done = sum(m.run.reached.step if m.run else m.config.steps for m in members)
             terminal.at(done, f"{len(open_)} of {len(members)} runs", total)
+
+
+def _on_gpu(members: list[_Member]) -> bool:
+    return any(member.run is not None and member.run.model.W_enc.is_cuda for member in members)
 
 
 def _interrupted(

@@ -61,9 +61,11 @@ def _permute(rows, places, permuted):
         for w in range(rows.shape[1]):
             word = rows[i, w]
             while word:
-                place = places[w * 64 + np.int64(trailing_zeros(word))]
-                permuted[i, place // 64] |= np.uint64(1) << np.uint64(place % 64)
+                column = w * 64 + np.int64(trailing_zeros(word))
                 word &= word - np.uint64(1)
+                if column < len(places):  # what lies on a disk may say otherwise
+                    place = places[column]
+                    permuted[i, place // 64] |= np.uint64(1) << np.uint64(place % 64)
 
 
 def permute(rows: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ def _listed(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
         found: Any = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BitlensError(f"{path} cannot be read ({error}); write {FORM}.") from error
     if path.suffix == ".toml" and len(found) == 1:
         (found,) = found.values()
