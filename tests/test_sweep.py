@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,10 @@ def test_what_diverges_or_is_refused_ends_alone(tmp_path):
     assert "not finite" in rows[0]["error"]
     assert "`k` must be" in rows[2]["error"]
     assert same(rows[3]["run"], config, source)
+    searched = replace(CONFIG, steps=40)  # long enough for a restart of dead latents
+    rows = sweep(source, {"lr": [1e30, 0.04]}, tmp_path / "searched", searched)
+    assert ["error" in row for row in rows] == [True, False]
+    assert "lower `lr`" in rows[0]["error"]
     with pytest.raises(BitlensError, match="no setting 'lamb'"):
         sweep(source, {"lamb": [1]}, tmp_path / "other")
     with pytest.raises(BitlensError, match="not empty"):

@@ -71,6 +71,8 @@ def main(arguments: list[str] | None = None) -> None:
         status = _status(arguments)
     if status and processes.world_size() > 1:
         sys.stderr.flush()
+        if not processes.speaks("".join(arguments[:1])):
+            processes.let_first_speak()
         os._exit(status)  # threads of a group that has failed may wait for ever
     if status:
         # Python ends by SIGINT instead if one came while it ran code from a string, as importing
@@ -94,6 +96,8 @@ def _status(arguments: list[str]) -> int:
         return _fail(str(stopped), 1, arguments)
     except BitlensError as error:
         return _fail(str(error), 2, arguments)
+    except SystemExit as ended:  # of the parser, which has said why
+        return int(ended.code or 0)
     except OSError as error:
         if error.filename is None:
             terminal.silence(sys.stdout)  # what could not be written is not tried again
