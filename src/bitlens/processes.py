@@ -64,13 +64,6 @@ def speaks(command: str) -> bool:
     return is_first() or command in SHARED or _store.cache_info().currsize > 0
 
 
-def let_first_speak() -> None:
-    """Before this process, which says nothing, ends with an error: torchrun stops all others as
-    soon as one has ended, and the first has yet to say what was wrong."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        time.sleep(ROLL_CALL)
-
-
 def timeout() -> float:
     """Seconds that one process waits for the others."""
     given = os.environ.get(TIMEOUT, "")

@@ -153,9 +153,10 @@ def said(error: BaseException) -> str:
 def refuse(path: Path | str) -> None:
     """BitlensError for an address where only this machine's disk will do."""
     if is_address(path):
+        address = ADDRESS.sub(r"\1://\2", str(path))
         raise BitlensError(
-            f"{SECRET.sub('', str(path))} is an address, and this is written to a folder or file "
-            "here: name one; harvest, encode and train write to addresses."
+            f"{SECRET.sub('', address)} is an address, and only harvest, train and encode write to "
+            "one: name a folder or file here."
         )
 
 

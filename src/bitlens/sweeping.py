@@ -29,7 +29,9 @@ from bitlens.files import prepare_output, write_json
 from bitlens.hidden.source import HiddenSource
 from bitlens.hidden.store import ActivationStore
 from bitlens.information.moments import Variance, squared_error
+from bitlens.memory import MemoryPlan, PlanOnly, only_plan
 from bitlens.options import Logger
+from bitlens.remote import place
 from bitlens.seeding import generator
 from bitlens.training.config import PRESETS, TrainConfig, settings_that_apply
 from bitlens.training.metrics import METRICS, Record
@@ -73,8 +75,10 @@ def sweep(
         raise BitlensError(
             "A sweep trains in one process: start it without torchrun, or train one run at a time."
         )
-    out = Path(out)
+    out = place(out)
     members = [_Member(name, out / name, s, c) for name, s, c in _runs(settings, config)]
+    if only_plan.get():
+        raise PlanOnly(_plan(source, members))
     prepare_output(out, resume, overwrite, marker=SUMMARY, kind=KIND)
     _write(out, [member.row() for member in members])
     sources = {None: source, getattr(source, "test_fraction", None): source}
@@ -95,6 +99,31 @@ def sweep(
     return rows
 
 
+def _plan(source: HiddenSource, members: list[_Member]) -> MemoryPlan:
+    """Of all runs: what each keeps, a window of rows for each order in which these are read, and
+    the rest as often as runs take a step at once."""
+    plans: list[MemoryPlan] = []
+    for member in members:
+        try:
+            begin(source, member.config, None, False, False, (), lambda record: None)
+        except PlanOnly as stopped:
+            plans.append(stopped.plan)
+    orders = {(member.config.seed, member.config.batch_size) for member in members}
+    device = plans[0].device
+    often = dict.fromkeys(("weights", "Adam", "gradients"), len(plans))
+    often["rows"] = len(orders) if isinstance(source, ActivationStore) else 1
+    at_once = 1 if device.startswith("cuda") else _side_by_side(len(plans))
+
+    def joined(each: list[Mapping[str, int]]) -> dict[str, int]:
+        sizes = {
+            name: sorted(parts.get(name, 0) for parts in each) for parts in each for name in parts
+        }
+        return {name: sum(found[-often.get(name, at_once) :]) for name, found in sizes.items()}
+
+    main, gpu = joined([plan.parts for plan in plans]), joined([plan.on_gpu for plan in plans])
+    return MemoryPlan(f"a sweep of {len(plans)} runs", main, gpu, device)
+
+
 def _write(out: Path, rows: list[Row]) -> None:
     about = {"schema": SCHEMA, "kind": KIND, "bitlens_version": __version__}
     write_json(out / SUMMARY, {**about, "runs": rows})
@@ -108,6 +137,7 @@ def _runs(
         combinations = itertools.product(*settings.values())
         settings = [dict(zip(settings, values, strict=True)) for values in combinations]
     known, seen = {field.name for field in fields(TrainConfig)}, dict[str, TrainConfig]()
+    asked, used = set[str](), set[str]()
     for given in settings:
         if unknown := given.keys() - known:
             raise BitlensError(f"There is no setting '{min(unknown)}' of a training to sweep.")
@@ -121,6 +151,13 @@ def _runs(
             yield name, own, one
         elif seen[name] != one:
             raise BitlensError(f"Two runs of the sweep would be called {name}; rename their files.")
+        used |= own.keys()
+        asked |= given.keys()
+    if idle := asked - used:
+        raise BitlensError(
+            f"`{min(idle)}` has no effect on any run of the sweep: leave it out, or sweep an "
+            "architecture or preset that reads it, too."
+        )
     if not seen:
         raise BitlensError("A sweep needs a setting with its values, or a list of settings.")
 

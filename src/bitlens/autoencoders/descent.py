@@ -13,13 +13,7 @@ from bitlens import processes
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.beginning import Beginning
 from bitlens.autoencoders.binary import BinaryAutoencoder
-from bitlens.autoencoders.learner import (
-    LARGE_SAMPLE,
-    SMALL_SAMPLE,
-    Learner,
-    Sampler,
-    diverged,
-)
+from bitlens.autoencoders.learner import LARGE_SAMPLE, SMALL_SAMPLE, Learner, Sampler, diverged
 from bitlens.autoencoders.objective import Losses, Price
 from bitlens.autoencoders.settings import Settings
 from bitlens.bits.descent import GRAM_BYTES, descend, gram

@@ -11,6 +11,7 @@ import importlib
 import io
 import os
 import sys
+import time
 from pathlib import Path
 
 from bitlens import processes, terminal
@@ -71,8 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
         status = _status(arguments)
     if status and processes.world_size() > 1:
         sys.stderr.flush()
-        if not processes.speaks("".join(arguments[:1])):
-            processes.let_first_speak()
+        if "TORCHELASTIC_RUN_ID" in os.environ and not processes.speaks("".join(arguments[:1])):
+            # torchrun stops all once one has ended, and the first has yet to say what was wrong
+            time.sleep(processes.ROLL_CALL)
         os._exit(status)  # threads of a group that has failed may wait for ever
     if status:
         # Python ends by SIGINT instead if one came while it ran code from a string, as importing

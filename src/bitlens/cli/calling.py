@@ -136,6 +136,10 @@ def _placed(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if argument in FOLDERS or (argument == "out" and name in REMOTE_OUT):
             found = tuple(remote.place(path) for path in paths)
             placed[argument] = found if isinstance(value, tuple) else found[0]
+            if argument == "out" and getattr(found[0], "protocol", "") == "memory":
+                from bitlens import show
+
+                show.warn(f"{found[0]} is gone when this process ends.")
         else:
             remote.refuse(next(path for path in paths if remote.is_address(path)))
     return placed
