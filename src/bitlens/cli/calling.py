@@ -83,6 +83,11 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
     if reads_folders(command):
         flag = inspect.Parameter("cache_size", kind, default=None, annotation=str | None)
         flags, lines = {"cache_size": flag, **flags}, f"\n    cache_size: {CACHE_HELP}{lines}"
+    hints = typing.get_type_hints(command, include_extras=True)
+    for flag in inspect.signature(command).parameters.values():
+        if flag.default in ((), ""):  # help says nothing of a default that is nothing
+            unsaid = typing.Annotated[hints[flag.name], tyro.conf.arg(help_behavior_hint="")]
+            flags[flag.name] = flag.replace(annotation=unsaid)
     show_as(called, command, **flags)
     heading = "" if "\nArgs:\n" in str(called.__doc__) else "\n\nArgs:"
     called.__doc__ = f"{called.__doc__}{heading}{lines}"
