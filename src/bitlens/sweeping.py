@@ -110,9 +110,9 @@ def _plan(source: HiddenSource, members: list[_Member]) -> MemoryPlan:
             plans.append(stopped.plan)
     orders = {(member.config.seed, member.config.batch_size) for member in members}
     device = plans[0].device
-    often = dict.fromkeys(("weights", "Adam", "gradients"), len(plans))
-    often["rows"] = len(orders) if isinstance(source, ActivationStore) else 1
-    at_once = 1 if device.startswith("cuda") else _side_by_side(len(plans))
+    runs, windows = len(plans), len(orders) if isinstance(source, ActivationStore) else 1
+    often = {"weights": runs, "Adam": runs, "gradients": runs, "rows": windows}
+    at_once = 1 if device.startswith("cuda") else _side_by_side(runs)
 
     def joined(each: list[Mapping[str, int]]) -> dict[str, int]:
         sizes = {
@@ -121,7 +121,7 @@ def _plan(source: HiddenSource, members: list[_Member]) -> MemoryPlan:
         return {name: sum(found[-often.get(name, at_once) :]) for name, found in sizes.items()}
 
     main, gpu = joined([plan.parts for plan in plans]), joined([plan.on_gpu for plan in plans])
-    return MemoryPlan(f"a sweep of {len(plans)} runs", main, gpu, device)
+    return MemoryPlan(f"a sweep of {runs} runs", main, gpu, device)
 
 
 def _write(out: Path, rows: list[Row]) -> None:

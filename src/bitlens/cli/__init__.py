@@ -99,6 +99,8 @@ def _status(arguments: list[str]) -> int:
     except BitlensError as error:
         return _fail(str(error), 2, arguments)
     except SystemExit as ended:  # of the parser, which has said why
+        if processes.world_size() == 1:
+            raise
         return int(ended.code or 0)
     except OSError as error:
         if error.filename is None:
