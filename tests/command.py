@@ -25,8 +25,8 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 MANNERLY = {signal.SIGINT, signal.SIGTERM}
 PATIENCE = 120.0  # seconds; only a command that hangs is stopped by this
 
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
     [
         "bitlens.cli",
         "bitlens.show",
@@ -90,7 +90,7 @@ class Command:
     ) -> None:
         self.log = log
         self.store: TCPStore | None = None
-        self._process = _forks.Process(
+        self._process = FORKS.Process(
             target=_run,
             args=(arguments, str(log), constants or {}, file_limit, moment, environment or {}),
         )

@@ -313,8 +313,8 @@ def test_the_command_leaves_rows_of_outlying_norm_out_and_says_how_many(
         ("sinks", torch.cat([bits[:, :3], (lots & ~usual)[:, None]], 1)),
     ):
         columns = {
-            "token": torch.zeros(3000),
-            "position": torch.zeros(3000),
+            "token": torch.zeros(3000, dtype=torch.int32),
+            "position": torch.zeros(3000, dtype=torch.int32),
             "document": torch.arange(3000) // 30,
         }
         parts = [(PackedBits.pack(own), {**columns, "usual": usual})]

@@ -197,9 +197,9 @@ def test_what_an_earlier_version_began_goes_on(run, undisturbed, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"rank": 3, "ranks": 3}, "`rank=3` and `ranks=3` are no share"),
-        ({"rank": 1}, "are no share"),
-        ({"ranks": 0, "rank": 0}, "are no share"),
+        ({"rank": 3, "ranks": 3}, "not 3 of 3"),
+        ({"rank": 1}, "needs `rank` and `ranks`"),
+        ({"ranks": 0, "rank": 0}, "not 0 of 0"),
         ({"rank": 0, "ranks": 2, "overwrite": True}, "delete .* first, and leave it out"),
     ],
 )

@@ -343,6 +343,21 @@ def on_a_full_disk(stores: Path, out: Path) -> None:
 
 
 @pytest.mark.slow
+def test_torchrun_stops_none_before_the_first_has_said_what_is_wrong(tmp_path):
+    late = tmp_path / "late.py"
+    late.write_text(
+        "import os, time\n"
+        "from bitlens.cli import main\n"
+        "time.sleep(2 * (os.environ['RANK'] == '0'))\n"
+        "main(['evaluate', 'run', 'store'])\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(late)]
+    ended = subprocess.run(launch, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert ended.stderr.count("'bitlens evaluate' runs in one process") == 1
+    assert "Stopped." not in ended.stderr
+
+
+@pytest.mark.slow
 def test_torchrun_starts_and_stops_all(stores, tmp_path):
     out, log = tmp_path / "run", tmp_path / "log"
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]

@@ -498,6 +498,11 @@ def test_a_copy_that_is_thrown_out_and_fetched_again_meanwhile_is_read(store):
 def test_commands_take_addresses_and_print_them(store, there, tmp_path, capsys):
     flags = ["--n-latents", "16", "--steps", "4", "--batch-size", "64"]
     main(["train", f"{there}/store", "--out", f"{there}/run", "--preset", "measure", *flags])
+    sweep = ["--sweep", "lam=.05,.1", "--steps", "4", "--n-latents", "16"]
+    main(["train", f"{there}/store", "--out", f"{there}/sweep", *sweep])
+    main(["train", f"{there}/store", "--out", f"{there}/sweep", *sweep, "--resume"])
+    for row in read_json(remote.place(f"{there}/sweep/summary.json"), "x")["runs"]:
+        assert bl.Autoencoder.from_pretrained(row["run"]).n_latents == row["live"]
     main(["encode", f"{there}/run", f"{there}/store", "--out", f"{there}/codes"])
     main(["evaluate", f"{there}/run", f"{there}/store", "--cache-size", "1MB"])
     main(["entropy", f"{there}/codes", "--json", str(tmp_path / "entropy.json")])

@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,12 @@ def test_what_diverges_or_is_refused_ends_alone(tmp_path):
     assert "not finite" in rows[0]["error"]
     assert "`k` must be" in rows[2]["error"]
     assert same(rows[3]["run"], config, source)
+    searched = replace(CONFIG, steps=40)  # long enough for a restart of dead latents
+    rows = sweep(source, {"lr": [1e30, 0.04]}, tmp_path / "searched", searched)
+    assert ["error" in row for row in rows] == [True, False]
+    assert "lower `lr`" in rows[0]["error"]
+    with pytest.raises(BitlensError, match="`gamma` has no effect on any run"):
+        sweep(source, {"gamma": [0.1], "lr": [0.1]}, tmp_path / "other", config)
     with pytest.raises(BitlensError, match="no setting 'lamb'"):
         sweep(source, {"lamb": [1]}, tmp_path / "other")
     with pytest.raises(BitlensError, match="not empty"):
@@ -188,6 +195,9 @@ def test_a_sweep_that_is_stopped_or_killed_goes_on(bitlens_command, harvested, t
 def test_the_command_checks_values_as_flags(harvested, tmp_path, capsys):
     base = ["train", str(harvested), "--out", str(tmp_path / "out"), "--steps", "5"]
     base += ["--device", "cpu", "--batch-size", "32"]
+    main([*base, "--sweep", "lam=.05,.1", "--plan"])
+    assert capsys.readouterr().out.startswith("a sweep of 2 runs takes ")
+    assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit):
         main([*base, "--sweep", "lam=cheap"])
     assert "lam" in capsys.readouterr().err
@@ -207,4 +217,4 @@ def test_the_command_checks_values_as_flags(harvested, tmp_path, capsys):
     said = capsys.readouterr()
     assert "n_latents=16" in said.out
     assert "1 of 2 runs have no result" in said.err
-    assert "--k must be between" in said.err or "`k` must be between" in said.err
+    assert "architecture=topk,k=500: --k must be between" in said.err

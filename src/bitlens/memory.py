@@ -82,7 +82,7 @@ def at_peak(always: Mapping[str, int], *phases: Mapping[str, int]) -> dict[str, 
 def gaps(each: int, taken: int) -> dict[str, int]:
     """What blocks of `each` bytes, of `taken` in all, leave free in the heap of the C library when
     they come and go; larger ones are given back to the system."""
-    return {"gaps": taken if each < LARGE else 0}
+    return {"fragmentation": taken if each < LARGE else 0}
 
 
 def require(plan_of: Callable[..., MemoryPlan], otherwise: str = "", **options: int) -> None:

@@ -163,10 +163,10 @@ def said(error: BaseException) -> str:
 def refuse(path: Path | str) -> None:
     """BitlensError for an address where only this machine's disk will do."""
     if is_address(path):
-        shown = SECRET.sub(r"\1", str(path))
+        address = SECRET.sub(r"\1", ADDRESS.sub(r"\1://\2", str(path)))
         raise BitlensError(
-            f"{shown} is an address, and this is written to a folder or file "
-            "here: name one; harvest, encode and train write to addresses."
+            f"{address} is an address, and only harvest, train and encode write "
+            "to one: name a folder or file here."
         )
 
 

@@ -144,6 +144,7 @@ def _runs(
         combinations = itertools.product(*settings.values())
         settings = [dict(zip(settings, values, strict=True)) for values in combinations]
     known, seen = {each.name for each in fields(TrainConfig)}, dict[str, TrainConfig]()
+    asked, used = set[str](), set[str]()
     for given in settings:
         if unknown := given.keys() - known:
             raise BitlensError(f"There is no setting '{min(unknown)}' of a training to sweep.")
@@ -157,6 +158,13 @@ def _runs(
             yield name, own, one
         elif seen[name] != one:
             raise BitlensError(f"Two runs of the sweep would be called {name}; rename their files.")
+        used |= own.keys()
+        asked |= given.keys()
+    if idle := asked - used:
+        raise BitlensError(
+            f"`{min(idle)}` has no effect on any run of the sweep: leave it out, or sweep an "
+            "architecture or preset that reads it, too."
+        )
     if not seen:
         raise BitlensError("A sweep needs a setting with its values, or a list of settings.")
 

@@ -88,8 +88,8 @@ class Share:
             rank, ranks = processes.rank(), processes.world_size()
         if rank is None or ranks is None or not 0 <= rank < ranks:
             raise BitlensError(
-                f"`rank={rank}` and `ranks={ranks}` are no share: of N processes each has `ranks=N`"
-                " and a `rank` of its own, 0 to N - 1."
+                f"A share needs `rank` and `ranks`: of N processes each has `ranks=N` and a `rank` "
+                f"of its own, 0 to N - 1, not {rank} of {ranks}."
             )
         return cls(rank, ranks)
 

@@ -13,7 +13,7 @@ from bitlens import processes
 from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.beginning import Beginning
 from bitlens.autoencoders.binary import BinaryAutoencoder
-from bitlens.autoencoders.learner import LARGE_SAMPLE, SMALL_SAMPLE, Learner, Sampler
+from bitlens.autoencoders.learner import LARGE_SAMPLE, SMALL_SAMPLE, Learner, Sampler, diverged
 from bitlens.autoencoders.objective import Losses, Price
 from bitlens.autoencoders.settings import Settings
 from bitlens.bits.descent import GRAM_BYTES, descend, gram
@@ -152,6 +152,8 @@ class DescentLearner(Learner[BinaryAutoencoder]):
         rows = self._rows_for(max(n, SMALL_SAMPLE), seed)
         residual = rows - self._explained(self._bits_of_all(rows)) - model.b_dec
         chances = residual.square().sum(1).cpu().clamp_min(1e-12)
+        if not bool(chances.isfinite().all()):
+            raise diverged(step)
         drawn = torch.multinomial(chances, n, len(rows) < n, generator=seed)
         processes.take_from_first(drawn)
         drawn = drawn[before : before + len(dead)]

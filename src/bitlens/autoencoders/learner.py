@@ -18,11 +18,18 @@ from bitlens.autoencoders.beginning import Beginning
 from bitlens.autoencoders.objective import Losses
 from bitlens.autoencoders.registry import SHARDED, find
 from bitlens.autoencoders.settings import Settings
+from bitlens.errors import BitlensError
 
 Model = TypeVar("Model", bound=Autoencoder)
 Sampler = Callable[[int, torch.Generator], Tensor]
 SMALL_SAMPLE = 8192  # rows that first firing rates and restarts look at
 LARGE_SAMPLE = 65536  # rows that the final form is fitted on
+
+
+def diverged(step: int) -> BitlensError:
+    """The error of a run that goes nowhere."""
+    cure = "training diverged; lower `lr`, or check the hidden states"
+    return BitlensError(f"The loss is not finite at step {step}: {cure}.")
 
 
 class Learner(Generic[Model]):

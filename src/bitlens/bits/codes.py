@@ -27,7 +27,6 @@ from bitlens.remote import is_remote, place
 SCHEMA = 1
 KIND = "bitlens.codes"
 MANIFEST = "manifest.json"
-NEEDED = ("bits", "token", "document", "position")
 
 
 class Columns(Protocol):
@@ -91,7 +90,7 @@ class Codes:
             path = self.path / shard["file"]
             parts.append(read_tensors(path, digest=shard["sha256"]))
             words = words_for(self.n_latents)
-            require_columns(parts[-1], NEEDED, path, shard["rows"], words)
+            require_columns(parts[-1], ("bits",), path, shard["rows"], words)
             last, used = parts[-1]["bits"][:, -1:].view(torch.int64), self.n_latents % 64
             if used and (last >> used).any():  # kernels trust them
                 raise BitlensError(

@@ -11,6 +11,7 @@ import importlib
 import io
 import os
 import sys
+import time
 from pathlib import Path
 
 from bitlens import processes, terminal
@@ -71,6 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
         status = _status(arguments)
     if status and processes.world_size() > 1:
         sys.stderr.flush()
+        if "TORCHELASTIC_RUN_ID" in os.environ and not processes.speaks("".join(arguments[:1])):
+            # torchrun stops all once one has ended, and the first has yet to say what was wrong
+            time.sleep(processes.ROLL_CALL)
         os._exit(status)  # threads of a group that has failed may wait for ever
     if status:
         # Python ends by SIGINT instead if one came while it ran code from a string, as importing
@@ -94,6 +98,10 @@ def _status(arguments: list[str]) -> int:
         return _fail(str(stopped), 1, arguments)
     except BitlensError as error:
         return _fail(str(error), 2, arguments)
+    except SystemExit as ended:  # of the parser, which has said why
+        if processes.world_size() == 1:
+            raise
+        return int(ended.code or 0)
     except OSError as error:
         if error.filename is None:
             terminal.silence(sys.stdout)  # what could not be written is not tried again

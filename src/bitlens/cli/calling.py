@@ -84,6 +84,11 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
     if reads_folders(command):
         flag = inspect.Parameter("cache_size", kind, default=None, annotation=str | None)
         flags, lines = {"cache_size": flag, **flags}, f"\n    cache_size: {CACHE_HELP}{lines}"
+    hints = typing.get_type_hints(command, include_extras=True)
+    for flag in inspect.signature(command).parameters.values():
+        if flag.default in ((), ""):  # help says nothing of a default that is nothing
+            unsaid = typing.Annotated[hints[flag.name], tyro.conf.arg(help_behavior_hint="")]
+            flags[flag.name] = flag.replace(annotation=unsaid)
     show_as(called, command, **flags)
     heading = "" if "\nArgs:\n" in str(called.__doc__) else "\n\nArgs:"
     called.__doc__ = f"{called.__doc__}{heading}{lines}"
@@ -140,6 +145,10 @@ def _placed(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if argument in FOLDERS or (argument == "out" and name in REMOTE_OUT):
             found = tuple(remote.place(path) for path in paths)
             placed[argument] = found if isinstance(value, tuple) else found[0]
+            if argument == "out" and getattr(found[0], "protocol", "") == "memory":
+                from bitlens import show
+
+                show.warn(f"{found[0]} is gone when this process ends.")
         else:
             remote.refuse(next(path for path in paths if remote.is_address(path)))
     return placed

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 
 from bitlens import processes
-from bitlens.cli.calling import Command, show_as
+from bitlens.cli.calling import Command, in_flags, show_as
 from bitlens.cli.common import (
     Device,
     On,
@@ -135,11 +135,11 @@ def _sweep(rows: Any, settings: Any, out: Path, config: TrainConfig, *how: Any) 
     shown = ({k: v for k, v in row.items() if k != "error"} for row in found)
     show.rows(str(out), [{**row, "run": Path(row["run"]).name} for row in shown])
     for row in failed:
-        show.warn(f"{row['run']}: {row['error']}")
+        show.warn(f"{Path(row['run']).name}: {in_flags(row['error'], train)}")
     if failed:
+        others = f"; the others are finished in {out}" if len(failed) < len(found) else ""
         raise BitlensError(
-            f"{len(failed)} of {len(found)} runs have no result, as said above; the others are "
-            f"finished in {out}."
+            f"{len(failed)} of {len(found)} runs have no result, as said above{others}."
         )
     return {"runs": found}
 

@@ -57,7 +57,9 @@ def harvest(
     from bitlens import show
     from bitlens.hidden.harvest import harvest as run
     from bitlens.training.signals import stop_on_signals
+    from bitlens.writing import Share
 
+    Share.of(rank, ranks)  # what is no share is refused before the model is loaded
     language_model, reader = open_text(model, hook, text, test_fraction, loading)
     with stop_on_signals() as stop:
         stores = run(

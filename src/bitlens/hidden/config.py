@@ -48,7 +48,7 @@ class TextConfig:
     split: str = "train"
     """split of a dataset"""
     streaming: bool = False
-    """read a dataset over the network as it is used, instead of downloading it first"""
+    """streaming reads a dataset over the network as it is used; otherwise it is downloaded first"""
     documents: Unit = "auto"
     """what a document is; auto: a file or row, but pieces of one with more than 8,000 characters"""
     shuffle_seed: int | None = None

@@ -271,10 +271,11 @@ class _Job:
             return [writer.finish() for writer in writers]
         whose = sorted({i % self.share.ranks for i in missing})
         some = f"{', '.join(map(str, whose[:5]))}{', ...' if len(whose) > 5 else ''}"
+        those = f"rank{'s' if len(whose) > 1 else ''} {some}"
         terminal.say(
-            f"{self.out}: rank {self.share.rank} is done. Not there yet are {len(missing):,} of "
-            f"{shards:,} shards (ranks {some}): the last rank to end completes the store, and one "
-            "that died is started again by the same command."
+            f"{self.out}: rank {self.share.rank} is done, {len(missing):,} of {shards:,} shards "
+            f"are still to come, of {those}. The last rank to end completes the store; one that "
+            "died is started again by the same command."
         )
         return []
 

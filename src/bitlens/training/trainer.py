@@ -15,7 +15,7 @@ from torch import Tensor
 from bitlens import processes, terminal
 from bitlens.autoencoders.base import CONFIG, Autoencoder
 from bitlens.autoencoders.beginning import beginning, require_room
-from bitlens.autoencoders.learner import LARGE_SAMPLE, make_learner
+from bitlens.autoencoders.learner import LARGE_SAMPLE, diverged, make_learner
 from bitlens.autoencoders.objective import Losses
 from bitlens.autoencoders.registry import find
 from bitlens.autoencoders.settings import Settings
@@ -250,8 +250,7 @@ class Run:
         speed = self.rows_since / (time.perf_counter() - self.clock)
         record["rows_per_second"] = round(speed, 1)
         if not math.isfinite(record["total"]):
-            cure = "training diverged; lower `lr`, or check the hidden states"
-            raise BitlensError(f"The loss is not finite at step {step}: {cure}.")
+            raise diverged(step)
         if processes.is_first():
             self.report(record)
         words = "mse {mse:.4f}  l0 {l0:.1f}  {rows_per_second:,.0f} rows/s".format(**record)
