@@ -115,7 +115,7 @@ def test_a_plan_is_of_all_runs_and_leaves_a_former_sweep_alone(tmp_path, capsys,
     base += ["--n-latents", "24", "--batch-size", "32", "--device", "cpu", "--json"]
     main([*base, str(numbers[0])])
     main([*base, str(numbers[1]), "--sweep", "lam=.05,.1,.2"])
-    assert "train of 3 runs takes" in capsys.readouterr().out
+    assert "a sweep of 3 runs takes" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")} == before
     one, three = (json.loads(file.read_text())["parts"] for file in numbers)
     assert three["Adam"] == 3 * one["Adam"]

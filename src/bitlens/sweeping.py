@@ -133,7 +133,7 @@ def _plan(members: list[_Member], source: HiddenSource) -> MemoryPlan:
         return found
 
     parts, on_gpu = together([plan.parts for plan in plans]), together([p.on_gpu for p in plans])
-    return MemoryPlan(f"train of {len(plans)} runs", parts, on_gpu, device)
+    return MemoryPlan(f"a sweep of {len(plans)} runs", parts, on_gpu, device)
 
 
 def _runs(
