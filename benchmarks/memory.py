@@ -33,8 +33,8 @@ class Peak(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Of plan and peak"""
-        return self.plan / self.taken
+        """Of peak and plan"""
+        return self.taken / self.plan
 
     def __str__(self) -> str:
         cells = (self.command, self.of, size(self.plan), size(self.taken), f"{self.ratio:.2f}")

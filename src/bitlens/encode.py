@@ -67,7 +67,7 @@ def encode_plan(autoencoder: Autoencoder, store: ActivationStore, rows: int) -> 
     part = min(rows, PART_ROWS + BLOCK_ROWS) * (8 * words_for(m) + COLUMN_BYTES)
     codes = {"codes of a shard": 2 * part, "index of rows": 9 * len(store)}
     read, row = {"rows of a block": block * store.row_bytes()}, 4 * autoencoder.d_in
-    encode = {"codes of a block": (8 if autoencoder.binary else 14) * block * m}
+    encode = {"codes of a block": (7 if autoencoder.binary else 14) * block * m}
     search = [encode | {"standardised": block * row}]
     if autoencoder.settings.get("coding") == "descent":
         read["W W^T"] = 4 * m * m if 4 * m * m <= GRAM_BYTES else 0

@@ -23,7 +23,7 @@ def entropy_plan(
     batch = min(rows, BATCH) * (6 * m + 8 * min(m, BLOCK))
     phases = [
         {"pairs of latents": 8 * m * m, "blocks of rows": 2 * block},
-        {"counts of documents": 12 * tables, "blocks of rows": 4 * block},
+        {"counts of documents": 12 * tables, "blocks of rows": 2 * block},
         {"distinct rows": HASH_BYTES * rows},
     ]
     if joint:
