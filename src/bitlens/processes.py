@@ -347,7 +347,7 @@ def require_same(what: str, value: Any) -> None:
 
     text = json.dumps(value, sort_keys=True, default=str).encode()
     digest = torch.frombuffer(bytearray(hashlib.sha256(text).digest()), dtype=torch.int64)
-    found = gather(digest[None], world_size())
+    found = of_each(digest)
     others = [r for r in range(world_size()) if not torch.equal(found[r], found[0])]
     if others:
         raise BitlensError(

@@ -40,7 +40,7 @@ class BatchTopKLearner(TopKLearner[BatchTopKAutoencoder]):
         n = self.model.k * self.batch_rows(z)
         candidates = z.detach().relu().flatten()
         candidates = torch.nn.functional.pad(candidates, (0, max(0, n - len(candidates)))).topk(n)
-        found = processes.gather(candidates.values[None], processes.world_size())
+        found = processes.of_each(candidates.values)
         return z.relu() * (z >= found.flatten().topk(n).values[-1])
 
     @torch.no_grad()

@@ -39,8 +39,7 @@ def refuse_split(settings: Mapping[str, Any], values: Mapping[HookPoint, torch.T
         return
     for hook, value in values.items():
         own = getattr(value, "to_local", lambda value=value: value)()  # of a DTensor
-        size = own.double().norm()[None].cpu()
-        sizes = processes.gather(size, processes.world_size())
+        sizes = processes.of_each(own.double().norm().cpu())
         if not torch.allclose(sizes, sizes[:1], rtol=1e-3):
             raise BitlensError(
                 f"Each process has another part of {hook.name}, since `tp_plan` splits it; hook a "

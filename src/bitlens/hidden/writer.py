@@ -128,7 +128,7 @@ class StoreWriter:
             raise BitlensError(
                 "The text gave no usable tokens: it is empty or holds only special tokens."
             )
-        files = [self.path / shard["file"] for _, shard in sorted(self.shards.items())]
+        files = [self.path / shard["file"] for shard in self._in_order()]
         norms = [read_tensors(file, ["norm"])["norm"] for file in files]
         # Of each shard its documents alone are held, which are fewer than its rows.
         documents = [read_tensors(file, ["document"])["document"].unique() for file in files]
@@ -152,8 +152,11 @@ class StoreWriter:
 
     def _write_manifest(self, result: dict[str, Any]) -> None:
         head = {"schema": SCHEMA, "kind": KIND, "complete": False, "rows": self.rows}
-        shards = [shard for _, shard in sorted(self.shards.items())]
-        write_json(self.path / MANIFEST, {**head, **self.about, **result, "shards": shards})
+        head |= self.about | result
+        write_json(self.path / MANIFEST, {**head, "shards": self._in_order()})
+
+    def _in_order(self) -> list[dict[str, Any]]:
+        return [shard for _, shard in sorted(self.shards.items())]
 
 
 def _spread(file: Path, usual: Tensor) -> Spread:
