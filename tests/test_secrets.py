@@ -131,9 +131,9 @@ def test_after_a_whole_run_no_secret_is_in_any_byte_of_it(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("bucket")
+    s3fs.S3FileSystem().mkdir("kept")  # buckets are shared by all servers of one process
     plant_codes(tmp_path / "planted")
-    store, run, asked = "s3://bucket/store", tmp_path / "run", ["--judge", "openai", "--model", "x"]
+    store, run, asked = "s3://kept/store", tmp_path / "run", ["--judge", "openai", "--model", "x"]
     echo = Reply(status=401, body=json.dumps({"error": {"message": f"No: {HIDDEN[0]}"}}))
     with LanguageModelServer(by_first_letter) as judge, LanguageModelServer(lambda p: echo) as no:
         interpret = ["interpret", tmp_path / "planted", *asked, "--sample", 3, "--base-url"]
@@ -151,13 +151,13 @@ def test_after_a_whole_run_no_secret_is_in_any_byte_of_it(
         for expected, *line in (
             (0, *harvest, "--max-rows", 600, "--out", store),
             (0, "train", store, "--out", run, *small, "--log", "tensorboard"),
-            (0, "encode", run, store, "--out", "s3://bucket/codes"),
+            (0, "encode", run, store, "--out", "s3://kept/codes"),
             (0, "evaluate", run, store, "--json", tmp_path / "evaluation.json"),
             (0, "compress", run, store, "--out", tmp_path / "states.bits"),
             (0, *interpret, judge.url, "--out", tmp_path / "meanings"),
             (2, *interpret, no.url, "--out", tmp_path / "refused"),
             (2, *interpret, f"http://user:{PASSWORD}@127.0.0.1:9/v1", "--out", tmp_path / "no"),
-            (2, "encode", run, f"s3://user:{PASSWORD}@bucket/store", "--out", tmp_path / "none"),
+            (2, "encode", run, f"s3://user:{PASSWORD}@kept/store", "--out", tmp_path / "none"),
             (2, "encode", run, f"https://a:{PASSWORD}@127.0.0.1:9/x", "--out", tmp_path / "none"),
         ):
             command = bitlens_command(*line, environment=environment)
@@ -166,9 +166,7 @@ def test_after_a_whole_run_no_secret_is_in_any_byte_of_it(
     files = {
         str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()
     }
-    files |= {
-        name: s3fs.S3FileSystem().cat_file(name) for name in s3fs.S3FileSystem().find("bucket")
-    }
+    files |= {name: s3fs.S3FileSystem().cat_file(name) for name in s3fs.S3FileSystem().find("kept")}
     storage.stop()
     s3fs.S3FileSystem.clear_instance_cache()
     kinds = {".json", ".jsonl", ".safetensors", ".sqlite", ".parquet", ".log", ".html", ".bits"}
