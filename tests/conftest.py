@@ -134,7 +134,7 @@ def tokenizer(make_tokenizer: Callable[..., Any]) -> Any:
 
 
 def random_model(kind: str, vocabulary: int) -> transformers.PreTrainedModel:
-    """A random model of 4 layers of width 32: llama, gpt2, gpt_neox, qwen3, bert or t5."""
+    """A random model of 4 layers of width 32 (t5: 2): the kinds below."""
     common: dict[str, Any] = {
         "vocab_size": vocabulary,
         "pad_token_id": 2,
@@ -162,6 +162,15 @@ def random_model(kind: str, vocabulary: int) -> transformers.PreTrainedModel:
             "initializer_range": 0.2,
         }
         return transformers.GPT2LMHeadModel(transformers.GPT2Config(**common, **sizes))
+    if kind == "gemma3":  # every other layer sees 16 tokens
+        layers = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+        window = {"sliding_window": 16, "layer_types": layers}
+        config = transformers.Gemma3TextConfig(**usual, num_key_value_heads=2, head_dim=8, **window)
+        return transformers.Gemma3ForCausalLM(config)
+    if kind == "mamba":  # no attention
+        sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "state_size": 4}
+        sizes |= {"initializer_range": 1.0}
+        return transformers.MambaForCausalLM(transformers.MambaConfig(**common, **sizes))
     if kind == "gpt_neox":
         return transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**usual))
     if kind == "qwen3":

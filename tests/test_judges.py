@@ -287,7 +287,7 @@ def brute_force(model, question):
     return math.log(sums[0] / sums[1])
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
+@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma3", "mamba"])
 def random_causal_model(request, make_model):
     """A random causal model with room for a prompt."""
     model = LanguageModel.load(str(make_model(request.param)), [], causal=True, device="cpu")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
@@ -83,16 +83,25 @@ class LocalJudge:
                 answers[question] = _Answer(float(call.answer.split()[1]), call.id)
             else:
                 tokens[question] = self.model.tokens(prompt)
-        # Prompts of a like length are read together, so that little is padding.
-        missing = sorted(tokens, key=lambda question: len(tokens[question]))
-        for start in range(0, len(missing), self.batch):
-            batch, began = missing[start : start + self.batch], time.monotonic()
+        for batch in self._batches(tokens):
+            began = time.monotonic()
             ids = [tokens[question] for question in batch]
             log_odds = self.model.log_odds(ids, self._yes, self._no)
             seconds = (time.monotonic() - began) / len(batch)
             for question, value in zip(batch, log_odds, strict=True):
                 answers[question] = self._recorded(prompts[question], value, seconds)
         return answers
+
+    def _batches(self, tokens: dict[Question, list[int]]) -> Iterator[list[Question]]:
+        """Questions to read together: those about one explanation, as they begin alike, and what is
+        single by length, so that little is padding."""
+        groups: dict[str, list[Question]] = {}
+        for question in sorted(tokens, key=lambda question: len(tokens[question])):
+            groups.setdefault(question.explanation, []).append(question)
+        single = [group[0] for group in groups.values() if len(group) == 1]
+        for group in [*(group for group in groups.values() if len(group) > 1), single]:
+            for start in range(0, len(group), self.batch):
+                yield group[start : start + self.batch]
 
     def _recorded(self, prompt: Messages, log_odds: float, seconds: float) -> _Answer:
         if math.isnan(log_odds):

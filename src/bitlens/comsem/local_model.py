@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import StoppingCriteriaList
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from bitlens.comsem.judges import COMPLETION, Messages
 from bitlens.comsem.verdicts import is_tag, parse_explanation, unfinished, without_thought
 from bitlens.hidden.models import LanguageModel
+
+# tokens; to read fewer of them once is not worth a pass of their own
+SHORTEST_SHARED = 16
 
 
 class AnsweringModel:
@@ -52,15 +58,43 @@ class AnsweringModel:
     def log_odds(
         self, prompts: Sequence[list[int]], yes: Sequence[int], no: Sequence[int]
     ) -> list[float]:
-        """Of prompts as token ids: the log-odds that a token of `yes` comes next, not of `no`."""
-        ids, mask = self._padded(prompts)
-        positions = (mask.cumsum(1) - 1).clamp_min(0)
-        options: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
-        accepted = inspect.signature(self.model.model.forward).parameters
-        options = {name: value for name, value in options.items() if name in accepted}
-        model: Any = self.model.model
-        logits = model(input_ids=ids, attention_mask=mask, **options).logits[:, -1].float()
+        """Of prompts as token ids: the log-odds that a token of `yes` comes next, not of `no`.
+
+        What all of them begin with, such as instructions and examples, is read once.
+        """
+        self.model.require_context(max(map(len, prompts)), "`window` or `examples`")
+        past, known = self._read_once(_common_start(prompts), len(prompts))
+        rests = [torch.tensor(prompt[known:]) for prompt in prompts]
+        # What pads comes after the last token, which does not see it.
+        ids = pad_sequence(rests, batch_first=True, padding_value=self._padding)
+        ends = torch.tensor([len(rest) - 1 for rest in rests], device=self.model.device)
+        kept, place = ends.unique(return_inverse=True)
+        logits = self._forward(ids, past_key_values=past, logits_to_keep=kept).logits
+        if logits.shape[1] == ids.shape[1]:  # of every token, where a model keeps them all
+            logits = logits[:, kept]
+        logits = logits[torch.arange(len(place), device=place.device), place].float()
         return (logits[:, yes].logsumexp(1) - logits[:, no].logsumexp(1)).tolist()
+
+    def _read_once(self, start: list[int], times: int) -> tuple[Cache | None, int]:
+        """-> the attention's keys and values of these tokens, for that many prompts, and the number
+        of tokens; nothing where this saves little or the model keeps something else"""
+        if times == 1 or len(start) < SHORTEST_SHARED:
+            return None, 0
+        past = self._forward(torch.tensor([start]), use_cache=True, logits_to_keep=1).get(
+            "past_key_values"
+        )
+        kinds = {type(layer) for layer in getattr(past, "layers", [object()])}
+        if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+            return None, 0
+        past.batch_repeat_interleave(times)
+        return past, len(start)
+
+    def _forward(self, ids: Tensor, **options: Any) -> Any:
+        """The model's output, of the options that it knows and that are set."""
+        model: Any = self.model.model
+        known = inspect.signature(model.forward).parameters
+        options = {name: it for name, it in options.items() if name in known and it is not None}
+        return model(input_ids=ids.to(self.model.device), **options)
 
     @torch.inference_mode()
     def write(self, prompt: list[int], limit: int) -> str | None:
@@ -71,11 +105,12 @@ class AnsweringModel:
             lines = self._readable(ids[0, len(prompt) :].tolist()).rpartition("\n")[0]
             return torch.tensor([bool(parse_explanation(lines))], device=ids.device)
 
-        ids, mask = self._padded([prompt])
+        self.model.require_context(len(prompt), "`window` or `examples`")
+        ids = torch.tensor([prompt], device=self.model.device)
         model: Any = self.model.model
         written = model.generate(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=torch.ones_like(ids),
             max_new_tokens=limit,
             do_sample=False,
             num_beams=1,
@@ -94,19 +129,16 @@ class AnsweringModel:
         kept = [i for i in ids if i not in special or is_tag(special[i])]
         return self.tokenizer.decode(kept, skip_special_tokens=False)
 
-    def _padded(self, prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        """Prompts that end at the same place -> ids and mask, int64 `[prompts, longest]`"""
-        longest = max(len(prompt) for prompt in prompts)
-        self.model.require_context(longest, "`window` or `examples`")
-        ids = torch.full((len(prompts), longest), self._padding)
-        mask = torch.zeros_like(ids)
-        for i, prompt in enumerate(prompts):
-            ids[i, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[i, longest - len(prompt) :] = 1
-        return ids.to(self.model.device), mask.to(self.model.device)
-
     @property
     def _padding(self) -> int:
-        """Any token does that the model has an embedding for: it is masked."""
+        """Any token does that the model has an embedding for: nothing sees it."""
         padding = self.tokenizer.pad_token_id or 0
         return padding if padding < (self.model.vocabulary or padding + 1) else 0
+
+
+def _common_start(prompts: Sequence[list[int]]) -> list[int]:
+    """The tokens that all prompts begin with, without the last one of the shortest."""
+    first, last = min(prompts), max(prompts)
+    same = (a == b for a, b in zip(first, last, strict=False))
+    length = sum(1 for _ in itertools.takewhile(bool, same))
+    return first[: min(length, min(map(len, prompts)) - 1)]
