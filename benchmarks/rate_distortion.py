@@ -25,7 +25,7 @@ from bitlens.autoencoders.sparse import SparseAutoencoder
 from bitlens.evaluation import evaluate
 from bitlens.evaluation.numbers import first_rows
 from bitlens.files import write_json
-from bitlens.information.magnitudes import quantise_magnitudes
+from bitlens.information.magnitudes import Quantiser
 from bitlens.information.moments import Covariance
 from bitlens.information.rate_distortion import gaussian_bits, gaussian_bound
 from bitlens.studies.compare.config import ARCHITECTURES
@@ -71,8 +71,9 @@ def points_of(
         point = {"name": way, **cell, **{key: n[key] for key in NUMBERS}, "bits": n["bits_joint"]}
         if isinstance(coded, SparseAutoencoder):
             fit, test = first_rows(store, "train", FIT_ROWS), first_rows(store, "test", TEST_ROWS)
+            quantiser = Quantiser(coded, test, fit)
             for rise in RISES:
-                m = quantise_magnitudes(coded, test, rise, fit)
+                m = quantiser.magnitudes(rise)
                 bits = (n["bits_joint"] or 0.0) + m.bits
                 points.append(
                     {

@@ -497,12 +497,16 @@ def test_magnitudes_of_every_point_are_coded_in_context(several, config, monkeyp
     trained = Autoencoder.from_pretrained(folder)
     numbers = evaluate(trained, store)
 
-    def quantised(autoencoder, rows, rise, fit):
-        coded.append(rise)
-        found = magnitudes.quantise_magnitudes(autoencoder, rows, rise, fit)
-        return dataclasses.replace(found, bits=found.bits_alone - 1)
+    class Coded(magnitudes.Quantiser):
+        def __init__(self, autoencoder, rows, fit):
+            super().__init__(autoencoder, rows, fit)
 
-    monkeypatch.setattr(measuring, "quantise_magnitudes", quantised)
+        def magnitudes(self, rise):
+            coded.append(rise)
+            found = super().magnitudes(rise)
+            return dataclasses.replace(found, bits=found.bits_alone - 1)
+
+    monkeypatch.setattr(measuring, "Quantiser", Coded)
     (finest, *_) = measuring.rate_distortion(trained, store, numbers)
     assert coded == [0.005, 0.02, 0.1, 0.3]
     rows = torch.cat([block.hidden for block in store.read("test")])[: measuring.TEST_ROWS]

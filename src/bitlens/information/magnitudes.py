@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from bitlens.autoencoders import Autoencoder
 from bitlens.errors import BitlensError
 from bitlens.information.moments import Variance, squared_error
 from bitlens.results import brief
+
+# a `scipy.sparse.csr_array` of whole numbers `[rows, n_latents]`, 0 where a latent is off
+Symbols = Any
 
 RISE = 0.005  # of fvu, relative: less than the spread between seeds
 EXACT = 1e-11  # an fvu up to this is rounding, and counts as so much
@@ -42,16 +49,21 @@ class Magnitudes:
     """fraction of variance unexplained with quantised magnitudes"""
 
 
-class _Block(NamedTuple):
-    """Some rows and what is on in them, an entry of the last three each."""
+class _Codes(NamedTuple):
+    """What is on in a block of rows."""
 
-    rows: Tensor
-    row: Tensor
+    counts: Tensor
+    """latents in each row `[n]`; below, an entry for each of them, row by row"""
     latent: Tensor
-    value: Tensor
+    length: Tensor
+    """of what the latent adds to the row, in raw space; negative against the decoder's row"""
+
+    def symbols(self, step: float) -> Tensor:
+        """Lengths in whole steps; a latent that is on stays on."""
+        steps = (self.length / step).round()
+        return torch.where(steps == 0, self.length.sign(), steps)
 
 
-@torch.inference_mode()
 def quantise_magnitudes(
     autoencoder: Autoencoder, rows: Tensor, rise: float = RISE, fit: Tensor | None = None
 ) -> Magnitudes:
@@ -63,98 +75,103 @@ def quantise_magnitudes(
     correction: low, if anything. fit: other rows; with them magnitudes are coded in context, too.
     BitlensError if no latent is on, or no step is fine enough.
     """
-    quantiser = _Quantiser(autoencoder)
-    blocks = quantiser.blocks(rows)
-    longest = max(
-        (float((b.value.abs() * quantiser.lengths[b.latent]).max()) for b in blocks if len(b.row)),
-        default=0.0,
-    )
-    if longest == 0:
-        raise BitlensError("No latent is on in these rows, so there are no magnitudes to quantise.")
-    variance = Variance()
-    for block in blocks:
-        variance.add(autoencoder.pair(block.rows)[1])
-
-    allowed = (1 + rise) * max(quantiser.error(blocks, None), EXACT * variance.total)
-    step = _coarsest(quantiser, blocks, allowed, longest)
-    if step is None:
-        cure = "leave out the rows of outlying norm, or allow more"
-        raise BitlensError(f"No quantiser of 32 bits keeps fvu from rising by {rise:g}: {cure}.")
-    latents = torch.cat([block.latent for block in blocks])
-    symbols = torch.cat([quantiser.symbols(block, step) for block in blocks]).long()
-    alone = bits = _symbol_bits(latents.cpu(), symbols.cpu()) / len(rows)
-    if fit is not None:
-        known = quantiser.matrix(quantiser.blocks(fit), step)
-        bits = min(bits, max(0.0, context_bits(known, quantiser.matrix(blocks, step))))
-    return Magnitudes(step, bits, alone, variance.fvu(quantiser.error(blocks, step)))
+    return Quantiser(autoencoder, rows, fit).magnitudes(rise)
 
 
-def _coarsest(
-    quantiser: _Quantiser, blocks: list[_Block], allowed: float, longest: float
-) -> float | None:
-    """The largest step whose squared error is allowed, by bisection; None if that is too fine."""
-    low, high = longest / 2**HALVINGS, 2 * longest
-    while quantiser.error(blocks, low) > allowed:  # a few magnitudes are far longer than most
-        low, high = low / 2, low
-        if low < longest / 2**FINEST:
-            return None
-    for _ in range(HALVINGS):
-        step = math.sqrt(low * high)
-        if quantiser.error(blocks, step) <= allowed:
-            low = step
-        else:
-            high = step
-    return low
+class Quantiser:
+    """`quantise_magnitudes` for several rises: rows are encoded once, and each step tried once."""
 
+    @torch.inference_mode()
+    def __init__(self, autoencoder: Autoencoder, rows: Tensor, fit: Tensor | None = None) -> None:
+        self._autoencoder = autoencoder
+        norms = autoencoder.W_dec.norm(dim=1).clamp_min(1e-12)
+        self._directions = autoencoder.W_dec / norms[:, None]
+        self._lengths = norms * autoencoder.output_scale
+        self._codes: list[_Codes] = []
+        self._residuals: list[Tensor] = []  # of exact magnitudes
+        self._exact, self._variance = 0.0, Variance()
+        for block, dense, codes in self._encode(rows):
+            x, target = autoencoder.pair(block)
+            x_hat = autoencoder.decode(dense, x)
+            self._variance.add(target)
+            self._exact += squared_error(target, x_hat)
+            self._residuals.append(target - x_hat)
+            self._codes.append(codes)
+        self._longest = max(
+            (float(codes.length.abs().max()) for codes in self._codes if len(codes.length)),
+            default=0.0,
+        )
+        if self._longest == 0:
+            about = "so there are no magnitudes to quantise"
+            raise BitlensError(f"No latent is on in these rows, {about}.")
+        self._fit = None if fit is None else [codes for _, _, codes in self._encode(fit)]
+        self._error = functools.cache(self._squared_error)
 
-class _Quantiser:
-    """Magnitudes in whole steps. lengths `[n_latents]`: of the decoder's rows, in raw space."""
+    def _encode(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, _Codes]]:
+        """-> blocks of rows and their codes, dense `[n, n_latents]` and those that are on"""
+        for block in rows.to(self._lengths.device).float().split(BLOCK):
+            dense = self._autoencoder.encode(self._autoencoder.pair(block)[0])
+            on = dense != 0
+            latent = on.nonzero()[:, 1]
+            yield block, dense, _Codes(on.sum(1), latent, dense[on] * self._lengths[latent])
 
-    def __init__(self, autoencoder: Autoencoder) -> None:
-        self.autoencoder = autoencoder
-        lengths = autoencoder.W_dec.norm(dim=1).clamp_min(1e-12)
-        self.lengths = lengths * autoencoder.output_scale
+    @torch.inference_mode()
+    def magnitudes(self, rise: float = RISE) -> Magnitudes:
+        """As coarse as a share `rise` of the fvu permits."""
+        allowed = (1 + rise) * max(self._exact, EXACT * self._variance.total)
+        step = self._coarsest(allowed)
+        if step is None:
+            cure = "leave out the rows of outlying norm, or allow more"
+            raise BitlensError(
+                f"No quantiser of 32 bits keeps fvu from rising by {rise:g}: {cure}."
+            )
+        symbols = self._matrix(self._codes, step)
+        alone = bits = _symbol_bits(symbols) / symbols.shape[0]
+        if self._fit is not None:
+            bits = min(bits, max(0.0, context_bits(self._matrix(self._fit, step), symbols)))
+        return Magnitudes(step, bits, alone, self._variance.fvu(self._error(step)))
 
-    def blocks(self, rows: Tensor) -> list[_Block]:
-        rows = rows.to(self.lengths.device).float()
-        blocks = []
-        for block in rows.split(BLOCK):
-            codes = self.autoencoder.encode(self.autoencoder.pair(block)[0])
-            row, latent = codes.nonzero(as_tuple=True)
-            blocks.append(_Block(block, row, latent, codes[codes != 0]))
-        return blocks
+    def _coarsest(self, allowed: float) -> float | None:
+        """The largest step of an allowed squared error, by bisection; None if that is too fine."""
+        low, high = self._longest / 2**HALVINGS, 2 * self._longest
+        while self._error(low) > allowed:  # a few magnitudes are far longer than most
+            low, high = low / 2, low
+            if low < self._longest / 2**FINEST:
+                return None
+        for _ in range(HALVINGS):
+            step = math.sqrt(low * high)
+            if self._error(step) <= allowed:
+                low = step
+            else:
+                high = step
+        return low
 
-    def symbols(self, block: _Block, step: float) -> Tensor:
-        """Values in whole steps; a latent that is on stays on."""
-        steps = (block.value * self.lengths[block.latent] / step).round()
-        return torch.where(steps == 0, block.value.sign(), steps)
-
-    def error(self, blocks: list[_Block], step: float | None) -> float:
-        """Summed squared error of the reconstructions; without a step with exact magnitudes"""
+    def _squared_error(self, step: float) -> float:
+        """Of the reconstructions, summed over rows: only what the quantiser changes is decoded."""
         total = 0.0
-        for block in blocks:
-            values = block.value
-            if step is not None:
-                values = self.symbols(block, step) * step / self.lengths[block.latent]
-            codes = values.new_zeros(len(block.rows), self.autoencoder.n_latents)
-            codes.index_put_((block.row, block.latent), values)
-            x, target = self.autoencoder.pair(block.rows)
-            total += squared_error(target, self.autoencoder.decode(codes, x))
+        for codes, residual in zip(self._codes, self._residuals, strict=True):
+            change = codes.symbols(step) * step - codes.length
+            starts = codes.counts.cumsum(0) - codes.counts
+            added = embedding_bag(
+                codes.latent, self._directions, starts, mode="sum", per_sample_weights=change
+            )
+            total += squared_error(residual, added)
         return total
 
-    def matrix(self, blocks: list[_Block], step: float) -> Tensor:
-        """Symbols of all rows, 0 where a latent is off, int32 `[n, n_latents]`"""
-        parts = []
-        for block in blocks:
-            shape = len(block.rows), len(self.lengths)
-            symbols = torch.zeros(shape, dtype=torch.int32, device=self.lengths.device)
-            values = self.symbols(block, step).int()
-            parts.append(symbols.index_put_((block.row, block.latent), values))
-        return torch.cat(parts)
+    def _matrix(self, codes: list[_Codes], step: float) -> Symbols:
+        """What is coded, int32"""
+        from scipy.sparse import csr_array
+
+        counts = torch.cat([each.counts for each in codes]).cpu().numpy()
+        latents = torch.cat([each.latent for each in codes]).cpu().numpy()
+        symbols = torch.cat([each.symbols(step) for each in codes]).int().cpu().numpy()
+        starts = np.concatenate([[0], counts.cumsum()])
+        return csr_array((symbols, latents, starts), (len(counts), len(self._lengths)))
 
 
-def _symbol_bits(latents: Tensor, symbols: Tensor) -> float:
+def _symbol_bits(matrix: Symbols) -> float:
     """Entropy of each latent's symbols times their number, summed over latents, corrected."""
+    latents, symbols = (torch.from_numpy(part).long() for part in (matrix.indices, matrix.data))
     span = int(symbols.max() - symbols.min()) + 1
     pairs, counts = (latents * span + symbols - symbols.min()).unique(return_counts=True)
     owner, counts = pairs // span, counts.double()
@@ -167,88 +184,136 @@ def _symbol_bits(latents: Tensor, symbols: Tensor) -> float:
 # --- magnitudes in context ------------------------------------------------------------------------
 
 
-def context_bits(fit: Tensor, symbols: Tensor) -> float:
+def context_bits(fit: Symbols, symbols: Symbols) -> float:
     """Code length of quantised magnitudes, bits a row, under models fitted on other rows.
 
     They depend on each other as the latents do: coding each by its own frequencies overstates what
     they cost, as the sum of the bits' entropies overstates the bits.
 
-    fit `[n, m]`, symbols `[rows, m]`: magnitudes as whole numbers, 0 where a latent is off. Every
-    latent has its own model, of its symbol where it is on: the better on `fit` of (a) its smoothed
-    frequencies, (b) a logistic distribution around a ridge regression on the latents that are on
-    (all, known beforehand) and the magnitudes of those before it, by index.
+    Every latent has its own model, of its symbol where it is on: the better on `fit` of (a) its
+    smoothed frequencies, (b) a logistic distribution around a ridge regression on the latents that
+    are on (all, known beforehand) and the magnitudes of those before it, by index.
     """
-    reach = max(int(values.abs().max()) if values.numel() else 0 for values in (fit, symbols)) + 1
+    from scipy.sparse import vstack
+
+    both: Symbols = vstack([fit, symbols], "csr")
+    columns, reach = both.tocsc(), int(np.abs(both.data).max(initial=0)) + 1
     total = 0.0
-    for j in range(fit.shape[1]):
-        rows = symbols[symbols[:, j] != 0]
-        if len(rows):
-            total += _latent_bits(fit[fit[:, j] != 0], rows, j, reach)
-    return total / len(symbols)
+    for j in range(both.shape[1]):
+        rows = columns.indices[columns.indptr[j] : columns.indptr[j + 1]]
+        n = int(rows.searchsorted(fit.shape[0]))
+        if n < len(rows):
+            total += _latent_bits(both[rows], n, j, reach)
+    return total / symbols.shape[0]
 
 
-def _latent_bits(fit: Tensor, rows: Tensor, j: int, reach: int) -> float:
-    """Bits of latent j's symbols in rows in which it is on."""
-    by_frequency = _frequency_bits(fit[:, j], rows[:, j], reach)
-    if len(fit) < FEWEST:
+def _latent_bits(rows: Symbols, n: int, j: int, reach: int) -> float:
+    """Bits of latent j's symbols, of rows in which it is on: the first n of them are to fit."""
+    symbols = rows.data[rows.indices == j]
+    by_frequency = _frequency_bits(symbols[:n], symbols[n:], reach)
+    if n < FEWEST:
         return by_frequency
-    half = len(fit) // 2  # which of the two is better is decided by rows that neither has seen
-    first, second = fit[:half], fit[half:]
-    if _predicted_bits(first, second, j) < _frequency_bits(first[:, j], second[:, j], reach):
-        return _predicted_bits(fit, rows, j)
+    context = _Context.of(rows, j)
+    half = n // 2  # which of the two is better is decided by rows that neither has seen
+    by_half = _frequency_bits(symbols[:half], symbols[half:n], reach)
+    if _predicted_bits(context.before(n), symbols[:n], half) < by_half:
+        return _predicted_bits(context, symbols, n)
     return by_frequency
 
 
-def _frequency_bits(fit: Tensor, symbols: Tensor, reach: int) -> float:
+def _frequency_bits(fit: np.ndarray, symbols: np.ndarray, reach: int) -> float:
     """Under frequencies mixed with a geometric distribution, so that any symbol can be coded."""
     geometric = _tail(symbols) / (2.5 - 2 * 0.5**reach)  # of all symbols from -reach to reach
     if not len(fit):
-        return float(-torch.log2(geometric).sum())
-    values, counts = fit.unique(return_counts=True)
-    place = torch.searchsorted(values, symbols.contiguous()).clamp_max(len(values) - 1)
-    seen = torch.where(values[place] == symbols, counts[place], 0)
-    return float(-torch.log2((seen + 2 * geometric) / (len(fit) + 2)).sum())
+        return float(-np.log2(geometric).sum())
+    values, counts = np.unique(fit, return_counts=True)
+    place = values.searchsorted(symbols).clip(max=len(values) - 1)
+    seen = np.where(values[place] == symbols, counts[place], 0)
+    return float(-np.log2((seen + 2 * geometric) / (len(fit) + 2)).sum())
 
 
-def _tail(symbols: Tensor) -> Tensor:
+def _tail(symbols: np.ndarray) -> np.ndarray:
     """A half for each unit of size, float64; beyond 64, where next to nothing is left, no less."""
-    return 0.5 ** symbols.double().abs().clamp(1, 64)
+    return np.exp2(-np.abs(symbols).clip(1, 64).astype(np.float64))
 
 
-def _predicted_bits(fit: Tensor, rows: Tensor, j: int) -> float:
-    """Under a discretised logistic distribution around a ridge regression on the context."""
-    predicted, scale = _regression(fit, rows, j)
-    symbol = rows[:, j].double()
+def _predicted_bits(context: _Context, symbols: np.ndarray, n: int) -> float:
+    """Of the symbols after the first n, under a discretised logistic distribution around a ridge
+    regression on the context, which the first n fit."""
+    from scipy.special import expit
 
-    def mass(at: Tensor | float) -> Tensor:
+    predicted, scale = _regression(context, symbols[:n])
+    coded = symbols[n:]
+
+    def mass(at: np.ndarray | float) -> np.ndarray:
         """Of the whole number `at`"""
-        upper, lower = (at + 0.5 - predicted) / scale, (at - 0.5 - predicted) / scale
-        return torch.sigmoid(upper) - torch.sigmoid(lower)
+        return expit((at + 0.5 - predicted) / scale) - expit((at - 0.5 - predicted) / scale)
 
     # where the latent is on, 0 is impossible
-    logistic = (1 - UNEXPECTED) * mass(symbol).clamp_min(0) / (1 - mass(0.0)).clamp_min(1e-3)
-    chance = logistic + UNEXPECTED * _tail(symbol) / 2
-    return float(-torch.log2(chance).sum())
+    logistic = (1 - UNEXPECTED) * mass(coded).clip(0) / (1 - mass(0.0)).clip(1e-3)
+    chance = logistic + UNEXPECTED * _tail(coded) / 2
+    return float(-np.log2(chance).sum())
 
 
-def _regression(fit: Tensor, rows: Tensor, j: int) -> tuple[Tensor, float]:
-    """-> latent j's symbol as predicted in each row, and the scale of the logistic error"""
-    context, others = _context(fit, j), _context(rows, j)
-    y = fit[:, j].double()
-    middle, spread = context.mean(0), context.std(0)
-    centred = context - middle
-    strength = (centred.T @ (y - y.mean())).abs() / (spread * math.sqrt(len(fit)) + 1e-9)
-    best = strength.topk(min(FEATURES, len(fit) // 4 + 1, len(strength))).indices
-    A = centred[:, best]
-    penalty = RIDGE * spread[best].square() + 1e-6
-    weights = torch.linalg.solve(A.T @ A + torch.diag(penalty), A.T @ (y - y.mean()))
-    residual = y - y.mean() - A @ weights
-    freedom = max(1.0, len(fit) - len(best) / 2)
-    deviation = float(residual.square().sum() / freedom) ** 0.5
-    scale = max(deviation * math.sqrt(3) / math.pi, 0.05)
-    return y.mean() + (others[:, best] - middle[best]) @ weights, scale
+def _regression(context: _Context, y: np.ndarray) -> tuple[np.ndarray, float]:
+    """y `[n]`: symbols of the first rows of the context -> those of the others as predicted, and
+    the scale of the logistic error"""
+    n, mean = len(y), y.mean()
+    y, fit = y - mean, context.before(n)
+    middle = fit.sums(fit.value) / n
+    squares = fit.sums((fit.value - middle[fit.feature]) ** 2)
+    squares += (n - fit.sums()) * middle**2  # of rows in which a feature is 0
+    spread = np.sqrt(squares / (n - 1))
+    strength = np.abs(fit.sums(fit.value * y[fit.row])) / (spread * math.sqrt(n) + 1e-9)
+    strength[spread == 0] = 0
+    # many are equally strong: in float32 and stable, so that rounding does not choose among them
+    order = np.argsort(strength.astype(np.float32), kind="stable")
+    best = order[: -1 - min(FEATURES, n // 4 + 1) : -1]
+    features = context.dense(best) - middle[best]
+    A, others = features[:n], features[n:]
+    penalty = RIDGE * spread[best] ** 2 + 1e-6
+    weights = np.linalg.solve(A.T @ A + np.diag(penalty), A.T @ y)
+    residual = y - A @ weights
+    freedom = max(1.0, n - len(best) / 2)
+    deviation = float(residual @ residual / freedom) ** 0.5
+    return mean + others @ weights, max(deviation * math.sqrt(3) / math.pi, 0.05)
 
 
-def _context(rows: Tensor, j: int) -> Tensor:
-    """Which latents are on, and the magnitudes of those before latent j, float64 `[n, m + j]`"""
-    return torch.cat([(rows != 0).double(), rows[:, :j].double()], 1)
+class _Context(NamedTuple):
+    """What latent j's symbols are predicted from: m features, whether each latent is on, and j
+    more, the symbols of those before it. An entry of each array for each that is not 0."""
+
+    rows: int
+    features: int
+    row: np.ndarray
+    feature: np.ndarray
+    value: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Symbols, j: int) -> _Context:
+        """Of symbols `[n, m]`"""
+        (n, m), latent = rows.shape, rows.indices
+        row, earlier = np.repeat(np.arange(n), np.diff(rows.indptr)), latent < j
+        feature = np.concatenate([latent, m + latent[earlier]])
+        value = np.concatenate([np.ones(len(latent)), rows.data[earlier]])
+        return cls(n, m + j, np.concatenate([row, row[earlier]]), feature, value)
+
+    def before(self, row: int) -> _Context:
+        """The rows before this one"""
+        chosen = self.row < row
+        parts = (part[chosen] for part in (self.row, self.feature, self.value))
+        return _Context(row, self.features, *parts)
+
+    def sums(self, weights: np.ndarray | None = None) -> np.ndarray:
+        """Of each feature: of weights, one an entry, or without them how often it is not 0"""
+        return np.bincount(self.feature, weights, self.features)
+
+    def dense(self, features: np.ndarray) -> np.ndarray:
+        """Some of the features, float64 `[rows, len(features)]`"""
+        column = np.full(self.features, -1)
+        column[features] = np.arange(len(features))
+        column = column[self.feature]
+        chosen = column >= 0
+        matrix = np.zeros((self.rows, len(features)))
+        matrix[self.row[chosen], column[chosen]] = self.value[chosen]
+        return matrix

@@ -22,7 +22,7 @@ from bitlens.errors import BitlensError
 from bitlens.evaluation import Evaluation, evaluate
 from bitlens.evaluation.numbers import first_rows
 from bitlens.hidden import ActivationStore, LanguageModel
-from bitlens.information.magnitudes import RISE, quantise_magnitudes
+from bitlens.information.magnitudes import RISE, Quantiser
 from bitlens.information.moments import Covariance
 from bitlens.labels.sources import Labels, load_tokenizer, own_labels, read_labels
 from bitlens.matching import stability
@@ -171,11 +171,9 @@ def rate_distortion(
     if trained.binary:
         return [(numbers.fvu, numbers.bits_joint)]
     fit, test = first_rows(store, "train", FIT_ROWS), first_rows(store, "test", TEST_ROWS)
+    quantiser = Quantiser(trained, test, fit)
     return [
-        (
-            numbers.fvu * (1 + rise),
-            numbers.bits_joint + quantise_magnitudes(trained, test, rise, fit).bits,
-        )
+        (numbers.fvu * (1 + rise), numbers.bits_joint + quantiser.magnitudes(rise).bits)
         for rise in RISES
     ]
 
