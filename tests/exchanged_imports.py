@@ -85,12 +85,14 @@ def sae_lens(architecture: str, **changed: Any) -> Maker:
 # --- sparsify -------------------------------------------------------------------------------------
 
 
+# read when sparsify is imported: where triton is installed and no GPU is there, it finds no driver
+os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
+
+
 def sparsify(**settings: Any) -> Maker:
     """A SparseCoder of sparsify, saved by `save_to_disk`."""
 
     def make(folder: Path, x: Tensor) -> Theirs:
-        # Where triton is installed and no GPU is there, its kernel finds no driver.
-        os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
         with contextlib.redirect_stdout(io.StringIO()):
             from sparsify import SparseCoder, SparseCoderConfig
 
