@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -156,13 +157,26 @@ def test_peaks_are_within_a_fifth_of_the_plan(tmp_path):
 LIMITED = """
 import resource, sys
 from bitlens.cli import main
-import bitlens.training, bitlens.show
+import bitlens.bits.packed, bitlens.information.entropy, bitlens.training.trainer, bitlens.show
 here = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (here + (768 << 20),) * 2)
 from bitlens import memory
 memory.free_memory = lambda: None  # nobody can say what is free
 main(sys.argv[1:])
 """
+
+
+def test_what_was_asked_for_is_read_from_the_error():
+    asked = []
+    for allocate in (lambda: np.empty(1 << 50), lambda: torch.empty(1 << 50), lambda: [0] * 2**59):
+        with pytest.raises((MemoryError, RuntimeError)) as error:
+            allocate()
+        asked.append(memory.asked_for(error.value))
+    assert asked == ["8.00 PiB of memory", "4.5 PB of memory", ""]
+    on_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has")
+    assert memory.asked_for(on_gpu) == "2.50 GiB of GPU memory"
+    assert memory.asked_for(RuntimeError("shapes differ")) is None
+    assert memory.asked_for(OSError("out of memory")) is None
 
 
 @pytest.mark.parametrize(
@@ -176,7 +190,7 @@ main(sys.argv[1:])
     ],
 )
 def test_memory_that_runs_out_is_a_sentence(tmp_path, arguments, said):
-    """Of torch in the first, of numpy in the other"""
+    """In a process that may not take much."""
     from benchmarks.synthetic import write_codes, write_store
 
     if not Path("/proc/self/statm").exists():
