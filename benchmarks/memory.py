@@ -65,18 +65,26 @@ def cases(folder: Path, large: bool) -> Iterator[tuple[str, list[tuple[str, Argu
         several = [*harvests[1][1][:-1], folder / "batches", "--batch-size", "64"]
         harvests.append(("150,000 tokens, 64 contexts a batch", several))
     yield "harvest", harvests
-    trained: list[tuple[str, Arguments]] = []
-    encoded: list[tuple[str, Arguments]] = []
+    of_stores: dict[str, list[tuple[str, Arguments]]] = {
+        "train": [],
+        "encode": [],
+        "evaluate": [],
+        "compress": [],
+    }
     widths = [(1_000, 64, 64), (20_000, 512, 3072), *([(40_000, 512, 6144)] if large else [])]
     for rows, d, m in widths:
         store = write_store(folder / f"store-{m}", rows, d)
         of = TINY if m == 64 else f"{rows:,} rows of {d}, {m:,} latents"
         run, codes = folder / f"run-{m}", folder / f"encoded-{m}"
-        settings: Arguments = ["--n-latents", str(m), "--steps", "3"]
-        trained.append((of, [store, "--out", run, *settings]))
-        encoded.append((of, [run, store, "--out", codes, "--flips", "0"]))
-    yield "train", trained
-    yield "encode", encoded
+        arguments: dict[str, Arguments] = {
+            "train": [store, "--out", run, "--n-latents", str(m), "--steps", "3"],
+            "encode": [run, store, "--out", codes, "--flips", "0"],
+            "evaluate": [run, store, "--no-ce"],
+            "compress": [run, store, "--out", folder / f"{m}.bits"],
+        }
+        for command, given in arguments.items():
+            of_stores[command].append((of, given))
+    yield from of_stores.items()
     tiny = write_codes(folder / "codes", 4_000, 64)
     wide = [(20_000, 2048), *([(20_000, 4096)] if large else [])]
     measured: list[tuple[str, Arguments]] = [(TINY, [tiny])]
@@ -104,7 +112,7 @@ def memory(command: str = "", large: bool = True) -> None:
     folder = Path(tempfile.mkdtemp(dir="."))
     try:
         for name, sizes in cases(folder, large):
-            if not command or name in (command, "train"):  # what it trains is encoded
+            if not command or name in (command, "train"):  # others take what it trains
                 for peak in peaks(name, sizes):
                     print(peak, flush=True)
     finally:

@@ -1,15 +1,20 @@
 """Memory is planned before work begins: what is free, what is refused, and whether plans hold."""
 
 import json
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from bitlens import memory
 from bitlens.bits import Codes, PackedBits
 from bitlens.cli import main
+from bitlens.cli.calling import PLANNED
 from bitlens.errors import BitlensError
 from bitlens.hidden.source import TensorSource
 from bitlens.memory import MemoryPlan, PlanOnly, free_memory, require
@@ -145,6 +150,58 @@ def test_peaks_are_within_a_fifth_of_the_plan(tmp_path):
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc")
     found = [peak for name, sizes in cases(tmp_path, large=False) for peak in peaks(name, sizes)]
-    measured = {"harvest", "train", "encode", "entropy", "features", "interpret"}
-    assert {peak.command for peak in found} == measured
+    assert {peak.command for peak in found} == PLANNED
     assert not [str(peak) for peak in found if not 0.8 <= peak.ratio <= 1.2]
+
+
+LIMITED = """
+import resource, sys
+from bitlens.cli import main
+import bitlens.bits.packed, bitlens.information.entropy, bitlens.training.trainer, bitlens.show
+here = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (here + (768 << 20),) * 2)
+from bitlens import memory
+memory.free_memory = lambda: None  # nobody can say what is free
+main(sys.argv[1:])
+"""
+
+
+def test_what_was_asked_for_is_read_from_the_error():
+    asked = []
+    for allocate in (lambda: np.empty(1 << 50), lambda: torch.empty(1 << 50), lambda: [0] * 2**59):
+        with pytest.raises((MemoryError, RuntimeError)) as error:
+            allocate()
+        asked.append(memory.asked_for(error.value))
+    assert asked == ["8.00 PiB of memory", "4.5 PB of memory", ""]
+    on_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has")
+    assert memory.asked_for(on_gpu) == "2.50 GiB of GPU memory"
+    assert memory.asked_for(RuntimeError("shapes differ")) is None
+    assert memory.asked_for(OSError("out of memory")) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["train", "{store}", "--out", "{out}", "--n-latents", "400000", "--device", "cpu"],
+            "--n-latents",
+        ),
+        (["entropy", "{codes}"], "take a larger machine; --plan says"),
+    ],
+)
+def test_memory_that_runs_out_is_a_sentence(tmp_path, arguments, said):
+    """In a process that may not take much."""
+    from benchmarks.synthetic import write_codes, write_store
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs /proc")
+    places = {"store": write_store(tmp_path / "store", 1000, 512), "out": tmp_path / "run"}
+    places["codes"] = write_codes(tmp_path / "codes", 500, 16_384)
+    command = [each.format(**places) for each in arguments]
+    run = [sys.executable, "-c", LIMITED, *command]
+    ended = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2, ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert re.match(r"Memory ran out: [\d.]+ [A-Za-z]+ of memory was asked for; ", last)
+    assert said in last
+    assert "Traceback" not in ended.stderr

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,7 @@ MEMINFO, CGROUPS, OWN_CGROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), "
 LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 GIVEN_BACK = ("inactive_file", "active_file", "slab_reclaimable")  # before a group's limit is met
 LARGE = 32 << 20  # bytes of a block for which the C library asks the system alone
+ASKED = re.compile(r"allocate ([\d.]+) ?(bytes|[KMGTP]iB)")
 only_plan: ContextVar[bool] = ContextVar("only_plan", default=False)
 """whether work ends where its plan is known"""
 
@@ -103,6 +105,20 @@ def require(plan_of: Callable[..., MemoryPlan], otherwise: str = "", **options: 
         if value:
             raise BitlensError(f"{plan}: {short}; `{name}={value}` would fit.")
     raise BitlensError(f"{plan}: {short}; {otherwise or 'take a larger machine'}.")
+
+
+def asked_for(error: BaseException) -> str | None:
+    """What was asked for, in words, when memory ran out; empty if the error does not say. None for
+    an error of another kind: torch's is a RuntimeError that only its words tell from others."""
+    said = str(error)
+    known = re.search(r"out of memory|tried to allocate", said, re.IGNORECASE)
+    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and known):
+        return None
+    if not (asked := ASKED.search(said)):
+        return ""
+    number, unit = asked.groups()
+    amount = size(float(number)) if unit == "bytes" else f"{number} {unit}"
+    return f"{amount} of {'GPU ' if 'CUDA' in said else ''}memory"
 
 
 def size(n: float) -> str:

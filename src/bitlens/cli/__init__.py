@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from bitlens import processes, terminal
+from bitlens import memory, processes, terminal
 from bitlens.errors import BitlensError, Interrupted
 from bitlens.studies import registry
 
@@ -107,10 +107,31 @@ def _status(arguments: list[str]) -> int:
             terminal.silence(sys.stdout)  # what could not be written is not tried again
         path, reason = error.filename or "The output", error.strerror or error
         return _fail(f"{path} could not be read or written: {reason}.", 2, arguments)
+    except (MemoryError, RuntimeError) as error:
+        asked = memory.asked_for(error)
+        if asked is None:
+            raise
+        error.__traceback__ = None  # frees what its frames hold
+        return _fail(_out_of_memory(asked, arguments), 2, arguments)
     except KeyboardInterrupt:
         status = 128 + terminal.interrupt.signal
         return _fail("Stopped.", status, arguments) if processes.is_first() else status
     return 0
+
+
+def _out_of_memory(asked: str, arguments: list[str]) -> str:
+    """The sentence, with the options of the command that make what it takes smaller."""
+    name, _, place = _find(arguments)
+    options, planned = "", False
+    if place:
+        from bitlens.cli.calling import PLANNED, SMALLER, flags_of
+
+        flags = [f"`{flag}`" for flag in SMALLER if flag in flags_of(_load(place))]
+        options = f"lower {', '.join(flags)} or " if flags else ""
+        planned = name == "bitlens" and arguments[0] in PLANNED
+    what = f": {asked} was asked for" if asked else ""
+    plan = "; --plan says beforehand what it takes" if planned else ""
+    return f"Memory ran out{what}; {options}take a larger machine{plan}."
 
 
 def _fail(sentence: str, status: int, arguments: list[str]) -> int:

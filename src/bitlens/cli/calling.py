@@ -27,6 +27,9 @@ Command = Callable[..., Any]
 FOLDERS = {"run", "other", "store", "codes", "target", "downstream", "beside", "beside_codes"}
 REMOTE_OUT = {"harvest", "train", "encode"}
 PLANNED = {"harvest", "train", "encode", "evaluate", "entropy", "features", "interpret"}
+PLANNED |= {"compress"}
+# arguments that memory grows with
+SMALLER = ("batch_size", "batch", "n_latents", "contexts", "max_rows", "rows", "sample", "workers")
 OUT_IS_A_FILE = {"effects", "faithfulness", "features", "labels", "compress"}
 JSON_HELP = "also write the numbers to this file."
 PLAN_HELP = "say what memory this will take, and stop."

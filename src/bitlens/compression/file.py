@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bitlens.bits.packed import PackedBits
+from bitlens.bits.shards import AnyBits
 from bitlens.compression import range_coder
 from bitlens.compression.range_coder import Quantised
 from bitlens.errors import BitlensError
@@ -51,7 +52,7 @@ class Sizes:
 
 
 def compress(
-    bits: PackedBits, documents: Tensor, model: Autoregression, out: Path, about: dict[str, Any]
+    bits: AnyBits, documents: Tensor, model: Autoregression, out: Path, about: dict[str, Any]
 ) -> Compressed:
     """Write `bits` to the file `out`, in place of one that is there, document by document.
 
@@ -88,7 +89,7 @@ def compress(
 
 
 def _header(
-    bits: PackedBits, documents: int, quantised: Quantised, section: bytes, about: dict[str, Any]
+    bits: AnyBits, documents: int, quantised: Quantised, section: bytes, about: dict[str, Any]
 ) -> bytes:
     header = {
         "schema": SCHEMA,
@@ -112,7 +113,7 @@ def _header(
 
 
 def _checksum(words: np.ndarray) -> int:
-    return zlib.crc32(words.astype("<u8", copy=False).tobytes())
+    return zlib.crc32(words.astype("<u8", copy=False).data)
 
 
 class Damaged(BitlensError):

@@ -3,6 +3,8 @@ storing it cost."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,22 +18,24 @@ from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
 from bitlens.autoencoders.base import WEIGHTS
 from bitlens.autoencoders.formats.registry import weights_of
 from bitlens.bits.packed import PackedBits
+from bitlens.bits.shards import BitShards
 from bitlens.compression.file import MAGIC, Compressed, Damaged, compress
+from bitlens.compression.plan import COMPARED_BYTES, DECODED_ROWS, compress_plan
+from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
-from bitlens.files import prepare_output, required, sha256
+from bitlens.files import prepare_output, replacing, required, sha256
 from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import KIND, MANIFEST, ActivationStore
 from bitlens.hidden.writer import StoreWriter
 from bitlens.information.autoregression import Autoregression
 from bitlens.information.moments import fvu
 from bitlens.information.tree import Blocks
+from bitlens.memory import require
 from bitlens.remote import place
 from bitlens.results import brief
 from bitlens.writing import holding
 
-COMPARED_BYTES = 1 << 23  # of hidden states: zstd -19 is slow
 SHARD_BYTES = 1 << 26
-DECODED_ROWS = 4096  # at a time, in float64
 KEPT_OF_MANIFEST = ("model", "revision", "model_digest", "hook", "corpus", "documents_of", "text")
 
 
@@ -64,13 +68,11 @@ class Compression:
 
 
 class _Rows(NamedTuple):
-    """Every row of a store: its bits, document, and whether that is held out; and the largest
-    absolute value of each component."""
+    """Every row of a store: its bits, document, and whether that is held out."""
 
-    bits: PackedBits
+    bits: BitShards
     documents: Tensor
     held_out: Tensor
-    largest: Tensor
 
 
 @terminal.shown("compress")
@@ -89,7 +91,8 @@ def compress_store(
     """Write the rows of `store` to the file `out`, coded by a model of the training documents.
 
     run: folder of the autoencoder. documents: `all`, or `test` for the held-out ones (of a split
-    without any, the last fifth). progress: show it on standard error.
+    without any, the last fifth). progress: show it on standard error. Until it is done, the codes
+    are in a folder beside `out`, and are read from there.
     """
     run, out = place(run), Path(out)
     store.require_width(autoencoder.d_in)
@@ -102,13 +105,8 @@ def compress_store(
         raise BitlensError(f"{out} is a folder; name a file for the output.")
     if out.exists():
         _refuse_occupied(out, overwrite)
-    terminal.stage("bits")
-    rows = _encode(autoencoder, store)
-    terminal.stage("autoregression")
-    training = ~rows.held_out
-    model = Autoregression.fit(rows.bits[training], rows.documents[training], seed)
-    terminal.stage("streams")
-    chosen = torch.ones_like(training) if documents == "all" else rows.held_out
+    require(lambda: compress_plan(autoencoder, store), "take an autoencoder of fewer latents")
+    ids, test = _documents(store)
     about = {
         "autoencoder": str(run),
         "weights_sha256": sha256(weights_of(run, WEIGHTS)),
@@ -118,9 +116,17 @@ def compress_store(
         "dtype": dtype,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    file = compress(rows.bits[chosen], rows.documents[chosen], model, out, about)
-    terminal.stage("comparison")
-    return _compare(file, autoencoder, store, rows, model)
+    with replacing(out) as temporary:
+        searching = copy.copy(autoencoder)  # what the search caches, W W^T, goes with it
+        bits = encode_store(searching, store, temporary.with_name("codes")).parts
+        del searching
+        terminal.stage("autoregression")
+        model = Autoregression.fit(bits.where(~test), ids[~test], seed)
+        terminal.stage("streams")
+        chosen = torch.ones_like(test) if documents == "all" else test
+        file = compress(bits.where(chosen), ids[chosen], model, temporary, about)
+        terminal.stage("comparison")
+        return _compare(file, autoencoder, store, _Rows(bits, ids, test), model)
 
 
 def _refuse_occupied(out: Path, overwrite: bool) -> None:
@@ -131,21 +137,17 @@ def _refuse_occupied(out: Path, overwrite: bool) -> None:
             raise BitlensError(f"{out} was not written by this command; choose another file.")
 
 
-@torch.inference_mode()
-def _encode(autoencoder: Autoencoder, store: ActivationStore) -> _Rows:
-    words, documents, largest = [], [], torch.zeros(store.d_in)
-    for rows in store.read("all"):
-        words.append(autoencoder.encode_bits(rows.hidden.to(autoencoder.W_enc.device)).words.cpu())
-        documents.append(rows.columns["document"])
-        largest = torch.maximum(largest, rows.hidden.float().abs().amax(0))
-    ids = torch.cat(documents)
+def _documents(store: ActivationStore) -> tuple[Tensor, Tensor]:
+    """Of every row its document and whether that is held out: the code is fitted on the others."""
+    shards = range(len(store.shards))
+    ids = torch.cat([store.shard(index, ["document"])["document"] for index in shards])
     test = store.is_test(ids) if store.test_fraction else Blocks.of(len(ids), ids).last_fifth()
     if not test.any() or test.all():
         raise BitlensError(
             "The code is fitted on some documents and measured on others, and all rows of "
             f"{store.path} are on one side; take a store of more documents."
         )
-    return _Rows(PackedBits(torch.cat(words), autoencoder.n_latents), ids, test, largest)
+    return ids, test
 
 
 # --- what else could be done ----------------------------------------------------------------------
@@ -159,10 +161,10 @@ def _compare(
     model: Autoregression,
 ) -> Compression:
     """All lines but the file's are about the same held-out rows: first documents up to 8 MiB."""
-    hidden, documents = _some_held_out(store, rows)
-    bits = rows.bits[rows.held_out][: len(hidden)]
-    streams = int(file.stream_bytes[torch.isin(file.documents, torch.unique(documents))].sum())
-    scale = torch.where(rows.largest > 0, rows.largest / 127, 1.0)
+    hidden, documents, largest = _some_held_out(store, rows)
+    bits = rows.bits.where(rows.held_out)[: len(hidden)]
+    streams = int(file.stream_bytes[torch.isin(file.documents, documents)].sum())
+    scale = torch.where(largest > 0, largest / 127, 1.0)
     int8 = (hidden.float() / scale).round().to(torch.int8)
     usual = torch.linalg.vector_norm(hidden, dim=1, dtype=torch.float64) <= store.outlier_norm
     fvu_of_bits = fvu(hidden[usual], reconstruct(autoencoder, bits)[usual])
@@ -188,20 +190,22 @@ def _compare(
     )
 
 
-def _some_held_out(store: ActivationStore, rows: _Rows) -> tuple[Tensor, Tensor]:
-    """Hidden states of the first held-out documents, up to `COMPARED_BYTES`, and documents."""
+def _some_held_out(store: ActivationStore, rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states of the first held-out documents, up to `COMPARED_BYTES`, and documents; and
+    the largest absolute value of each component in all rows."""
     ids = rows.documents[rows.held_out]
     ends = torch.unique_consecutive(ids, return_counts=True)[1].cumsum(0)
-    row_bytes = store.d_in * getattr(torch, store.manifest["dtype"]).itemsize
-    enough = ends[ends * row_bytes >= COMPARED_BYTES]
+    enough = ends[ends * store.row_bytes() >= COMPARED_BYTES]
     n = int(enough[0]) if len(enough) else len(ids)
-    hidden, place = [], 0
+    hidden, found, place, largest = [], 0, 0, torch.zeros(store.d_in)
     for block in store.read("all"):
-        hidden.append(block.hidden[rows.held_out[place : place + len(block.hidden)]])
+        if found < n:
+            own = rows.held_out[place : place + len(block.hidden)]
+            hidden.append(block.hidden[own][: n - found])
+            found += len(hidden[-1])
         place += len(block.hidden)
-        if sum(map(len, hidden)) >= n:
-            break
-    return torch.cat(hidden)[:n], ids[:n]
+        largest = torch.maximum(largest, block.hidden.float().abs().amax(0))
+    return torch.cat(hidden), ids[:n], largest
 
 
 def _zstd(data: Tensor) -> int:
@@ -216,6 +220,11 @@ def _zstd(data: Tensor) -> int:
 
 def reconstruct(autoencoder: BinaryAutoencoder, bits: PackedBits) -> Tensor:
     """The hidden states that these bits stand for, float32 `[rows, d_in]`, rounded once."""
+    return torch.cat([*map(_decoder(autoencoder), _blocks(bits))])
+
+
+def _decoder(autoencoder: BinaryAutoencoder) -> Callable[[PackedBits], Tensor]:
+    """-> `reconstruct`, of bits alone and for a block of rows"""
     w_dec, b_dec, scale, mean = (
         tensor.detach().cpu().double()
         for tensor in (autoencoder.W_dec, autoencoder.b_dec, autoencoder.scale, autoencoder.mean)
@@ -223,11 +232,12 @@ def reconstruct(autoencoder: BinaryAutoencoder, bits: PackedBits) -> Tensor:
     rows, base = w_dec * scale, b_dec * scale + mean
     if not (rows.isfinite().all() and base.isfinite().all()):
         raise BitlensError("The autoencoder has weights that are not finite; train it again.")
-    out = torch.empty(len(bits), len(base))
-    for start in range(0, len(bits), DECODED_ROWS):
-        block = slice(start, start + DECODED_ROWS)
-        out[block] = (bits[block].unpack(torch.float64) @ rows + base).float()
-    return out
+    return lambda bits: (bits.unpack(torch.float64) @ rows + base).float()
+
+
+def _blocks(bits: PackedBits) -> list[PackedBits]:
+    """Rows that are decoded at a time: one block at least"""
+    return [PackedBits(words, bits.n_latents) for words in bits.words.split(DECODED_ROWS)]
 
 
 @terminal.shown("decompress")
@@ -259,24 +269,16 @@ def decompress_file(
     about = {key: file.about.get(key) for key in KEPT_OF_MANIFEST}
     about |= {"d_in": autoencoder.d_in, "dtype": "float32", "context_length": None}
     writer = StoreWriter(out, {**about, "decompressed": str(file.path)})
-    waiting: list[tuple[int, Tensor]] = []  # documents and hidden states, until a shard is full
-    done = 0
-    for document in file.documents.tolist():
-        if document in damaged:
-            continue
-        try:
-            hidden = reconstruct(autoencoder, file.read(document))
-        except Damaged:
-            if not skip_damaged:
-                raise
-            damaged.append(document)
-            continue
-        waiting.append((document, hidden))
-        done += len(hidden)
+    waiting: list[tuple[Tensor, ...]] = []  # blocks of rows, until they fill a shard
+    held = done = 0
+    for rows in _decoded(file, autoencoder, damaged, skip_damaged):
+        waiting.append(rows)
+        held += rows[0].nbytes
+        done += len(rows[0])
         terminal.at(done, total=file.rows)
-        if sum(rows.nbytes for _, rows in waiting) >= SHARD_BYTES:
+        if held >= SHARD_BYTES:
             _write_shard(writer, waiting)
-            waiting = []
+            waiting, held = [], 0
     if waiting:
         _write_shard(writer, waiting)
     return writer.finish(), damaged
@@ -300,12 +302,30 @@ def _same_autoencoder(file: Compressed, run: Path) -> BinaryAutoencoder:
     return autoencoder
 
 
-def _write_shard(writer: StoreWriter, documents: list[tuple[int, Tensor]]) -> None:
-    counts = torch.tensor([len(hidden) for _, hidden in documents])
-    position = torch.cat([torch.arange(n) for n in counts.tolist()])
-    columns = {
-        "token": torch.full_like(position, -1),
-        "position": position,
-        "document": torch.tensor([document for document, _ in documents]).repeat_interleave(counts),
-    }
-    writer.add(torch.cat([hidden for _, hidden in documents]), columns)
+def _decoded(
+    file: Compressed, autoencoder: BinaryAutoencoder, damaged: list[int], skip_damaged: bool
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Hidden states, positions and documents of some rows at a time; to `damaged` is added which
+    documents are found so on the way, if those may be left out."""
+    decode = _decoder(autoencoder)
+    for document in file.documents.tolist():
+        if document in damaged:
+            continue
+        try:
+            bits = file.read(document)
+        except Damaged:
+            if not skip_damaged:
+                raise
+            damaged.append(document)
+            continue
+        first = 0
+        for hidden in map(decode, _blocks(bits)):
+            position = torch.arange(first, first + len(hidden))
+            yield hidden, position, torch.full_like(position, document)
+            first += len(hidden)
+
+
+def _write_shard(writer: StoreWriter, blocks: list[tuple[Tensor, ...]]) -> None:
+    hidden, position, document = map(torch.cat, zip(*blocks, strict=True))
+    token = torch.full_like(position, -1)
+    writer.add(hidden, {"token": token, "position": position, "document": document})

@@ -26,6 +26,7 @@ from bitlens.hidden.gguf import ENDING, Source, is_gguf
 from bitlens.hidden.hooks import Architecture, HookPoint
 from bitlens.hidden.spread import entrance, refuse_split
 from bitlens.hidden.trace import NeedsAllLayers, Trace
+from bitlens.memory import asked_for
 from bitlens.options import BUNDLED
 from bitlens.remote import place
 
@@ -220,9 +221,9 @@ def _refusing(name: str) -> Iterator[None]:
     """Turn the loader's long messages into one sentence."""
     try:
         yield
-    except BitlensError:
-        raise
     except Exception as error:  # the libraries raise many kinds
+        if isinstance(error, BitlensError) or asked_for(error) is not None:
+            raise
         reason = _reason(error, name)
         raise BitlensError(f"The model '{name}' could not be loaded: {reason}.") from error
 

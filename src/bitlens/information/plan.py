@@ -17,18 +17,25 @@ def entropy_plan(
 ) -> MemoryPlan:
     """Of codes on disk, of so many blocks of documents. held: bytes a row of codes in memory."""
     m = n_latents
-    block = min(BLOCK_BYTES, 8 * words_for(m) * rows)
-    weights = 4 * (m * m // 2 + BLOCK * m // 2)
+    pairs, learning = autoregression_phases(rows, m)
     tables = 8 * m * units
-    batch = min(rows, BATCH) * (6 * m + 8 * min(m, BLOCK))
     phases = [
-        {"pairs of latents": 8 * m * m, "blocks of rows": 2 * block},
-        {"counts of documents": 12 * tables, "blocks of rows": 2 * block},
+        pairs,
+        {"counts of documents": 12 * tables, "blocks of rows": pairs["blocks of rows"]},
         {"distinct rows": HASH_BYTES * rows},
     ]
-    if joint:
-        order = CODE_BYTES * rows
-        learning = {"autoregression": 6 * weights, "batch": batch, "order": order}
-        phases.append(learning | gaps(batch // 4, batch // 2))
     columns = {"columns": (COLUMN_BYTES + held) * rows}
-    return MemoryPlan("entropy", at_peak(columns, *phases))
+    return MemoryPlan("entropy", at_peak(columns, *phases, *([learning] if joint else [])))
+
+
+def autoregression_phases(rows: int, n_latents: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Of fitting one: counting pairs for the tree that it begins as, and learning."""
+    m = n_latents
+    block = min(BLOCK_BYTES, 8 * words_for(m) * rows)
+    weights = 4 * (m * m // 2 + BLOCK * m // 2)
+    batch = min(rows, BATCH) * (6 * m + 8 * min(m, BLOCK))
+    learning = {"autoregression": 6 * weights, "batch": batch, "order": CODE_BYTES * rows}
+    return (
+        {"pairs of latents": 8 * m * m, "blocks of rows": 2 * block},
+        learning | gaps(batch // 4, batch // 2),
+    )
