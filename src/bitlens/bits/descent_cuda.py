@@ -29,7 +29,7 @@ def descend(
     tolerance: Tensor,
     candidates: int,
 ) -> Tensor:
-    """As `descent_cpu.descend`, of tensors: words int64, most int32 -> flips made, int32 `[n]`"""
+    """As `descent_cpu.descend` -> flips made, int32 `[n]`"""
     if G is not None:
         return _flip_rows(a, G, words, most, exchanges, tolerance)
     m = len(W)
