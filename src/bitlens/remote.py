@@ -30,21 +30,8 @@ METHODS = ("exists", "is_dir", "is_file", "iterdir", "glob", "stat", "open", "un
 METHODS += ("read_text", "read_bytes")
 HERE = {"file", "local"}
 # where what is put appears whole or not at all; elsewhere it is put beside, and renamed
-WHOLE = {
-    "s3",
-    "s3a",
-    "gs",
-    "gcs",
-    "az",
-    "abfs",
-    "abfss",
-    "adl",
-    "oss",
-    "oci",
-    "tos",
-    "hf",
-    "memory",
-}
+WHOLE = {"s3", "s3a", "gs", "gcs", "oss", "oci", "tos", "hf", "memory"}
+WHOLE |= {"az", "abfs", "abfss", "adl"}
 
 
 def is_address(path: Path | str) -> bool:
