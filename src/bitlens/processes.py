@@ -21,6 +21,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bitlens import terminal
+from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ def start() -> None:
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
 
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    if (own := pick_device("auto")) != "cpu":
+        torch.cuda.set_device(torch.device(own).index or 0)
     if not is_first():
         terminal.hide()
     if distributed.is_initialized() or _store.cache_info().currsize:

@@ -29,16 +29,10 @@ SHORTS = 8  # 32-bit words of two latents that are compared at a time
 def _add_pairs(column, words, counts):
     """Add the rows, of SHORTS words, in which one latent and each of some others are both on."""
     for j in range(len(counts)):
-        counts[j] += np.int32(
-            popcount(column[0] & words[0, j])
-            + popcount(column[1] & words[1, j])
-            + popcount(column[2] & words[2, j])
-            + popcount(column[3] & words[3, j])
-            + popcount(column[4] & words[4, j])
-            + popcount(column[5] & words[5, j])
-            + popcount(column[6] & words[6, j])
-            + popcount(column[7] & words[7, j])
-        )
+        pairs = np.uint32(0)
+        for w in range(SHORTS):
+            pairs += popcount(column[w] & words[w, j])
+        counts[j] += np.int32(pairs)
 
 
 @kernel

@@ -6,7 +6,7 @@ import numba
 import numpy as np
 
 from bitlens.bits.kernel import kernel
-from bitlens.bits.words import LANES, popcount, torch_threads, trailing_zeros, turn, words_for
+from bitlens.bits.words import LANES, popcount, torch_threads, turn, words_for
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
 
@@ -53,27 +53,6 @@ def pack(z: np.ndarray, width: np.ndarray | None = None) -> np.ndarray:
     with torch_threads():
         _pack(z, np.empty(0, np.float32) if width is None else width, words)
     return words
-
-
-@kernel(parallel=True)
-def _permute(rows, places, permuted):
-    for i in numba.prange(len(rows)):
-        for w in range(rows.shape[1]):
-            word = rows[i, w]
-            while word:
-                column = w * 64 + np.int64(trailing_zeros(word))
-                word &= word - np.uint64(1)
-                if column < len(places):  # what lies on a disk may say otherwise
-                    place = places[column]
-                    permuted[i, place // 64] |= np.uint64(1) << np.uint64(place % 64)
-
-
-def permute(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Row-major uint64 `[n, words]` with column j at `places[j]`, int64 `[n_columns]`"""
-    permuted = np.zeros_like(rows)
-    with torch_threads():
-        _permute(rows, places, permuted)
-    return permuted
 
 
 @kernel(parallel=True)

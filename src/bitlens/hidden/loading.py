@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.resources
 import os
 import textwrap
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from bitlens.hidden.gguf import ENDING, Source, is_gguf
 from bitlens.hidden.hooks import Architecture, HookPoint
 from bitlens.hidden.spread import entrance, refuse_split
 from bitlens.hidden.trace import NeedsAllLayers, Trace
-from bitlens.options import BUNDLED
+from bitlens.options import BUNDLED, BUNDLED_FOLDER
 from bitlens.remote import place
 
 
@@ -255,7 +254,7 @@ def _reason(error: Exception, name: str) -> str:
 
 def bundled_folder() -> Path:
     """Folder of the language model that is installed with bitlens."""
-    return Path(str(importlib.resources.files("bitlens") / "bundled" / "model"))
+    return BUNDLED_FOLDER / "model"
 
 
 def folder_of(name: str) -> str:
