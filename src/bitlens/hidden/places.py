@@ -98,7 +98,7 @@ class Places:
                 "Where the padding is cannot be read from an attention mask that is not "
                 "`[batch, length]`; use the model's usual cache."
             )
-        real = mask.cpu().bool()
+        real: Tensor = mask.cpu().bool()
         past = real.shape[1] - length
         index = real.long().cumsum(1) - 1
         first = not past and not self._generating
