@@ -84,7 +84,7 @@ def sweep(
     if only_plan.get():
         raise PlanOnly(_plan(members, source))
     prepare_output(out, resume, overwrite, marker=SUMMARY, kind=KIND)
-    _write(out, [member.row() for member in members])
+    _written(out, members)
     sources = {None: source, getattr(source, "test_fraction", None): source}
     try:
         for member in members:
@@ -98,14 +98,14 @@ def sweep(
     finally:
         for member in members:
             member.close()
-    rows = [member.row() for member in members]
-    _write(out, rows)
-    return rows
+    return _written(out, members)
 
 
-def _write(out: Path, rows: list[Row]) -> None:
+def _written(out: Path, members: list[_Member]) -> list[Row]:
     about = {"schema": SCHEMA, "kind": KIND, "bitlens_version": __version__}
+    rows = [member.row() for member in members]
     write_json(out / SUMMARY, {**about, "runs": rows})
+    return rows
 
 
 def _plan(members: list[_Member], source: HiddenSource) -> MemoryPlan:
@@ -241,13 +241,11 @@ class _Member:
         if isinstance(results, BitlensError):
             raise results
         with terminal.bar(self.name, shown=False):  # all runs share one bar
-            losses, rates = results
-            self.run.keep(losses, rates, save)
+            self.run.keep(*results, save)
         self.end_if_done()
 
     def end_if_done(self) -> None:
-        if self.run is not None and not self.run.left:
-            run = self.run
+        if (run := self.run) is not None and not run.left:
             self.close()
             self.model = run.finish()
 
