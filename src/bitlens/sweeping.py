@@ -236,7 +236,7 @@ class _Member:
         except BitlensError as error:
             return error
 
-    def keep(self, results: Any, save: bool) -> None:
+    def keep(self, results: tuple[Losses, torch.Tensor] | BitlensError, save: bool) -> None:
         assert self.run is not None
         if isinstance(results, BitlensError):
             raise results
@@ -303,9 +303,7 @@ def _train(members: list[_Member], out: Path) -> None:
     """All steps of all of them that are left."""
     total = sum(member.config.steps for member in members)
     cuda = _on_gpu(members)
-    rounds: Any = _rounds(members)
-    if cuda:
-        rounds = prefetched(rounds)
+    rounds: Any = prefetched(_rounds(members)) if cuda else _rounds(members)
     threads = 1 if cuda else _side_by_side(sum(member.to_read for member in members))
     with contextlib.closing(rounds), ThreadPoolExecutor(threads) as pool, stop_on_signals() as stop:
         step: Any = map if threads == 1 else pool.map
