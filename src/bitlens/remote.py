@@ -112,13 +112,10 @@ def _require(protocol: str) -> None:
     except ImportError as error:
         package = known_implementations.get(protocol, {}).get("class", "").partition(".")[0]
         wanted = "universal_pathlib" if error.name == "upath" else package
+        what = f"{protocol}:// addresses need a package: pip install {wanted}."
         if wanted == "fsspec":  # its own class, of another package
-            raise BitlensError(
-                f"{protocol}:// cannot be opened: {error}; pip install it."
-            ) from None
-        raise BitlensError(
-            f"{protocol}:// addresses need a package: pip install {wanted}."
-        ) from None
+            what = f"{protocol}:// cannot be opened: {error}; pip install it."
+        raise BitlensError(what) from None
 
 
 @contextlib.contextmanager
