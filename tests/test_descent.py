@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitlens.bits import descent
-from bitlens.bits.descent import Descent, descend, gram, search_batch
+from bitlens.bits import descent, descent_cuda
+from bitlens.bits.descent import Descent, descend, gram, search
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 
@@ -134,8 +134,8 @@ def test_both_devices_agree(shape, exchanges, kept):
     G, m = gram(W), len(W)
     here = descend(x, W, b, price, G=G, exchanges=exchanges)
     tolerance = descent.TOLERANCE * (x - b).square().sum(1)
-    search = Descent(W, b, price, G if kept else None, 4 * m, exchanges)
-    there = search_batch(search, x, None, tolerance)
+    what = Descent(W, b, price, G if kept else None, 4 * m, exchanges)
+    there = search(what, x, None, tolerance, descent_cuda)
     same = (here.words == there.words).all(1)
     assert torch.allclose(
         energy(x, W, b, price, here)[~same], energy(x, W, b, price, there)[~same], rtol=1e-3

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bitlens.autoencoders.learner import build, make_learner
 from bitlens.autoencoders.sparse import rise
 from bitlens.bits import descent, descent_cuda
-from bitlens.bits.descent import Descent, descend, gram, search_batch
+from bitlens.bits.descent import Descent, descend, gram, search
 from bitlens.bits.packed import PackedBits, _packed
 from bitlens.training.config import TrainConfig
 from test_descent import problem
@@ -144,7 +144,8 @@ def test_the_few_candidates_of_a_row_are_those_of_the_cpu(
     start = PackedBits.pack(torch.rand(60, 300, generator=seed) < 0.05) if started else None
     here = descend(x, W, b, price, start=start, exchanges=exchanges)
     tolerance = descent.TOLERANCE * (x - b).square().sum(1)
-    there = search_batch(Descent(W, b, price, None, 1200, exchanges), x, start, tolerance)
+    what = Descent(W, b, price, None, 1200, exchanges)
+    there = search(what, x, start, tolerance, descent_cuda)
     assert torch.equal(here.words, there.words)
     whole = descend(x, W, b, price, G=gram(W), start=start, exchanges=exchanges)
     assert not torch.equal(here.words, whole.words)  # candidates do make a difference here

@@ -288,7 +288,7 @@ def test_the_search_around_held_bits_against_brute_force(path, seed, m, data):
         if "no gram" in path:
             patch.setattr(search, "GRAM_BYTES", 0)
         if "torch" in path:
-            patch.setattr(search, "_search_cpu", search.search_batch)
+            patch.setattr(search, "descent_cpu", search.descent_cuda)
         found = autoencoder.encode_held(rows, held)
     x = autoencoder.standardise(rows)
     W, b, price = autoencoder.W_dec.data, autoencoder.b_dec.data, autoencoder.price

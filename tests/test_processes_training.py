@@ -18,7 +18,7 @@ from bitlens.autoencoders import Autoencoder, descent
 from bitlens.errors import BitlensError
 from bitlens.hidden import ActivationStore, PairedStore
 from bitlens.hidden.arrays import import_arrays
-from bitlens.hidden.store import OF_ONE_HARVEST
+from bitlens.hidden.paired import OF_ONE_HARVEST
 from bitlens.training import TrainConfig, train
 from bitlens.training.checkpoint import STATE
 from command import Command, together

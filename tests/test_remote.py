@@ -108,7 +108,7 @@ def test_the_next_window_is_fetched_while_this_one_is_read(store, monkeypatch):
     monkeypatch.setattr(store_module, "WINDOW_BYTES", 1)  # a shard each
     order = [key for (key,) in store.windows(0, 0)]
     store.window((order[0],))
-    cache._coming[store.shards[order[1]]["sha256"]].result()
+    cache._coming[store.shards[order[1]]["sha256"]].join()
     names = {copy.name for copy in copies()}
     assert names == {store.shards[index]["sha256"] for index in order[:2]}
 
@@ -116,7 +116,7 @@ def test_the_next_window_is_fetched_while_this_one_is_read(store, monkeypatch):
 def test_the_window_after_the_last_is_the_first_of_the_next_epoch(store, monkeypatch):
     monkeypatch.setattr(store_module, "WINDOW_BYTES", 1)
     last = store.windows(0, 0)[-1]
-    assert store._after(last) == store._shuffled(0, 1)[0]
+    assert store._next[last] == store._shuffled(0, 1)[0]
 
 
 def test_columns_that_split_the_rows_are_fetched_alone(here, store):
@@ -541,7 +541,5 @@ def test_commands_that_write_here_refuse_an_address(arguments, tmp_path, monkeyp
 
 
 def test_threads_that_fetch_end_with_the_process(store):
-    cache.ahead(
-        [cache.Wanted(store.path / e["file"], e["sha256"], e["bytes"]) for e in store.shards]
-    )
+    cache.ahead([(store.path / e["file"], e["sha256"], e["bytes"]) for e in store.shards])
     assert all(thread.daemon for thread in threading.enumerate() if thread.name == "fetch")

@@ -16,10 +16,8 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -38,17 +36,8 @@ MOST_HEAD = 100_000_000  # bytes, safetensors' own limit
 
 T = TypeVar("T")
 _verified: set[Path] = set()  # copies, by this process or as it fetched them
-_coming: dict[str, Future[None]] = {}
-_queue: SimpleQueue[tuple[Future[None], Path, str]] = SimpleQueue()
-_threads: list[threading.Thread] = []
-
-
-class Wanted(NamedTuple):
-    """A remote file that will be read soon."""
-
-    path: Path
-    sha256: str
-    bytes: int
+_coming: dict[str, threading.Thread] = {}  # that fetch a file ahead, by its sha256
+_turns = threading.Semaphore(AT_ONCE)
 
 
 def folder() -> Path:
@@ -83,7 +72,7 @@ def local(path: Path, read: Callable[[Path], T], digest: str | None = None) -> T
         raise BitlensError(f"The manifest beside {path} is damaged: a checksum of it is none.")
     key = digest or _version(path)
     if (coming := _coming.pop(key, None)) is not None:
-        coming.exception()  # it is raised as the file is fetched once more
+        coming.join()
     while True:
         copy = _copy(path, key, digest)
         with contextlib.suppress(FileNotFoundError):  # another process has thrown it out meanwhile
@@ -95,30 +84,24 @@ def has(digest: str) -> bool:
     return NAME.fullmatch(str(digest)) is not None and (folder() / digest).exists()
 
 
-def ahead(files: Iterable[Wanted]) -> None:
-    """Begin to fetch files that are wanted soon, in this order, as far as half of the bound goes.
-    What fails is tried again where it is read."""
+def ahead(files: Iterable[tuple[Path, str, int]]) -> None:
+    """Begin to fetch remote files that are wanted soon (where it is, sha256, bytes), in this order,
+    as far as half of the bound goes. What fails is tried again where it is read."""
+
+    def fetch(path: Path, digest: str) -> None:
+        with _turns, contextlib.suppress(BaseException):  # whatever it is, the reader meets it
+            _copy(path, digest, digest)
+
     left = limit() // 2
     for path, digest, size in files:
         left -= size
         if left < 0:
             break
-        if (before := _coming.get(digest)) is None or before.done():
-            _coming[digest] = Future()
-            _queue.put((_coming[digest], path, digest))
-    while len(_threads) < AT_ONCE:  # they end with the process, whatever they are doing then
-        _threads.append(threading.Thread(target=_work, name="fetch", daemon=True))
-        _threads[-1].start()
-
-
-def _work() -> None:
-    while True:
-        future, path, digest = _queue.get()
-        try:
-            _copy(path, digest, digest)
-            future.set_result(None)
-        except BaseException as error:  # whatever it is, it is the reader's
-            future.set_exception(error)
+        if (before := _coming.get(digest)) is None or not before.is_alive():
+            # it ends with the process, whatever it is doing then
+            thread = threading.Thread(target=fetch, args=(path, digest), name="fetch", daemon=True)
+            _coming[digest] = thread
+            thread.start()
 
 
 def altered(path: Path, actual: str, expected: str) -> BitlensError:

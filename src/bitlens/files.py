@@ -156,7 +156,7 @@ def write_tensors(
 
 
 def read_tensors(
-    path: Path, names: list[str] | None = None, device: str = "cpu", digest: str | None = None
+    path: Path, names: list[str] | None = None, digest: str | None = None
 ) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors file, memory-mapped; all of them, or those in `names`.
 
@@ -165,7 +165,7 @@ def read_tensors(
     """
 
     def read(file: Path) -> dict[str, torch.Tensor]:
-        with safe_open(file, framework="pt", device=device) as opened:
+        with safe_open(file, framework="pt") as opened:
             chosen = opened.keys() if names is None else names
             return {name: opened.get_tensor(name) for name in chosen}
 
@@ -190,15 +190,6 @@ def verify_shard(path: Path, expected: str) -> None:
         raise BitlensError(f"Shard {path} is missing; restore it, or make its folder again.")
     if (actual := sha256(path)) != expected:
         raise cache.altered(path, actual, expected)
-
-
-def _is_ours(marker: Path, kind: str | None) -> bool:
-    """Whether this file was written by bitlens, and says that it is of this kind."""
-    with contextlib.suppress(OSError, ValueError):
-        content = json.loads(marker.read_text(encoding="utf-8"))
-        ours = isinstance(content, dict) and ("schema" in content or "bitlens" in content)
-        return ours and (kind is None or content.get("kind") == kind)
-    return False
 
 
 def holds_something(folder: Path) -> bool:
@@ -269,7 +260,11 @@ def prepare_output(
 
 def _refuse_others(path: Path, marker: Path, kind: str | None) -> None:
     """BitlensError for a folder that another command, or none of ours, has written."""
-    if not _is_ours(marker, kind):
+    content: Any = None
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads(marker.read_text(encoding="utf-8"))
+    ours = isinstance(content, dict) and ("schema" in content or "bitlens" in content)
+    if not ours or kind not in (None, content.get("kind")):
         of = f" of the kind {kind}" if kind else ""
         raise BitlensError(
             f"{path} was not written by this command (it has no {marker.name}{of}); choose another "

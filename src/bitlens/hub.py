@@ -58,9 +58,8 @@ def fetch(
             f"'{plain(repository)}' is neither a folder here nor the name of a repository on the "
             "hub, which is owner/name."
         )
-    if revision and (
-        ".." in revision or revision.startswith("/")
-    ):  # it becomes a path in the cache
+    # it becomes a path in the cache
+    if revision and (".." in revision or revision.startswith("/")):
         raise BitlensError(f"'{repository}' has no branch, tag or commit '{plain(revision)}'.")
     below = _below(subfolder)
     start = f"{glob.escape(below)}/" if below else ""

@@ -1,5 +1,6 @@
 """Choices that settings are made of. Imports nothing heavy: the command line's help needs them."""
 
+from pathlib import Path
 from typing import Literal
 
 Coding = Literal["descent", "step"]
@@ -10,3 +11,4 @@ Logger = Literal["tensorboard", "wandb"]
 Unit = Literal["auto", "file", "paragraph", "line"]
 TEST_FRACTION = 0.1  # share of the documents that is held out where nobody says another
 BUNDLED = "bundled"  # the language model and the text that come with the package
+BUNDLED_FOLDER = Path(__file__).parent / BUNDLED

@@ -16,11 +16,12 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bitlens import terminal
+from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ def start() -> None:
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
 
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    if (own := pick_device("auto")) != "cpu":
+        torch.cuda.set_device(torch.device(own).index or 0)
     if not is_first():
         terminal.hide()
     if distributed.is_initialized() or _store.cache_info().currsize:
@@ -228,6 +229,8 @@ def _watched(exchange: Callable[..., T]) -> Callable[..., T]:
 @_watched
 def _exchange(tensors: tuple[Tensor, ...], what: str) -> None:
     """In place; small tensors of one kind travel as one."""
+    if world_size() == 1:
+        return
     import torch
     from torch import distributed
 
@@ -239,7 +242,7 @@ def _exchange(tensors: tuple[Tensor, ...], what: str) -> None:
             distributed.all_reduce(tensor, getattr(distributed.ReduceOp, what.upper()))
 
     small: dict[Any, list[Tensor]] = {}
-    for tensor in tensors:
+    for tensor in (tensor.detach() for tensor in tensors):
         if tensor.numel() >= ALONE and tensor.is_contiguous():
             one(tensor)
         else:
@@ -254,20 +257,17 @@ def _exchange(tensors: tuple[Tensor, ...], what: str) -> None:
 
 def add(*tensors: Tensor) -> None:
     """Each tensor becomes the sum of those of all processes, in place and alike to the last bit."""
-    if world_size() > 1 and tensors:
-        _exchange(tuple(tensor.detach() for tensor in tensors), "sum")
+    _exchange(tensors, "sum")
 
 
 def largest(*tensors: Tensor) -> None:
     """Each tensor becomes, in place and by element, the largest of all processes (no bool)."""
-    if world_size() > 1 and tensors:
-        _exchange(tuple(tensor.detach() for tensor in tensors), "max")
+    _exchange(tensors, "max")
 
 
 def take_from_first(*tensors: Tensor) -> None:
     """Each tensor becomes that of the first process, in place."""
-    if world_size() > 1 and tensors:
-        _exchange(tuple(tensor.detach() for tensor in tensors), "first")
+    _exchange(tensors, "first")
 
 
 @_watched
@@ -312,23 +312,6 @@ def from_first(value: Any) -> Any:
     octets[: len(text)] = torch.frombuffer(bytearray(text or b" "), dtype=torch.uint8)[: len(text)]
     take_from_first(octets)
     return json.loads(octets.numpy().tobytes())
-
-
-def tensors_from_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The named tensors of the first process, in all of them, on the CPU."""
-    if world_size() == 1:
-        return dict(tensors)
-    import torch
-
-    table = [[k, list(v.shape), str(v.dtype).removeprefix("torch.")] for k, v in tensors.items()]
-    here = {
-        name: tensors[name].detach().cpu().contiguous()
-        if is_first()
-        else torch.empty(shape, dtype=getattr(torch, dtype))
-        for name, shape, dtype in from_first(table)
-    }
-    take_from_first(*here.values())
-    return here
 
 
 def wait_for_all() -> None:

@@ -30,21 +30,8 @@ METHODS = ("exists", "is_dir", "is_file", "iterdir", "glob", "stat", "open", "un
 METHODS += ("read_text", "read_bytes")
 HERE = {"file", "local"}
 # where what is put appears whole or not at all; elsewhere it is put beside, and renamed
-WHOLE = {
-    "s3",
-    "s3a",
-    "gs",
-    "gcs",
-    "az",
-    "abfs",
-    "abfss",
-    "adl",
-    "oss",
-    "oci",
-    "tos",
-    "hf",
-    "memory",
-}
+WHOLE = {"s3", "s3a", "gs", "gcs", "oss", "oci", "tos", "hf", "memory"}
+WHOLE |= {"az", "abfs", "abfss", "adl"}
 
 
 def is_address(path: Path | str) -> bool:
@@ -125,13 +112,10 @@ def _require(protocol: str) -> None:
     except ImportError as error:
         package = known_implementations.get(protocol, {}).get("class", "").partition(".")[0]
         wanted = "universal_pathlib" if error.name == "upath" else package
+        what = f"{protocol}:// addresses need a package: pip install {wanted}."
         if wanted == "fsspec":  # its own class, of another package
-            raise BitlensError(
-                f"{protocol}:// cannot be opened: {error}; pip install it."
-            ) from None
-        raise BitlensError(
-            f"{protocol}:// addresses need a package: pip install {wanted}."
-        ) from None
+            what = f"{protocol}:// cannot be opened: {error}; pip install it."
+        raise BitlensError(what) from None
 
 
 @contextlib.contextmanager

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from bitlens import processes
-from bitlens.files import replacing
+from bitlens.files import read_tensors, replacing
 
 BLOCK_BYTES = 64 << 20  # of a tensor that are exchanged at a time
 Parts = Mapping[str, int]
@@ -59,23 +58,23 @@ def write(path: Path, tensors: Mapping[str, Tensor], parts: Parts, metadata: str
 def read(path: Path, parts: Parts) -> dict[str, Tensor]:
     """Called in all processes: the first reads a file -> of each tensor this process's part, the
     whole where it has none; on the CPU"""
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(safe_open(path, "pt")) if processes.is_first() else None
-        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()} if file else {}  # noqa: SIM118
-        found = processes.from_first(shapes).items()
-        return {key: _read(file, key, shape, _dim(key, len(shape), parts)) for key, shape in found}
+    there = read_tensors(path) if processes.is_first() else {}
+    table = [[k, list(v.shape), str(v.dtype).removeprefix("torch.")] for k, v in there.items()]
+    return {
+        key: _read(there.get(key), shape, getattr(torch, dtype), _dim(key, len(shape), parts))
+        for key, shape, dtype in processes.from_first(table)
+    }
 
 
-def _read(file: Any, key: str, shape: list[int], dim: int | None) -> Tensor:
+def _read(there: Tensor | None, shape: list[int], dtype: torch.dtype, dim: int | None) -> Tensor:
     if not shape:
-        number = file.get_tensor(key) if file else torch.empty(())
+        number = torch.empty((), dtype=dtype) if there is None else there.clone()
         processes.take_from_first(number)
         return number
     own, kept = processes.part(shape[dim or 0]), []
     for rows in _slices(*shape):
-        block = torch.empty(rows.stop - rows.start, *shape[1:])
-        if file:
-            block.copy_(file.get_slice(key)[rows])
+        size = rows.stop - rows.start, *shape[1:]
+        block = torch.empty(size, dtype=dtype) if there is None else there[rows].clone()
         processes.take_from_first(block)
         if dim == 0:
             block = block[max(0, own.start - rows.start) : max(0, own.stop - rows.start)].clone()
@@ -106,7 +105,7 @@ def _blocks(tensor: Tensor, dim: int | None, sizes: list[int]) -> Iterator[tuple
 def _slices(rows: int, *others: int) -> Iterator[slice]:
     """Of so many rows, each of a block of the others' product of numbers."""
     size = max(1, BLOCK_BYTES // (4 * max(1, math.prod(others))))
-    return (slice(first, min(first + size, rows)) for first in range(0, rows, size))
+    return (slice(first, min(first + size, rows)) for first in range(0, max(1, rows), size))
 
 
 def _dim(key: str, dimensions: int, parts: Parts) -> int | None:

@@ -84,7 +84,7 @@ def sweep(
     if only_plan.get():
         raise PlanOnly(_plan(members, source))
     prepare_output(out, resume, overwrite, marker=SUMMARY, kind=KIND)
-    _write(out, [member.row() for member in members])
+    _written(out, members)
     sources = {None: source, getattr(source, "test_fraction", None): source}
     try:
         for member in members:
@@ -98,14 +98,14 @@ def sweep(
     finally:
         for member in members:
             member.close()
-    rows = [member.row() for member in members]
-    _write(out, rows)
-    return rows
+    return _written(out, members)
 
 
-def _write(out: Path, rows: list[Row]) -> None:
+def _written(out: Path, members: list[_Member]) -> list[Row]:
     about = {"schema": SCHEMA, "kind": KIND, "bitlens_version": __version__}
+    rows = [member.row() for member in members]
     write_json(out / SUMMARY, {**about, "runs": rows})
+    return rows
 
 
 def _plan(members: list[_Member], source: HiddenSource) -> MemoryPlan:
@@ -236,18 +236,16 @@ class _Member:
         except BitlensError as error:
             return error
 
-    def keep(self, results: Any, save: bool) -> None:
+    def keep(self, results: tuple[Losses, torch.Tensor] | BitlensError, save: bool) -> None:
         assert self.run is not None
         if isinstance(results, BitlensError):
             raise results
         with terminal.bar(self.name, shown=False):  # all runs share one bar
-            losses, rates = results
-            self.run.keep(losses, rates, save)
+            self.run.keep(*results, save)
         self.end_if_done()
 
     def end_if_done(self) -> None:
-        if self.run is not None and not self.run.left:
-            run = self.run
+        if (run := self.run) is not None and not run.left:
             self.close()
             self.model = run.finish()
 
@@ -305,9 +303,7 @@ def _train(members: list[_Member], out: Path) -> None:
     """All steps of all of them that are left."""
     total = sum(member.config.steps for member in members)
     cuda = _on_gpu(members)
-    rounds: Any = _rounds(members)
-    if cuda:
-        rounds = prefetched(rounds)
+    rounds: Any = prefetched(_rounds(members)) if cuda else _rounds(members)
     threads = 1 if cuda else _side_by_side(sum(member.to_read for member in members))
     with contextlib.closing(rounds), ThreadPoolExecutor(threads) as pool, stop_on_signals() as stop:
         step: Any = map if threads == 1 else pool.map

@@ -29,7 +29,21 @@ KIND = "bitlens.codes"
 MANIFEST = "manifest.json"
 
 
-class Columns(Protocol):
+class TextRows(Protocol):
+    """Rows in the order of their text: `Codes`, a store, or what was read now."""
+
+    @property
+    def token(self) -> torch.Tensor:
+        """Token id of each row"""
+        ...
+
+    @property
+    def document(self) -> torch.Tensor:
+        """Document of each row"""
+        ...
+
+
+class Columns(TextRows, Protocol):
     """What is known of rows beside hidden states or bits: `Codes`, or the store of their origin."""
 
     @property
@@ -40,16 +54,6 @@ class Columns(Protocol):
     @property
     def manifest(self) -> dict[str, Any]:
         """What the folder says of itself"""
-        ...
-
-    @property
-    def token(self) -> torch.Tensor:
-        """Token id of each row"""
-        ...
-
-    @property
-    def document(self) -> torch.Tensor:
-        """Document of each row"""
         ...
 
     @property

@@ -29,16 +29,10 @@ SHORTS = 8  # 32-bit words of two latents that are compared at a time
 def _add_pairs(column, words, counts):
     """Add the rows, of SHORTS words, in which one latent and each of some others are both on."""
     for j in range(len(counts)):
-        counts[j] += np.int32(
-            popcount(column[0] & words[0, j])
-            + popcount(column[1] & words[1, j])
-            + popcount(column[2] & words[2, j])
-            + popcount(column[3] & words[3, j])
-            + popcount(column[4] & words[4, j])
-            + popcount(column[5] & words[5, j])
-            + popcount(column[6] & words[6, j])
-            + popcount(column[7] & words[7, j])
-        )
+        pairs = np.uint32(0)
+        for w in range(SHORTS):
+            pairs += popcount(column[w] & words[w, j])
+        counts[j] += np.int32(pairs)
 
 
 @kernel
@@ -128,41 +122,36 @@ def _signed(bits, up, down):
 
 
 @kernel
+def _added(sums, rows, up, down):
+    """Four sums, each with the signed bits more of a word of one of four rows."""
+    x, y, z, t = rows
+    return (
+        sums[0] + _signed(x, up, down),
+        sums[1] + _signed(y, up, down),
+        sums[2] + _signed(z, up, down),
+        sums[3] + _signed(t, up, down),
+    )
+
+
+@kernel
 def _signed_tile(rows, up, down, out):
     """out[i, j] = popcount(rows[i] & up[j]) - popcount(rows[i] & down[j]), sixteen at a time.
 
     Two passes of a tile of plain counts would take up to a quarter longer.
     """
+    zero = np.int64(0)
     for i in range(0, len(rows), 4):
         for j in range(0, len(up), 4):
-            a = b = c = d = e = f = g = h = np.int64(0)
-            k = l = m = n = o = p = q = r = np.int64(0)
+            first = second = third = fourth = (zero, zero, zero, zero)
             for w in range(rows.shape[1]):
-                x, y, z, t = rows[i, w], rows[i + 1, w], rows[i + 2, w], rows[i + 3, w]
-                s, u = up[j, w], down[j, w]
-                a += _signed(x, s, u)
-                e += _signed(y, s, u)
-                k += _signed(z, s, u)
-                o += _signed(t, s, u)
-                s, u = up[j + 1, w], down[j + 1, w]
-                b += _signed(x, s, u)
-                f += _signed(y, s, u)
-                l += _signed(z, s, u)
-                p += _signed(t, s, u)
-                s, u = up[j + 2, w], down[j + 2, w]
-                c += _signed(x, s, u)
-                g += _signed(y, s, u)
-                m += _signed(z, s, u)
-                q += _signed(t, s, u)
-                s, u = up[j + 3, w], down[j + 3, w]
-                d += _signed(x, s, u)
-                h += _signed(y, s, u)
-                n += _signed(z, s, u)
-                r += _signed(t, s, u)
-            out[i, j], out[i, j + 1], out[i, j + 2], out[i, j + 3] = a, b, c, d
-            out[i + 1, j], out[i + 1, j + 1], out[i + 1, j + 2], out[i + 1, j + 3] = e, f, g, h
-            out[i + 2, j], out[i + 2, j + 1], out[i + 2, j + 2], out[i + 2, j + 3] = k, l, m, n
-            out[i + 3, j], out[i + 3, j + 1], out[i + 3, j + 2], out[i + 3, j + 3] = o, p, q, r
+                some = rows[i, w], rows[i + 1, w], rows[i + 2, w], rows[i + 3, w]
+                first = _added(first, some, up[j, w], down[j, w])
+                second = _added(second, some, up[j + 1, w], down[j + 1, w])
+                third = _added(third, some, up[j + 2, w], down[j + 2, w])
+                fourth = _added(fourth, some, up[j + 3, w], down[j + 3, w])
+            for column, sums in enumerate((first, second, third, fourth)):
+                for row in range(4):
+                    out[i + row, j + column] = sums[row]
 
 
 @kernel(parallel=True)

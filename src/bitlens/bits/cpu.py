@@ -6,7 +6,7 @@ import numba
 import numpy as np
 
 from bitlens.bits.kernel import kernel
-from bitlens.bits.words import LANES, popcount, torch_threads, trailing_zeros, turn, words_for
+from bitlens.bits.words import LANES, popcount, torch_threads, turn, words_for
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
 
@@ -53,27 +53,6 @@ def pack(z: np.ndarray, width: np.ndarray | None = None) -> np.ndarray:
     with torch_threads():
         _pack(z, np.empty(0, np.float32) if width is None else width, words)
     return words
-
-
-@kernel(parallel=True)
-def _permute(rows, places, permuted):
-    for i in numba.prange(len(rows)):
-        for w in range(rows.shape[1]):
-            word = rows[i, w]
-            while word:
-                column = w * 64 + np.int64(trailing_zeros(word))
-                word &= word - np.uint64(1)
-                if column < len(places):  # what lies on a disk may say otherwise
-                    place = places[column]
-                    permuted[i, place // 64] |= np.uint64(1) << np.uint64(place % 64)
-
-
-def permute(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Row-major uint64 `[n, words]` with column j at `places[j]`, int64 `[n_columns]`"""
-    permuted = np.zeros_like(rows)
-    with torch_threads():
-        _permute(rows, places, permuted)
-    return permuted
 
 
 @kernel(parallel=True)
@@ -143,32 +122,31 @@ def column_counts(rows: np.ndarray, n_columns: int) -> np.ndarray:
 
 
 @kernel
+def _counted(sums, word, others):
+    """Four sums, each with the bits more that the word has in common with one of four others."""
+    a, b, c, d = others
+    return (
+        sums[0] + np.int64(popcount(word & a)),
+        sums[1] + np.int64(popcount(word & b)),
+        sums[2] + np.int64(popcount(word & c)),
+        sums[3] + np.int64(popcount(word & d)),
+    )
+
+
+@kernel
 def _count_tile(left, right, counts):
     """Add popcount(left[i] & right[j]) to counts[i, j]; sixteen sums stay in registers."""
+    zero = np.int64(0)
     for i in range(0, len(left), 4):
         for j in range(0, len(right), 4):
-            a = b = c = d = e = f = g = h = np.int64(0)
-            k = l = m = n = o = p = q = r = np.int64(0)
+            first = second = third = fourth = (zero, zero, zero, zero)
             for w in range(left.shape[1]):
-                x, y, z, t = left[i, w], left[i + 1, w], left[i + 2, w], left[i + 3, w]
-                s, u, v, q_ = right[j, w], right[j + 1, w], right[j + 2, w], right[j + 3, w]
-                a += np.int64(popcount(x & s))
-                b += np.int64(popcount(x & u))
-                c += np.int64(popcount(x & v))
-                d += np.int64(popcount(x & q_))
-                e += np.int64(popcount(y & s))
-                f += np.int64(popcount(y & u))
-                g += np.int64(popcount(y & v))
-                h += np.int64(popcount(y & q_))
-                k += np.int64(popcount(z & s))
-                l += np.int64(popcount(z & u))
-                m += np.int64(popcount(z & v))
-                n += np.int64(popcount(z & q_))
-                o += np.int64(popcount(t & s))
-                p += np.int64(popcount(t & u))
-                q += np.int64(popcount(t & v))
-                r += np.int64(popcount(t & q_))
-            for row, sums in enumerate(((a, b, c, d), (e, f, g, h), (k, l, m, n), (o, p, q, r))):
+                others = right[j, w], right[j + 1, w], right[j + 2, w], right[j + 3, w]
+                first = _counted(first, left[i, w], others)
+                second = _counted(second, left[i + 1, w], others)
+                third = _counted(third, left[i + 2, w], others)
+                fourth = _counted(fourth, left[i + 3, w], others)
+            for row, sums in enumerate((first, second, third, fourth)):
                 for column in range(4):
                     counts[i + row, j + column] += sums[column]
 

@@ -11,9 +11,9 @@ for one that is off, and go on. What a flip gains follows from the correlations
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,62 +92,29 @@ def descend(
         raise BitlensError("Rows with NaN or infinite values have no code; leave them out.")
     tolerance = TOLERANCE * (x - b).square().sum(1)
     descent = Descent(W, b, price, G, len(W) * 4 if flips is None else flips, exchanges)
-    if x.device.type == "cpu":
-        search, size = _search_cpu, BLOCK_BYTES
-    else:
-        search, size = search_batch, BLOCK_BYTES if G is None else GPU_BLOCK_BYTES
+    kernel = descent_cpu if x.device.type == "cpu" else descent_cuda
+    size = BLOCK_BYTES if G is None or kernel is descent_cpu else GPU_BLOCK_BYTES
     block = max(16, size // (4 * len(W)))
     found = torch.empty(len(x), words_for(len(W)), dtype=torch.int64, device=x.device)
     for first in range(0, len(x), block):
         rows = slice(first, first + block)
         begin = None if start is None else start[rows]
-        found[rows] = search(descent, x[rows], begin, tolerance[rows]).words
+        found[rows] = search(descent, x[rows], begin, tolerance[rows], kernel).words
     return PackedBits(found, len(W))
 
 
-def _search_cpu(
-    descent: Descent, x: Tensor, start: PackedBits | None, tolerance: Tensor
+def search(
+    descent: Descent, x: Tensor, start: PackedBits | None, tolerance: Tensor, kernel: ModuleType
 ) -> PackedBits:
-    W, G = descent.W.detach().numpy(), None if descent.G is None else descent.G.numpy()
-    words = np.zeros((len(x), words_for(len(W))), np.uint64)
-    words = words if start is None else start.numpy().copy()
-    left = np.full(len(x), descent.flips, np.int64)
-    rows = np.arange(len(x))
-    while len(rows):
-        some = torch.from_numpy(rows)
-        mine = words[rows]
-        on = PackedBits.from_numpy(mine, len(W))
-        made = descent_cpu.descend(
-            descent.gains(x[some], on).numpy(),
-            G,
-            W,
-            mine,
-            left[rows],
-            descent.exchanges,
-            tolerance[some].numpy(),
-            CANDIDATES,
-        )
-        words[rows] = mine
-        left[rows] -= made
-        if G is not None:
-            break
-        # rows whose candidates are settled are looked at in full once more
-        rows = rows[(made > 0) & (left[rows] > 0)]
-    return PackedBits.from_numpy(words, len(W))
-
-
-def search_batch(
-    descent: Descent, x: Tensor, start: PackedBits | None, tolerance: Tensor
-) -> PackedBits:
-    """The same for a GPU. start: None for no bits. With a G, nothing waits for the device."""
+    """By one of the two kernels. start: None for no bits. With a G, nothing waits for a GPU."""
     m, bits = len(descent.W), start
-    words = torch.zeros(len(x), words_for(m), dtype=torch.int64, device=x.device)
-    words = words if start is None else start.words.clone()
+    none = torch.zeros(len(x), words_for(m), dtype=torch.int64, device=x.device)
+    words = none if start is None else start.words.clone()
     left = torch.full((len(x),), descent.flips, dtype=torch.int32, device=x.device)
     rows = torch.arange(len(x), device=x.device)
     while len(rows):
         mine = words[rows]
-        made = descent_cuda.descend(
+        made = kernel.descend(
             descent.gains(x[rows], bits),
             descent.G,
             descent.W,
@@ -161,6 +128,7 @@ def search_batch(
         left[rows] -= made
         if descent.G is not None:
             break
+        # rows whose candidates are settled are looked at in full once more
         rows = rows[(made > 0) & (left[rows] > 0)]
         bits = PackedBits(words[rows], m)
     return PackedBits(words, m)

@@ -14,6 +14,8 @@ which the rows of G that are needed are computed from the dictionary.
 
 import numba
 import numpy as np
+import torch
+from torch import Tensor
 
 from bitlens.bits.kernel import kernel
 from bitlens.bits.products import dot, dots
@@ -233,26 +235,28 @@ def _descend_candidates(a, W, words, flips, most, size, exchanges, tolerance):
 
 
 def descend(
-    a: np.ndarray,
-    G: np.ndarray | None,
-    W: np.ndarray,
-    words: np.ndarray,
-    most: np.ndarray,
+    a: Tensor,
+    G: Tensor | None,
+    W: Tensor,
+    words: Tensor,
+    most: Tensor,
     exchanges: bool,
-    tolerance: np.ndarray,
+    tolerance: Tensor,
     candidates: int,
-) -> np.ndarray:
+) -> Tensor:
     """Flip the bits `words` until no flip gains more than the tolerance -> flips made, int64 `[n]`
 
     a: float32 `[n, m]`, `b_j - G_jj - 2 sum_{i on} G_ij` of each row, used up. G: float32 `[m, m]`,
     symmetric; without it `W W^T` of the dictionary W, float32 `[m, d]`, and rows are searched only
-    among the bits that are on and so many `candidates` of the highest gains. words: uint64
-    `[n, ceil(m / 64)]`, changed in place. most: int64 `[n]`, flips a row. tolerance: float32 `[n]`.
+    among the bits that are on and so many `candidates` of the highest gains. words: int64
+    `[n, ceil(m / 64)]`, changed in place. most: int32 `[n]`, flips a row. tolerance: float32 `[n]`.
     """
-    flips = np.empty(len(a), np.int64)
+    flips, limits = np.empty(len(a), np.int64), most.numpy().astype(np.int64)
+    rows, bits, least = a.numpy(), words.numpy().view(np.uint64), tolerance.numpy()
     with torch_threads():
         if G is not None:
-            _descend(a, G, words, flips, most, exchanges, tolerance)
+            _descend(rows, G.numpy(), bits, flips, limits, exchanges, least)
         else:
-            _descend_candidates(a, W, words, flips, most, candidates, exchanges, tolerance)
-    return flips
+            dictionary = W.detach().numpy()
+            _descend_candidates(rows, dictionary, bits, flips, limits, candidates, exchanges, least)
+    return torch.from_numpy(flips)

@@ -29,7 +29,7 @@ def descend(
     tolerance: Tensor,
     candidates: int,
 ) -> Tensor:
-    """As `descent_cpu.descend`, of tensors: words int64, most int32 -> flips made, int32 `[n]`"""
+    """As `descent_cpu.descend` -> flips made, int32 `[n]`"""
     if G is not None:
         return _flip_rows(a, G, words, most, exchanges, tolerance)
     m = len(W)
@@ -94,19 +94,14 @@ class Rows:
         self.on[at] ^= active
         self.left.sub_(active.int())
 
-    def flip_best(self) -> Tensor:
-        """Flip the best bit of each row that gains -> whether it did `[n]`"""
-        top = self.v.max(1)
-        active = (top.values > self.tolerance) & (self.left > 0)
-        self.flip(top.indices, active)
-        return active
-
     def flip_while_it_gains(self) -> None:
-        """One look at the host for each eight flips."""
+        """The best bit of each row. One look at the host for each eight flips."""
         active = self.left > 0
         while active.any():
             for _ in range(LOOK):
-                active = self.flip_best()
+                top = self.v.max(1)
+                active = (top.values > self.tolerance) & (self.left > 0)
+                self.flip(top.indices, active)
 
     def exchange(self) -> bool:
         """Make the best exchange of each row -> whether any gained"""

@@ -124,7 +124,8 @@ class _Shard(NamedTuple):
     def search(self, rows: _Rows, flips: int) -> Tensor:
         """-> words of the bits"""
         left = torch.full_like(rows.tolerance, flips, dtype=torch.int64)
-        place, known = torch.arange(len(left), device=left.device), _Known.none(self.W)
+        place = torch.arange(len(left), device=left.device)
+        known = _Known(place[:0], self.W[:0])
         while True:
             some = _Rows(*(part[place] for part in rows))
             told = self.best(some)
@@ -178,11 +179,6 @@ class _Known(NamedTuple):
 
     names: Tensor
     rows: Tensor
-
-    @classmethod
-    def none(cls, W: Tensor) -> _Known:
-        """Before the first round."""
-        return cls(torch.empty(0, dtype=torch.int64, device=W.device), W[:0])
 
     def of(self, names: Tensor, shard: _Shard) -> tuple[_Known, Tensor]:
         """The decoder rows of latents `[n, c]`, `[n, c, d]`, and what is known after these."""

@@ -120,8 +120,8 @@ class PackedBits:
         return min(WORD, self.n_latents - index * WORD)
 
     def permuted(self, places: torch.Tensor) -> PackedBits:
-        """With each latent at another place, int64 `[n_latents]`; on the CPU."""
-        return PackedBits.from_numpy(cpu.permute(self.numpy(), places.numpy()), self.n_latents)
+        """With each latent at another place, int64 `[n_latents]`"""
+        return self.transpose()[places.argsort()].transpose()
 
     def column(self, latent: int) -> torch.Tensor:
         """One latent's bits in all rows -> int64 0 and 1, `[rows]`"""

@@ -18,8 +18,9 @@ from bitlens.causal.losses import SpliceLosses, SpliceSums
 from bitlens.errors import BitlensError
 from bitlens.hidden.hooks import attach
 from bitlens.hidden.models import LanguageModel
+from bitlens.hidden.paired import PairedStore
 from bitlens.hidden.split import unseen
-from bitlens.hidden.store import ActivationStore, PairedStore
+from bitlens.hidden.store import ActivationStore
 from bitlens.results import brief
 from bitlens.seeding import generator
 

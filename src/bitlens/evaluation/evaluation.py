@@ -24,8 +24,9 @@ from bitlens.evaluation.numbers import (
     Subject,
 )
 from bitlens.hidden.models import LanguageModel
+from bitlens.hidden.paired import PairedStore
 from bitlens.hidden.split import unseen
-from bitlens.hidden.store import ActivationStore, PairedStore
+from bitlens.hidden.store import ActivationStore
 from bitlens.information.moments import Covariance
 from bitlens.information.plan import entropy_plan
 from bitlens.memory import MemoryPlan, require

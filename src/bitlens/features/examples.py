@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
-from bitlens.bits.codes import Codes
+from bitlens.bits.codes import Codes, TextRows
 from bitlens.hidden.pieces import BYTES, in_text, outside
 from bitlens.seeding import generator
 
 PLAIN = str.maketrans("«»\n", "‹›⏎")
 """of a text in which one token is «marked», on one line: its own quotation marks are no marks"""
-
-
-class TextRows(Protocol):
-    """Rows in the order of their text: `Codes`, a store, or what was read now."""
-
-    @property
-    def token(self) -> torch.Tensor:
-        """Token id of each row"""
-        ...
-
-    @property
-    def document(self) -> torch.Tensor:
-        """Document of each row"""
-        ...
 
 
 class Example(NamedTuple):

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitlens.hidden.documents import Corpus as Corpus
     from bitlens.hidden.models import LanguageModel as LanguageModel
+    from bitlens.hidden.paired import PairedStore as PairedStore
     from bitlens.hidden.source import HiddenSource as HiddenSource
     from bitlens.hidden.source import TensorSource as TensorSource
     from bitlens.hidden.store import ActivationStore as ActivationStore
-    from bitlens.hidden.store import PairedStore as PairedStore
 
 _HOME = {"Corpus": "documents", "LanguageModel": "models"}
+_HOME |= {"ActivationStore": "store", "PairedStore": "paired"}
 _HOME |= dict.fromkeys(("HiddenSource", "TensorSource"), "source")
-_HOME |= dict.fromkeys(("ActivationStore", "PairedStore"), "store")
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.resources
 import io
 import itertools
 import json
@@ -31,7 +30,7 @@ from bitlens.hidden.reading import (
     rows_of,
     saved_folder,
 )
-from bitlens.options import BUNDLED, Unit
+from bitlens.options import BUNDLED, BUNDLED_FOLDER, Unit
 from bitlens.seeding import generator
 
 LONG, PIECE = 8000, 2000  # characters, four or so a token
@@ -181,9 +180,9 @@ class Corpus:
 
 
 def _local(source: str) -> Path | None:
-    """The file or folder that a source names; None where it can only be a dataset of the"""
+    """The file or folder that a source names; None where it can only be a dataset of the hub."""
     if source == BUNDLED:
-        return Path(str(importlib.resources.files("bitlens") / "bundled" / "corpus.jsonl.gz"))
+        return BUNDLED_FOLDER / "corpus.jsonl.gz"
     path = Path(source).expanduser()
     try:
         if path.exists():

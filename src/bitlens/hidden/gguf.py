@@ -182,11 +182,8 @@ def _read_once_without_bars(reader: Any) -> Iterator[None]:
         (gguf, "GGUFReader", lambda path: reader),
         (transformers_gguf, "tqdm", lambda items, **settings: items),
     ]
-    former = [getattr(module, name, None) for module, name, _ in instead]
-    try:
+    with contextlib.ExitStack() as stack:
         for module, name, new in instead:
+            stack.callback(setattr, module, name, getattr(module, name, None))
             setattr(module, name, new)
         yield
-    finally:
-        for (module, name, _), old in zip(instead, former, strict=True):
-            setattr(module, name, old)

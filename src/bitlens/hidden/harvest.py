@@ -49,10 +49,8 @@ class HarvestPlan:
     def __str__(self) -> str:
         from rich.filesize import decimal
 
-        rows, stores = (
-            "an unknown number of rows (cap it with `max_rows`)",
-            "stores of unknown size",
-        )
+        rows = "an unknown number of rows (cap it with `max_rows`)"
+        stores = "stores of unknown size"
         if self.rows is not None and self.store_bytes is not None:
             rows, stores = f"about {self.rows:,} rows", f"{decimal(self.store_bytes)} of stores"
         sentence = f"{rows}; {self.memory}; disk: {stores}"

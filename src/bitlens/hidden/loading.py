@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.resources
 import os
 import textwrap
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from bitlens.hidden.hooks import Architecture, HookPoint
 from bitlens.hidden.spread import entrance, refuse_split
 from bitlens.hidden.trace import NeedsAllLayers, Trace
 from bitlens.memory import asked_for
-from bitlens.options import BUNDLED
+from bitlens.options import BUNDLED, BUNDLED_FOLDER
 from bitlens.remote import place
 
 
@@ -256,7 +255,7 @@ def _reason(error: Exception, name: str) -> str:
 
 def bundled_folder() -> Path:
     """Folder of the language model that is installed with bitlens."""
-    return Path(str(importlib.resources.files("bitlens") / "bundled" / "model"))
+    return BUNDLED_FOLDER / "model"
 
 
 def folder_of(name: str) -> str:

@@ -211,9 +211,8 @@ class LanguageModel:
         """Tokens that the model reads at once, by its configuration and learned positions; None if
         neither says."""
         config = self.config.get_text_config()
-        limits = [
-            getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")
-        ]
+        names = ("max_position_embeddings", "max_seq_len")
+        limits = [getattr(config, name, None) for name in names]
         for path, first in self._positions.items():
             table: Any = self.base.get_submodule(path)
             limits.append(len(table.weight) - first)

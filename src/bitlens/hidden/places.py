@@ -62,7 +62,10 @@ class Places:
             hook = self.model.base.register_forward_pre_hook(self._see, with_kwargs=True)
             stack.enter_context(hook)
             if hasattr(network, "generate"):
-                stack.callback(_restore, network, network.__dict__.get("generate"))
+                if "generate" in vars(network):
+                    stack.callback(setattr, network, "generate", network.generate)
+                else:  # it is the class's
+                    stack.callback(delattr, network, "generate")
                 network.generate = self._noticing(network.generate)
             yield self
 
@@ -85,15 +88,17 @@ class Places:
         given = {**given, **given.get("kwargs", {})}
         ids: Tensor | None = given.get("input_ids")
         batch, length = (given["inputs_embeds"] if ids is None else ids).shape[:2]
-        mask, past = given.get("attention_mask"), _length_of(given.get("past_key_values"))
+        mask: Any = given.get("attention_mask")
         if mask is None:
+            cache: Any = given.get("past_key_values")
+            past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
             mask = torch.ones(batch, past + length, dtype=torch.long)
         elif not isinstance(mask, Tensor) or mask.dim() != 2:
             raise BitlensError(
                 "Where the padding is cannot be read from an attention mask that is not "
                 "`[batch, length]`; use the model's usual cache."
             )
-        real = mask.cpu().bool()
+        real: Tensor = mask.cpu().bool()
         past = real.shape[1] - length
         index = real.long().cumsum(1) - 1
         first = not past and not self._generating
@@ -159,15 +164,3 @@ def spread(rows: Tensor, batch: Tensor) -> Tensor:
             f"{len(rows)} sequences were described, and the model reads {len(batch)}."
         )
     return rows.repeat_interleave(times, 0)
-
-
-def _length_of(cache: Any) -> int:
-    """Tokens that a cache holds."""
-    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
-
-
-def _restore(network: Any, generate: Any) -> None:
-    if generate is None:
-        del network.generate
-    else:
-        network.generate = generate

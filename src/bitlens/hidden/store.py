@@ -12,13 +12,14 @@ import copy
 import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from bitlens.cache import Wanted, ahead, has
+from bitlens.cache import ahead, has
 from bitlens.errors import BitlensError
 from bitlens.files import read_manifest, read_tensors, required, verify_shard
 from bitlens.forms import fits, require_columns
@@ -38,9 +39,6 @@ ABOUT = (
     *("model", "revision", "model_digest", "hook", "corpus", "documents_of", "context_length"),
     *("packed", "prepend_bos", "d_in", "rows", "std", "outlier_norm"),
 )
-# What two stores of one harvest have in common, beside the rows of each shard.
-OF_ONE_HARVEST = ("model", "revision", "model_digest", "corpus", "context_length", "packed")
-OF_ONE_HARVEST += ("prepend_bos", "test_fraction")
 WINDOW_BYTES = 1 << 30
 OUTLIER_MULTIPLE = 10.0  # of the median norm
 FEW_DOCUMENTS = 50
@@ -100,7 +98,7 @@ class ActivationStore(HiddenSource):
         self._finite: set[int] = set()
         self._splits: list[Split] | None = None
         self._window: tuple[Any, Tensor] | None = None
-        self._order: tuple[int, int, list[Any]] | None = None  # of the windows that are being read
+        self._next: dict[Any, Any] = {}  # what is read after each window
 
     @property
     def packed_for(self) -> float | None:
@@ -180,12 +178,17 @@ class ActivationStore(HiddenSource):
             origin = read_tensors(path, ["document", "position"])
             refuse_non_finite(hidden, row_norms(hidden), origin, before, hook, path)
 
+    def _in_order(self, names: list[str] | None = None) -> Iterator[dict[str, Tensor]]:
+        """Of one shard after another, as `shard`; those that follow are fetched ahead."""
+        for index in range(len(self.shards)):
+            self._ahead(range(index, min(index + AT_ONCE, len(self.shards))))
+            yield self.shard(index, names)
+
     def _ahead(self, shards: Iterable[int]) -> None:
         """Begin to fetch these shards, if they are remote."""
         if is_remote(self.path):
             entries = [self.shards[index] for index in shards]
-            files = ((self.path / e["file"], e["sha256"], e["bytes"]) for e in entries)
-            ahead(Wanted(*file) for file in files)
+            ahead((self.path / e["file"], e["sha256"], e["bytes"]) for e in entries)
 
     def _columns(self, names: list[str]) -> Iterator[dict[str, Tensor]]:
         """Small columns of one shard after another; of remote ones, several at once."""
@@ -242,7 +245,7 @@ class ActivationStore(HiddenSource):
     def windows(self, seed: int, epoch: int) -> list[Any]:
         """The shards of each window, of WINDOW_BYTES at most if it is not one shard."""
         windows = self._shuffled(seed, epoch)
-        self._order = (seed, epoch, windows)
+        self._next = dict(pairwise([*windows, *self._shuffled(seed, epoch + 1)[:1]]))
         return windows
 
     def _shuffled(self, seed: int, epoch: int) -> list[Any]:
@@ -257,14 +260,6 @@ class ActivationStore(HiddenSource):
             windows[-1] += (index,)
         return windows
 
-    def _after(self, key: Any) -> tuple[int, ...]:
-        """The shards of the window that follows this one, in the order that is being read."""
-        if self._order is None or key not in self._order[2]:
-            return ()
-        seed, epoch, windows = self._order
-        place = windows.index(key) + 1
-        return windows[place] if place < len(windows) else self._shuffled(seed, epoch + 1)[0]
-
     def window(self, key: Any) -> Tensor:
         """The training rows of these shards, `[rows, d_in]`; those of one window are kept."""
         if self._window is None or self._window[0] != key:
@@ -272,7 +267,7 @@ class ActivationStore(HiddenSource):
             self._ahead(key)
             parts = [self.shard(i, ["hidden"])["hidden"][self.splits()[i].train] for i in key]
             self._window = (key, parts[0] if len(parts) == 1 else torch.cat(parts))
-            self._ahead(self._after(key))
+            self._ahead(self._next.get(key, ()))
         return self._window[1]
 
     def sample(self, n: int, seed: torch.Generator, part: str = "train") -> Tensor:
@@ -299,9 +294,7 @@ class ActivationStore(HiddenSource):
 
         part: `train`, `test`, `usual` (both) or `all` (rows of outlying norm, too).
         """
-        for index, split in enumerate(self.splits()):
-            self._ahead(range(index, min(index + AT_ONCE, len(self.shards))))
-            tensors = self.shard(index)
+        for split, tensors in zip(self.splits(), self._in_order(), strict=True):
             usual, every = torch.cat(split).sort().values, torch.arange(len(tensors["norm"]))
             rows = {**split._asdict(), "usual": usual, "all": every}[part]
             for chosen in rows.split(block):
@@ -316,61 +309,5 @@ class ActivationStore(HiddenSource):
                 f"The store {self.path} was imported without its text, so no model can be run on "
                 "it."
             )
-        for index in range(len(self.shards)):
-            self._ahead(range(index, min(index + AT_ONCE, len(self.shards))))
-            tensors = self.shard(index, [*COLUMNS, "context", "context_tokens"])
+        for tensors in self._in_order([*COLUMNS, "context", "context_tokens"]):
             yield tensors.pop("context_tokens").long(), tensors
-
-
-class PairedStore(ActivationStore):
-    """The store `inputs` whose rows hold the same token's hidden state in `targets` beside their
-    own, `[rows, d_in + d_out]`. A row of outlying norm in either is left out. For transcoders."""
-
-    def __init__(
-        self, inputs: Path | str, targets: Path | str, test_fraction: float | None = None
-    ) -> None:
-        super().__init__(inputs, test_fraction)
-        self.targets = target = ActivationStore(targets, test_fraction)
-        rows = [[shard["rows"] for shard in store.shards] for store in (self, target)]
-        differ = any(self.manifest.get(k) != target.manifest.get(k) for k in OF_ONE_HARVEST)
-        if rows[0] != rows[1] or differ:
-            raise BitlensError(
-                f"{inputs} and {targets} are not of one harvest; harvest both hook points at once."
-            )
-        self.d_out, self.mean_out, self.scale_out = target.d_in, target.mean, target.scale
-        hook = target.manifest.get("hook")
-        self.about = {**self.about, "target": str(targets), "target_hook": hook}
-
-    @classmethod
-    def beside(
-        cls, inputs: Path | str, target_hook: str, test_fraction: float | None = None
-    ) -> PairedStore:
-        """With the store of `target_hook` in the same folder, as a harvest of several has it."""
-        for file in sorted(place(inputs).resolve().parent.glob(f"*/{MANIFEST}")):
-            manifest = read_manifest(file, SCHEMA, WHAT)
-            names = (manifest.get("hook") or {}).values()
-            if manifest.get("kind") == KIND and target_hook in names:
-                return cls(inputs, file.parent, test_fraction)
-        raise BitlensError(
-            f"There is no store of {target_hook} beside {inputs}: harvest both hook points into "
-            "one folder."
-        )
-
-    def __repr__(self) -> str:
-        return f"PairedStore({super().__repr__()} -> {self.targets!r})"
-
-    def row_bytes(self) -> int:
-        """Bytes of both hidden states"""
-        return super().row_bytes() + self.targets.row_bytes()
-
-    def shard(self, index: int, names: list[str] | None = None) -> dict[str, Tensor]:
-        """Of `inputs`; `hidden` is that of both, `norm` infinite where the target's is outlying."""
-        tensors = super().shard(index, names)
-        both = [name for name in ("hidden", "norm") if name in tensors]
-        target = self.targets.shard(index, both)
-        if "hidden" in tensors:
-            tensors["hidden"] = torch.cat([tensors["hidden"], target["hidden"]], 1)
-        if "norm" in tensors:
-            outlying = target["norm"] > self.targets.outlier_norm
-            tensors["norm"] = tensors["norm"].masked_fill(outlying, torch.inf)
-        return tensors

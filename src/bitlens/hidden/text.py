@@ -169,7 +169,8 @@ class ContextReader:
 
     def batches(self, size: int, skip: int = 0) -> Iterator[Contexts]:
         """Batches of `size` contexts (the last may be smaller), after the first `skip` contexts."""
-        yield from map(self._padded, _grouped(itertools.islice(self.contexts(), skip, None), size))
+        groups = _grouped(itertools.islice(self.contexts(), skip, None), size)
+        yield from (self.padded(Run(group, 0)) for group in groups)
 
     def runs(self, tokens: int, skip: int = 0, rows: int | None = None) -> Iterator[Contexts]:
         """Consecutive contexts after the first `skip`, until they have so many tokens or there are
@@ -197,21 +198,17 @@ class ContextReader:
 
     def padded(self, run: Run) -> Contexts:
         """The contexts of a run as tensors, without its surplus rows."""
-        contexts = self._padded(run.contexts)
-        if run.surplus:
-            kept = contexts.keep.view(-1)
-            kept[kept.nonzero()[-run.surplus :, 0]] = False
-        return contexts
-
-    def _padded(self, contexts: list[tuple[list[int], list[int]]]) -> Contexts:
-        longest = max(len(ids) for ids, _ in contexts)
-        tokens = np.full((len(contexts), longest), self.pad, np.int64)
-        documents = np.full((len(contexts), longest), -1, np.int64)
-        for row, (ids, owners) in enumerate(contexts):
+        shape = len(run.contexts), max(len(ids) for ids, _ in run.contexts)
+        tokens, documents = np.full(shape, self.pad, np.int64), np.full(shape, -1, np.int64)
+        for row, (ids, owners) in enumerate(run.contexts):
             tokens[row, : len(ids)], documents[row, : len(ids)] = ids, owners
         ids, document = torch.from_numpy(tokens), torch.from_numpy(documents)
         real = document >= 0
-        return Contexts(ids, real, real & ~torch.isin(ids, self.special), document)
+        keep = real & ~torch.isin(ids, self.special)
+        if run.surplus:
+            rows = keep.view(-1)
+            rows[rows.nonzero()[-run.surplus :, 0]] = False
+        return Contexts(ids, real, keep, document)
 
     def estimate_rows(self) -> int | None:
         """About how many tokens the corpus has, from its beginning: exact where that is all, None

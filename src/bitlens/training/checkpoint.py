@@ -19,7 +19,7 @@ from bitlens.autoencoders.learner import Learner
 from bitlens.autoencoders.settings import Settings
 from bitlens.cache import local
 from bitlens.errors import BitlensError
-from bitlens.files import read_manifest, read_tensors, write_json, write_tensors
+from bitlens.files import read_manifest, write_json, write_tensors
 from bitlens.forms import fits
 from bitlens.hidden.source import Position
 from bitlens.training.config import TrainConfig
@@ -67,10 +67,7 @@ def load_checkpoint(
     header = processes.from_first(_header(path) if processes.is_first() else None)
     if header is None:
         return None
-    if learner.parts:
-        tensors = shards.read(path, learner.parts)
-    else:
-        tensors = processes.tensors_from_first(read_tensors(path) if processes.is_first() else {})
+    tensors = shards.read(path, learner.parts)
     try:
         learner.model.load_state_dict(_below("model.", tensors))
         for name, value in learner.state.items():

@@ -10,8 +10,8 @@ from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.learner import build
 from bitlens.autoencoders.settings import Settings
 from bitlens.errors import BitlensError
+from bitlens.hidden.paired import PairedStore
 from bitlens.hidden.source import HiddenSource
-from bitlens.hidden.store import PairedStore
 from bitlens.remote import is_address
 from bitlens.seeding import generator
 from bitlens.training.checkpoint import MAY_DIFFER
