@@ -45,8 +45,6 @@ def effects(
     bit-exactly, with --resume.
 
     Args:
-        run: an autoencoder.
-        store: hidden states of its hook point.
         latents: measure these; by default all.
         contexts: contexts that the language model reads, drawn at random.
         rows: switch each latent at up to so many tokens, drawn at random.
@@ -61,8 +59,6 @@ def effects(
         out: also write the effects to this file, .jsonl or .parquet; what is measured so far is
             kept beside it.
         resume: continue a measurement that was stopped.
-        search: how the codes are found.
-        device: auto, cpu, cuda.
     """
     import shutil
     from dataclasses import asdict

@@ -75,7 +75,6 @@ def train(
     Args:
         source: a store; with --stream a language model.
         out: folder of the run.
-        config: settings of the training.
         target: for transcoders: the store of what is to be predicted, from the same harvest.
         stream: make hidden states as they are needed, without a store (takes --text and --hook).
         text: with --stream: the text, as for harvest.
@@ -209,11 +208,7 @@ def encode(
     """Write the packed bits of a store, with the token, document and position of every row.
 
     Args:
-        run: an autoencoder.
-        store: hidden states of its hook point.
         out: folder of the codes.
-        search: how the codes are found.
-        device: auto, cpu, cuda.
         overwrite: replace codes that are there.
     """
     from bitlens import show
@@ -242,8 +237,6 @@ def evaluate(
     They are kept in the run's folder, too, and shown by its report.html.
 
     Args:
-        run: an autoencoder.
-        store: hidden states of its hook point.
         part: test: the held-out documents; all: every document, for text that the autoencoder was
             not trained on.
         outliers: with --part all, take rows of outlying norm, too; they are never trained on.
@@ -251,8 +244,6 @@ def evaluate(
         ce: leave out the cross-entropy numbers, for which the language model runs with
             reconstructions spliced in.
         joint: leave out bits_joint, which takes most of the time.
-        search: how the codes are found.
-        device: auto, cpu, cuda.
     """
     from bitlens import show
     from bitlens.evaluation import evaluate as measure

@@ -38,7 +38,6 @@ def search(
     are not found.
 
     Args:
-        codes: folder of codes, from `bitlens encode`.
         text: contexts most like this text at its last token, or the one «marked»; takes --run.
         run: the autoencoder that made the codes, to encode --text.
         whole: compare all tokens of --text, with whole documents.
@@ -50,7 +49,6 @@ def search(
         limit: contexts or latents shown.
         window: tokens shown on each side.
         seed: seed of the contexts drawn with --on and --off.
-        device: auto, cpu, cuda.
     """
     from bitlens.bits.codes import Codes
 
