@@ -284,7 +284,8 @@ class Autoencoder(nn.Module):
         """What another library wrote. Its normalisation is kept as `scale`."""
         kind = cls._class_of(found.architecture, found.file)
         d_in, n_latents = found.tensors["W_enc"].shape
-        model = kind(d_in, n_latents, **found.settings)
+        target = {"d_out": found.tensors["W_dec"].shape[1]} if kind.transcodes else {}
+        model = kind(d_in, n_latents, **found.settings, **target)
         model.subtracts_b_dec = found.subtracts_b_dec
         model.scale.fill_(found.scale)
         if model.transcodes:
