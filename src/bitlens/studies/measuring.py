@@ -16,6 +16,7 @@ from bitlens.information.autoregression import Autoregression
 from bitlens.information.entropy import entropy
 from bitlens.information.moments import Covariance, Variance, squared_error
 from bitlens.information.rate_distortion import gaussian_bound
+from bitlens.results import flat
 
 BLOCK = 8192
 ESTIMATES = ("bits_marginal", "bits_tree", "code_marginal", "code_tree", "bits_joint")
@@ -88,8 +89,5 @@ def measure_rows(
         model = common and common.refitted(bits[~test])
         result = entropy(bits, documents, test, seed=seed, model=model)
         numbers["bits_lower"] = result.bits_lower
-        for name in ESTIMATES:
-            estimate = getattr(result, name)
-            numbers[name] = estimate.value
-            numbers[f"{name}_low"], numbers[f"{name}_high"] = estimate.low, estimate.high
+        numbers |= flat({name: getattr(result, name) for name in ESTIMATES})
     return numbers, bits

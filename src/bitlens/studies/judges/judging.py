@@ -15,6 +15,7 @@ from bitlens.comsem.nearness import EmbeddingJudge, load_encoder
 from bitlens.hidden import LanguageModel
 from bitlens.information.intervals import wilson
 from bitlens.labels.probe import roc_auc
+from bitlens.results import flat
 from bitlens.studies.cells import Row
 from bitlens.studies.judges.config import Who
 from bitlens.studies.judges.planting import Planted
@@ -93,8 +94,4 @@ def rates(rows: Sequence[Row]) -> Row:
         "accuracy_negative": ("random", "hard"),
         "accuracy_hard": ("hard",),
     }
-    result: Row = {}
-    for name, kinds in parts.items():
-        share = wilson(*count(*kinds))
-        result |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
-    return result
+    return flat({name: wilson(*count(*kinds)) for name, kinds in parts.items()})

@@ -6,14 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitlens.files import replacing
 from bitlens.studies.cells import Row
 from bitlens.studies.figures import figure, groups
 from bitlens.studies.judges.config import JudgesConfig, Who
 from bitlens.studies.judges.judging import rates
+from bitlens.studies.pages import table, write_page
 
 OWN_WORDS = "own words"
 COUNTS = ("interpretable", "interpretable_hard", "interpretable_paper")
+HEADS = (
+    *("judge (its accuracy)", "dictionary", "width", "l0", "bits", "judged", "interpretable"),
+    *("latents", "hard negatives, too", "as the paper counts"),
+)
 COUNTED = {
     "interpretable_share": "interpretable latents, share",
     "interpretable_hard_share": "the same with hard negatives",
@@ -76,12 +80,9 @@ def write_report(out: Path, rows: Sequence[Row], config: JudgesConfig) -> None:
     lines = ["# Judges, and what they find", "", *_accuracies(rows, config)]
     if any(row["part"] == "latents" for row in rows):
         lines += _latents(rows, config)
-    if failed := [row for row in rows if "error" in row]:
-        lines += ["", "## Not measured", ""]
-        causes = groups(failed, "error")
-        lines += [f"* {_settings(same)}: {error}" for error, same in causes.items()]
-    with replacing(out / "judges.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    causes = groups([row for row in rows if "error" in row], "error")
+    failed = [f"{_settings(same)}: {error}" for error, same in causes.items()]
+    write_page(out / "judges.md", lines, failed)
 
 
 def _settings(rows: Sequence[Row]) -> str:
@@ -91,22 +92,25 @@ def _settings(rows: Sequence[Row]) -> str:
 
 
 def _accuracies(rows: Sequence[Row], config: JudgesConfig) -> list[str]:
-    lines = [
+    said = [
         f"Accuracy on planted meanings: {config.judged} words that hold each, and as many that do "
         "not, half of them hard (next to a word that holds it, or the same word). In brackets: "
         "Wilson's 95 % interval over all questions. AUROC: of confidence, mean over meanings. "
         "Known labels are right by construction.",
         "",
-        "| judge | meanings | accuracy | on positives | on negatives | hard ones | AUROC |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in summaries(rows):
-        parts = ("accuracy", "accuracy_positive", "accuracy_negative", "accuracy_hard")
-        shares = " | ".join(_share(row, part) for part in parts)
-        auroc = "-" if row["auroc"] is None else f"{row['auroc']:.3f}"
-        kind = f"{row['kind']} ({row['meanings']})"
-        lines.append(f"| {row['judge']} | {kind} | {shares} | {auroc} |")
-    return lines
+    heads = ("judge", "meanings", "accuracy", "on positives", "on negatives", "hard ones", "AUROC")
+    parts = ("accuracy", "accuracy_positive", "accuracy_negative", "accuracy_hard")
+    lines = [
+        (
+            row["judge"],
+            f"{row['kind']} ({row['meanings']})",
+            *(_share(row, part) for part in parts),
+            _number(row["auroc"], 3),
+        )
+        for row in summaries(rows)
+    ]
+    return said + table(heads, "l" * len(heads), lines)
 
 
 def _share(row: Row, name: str) -> str:
@@ -136,22 +140,18 @@ def _latents(rows: Sequence[Row], config: JudgesConfig) -> list[str]:
             f"{config.passing:g}: {', '.join(left_out)}.",
             "",
         ]
-    lines += [
-        "| judge (its accuracy) | dictionary | width | l0 | bits | judged | interpretable "
-        "| latents | hard negatives, too | as the paper counts |",
-        "| --- | --- | ---: | ---: | ---: | ---: | --- | ---: | --- | --- |",
-    ]
-    return [*lines, *(_line(row, overall, about.get(row["dictionary"], {})) for row in judged)]
+    cells = [_line(row, overall, about.get(row["dictionary"], {})) for row in judged]
+    return lines + table(HEADS, "llrrrrlrll", cells)
 
 
-def _line(row: Row, overall: Mapping[str, Row], dictionary: Row) -> str:
+def _line(row: Row, overall: Mapping[str, Row], dictionary: Row) -> Sequence[str]:
     """Of one judge and one dictionary."""
     who = Who.named(row["judge"])
     # known labels are measured once, whichever labelling they are of
     start = f"{who}: " if who.kind != "labels" else "labels"
     accuracy = next(f"{x['accuracy']:.3f}" for name, x in overall.items() if name.startswith(start))
     shares = [_share(row, f"{name}_share") for name in COUNTS]
-    cells = (
+    return (
         f"{who} ({accuracy})",
         row["dictionary"],
         f"{row['n_latents']:,}",
@@ -161,7 +161,6 @@ def _line(row: Row, overall: Mapping[str, Row], dictionary: Row) -> str:
         f"{row['interpretable_share'] * row['n_latents']:,.0f}",
         *shares[1:],
     )
-    return f"| {' | '.join(cells)} |"
 
 
 def _number(value: float | None, digits: int) -> str:

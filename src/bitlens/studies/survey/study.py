@@ -29,6 +29,7 @@ from bitlens.information.entropy import entropy
 from bitlens.information.moments import Covariance
 from bitlens.labels.scores import GOOD
 from bitlens.labels.sources import load_tokenizer, own_labels
+from bitlens.results import flat
 from bitlens.studies.cells import Cell, Row, Study
 from bitlens.studies.measuring import entropies_that_count
 from bitlens.studies.shared import harvest_layers, store_folder
@@ -58,7 +59,6 @@ def run(config: SurveyConfig, study: Study) -> list[Row]:
     model = config.load()
     hooks = [hook.name for hook in model.hooks]
     config = replace(config, hooks=tuple(dict.fromkeys(hooks)))
-    _training(config, {"autoencoder": BAE, "seed": 0}).resolved(max(model.widths().values()), "cpu")
     study.open("survey", asdict(config))
     study.say(f"Harvesting hidden states at {', '.join(config.hooks)}")
     store = harvest_layers(
@@ -82,13 +82,13 @@ def run(config: SurveyConfig, study: Study) -> list[Row]:
         f"Training and measuring {2 * len(ours)} autoencoders on {len(store):,} rows of "
         f"{store.manifest['documents']:,} documents"
     )
-    work = functools.partial(measure_cell, config=config, out=study.out)
-    measured = study.measure(ours, work, same)
+    how = {"config": config, "out": study.out}
+    measured = study.measure(ours, measure_cell, same, **how)
     theirs: list[Cell] = [
         {**cell, "autoencoder": RIVAL, "k": _l0(row)}
         for cell, row in zip(ours, measured, strict=True)
     ]
-    pairs = zip(measured, study.measure(theirs, work, same), strict=True)
+    pairs = zip(measured, study.measure(theirs, measure_cell, same, **how), strict=True)
     rows = [row for pair in pairs for row in pair]
     write_report(study.out, rows, store, config.contexts)
     write_json(study.out / "survey.json", {"bitlens": __version__, "rows": rows})
@@ -162,12 +162,8 @@ def _code_lengths(codes: Codes, store: ActivationStore) -> dict[str, float]:
     usual = codes.usual
     documents = codes.document[usual]
     result = entropy(codes.bits[usual], documents, store.is_test(documents))
-    names = ("bits_marginal", "bits_tree", "bits_joint")
-    found = {name: getattr(result, name) for name in names}
-    lengths = {name: estimate.value for name, estimate in found.items()}
-    return lengths | {
-        f"bits_joint_{end}": getattr(found["bits_joint"], end) for end in ("low", "high")
-    }
+    values = {name: getattr(result, name).value for name in ("bits_marginal", "bits_tree")}
+    return values | flat({"bits_joint": result.bits_joint})
 
 
 def _meanings(
