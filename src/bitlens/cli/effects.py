@@ -121,7 +121,7 @@ def _later(downstream: Path, device: str) -> Autoencoder:
     from bitlens.autoencoders import Autoencoder
 
     later = Autoencoder.from_pretrained(downstream, pick_device(device))
-    if not (later.metadata.get("hook") or {}).get("module"):
+    if not later.hooks[0]:
         raise BitlensError(f"{downstream} names no hook point, so it cannot be --downstream.")
     return later
 
@@ -132,7 +132,7 @@ def _model(
     """The whole language model, hooked at the autoencoder's own hook points and the later one's."""
     from bitlens.causal.splice import load_spliced
 
-    more = () if later is None else (later.metadata["hook"]["module"],)
+    more: Any = () if later is None else later.hooks[:1]
     return load_spliced(autoencoder, store, pick_device(device), more)
 
 

@@ -100,19 +100,12 @@ def train(
         rows = PairedStore(source, target, config.test_fraction)
     else:
         rows = ActivationStore(source, config.test_fraction)
+    how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "loggers": log}
     if sweep:
-        return _sweep(rows, read_sweep(sweep, config), out, config, log, resume, overwrite)
+        return _sweep(rows, read_sweep(sweep, config), out, config, **how)
     last: dict[str, Any] = {}
-    autoencoder = run(
-        rows,
-        config,
-        out,
-        resume=resume,
-        overwrite=overwrite,
-        loggers=log,
-        report=last.update,
-        shard_latents=shard_latents,
-    )
+    report = last.update
+    autoencoder = run(rows, config, out, report=report, shard_latents=shard_latents, **how)
     n_latents, trained = autoencoder.n_latents, autoencoder.metadata["n_latents_trained"]
     show.say(
         f"{out}: {autoencoder.architecture} with {n_latents:,} live latents of {trained:,}, "
@@ -123,13 +116,12 @@ def train(
     return {"run": str(out), "n_latents": n_latents, **last}
 
 
-def _sweep(rows: Any, settings: Any, out: Path, config: TrainConfig, *how: Any) -> dict[str, Any]:
+def _sweep(rows: Any, settings: Any, out: Path, config: TrainConfig, **how: Any) -> dict[str, Any]:
     """Train all, show what came of them; BitlensError, at the end, where some have no result."""
     from bitlens import show
     from bitlens.sweeping import sweep
 
-    log, resume, overwrite = how
-    found = sweep(rows, settings, out, config, loggers=log, resume=resume, overwrite=overwrite)
+    found = sweep(rows, settings, out, config, **how)
     failed = [row for row in found if "error" in row]
     shown = ({k: v for k, v in row.items() if k != "error"} for row in found)
     show.rows(str(out), [{**row, "run": Path(row["run"]).name} for row in shown])

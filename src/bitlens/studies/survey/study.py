@@ -116,12 +116,12 @@ class Shared(NamedTuple):
 
 
 @functools.lru_cache(maxsize=HELD)
-def _opened(folder: Path, device: str, contexts: int) -> Shared:
+def _opened(folder: Path, device: str, dtype: str, contexts: int) -> Shared:
     """Once in a process, where its cells are of few hook points."""
     store = ActivationStore(folder)
     covariance = Covariance.of(rows.hidden for rows in store.read("usual"))
     try:
-        model = load_spliced(None, store, device)
+        model = load_spliced(None, store, device, dtype=dtype)
     except BitlensError as error:  # an encoder predicts no next token
         terminal.say(f"Without cross-entropy numbers: {error}")
         return Shared(store, covariance, None)
@@ -130,7 +130,8 @@ def _opened(folder: Path, device: str, contexts: int) -> Shared:
 
 def measure_cell(cell: Cell, config: SurveyConfig, out: Path) -> Row:
     """Train an autoencoder, or go on with it, encode the text, and measure everything."""
-    shared = _opened(store_folder(out, cell["hook"]), config.device, config.contexts)
+    folder = store_folder(out, cell["hook"])
+    shared = _opened(folder, config.device, config.dtype, config.contexts)
     files = files_of(out, cell)
     trained = train(shared.store, _training(config, cell), files.run, resume=files.run.exists())
     codes = _encoded(trained, shared.store, files.codes, run_name(cell))
