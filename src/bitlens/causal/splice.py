@@ -275,7 +275,7 @@ def load_spliced(
         raise BitlensError(
             f"The store {store.path} was imported without its text, so no model can be run on it."
         )
-    hooks = [store.manifest["hook"]["module"]]
+    hooks: list[Any] = [store.manifest["hook"]["module"]]
     if autoencoder is not None and autoencoder.transcodes:
         hooks = autoencoder.hooks
         if not all(hooks):

@@ -61,15 +61,15 @@ def harvest(
 
     Share.of(rank, ranks)  # what is no share is refused before the model is loaded
     language_model, reader = open_text(model, hook, text, test_fraction, loading)
-    rows = {"batch_size": batch_size, "max_rows": max_rows, "outlier_multiple": outlier_multiple}
-    how = {"rank": rank, "ranks": ranks, "resume": resume, "overwrite": overwrite}
+    how: dict[str, Any] = {"batch_size": batch_size, "max_rows": max_rows}
+    how |= {"rank": rank, "ranks": ranks, "resume": resume, "overwrite": overwrite}
     with stop_on_signals() as stop:
         stores = run(
             language_model,
             reader,
             out,
-            **rows,  # pyright: ignore[reportArgumentType]
-            **how,  # pyright: ignore[reportArgumentType]
+            **how,
+            outlier_multiple=outlier_multiple,
             store_dtype=getattr(torch, store_dtype, None),  # None for auto
             announce=lambda plan: show.warn(in_flags(f"Plan: {plan}", harvest)),
             stop=lambda: stop.signal,

@@ -73,10 +73,8 @@ def opened(config: CompareConfig, path: str) -> Shared:
     covariance = Covariance.of(rows.hidden.to(device) for rows in store.read("usual"))
     if not store.manifest.get("context_length"):
         return Shared(store, covariance, columns, None, [])
-    model, tokenizer = (
-        load_spliced(None, store, device, dtype=config.dtype),
-        load_tokenizer(columns),
-    )
+    model = load_spliced(None, store, device, dtype=config.dtype)
+    tokenizer = load_tokenizer(columns)
     if config.labels:
         labellings = read_labels(config.labels, columns, tokenizer)
     else:
