@@ -12,7 +12,6 @@ from bitlens.errors import BitlensError
 if TYPE_CHECKING:
     from bitlens.autoencoders import Autoencoder
     from bitlens.causal.effects import Effect
-    from bitlens.hidden import ActivationStore, LanguageModel
 
 TOKENS, MOVED = 4, 3  # shown of each latent
 
@@ -64,6 +63,7 @@ def effects(
     from dataclasses import asdict
 
     from bitlens.causal import effects as measure
+    from bitlens.causal.splice import load_spliced
     from bitlens.features.profiles import require_ending, write_records
 
     if out is not None:
@@ -75,8 +75,9 @@ def effects(
     autoencoder, opened = open_pair(run, store, device, search)
     later = None if downstream is None else _later(downstream, device)
     unfinished = None if out is None else out.with_name(f"{out.name}.unfinished")
+    more: Any = () if later is None else later.hooks[:1]
     found = measure.effects(
-        _model(autoencoder, later, opened, device),
+        load_spliced(autoencoder, opened, pick_device(device), more),
         autoencoder,
         opened,
         latents or None,
@@ -124,16 +125,6 @@ def _later(downstream: Path, device: str) -> Autoencoder:
     if not later.hooks[0]:
         raise BitlensError(f"{downstream} names no hook point, so it cannot be --downstream.")
     return later
-
-
-def _model(
-    autoencoder: Autoencoder, later: Autoencoder | None, store: ActivationStore, device: str
-) -> LanguageModel:
-    """The whole language model, hooked at the autoencoder's own hook points and the later one's."""
-    from bitlens.causal.splice import load_spliced
-
-    more: Any = () if later is None else later.hooks[:1]
-    return load_spliced(autoencoder, store, pick_device(device), more)
 
 
 def _clear(effect: Effect) -> tuple[bool, float]:

@@ -205,12 +205,10 @@ def _words(codes: Codes, words: str, explanations: Path | None, limit: int) -> d
             "score": one.score,
             "on %": 100 * float(rate[one.latent]),
             "tokens": " ".join(show.token(t.text) for t in one.tokens[:TOKENS]),
-            "explanation": show.plain(one.explanation),
+            **({"explanation": show.plain(one.explanation)} if said else {}),
         }
         for one in found
     ]
-    if not said:
-        lines = [{k: v for k, v in line.items() if k != "explanation"} for line in lines]
     show.rows(f"{codes.path}: latents with '{words}'", lines)
     show.out.print(show.SIGNS, style="dim")
     latents = [

@@ -40,6 +40,11 @@ def entropies_that_count(row: dict[str, Any]) -> dict[str, Any]:
     return kept | {"left_out": reason}
 
 
+def total_bits(row: dict[str, Any]) -> float | None:
+    """Everything that a code needs: which latents are on, and their magnitudes."""
+    return None if row.get("bits_joint") is None else row["bits_joint"] + row["bits_magnitudes"]
+
+
 def not_measured(row: dict[str, Any]) -> str | None:
     """What a row lacks and why; None where it lacks nothing."""
     return row.get("error") or (row.get("left_out") and f"no entropies, as {row['left_out']}")

@@ -19,6 +19,11 @@ def _line(cells: Sequence[str]) -> str:
     return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
 
 
+def number(value: float | None, digits: int) -> str:
+    """A cell; - where there is none."""
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
 def write_page(path: Path, lines: Sequence[str], failed: Sequence[str] = ()) -> None:
     """Write these lines, and a list of what was not measured, and why, if there is any."""
     failures = ["", "## Not measured", "", *(f"* {each}" for each in failed)] if failed else []

@@ -94,15 +94,11 @@ def table(by_name: dict[str, Curve]) -> list[str]:
     lines = []
     for name, curve in by_name.items():
         cells = [name, f"{curve.points[0][0]:.3f}", f"{curve.points[-1][0]:.3f}"]
-        cells += [_cell(curve.bits_at(x), 0) for x in fvus]
-        cells += [_cell(curve.fvu_at(x), 4) for x in bits]
-        cells += [_cell(curve.kept_at(x), 4) for x in bits]
+        cells += [pages.number(curve.bits_at(x), 0) for x in fvus]
+        cells += [pages.number(curve.fvu_at(x), 4) for x in bits]
+        cells += [pages.number(curve.kept_at(x), 4) for x in bits]
         lines.append(cells)
     return pages.table(heads, "l" + "r" * len(heads[1:]), lines)
-
-
-def _cell(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def _some(values: list[float]) -> list[float]:

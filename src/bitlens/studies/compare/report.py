@@ -19,7 +19,7 @@ from bitlens.studies.compare.config import BAE, BINARY_VARIANTS, NULLS, VARIANTS
 from bitlens.studies.compare.curves import curves, draw_curves
 from bitlens.studies.compare.curves import table as table_of_curves
 from bitlens.studies.figures import Panel, draw_panels, groups
-from bitlens.studies.measuring import not_measured
+from bitlens.studies.measuring import not_measured, total_bits
 from bitlens.studies.pages import table, write_page
 
 CONTEXTS = "contexts_spliced"  # a row's sums over contexts, for paired differences
@@ -64,11 +64,6 @@ SHORT = (
     *("dense", "highest_rate", "latents_f1", "stability"),
 )
 """What the short table has: an architecture a line."""
-
-
-def total_bits(row: Row) -> float | None:
-    """Everything that a code needs: which latents are on, and their magnitudes."""
-    return None if row.get("bits_joint") is None else row["bits_joint"] + row["bits_magnitudes"]
 
 
 def with_totals(row: Row) -> Row:

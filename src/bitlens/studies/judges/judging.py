@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -21,22 +21,15 @@ from bitlens.studies.judges.config import Who
 from bitlens.studies.judges.planting import Planted
 
 
-class Opened(NamedTuple):
-    """A judge with the explainer whose explanations it reads."""
-
-    explainer: Explainer | ExampleExplainer
-    judge: Judge
-
-
 @functools.cache  # once in a process
-def opened(who: Who, device: str, batch: int) -> Opened:
-    """The judge, loaded; of `labels` there is nothing to load."""
+def opened(who: Who, device: str, batch: int) -> tuple[Explainer | ExampleExplainer, Judge]:
+    """The judge, loaded, after the explainer whose explanations it reads; of `labels` there is
+    nothing to load."""
     if who.kind == "embedding":
-        judge = EmbeddingJudge(load_encoder(who.of, device), batch)
-        return Opened(ExampleExplainer(), judge)
+        return ExampleExplainer(), EmbeddingJudge(load_encoder(who.of, device), batch)
     model = LanguageModel.load(who.of, [], causal=True, device=device)
     explainer = LocalExplainer(model) if who.kind == "words" else ExampleExplainer()
-    return Opened(explainer, LocalJudge(model, batch=batch))
+    return explainer, LocalJudge(model, batch=batch)
 
 
 def accuracy(who: Who, planted: Planted, own_words: bool, device: str, batch: int) -> Row:

@@ -10,7 +10,7 @@ from bitlens.studies.cells import Row
 from bitlens.studies.figures import figure, groups
 from bitlens.studies.judges.config import JudgesConfig, Who
 from bitlens.studies.judges.judging import rates
-from bitlens.studies.pages import table, write_page
+from bitlens.studies.pages import number, table, write_page
 
 OWN_WORDS = "own words"
 COUNTS = ("interpretable", "interpretable_hard", "interpretable_paper")
@@ -106,7 +106,7 @@ def _accuracies(rows: Sequence[Row], config: JudgesConfig) -> list[str]:
             row["judge"],
             f"{row['kind']} ({row['meanings']})",
             *(_share(row, part) for part in parts),
-            _number(row["auroc"], 3),
+            number(row["auroc"], 3),
         )
         for row in summaries(rows)
     ]
@@ -155,13 +155,9 @@ def _line(row: Row, overall: Mapping[str, Row], dictionary: Row) -> Sequence[str
         f"{who} ({accuracy})",
         row["dictionary"],
         f"{row['n_latents']:,}",
-        *(_number(dictionary.get(name), digits) for name, digits in (("l0", 1), ("bits", 0))),
+        *(number(dictionary.get(name), digits) for name, digits in (("l0", 1), ("bits", 0))),
         str(row["judged"]),
         shares[0],
         f"{row['interpretable_share'] * row['n_latents']:,.0f}",
         *shares[1:],
     )
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"

@@ -33,6 +33,7 @@ from bitlens.studies.judges.meanings import MEANINGS
 from bitlens.studies.judges.planting import plant
 from bitlens.studies.judges.report import COUNTS, draw, write_report
 from bitlens.studies.judges.sentences import Sentence, plain_sentences, tagged_sentences
+from bitlens.studies.measuring import total_bits
 
 NUMBERS = ("fvu", "l0", "dead", "dense", "bits_joint", "bits_magnitudes")
 
@@ -145,9 +146,8 @@ def measure_dictionary(cell: Cell, config: JudgesConfig, out: Path) -> Row:
     encode_store(trained, store, _codes(out, cell), name=str(folder), overwrite=True)
     numbers = evaluate(trained, store).as_dict()
     row: Row = {name: numbers[name] for name in NUMBERS if name in numbers}
-    bits = (row.get("bits_joint"), row.get("bits_magnitudes"))
-    row["bits"] = None if bits[0] is None else bits[0] + (bits[1] or 0.0)
-    return {"n_latents": trained.n_latents, "architecture": trained.architecture, **row}
+    about = {"n_latents": trained.n_latents, "architecture": trained.architecture}
+    return {**about, **row, "bits": total_bits(row)}
 
 
 def _is_codes(folder: Path) -> bool:

@@ -20,7 +20,7 @@ from bitlens.hidden import ActivationStore
 from bitlens.hidden.harvest import folder_name
 from bitlens.information.moments import Covariance
 from bitlens.information.rate_distortion import gaussian_bits
-from bitlens.results import Number, numbers_of, shown
+from bitlens.results import Number, numbers_of, plain, shown
 from bitlens.studies.cells import Cell, Row
 from bitlens.studies.figures import COLOURS, MARKS, figure, groups
 from bitlens.studies.measuring import not_measured
@@ -216,19 +216,13 @@ def _clearest(out: Path, row: Row) -> list[str]:
     ]
     lines = []
     for profile in arranged(read_profiles(out, row), "clear")[:CLEAREST]:
-        names = " ".join(as_text(_token(token.text)) for token in profile.tokens[:TOKENS])
+        names = " ".join(as_text(token.text.replace(" ", "·")) for token in profile.tokens[:TOKENS])
         example = as_text(profile.examples[0].strip()) if profile.examples else ""
         numbers = f"{profile.latent}", f"{100 * profile.rate:.2f}", f"{profile.token_f1:.2f}"
         lines.append([*numbers, names, example])
     return said + table(("latent", "on, %", "F1", "tokens", "where it is on"), "rrrll", lines)
 
 
-def _token(text: str) -> str:
-    """Of a token, spaces and line ends as signs."""
-    return text.replace(" ", "·").replace("\n", "⏎")
-
-
 def as_text(text: str) -> str:
     """Text without markup, on one line of a table."""
-    plain = "".join(c if c.isprintable() else "·" for c in text)
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", plain)
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", plain(text))
