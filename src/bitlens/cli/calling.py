@@ -87,7 +87,7 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
     flags = {"json": added("json", default=None, annotation=Path | None)}
     if name in PLANNED:
         flags["plan"] = added("plan", default=False, annotation=bool)
-    if reads_folders(command):
+    if FOLDERS & set(inspect.signature(command).parameters):
         flag = added("cache_size", default=None, annotation=str | None)
         flags = {"cache_size": flag, **flags}
     hints = typing.get_type_hints(command, include_extras=True)
@@ -134,11 +134,6 @@ def _write(command: Callable[[], Any], json: Path | None, out: Path | None) -> N
         result = stopped.plan.as_dict()
     if json is not None and result is not None:
         write_json(json, result.as_dict() if hasattr(result, "as_dict") else result)
-
-
-def reads_folders(command: Command) -> bool:
-    """Whether the command has an argument that may name a remote folder."""
-    return bool(FOLDERS & set(inspect.signature(command).parameters))
 
 
 def _placed(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

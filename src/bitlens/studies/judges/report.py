@@ -24,16 +24,24 @@ COUNTED = {
 }
 
 
-def named(row: Row) -> str:
-    """A judge and what it is given, for people."""
-    return f"{Who.named(row['judge'])}: {row['given']}"
+def named(rows: Sequence[Row]) -> list[Row]:
+    """Rows with `who`, their judge as people call it: by the last part of a model's name, or by all
+    of it where several judges share that part."""
+    judges = {row["judge"]: Who.named(row["judge"]) for row in rows if "judge" in row}
+    called = [str(who) for who in judges.values()]
+    names = {
+        name: str(who) if called.count(str(who)) == 1 else ", ".join(who)
+        for name, who in judges.items()
+    }
+    return [{**row, "who": names.get(row.get("judge", ""))} for row in rows]
 
 
 def summaries(rows: Sequence[Row]) -> list[Row]:
     """Accuracy of every judge, of all meanings and by kind of meaning."""
-    planted = [{**row, "who": named(row)} for row in rows if row["part"] == "planted"]
+    measured = [r for r in named(rows) if r["part"] == "planted" and "error" not in r]
+    planted = [{**row, "who": f"{row['who']}: {row['given']}"} for row in measured]
     result = []
-    for who, own in groups([row for row in planted if "error" not in row], "who").items():
+    for who, own in groups(planted, "who").items():
         for kind, part in {"all": own, **groups(own, "kind")}.items():
             known = [row["auroc"] for row in part if row["auroc"] is not None]
             auroc = sum(known) / len(known) if known else None
@@ -47,9 +55,8 @@ def draw(rows: Sequence[Row], out: Path) -> None:
     kinds = [row for row in summaries(rows) if row["kind"] != "all"]
     with figure(out / "accuracy", size=(8.0, 4.0)) as sheet:
         _shares(sheet[0, 0], kinds, "kind", "accuracy", "right answers")
-    latents = [row for row in rows if row["part"] == "latents"]
+    latents = [{**r, "judge": r["who"]} for r in named(rows) if r["part"] == "latents"]
     if latents:
-        latents = [{**row, "judge": str(Who.named(row["judge"]))} for row in latents]
         with figure(out / "interpretable", 2, size=(5.0, 4.0)) as sheet:
             for axes, (name, label) in zip(sheet[0], COUNTED.items(), strict=True):
                 _shares(axes, latents, "dictionary", name, label, legend=axes is sheet[0, 1])
@@ -120,7 +127,7 @@ def _share(row: Row, name: str) -> str:
 def _latents(rows: Sequence[Row], config: JudgesConfig) -> list[str]:
     """Counts of latents, of judges that pass; the others are named."""
     overall = {row["judge"]: row for row in summaries(rows) if row["kind"] == "all"}
-    judged = [row for row in rows if row["part"] == "latents" and "error" not in row]
+    judged = [r for r in named(rows) if r["part"] == "latents" and "error" not in r]
     about = {row["dictionary"]: row for row in rows if row["part"] == "dictionary"}
     left_out = [
         f"{who} ({row['accuracy']:.3f})"
@@ -146,9 +153,9 @@ def _latents(rows: Sequence[Row], config: JudgesConfig) -> list[str]:
 
 def _line(row: Row, overall: Mapping[str, Row], dictionary: Row) -> Sequence[str]:
     """Of one judge and one dictionary."""
-    who = Who.named(row["judge"])
+    who: str = row["who"]
     # known labels are measured once, whichever labelling they are of
-    start = f"{who}: " if who.kind != "labels" else "labels"
+    start = f"{who}: " if Who.named(row["judge"]).kind != "labels" else "labels"
     accuracy = next(f"{x['accuracy']:.3f}" for name, x in overall.items() if name.startswith(start))
     shares = [_share(row, f"{name}_share") for name in COUNTS]
     return (
