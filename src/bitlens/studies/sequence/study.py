@@ -226,19 +226,14 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     layers, positions = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
 
     def text(layer: str, position: str) -> str:
-        return _bits_and_fvu(cells.get((layer, position), []))
+        own = cells.get((layer, position), [])
+        bits = [row["bits_joint"] for row in own if row["bits_joint"] is not None]
+        known = f"{fmean(bits):.0f}" if bits else "-"
+        return f"{known} ({fmean(row['fvu'] for row in own):.2f})" if own else "-"
 
     if len(layers) < len(positions):
         return [{"position": p, **{n: text(n, p) for n in layers}} for p in positions]
     return [{"layer": n, **{p: text(n, p) for p in positions}} for n in layers]
-
-
-def _bits_and_fvu(cells: Sequence[Row]) -> str:
-    if not cells:
-        return "-"
-    bits = [row["bits_joint"] for row in cells if row["bits_joint"] is not None]
-    known = f"{fmean(bits):.0f}" if bits else "-"
-    return f"{known} ({fmean(row['fvu'] for row in cells):.2f})"
 
 
 def draw(rows: Sequence[Row], out: Path) -> None:
