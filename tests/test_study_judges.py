@@ -17,6 +17,7 @@ from bitlens.studies.judges.config import JudgesConfig, Who
 from bitlens.studies.judges.judging import rates
 from bitlens.studies.judges.meanings import MEANINGS, Meaning
 from bitlens.studies.judges.planting import plant
+from bitlens.studies.judges.report import named
 from bitlens.studies.judges.sentences import Sentence, in_context, plain_sentences, tagged_sentences
 
 WINDOW = 4
@@ -147,6 +148,13 @@ def test_nonsense_is_refused(settings, sentence):
 def test_judges_have_names():
     assert Who.named("labels=spelling") == ("labels", "spelling")
     assert str(Who.named("words=/models/small")) == "words, small"
+
+
+def test_models_of_one_name_are_told_apart_by_their_folders():
+    judges = ("words=/a/small", "words=/b/small", "words=/a/large", "labels")
+    rows = [{"part": "planted", "judge": judge} for judge in judges]
+    called = [row["who"] for row in named([*rows, {"part": "dictionary"}])]
+    assert called == ["words, /a/small", "words, /b/small", "words, large", "labels", None]
 
 
 @pytest.fixture(scope="module")

@@ -92,10 +92,16 @@ class Autoencoder(nn.Module):
         return self.get_buffer("scale_out" if self.transcodes else "scale")
 
     @property
+    def hooks(self) -> list[str | None]:
+        """The hook point that it reads and, of a transcoder, the one that it writes to; None for
+        one that is not known."""
+        kinds = ("hook", "target_hook") if self.transcodes else ("hook",)
+        return [(self.metadata.get(kind) or {}).get("module") for kind in kinds]
+
+    @property
     def output_hook(self) -> str | None:
         """The hook point that the decoder writes to; None where it is not known."""
-        hook = self.metadata.get("target_hook" if self.transcodes else "hook")
-        return (hook or {}).get("module")
+        return self.hooks[-1]
 
     @property
     def outlier_norm(self) -> float:
@@ -130,7 +136,7 @@ class Autoencoder(nn.Module):
     def standardise(self, x: Tensor) -> Tensor:
         """Raw hidden states `[..., d_in]` -> the same in model space, float32."""
         if x.shape[-1] != self.d_in:
-            hook = self.metadata.get("hook", {}).get("module", "another hook point")
+            hook = self.hooks[0] or "another hook point"
             widths = f"hidden states of width {self.d_in}, not {x.shape[-1]}"
             raise BitlensError(f"This autoencoder takes {widths}; it was trained on {hook}.")
         return (x.to(self.mean.device).float() - self.mean) / self.scale
@@ -197,15 +203,14 @@ class Autoencoder(nn.Module):
         """
         from bitlens.autoencoders.hooked import Hooked, hooked
 
-        limit = self.metadata.get("outlier_norm") if max_norm is None else max_norm
-        limit = math.inf if limit is None else float(limit)
+        limit = self.outlier_norm if max_norm is None else float(max_norm)
         done = Hooked(self, replace, use_error_term, change, record, limit)
         return hooked(done, model, positions, tokenizer)
 
     def extra_repr(self) -> str:
         """What `repr` says in the brackets."""
         shown = {"d_in": self.d_in, "n_latents": self.n_latents, **self.settings}
-        if hook := (self.metadata.get("hook") or {}).get("module"):
+        if hook := self.hooks[0]:
             shown["hook"] = hook
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
@@ -269,10 +274,9 @@ class Autoencoder(nn.Module):
         own = {name: required(settings, name, path) for name in kind.setting_names}
         file = folder / WEIGHTS
         found = read_tensors(file)
-        about = kind.architecture, d_in, n_latents
         # before anything is made as large as the settings say
-        _require(found, "W_enc", (d_in, n_latents), file, *about)
-        _require(found, "W_dec", (n_latents, own.get("d_out", d_in)), file, *about)
+        shapes = {"W_enc": (d_in, n_latents), "W_dec": (n_latents, own.get("d_out", d_in))}
+        _require(found, shapes, file, kind.architecture)
         model = kind(d_in, n_latents, **own)
         model.subtracts_b_dec = bool(config.get("apply_b_dec_to_input", kind.subtracts_b_dec))
         model._take({name: found[name] for name in model.state_dict() if name in found}, file)
@@ -284,7 +288,8 @@ class Autoencoder(nn.Module):
         """What another library wrote. Its normalisation is kept as `scale`."""
         kind = cls._class_of(found.architecture, found.file)
         d_in, n_latents = found.tensors["W_enc"].shape
-        model = kind(d_in, n_latents, **found.settings)
+        target = {"d_out": found.tensors["W_dec"].shape[1]} if kind.transcodes else {}
+        model = kind(d_in, n_latents, **found.settings, **target)
         model.subtracts_b_dec = found.subtracts_b_dec
         model.scale.fill_(found.scale)
         if model.transcodes:
@@ -296,9 +301,8 @@ class Autoencoder(nn.Module):
 
     def _take(self, tensors: dict[str, Tensor], file: Path) -> None:
         """Load the tensors of a file, which must be those of this model."""
-        for name, own in self.state_dict().items():
-            about = self.architecture, self.d_in, self.n_latents
-            _require(tensors, name, tuple(own.shape), file, *about)
+        shapes = {name: tuple(own.shape) for name, own in self.state_dict().items()}
+        _require(tensors, shapes, file, self.architecture)
         self.load_state_dict(tensors)
 
     @classmethod
@@ -315,20 +319,16 @@ class Autoencoder(nn.Module):
 
 
 def _require(
-    tensors: dict[str, Tensor],
-    name: str,
-    shape: tuple[int, ...],
-    file: Path,
-    architecture: str,
-    d_in: int,
-    n_latents: int,
+    tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], file: Path, architecture: str
 ) -> None:
-    """BitlensError if a file lacks this tensor, or has it in another shape."""
-    if name not in tensors:
-        raise BitlensError(f"{file} lacks '{name}', which a {architecture} needs.")
-    if tuple(tensors[name].shape) != shape:
-        shapes = f"{list(tensors[name].shape)}, not {list(shape)}"
-        raise BitlensError(
-            f"{file} does not fit its {architecture} of width {d_in} and {n_latents} latents: "
-            f"'{name}' has the shape {shapes}."
-        )
+    """BitlensError if a file lacks one of these tensors, or has it in another shape."""
+    for name, shape in shapes.items():
+        if name not in tensors:
+            raise BitlensError(f"{file} lacks '{name}', which a {architecture} needs.")
+        if tuple(tensors[name].shape) != shape:
+            d_in, n_latents = shapes["W_enc"]
+            found = f"{list(tensors[name].shape)}, not {list(shape)}"
+            raise BitlensError(
+                f"{file} does not fit its {architecture} of width {d_in} and {n_latents} latents: "
+                f"'{name}' has the shape {found}."
+            )

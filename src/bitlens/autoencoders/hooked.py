@@ -91,9 +91,7 @@ class Hooked:
 @contextlib.contextmanager
 def hooked(done: Hooked, model: Any, positions: Positions, tokenizer: Any) -> Iterator[Hooked]:
     """Within the block `done` is hooked to the model, at the hook points of its autoencoder."""
-    metadata = done.autoencoder.metadata
-    kinds = ("hook", "target_hook") if done.autoencoder.transcodes else ("hook",)
-    hooks = [(metadata.get(kind) or {}).get("module", "") for kind in kinds]
+    hooks = done.autoencoder.hooks
     if not all(hooks):
         raise BitlensError(
             "This autoencoder does not know its hook point: put it into its metadata, as "

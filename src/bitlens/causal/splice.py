@@ -267,21 +267,22 @@ def load_spliced(
     store: ActivationStore,
     device: str = "auto",
     more: Sequence[str] = (),
+    **loading: Any,
 ) -> LanguageModel:
     """The whole language model of a store, hooked where an autoencoder reads (None: any of this
-    store) and, for a transcoder, where it writes. more: hook points after those."""
+    store) and, for a transcoder, where it writes. more: hook points after those. loading: as for
+    `LanguageModel.load`."""
     if not all(store.manifest.get(key) for key in ("context_length", "model", "hook")):
         raise BitlensError(
             f"The store {store.path} was imported without its text, so no model can be run on it."
         )
-    hooks = [store.manifest["hook"]["module"]]
+    hooks: list[Any] = [store.manifest["hook"]["module"]]
     if autoencoder is not None and autoencoder.transcodes:
-        both = [autoencoder.metadata.get(key) or {} for key in ("hook", "target_hook")]
-        hooks = [hook.get("module") for hook in both]
+        hooks = autoencoder.hooks
         if not all(hooks):
             raise BitlensError(
                 "This transcoder does not know where it reads and writes, so it cannot be put into "
                 "a model: leave the cross-entropy out, or put both hook points into its metadata."
             )
-    every = [*hooks, *more]
-    return LanguageModel.again(store.manifest, store.path, every, device=device, causal=True)
+    loading |= {"device": device, "causal": True}
+    return LanguageModel.again(store.manifest, store.path, [*hooks, *more], **loading)

@@ -8,6 +8,7 @@ command line the same is a flag.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 import os
@@ -31,11 +32,18 @@ PLANNED |= {"compress"}
 # arguments that memory grows with
 SMALLER = ("batch_size", "batch", "n_latents", "contexts", "max_rows", "rows", "sample", "workers")
 OUT_IS_A_FILE = {"effects", "faithfulness", "features", "labels", "compress"}
-JSON_HELP = "also write the numbers to this file."
-PLAN_HELP = "say what memory this will take, and stop."
-CACHE_HELP = (
-    "bytes that copies of remote files may take, such as 50GB (default: BITLENS_CACHE_SIZE)."
-)
+# what arguments of many commands are, where a command's own docstring says no more
+USUAL = {
+    "run": "an autoencoder.",
+    "codes": "folder of codes, from `bitlens encode`.",
+    "store": "hidden states of its hook point.",
+    "device": "auto, cpu, cuda.",
+    "overwrite": "replace what is there.",
+    "cache_size": "bytes that copies of remote files may take, such as 50GB (default: "
+    "BITLENS_CACHE_SIZE).",
+    "json": "also write the numbers to this file.",
+    "plan": "say what memory this will take, and stop.",
+}
 QUOTES = "'\""
 RENAMED = {"length": "context", "unit": "documents", "hooks": "hook", "column": "text_column"}
 
@@ -78,23 +86,24 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
                 own = json if processes.is_first() or name in processes.SHARED else None
                 _write(lambda: command(*bound.args, **bound.kwargs), own, out)
 
-    kind = inspect.Parameter.KEYWORD_ONLY
-    flags = {"json": inspect.Parameter("json", kind, default=None, annotation=Path | None)}
-    lines = f"\n    json: {JSON_HELP}"
+    added = functools.partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
+    flags = {"json": added("json", default=None, annotation=Path | None)}
     if name in PLANNED:
-        flags["plan"] = inspect.Parameter("plan", kind, default=False, annotation=bool)
-        lines += f"\n    plan: {PLAN_HELP}"
-    if reads_folders(command):
-        flag = inspect.Parameter("cache_size", kind, default=None, annotation=str | None)
-        flags, lines = {"cache_size": flag, **flags}, f"\n    cache_size: {CACHE_HELP}{lines}"
+        flags["plan"] = added("plan", default=False, annotation=bool)
+    if FOLDERS & set(inspect.signature(command).parameters):
+        flag = added("cache_size", default=None, annotation=str | None)
+        flags = {"cache_size": flag, **flags}
     hints = typing.get_type_hints(command, include_extras=True)
     for flag in inspect.signature(command).parameters.values():
         if flag.default in ((), ""):  # help says nothing of a default that is nothing
             unsaid = typing.Annotated[hints[flag.name], tyro.conf.arg(help_behavior_hint="")]
             flags[flag.name] = flag.replace(annotation=unsaid)
     show_as(called, command, **flags)
-    heading = "" if "\nArgs:\n" in str(called.__doc__) else "\n\nArgs:"
-    called.__doc__ = f"{called.__doc__}{heading}{lines}"
+    said = str(called.__doc__)
+    said += "" if "\nArgs:\n" in said else "\n\nArgs:"
+    for flag in inspect.signature(called).parameters.keys() & USUAL:
+        said += "" if f"\n    {flag}: " in said else f"\n    {flag}: {USUAL[flag]}"
+    called.__doc__ = said
     options = ("OmitArgPrefixes", "OmitSubcommandPrefixes", "FlagCreatePairsOff")
     config = tuple(getattr(tyro.conf, option) for option in options)
     speaks = processes.speaks(name)
@@ -128,11 +137,6 @@ def _write(command: Callable[[], Any], json: Path | None, out: Path | None) -> N
         result = stopped.plan.as_dict()
     if json is not None and result is not None:
         write_json(json, result.as_dict() if hasattr(result, "as_dict") else result)
-
-
-def reads_folders(command: Command) -> bool:
-    """Whether the command has an argument that may name a remote folder."""
-    return bool(FOLDERS & set(inspect.signature(command).parameters))
 
 
 def _placed(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

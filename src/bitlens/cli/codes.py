@@ -28,7 +28,6 @@ def entropy(codes: CodesFolder, seed: int = 0) -> dict[str, Any]:
     were. Rows of outlying norm are left out.
 
     Args:
-        codes: folder of codes, from `bitlens encode`.
         seed: seed of the autoregression.
     """
     from dataclasses import asdict
@@ -68,12 +67,9 @@ def compress(
 
     Args:
         run: a binary autoencoder.
-        store: hidden states of its hook point.
         out: the file.
         documents: all, or test for the held-out documents only.
         seed: seed of the model's fit.
-        search: how the codes are found.
-        device: auto, cpu, cuda.
         overwrite: replace a file that is there.
     """
     from dataclasses import asdict

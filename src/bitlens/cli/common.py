@@ -79,8 +79,7 @@ def open_pair(run: Path, store: Path, device: str, search: Search = Search()) ->
 
     autoencoder = search.of(Autoencoder.from_pretrained(run, pick_device(device)))
     if autoencoder.transcodes:
-        target = (autoencoder.metadata.get("target_hook") or {}).get("module", "")
-        return autoencoder, PairedStore.beside(store, target)
+        return autoencoder, PairedStore.beside(store, autoencoder.output_hook or "")
     return autoencoder, ActivationStore(store)
 
 
@@ -119,8 +118,7 @@ def open_reader(
     from bitlens.hidden import LanguageModel
 
     autoencoder = open_run(run, codes, device)
-    kinds = ("hook", "target_hook") if whole and autoencoder.transcodes else ("hook",)
-    hooks = [(autoencoder.metadata.get(kind) or {}).get("module", "") for kind in kinds]
+    hooks: Any = autoencoder.hooks if whole else autoencoder.hooks[:1]
     if not all(hooks) or codes.manifest.get("model") is None:
         raise BitlensError(
             f"{codes.path} comes from hidden states imported without their model, so no text can "

@@ -85,17 +85,13 @@ def contrast(
     latent's rare state. Rows of outlying norm are left out.
 
     Args:
-        codes: folder of codes, from `bitlens encode`.
         positive: the documents of one group: numbers of the codes' documents or ranges (20-40);
             with --labels or --texts one class, NAME=CLASS; or files of text, read now with --run.
         negative: the documents of the other group, in the same way.
-        source: where the documents are from.
         run: the autoencoder that made the codes.
-        check: whether what was found changes the model's answer.
         top: latents shown.
         explanations: the folder of `bitlens interpret`, or its scores.jsonl.
         seed: seed of the halves, samples and permutations.
-        device: auto, cpu, cuda.
     """
     from bitlens import show
     from bitlens.bits.codes import Codes

@@ -12,7 +12,6 @@ from bitlens.errors import BitlensError
 if TYPE_CHECKING:
     from bitlens.autoencoders import Autoencoder
     from bitlens.causal.effects import Effect
-    from bitlens.hidden import ActivationStore, LanguageModel
 
 TOKENS, MOVED = 4, 3  # shown of each latent
 
@@ -45,8 +44,6 @@ def effects(
     bit-exactly, with --resume.
 
     Args:
-        run: an autoencoder.
-        store: hidden states of its hook point.
         latents: measure these; by default all.
         contexts: contexts that the language model reads, drawn at random.
         rows: switch each latent at up to so many tokens, drawn at random.
@@ -61,13 +58,12 @@ def effects(
         out: also write the effects to this file, .jsonl or .parquet; what is measured so far is
             kept beside it.
         resume: continue a measurement that was stopped.
-        search: how the codes are found.
-        device: auto, cpu, cuda.
     """
     import shutil
     from dataclasses import asdict
 
     from bitlens.causal import effects as measure
+    from bitlens.causal.splice import load_spliced
     from bitlens.features.profiles import require_ending, write_records
 
     if out is not None:
@@ -79,8 +75,9 @@ def effects(
     autoencoder, opened = open_pair(run, store, device, search)
     later = None if downstream is None else _later(downstream, device)
     unfinished = None if out is None else out.with_name(f"{out.name}.unfinished")
+    more: Any = () if later is None else later.hooks[:1]
     found = measure.effects(
-        _model(autoencoder, later, opened, device),
+        load_spliced(autoencoder, opened, pick_device(device), more),
         autoencoder,
         opened,
         latents or None,
@@ -125,19 +122,9 @@ def _later(downstream: Path, device: str) -> Autoencoder:
     from bitlens.autoencoders import Autoencoder
 
     later = Autoencoder.from_pretrained(downstream, pick_device(device))
-    if not (later.metadata.get("hook") or {}).get("module"):
+    if not later.hooks[0]:
         raise BitlensError(f"{downstream} names no hook point, so it cannot be --downstream.")
     return later
-
-
-def _model(
-    autoencoder: Autoencoder, later: Autoencoder | None, store: ActivationStore, device: str
-) -> LanguageModel:
-    """The whole language model, hooked at the autoencoder's own hook points and the later one's."""
-    from bitlens.causal.splice import load_spliced
-
-    more = () if later is None else (later.metadata["hook"]["module"],)
-    return load_spliced(autoencoder, store, pick_device(device), more)
 
 
 def _clear(effect: Effect) -> tuple[bool, float]:

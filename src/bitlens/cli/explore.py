@@ -33,7 +33,6 @@ def explore(
     in the run's folder, so that the next start is quick.
 
     Args:
-        run: an autoencoder.
         codes: its codes, from `bitlens encode`; by default those of the first rows of its store are
             made and kept in the run's folder.
         store: hidden states of its hook point, where the run's own store has gone.

@@ -26,14 +26,11 @@ def saelens(
     measured where the store is at hand.
 
     Args:
-        run: an autoencoder.
         out: folder for SAE.load_from_disk.
-        search: how the codes are found.
         model: name that SAELens loads the language model by; by default that of the run.
         unit_rows: decoder rows of length 1, with codes in the model's own units, as SAEBench asks
             for; by default codes are those of the autoencoder.
         store: hidden states to measure the loss on; by default those of the training.
-        overwrite: replace what is there.
     """
     from bitlens import show
     from bitlens.autoencoders import Autoencoder

@@ -28,12 +28,9 @@ def delphi(
     rise without it. That of another latent is its activation. Rows of outlying norm are left out.
 
     Args:
-        run: an autoencoder.
         store: hidden states of its hook point, with their text.
         out: the cache, a folder for each hook point.
         splits: files, each of a range of latents.
-        search: how the codes are found.
-        device: auto, cpu, cuda.
         overwrite: replace the cache of this hook point.
     """
     from bitlens.ecosystem.delphi import export
@@ -61,16 +58,12 @@ def neuronpedia(
     rise without it. That of another latent is its activation. Rows of outlying norm are left out.
 
     Args:
-        run: an autoencoder.
         store: hidden states of its hook point, with their text.
         out: the folder of batches.
         model_id: Neuronpedia's name of the language model; by default the last part of its own.
         set_name: the SAE set; by default the name of the run's folder.
         logits: leave out the logits that decoder rows raise and lower, which need the model.
         features: latents in a file.
-        search: how the codes are found.
-        device: auto, cpu, cuda.
-        overwrite: replace what is there.
     """
     from bitlens import show
     from bitlens.ecosystem.neuronpedia import effect_of, export
@@ -108,7 +101,6 @@ def vector(
     It is in the model's own units: strength 1 is what a bit adds when it goes on.
 
     Args:
-        run: an autoencoder.
         latents: their rows are added up.
         out: the file.
         strength: of all latents, or one for each.

@@ -43,8 +43,6 @@ def faithfulness(
     For the whole code also how that depends on the position, and the ten tokens that lose most.
 
     Args:
-        run: an autoencoder.
-        store: hidden states of its hook point.
         keep: latents to keep of every row; the whole code is always measured, too.
         contexts: contexts that the language model reads, drawn at random.
         by: keep the rarest latents, or those of the largest magnitude times decoder norm.
@@ -53,8 +51,6 @@ def faithfulness(
         seed: seed of the contexts.
         out: also write every token's numbers under the whole code, with its text in context, to
             this file (.jsonl).
-        search: how the codes are found.
-        device: auto, cpu, cuda.
     """
     from bitlens.causal import faithfulness as measure
     from bitlens.causal.splice import Splice, load_spliced

@@ -32,7 +32,6 @@ def features(
     documents than those it was chosen in. Rows of outlying norm are left out.
 
     Args:
-        codes: folder of codes, from `bitlens encode`.
         run: the autoencoder that made them: also name the latents with similar decoder rows.
         promotes: also load the language model: whose logits does each decoder row of --run raise?
         top: latents in the table.

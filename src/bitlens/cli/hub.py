@@ -30,9 +30,7 @@ def push(
     this machine; nothing else in the folder does. The token is that of `hf auth login` or HF_TOKEN.
 
     Args:
-        run: an autoencoder.
         repository: where to, on the hub; it is made if need be.
-        about: what the card says that the run does not know.
         private: make a repository that others cannot see.
         revision: a branch other than main; it is made if need be.
         latents: also the clearest latents of its report, with examples of the text.

@@ -85,7 +85,6 @@ def interpret(
             shown side by side.
         out: folder of the results: scores.jsonl, scores.parquet (of several codes in folders of
             their names), and of language models calls.sqlite, all that was asked and answered.
-        judging: who explains and judges, and what.
     """
     from bitlens import show
     from bitlens.features.profiles import write_records

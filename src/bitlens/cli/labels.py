@@ -34,7 +34,6 @@ def labels(
     held-out ones (a fifth if the training held none out). Rows of outlying norm are left out.
 
     Args:
-        codes: folder of codes, from `bitlens encode`.
         labels: JSON lines (also .gz), one for each document that was harvested: {"text": ...,
             "spans": {"pos": [[start, end, "NOUN"], ...]}, "labels": {"genre": "news"}}.
         store: the hidden states behind the codes: probe these, too.

@@ -36,7 +36,6 @@ def match(
         other: another one, B.
         store: hidden states of their hook point.
         rows: read only so many of the held-out rows.
-        device: auto, cpu, cuda.
     """
     from bitlens import matching, show
     from bitlens.hidden.split import unseen

@@ -75,7 +75,6 @@ def train(
     Args:
         source: a store; with --stream a language model.
         out: folder of the run.
-        config: settings of the training.
         target: for transcoders: the store of what is to be predicted, from the same harvest.
         stream: make hidden states as they are needed, without a store (takes --text and --hook).
         text: with --stream: the text, as for harvest.
@@ -101,19 +100,12 @@ def train(
         rows = PairedStore(source, target, config.test_fraction)
     else:
         rows = ActivationStore(source, config.test_fraction)
+    how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "loggers": log}
     if sweep:
-        return _sweep(rows, read_sweep(sweep, config), out, config, log, resume, overwrite)
+        return _sweep(rows, read_sweep(sweep, config), out, config, **how)
     last: dict[str, Any] = {}
-    autoencoder = run(
-        rows,
-        config,
-        out,
-        resume=resume,
-        overwrite=overwrite,
-        loggers=log,
-        report=last.update,
-        shard_latents=shard_latents,
-    )
+    report = last.update
+    autoencoder = run(rows, config, out, report=report, shard_latents=shard_latents, **how)
     n_latents, trained = autoencoder.n_latents, autoencoder.metadata["n_latents_trained"]
     show.say(
         f"{out}: {autoencoder.architecture} with {n_latents:,} live latents of {trained:,}, "
@@ -124,13 +116,12 @@ def train(
     return {"run": str(out), "n_latents": n_latents, **last}
 
 
-def _sweep(rows: Any, settings: Any, out: Path, config: TrainConfig, *how: Any) -> dict[str, Any]:
+def _sweep(rows: Any, settings: Any, out: Path, config: TrainConfig, **how: Any) -> dict[str, Any]:
     """Train all, show what came of them; BitlensError, at the end, where some have no result."""
     from bitlens import show
     from bitlens.sweeping import sweep
 
-    log, resume, overwrite = how
-    found = sweep(rows, settings, out, config, loggers=log, resume=resume, overwrite=overwrite)
+    found = sweep(rows, settings, out, config, **how)
     failed = [row for row in found if "error" in row]
     shown = ({k: v for k, v in row.items() if k != "error"} for row in found)
     show.rows(str(out), [{**row, "run": Path(row["run"]).name} for row in shown])
@@ -209,11 +200,7 @@ def encode(
     """Write the packed bits of a store, with the token, document and position of every row.
 
     Args:
-        run: an autoencoder.
-        store: hidden states of its hook point.
         out: folder of the codes.
-        search: how the codes are found.
-        device: auto, cpu, cuda.
         overwrite: replace codes that are there.
     """
     from bitlens import show
@@ -242,8 +229,6 @@ def evaluate(
     They are kept in the run's folder, too, and shown by its report.html.
 
     Args:
-        run: an autoencoder.
-        store: hidden states of its hook point.
         part: test: the held-out documents; all: every document, for text that the autoencoder was
             not trained on.
         outliers: with --part all, take rows of outlying norm, too; they are never trained on.
@@ -251,8 +236,6 @@ def evaluate(
         ce: leave out the cross-entropy numbers, for which the language model runs with
             reconstructions spliced in.
         joint: leave out bits_joint, which takes most of the time.
-        search: how the codes are found.
-        device: auto, cpu, cuda.
     """
     from bitlens import show
     from bitlens.evaluation import evaluate as measure

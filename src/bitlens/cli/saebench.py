@@ -34,15 +34,10 @@ def saebench(
     Bits found by descent are searched here as anywhere; --coding step measures the encoder's.
 
     Args:
-        run: an autoencoder.
         out: folder for SAEBench's files.
-        config: what is run, and on how much text.
-        search: how the codes are found.
         model: the language model; by default that of the run.
         text: files or folders; by default those of the run, of which held-out documents are read.
         text_column: of tables and datasets.
-        device: auto, cpu, cuda.
-        overwrite: replace what is there.
     """
     from bitlens import show
     from bitlens.autoencoders import Autoencoder

@@ -38,7 +38,6 @@ def search(
     are not found.
 
     Args:
-        codes: folder of codes, from `bitlens encode`.
         text: contexts most like this text at its last token, or the one «marked»; takes --run.
         run: the autoencoder that made the codes, to encode --text.
         whole: compare all tokens of --text, with whole documents.
@@ -50,7 +49,6 @@ def search(
         limit: contexts or latents shown.
         window: tokens shown on each side.
         seed: seed of the contexts drawn with --on and --off.
-        device: auto, cpu, cuda.
     """
     from bitlens.bits.codes import Codes
 
@@ -207,12 +205,10 @@ def _words(codes: Codes, words: str, explanations: Path | None, limit: int) -> d
             "score": one.score,
             "on %": 100 * float(rate[one.latent]),
             "tokens": " ".join(show.token(t.text) for t in one.tokens[:TOKENS]),
-            "explanation": show.plain(one.explanation),
+            **({"explanation": show.plain(one.explanation)} if said else {}),
         }
         for one in found
     ]
-    if not said:
-        lines = [{k: v for k, v in line.items() if k != "explanation"} for line in lines]
     show.rows(f"{codes.path}: latents with '{words}'", lines)
     show.out.print(show.SIGNS, style="dim")
     latents = [

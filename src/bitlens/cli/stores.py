@@ -61,19 +61,16 @@ def harvest(
 
     Share.of(rank, ranks)  # what is no share is refused before the model is loaded
     language_model, reader = open_text(model, hook, text, test_fraction, loading)
+    how: dict[str, Any] = {"batch_size": batch_size, "max_rows": max_rows}
+    how |= {"rank": rank, "ranks": ranks, "resume": resume, "overwrite": overwrite}
     with stop_on_signals() as stop:
         stores = run(
             language_model,
             reader,
             out,
-            batch_size=batch_size,
-            max_rows=max_rows,
+            **how,
             outlier_multiple=outlier_multiple,
-            store_dtype=None if store_dtype == "auto" else getattr(torch, store_dtype),
-            rank=rank,
-            ranks=ranks,
-            resume=resume,
-            overwrite=overwrite,
+            store_dtype=getattr(torch, store_dtype, None),  # None for auto
             announce=lambda plan: show.warn(in_flags(f"Plan: {plan}", harvest)),
             stop=lambda: stop.signal,
         )

@@ -27,6 +27,7 @@ from bitlens.results import Number
 FIT_ROWS = 65536
 MAGNITUDE_ROWS = 16384
 SAMPLE = 0x5EED  # makes this choice of documents another one than that of the held-out ones
+Loss = float | None  # of a language model, where there is one
 
 
 def trained_latents(autoencoder: Autoencoder) -> int:
@@ -213,24 +214,20 @@ class ModelLosses:
     `_low` and `_high` are the ends of 95 % intervals over contexts; None: too few of them.
     """
 
-    ce_original: Annotated[float | None, Number("next-token loss of the model, nats", ".3f")] = None
-    ce_spliced: Annotated[float | None, Number("the same through the autoencoder", ".3f")] = None
-    ce_zero: Annotated[float | None, Number("the same with hidden states zeroed", ".3f")] = None
-    ce_mean: Annotated[float | None, Number("the same with hidden states at their mean", ".3f")] = (
-        None
-    )
-    ce_loss_score: Annotated[float | None, Number("1: nothing lost, 0: as bad as zeros", ".3f")] = (
-        None
-    )
-    ce_loss_score_mean: Annotated[float | None, Number("the same against the mean", ".3f")] = None
-    kl_div: Annotated[float | None, Number("nats a token", ".3f")] = None
-    top1: Annotated[float | None, Number("likeliest next token unchanged", ".3f")] = None
-    ce_loss_score_low: float | None = None
-    ce_loss_score_high: float | None = None
-    ce_loss_score_mean_low: float | None = None
-    ce_loss_score_mean_high: float | None = None
-    kl_div_low: float | None = None
-    kl_div_high: float | None = None
+    ce_original: Annotated[Loss, Number("next-token loss of the model, nats", ".3f")] = None
+    ce_spliced: Annotated[Loss, Number("the same through the autoencoder", ".3f")] = None
+    ce_zero: Annotated[Loss, Number("the same with hidden states zeroed", ".3f")] = None
+    ce_mean: Annotated[Loss, Number("the same with hidden states at their mean", ".3f")] = None
+    ce_loss_score: Annotated[Loss, Number("1: nothing lost, 0: as bad as zeros", ".3f")] = None
+    ce_loss_score_mean: Annotated[Loss, Number("the same against the mean", ".3f")] = None
+    kl_div: Annotated[Loss, Number("nats a token", ".3f")] = None
+    top1: Annotated[Loss, Number("likeliest next token unchanged", ".3f")] = None
+    ce_loss_score_low: Loss = None
+    ce_loss_score_high: Loss = None
+    ce_loss_score_mean_low: Loss = None
+    ce_loss_score_mean_high: Loss = None
+    kl_div_low: Loss = None
+    kl_div_high: Loss = None
 
     @staticmethod
     def measure(measured: Measured) -> dict[str, Any]:

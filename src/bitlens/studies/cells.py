@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -73,13 +74,17 @@ class Study(RunOptions):
         write_json(manifest, {**about, "settings": settings})
 
     def measure(
-        self, cells: Sequence[Cell], measure: Measure, same: Mapping[str, Any] | None = None
+        self,
+        cells: Sequence[Cell],
+        measure: Callable[..., Row],
+        same: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> list[Row]:
         """Measure every cell that is not measured yet -> the rows of all, each with its settings.
 
-        measure: a function of a module (workers import it). same: what else the numbers depend on.
-        A cell that cannot be measured gives a row with the sentence under `error`, is tried again
-        next time, and does not stop the others.
+        measure: a function of a module (workers import it), called with a cell and `more`. same:
+        what else the numbers depend on. A cell that cannot be measured gives a row with the
+        sentence under `error`, is tried again next time, and does not stop the others.
         """
         folder = self.out / "cells"
         folder.mkdir(exist_ok=True)
@@ -91,7 +96,8 @@ class Study(RunOptions):
         missing = [(i, cell) for i, cell in enumerate(cells) if i not in rows]
         # a cell's own Interrupted is suppressed: the sentence below is that of them all
         with stop_on_signals() as stop, contextlib.suppress(Interrupted):
-            for i, row in _measured(missing, measure, self.workers, lambda: bool(stop.signal)):
+            work = functools.partial(measure, **more)
+            for i, row in _measured(missing, work, self.workers, lambda: bool(stop.signal)):
                 rows[i] = finite({**cells[i], **row})  # as it will be read again
                 if "error" not in row:
                     write_json(files[i], rows[i])

@@ -16,6 +16,7 @@ from bitlens.information.autoregression import Autoregression
 from bitlens.information.entropy import entropy
 from bitlens.information.moments import Covariance, Variance, squared_error
 from bitlens.information.rate_distortion import gaussian_bound
+from bitlens.results import flat
 
 BLOCK = 8192
 ESTIMATES = ("bits_marginal", "bits_tree", "code_marginal", "code_tree", "bits_joint")
@@ -37,6 +38,11 @@ def entropies_that_count(row: dict[str, Any]) -> dict[str, Any]:
     reason = why_left_out(row["fvu"])
     kept = row if reason is None else row | {n: None for n in row if ENTROPY.match(n)}
     return kept | {"left_out": reason}
+
+
+def total_bits(row: dict[str, Any]) -> float | None:
+    """Everything that a code needs: which latents are on, and their magnitudes."""
+    return None if row.get("bits_joint") is None else row["bits_joint"] + row["bits_magnitudes"]
 
 
 def not_measured(row: dict[str, Any]) -> str | None:
@@ -88,8 +94,5 @@ def measure_rows(
         model = common and common.refitted(bits[~test])
         result = entropy(bits, documents, test, seed=seed, model=model)
         numbers["bits_lower"] = result.bits_lower
-        for name in ESTIMATES:
-            estimate = getattr(result, name)
-            numbers[name] = estimate.value
-            numbers[f"{name}_low"], numbers[f"{name}_high"] = estimate.low, estimate.high
+        numbers |= flat({name: getattr(result, name) for name in ESTIMATES})
     return numbers, bits

@@ -58,7 +58,7 @@ class ModelStudyConfig:
     """of a bit, `lam` of the training: the fvu that one bit a dimension is worth"""
 
     def load(self, causal: bool = False) -> LanguageModel:
-        """The language model, hooked."""
+        """The language model, hooked. BitlensError for settings that cannot train on its widths."""
         from bitlens.hidden import LanguageModel
 
         loading = {"dtype": self.dtype, "device": self.device, "revision": self.revision}
@@ -67,7 +67,9 @@ class ModelStudyConfig:
             first = LanguageModel.load(self.model, ["layers.0"], **loading)
             count = first.config.get_text_config().num_hidden_layers
             hooks = [f"layers.{i}" for i in self.layers(count)]
-        return LanguageModel.load(self.model, hooks, causal=causal, **loading)
+        model = LanguageModel.load(self.model, hooks, causal=causal, **loading)
+        self.training(0).resolved(max(model.widths().values()), "cpu")
+        return model
 
     def layers(self, count: int) -> Iterable[int]:
         """Those that are read where no hook points are named, of so many."""

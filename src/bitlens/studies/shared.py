@@ -99,7 +99,7 @@ def train_shared(
     rows: raw `[n, d]`, none of them held out; documents `[n]`: rows of one document together.
     name: of the code, where a folder may hold those of several choices of rows.
     """
-    autoencoder, file = train(source, training, folder, resume=True), _code_file(folder, name)
+    autoencoder, file = train(source, training, folder, resume=True), folder / f"{name}.safetensors"
     if not file.exists():
         with torch.inference_mode():
             words = [autoencoder.encode_bits(block).words.cpu() for block in rows.split(BLOCK)]
@@ -113,16 +113,12 @@ def train_shared(
 
 def load_shared(folder: Path, device: str, name: str = "code") -> Shared:
     """What `train_shared` left in a folder, the autoencoder on this device."""
-    file = _code_file(folder, name)
+    file = folder / f"{name}.safetensors"
     if not file.exists():
         raise BitlensError(
             f"There is no autoencoder with its code in {folder}: it was not trained."
         )
     return _last_loaded(folder, device, file, file.stat().st_mtime_ns)
-
-
-def _code_file(folder: Path, name: str) -> Path:
-    return folder / f"{name}.safetensors"
 
 
 @functools.lru_cache(maxsize=1)

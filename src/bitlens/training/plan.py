@@ -67,8 +67,9 @@ def train_plan(
 
 
 def _search(rows: int, n_latents: int, d: int) -> dict[str, int]:
+    gains = min(FLOAT * rows * n_latents, BLOCK_BYTES)
     kept = 0 if FLOAT * n_latents**2 > GRAM_BYTES else FLOAT * n_latents**2
-    return {"W W^T": kept * (n_latents <= GRAM_UP_TO * rows), "gains": _gains(rows, n_latents)}
+    return {"W W^T": kept * (n_latents <= GRAM_UP_TO * rows), "gains": gains}
 
 
 def _sharded_search(rows: int, n_latents: int, d: int) -> dict[str, int]:
@@ -76,7 +77,3 @@ def _sharded_search(rows: int, n_latents: int, d: int) -> dict[str, int]:
     block = min(rows, block_rows(n_latents, d))
     told = FLOAT * block * d * (TOGETHER + 3)
     return {"gains": 10 * block * n_latents, "told": told}
-
-
-def _gains(rows: int, n_latents: int) -> int:
-    return min(FLOAT * rows * n_latents, BLOCK_BYTES)

@@ -7,23 +7,19 @@ of an `AutoEncoder` to unit norm, and takes the threshold of a BatchTopK, not it
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bitlens.autoencoders.formats.foreign import (
+    Config,
     Foreign,
     described,
     fold_decoder_norms,
-    honour,
     jumps,
-    read_config,
     read_weights,
     renamed,
-    require_widths,
-    wanted,
 )
 from bitlens.errors import BitlensError
 
@@ -51,19 +47,19 @@ def read(folder: Path) -> Foreign:
     """A dictionary of one of the library's classes."""
     path = folder / "config.json"
     file = folder / ("ae.pt" if (folder / "ae.pt").exists() else "ae.safetensors")
-    config = read_config(path)
-    trainer = wanted(config, "trainer", dict, path)
-    honour(trainer, path, dict_class=(trainer.get("dict_class", ""), *CLASSES)[1:])
-    architecture, names, applied = CLASSES[wanted(trainer, "dict_class", str, path)]
+    config = Config.read(path)
+    trainer = Config(config.wanted("trainer", dict), path)
+    trainer.honour(dict_class=(trainer.get("dict_class", ""), *CLASSES)[1:])
+    architecture, names, applied = CLASSES[trainer.wanted("dict_class", str)]
     found = read_weights(file)
     unused = [name for name in UNUSED if architecture in ("topk", "batch_topk")]
     tensors = renamed(found, names, file, unused)
     widths = {"d_in": "activation_dim", "n_latents": "dict_size"}
-    require_widths(tensors, path, **{own: trainer.get(name) for own, name in widths.items()})
+    trainer.require_widths(tensors, **{own: trainer.get(name) for own, name in widths.items()})
     settings = {}
     if architecture in ("topk", "batch_topk"):
         stored = {"k": found["k"].tolist()} if "k" in found else {}
-        settings["k"] = wanted({**stored, **trainer}, "k", int, path)
+        settings["k"] = Config({**stored, **trainer}, path).wanted("k", int)
         if stored.get("k", settings["k"]) != settings["k"]:
             raise BitlensError(
                 f"{path} says k {settings['k']}, but its tensors have {stored['k']}; restore them "
@@ -78,13 +74,11 @@ def read(folder: Path) -> Foreign:
     return Foreign("dictionary_learning", file, architecture, tensors, metadata, settings, applied)
 
 
-def _metadata(config: Mapping[str, Any], trainer: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(config: Config, trainer: Config) -> dict[str, Any]:
     """The residual stream after a layer, unless a submodule is named."""
-    buffer = config.get("buffer")
-    buffer = buffer if isinstance(buffer, dict) else {}
     layer, module = trainer.get("layer"), trainer.get("submodule_name")
     place = re.sub(r"(?:_layer)?_?\d*$", "", module) if isinstance(module, str) else "resid_post"
     place = PLACES.get(place.replace("attention_output", "attention_out"))
     known = isinstance(layer, int) and place is not None
     hook = f"blocks.{layer}.{place}" if known else None
-    return described(trainer.get("lm_name"), hook, context=buffer.get("ctx_len"))
+    return described(trainer.get("lm_name"), hook, context=config.part("buffer").get("ctx_len"))

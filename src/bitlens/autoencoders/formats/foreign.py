@@ -40,57 +40,79 @@ class Foreign(NamedTuple):
     metadata: dict[str, Any]
     """`hook`, `target_hook`, `model`, `context_length`, `prepend_bos`, where they are known"""
     settings: dict[str, Any] = {}  # noqa: RUF012
-    """the architecture's"""
+    """the architecture's, but for the width of a transcoder's target"""
     subtracts_b_dec: bool = False
     """from the input, before encoding"""
     scale: float = 1.0
     scale_out: float = 1.0
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """A JSON object; BitlensError if it is missing, damaged or something else."""
-    config = read_json(path, WHAT)
-    if not isinstance(config, dict):
-        raise BitlensError(f"{path} holds no settings of {WHAT}; restore it.")
-    return config
+class Config(dict[str, Any]):
+    """Settings, and the file that they are from."""
 
+    def __init__(self, settings: Mapping[str, Any], path: Path) -> None:
+        super().__init__(settings)
+        self.path = path
 
-def wanted(config: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
-    """`config[key]`, which must be there and of this kind; a float, a number."""
-    value = config.get(key)
-    usable = isinstance(value, kind) and isinstance(value, bool) is (kind is bool)
-    if not (is_number(value) if kind is float else usable):
-        found = "lacks the key" if value is None else f"has {str(value)[:40]!r} for"
-        raise BitlensError(f"{path} {found} '{key}'; restore it or fetch it again.")
-    return value
+    @classmethod
+    def read(cls, path: Path) -> Config:
+        """A JSON object; BitlensError if it is missing, damaged or something else."""
+        config = read_json(path, WHAT)
+        if not isinstance(config, dict):
+            raise BitlensError(f"{path} holds no settings of {WHAT}; restore it.")
+        return cls(config, path)
+
+    def part(self, key: str) -> Config:
+        """The object below a key; an empty one where there is none."""
+        value = self.get(key)
+        return Config(value if isinstance(value, dict) else {}, self.path)
+
+    def wanted(self, key: str, kind: type) -> Any:
+        """The value of a key, which must be there and of this kind; a float, a number."""
+        value = self.get(key)
+        usable = isinstance(value, kind) and isinstance(value, bool) is (kind is bool)
+        if not (is_number(value) if kind is float else usable):
+            found = "lacks the key" if value is None else f"has {str(value)[:40]!r} for"
+            raise BitlensError(f"{self.path} {found} '{key}'; restore it or fetch it again.")
+        return value
+
+    def honour(self, **allowed: tuple[Any, ...]) -> None:
+        """BitlensError for a setting that has another value than those that are read here. A key
+        that is not there has the first."""
+        for key, values in allowed.items():
+            if (value := self.get(key, values[0])) not in values:
+                known = ", ".join(repr(each) for each in dict.fromkeys(values) if each is not None)
+                raise BitlensError(
+                    f"{self.path} has {key} {value!r}, which bitlens does not honour, only {known}."
+                )
+
+    def refuse_unknown(self, known: Iterable[str]) -> None:
+        """BitlensError for keys that may change what is computed: those not known, unless off."""
+        off = (None, False, "none", "", 0, {}, [])
+        strange = [key for key, value in self.items() if key not in known and value not in off]
+        if strange:
+            keys = ", ".join(f"'{key}'" for key in sorted(strange))
+            raise BitlensError(
+                f"{self.path} has {keys}, which this bitlens does not know and so cannot honour; "
+                "upgrade bitlens."
+            )
+
+    def require_widths(self, tensors: Mapping[str, Tensor], **widths: int | None) -> None:
+        """BitlensError where the tensors have another `d_in`, `n_latents` or `d_out` than the
+        settings say; None where they do not."""
+        d_in, n_latents = tensors["W_enc"].shape
+        actual = {"d_in": d_in, "n_latents": n_latents, "d_out": tensors["W_dec"].shape[1]}
+        for name, width in widths.items():
+            if width is not None and width != actual[name]:
+                raise BitlensError(
+                    f"{self.path} says {name} {width!r}, but its tensors have {actual[name]}; "
+                    "restore them or fetch them again."
+                )
 
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value of JSON is a number that float32 has."""
     return type(value) in (int, float) and abs(value) < MOST
-
-
-def honour(config: Mapping[str, Any], path: Path, **allowed: tuple[Any, ...]) -> None:
-    """BitlensError for a setting that has another value than those that are read here. A key that
-    is not there has the first."""
-    for key, values in allowed.items():
-        if (value := config.get(key, values[0])) not in values:
-            known = ", ".join(repr(each) for each in dict.fromkeys(values) if each is not None)
-            raise BitlensError(
-                f"{path} has {key} {value!r}, which bitlens does not honour, only {known}."
-            )
-
-
-def refuse_unknown(config: Mapping[str, Any], known: Iterable[str], path: Path) -> None:
-    """BitlensError for keys that may change what is computed: those not known, unless off."""
-    off = (None, False, "none", "", 0, {}, [])
-    strange = [key for key, value in config.items() if key not in known and value not in off]
-    if strange:
-        keys = ", ".join(f"'{key}'" for key in sorted(strange))
-        raise BitlensError(
-            f"{path} has {keys}, which this bitlens does not know and so cannot honour; upgrade "
-            "bitlens."
-        )
 
 
 def given_scale(config: Mapping[str, Any], about: Mapping[str, Any] = {}) -> float | None:
@@ -203,19 +225,6 @@ def _require_shapes(tensors: Mapping[str, Tensor], file: Path) -> None:
         if shape != expected and (name, shape) != ("threshold", []):
             raise BitlensError(
                 f"{file} does not fit together: '{name}' has the shape {shape}, not {expected}."
-            )
-
-
-def require_widths(tensors: Mapping[str, Tensor], path: Path, **widths: int | None) -> None:
-    """BitlensError where the tensors have another `d_in`, `n_latents` or `d_out` than the settings
-    say; None where they do not."""
-    d_in, n_latents = tensors["W_enc"].shape
-    actual = {"d_in": d_in, "n_latents": n_latents, "d_out": tensors["W_dec"].shape[1]}
-    for name, width in widths.items():
-        if width is not None and width != actual[name]:
-            raise BitlensError(
-                f"{path} says {name} {width!r}, but its tensors have {actual[name]}; restore "
-                "them or fetch them again."
             )
 
 

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bitlens.autoencoders.formats.foreign import (
+    Config,
     Foreign,
     described,
-    honour,
     jumps,
-    read_config,
     read_weights,
-    refuse_unknown,
     renamed,
 )
 from bitlens.errors import BitlensError
@@ -46,21 +44,19 @@ def read(folder: Path) -> Foreign:
     metadata, skips = _of_second(folder) if second else (_of_first(folder), False)
     names = NAMES | ({"W_skip": SKIP} if skips or SKIP in found else {})
     tensors = jumps(renamed(found, names, file))
-    settings: dict[str, Any] = {}
     architecture = "jumprelu"
     if "target_hook" in metadata or "W_skip" in tensors:
         architecture = f"jumprelu_{'skip_' * ('W_skip' in tensors)}transcoder"
-        settings["d_out"] = tensors["W_dec"].shape[1]
     tool = "Gemma Scope 2" if second else "Gemma Scope"
-    return Foreign(tool, file, architecture, tensors, metadata, settings)
+    return Foreign(tool, file, architecture, tensors, metadata)
 
 
 def _of_second(folder: Path) -> tuple[dict[str, Any], bool]:
     """-> (metadata, whether there is a skip); an autoencoder writes where it reads."""
     path = folder / "config.json"
-    config = read_config(path) if path.exists() else {}
-    refuse_unknown(config, KNOWN, path)
-    honour(config, path, architecture=("jump_relu",), type=("sae", "transcoder"))
+    config = Config.read(path) if path.exists() else Config({}, path)
+    config.refuse_unknown(KNOWN)
+    config.honour(architecture=("jump_relu",), type=("sae", "transcoder"))
     read_at, written_to = (config.get(f"hf_hook_point_{side}") for side in ("in", "out"))
     target = None if written_to == read_at else written_to
     metadata = described(config.get("model_name"), read_at, target, CONTEXT, True)

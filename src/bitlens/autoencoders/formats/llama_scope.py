@@ -10,24 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bitlens.autoencoders.formats.foreign import (
+    Config,
     Foreign,
     described,
     fold_decoder_norms,
     given_scale,
-    honour,
     is_number,
     jumps,
-    read_config,
     read_weights,
     renamed,
-    require_widths,
-    wanted,
 )
 from bitlens.errors import BitlensError
 
@@ -42,29 +38,26 @@ def read(folder: Path) -> Foreign:
     first = (folder / "hyperparams.json").exists()
     path = folder / ("hyperparams.json" if first else "config.json")
     file = folder / ("checkpoints/final.safetensors" if first else "sae_weights.safetensors")
-    config, found = read_config(path), read_weights(file)
-    honour(
-        config,
-        path,
+    config, found = Config.read(path), read_weights(file)
+    config.honour(
         act_fn=("jumprelu",),
         use_glu_encoder=(False, None),
         apply_decoder_bias_to_pre_encoder=(False, None),
         norm_activation=("dataset-wise", "inference"),
     )
-    read_at = wanted(config, "hook_point_in", str, path)
-    written = {"hook_point_out": config.get("hook_point_out") or read_at}
-    places = read_at, wanted(written, "hook_point_out", str, path)
+    config["hook_point_out"] = config.get("hook_point_out") or config.get("hook_point_in")
+    places = [config.wanted(f"hook_point_{side}", str) for side in ("in", "out")]
     norms = {key: found.pop(key) for key in list(found) if key.startswith(NORM)}
     threshold = {} if first else {"threshold": "log_jumprelu_threshold"}
     tensors = renamed(found, NAMES | threshold, file)
-    d_in = wanted(config, "d_model", int, path)
-    require_widths(tensors, path, d_in=d_in, n_latents=config.get("d_sae"))
+    d_in = config.wanted("d_model", int)
+    config.require_widths(tensors, d_in=d_in, n_latents=config.get("d_sae"))
     scale, scale_out = (
-        _scale(config, norms, side, place, d_in, path)
+        _scale(config, norms, side, place, d_in)
         for side, place in zip(("in", "out"), places, strict=True)
     )
     if first:  # in the model's own units
-        least = wanted(config, "jump_relu_threshold", float, path) / scale
+        least = config.wanted("jump_relu_threshold", float) / scale
         tensors["threshold"] = torch.full_like(tensors["b_enc"], least)
     else:
         tensors["threshold"] = tensors["threshold"].exp()
@@ -72,27 +65,16 @@ def read(folder: Path) -> Foreign:
         fold_decoder_norms(tensors)
     target = None if places[0] == places[1] else places[1]
     metadata = described("meta-llama/Llama-3.1-8B", places[0], target)
-    settings, architecture = {}, "jumprelu"
-    if target:
-        architecture, settings = "jumprelu_transcoder", {"d_out": tensors["W_dec"].shape[1]}
-    return Foreign(
-        TOOL, file, architecture, jumps(tensors), metadata, settings, False, scale, scale_out
-    )
+    architecture = "jumprelu_transcoder" if target else "jumprelu"
+    tensors = jumps(tensors)
+    return Foreign(TOOL, file, architecture, tensors, metadata, scale=scale, scale_out=scale_out)
 
 
-def _scale(
-    config: Mapping[str, Any],
-    norms: Mapping[str, Tensor],
-    side: str,
-    place: str,
-    width: int,
-    path: Path,
-) -> float:
+def _scale(config: Config, norms: Mapping[str, Tensor], side: str, place: str, width: int) -> float:
     """What hidden states are divided by."""
     if config.get("norm_activation") == "inference":
         return 1.0
-    known = config.get(NORM)
-    known = known if isinstance(known, dict) else {}
+    known = config.part(NORM)
     norm = known.get(side, known.get(place, norms.get(f"{NORM}.{place}")))
     given = given_scale(config)
     if norm is None and given is not None:
@@ -101,7 +83,7 @@ def _scale(
         norm = norm.item() if norm.numel() == 1 else None
     if not is_number(norm) or norm <= 0:
         raise BitlensError(
-            f"{path} asks for normalised hidden states without their mean norm: add a "
+            f"{config.path} asks for normalised hidden states without their mean norm: add a "
             "'norm_scaling_factor', the root of the width over that norm."
         )
     return float(norm) / math.sqrt(width)

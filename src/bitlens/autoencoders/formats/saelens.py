@@ -13,18 +13,14 @@ from typing import Any
 from torch import Tensor
 
 from bitlens.autoencoders.formats.foreign import (
+    Config,
     Foreign,
     described,
     fold_decoder_norms,
     given_scale,
-    honour,
     jumps,
-    read_config,
     read_weights,
-    refuse_unknown,
     renamed,
-    require_widths,
-    wanted,
 )
 from bitlens.errors import BitlensError
 
@@ -59,59 +55,53 @@ KNOWN |= {"use_sparse_activations", "aux_loss_coefficient", "topk_threshold_lr"}
 def read(folder: Path) -> Foreign:
     """An autoencoder or transcoder of SAELens."""
     path, file = folder / "cfg.json", folder / "sae_weights.safetensors"
-    config, about = _settings(read_config(path), path)
-    name = _architecture(config, path)
+    config, about = _settings(Config.read(path))
+    name = _architecture(config)
     architecture, names = ARCHITECTURES[name]
     transcodes = "transcoder" in name
-    d_in, d_sae = (wanted(config, key, int, path) for key in ("d_in", "d_sae"))
+    d_in, d_sae = (config.wanted(key, int) for key in ("d_in", "d_sae"))
     found = read_weights(file)
     scales = {key: found.pop(key) for key in FINETUNED if key in found}
     tensors = renamed(found, names, file)
-    require_widths(tensors, path, d_in=d_in, n_latents=d_sae, d_out=config.get("d_out"))
+    config.require_widths(tensors, d_in=d_in, n_latents=d_sae, d_out=config.get("d_out"))
     _finetune(tensors, scales, config, file)
     if "threshold" in tensors:
         tensors = jumps(tensors)
     if name == "topk" and config.get("rescale_acts_by_decoder_norm"):
         fold_decoder_norms(tensors)
-    settings = {"k": wanted(config, "k", int, path)} if name == "topk" else {}
+    settings = {"k": config.wanted("k", int)} if name == "topk" else {}
     if transcodes:
-        honour(config, path, apply_b_dec_to_input=(False,))
-        settings["d_out"] = tensors["W_dec"].shape[1]
-    scale = _scale(config, about, path)
+        config.honour(apply_b_dec_to_input=(False,))
+    scale = _scale(config, about)
     applied = bool(config.get("apply_b_dec_to_input", True)) and not transcodes
-    metadata = _metadata(about, transcodes, path)
+    metadata = _metadata(about, transcodes)
     return Foreign(TOOL, file, architecture, tensors, metadata, settings, applied, scale, scale)
 
 
-def _settings(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _settings(config: Config) -> tuple[Config, Config]:
     """The settings as version 6 has them, and what they are about."""
-    about = config.get("metadata")
-    if not isinstance(about, dict):
-        flat = {**config, "hook_name": config.get("hook_name", config.get("hook_point"))}
-        return flat, flat
+    if not isinstance(config.get("metadata"), dict):
+        config["hook_name"] = config.get("hook_name", config.get("hook_point"))
+        return config, config
+    about = config.part("metadata")
     version = str(about.get("sae_lens_version") or VERSION).partition(".")[0]
     if version.isdigit() and int(version) > VERSION:
         raise BitlensError(
-            f"{path} was written by SAELens {version}, and this bitlens reads those up to "
+            f"{config.path} was written by SAELens {version}, and this bitlens reads those up to "
             f"{VERSION}; upgrade bitlens."
         )
-    refuse_unknown(config, KNOWN, path)
+    config.refuse_unknown(KNOWN)
     return config, about
 
 
-def _architecture(config: dict[str, Any], path: Path) -> str:
+def _architecture(config: Config) -> str:
     """SAELens' name of it; of flat settings, an activation function is a part of that."""
     name = str(config.get("architecture") or "standard")
     function = config.get("activation_fn", config.get("activation_fn_str")) or "relu"
-    more = config.get("activation_fn_kwargs")
-    more = more if isinstance(more, dict) else {}
-    honour(
-        {**config, "activation_fn": function},
-        path,
-        activation_fn=("relu", "tanh-relu", "topk"),
-        hook_head_index=(None,),
-    )
-    refuse_unknown(more, ("k",), path)
+    config["activation_fn"] = function
+    config.honour(activation_fn=("relu", "tanh-relu", "topk"), hook_head_index=(None,))
+    more = config.part("activation_fn_kwargs")
+    more.refuse_unknown(("k",))
     if function == "topk" and name in ("standard", "topk"):
         config["k"] = more.get("k", config.get("k"))
         name = "topk"
@@ -119,7 +109,7 @@ def _architecture(config: dict[str, Any], path: Path) -> str:
         name = function if name == "standard" else f"{name} with {function}"
     if name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise BitlensError(f"{path} has the architecture {name!r}, not one of: {known}.")
+        raise BitlensError(f"{config.path} has the architecture {name!r}, not one of: {known}.")
     return name
 
 
@@ -137,30 +127,25 @@ def _finetune(
         tensors["W_dec"] = tensors["W_dec"] * scale.float()[:, None]
 
 
-def _scale(config: Mapping[str, Any], about: Mapping[str, Any], path: Path) -> float:
+def _scale(config: Config, about: Config) -> float:
     """What hidden states are divided by."""
     how = config.get("normalize_activations") or "none"
-    how = "expected_average_only_in" if how is True else how
-    honour(
-        {"normalize_activations": how},
-        path,
-        normalize_activations=("none", "expected_average_only_in"),
-    )
+    config["normalize_activations"] = "expected_average_only_in" if how is True else how
+    config.honour(normalize_activations=("none", "expected_average_only_in"))
     scale = 1.0 if how == "none" else given_scale(config, about)
     if scale is None:
         raise BitlensError(
-            f"{path} asks for normalize_activations 'expected_average_only_in' without saying how "
-            "long hidden states are: add a 'norm_scaling_factor', the root of the width over their "
-            "mean norm."
+            f"{config.path} asks for normalize_activations 'expected_average_only_in' without "
+            "saying how long hidden states are: add a 'norm_scaling_factor', the root of the width "
+            "over their mean norm."
         )
     return scale
 
 
-def _metadata(about: Mapping[str, Any], transcodes: bool, path: Path) -> dict[str, Any]:
-    changed = about.get("model_from_pretrained_kwargs")
-    if isinstance(changed, dict) and changed.get("center_writing_weights"):
+def _metadata(about: Config, transcodes: bool) -> dict[str, Any]:
+    if about.part("model_from_pretrained_kwargs").get("center_writing_weights"):
         raise BitlensError(
-            f"{path} is of a model whose weights TransformerLens had centred "
+            f"{about.path} is of a model whose weights TransformerLens had centred "
             "(center_writing_weights), so it reads other hidden states than the model's own."
         )
     out = about.get("hook_name_out") or about.get("hf_hook_name_out")

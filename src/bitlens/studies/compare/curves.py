@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from bitlens.studies import pages
 from bitlens.studies.cells import Row
 from bitlens.studies.compare.config import BAE, BINARY_VARIANTS
 from bitlens.studies.figures import Panel, draw_panels, groups
@@ -86,22 +87,18 @@ def table(by_name: dict[str, Curve]) -> list[str]:
     ours = by_name[BAE]
     fvus = _some([x for x in FVUS if ours.bits_at(x) is not None])
     bits = _some([x for x in BITS if ours.fvu_at(x) is not None])
-    heads = ["`fvu` from", "to"]
+    heads = ["", "`fvu` from", "to"]
     heads += [f"bits at {x:g}" for x in fvus]
     heads += [f"`fvu` at {x} bits" for x in bits]
     heads += [f"`{KEPT}` at {x} bits" for x in bits]
-    lines = ["| | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(heads)]
+    lines = []
     for name, curve in by_name.items():
-        cells = [f"{curve.points[0][0]:.3f}", f"{curve.points[-1][0]:.3f}"]
-        cells += [_cell(curve.bits_at(x), 0) for x in fvus]
-        cells += [_cell(curve.fvu_at(x), 4) for x in bits]
-        cells += [_cell(curve.kept_at(x), 4) for x in bits]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def _cell(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
+        cells = [name, f"{curve.points[0][0]:.3f}", f"{curve.points[-1][0]:.3f}"]
+        cells += [pages.number(curve.bits_at(x), 0) for x in fvus]
+        cells += [pages.number(curve.fvu_at(x), 4) for x in bits]
+        cells += [pages.number(curve.kept_at(x), 4) for x in bits]
+        lines.append(cells)
+    return pages.table(heads, "l" + "r" * len(heads[1:]), lines)
 
 
 def _some(values: list[float]) -> list[float]:

@@ -110,28 +110,21 @@ def codes_above(
     for hidden in _hidden(store, rows):
         on, values = graded(trained, hidden.to(trained.mean.device))
         for of_cut, limit in zip(words, limits, strict=True):
-            above = on if limit is None else on & (values > limit)
-            of_cut.append(PackedBits.pack(above).words.cpu())
+            of_cut.append(PackedBits.pack(on & (values > limit)).words.cpu())
     return [PackedBits(torch.cat(of_cut), trained.n_latents) for of_cut in words]
 
 
-def _limits(
-    trained: Autoencoder, store: ActivationStore, cuts: tuple[float, ...]
-) -> list[Tensor | None]:
-    """The value of each latent at every quantile, `[n_latents]`; None at 0, where on is enough."""
+def _limits(trained: Autoencoder, store: ActivationStore, cuts: tuple[float, ...]) -> Tensor:
+    """The value of each latent at every quantile, `[cuts, n_latents]`; at 0 any value will do."""
     every = max(CUT_EVERY, sum(len(split.train) for split in store.splits()) // CUT_ROWS)
     samples = []
     for rows in store.read("train"):
         on, values = graded(trained, rows.hidden[::every].to(trained.mean.device))
         samples.append(values.masked_fill(~on, torch.nan))
-    above_zero = [cut for cut in cuts if cut]
-    if not above_zero:
-        return [None for _ in cuts]
     sample = torch.cat(samples)
-    q = torch.tensor(above_zero).to(sample)
+    q = torch.tensor(cuts).to(sample)
     parts = [block.nanquantile(q, 0) for block in sample.split(QUANTILES_AT_ONCE, 1)]
-    limits = dict(zip(above_zero, torch.cat(parts, 1), strict=True))
-    return [limits.get(cut) for cut in cuts]
+    return torch.cat(parts, 1).masked_fill_(q[:, None] == 0, -torch.inf)
 
 
 def _hidden(store: ActivationStore, rows: Tensor) -> Iterator[Tensor]:

@@ -16,12 +16,12 @@ import torch
 from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.sparse import SparseAutoencoder
 from bitlens.bits.packed import PackedBits
-from bitlens.causal.splice import Splice
+from bitlens.causal.splice import Splice, load_spliced
 from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 from bitlens.evaluation import Evaluation, evaluate
 from bitlens.evaluation.numbers import first_rows
-from bitlens.hidden import ActivationStore, LanguageModel
+from bitlens.hidden import ActivationStore
 from bitlens.information.magnitudes import RISE, Quantiser
 from bitlens.information.moments import Covariance
 from bitlens.labels.sources import Labels, load_tokenizer, own_labels, read_labels
@@ -73,13 +73,12 @@ def opened(config: CompareConfig, path: str) -> Shared:
     covariance = Covariance.of(rows.hidden.to(device) for rows in store.read("usual"))
     if not store.manifest.get("context_length"):
         return Shared(store, covariance, columns, None, [])
-    hook, loading = store.manifest["hook"]["module"], {"device": device, "dtype": config.dtype}
-    model = LanguageModel.again(store.manifest, store.path, [hook], causal=True, **loading)
+    model = load_spliced(None, store, device, dtype=config.dtype)
     tokenizer = load_tokenizer(columns)
-    labels = config.labels
-    labellings = (
-        read_labels(labels, columns, tokenizer) if labels else own_labels(columns, tokenizer)
-    )
+    if config.labels:
+        labellings = read_labels(config.labels, columns, tokenizer)
+    else:
+        labellings = own_labels(columns, tokenizer)
     splice = Splice.of_store(model, None, store, config.contexts)
     usual = [labelling.only(columns.usual) for labelling in labellings]
     return Shared(store, covariance, columns, splice, usual)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 
 from bitlens.causal.losses import SCORES, SpliceSums
-from bitlens.files import replacing
 from bitlens.hidden import ActivationStore
 from bitlens.information.intervals import difference, mean
 from bitlens.studies.cells import Row
@@ -20,7 +19,8 @@ from bitlens.studies.compare.config import BAE, BINARY_VARIANTS, NULLS, VARIANTS
 from bitlens.studies.compare.curves import curves, draw_curves
 from bitlens.studies.compare.curves import table as table_of_curves
 from bitlens.studies.figures import Panel, draw_panels, groups
-from bitlens.studies.measuring import not_measured
+from bitlens.studies.measuring import not_measured, total_bits
+from bitlens.studies.pages import table, write_page
 
 CONTEXTS = "contexts_spliced"  # a row's sums over contexts, for paired differences
 HIGH, LOW, NEITHER = 1, -1, 0
@@ -64,11 +64,6 @@ SHORT = (
     *("dense", "highest_rate", "latents_f1", "stability"),
 )
 """What the short table has: an architecture a line."""
-
-
-def total_bits(row: Row) -> float | None:
-    """Everything that a code needs: which latents are on, and their magnitudes."""
-    return None if row.get("bits_joint") is None else row["bits_joint"] + row["bits_magnitudes"]
 
 
 def with_totals(row: Row) -> Row:
@@ -128,24 +123,22 @@ def write_report(
         own = [row for row in measured if row["n_latents"] == width]
         lines += ["", f"## In short: {width:,} latents, price {config.prices[0]}", ""]
         lines += short_table([row for row in own if row["price"] == config.prices[0]])
-        if table := table_of_curves(curves(own)):
+        if of_curves := table_of_curves(curves(own)):
             lines += ["", f"## At equal fvu and at equal bits: {width:,} latents", "", CURVES, ""]
-            lines += [*table, "", "![Bits over fvu, loss over bits](rate_distortion.svg)"]
+            lines += [*of_curves, "", "![Bits over fvu, loss over bits](rate_distortion.svg)"]
     for price, width in itertools.product(config.prices, widths):
         part = [row for row in measured if (row["price"], row["n_latents"]) == (price, width)]
         for variants, kind in ((False, ""), (True, ", variants")):
             if own := [row for row in part if (row["name"] in VARIANTS) == variants]:
                 lines += ["", f"## {width:,} latents, price {price}{kind}", "", *_table(own)]
     lines += ["", "![Bits, l0, loss and labels](compare.svg)", ""]
-    lines += ["![Binary autoencoders of all kinds](variants.svg)", ""]
-    if failed := [
-        f"* {row['name']}, price {row['price']}, seed {row['seed']}: {reason}"
+    lines += ["![Binary autoencoders of all kinds](variants.svg)"]
+    failed = [
+        f"{row['name']}, price {row['price']}, seed {row['seed']}: {reason}"
         for row in rows
         if (reason := not_measured(row))
-    ]:
-        lines += ["## Not measured", "", *failed, ""]
-    with replacing(out / "compare.md") as temporary:
-        temporary.write_text("\n".join(lines), encoding="utf-8")
+    ]
+    write_page(out / "compare.md", lines, failed)
 
 
 CURVES = (
@@ -159,12 +152,11 @@ CURVES = (
 def short_table(rows: list[Row]) -> list[str]:
     """An architecture a line: means over seeds, with half of their interval."""
     keys = [key for key in SHORT if any(row.get(key) is not None for row in rows)]
-    lines = ["| | " + " | ".join(NUMBERS[key].heading for key in keys) + " |"]
-    lines += ["| --- |" + " ---: |" * len(keys)]
+    lines = []
     for name, own in groups(rows, "name").items():
         cells = [_cell(_values(k, own), NUMBERS[k].digits, False, len(own)) for k in keys]
-        lines.append(f"| {name} | " + " | ".join(cell.replace(" ± ", "±") for cell in cells) + " |")
-    return lines
+        lines.append([name, *(cell.replace(" ± ", "±") for cell in cells)])
+    return table(["", *(NUMBERS[key].heading for key in keys)], "l" + "r" * len(keys), lines)
 
 
 def _table(rows: list[Row]) -> list[str]:
@@ -172,7 +164,7 @@ def _table(rows: list[Row]) -> list[str]:
     are several; a mean over fewer seeds says over how many."""
     columns = groups(rows, "name")
     heads = [f"{n} ({len(rows)})" if len(rows) > 1 else n for n, rows in columns.items()]
-    lines = ["| | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(columns)]
+    lines = []
     for key, number in NUMBERS.items():
         values = {name: _values(key, rows) for name, rows in columns.items()}
         if any(values.values()):
@@ -181,8 +173,8 @@ def _table(rows: list[Row]) -> list[str]:
                 _cell(values[name], number.digits, name == best, len(columns[name]))
                 for name in columns
             ]
-            lines.append(f"| {number.heading} | " + " | ".join(cells) + " |")
-    return lines
+            lines.append([number.heading, *cells])
+    return table(["", *heads], "l" + "r" * len(heads), lines)
 
 
 def _values(key: str, rows: list[Row]) -> list[float]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
@@ -55,13 +54,8 @@ def run(config: CompareConfig, study: Study) -> list[Row]:
     searched = [name for name in names if SEARCHED.get(name) in config.architectures]
 
     def cells(names: list[str]) -> list[Cell]:
-        widths_first = [(width, width == widths[0]) for width in widths]
-        return [
-            cell
-            for width, first in widths_first
-            for name in names
-            for cell in config.cells(name, width, first)
-        ]
+        each = itertools.product(widths, names)
+        return [cell for w, name in each for cell in config.cells(name, w, w == widths[0])]
 
     ours, theirs, of_theirs = cells([BAE]), cells(trained), cells(searched)
     stable = [
@@ -72,17 +66,16 @@ def run(config: CompareConfig, study: Study) -> list[Row]:
     ]
     study.planned = len(ours) + len(theirs) + len(of_theirs) + len(stable)
 
-    def measure(cells: list[dict[str, Any]], measure: Callable[..., Row], **more: Any) -> list[Row]:
-        work = functools.partial(measure, config=config, out=study.out, store=str(store.path))
-        return study.measure(cells, work, {**same, **more})
-
-    rows = measure(ours, measure_cell)
+    how: dict[str, Any] = {"config": config, "out": study.out, "store": str(store.path)}
+    rows = study.measure(ours, measure_cell, same, **how)
     for cell in theirs + of_theirs:
         cell["k"] = _matched_l0(rows, cell)
-    rows += measure(theirs, measure_cell, settings=ARCHITECTURES | BINARY_VARIANTS)
-    rows += measure(of_theirs, measure_cell, settings=ARCHITECTURES)
+    settings = {"settings": ARCHITECTURES | BINARY_VARIANTS}
+    rows += study.measure(theirs, measure_cell, same | settings, **how)
+    rows += study.measure(of_theirs, measure_cell, {**same, "settings": ARCHITECTURES}, **how)
     first = config.prices[0]
-    for alike in measure(stable, measure_stability, seeds=config.seeds, price=first):
+    seeds = {"seeds": config.seeds, "price": first}
+    for alike in study.measure(stable, measure_stability, same | seeds, **how):
         numbers = {key: value for key, value in alike.items() if key.startswith("stability")}
         same_runs = {"name": alike["name"], "n_latents": alike["n_latents"], "price": first}
         for row in rows:

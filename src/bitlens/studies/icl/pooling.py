@@ -28,8 +28,9 @@ class PooledSource(TensorSource):
         super().__init__(prompts, about)
         if text is not None:
             n = max(len(prompts) / share, len(text) / (1 - share))
-            parts = ((prompts, n * share), (text, n * (1 - share)))
-            self.rows = torch.cat([_repeated(rows, round(times)) for rows, times in parts])
+            parts = ((prompts, round(n * share)), (text, round(n * (1 - share))))
+            # all again and again, the last time not all
+            self.rows = torch.cat([rows.repeat(-(-m // len(rows)), 1)[:m] for rows, m in parts])
 
 
 def centred(states: Tensor, held_out: Tensor) -> Tensor:
@@ -40,11 +41,6 @@ def centred(states: Tensor, held_out: Tensor) -> Tensor:
     """
     states = states.float()
     return states - states[~held_out].mean(0)
-
-
-def _repeated(rows: Tensor, n: int) -> Tensor:
-    """n rows: all of them again and again, the last time not all."""
-    return rows.repeat(-(-n // len(rows)), 1)[:n]
 
 
 def fitting_states(files: Sequence[Path], name: str) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from bitlens.errors import BitlensError
 from bitlens.hidden import Corpus, LanguageModel
 from bitlens.hidden.text import ContextReader
 from bitlens.information.intervals import wilson
+from bitlens.results import flat
 from bitlens.studies.icl.prompts import token_ids
 
 
@@ -113,7 +114,5 @@ def answers(scores: Tensor, labels: Tensor) -> tuple[dict[str, float], dict[str,
     }
     likeliest = {"accuracy": chances, "accuracy_calibrated": chances / chances.mean(0)}
     right = {name: (of.argmax(1) == labels) for name, of in likeliest.items()}
-    for name, each in right.items():
-        share = wilson(int(each.sum()), n)
-        numbers |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
+    numbers |= flat({name: wilson(int(each.sum()), n) for name, each in right.items()})
     return numbers, {name: each.double().tolist() for name, each in right.items()}

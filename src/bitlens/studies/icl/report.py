@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bitlens.files import replacing
 from bitlens.information.intervals import Estimate
 from bitlens.studies.cells import Row
 from bitlens.studies.figures import Panel, draw_panels, groups
 from bitlens.studies.icl.config import NO_DEMONSTRATIONS, IclConfig
 from bitlens.studies.icl.effects import Effect, effects
+from bitlens.studies.pages import table, write_page
 
 TITLES = {
     "correct": "correct labels",
@@ -124,22 +124,16 @@ def write_report(out: Path, rows: Sequence[Row], config: IclConfig) -> None:
         *_table(summary(rows)),
         "",
         *(f"* {sentence}" for sentence in sentences_of(found)),
-        "",
     ]
-    with replacing(out / "icl.md") as temporary:
-        temporary.write_text("\n".join(lines), encoding="utf-8")
+    write_page(out / "icl.md", lines)
 
 
 def _table(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     if not lines:
         return ["Nothing can be compared: it takes several numbers of demonstrations."]
-    names = list(lines[0])
-    marks = ["---" if name in ("layer", "condition", "over") else "---:" for name in names]
-    return [
-        "| " + " | ".join(f"`{n}`" if "_" in n else n for n in names) + " |",
-        "| " + " | ".join(marks) + " |",
-        *("| " + " | ".join(str(line[name]) for name in names) + " |" for line in lines),
-    ]
+    heads = [f"`{name}`" if "_" in name else name for name in lines[0]]
+    sides = "".join("l" if name in ("layer", "condition", "over") else "r" for name in lines[0])
+    return table(heads, sides, [[str(cell) for cell in line.values()] for line in lines])
 
 
 # --- figures --------------------------------------------------------------------------------------

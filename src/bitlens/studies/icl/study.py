@@ -7,12 +7,11 @@ demonstrations teach nothing. See docs/study-icl.md.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from bitlens.files import read_tensors, write_tensors
 from bitlens.hidden import Corpus, LanguageModel
 from bitlens.hidden.harvest import folder_name
 from bitlens.hidden.text import ContextReader
-from bitlens.information.intervals import Estimate
 from bitlens.labels.probe import label_information, probe_costs, probe_information
+from bitlens.results import flat
 from bitlens.studies.cells import Cell, Row, Study
 from bitlens.studies.icl.config import IclConfig
 from bitlens.studies.icl.effects import OF_QUERIES, PLACES
@@ -56,8 +55,6 @@ def run(config: IclConfig, study: Study) -> list[Row]:
     config.refuse_nonsense()
     template = Template(config.template)
     model = config.load(causal=True)
-    # refuses what it cannot be trained with
-    config.training(0).resolved(max(model.widths().values()), "cpu")
     examples, others = _texts(config, model, template, study.say)
     drawn = {
         seed: draw_prompts(examples.labels, config.n_prompts, max(config.ks), config.balanced, seed)
@@ -114,12 +111,12 @@ def _measured(
     ]
     study.planned = len(trained) + len(cells)
     study.say(f"Training {len(trained)} autoencoders, one for a layer and a seed")
-    work = functools.partial(train_cell, out=study.out, config=config)
-    failed = [row for row in study.measure(trained, work, _same(config)) if "error" in row]
-    if failed:
+    how: dict[str, Any] = {"out": study.out, "config": config}
+    rows = study.measure(trained, train_cell, _same(config), **how)
+    if failed := [row for row in rows if "error" in row]:
         raise BitlensError(f"{failed[0]['layer']} could not be trained on: {failed[0]['error']}")
     study.say(f"Measuring {len(cells)} cells")
-    return study.measure(cells, functools.partial(measure_cell, out=study.out, config=config))
+    return study.measure(cells, measure_cell, **how)
 
 
 def _same(config: IclConfig) -> dict[str, Any]:
@@ -228,7 +225,7 @@ def measure_cell(cell: Cell, out: Path, config: IclConfig) -> Row:
     spread = rows[~held_out].std(0).clamp_min(1e-6)
     of_states = probe_costs(rows / spread, labels, held_out, cell["seed"])
     hidden = probe_information(of_states, labels[held_out])
-    numbers |= told | {f"label_bits_hidden{end}": value for end, value in _triple(hidden)}
+    numbers |= told | flat({"label_bits_hidden": hidden})
     shares, of_queries = answers(kept["scores"], labels)
     # what is saved of the label's cost differs from what is told by its entropy, alike in all cells
     of_queries["label_bits"] = [-cost for cost in numbers.pop("label_costs")]
@@ -238,7 +235,3 @@ def measure_cell(cell: Cell, out: Path, config: IclConfig) -> Row:
         own = code.refitted(bits[~held_out])
         of_queries["bits_joint"] = own.code_lengths(bits[held_out]).tolist()
     return {**numbers, **shares, **{OF_QUERIES + name: each for name, each in of_queries.items()}}
-
-
-def _triple(estimate: Estimate) -> Iterable[tuple[str, float]]:
-    return zip(("", "_low", "_high"), estimate, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -15,27 +15,21 @@ from bitlens.comsem.nearness import EmbeddingJudge, load_encoder
 from bitlens.hidden import LanguageModel
 from bitlens.information.intervals import wilson
 from bitlens.labels.probe import roc_auc
+from bitlens.results import flat
 from bitlens.studies.cells import Row
 from bitlens.studies.judges.config import Who
 from bitlens.studies.judges.planting import Planted
 
 
-class Opened(NamedTuple):
-    """A judge with the explainer whose explanations it reads."""
-
-    explainer: Explainer | ExampleExplainer
-    judge: Judge
-
-
 @functools.cache  # once in a process
-def opened(who: Who, device: str, batch: int) -> Opened:
-    """The judge, loaded; of `labels` there is nothing to load."""
+def opened(who: Who, device: str, batch: int) -> tuple[Explainer | ExampleExplainer, Judge]:
+    """The judge, loaded, after the explainer whose explanations it reads; of `labels` there is
+    nothing to load."""
     if who.kind == "embedding":
-        judge = EmbeddingJudge(load_encoder(who.of, device), batch)
-        return Opened(ExampleExplainer(), judge)
+        return ExampleExplainer(), EmbeddingJudge(load_encoder(who.of, device), batch)
     model = LanguageModel.load(who.of, [], causal=True, device=device)
     explainer = LocalExplainer(model) if who.kind == "words" else ExampleExplainer()
-    return Opened(explainer, LocalJudge(model, batch=batch))
+    return explainer, LocalJudge(model, batch=batch)
 
 
 def accuracy(who: Who, planted: Planted, own_words: bool, device: str, batch: int) -> Row:
@@ -93,8 +87,4 @@ def rates(rows: Sequence[Row]) -> Row:
         "accuracy_negative": ("random", "hard"),
         "accuracy_hard": ("hard",),
     }
-    result: Row = {}
-    for name, kinds in parts.items():
-        share = wilson(*count(*kinds))
-        result |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
-    return result
+    return flat({name: wilson(*count(*kinds)) for name, kinds in parts.items()})

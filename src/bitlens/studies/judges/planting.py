@@ -15,7 +15,8 @@ from bitlens.studies.judges.sentences import Sentence, in_context
 
 BLOCK = 50  # sentences that go to the explainer, or to the judge, together
 NEAR = 3  # words around one where a meaning holds, of which hard negatives are taken
-Candidates = Callable[[int], list[int]]  # words of a sentence that may be taken
+# whether a word may be taken: the words of its sentence, its place, and where the meaning holds
+Fits = Callable[[Sequence[str], int, list[bool]], bool]
 
 
 class Place(NamedTuple):
@@ -100,42 +101,34 @@ class _Draw:
 
     def on(self, n: int) -> list[Place]:
         """Where the meaning holds."""
-        return self._take(n, lambda s: self._where(s, True))
+        return self._take(n, lambda words, i, holds: holds[i])
 
     def off(self, n: int) -> list[Place]:
         """Where it does not."""
-        return self._take(n, lambda s: self._where(s, False))
+        return self._take(n, lambda words, i, holds: not holds[i])
 
     def near(self, n: int) -> list[Place]:
         """Where it does not, but does at most `NEAR` words away."""
-
-        def candidates(sentence: int) -> list[int]:
-            on = self._where(sentence, True)
-            off = self._where(sentence, False)
-            return [i for i in off if any(abs(i - j) <= NEAR for j in on)]
-
-        return self._take(n, candidates)
+        return self._take(
+            n, lambda words, i, holds: not holds[i] and any(holds[max(0, i - NEAR) : i + NEAR + 1])
+        )
 
     def same_word(self, places: Sequence[Place], n: int) -> list[Place]:
         """Where it does not, though the word is one of these."""
-        words = {self.sentences[p.sentence].words[p.at].lower() for p in places}
+        known = {self.sentences[p.sentence].words[p.at].lower() for p in places}
+        return self._take(n, lambda words, i, holds: not holds[i] and words[i].lower() in known)
 
-        def candidates(sentence: int) -> list[int]:
-            spelt = self.sentences[sentence].words
-            return [i for i in self._where(sentence, False) if spelt[i].lower() in words]
+    def _take(self, n: int, fits: Fits) -> list[Place]:
+        return list(islice(self._places(fits), max(n, 0)))
 
-        return self._take(n, candidates)
-
-    def _where(self, sentence: int, holds: bool) -> list[int]:
-        words = self.sentences[sentence]
-        return [i for i in range(len(words.words)) if self.meaning.holds(words, i) == holds]
-
-    def _take(self, n: int, candidates: Candidates) -> list[Place]:
-        return list(islice(self._places(candidates), max(n, 0)))
-
-    def _places(self, candidates: Candidates) -> Iterator[Place]:
+    def _places(self, fits: Fits) -> Iterator[Place]:
         for sentence in self.order:
-            if sentence in self.used or not (found := candidates(sentence)):
+            if sentence in self.used:
+                continue
+            own = self.sentences[sentence]
+            holds = [self.meaning.holds(own, i) for i in range(len(own.words))]
+            found = [i for i in range(len(holds)) if fits(own.words, i, holds)]
+            if not found:
                 continue
             self.used.add(sentence)
             chosen = int(torch.randint(len(found), (), generator=self.draw))

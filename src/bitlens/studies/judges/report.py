@@ -6,30 +6,42 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitlens.files import replacing
 from bitlens.studies.cells import Row
 from bitlens.studies.figures import figure, groups
 from bitlens.studies.judges.config import JudgesConfig, Who
 from bitlens.studies.judges.judging import rates
+from bitlens.studies.pages import number, table, write_page
 
 OWN_WORDS = "own words"
 COUNTS = ("interpretable", "interpretable_hard", "interpretable_paper")
+HEADS = (
+    *("judge (its accuracy)", "dictionary", "width", "l0", "bits", "judged", "interpretable"),
+    *("latents", "hard negatives, too", "as the paper counts"),
+)
 COUNTED = {
     "interpretable_share": "interpretable latents, share",
     "interpretable_hard_share": "the same with hard negatives",
 }
 
 
-def named(row: Row) -> str:
-    """A judge and what it is given, for people."""
-    return f"{Who.named(row['judge'])}: {row['given']}"
+def named(rows: Sequence[Row]) -> list[Row]:
+    """Rows with `who`, their judge as people call it: by the last part of a model's name, or by all
+    of it where several judges share that part."""
+    judges = {row["judge"]: Who.named(row["judge"]) for row in rows if "judge" in row}
+    called = [str(who) for who in judges.values()]
+    names = {
+        name: str(who) if called.count(str(who)) == 1 else ", ".join(who)
+        for name, who in judges.items()
+    }
+    return [{**row, "who": names.get(row.get("judge", ""))} for row in rows]
 
 
 def summaries(rows: Sequence[Row]) -> list[Row]:
     """Accuracy of every judge, of all meanings and by kind of meaning."""
-    planted = [{**row, "who": named(row)} for row in rows if row["part"] == "planted"]
+    measured = [r for r in named(rows) if r["part"] == "planted" and "error" not in r]
+    planted = [{**row, "who": f"{row['who']}: {row['given']}"} for row in measured]
     result = []
-    for who, own in groups([row for row in planted if "error" not in row], "who").items():
+    for who, own in groups(planted, "who").items():
         for kind, part in {"all": own, **groups(own, "kind")}.items():
             known = [row["auroc"] for row in part if row["auroc"] is not None]
             auroc = sum(known) / len(known) if known else None
@@ -43,9 +55,8 @@ def draw(rows: Sequence[Row], out: Path) -> None:
     kinds = [row for row in summaries(rows) if row["kind"] != "all"]
     with figure(out / "accuracy", size=(8.0, 4.0)) as sheet:
         _shares(sheet[0, 0], kinds, "kind", "accuracy", "right answers")
-    latents = [row for row in rows if row["part"] == "latents"]
+    latents = [{**r, "judge": r["who"]} for r in named(rows) if r["part"] == "latents"]
     if latents:
-        latents = [{**row, "judge": str(Who.named(row["judge"]))} for row in latents]
         with figure(out / "interpretable", 2, size=(5.0, 4.0)) as sheet:
             for axes, (name, label) in zip(sheet[0], COUNTED.items(), strict=True):
                 _shares(axes, latents, "dictionary", name, label, legend=axes is sheet[0, 1])
@@ -76,12 +87,9 @@ def write_report(out: Path, rows: Sequence[Row], config: JudgesConfig) -> None:
     lines = ["# Judges, and what they find", "", *_accuracies(rows, config)]
     if any(row["part"] == "latents" for row in rows):
         lines += _latents(rows, config)
-    if failed := [row for row in rows if "error" in row]:
-        lines += ["", "## Not measured", ""]
-        causes = groups(failed, "error")
-        lines += [f"* {_settings(same)}: {error}" for error, same in causes.items()]
-    with replacing(out / "judges.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    causes = groups([row for row in rows if "error" in row], "error")
+    failed = [f"{_settings(same)}: {error}" for error, same in causes.items()]
+    write_page(out / "judges.md", lines, failed)
 
 
 def _settings(rows: Sequence[Row]) -> str:
@@ -91,22 +99,25 @@ def _settings(rows: Sequence[Row]) -> str:
 
 
 def _accuracies(rows: Sequence[Row], config: JudgesConfig) -> list[str]:
-    lines = [
+    said = [
         f"Accuracy on planted meanings: {config.judged} words that hold each, and as many that do "
         "not, half of them hard (next to a word that holds it, or the same word). In brackets: "
         "Wilson's 95 % interval over all questions. AUROC: of confidence, mean over meanings. "
         "Known labels are right by construction.",
         "",
-        "| judge | meanings | accuracy | on positives | on negatives | hard ones | AUROC |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in summaries(rows):
-        parts = ("accuracy", "accuracy_positive", "accuracy_negative", "accuracy_hard")
-        shares = " | ".join(_share(row, part) for part in parts)
-        auroc = "-" if row["auroc"] is None else f"{row['auroc']:.3f}"
-        kind = f"{row['kind']} ({row['meanings']})"
-        lines.append(f"| {row['judge']} | {kind} | {shares} | {auroc} |")
-    return lines
+    heads = ("judge", "meanings", "accuracy", "on positives", "on negatives", "hard ones", "AUROC")
+    parts = ("accuracy", "accuracy_positive", "accuracy_negative", "accuracy_hard")
+    lines = [
+        (
+            row["judge"],
+            f"{row['kind']} ({row['meanings']})",
+            *(_share(row, part) for part in parts),
+            number(row["auroc"], 3),
+        )
+        for row in summaries(rows)
+    ]
+    return said + table(heads, "l" * len(heads), lines)
 
 
 def _share(row: Row, name: str) -> str:
@@ -116,7 +127,7 @@ def _share(row: Row, name: str) -> str:
 def _latents(rows: Sequence[Row], config: JudgesConfig) -> list[str]:
     """Counts of latents, of judges that pass; the others are named."""
     overall = {row["judge"]: row for row in summaries(rows) if row["kind"] == "all"}
-    judged = [row for row in rows if row["part"] == "latents" and "error" not in row]
+    judged = [r for r in named(rows) if r["part"] == "latents" and "error" not in r]
     about = {row["dictionary"]: row for row in rows if row["part"] == "dictionary"}
     left_out = [
         f"{who} ({row['accuracy']:.3f})"
@@ -136,33 +147,24 @@ def _latents(rows: Sequence[Row], config: JudgesConfig) -> list[str]:
             f"{config.passing:g}: {', '.join(left_out)}.",
             "",
         ]
-    lines += [
-        "| judge (its accuracy) | dictionary | width | l0 | bits | judged | interpretable "
-        "| latents | hard negatives, too | as the paper counts |",
-        "| --- | --- | ---: | ---: | ---: | ---: | --- | ---: | --- | --- |",
-    ]
-    return [*lines, *(_line(row, overall, about.get(row["dictionary"], {})) for row in judged)]
+    cells = [_line(row, overall, about.get(row["dictionary"], {})) for row in judged]
+    return lines + table(HEADS, "llrrrrlrll", cells)
 
 
-def _line(row: Row, overall: Mapping[str, Row], dictionary: Row) -> str:
+def _line(row: Row, overall: Mapping[str, Row], dictionary: Row) -> Sequence[str]:
     """Of one judge and one dictionary."""
-    who = Who.named(row["judge"])
+    who: str = row["who"]
     # known labels are measured once, whichever labelling they are of
-    start = f"{who}: " if who.kind != "labels" else "labels"
+    start = f"{who}: " if Who.named(row["judge"]).kind != "labels" else "labels"
     accuracy = next(f"{x['accuracy']:.3f}" for name, x in overall.items() if name.startswith(start))
     shares = [_share(row, f"{name}_share") for name in COUNTS]
-    cells = (
+    return (
         f"{who} ({accuracy})",
         row["dictionary"],
         f"{row['n_latents']:,}",
-        *(_number(dictionary.get(name), digits) for name, digits in (("l0", 1), ("bits", 0))),
+        *(number(dictionary.get(name), digits) for name, digits in (("l0", 1), ("bits", 0))),
         str(row["judged"]),
         shares[0],
         f"{row['interpretable_share'] * row['n_latents']:,.0f}",
         *shares[1:],
     )
-    return f"| {' | '.join(cells)} |"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"

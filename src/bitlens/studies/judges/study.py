@@ -25,6 +25,7 @@ from bitlens.files import read_manifest
 from bitlens.hidden import ActivationStore
 from bitlens.information.intervals import wilson
 from bitlens.labels.sources import load_tokenizer, own_labels
+from bitlens.results import flat
 from bitlens.studies.cells import Cell, Row, Study
 from bitlens.studies.judges.config import JudgesConfig, Who
 from bitlens.studies.judges.judging import accuracy, opened, rates
@@ -32,6 +33,7 @@ from bitlens.studies.judges.meanings import MEANINGS
 from bitlens.studies.judges.planting import plant
 from bitlens.studies.judges.report import COUNTS, draw, write_report
 from bitlens.studies.judges.sentences import Sentence, plain_sentences, tagged_sentences
+from bitlens.studies.measuring import total_bits
 
 NUMBERS = ("fvu", "l0", "dead", "dense", "bits_joint", "bits_magnitudes")
 
@@ -50,9 +52,9 @@ def run(config: JudgesConfig, study: Study) -> list[Row]:
     ]
     study.planned = len(planted) + len(dictionaries) * (1 + len(config.judges) * len(config.seeds))
     text = {"text": str(config.tagged or config.text), "judged": config.judged}
-    how = {"examples": config.examples, "window": config.window}
-    settings = functools.partial(functools.partial, config=config, out=study.out)
-    rows = study.measure(planted, settings(measure_planted), {**text, **how})
+    shown = {"examples": config.examples, "window": config.window}
+    how: dict[str, Any] = {"config": config, "out": study.out}
+    rows = study.measure(planted, measure_planted, {**text, **shown}, **how)
     good = [
         name for name in config.judges if _by_labels(name) or passes(rows, name, config.passing)
     ]
@@ -64,9 +66,9 @@ def run(config: JudgesConfig, study: Study) -> list[Row]:
     ]
     study.planned = len(planted) + len(dictionaries) + len(latents)
     of_store = {"store": config.store}
-    rows += study.measure(dictionaries, settings(measure_dictionary), of_store)
+    rows += study.measure(dictionaries, measure_dictionary, of_store, **how)
     asked = {"sample": config.sample, "shuffles": config.shuffles}
-    rows += study.measure(latents, settings(measure_latents), {**of_store, **how, **asked})
+    rows += study.measure(latents, measure_latents, {**of_store, **shown, **asked}, **how)
     write_report(study.out, rows, config)
     return study.finish(rows, draw)
 
@@ -144,9 +146,8 @@ def measure_dictionary(cell: Cell, config: JudgesConfig, out: Path) -> Row:
     encode_store(trained, store, _codes(out, cell), name=str(folder), overwrite=True)
     numbers = evaluate(trained, store).as_dict()
     row: Row = {name: numbers[name] for name in NUMBERS if name in numbers}
-    bits = (row.get("bits_joint"), row.get("bits_magnitudes"))
-    row["bits"] = None if bits[0] is None else bits[0] + (bits[1] or 0.0)
-    return {"n_latents": trained.n_latents, "architecture": trained.architecture, **row}
+    about = {"n_latents": trained.n_latents, "architecture": trained.architecture}
+    return {**about, **row, "bits": total_bits(row)}
 
 
 def _is_codes(folder: Path) -> bool:
@@ -171,11 +172,7 @@ def measure_latents(cell: Cell, config: JudgesConfig, out: Path) -> Row:
     results = _interpreted(codes, latents, who, how, config)
     row: dict[str, Any] = {"n_latents": codes.n_latents, "sampled": len(latents)}
     row |= results.summary()
-    for name in COUNTS:
-        share = wilson(row[name], len(latents))
-        for ending, value in (("", share.value), ("_low", share.low), ("_high", share.high)):
-            row[f"{name}_share{ending}"] = value
-    return row
+    return row | flat({f"{name}_share": wilson(row[name], len(latents)) for name in COUNTS})
 
 
 def _interpreted(

@@ -5,7 +5,6 @@ After the section on normal text of arXiv 2509.20997; see docs/study-sequence.md
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -61,20 +60,19 @@ def run(config: SequenceConfig, study: Study) -> list[Row]:
         for position in positions
         for kind in dict.fromkeys(config.autoencoders)
     ]
+    how = {"out": study.out, "config": config, "rows": rows, "positions": positions}
     if "shared" in config.autoencoders:
         study.planned = len(layers) + len(cells)
         study.say(f"Training {len(layers)} autoencoders that positions share")
-        work = functools.partial(_train_shared, study.out, config, rows, positions)
-        for row in study.measure([{"train": "shared", **layer} for layer in layers], work, same):
+        shared = [{"train": "shared", **layer} for layer in layers]
+        for row in study.measure(shared, _train_shared, same, **how):
             if "error" in row:
                 study.say(f"{row['layer']} could not be trained on: {row['error']}")
     study.say(
         f"Measuring {len(cells)} cells, each of {rows.training:,} rows to train on and "
         f"{rows.test:,} held out"
     )
-    work = functools.partial(_measure, study.out, config, rows, positions)
-    measured = study.measure(cells, work, same)
-    return study.finish(measured, draw)
+    return study.finish(study.measure(cells, _measure, same, **how), draw)
 
 
 def _open(config: SequenceConfig) -> tuple[LanguageModel, ContextReader, list[int]]:
@@ -82,8 +80,6 @@ def _open(config: SequenceConfig) -> tuple[LanguageModel, ContextReader, list[in
     config.refuse_nonsense()
     model = config.load()
     model.require_context(config.context)
-    # refuses what it cannot be trained with
-    config.training(0).resolved(max(model.widths().values()), "cpu")
     reader = config.reader(model.tokenizer, config.test_fraction)
     if next(reader.contexts(), None) is None:
         raise BitlensError("The text gave no usable tokens: it is empty.")
@@ -176,7 +172,7 @@ def _spread(which: Tensor, n: int) -> Tensor:
 
 
 def _measure(
-    out: Path, config: SequenceConfig, rows: RowCounts, positions: Sequence[int], cell: Cell
+    cell: Cell, out: Path, config: SequenceConfig, rows: RowCounts, positions: Sequence[int]
 ) -> Row:
     store, common = opened(out, cell["layer"]), None
     hidden, document, test = rows_at(store, cell["position"], rows)
@@ -196,7 +192,7 @@ def _measure(
 
 
 def _train_shared(
-    out: Path, config: SequenceConfig, rows: RowCounts, positions: Sequence[int], cell: Cell
+    cell: Cell, out: Path, config: SequenceConfig, rows: RowCounts, positions: Sequence[int]
 ) -> Row:
     """The autoencoder that all positions of a layer share, and the code of its bits at them."""
     store = opened(out, cell["layer"])
@@ -230,19 +226,14 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     layers, positions = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
 
     def text(layer: str, position: str) -> str:
-        return _bits_and_fvu(cells.get((layer, position), []))
+        own = cells.get((layer, position), [])
+        bits = [row["bits_joint"] for row in own if row["bits_joint"] is not None]
+        known = f"{fmean(bits):.0f}" if bits else "-"
+        return f"{known} ({fmean(row['fvu'] for row in own):.2f})" if own else "-"
 
     if len(layers) < len(positions):
         return [{"position": p, **{n: text(n, p) for n in layers}} for p in positions]
     return [{"layer": n, **{p: text(n, p) for p in positions}} for n in layers]
-
-
-def _bits_and_fvu(cells: Sequence[Row]) -> str:
-    if not cells:
-        return "-"
-    bits = [row["bits_joint"] for row in cells if row["bits_joint"] is not None]
-    known = f"{fmean(bits):.0f}" if bits else "-"
-    return f"{known} ({fmean(row['fvu'] for row in cells):.2f})"
 
 
 def draw(rows: Sequence[Row], out: Path) -> None:

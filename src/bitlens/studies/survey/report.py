@@ -16,15 +16,15 @@ from bitlens.comsem.interpret import Summary
 from bitlens.evaluation import Evaluation
 from bitlens.features.habits import Preference
 from bitlens.features.profiles import Profile, arranged
-from bitlens.files import replacing
 from bitlens.hidden import ActivationStore
 from bitlens.hidden.harvest import folder_name
 from bitlens.information.moments import Covariance
 from bitlens.information.rate_distortion import gaussian_bits
-from bitlens.results import Number, numbers_of
+from bitlens.results import Number, numbers_of, plain, shown
 from bitlens.studies.cells import Cell, Row
 from bitlens.studies.figures import COLOURS, MARKS, figure, groups
 from bitlens.studies.measuring import not_measured
+from bitlens.studies.pages import table, write_page
 from bitlens.studies.shared import store_folder
 from bitlens.studies.survey.config import BAE
 
@@ -176,10 +176,8 @@ def write_report(out: Path, rows: Sequence[Row], store: ActivationStore, context
     for row in measured:
         if row["autoencoder"] == BAE and row["seed"] == rows[0]["seed"]:
             lines += _clearest(out, row)
-    failed = [f"* {run_name(row)}: {why}" for row in rows if (why := not_measured(row))]
-    lines += ["", "## Not measured", "", *failed] if failed else []
-    with replacing(out / PAGE) as temporary:
-        temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    failed = [f"{run_name(row)}: {why}" for row in rows if (why := not_measured(row))]
+    write_page(out / PAGE, lines, failed)
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
@@ -190,24 +188,13 @@ def _table(rows: Sequence[Row]) -> list[str]:
         f"{row['hook']}, {row['autoencoder']}" + (f", seed {row['seed']}" if seeds else "")
         for row in rows
     ]
-    lines = [
-        f"| | {' | '.join(heads)} | | from |",
-        "| --- |" + " ---: |" * len(rows) + " --- |" * 2,
-    ]
+    lines = []
     for name, command in SHOWN.items():
-        values = [_value(row, name, numbers[name].format) for row in rows]
+        values = [shown(name, row, numbers[name].format) for row in rows]
         if any(value != "-" for value in values):
             meaning = numbers[name].meaning.replace("|", "\\|")
-            lines.append(f"| `{name}` | {' | '.join(values)} | {meaning} | {command} |")
-    return lines
-
-
-def _value(row: Row, name: str, form: str) -> str:
-    value, low, high = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
-    if value is None:
-        return "-"
-    half = "" if low is None or high is None else f" ± {(high - low) / 2:{form}}"
-    return f"{value:{form}}{half}"
+            lines.append([f"`{name}`", *values, meaning, command])
+    return table(["", *heads, "", "from"], "l" + "r" * len(rows) + "ll", lines)
 
 
 def _commands(row: Row, contexts: int) -> list[str]:
@@ -219,29 +206,23 @@ def _commands(row: Row, contexts: int) -> list[str]:
 
 def _clearest(out: Path, row: Row) -> list[str]:
     """A table of the latents that tokens predict best."""
-    lines = [
+    said = [
+        "",
         f"## The clearest latents of {row['hook']}, {row['autoencoder']}",
         "",
         "F1: how well the best set of tokens predicts the latent in other documents. · is a space, "
         "⏎ the end of a line; the latent is on at the token in «».",
         "",
-        "| latent | on, % | F1 | tokens | where it is on |",
-        "| ---: | ---: | ---: | --- | --- |",
     ]
+    lines = []
     for profile in arranged(read_profiles(out, row), "clear")[:CLEAREST]:
-        names = " ".join(as_text(_token(token.text)) for token in profile.tokens[:TOKENS])
+        names = " ".join(as_text(token.text.replace(" ", "·")) for token in profile.tokens[:TOKENS])
         example = as_text(profile.examples[0].strip()) if profile.examples else ""
-        numbers = f"{profile.latent} | {100 * profile.rate:.2f} | {profile.token_f1:.2f}"
-        lines.append(f"| {numbers} | {names} | {example} |")
-    return ["", *lines]
-
-
-def _token(text: str) -> str:
-    """Of a token, spaces and line ends as signs."""
-    return text.replace(" ", "·").replace("\n", "⏎")
+        numbers = f"{profile.latent}", f"{100 * profile.rate:.2f}", f"{profile.token_f1:.2f}"
+        lines.append([*numbers, names, example])
+    return said + table(("latent", "on, %", "F1", "tokens", "where it is on"), "rrrll", lines)
 
 
 def as_text(text: str) -> str:
     """Text without markup, on one line of a table."""
-    plain = "".join(c if c.isprintable() else "·" for c in text)
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", plain)
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", plain(text))

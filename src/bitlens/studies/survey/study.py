@@ -29,8 +29,9 @@ from bitlens.information.entropy import entropy
 from bitlens.information.moments import Covariance
 from bitlens.labels.scores import GOOD
 from bitlens.labels.sources import load_tokenizer, own_labels
+from bitlens.results import flat
 from bitlens.studies.cells import Cell, Row, Study
-from bitlens.studies.measuring import entropies_that_count
+from bitlens.studies.measuring import entropies_that_count, total_bits
 from bitlens.studies.shared import harvest_layers, store_folder
 from bitlens.studies.survey.config import ARCHITECTURES, BAE, RIVAL, SurveyConfig
 from bitlens.studies.survey.report import draw, files_of, run_name, write_report
@@ -58,7 +59,6 @@ def run(config: SurveyConfig, study: Study) -> list[Row]:
     model = config.load()
     hooks = [hook.name for hook in model.hooks]
     config = replace(config, hooks=tuple(dict.fromkeys(hooks)))
-    _training(config, {"autoencoder": BAE, "seed": 0}).resolved(max(model.widths().values()), "cpu")
     study.open("survey", asdict(config))
     study.say(f"Harvesting hidden states at {', '.join(config.hooks)}")
     store = harvest_layers(
@@ -82,13 +82,13 @@ def run(config: SurveyConfig, study: Study) -> list[Row]:
         f"Training and measuring {2 * len(ours)} autoencoders on {len(store):,} rows of "
         f"{store.manifest['documents']:,} documents"
     )
-    work = functools.partial(measure_cell, config=config, out=study.out)
-    measured = study.measure(ours, work, same)
+    how = {"config": config, "out": study.out}
+    measured = study.measure(ours, measure_cell, same, **how)
     theirs: list[Cell] = [
         {**cell, "autoencoder": RIVAL, "k": _l0(row)}
         for cell, row in zip(ours, measured, strict=True)
     ]
-    pairs = zip(measured, study.measure(theirs, work, same), strict=True)
+    pairs = zip(measured, study.measure(theirs, measure_cell, same, **how), strict=True)
     rows = [row for pair in pairs for row in pair]
     write_report(study.out, rows, store, config.contexts)
     write_json(study.out / "survey.json", {"bitlens": __version__, "rows": rows})
@@ -116,12 +116,12 @@ class Shared(NamedTuple):
 
 
 @functools.lru_cache(maxsize=HELD)
-def _opened(folder: Path, device: str, contexts: int) -> Shared:
+def _opened(folder: Path, device: str, dtype: str, contexts: int) -> Shared:
     """Once in a process, where its cells are of few hook points."""
     store = ActivationStore(folder)
     covariance = Covariance.of(rows.hidden for rows in store.read("usual"))
     try:
-        model = load_spliced(None, store, device)
+        model = load_spliced(None, store, device, dtype=dtype)
     except BitlensError as error:  # an encoder predicts no next token
         terminal.say(f"Without cross-entropy numbers: {error}")
         return Shared(store, covariance, None)
@@ -130,7 +130,8 @@ def _opened(folder: Path, device: str, contexts: int) -> Shared:
 
 def measure_cell(cell: Cell, config: SurveyConfig, out: Path) -> Row:
     """Train an autoencoder, or go on with it, encode the text, and measure everything."""
-    shared = _opened(store_folder(out, cell["hook"]), config.device, config.contexts)
+    folder = store_folder(out, cell["hook"])
+    shared = _opened(folder, config.device, config.dtype, config.contexts)
     files = files_of(out, cell)
     trained = train(shared.store, _training(config, cell), files.run, resume=files.run.exists())
     codes = _encoded(trained, shared.store, files.codes, run_name(cell))
@@ -142,10 +143,8 @@ def measure_cell(cell: Cell, config: SurveyConfig, out: Path) -> Row:
         joint=False,  # that of `entropy` has an interval
     ).as_dict()
     row: Row = entropies_that_count({**numbers, **_code_lengths(codes, shared.store)})
-    row["bits"] = row["of_gaussian"] = None
-    if not row["left_out"]:
-        row["bits"] = row["bits_joint"] + row["bits_magnitudes"]
-        row["of_gaussian"] = row["bits"] / row["bits_gaussian"] if row["bits_gaussian"] else None
+    row["bits"], bound = total_bits(row), row["bits_gaussian"]
+    row["of_gaussian"] = None if row["bits"] is None or not bound else row["bits"] / bound
     return {**row, **_meanings(codes, trained, files.features, files.meanings)}
 
 
@@ -162,12 +161,8 @@ def _code_lengths(codes: Codes, store: ActivationStore) -> dict[str, float]:
     usual = codes.usual
     documents = codes.document[usual]
     result = entropy(codes.bits[usual], documents, store.is_test(documents))
-    names = ("bits_marginal", "bits_tree", "bits_joint")
-    found = {name: getattr(result, name) for name in names}
-    lengths = {name: estimate.value for name, estimate in found.items()}
-    return lengths | {
-        f"bits_joint_{end}": getattr(found["bits_joint"], end) for end in ("low", "high")
-    }
+    values = {name: getattr(result, name).value for name in ("bits_marginal", "bits_tree")}
+    return values | flat({"bits_joint": result.bits_joint})
 
 
 def _meanings(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,8 +36,7 @@ def run(config: SyntheticConfig, study: Study) -> list[Row]:
     cells = config.cells()
     study.open("synthetic", asdict(config))
     same = {name: getattr(config, name) for name in SAME}
-    rows = study.measure(cells, partial(measure_cell, config=config), same)
-    return study.finish(rows, draw)
+    return study.finish(study.measure(cells, measure_cell, same, config=config), draw)
 
 
 def planted(
