@@ -53,7 +53,7 @@ function problem(error) {
   return h(
     "div.problem",
     { role: "alert" },
-    h("p", null, sentence),
+    h("p", sentence),
     button("Try again", () => render()),
   );
 }
@@ -66,11 +66,11 @@ async function render() {
   shown = { keys: null, close: null };
   if (!view)
     return main.replaceChildren(
-      h("p.note", null, "There is no such view. ", h("a", { href: "#/latents" }, "Latents")),
+      h("p.note", "There is no such view. ", h("a", { href: "#/latents" }, "Latents")),
     );
   tabs(route.view);
   const wait = setTimeout(
-    () => mine === turn && main.replaceChildren(h("p.note.waiting", null, "Loading.")),
+    () => mine === turn && main.replaceChildren(h("p.note.waiting", "Loading.")),
     150,
   );
   const root = h("div.view", { class: `view view-${route.view}` });
@@ -103,7 +103,7 @@ async function render() {
 
 function named(run) {
   const what = document.getElementById("what");
-  what.replaceChildren(h("b", null, run.title), ` ${lastPart(run.model)} · ${run.hook}`);
+  what.replaceChildren(h("b", run.title), ` ${lastPart(run.model)} · ${run.hook}`);
   what.title = `${run.run}, ${run.model}`;
   return run;
 }

@@ -5,7 +5,7 @@ import { latentSummary } from "./cards.js";
 import { tokenBars } from "./charts.js";
 import { examples, tokenChips } from "./contexts.js";
 import { h, later } from "./dom.js";
-import { number, percent, thousands, visible } from "./format.js";
+import { known, number, percent, thousands, visible } from "./format.js";
 import { Grid } from "./grid.js";
 import { keep, latentAddress } from "./route.js";
 
@@ -51,12 +51,11 @@ const MEANINGS = {
   stuck: "off in under .01 % of the tokens",
 };
 
-const words = (tokens) =>
-  (Array.isArray(tokens) ? tokens.map(visible).join(" ") : (tokens ?? "")).toLowerCase();
+const words = (tokens) => tokens.map(visible).join(" ").toLowerCase();
 
 class View {
   constructor(root, route, { a, b, rows, counts }) {
-    Object.assign(this, { root, a, b, rows, counts: counts ?? {} });
+    Object.assign(this, { root, a, b, rows, counts });
     this.query = route.query.get("q") ?? "";
     this.category = route.query.get("category") ?? "";
     const sort = route.query.get("sort") ?? "-jaccard";
@@ -84,14 +83,11 @@ class View {
     this.search = search;
     this.chips = h("div.chips");
     this.count = h("output.count", { "aria-live": "polite" });
-    const there = COLUMNS.filter(({ key }) =>
-      this.rows.some((row) => row[key] !== null && row[key] !== undefined),
-    );
+    const there = COLUMNS.filter(({ key }) => this.rows.some((row) => known(row[key])));
     this.grid = new Grid({
       label: "Matched latents",
       columns: there.map((column) => ({ ...column, stack: !column.key.endsWith("rate") })),
       note: "No pair fits.",
-      height: 34,
       stacked: 84,
       cell: (row, column, node) => this.cell(this.rows[row], column.key, node),
       open: (row) => this.open(row),
@@ -102,31 +98,28 @@ class View {
     this.pair = h(
       "div.pair-panel",
       { "aria-live": "polite" },
-      h("p.note", null, "Choose a pair to see both latents side by side."),
+      h("p.note", "Choose a pair to see both latents side by side."),
       h(
         "dl.pairs",
-        null,
         Object.entries(MEANINGS)
           .filter(([category]) => this.counts[category])
-          .map(([category, meaning]) => [h("dt", null, category), h("dd", null, meaning)]),
+          .map(([category, meaning]) => [h("dt", category), h("dd", meaning)]),
       ),
     );
     this.root.append(
       h(
         "header.run-head",
-        null,
-        h("h1", null, "Compare"),
+        h("h1", "Compare"),
         h(
           "p",
-          null,
-          h("span.kind", null, "a"),
+          h("span.kind", "a"),
           ` ${this.a.title}, ${this.a.kind} `,
-          h("span.kind", null, "b"),
+          h("span.kind", "b"),
           ` ${this.b.title}, ${this.b.kind}`,
         ),
       ),
-      h("div.seek", { role: "search" }, h("div.find", null, search), this.chips, this.count),
-      h("div.split.compare-split", null, this.grid.node, this.pair),
+      h("div.seek", { role: "search" }, h("div.find", search), this.chips, this.count),
+      h("div.split.compare-split", this.grid.node, this.pair),
     );
   }
 
@@ -146,8 +139,7 @@ class View {
     const side = this.down ? -1 : 1;
     list.sort((x, y) => {
       const [a, b] = [value(this.rows[x]), value(this.rows[y])];
-      if ((a ?? null) === null || (b ?? null) === null)
-        return ((a ?? null) === null) - ((b ?? null) === null) || x - y;
+      if (!known(a) || !known(b)) return known(b) - known(a) || x - y;
       return side * (a < b ? -1 : a > b ? 1 : 0) || x - y;
     });
     this.grid.setSorted(this.key, this.down);
@@ -167,7 +159,7 @@ class View {
             onclick: () => this.change({ category: category === this.category ? "" : category }),
           },
           category,
-          h("b", null, thousands(count)),
+          h("b", thousands(count)),
         ),
       ),
     );
@@ -197,48 +189,37 @@ class View {
     const row = this.rows[index];
     this.at = index;
     this.remember();
-    const ask = (path, latent) =>
-      latent === null || latent === undefined ? null : get(`${path}/${latent}.json`);
+    const ask = (path, latent) => (known(latent) ? get(`${path}/${latent}.json`) : null);
     const sides = await Promise.allSettled([ask("api/latents", row.a), ask("api/beside", row.b)]);
     if (this.at !== index) return;
     const names = [this.a.title, this.b.title];
     this.pair.replaceChildren(
       h(
         "div.pair-facts",
-        null,
-        h("b", { title: MEANINGS[row.category] }, row.category ?? "pair"),
-        h("span", null, `jaccard ${number(row.jaccard, ".2f")}`),
-        h("span", null, `cosine ${number(row.cosine, ".2f")}`),
+        h("b", { title: MEANINGS[row.category] }, row.category),
+        h("span", `jaccard ${number(row.jaccard, ".2f")}`),
+        h("span", `cosine ${number(row.cosine, ".2f")}`),
       ),
       h(
         "div.two",
-        null,
         sides.map(({ value, reason }, side) => this.side(names[side], side, value, reason)),
       ),
     );
   }
 
   side(name, side, latent, reason) {
-    if (reason)
-      return h("div.card", null, h("h2", null, name), h("p.note.failed", null, reason.message));
-    if (!latent)
-      return h(
-        "div.card",
-        null,
-        h("h2", null, name),
-        h("p.note", null, "No latent of this run matches."),
-      );
+    if (reason) return h("div.card", h("h2", name), h("p.note.failed", reason.message));
+    if (!latent) return h("div.card", h("h2", name), h("p.note", "No latent of this run matches."));
     const title =
       side === 0
         ? h("a", { href: latentAddress(latent.latent) }, String(latent.latent))
         : String(latent.latent);
     return h(
       "div.card",
-      null,
-      h("p.small", null, name),
-      h("h2", null, "Latent ", title),
+      h("p.small", name),
+      h("h2", "Latent ", title),
       latentSummary(latent),
-      latent.explanation?.text ? h("p", null, latent.explanation.text) : null,
+      latent.explanation?.text ? h("p", latent.explanation.text) : null,
       latent.preferred?.length
         ? tokenBars(
             latent.preferred
@@ -248,7 +229,7 @@ class View {
         : null,
       latent.examples?.length
         ? examples(latent.examples.slice(0, 6))
-        : h("p.note", null, "It is on nowhere in these codes."),
+        : h("p.note", "It is on nowhere in these codes."),
     );
   }
 
@@ -270,12 +251,11 @@ class View {
 export async function showCompare(root, route, { run }) {
   if (!run.beside) {
     root.append(
-      h("h1", null, "Compare"),
+      h("h1", "Compare"),
       h(
         "p.note",
-        null,
         "There is one run here. Start ",
-        h("code", null, "bitlens explore RUN --beside OTHER_RUN"),
+        h("code", "bitlens explore RUN --beside OTHER_RUN"),
         " to see its latents beside those of another.",
       ),
     );

@@ -62,25 +62,22 @@ export function showKeys() {
   const groups = LIST.map(([title, keys]) =>
     h(
       "section",
-      null,
-      h("h3", null, title),
+      h("h3", title),
       h(
         "dl.keys",
-        null,
         keys.map(([key, does]) => [
           h(
             "dt",
-            null,
             key
               .split(" ")
-              .map((part) => (part.match(/^(or|…)$/) ? ` ${part} ` : [" ", h("kbd", null, part)])),
+              .map((part) => (part.match(/^(or|…)$/) ? ` ${part} ` : [" ", h("kbd", part)])),
           ),
-          h("dd", null, does),
+          h("dd", does),
         ]),
       ),
     ),
   );
-  open("Keys", h("div.key-groups", null, groups));
+  open("Keys", h("div.key-groups", groups));
 }
 
 /** Ask for the number of a latent. */
@@ -113,8 +110,7 @@ function open(title, content) {
   dialog.append(
     h(
       "header",
-      null,
-      h("h2", null, title),
+      h("h2", title),
       button("×", () => dialog.close(), { class: "plain", "aria-label": "Close" }),
     ),
     content,

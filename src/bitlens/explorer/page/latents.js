@@ -26,7 +26,7 @@ class View {
     const sort = query.get("sort") ?? "";
     this.query = query.get("q") ?? "";
     this.key = latents.byKey.has(sort.replace(/^-/, "")) ? sort.replace(/^-/, "") : "latent";
-    this.down = sort.startsWith("-") && this.key !== "";
+    this.down = sort.startsWith("-");
     this.flags = (query.get("flags") ?? "")
       .split(",")
       .filter((flag) => latents.flagCounts.has(flag));
@@ -84,16 +84,16 @@ class View {
         ),
     });
     this.root.append(
-      h("h1.unseen", null, "Latents"),
+      h("h1.unseen", "Latents"),
       h(
         "div.seek",
         { role: "search" },
-        h("div.find", null, this.search, h("kbd", { "aria-hidden": "true" }, "/")),
+        h("div.find", this.search, h("kbd", { "aria-hidden": "true" }, "/")),
         this.chips,
         this.count,
-        h("div.sorting", null, h("span", null, "Sorted by "), this.sortBy, this.turn),
+        h("div.sorting", h("span", "Sorted by "), this.sortBy, this.turn),
       ),
-      h("div.split", null, this.grid.node, latents.numbers.length ? this.plots() : null),
+      h("div.split", this.grid.node, latents.numbers.length ? this.plots() : null),
     );
   }
 
@@ -122,13 +122,11 @@ class View {
     const panel = h(
       "details.plots",
       { open: window.innerWidth > 900 },
-      h("summary", null, "Plots"),
+      h("summary", "Plots"),
       h(
         "figure",
-        null,
         h(
           "figcaption",
-          null,
           "Histogram of ",
           pick("Column of the histogram", this.histogramOf, (key) =>
             this.change({ histogramOf: key }),
@@ -138,10 +136,8 @@ class View {
       ),
       h(
         "figure",
-        null,
         h(
           "figcaption",
-          null,
           pick("Column of the vertical axis", this.yOf, (key) => this.change({ yOf: key })),
           " against ",
           pick("Column of the horizontal axis", this.xOf, (key) => this.change({ xOf: key })),
@@ -150,7 +146,6 @@ class View {
       ),
       h(
         "p.small",
-        null,
         "Drag to select; click an empty place to let go. A point is a latent; the height of a bar " +
           "is the square root of its number of latents.",
       ),
@@ -159,15 +154,9 @@ class View {
   }
 
   name(row) {
-    const tokens = this.latents.data.tokens?.[row];
-    return `${this.latents.latent(row)}  ${
-      (Array.isArray(tokens)
-        ? tokens
-            .slice(0, 2)
-            .map((token) => plain(token).replace(/^ /, "·"))
-            .join(" ")
-        : tokens) ?? ""
-    }`;
+    const tokens = this.latents.data.tokens[row].slice(0, 2);
+    const shown = tokens.map((token) => plain(token).replace(/^ /, "·")).join(" ");
+    return `${this.latents.latent(row)}  ${shown}`;
   }
 
   change(values) {
@@ -238,7 +227,7 @@ class View {
           onclick: () => this.change({ flags }),
         },
         flag,
-        h("b", null, thousands(count)),
+        h("b", thousands(count)),
       );
     });
     const ranges = this.ranges.map((range) => {
@@ -328,7 +317,7 @@ class View {
 export async function showLatents(root, route, context) {
   const latents = await columns();
   if (!latents.count) {
-    root.append(h("h1.unseen", null, "Latents"), h("p.note", null, "This run has no latents."));
+    root.append(h("h1.unseen", "Latents"), h("p.note", "This run has no latents."));
     return null;
   }
   const view = new View(root, route, context, latents);

@@ -20,10 +20,10 @@ function colours() {
 }
 
 class Plot {
-  constructor(height, label) {
-    this.canvas = h("canvas", { role: "img", "aria-label": label });
+  constructor(height) {
+    this.canvas = h("canvas", { role: "img" });
     this.tip = h("div.tip", { hidden: true });
-    this.node = h("div.plot", null, this.canvas, this.tip);
+    this.node = h("div.plot", this.canvas, this.tip);
     style(this.node, { height: `${height}px` });
     this.height = height;
     this.redraw = perFrame(() => this.draw());
@@ -135,8 +135,8 @@ class Plot {
 
 /** How often each value occurs, of all and of the selected; `onbrush(low, high)` or null. */
 export class Histogram extends Plot {
-  constructor({ onbrush, height = 150 }) {
-    super(height, "");
+  constructor({ onbrush }) {
+    super(150);
     this.onbrush = onbrush;
   }
 
@@ -224,8 +224,8 @@ export class Histogram extends Plot {
 
 /** Two columns against each other; `onbrush(x range, y range)` or null, `onpick(row)`. */
 export class Scatter extends Plot {
-  constructor({ onbrush, onpick, name, height = 250 }) {
-    super(height, "");
+  constructor({ onbrush, onpick, name }) {
+    super(250);
     Object.assign(this, { onbrush, onpick, name, leftRoom: 34 });
   }
 
