@@ -6,16 +6,20 @@ import { axis } from "./charts.js";
 
 const EDGE = { left: 8, right: 8, top: 8, bottom: 22 };
 
-function colours() {
-  const css = getComputedStyle(document.documentElement);
-  const of = (name) => css.getPropertyValue(name).trim();
+/** Colours of the page as they are now, light or dark, by way of the canvas's own. */
+function colours(canvas) {
+  const css = getComputedStyle(canvas);
+  const of = (name) => {
+    canvas.style.color = `var(${name})`;
+    return css.color;
+  };
   return {
     ink: of("--muted"),
     line: of("--line"),
     faint: of("--faint"),
     accent: of("--accent"),
     wash: of("--wash"),
-    font: `11px ${of("--sans")}`,
+    font: `11px ${css.getPropertyValue("--sans")}`,
   };
 }
 
@@ -164,7 +168,7 @@ export class Histogram extends Plot {
   draw() {
     const pen = this.values && this.begin();
     if (!pen) return;
-    const colour = colours();
+    const colour = colours(this.canvas);
     this.xAxis(pen, colour);
     const { left, right, top, bottom } = this.box;
     const width = (right - left) / this.all.length;
@@ -251,7 +255,7 @@ export class Scatter extends Plot {
   draw() {
     const pen = this.xs && this.begin();
     if (!pen) return;
-    const colour = colours();
+    const colour = colours(this.canvas);
     this.xAxis(pen, colour);
     pen.textAlign = "right";
     pen.textBaseline = "middle";
