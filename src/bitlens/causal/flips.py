@@ -82,7 +82,7 @@ class Reader:
         if not autoencoder.binary:
             raise BitlensError("Only bits can be flipped; measure with a binary autoencoder.")
         self.model, self.autoencoder, self.rates = model, autoencoder, rates
-        flips = PackedBits(torch.from_numpy(rates.flips.view(np.int64))[None], len(rates.rate))
+        flips = PackedBits.from_numpy(rates.flips[None], len(rates.rate))
         self.flipped = flips.unpack()[0].bool()
         tokenizer, bos = model.tokenizer, autoencoder.metadata.get("prepend_bos")
         self.before = ContextReader(Corpus(()), tokenizer, 16, bos=bos).before

@@ -17,7 +17,7 @@ from bitlens.bits.codes import Columns
 from bitlens.bits.shards import AnyBits
 from bitlens.bits.statistics import nearest
 from bitlens.errors import BitlensError
-from bitlens.features.on_rows import explainers_part, on_rows, refuse_unknown
+from bitlens.features.on_rows import explainers_part, on_rows, one_a_document, refuse_unknown
 from bitlens.results import brief
 from bitlens.seeding import generator
 
@@ -134,12 +134,8 @@ class _Counterexamples:
         """As many as there are examples at most, each from another document."""
         off = self.pool[~self.bits.column(latent).bool()]
         draw = generator(self.plan.seed, "counterexamples", latent)
-        distinct: dict[int, int] = {}
-        for row in off[torch.randperm(len(off), generator=draw)].tolist():
-            if len(distinct) == self.plan.examples:
-                break
-            distinct.setdefault(int(self.document[row]), row)
-        return list(distinct.values())
+        rows = off[torch.randperm(len(off), generator=draw)].tolist()
+        return one_a_document(rows, self.document, self.plan.examples)
 
 
 class _Negatives:
@@ -187,11 +183,6 @@ class _Negatives:
 
     def _distinct(self, rows: Iterable[int], n: int, used: set[int]) -> list[int]:
         """The first n rows that are not used yet, each from another document; used from now on."""
-        distinct: dict[int, int] = {}
-        for row in rows:
-            if len(distinct) == n:
-                break
-            if row not in used:
-                distinct.setdefault(int(self.document[row]), row)
-        used.update(distinct.values())
-        return list(distinct.values())
+        distinct = one_a_document((row for row in rows if row not in used), self.document, n)
+        used.update(distinct)
+        return distinct

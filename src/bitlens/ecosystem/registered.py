@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -71,27 +71,31 @@ class _Run:
             self.cfg.metadata = SAEMetadata(**metadata(self.cfg.metadata.to_dict()))
 
 
-@dataclass
-class BinarySAEConfig(StandardSAEConfig):
-    """coding, flips: how bits are found, as for `BinaryAutoencoder.coded`."""
+class _Named:
+    """A configuration of an architecture that `cfg.json` calls by this name."""
 
-    coding: str = "step"
-    flips: int | None = None
+    name: ClassVar[str]
 
     @classmethod
     def architecture(cls) -> str:
-        """As in `cfg.json`."""
-        return "bae"
+        return cls.name
+
+
+@dataclass
+class BinarySAEConfig(_Named, StandardSAEConfig):
+    """coding, flips: how bits are found, as for `BinaryAutoencoder.coded`."""
+
+    name = "bae"
+
+    coding: str = "step"
+    flips: int | None = None
 
 
 @dataclass
 class RandomSAEConfig(BinarySAEConfig):
     """Bits that nobody has trained."""
 
-    @classmethod
-    def architecture(cls) -> str:
-        """As in `cfg.json`."""
-        return "random"
+    name = "random"
 
 
 class BinarySAE(_Run, StandardSAE):
@@ -149,13 +153,10 @@ class RandomSAE(BinarySAE):
 
 
 @dataclass
-class ReLUSAEConfig(StandardSAEConfig):
+class ReLUSAEConfig(_Named, StandardSAEConfig):
     """SAELens calls it `standard`."""
 
-    @classmethod
-    def architecture(cls) -> str:
-        """As in `cfg.json`."""
-        return "relu"
+    name = "relu"
 
 
 class ReLUSAE(_Run, StandardSAE):
@@ -163,13 +164,10 @@ class ReLUSAE(_Run, StandardSAE):
 
 
 @dataclass
-class PCASAEConfig(StandardSAEConfig):
+class PCASAEConfig(_Named, StandardSAEConfig):
     """Principal components."""
 
-    @classmethod
-    def architecture(cls) -> str:
-        """As in `cfg.json`."""
-        return "pca"
+    name = "pca"
 
 
 class PCASAE(_Run, StandardSAE):
@@ -181,13 +179,10 @@ class PCASAE(_Run, StandardSAE):
 
 
 @dataclass
-class BatchTopKSAEConfig(JumpReLUSAEConfig):
+class BatchTopKSAEConfig(_Named, JumpReLUSAEConfig):
     """BatchTopK as it is used: with one threshold."""
 
-    @classmethod
-    def architecture(cls) -> str:
-        """As in `cfg.json`."""
-        return "batch_topk"
+    name = "batch_topk"
 
 
 class BatchTopKSAE(_Run, JumpReLUSAE):
@@ -201,48 +196,38 @@ class BatchTopKSAE(_Run, JumpReLUSAE):
 
 
 @dataclass
-class TopKTranscoderConfig(TranscoderConfig):
-    """k: latents of a row that may be on."""
+class TopKTranscoderConfig(_Named, TranscoderConfig):
+    """k: latents of a row that may be on. SAELens' own `transcoder` is a ReLU."""
+
+    name = "topk_transcoder"
 
     k: int = 32
-
-    @classmethod
-    def architecture(cls) -> str:
-        """What `converter` calls it: SAELens' own `transcoder` is a ReLU."""
-        return "topk_transcoder"
-
-
-class TopKTranscoder(Transcoder):
-    """A transcoder with TopK."""
-
-    cfg: Any
-
-    def get_activation_fn(self) -> nn.Module:
-        """The k largest, rectified."""
-        return TopK(self.cfg.k)
 
 
 @dataclass
-class TopKSkipTranscoderConfig(SkipTranscoderConfig):
-    """k: latents of a row that may be on."""
+class TopKSkipTranscoderConfig(_Named, SkipTranscoderConfig):
+    """k: latents of a row that may be on. SAELens' own `skip_transcoder` is a ReLU."""
+
+    name = "topk_skip_transcoder"
 
     k: int = 32
 
-    @classmethod
-    def architecture(cls) -> str:
-        """What `converter` calls it: SAELens' own `skip_transcoder` is a ReLU."""
-        return "topk_skip_transcoder"
 
-
-class TopKSkipTranscoder(SkipTranscoder):
-    """A skip transcoder with TopK. Called, it adds the skip; `decode` alone, and what SAELens runs
-    in a model, do not."""
-
+class _TopK:
     cfg: Any
 
     def get_activation_fn(self) -> nn.Module:
         """The k largest, rectified."""
         return TopK(self.cfg.k)
+
+
+class TopKTranscoder(_TopK, Transcoder):
+    """A transcoder with TopK."""
+
+
+class TopKSkipTranscoder(_TopK, SkipTranscoder):
+    """A skip transcoder with TopK. Called, it adds the skip; `decode` alone, and what SAELens runs
+    in a model, do not."""
 
 
 for _class, _config in (
@@ -254,5 +239,5 @@ for _class, _config in (
     (TopKTranscoder, TopKTranscoderConfig),
     (TopKSkipTranscoder, TopKSkipTranscoderConfig),
 ):
-    if _config.architecture() not in SAE_CLASS_REGISTRY:  # a module that is loaded again
-        register_sae_class(_config.architecture(), _class, _config)
+    if _config.name not in SAE_CLASS_REGISTRY:  # a module that is loaded again
+        register_sae_class(_config.name, _class, _config)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from bitlens.bits.codes import Codes
+from bitlens.features.on_rows import one_a_document
 from bitlens.hidden.pieces import BYTES, in_text, outside
 from bitlens.seeding import generator
 
@@ -45,12 +46,8 @@ def random_examples(
     on each side."""
     on = (codes.bits.column(latent).bool() & codes.usual).nonzero()[:, 0]
     order = on[torch.randperm(len(on), generator=generator(seed, "examples", latent))]
-    row_of_document: dict[int, int] = {}
-    for row in order.tolist():
-        row_of_document.setdefault(int(codes.document[row]), row)
-        if len(row_of_document) == n:
-            break
-    return [in_context(codes, row, tokenizer, window) for row in row_of_document.values()]
+    rows = one_a_document(order.tolist(), codes.document, n)
+    return [in_context(codes, row, tokenizer, window) for row in rows]
 
 
 def around(columns: TextRows, row: int, before: int, after: int) -> range:

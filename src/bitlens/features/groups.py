@@ -18,6 +18,7 @@ from bitlens.errors import BitlensError
 from bitlens.features.contrast import Group, apart
 from bitlens.features.examples import contexts
 from bitlens.features.habits import Preference, preferences
+from bitlens.features.on_rows import one_a_document
 from bitlens.features.search import rates, rows_of
 from bitlens.features.texts import encode_texts
 from bitlens.hidden.documents import Corpus
@@ -107,10 +108,7 @@ class Compared:
     def _marked(self, chosen: Tensor, tokenizer: Any, n: int, seed: int) -> list[str]:
         rows = chosen.nonzero()[:, 0]
         rows = rows[torch.randperm(len(rows), generator=generator(seed, "examples"))]
-        drawn: dict[int, int] = {}
-        for row in rows.tolist():
-            drawn.setdefault(int(self.document[row]), row)
-        shown = list(drawn.values())[:n]
+        shown = one_a_document(rows.tolist(), self.document, n)
         text = contexts(self, shown, tokenizer, WINDOW)
         return [text[row] for row in shown]
 

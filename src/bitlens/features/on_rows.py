@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -70,6 +70,16 @@ def on_rows(
         picked = first_of_documents(rows, keys, document.numpy(), n)
         drawn[place, : len(picked)] = picked
     return torch.from_numpy(drawn)
+
+
+def one_a_document(rows: Iterable[int], document: Tensor, n: int) -> list[int]:
+    """The first n rows, each of another document. document: of every row there is."""
+    distinct: dict[int, int] = {}
+    for row in rows:
+        if len(distinct) == n:
+            break
+        distinct.setdefault(int(document[row]), row)
+    return list(distinct.values())
 
 
 def first_of_documents(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,7 @@ from bitlens.features.habits import PlaceHabits, Preference, TokenHabits
 from bitlens.features.on_rows import canonical, on_rows
 from bitlens.features.plan import TREE_ROWS, features_plan
 from bitlens.features.token_scores import clearest, rows_on
-from bitlens.files import finite, replacing
+from bitlens.files import finite, replacing, write_json_lines
 from bitlens.hidden.pieces import token_texts
 from bitlens.information.tree import chow_liu
 from bitlens.memory import require
@@ -286,14 +285,13 @@ def write_profiles(path: Path, found: Sequence[Profile]) -> None:
 def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """Write records as JSON lines (.jsonl) or parquet (.parquet), by the name's ending."""
     require_ending(path)
-    records = [finite(record) for record in records]
+    if path.suffix == ".jsonl":
+        write_json_lines(path, records)
+        return
+    import pyarrow
+    import pyarrow.parquet
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        if path.suffix == ".jsonl":
-            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            temporary.write_text("".join(lines), encoding="utf-8")
-            return
-        import pyarrow
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), temporary)
+        table = pyarrow.Table.from_pylist([finite(record) for record in records])
+        pyarrow.parquet.write_table(table, temporary)

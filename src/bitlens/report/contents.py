@@ -68,23 +68,29 @@ def configuration(run: Path) -> tuple[dict[str, Any], bool]:
     return {**config, "metadata": {**source, **about}}, False
 
 
-def curves(run: Path) -> dict[str, list[float | None]]:
-    """The columns of `metrics.jsonl`, None where a line has no such number. Lines that are no
-    records are left out; a file that cannot be read has none."""
-    records = []
+def records(run: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; without those that are no records, and those of a file that
+    cannot be read."""
+    found = []
     try:
         text = (run / METRICS).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return {}
+        return []
     for line in text.splitlines():
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):  # the last line of a killed run
+        except (ValueError, RecursionError):  # the last line of a killed run
             continue
-        if isinstance(record, dict) and _finite(record.get("step")) is not None:
-            records.append(record)
-    names = ["step", *(name for name in MEANINGS if any(name in one for one in records))]
-    return {name: [_finite(one.get(name)) for one in records] for name in names if records}
+        if isinstance(record, dict):
+            found.append(record)
+    return found
+
+
+def curves(run: Path) -> dict[str, list[float | None]]:
+    """The columns of `metrics.jsonl`, None where a line has no such number."""
+    known = [record for record in records(run) if _finite(record.get("step")) is not None]
+    names = ["step", *(name for name in MEANINGS if any(name in one for one in known))]
+    return {name: [_finite(one.get(name)) for one in known] for name in names if known}
 
 
 def _finite(value: Any) -> float | None:
