@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,7 +19,6 @@ from bitlens.errors import BitlensError
 from bitlens.evaluation.numbers import first_rows
 from bitlens.explorer import corpus, history
 from bitlens.explorer.answers import LatentAnswers, rounded
-from bitlens.explorer.asked import FindAsked, HoldAsked, NearAsked, TextAsked
 from bitlens.explorer.comparing import comparison
 from bitlens.explorer.encoding import codes_of
 from bitlens.explorer.evidence import Explanations, read_records
@@ -31,6 +30,9 @@ from bitlens.files import finite
 from bitlens.hidden import ActivationStore
 from bitlens.remote import copy_folder, is_remote
 from bitlens.report.contents import ARCHITECTURES
+
+if TYPE_CHECKING:  # a static copy needs no server
+    from bitlens.explorer.asked import FindAsked, HoldAsked, NearAsked, TextAsked
 
 VALUES = 4096  # rows that show how high values are
 

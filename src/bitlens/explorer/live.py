@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from torch import Tensor
 from bitlens.bits.packed import PackedBits
 from bitlens.causal.intervene import intervene
 from bitlens.errors import BitlensError
-from bitlens.explorer.asked import ContinueAsked, HoldAsked
 from bitlens.explorer.keeping import Record
 from bitlens.explorer.subject import Subject
 from bitlens.explorer.worker import Worker
@@ -20,6 +19,9 @@ from bitlens.hidden.documents import Corpus
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.pieces import cut
 from bitlens.hidden.text import ContextReader
+
+if TYPE_CHECKING:  # a static copy needs no server
+    from bitlens.explorer.asked import ContinueAsked, HoldAsked
 
 TEXT_LIMIT = 20_000  # characters
 TOKEN_LIMIT = 1024

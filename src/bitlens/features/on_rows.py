@@ -26,9 +26,9 @@ def canonical(bits: SomeBits, among: Tensor | None = None) -> SomeBits:
     return bits.turned(common) if common.any() else bits
 
 
-def explainers_part(document: Tensor, share: float = 0.5) -> Tensor:
+def explainers_part(document: Tensor) -> Tensor:
     """Which rows are of documents that only an explainer sees, by a hash -> bool `[rows]`"""
-    return torch.from_numpy(held_out(document.numpy() + SALT, share))
+    return torch.from_numpy(held_out(document.numpy() + SALT, 0.5))
 
 
 def refuse_unknown(latents: Sequence[int], n_latents: int) -> None:
