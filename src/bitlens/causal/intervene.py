@@ -269,11 +269,15 @@ class _Change:
         """What passes where it writes -> what passes on instead, None for the same"""
         if self._delta is None:
             return None
-        where = tuple(index.to(y.device) for index in self._where)
-        changed = y.clone()
-        # added in float32, so that it is rounded once
-        changed[where] = (y[where].float() + self._delta.to(y.device)).to(y.dtype)
-        return changed
+        return added(y, self._where, self._delta)
+
+
+def added(x: Tensor, where: tuple[Tensor, ...], delta: Tensor) -> Tensor:
+    """The same with delta added at these places, in float32, so that it is rounded once."""
+    where = tuple(index.to(x.device) for index in where)
+    changed = x.clone()
+    changed[where] = (x[where].float() + delta.to(x.device)).to(x.dtype)
+    return changed
 
 
 # --- what becomes of codes ------------------------------------------------------------------------

@@ -6,7 +6,7 @@ A document is either the explainer's or the judge's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import NamedTuple
 
@@ -106,11 +106,8 @@ def trials(
     negatives = _Negatives(bits, columns, judged.nonzero()[:, 0], plan)
     counterexamples = _Counterexamples(bits, document, explained.nonzero()[:, 0], plan)
     return [
-        replace(
-            negatives.trial(latent, examples[i][examples[i] >= 0], positives[i][positives[i] >= 0]),
-            counterexamples=counterexamples.of(latent),
-        )
-        for i, latent in enumerate(chosen)
+        negatives.trial(latent, shown[shown >= 0], asked[asked >= 0], counterexamples.of(latent))
+        for latent, shown, asked in zip(chosen, examples, positives, strict=True)
     ]
 
 
@@ -149,8 +146,10 @@ class _Negatives:
         self.by_token = judged[self.token[judged].argsort(stable=True)]
         self.sorted_tokens = self.token[self.by_token].contiguous()
 
-    def trial(self, latent: int, examples: Tensor, positives: Tensor) -> Trial:
-        """The trial of a latent with these on-rows."""
+    def trial(
+        self, latent: int, examples: Tensor, positives: Tensor, counterexamples: list[int]
+    ) -> Trial:
+        """The trial of a latent with these rows, and negatives."""
         plan, draw = self.plan, generator(self.plan.seed, "negatives", latent)
         off = ~self.pool_bits.column(latent).bool()
         used: set[int] = set()
@@ -159,7 +158,8 @@ class _Negatives:
         near = self._distinct(self._nearest(off, positives), neighbours, used)
         order = torch.randperm(int(off.sum()), generator=draw)
         random = self._distinct(self.pool[off][order].tolist(), plan.random, used)
-        return Trial(latent, examples.tolist(), positives.tolist(), random, same, near)
+        on = examples.tolist(), positives.tolist()
+        return Trial(latent, *on, random, same, near, counterexamples)
 
     def _same_tokens(self, latent: int, positives: Tensor, draw: torch.Generator) -> Iterator[int]:
         """For each positive in turn a row with its token, then for each a second one, and so on."""

@@ -2,7 +2,7 @@
 
 import { intervalBar, tokenBars } from "./charts.js";
 import { examples, quoted, tokenChips } from "./contexts.js";
-import { button, h } from "./dom.js";
+import { button, h, pairs } from "./dom.js";
 import { counted, known, number, percent, plain, short } from "./format.js";
 import { latentAddress } from "./route.js";
 
@@ -174,26 +174,18 @@ function effect({ effect: it }) {
       .filter(({ logp }) => sign * logp > 0)
       .map(({ text, logp }) => ({ text, value: logp, shown: number(logp, "+.2f") }));
   const turned = it.switched === "on" ? "on where it is off" : "off where it is on";
-  const line = (label, value, title) => [h("dt", { title }, label), h("dd", value)];
+  const step = "as long a step along another latent, at the same tokens";
+  const rise = "rise of the cross-entropy of the tokens that follow";
+  const control = [["of a control", `${number(it.kl_control, ".3g")} nats`, step]];
   return card(
     "Measured effect",
     `Switched ${turned}, at ${counted(it.rows, "token")}. Below: tokens that are more or less ` +
       "likely next with it on, by log-probability in nats; means.",
-    h(
-      "dl.pairs",
-      line("KL divergence", withInterval(it, "kl_div", ".3g")),
-      known(it.kl_control) &&
-        line(
-          "of a control",
-          `${number(it.kl_control, ".3g")} nats`,
-          "as long a step along another latent, at the same tokens",
-        ),
-      line(
-        "loss, when switched",
-        withInterval(it, "loss", "+.3f"),
-        "rise of the cross-entropy of the tokens that follow",
-      ),
-    ),
+    pairs([
+      ["KL divergence", withInterval(it, "kl_div", ".3g")],
+      ...(known(it.kl_control) ? control : []),
+      ["loss, when switched", withInterval(it, "loss", "+.3f"), rise],
+    ]),
     twoLists(["raises", rows(it.raises, 1), "up"], ["lowers", rows(it.lowers, -1), "down"]),
     it.downstream?.length > 0 && [
       h("h3", "latents downstream"),

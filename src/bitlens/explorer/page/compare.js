@@ -4,42 +4,29 @@ import { get } from "./api.js";
 import { latentSummary } from "./cards.js";
 import { tokenBars } from "./charts.js";
 import { examples, tokenChips } from "./contexts.js";
-import { h, later } from "./dom.js";
+import { button, h, later, pairs } from "./dom.js";
 import { known, number, percent, thousands, visible } from "./format.js";
 import { Grid } from "./grid.js";
 import { keep, latentAddress } from "./route.js";
 
 const NUMBERS = ["a_rate", "b_rate", "jaccard", "cosine"];
+const column = (key, label, width, title, more) => ({ key, label, width, title, ...more });
 const COLUMNS = [
-  { key: "a", label: "a", width: 42, title: "latent of the first run", must: true },
-  {
-    key: "a_tokens",
-    label: "tokens",
-    width: 120,
-    grow: 2,
-    title: "on which tokens it is on",
-    must: true,
-  },
-  { key: "b", label: "b", width: 42, title: "its match in the second run", must: true },
-  {
-    key: "b_tokens",
-    label: "tokens",
-    width: 120,
-    grow: 2,
-    title: "on which tokens the match is on",
-    must: true,
-  },
-  {
-    key: "jaccard",
-    label: "jaccard",
-    width: 64,
-    number: true,
-    title: "tokens at which both are on, of those at which either is; corrected for chance",
-  },
-  { key: "category", label: "category", width: 76, title: "what a is to b" },
-  { key: "cosine", label: "cosine", width: 58, number: true, title: "of the two decoders" },
-  { key: "a_rate", label: "rate a", width: 70, number: true },
-  { key: "b_rate", label: "rate b", width: 70, number: true },
+  column("a", "a", 42, "latent of the first run", { must: true }),
+  column("a_tokens", "tokens", 120, "on which tokens it is on", { grow: 2, must: true }),
+  column("b", "b", 42, "its match in the second run", { must: true }),
+  column("b_tokens", "tokens", 120, "on which tokens the match is on", { grow: 2, must: true }),
+  column(
+    "jaccard",
+    "jaccard",
+    64,
+    "tokens at which both are on, of those at which either is; corrected for chance",
+    { number: true },
+  ),
+  column("category", "category", 76, "what a is to b"),
+  column("cosine", "cosine", 58, "of the two decoders", { number: true }),
+  column("a_rate", "rate a", 70, null, { number: true }),
+  column("b_rate", "rate b", 70, null, { number: true }),
 ];
 
 const MEANINGS = {
@@ -99,12 +86,7 @@ class View {
       "div.pair-panel",
       { "aria-live": "polite" },
       h("p.note", "Choose a pair to see both latents side by side."),
-      h(
-        "dl.pairs",
-        Object.entries(MEANINGS)
-          .filter(([category]) => this.counts[category])
-          .map(([category, meaning]) => [h("dt", category), h("dd", meaning)]),
-      ),
+      pairs(Object.entries(MEANINGS).filter(([category]) => this.counts[category])),
     );
     this.root.append(
       h(
@@ -150,16 +132,14 @@ class View {
     );
     this.chips.replaceChildren(
       ...categories.map(([category, count]) =>
-        h(
-          "button.chip",
+        button(
+          [category, h("b", thousands(count))],
+          () => this.change({ category: category === this.category ? "" : category }),
           {
-            type: "button",
+            class: "chip",
             "aria-pressed": category === this.category,
             title: MEANINGS[category],
-            onclick: () => this.change({ category: category === this.category ? "" : category }),
           },
-          category,
-          h("b", thousands(count)),
         ),
       ),
     );
@@ -219,15 +199,14 @@ class View {
       h("p.small", name),
       h("h2", "Latent ", title),
       latentSummary(latent),
-      latent.explanation?.text ? h("p", latent.explanation.text) : null,
-      latent.preferred?.length
-        ? tokenBars(
-            latent.preferred
-              .slice(0, 6)
-              .map(({ text, share }) => ({ text, value: share, shown: percent(share) })),
-          )
-        : null,
-      latent.examples?.length
+      latent.explanation && h("p", latent.explanation.text),
+      latent.preferred.length > 0 &&
+        tokenBars(
+          latent.preferred
+            .slice(0, 6)
+            .map(({ text, share }) => ({ text, value: share, shown: percent(share) })),
+        ),
+      latent.examples.length
         ? examples(latent.examples.slice(0, 6))
         : h("p.note", "It is on nowhere in these codes."),
     );

@@ -44,6 +44,14 @@ export function button(label, onclick, properties) {
   return h("button", { type: "button", onclick, ...properties }, label);
 }
 
+/** A list of names and what they stand for: [name, text, title of the name] each. */
+export function pairs(list) {
+  return h(
+    "dl.pairs",
+    list.map(([name, text, title]) => [h("dt", { title }, name), h("dd", text)]),
+  );
+}
+
 /** A sentence for those who listen to the page, shown for a moment. */
 export function say(sentence) {
   const said = document.getElementById("said");

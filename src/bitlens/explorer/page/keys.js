@@ -2,45 +2,33 @@
 
 import { button, h } from "./dom.js";
 
-const LIST = [
-  [
-    "Everywhere",
-    [
-      ["/", "search latents"],
-      ["1 … 4", "the tabs: latents, text, run, compare"],
-      ["g", "go to a latent by its number"],
-      ["Esc", "back, or out of a field"],
-      ["t", "light or dark"],
-      ["?", "this list"],
-    ],
-  ],
-  [
-    "Tables",
-    [
-      ["↓ ↑ or j k", "next and previous row"],
-      ["PgDn PgUp Home End", "further"],
-      ["Enter", "open"],
-    ],
-  ],
-  [
-    "Latent",
-    [
-      ["→ ← or j k", "next and previous latent of the table"],
-      ["c", "copy as Python"],
-      ["h", "hold it on, in a text"],
-    ],
-  ],
-  [
-    "Text",
-    [
-      ["→ ←", "next and previous token"],
-      ["↓ ↑ or j k", "its bits"],
-      ["Enter", "open the latent"],
-      ["+ −", "hold the bit on, off"],
-      ["Backspace", "let go of the bit"],
-    ],
-  ],
-];
+const LIST = {
+  Everywhere: {
+    "/": "search latents",
+    "1 … 4": "the tabs: latents, text, run, compare",
+    g: "go to a latent by its number",
+    Esc: "back, or out of a field",
+    t: "light or dark",
+    "?": "this list",
+  },
+  Tables: {
+    "↓ ↑ or j k": "next and previous row",
+    "PgDn PgUp Home End": "further",
+    Enter: "open",
+  },
+  Latent: {
+    "→ ← or j k": "next and previous latent of the table",
+    c: "copy as Python",
+    h: "hold it on, in a text",
+  },
+  Text: {
+    "→ ←": "next and previous token",
+    "↓ ↑ or j k": "its bits",
+    Enter: "open the latent",
+    "+ −": "hold the bit on, off",
+    Backspace: "let go of the bit",
+  },
+};
 
 const inField = (target) =>
   target.matches?.("textarea, select, [contenteditable], input:not([type=radio], [type=checkbox])");
@@ -59,13 +47,13 @@ export function listen({ view, everywhere }) {
 }
 
 export function showKeys() {
-  const groups = LIST.map(([title, keys]) =>
+  const groups = Object.entries(LIST).map(([title, keys]) =>
     h(
       "section",
       h("h3", title),
       h(
         "dl.keys",
-        keys.map(([key, does]) => [
+        Object.entries(keys).map(([key, does]) => [
           h(
             "dt",
             key

@@ -99,12 +99,15 @@ class View {
 
   plots() {
     const { latents } = this;
-    const pick = (label, value, set) =>
+    const pick = (label, name) =>
       h(
         "select",
-        { "aria-label": label, onchange: (event) => set(event.target.value) },
+        {
+          "aria-label": `Column of the ${label}`,
+          onchange: (event) => this.change({ [name]: event.target.value }),
+        },
         latents.numbers.map(({ key, label: text, meaning }) =>
-          h("option", { value: key, selected: key === value, title: meaning }, text),
+          h("option", { value: key, selected: key === this[name], title: meaning }, text),
         ),
       );
     this.histogram = new Histogram({
@@ -119,29 +122,18 @@ class View {
       onpick: (row) => this.pick(row),
       name: (row) => this.name(row),
     });
-    const panel = h(
+    return h(
       "details.plots",
       { open: window.innerWidth > 900 },
       h("summary", "Plots"),
       h(
         "figure",
-        h(
-          "figcaption",
-          "Histogram of ",
-          pick("Column of the histogram", this.histogramOf, (key) =>
-            this.change({ histogramOf: key }),
-          ),
-        ),
+        h("figcaption", "Histogram of ", pick("histogram", "histogramOf")),
         this.histogram.node,
       ),
       h(
         "figure",
-        h(
-          "figcaption",
-          pick("Column of the vertical axis", this.yOf, (key) => this.change({ yOf: key })),
-          " against ",
-          pick("Column of the horizontal axis", this.xOf, (key) => this.change({ xOf: key })),
-        ),
+        h("figcaption", pick("vertical axis", "yOf"), " against ", pick("horizontal axis", "xOf")),
         this.scatter.node,
       ),
       h(
@@ -150,7 +142,6 @@ class View {
           "is the square root of its number of latents.",
       ),
     );
-    return panel;
   }
 
   name(row) {
@@ -218,17 +209,11 @@ class View {
     const flags = [...this.latents.flagCounts].map(([flag, count]) => {
       const on = this.flags.includes(flag);
       const flags = on ? this.flags.filter((other) => other !== flag) : [...this.flags, flag];
-      return h(
-        `button.chip.flag-${flag}`,
-        {
-          type: "button",
-          "aria-pressed": on,
-          title: this.latents.byKey.get("flags").meaning,
-          onclick: () => this.change({ flags }),
-        },
-        flag,
-        h("b", thousands(count)),
-      );
+      return button([flag, h("b", thousands(count))], () => this.change({ flags }), {
+        class: `chip flag-${flag}`,
+        "aria-pressed": on,
+        title: this.latents.byKey.get("flags").meaning,
+      });
     });
     const ranges = this.ranges.map((range) => {
       const { label, format } = this.latents.byKey.get(range.key);
@@ -239,17 +224,12 @@ class View {
           : range.high === Infinity
             ? `${label} ≥ ${end(range.low)}`
             : `${label} ${end(range.low)} to ${end(range.high)}`;
-      return h(
-        "button.chip",
-        {
-          type: "button",
-          "aria-pressed": "true",
-          "aria-label": `Remove: ${text}`,
-          onclick: () => this.brush([[range.key, null]]),
-        },
-        text,
-        h("b", { "aria-hidden": "true" }, "×"),
-      );
+      const cross = h("b", { "aria-hidden": "true" }, "×");
+      return button([text, cross], () => this.brush([[range.key, null]]), {
+        class: "chip",
+        "aria-pressed": "true",
+        "aria-label": `Remove: ${text}`,
+      });
     });
     this.chips.replaceChildren(...flags, ...ranges);
   }

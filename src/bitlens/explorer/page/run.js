@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { lineChart } from "./charts.js";
 import { card } from "./cards.js";
-import { copyButton, h } from "./dom.js";
+import { copyButton, h, pairs } from "./dom.js";
 import { counted, known, lastPart, number } from "./format.js";
 
 /** The command line that measures this run. */
@@ -86,10 +86,7 @@ function made(list, settings = []) {
   return h(
     "section.card.made",
     h("h2", "How it was made"),
-    h(
-      "dl.pairs",
-      list.map(([label, value]) => [h("dt", label), h("dd", value)]),
-    ),
+    pairs(list),
     settings.length > 0 &&
       h(
         "details",
