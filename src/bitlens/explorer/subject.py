@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,14 +17,35 @@ from bitlens.bits.statistics import DENSE
 from bitlens.errors import BitlensError
 from bitlens.explorer.gathering import gathered
 from bitlens.explorer.keeping import Record
-from bitlens.explorer.words import Words
 from bitlens.features.examples import around
 from bitlens.hidden.hooks import differ
 from bitlens.hidden.loading import recorded_model
+from bitlens.hidden.pieces import apart, token_texts
 from bitlens.labels.sources import load_tokenizer
 
 BEFORE, AFTER = 20, 10  # tokens of an example around the marked one
 NAMED = 5  # tokens that name a latent where it is only mentioned
+
+
+class Words:
+    """Pieces of a text, a piece for each token; without a tokenizer, the tokens' numbers."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._alone: dict[int, str] = {}
+
+    def alone(self, ids: Sequence[int]) -> list[str]:
+        """Each token as it reads within a text."""
+        if self.tokenizer is None:
+            return [f"[{token}]" for token in ids]
+        if unknown := [token for token in ids if token not in self._alone]:
+            self._alone.update(token_texts(self.tokenizer, unknown))
+        return [self._alone[token] for token in ids]
+
+    def joined(self, ids: Sequence[int]) -> list[str]:
+        """Each token as it reads in this text: the pieces join to it."""
+        pieces = self.alone(ids)
+        return pieces if self.tokenizer is None else apart(self.tokenizer, ids, pieces)
 
 
 class Subject:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from bitlens.bits.codes import Codes
 from bitlens.features.on_rows import one_a_document
@@ -75,3 +76,12 @@ def contexts(columns: TextRows, rows: Iterable[int], tokenizer: Any, window: int
         space, core = outside(token)
         text[row] = f"{before}{space}«{core}»{after}"
     return text
+
+
+def drawn_contexts(codes: Codes, drawn: Tensor, tokenizer: Any, window: int) -> list[list[str]]:
+    """The same of rows that were drawn of latents, among those of usual norm: `[latents, n]`, -1
+    for none."""
+    usual = codes.usual.nonzero()[:, 0]
+    rows_by_latent = [usual[rows[rows >= 0]].tolist() for rows in drawn]
+    text = contexts(codes, {row for rows in rows_by_latent for row in rows}, tokenizer, window)
+    return [[text[row] for row in rows] for rows in rows_by_latent]

@@ -17,7 +17,7 @@ from bitlens.bits.entropies import binary_entropy
 from bitlens.bits.shards import AnyBits
 from bitlens.bits.statistics import DENSE, co_occurrence, firing_rates
 from bitlens.errors import BitlensError
-from bitlens.features.examples import contexts
+from bitlens.features.examples import drawn_contexts
 from bitlens.features.habits import PlaceHabits, Preference, TokenHabits
 from bitlens.features.on_rows import canonical, on_rows
 from bitlens.features.plan import TREE_ROWS, features_plan
@@ -173,7 +173,7 @@ def profiles(
             shared["promotes"], shared["suppresses"] = both
     if tokenizer is not None and examples:
         drawn = on_rows(rare, codes.document[codes.usual], examples, seed=seed)
-        shared["examples"] = _examples(codes, drawn, tokenizer, window)
+        shared["examples"] = drawn_contexts(codes, drawn, tokenizer, window)
     entropies = binary_entropy(rates.float())
     basics = zip(flipped.tolist(), rates.tolist(), entropies.tolist(), strict=True)
     return [
@@ -240,14 +240,6 @@ def _promoted(
         for end in ends
     )
     return raised, lowered
-
-
-def _examples(codes: Codes, drawn: Tensor, tokenizer: Any, window: int) -> list[list[str]]:
-    """drawn: rows among those of usual norm, -1 for none, `[n_latents, examples]`"""
-    usual = codes.usual.nonzero()[:, 0]
-    rows_by_latent = [usual[rows[rows >= 0]].tolist() for rows in drawn]
-    text = contexts(codes, {r for rows in rows_by_latent for r in rows}, tokenizer, window)
-    return [[text[row] for row in rows] for rows in rows_by_latent]
 
 
 def arranged(found: Sequence[Profile], by: Order) -> list[Profile]:

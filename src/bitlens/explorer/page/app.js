@@ -46,16 +46,10 @@ function tabs(current) {
 /** A view in place of a sentence, or a sentence in place of a view. */
 function problem(error) {
   if (!(error instanceof Refusal)) console.error(error);
-  const sentence =
-    error instanceof Refusal
-      ? error.message
-      : "This view could not be shown; the browser's console says why.";
-  return h(
-    "div.problem",
-    { role: "alert" },
-    h("p", sentence),
-    button("Try again", () => render()),
-  );
+  const odd = "This view could not be shown; the browser's console says why.";
+  const sentence = error instanceof Refusal ? error.message : odd;
+  const again = button("Try again", () => render());
+  return h("div.problem", { role: "alert" }, h("p", sentence), again);
 }
 
 async function render() {
@@ -74,21 +68,15 @@ async function render() {
     150,
   );
   const root = h("div.view", { class: `view view-${route.view}` });
-  const put = () => {
-    clearTimeout(wait);
-    if (mine !== turn) return false;
-    if (root.parentNode !== main) {
-      main.replaceChildren(root);
-      window.scrollTo(0, 0);
-    }
-    return true;
-  };
   try {
     app.run ??= await get("api/run.json").then(named);
     if (mine !== turn) return null;
     tabs(route.view);
-    const made = await view.show(root, route, { ...app, app, put });
-    if (!put()) return made?.close?.();
+    const made = await view.show(root, route, { ...app, app });
+    clearTimeout(wait);
+    if (mine !== turn) return made?.close?.();
+    main.replaceChildren(root);
+    window.scrollTo(0, 0);
     shown = { keys: made?.keys, close: made?.close };
     document.title = [made?.title ?? view.title, app.run.title, "bitlens"].join(" · ");
     made?.ready?.();

@@ -14,6 +14,8 @@ function neighbourOf(order, latent, count, step) {
   return next >= 0 && next < count ? next : undefined;
 }
 
+const named = (latent) => (latent.preferred ?? []).map(({ text }) => text);
+
 function header(latent, { run, order, latentsAt }) {
   const step = (by, label, text) => {
     const to = neighbourOf(order, latent.latent, run.n_latents, by);
@@ -43,14 +45,7 @@ function header(latent, { run, order, latentsAt }) {
     h(
       "div.title-line",
       h("h1", "Latent ", h("b", String(latent.latent))),
-      h(
-        "span.toks",
-        { "aria-hidden": "true" },
-        tokenChips(
-          (latent.preferred ?? []).map(({ text }) => text),
-          5,
-        ),
-      ),
+      h("span.toks", { "aria-hidden": "true" }, tokenChips(named(latent))),
       flagChip(latent.flags),
       h("div.step", step(-1, "Previous latent", "←"), step(1, "Next latent", "→")),
     ),
@@ -110,12 +105,6 @@ export async function showLatent(root, route, context) {
     .filter((to) => to !== undefined);
   const ready = () =>
     setTimeout(() => ahead.forEach((to) => get(`api/latents/${to}.json`).catch(() => null)), 200);
-  return {
-    title: `Latent ${number_} ${(latent.preferred ?? [])
-      .slice(0, 2)
-      .map(({ text }) => visible(text))
-      .join(" ")}`,
-    keys,
-    ready,
-  };
+  const tokens = named(latent).slice(0, 2).map(visible).join(" ");
+  return { title: `Latent ${number_} ${tokens}`, keys, ready };
 }

@@ -139,13 +139,13 @@ class View {
 
   choose(index, focus = false) {
     this.at = index;
-    for (const [number_, cell] of [...this.cells.children].entries()) {
-      const here = number_ === index;
+    this.cells.childNodes.forEach((cell, at) => {
+      const here = at === index;
       cell.classList.toggle("chosen", here);
       cell.firstChild.tabIndex = here ? 0 : -1;
       cell.firstChild.setAttribute("aria-pressed", here);
-      if (here && focus) cell.firstChild.focus({ preventScroll: false });
-    }
+      if (here && focus) cell.firstChild.focus();
+    });
     this.held.tokenChanged();
     this.drawBits();
     this.markHeld();
@@ -212,10 +212,8 @@ class View {
 
   chooseBit(rank) {
     this.bit = rank;
-    for (const [number_, row] of [
-      ...(this.bits.querySelector(".bit-list")?.children ?? []),
-    ].entries())
-      row.classList.toggle("chosen", number_ === rank);
+    const rows = this.bits.querySelectorAll(".bit-list li");
+    rows.forEach((row, at) => row.classList.toggle("chosen", at === rank));
     this.bits.querySelector(".chosen")?.scrollIntoView({ block: "nearest" });
   }
 
@@ -226,14 +224,12 @@ class View {
   }
 
   markHeld() {
-    for (const [index, cell] of [...this.cells.children].entries()) {
-      cell.classList.toggle(
-        "held",
-        this.held.holds.size > 0 && this.held.touches(this.tokens[index]),
-      );
-      for (const bit of cell.querySelectorAll(".bit"))
-        bit.classList.toggle("holding", this.held.holds.has(Number(bit.textContent)));
-    }
+    const { holds } = this.held;
+    this.cells.childNodes.forEach((cell, at) =>
+      cell.classList.toggle("held", holds.size > 0 && this.held.touches(this.tokens[at])),
+    );
+    for (const bit of this.cells.querySelectorAll(".bit"))
+      bit.classList.toggle("holding", holds.has(Number(bit.textContent)));
   }
 
   remember() {
@@ -251,20 +247,12 @@ class View {
     if (!token || event.target.closest?.(".held-card, summary")) return false;
     const onPress = event.target.closest?.("a, button:not(.token)");
     const moves = { ArrowRight: 1, ArrowLeft: -1 };
+    const within = (at, list) => Math.min(Math.max(at, 0), list.length - 1);
     if (event.key in moves)
-      return (
-        this.choose(
-          Math.min(Math.max(this.at + moves[event.key], 0), this.tokens.length - 1),
-          true,
-        ),
-        true
-      );
+      return (this.choose(within(this.at + moves[event.key], this.tokens), true), true);
     const steps = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1 };
     if (event.key in steps)
-      return (
-        this.chooseBit(Math.min(Math.max(this.bit + steps[event.key], 0), token.bits.length - 1)),
-        true
-      );
+      return (this.chooseBit(within(this.bit + steps[event.key], token.bits)), true);
     if (!bit || onPress) return false;
     if (event.key === "Enter") return (go(latentAddress(bit.latent)), true);
     const on = this.held.on(bit.value);
