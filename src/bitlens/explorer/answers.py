@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from bitlens.explorer.evidence import Explanations
@@ -95,7 +96,8 @@ class LatentAnswers:
             "together": named(record["together"]),
             "python": self._python(latent),
         }
-        examples = [subject.example(row, latent) for row in record["rows"]]
+        on = partial(subject.on, latent)
+        examples = [subject.context(row, on) for row in record["rows"]]
         return rounded(answer) | {"examples": examples if subject.has_tokens else []}
 
     def _python(self, latent: int) -> str:

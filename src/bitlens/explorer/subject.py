@@ -108,10 +108,6 @@ class Subject:
         """Rows of bits with each latent's rare state as 1."""
         return PackedBits(bits.words.cpu(), bits.n_latents).turned(self.flipped)
 
-    def example(self, row: int, latent: int) -> Record:
-        """A row in its context, each token with whether the latent is on there."""
-        return self.context(row, lambda rows: self.on(latent, rows))
-
     def context(self, row: int, values: Callable[[slice], Sequence[float]]) -> Record:
         """A row's token amid its neighbours of the same document, each with its value from 0 to 1.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -269,12 +269,7 @@ def require_ending(path: Path) -> None:
         raise BitlensError(f"Profiles are written as .jsonl or .parquet, not '{path.name}'.")
 
 
-def write_profiles(path: Path, found: Sequence[Profile]) -> None:
-    """A record for each latent, as `write_records` does."""
-    write_records(path, [asdict(profile) for profile in found])
-
-
-def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
+def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write records as JSON lines (.jsonl) or parquet (.parquet), by the name's ending."""
     require_ending(path)
     if path.suffix == ".jsonl":

@@ -21,7 +21,7 @@ const VIEWS = {
 
 const main = document.getElementById("main");
 const app = { run: null, latentsAt: "#/latents", order: null };
-let shown = { keys: null, close: null };
+let shown = {}; // the view: its title, ready(), keys(event) and close(), as far as it has them
 let turn = 0;
 
 function tabs(current) {
@@ -57,7 +57,7 @@ async function render() {
   const mine = ++turn;
   const view = VIEWS[route.view];
   shown.close?.();
-  shown = { keys: null, close: null };
+  shown = {};
   if (!view)
     return main.replaceChildren(
       h("p.note", "There is no such view. ", h("a", { href: "#/latents" }, "Latents")),
@@ -72,14 +72,14 @@ async function render() {
     app.run ??= await get("api/run.json").then(named);
     if (mine !== turn) return null;
     tabs(route.view);
-    const made = await view.show(root, route, { ...app, app });
+    const made = (await view.show(root, route, { ...app, app })) ?? {};
     clearTimeout(wait);
-    if (mine !== turn) return made?.close?.();
+    if (mine !== turn) return made.close?.();
     main.replaceChildren(root);
     window.scrollTo(0, 0);
-    shown = { keys: made?.keys, close: made?.close };
-    document.title = [made?.title ?? view.title, app.run.title, "bitlens"].join(" · ");
-    made?.ready?.();
+    shown = made;
+    document.title = [made.title ?? view.title, app.run.title, "bitlens"].join(" · ");
+    made.ready?.();
     if (root.querySelector("h1") && !main.contains(document.activeElement))
       main.focus({ preventScroll: true });
   } catch (error) {
@@ -144,6 +144,6 @@ window.addEventListener("hashchange", (event) => {
   if (parse(former).view !== "latent") app.backTo = former;
   render();
 });
-listen({ view: () => shown.keys, everywhere });
+listen((event) => shown.keys?.(event) || everywhere(event));
 if (["latents", "latent"].includes(parse().view)) get("api/latents.json").catch(() => null);
 render();

@@ -225,6 +225,10 @@ class View {
     if (event.key === "/") return (this.search.focus(), true);
     return this.grid.key(event);
   }
+
+  close() {
+    this.grid.close();
+  }
 }
 
 export async function showCompare(root, route, { run }) {
@@ -240,10 +244,5 @@ export async function showCompare(root, route, { run }) {
     );
     return null;
   }
-  const view = new View(root, route, await get("api/compare.json"));
-  return {
-    keys: (event) => view.keys(event),
-    ready: () => view.ready(),
-    close: () => view.grid.close(),
-  };
+  return new View(root, route, await get("api/compare.json"));
 }

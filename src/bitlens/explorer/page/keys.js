@@ -33,8 +33,8 @@ const LIST = {
 const inField = (target) =>
   target.matches?.("textarea, select, [contenteditable], input:not([type=radio], [type=checkbox])");
 
-/** Listen to keys: the view's own first, then the page's. */
-export function listen({ view, everywhere }) {
+/** Listen to keys, but in fields. known(event): whether the key was meant for the page. */
+export function listen(known) {
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
     if (document.querySelector("dialog[open]")) return;
@@ -42,7 +42,7 @@ export function listen({ view, everywhere }) {
       if (event.key === "Escape") event.target.blur();
       return;
     }
-    if (view()?.(event) || everywhere(event)) event.preventDefault();
+    if (known(event)) event.preventDefault();
   });
 }
 

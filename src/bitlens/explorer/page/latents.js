@@ -300,10 +300,5 @@ export async function showLatents(root, route, context) {
     root.append(h("h1.unseen", "Latents"), h("p.note", "This run has no latents."));
     return null;
   }
-  const view = new View(root, route, context, latents);
-  return {
-    keys: (event) => view.keys(event),
-    ready: () => view.ready(),
-    close: () => view.close(),
-  };
+  return new View(root, route, context, latents);
 }

@@ -16,8 +16,8 @@ let left = null; // the text and holds as they were left
 
 class View {
   constructor(root, route, context) {
-    Object.assign(this, { root, run: context.run });
     const { query } = route;
+    Object.assign(this, { root, run: context.run, given: query.has("t") });
     this.text = query.get("t") ?? left?.text ?? FIRST;
     this.at = Number(query.get("at") ?? left?.at ?? -1);
     this.bit = 0;
@@ -261,6 +261,11 @@ class View {
     return false;
   }
 
+  ready() {
+    this.read();
+    if (matchMedia("(hover: hover)").matches && !this.given) this.field.focus();
+  }
+
   close() {
     this.asked?.abort();
     this.held.close();
@@ -280,10 +285,5 @@ export async function showText(root, route, context) {
     );
     return null;
   }
-  const view = new View(root, route, context);
-  const ready = () => {
-    view.read();
-    if (matchMedia("(hover: hover)").matches && !route.query.has("t")) view.field.focus();
-  };
-  return { keys: (event) => view.keys(event), ready, close: () => view.close() };
+  return new View(root, route, context);
 }
