@@ -82,17 +82,18 @@ def effects(
     _refuse(switch, rows=rows, following=following, top=top)
     model, later = _split_hooks(model, autoencoder, downstream)
     source = unseen(store, autoencoder.metadata) if part == "test" else store
-    drawn = Contexts(model, *draw_contexts(source, contexts, part, seed), source.outlier_norm)
+    ids, scored, units = draw_contexts(source, contexts, part, seed)
+    drawn = Contexts(model, ids, scored, units, source.outlier_norm)
     encoded = drawn.encoded(autoencoder)
     rerun = Rerun(model, model.hooks[-1], later, following)
-    rerun.prepare(max(map(drawn.tokens, range(len(drawn.ids))), key=len))
+    rerun.prepare(max(map(drawn.tokens, range(len(ids))), key=len))
     width = rerun.vocabulary + (downstream.n_latents if downstream is not None else 0)
     at_once = max(1, TABLE_BYTES // (4 * width))
     settings = {
         **{"contexts": contexts, "rows": rows, "following": following, "switch": switch},
         **{"top": top, "control": control, "part": part, "seed": seed, "latents": chosen},
         **{"model": [*model.record.values(), str(model.dtype)], "passes": [rerun.packs, at_once]},
-        "inputs": digest([drawn.ids, *encoded, *_weights(autoencoder), *_weights(downstream)]),
+        "inputs": digest([ids, *encoded, *_weights(autoencoder), *_weights(downstream)]),
     }
     kept = Unfinished(unfinished, resume, settings)
     found: list[Effect] = []
