@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import make_dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,36 +71,10 @@ class _Run:
             self.cfg.metadata = SAEMetadata(**metadata(self.cfg.metadata.to_dict()))
 
 
-class _Named:
-    """A configuration of an architecture that `cfg.json` calls by this name."""
-
-    name: ClassVar[str]
-
-    @classmethod
-    def architecture(cls) -> str:
-        return cls.name
-
-
-@dataclass
-class BinarySAEConfig(_Named, StandardSAEConfig):
-    """coding, flips: how bits are found, as for `BinaryAutoencoder.coded`."""
-
-    name = "bae"
-
-    coding: str = "step"
-    flips: int | None = None
-
-
-@dataclass
-class RandomSAEConfig(BinarySAEConfig):
-    """Bits that nobody has trained."""
-
-    name = "random"
-
-
 class BinarySAE(_Run, StandardSAE):
-    """Bits, found by descent or by one step, each times `gain [d_sae]`: 1 until
-    `fold_W_dec_norm`. `price [d_sae]` is in the model's own units, squared."""
+    """Bits, found by descent or by one step (`coding` and `flips` of its configuration, as for
+    `BinaryAutoencoder.coded`), each times `gain [d_sae]`: 1 until `fold_W_dec_norm`. `price
+    [d_sae]` is in the model's own units, squared."""
 
     price: Tensor
     gain: Tensor
@@ -149,25 +123,11 @@ class BinarySAE(_Run, StandardSAE):
 
 
 class RandomSAE(BinarySAE):
-    """See `RandomSAEConfig`."""
-
-
-@dataclass
-class ReLUSAEConfig(_Named, StandardSAEConfig):
-    """SAELens calls it `standard`."""
-
-    name = "relu"
+    """Bits that nobody has trained."""
 
 
 class ReLUSAE(_Run, StandardSAE):
-    """See `ReLUSAEConfig`."""
-
-
-@dataclass
-class PCASAEConfig(_Named, StandardSAEConfig):
-    """Principal components."""
-
-    name = "pca"
+    """SAELens calls it `standard`."""
 
 
 class PCASAE(_Run, StandardSAE):
@@ -178,39 +138,14 @@ class PCASAE(_Run, StandardSAE):
         return nn.Identity()
 
 
-@dataclass
-class BatchTopKSAEConfig(_Named, JumpReLUSAEConfig):
-    """BatchTopK as it is used: with one threshold."""
-
-    name = "batch_topk"
-
-
 class BatchTopKSAE(_Run, JumpReLUSAE):
-    """See `BatchTopKSAEConfig`."""
+    """BatchTopK as it is used: with one threshold."""
 
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         """Fold, with the threshold once for every latent."""
         super().process_state_dict_for_loading(state_dict)
         threshold = state_dict["threshold"].expand(self.cfg.d_sae).contiguous()
         state_dict["threshold"] = threshold
-
-
-@dataclass
-class TopKTranscoderConfig(_Named, TranscoderConfig):
-    """k: latents of a row that may be on. SAELens' own `transcoder` is a ReLU."""
-
-    name = "topk_transcoder"
-
-    k: int = 32
-
-
-@dataclass
-class TopKSkipTranscoderConfig(_Named, SkipTranscoderConfig):
-    """k: latents of a row that may be on. SAELens' own `skip_transcoder` is a ReLU."""
-
-    name = "topk_skip_transcoder"
-
-    k: int = 32
 
 
 class _TopK:
@@ -222,7 +157,7 @@ class _TopK:
 
 
 class TopKTranscoder(_TopK, Transcoder):
-    """A transcoder with TopK."""
+    """A transcoder with TopK, where SAELens' own `transcoder` is a ReLU."""
 
 
 class TopKSkipTranscoder(_TopK, SkipTranscoder):
@@ -230,14 +165,20 @@ class TopKSkipTranscoder(_TopK, SkipTranscoder):
     in a model, do not."""
 
 
-for _class, _config in (
-    (BinarySAE, BinarySAEConfig),
-    (RandomSAE, RandomSAEConfig),
-    (ReLUSAE, ReLUSAEConfig),
-    (PCASAE, PCASAEConfig),
-    (BatchTopKSAE, BatchTopKSAEConfig),
-    (TopKTranscoder, TopKTranscoderConfig),
-    (TopKSkipTranscoder, TopKSkipTranscoderConfig),
-):
-    if _config.name not in SAE_CLASS_REGISTRY:  # a module that is loaded again
-        register_sae_class(_config.name, _class, _config)
+def _register(name: str, kind: Any, config: Any, **settings: Any) -> None:
+    """A class, by the architecture's name in `cfg.json`, with a configuration like SAELens' own and
+    these further settings."""
+    about = {"__module__": __name__, "architecture": classmethod(lambda cls: name)}
+    fields = [(setting, Any, default) for setting, default in settings.items()]
+    own = make_dataclass(f"{kind.__name__}Config", fields, bases=(config,), namespace=about)
+    if name not in SAE_CLASS_REGISTRY:  # a module that is loaded again
+        register_sae_class(name, kind, own)
+
+
+_register("bae", BinarySAE, StandardSAEConfig, coding="step", flips=None)
+_register("random", RandomSAE, StandardSAEConfig, coding="step", flips=None)
+_register("relu", ReLUSAE, StandardSAEConfig)
+_register("pca", PCASAE, StandardSAEConfig)
+_register("batch_topk", BatchTopKSAE, JumpReLUSAEConfig)
+_register("topk_transcoder", TopKTranscoder, TranscoderConfig, k=32)
+_register("topk_skip_transcoder", TopKSkipTranscoder, SkipTranscoderConfig, k=32)
