@@ -36,7 +36,7 @@ from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.pieces import token_texts
 from bitlens.hidden.split import unseen
 from bitlens.hidden.store import ActivationStore
-from bitlens.information.intervals import Estimate, jackknife
+from bitlens.information.intervals import UNKNOWN, Estimate, jackknife
 
 CONTEXTS, ROWS, FOLLOWING, TOP = 100, 32, 4, 10
 TABLE_BYTES = 1 << 30  # of the sums of as many latents as are measured at once
@@ -272,7 +272,7 @@ class _Table:
     def _intervals(self, mine: Tensor) -> Iterator[Estimate]:
         """Mean KL divergence and loss of these flips, over the documents that they are in."""
         if not len(mine):
-            return iter([Estimate(math.nan, math.nan, math.nan)] * 2)
+            return iter([UNKNOWN, UNKNOWN])
         unit = self.encoded.unit[self.flips.row[mine]]
         _, unit, sizes = unit.unique(return_inverse=True, return_counts=True)
         sums = torch.zeros(2, len(sizes), dtype=torch.float64)

@@ -9,7 +9,6 @@ from typing import Any
 from bitlens.explorer.evidence import Explanations
 from bitlens.explorer.keeping import Record
 from bitlens.explorer.subject import Subject
-from bitlens.files import finite
 
 DIGITS = 5
 FLAGS = "dense: on in over 10 % of the rows; dead: in under .01 %; stuck: off in under .01 %"
@@ -68,7 +67,7 @@ class LatentAnswers:
         }
         names = ("key", "label", "meaning", "kind", "format")
         columns = [dict(zip(names, column, strict=True)) for column in COLUMNS]
-        return {"columns": columns, "data": rounded(finite(data))}
+        return {"columns": columns, "data": rounded(data)}
 
     def latent(self, latent: int) -> Record:
         """All that is known of one."""

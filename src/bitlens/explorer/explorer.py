@@ -17,7 +17,7 @@ from bitlens.autoencoders.formats.registry import folder_of
 from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 from bitlens.evaluation.numbers import first_rows
-from bitlens.explorer import corpus, history
+from bitlens.explorer import history
 from bitlens.explorer.answers import LatentAnswers, rounded
 from bitlens.explorer.comparing import comparison
 from bitlens.explorer.encoding import codes_of
@@ -26,7 +26,6 @@ from bitlens.explorer.keeping import FOLDER, Record, kept, origin
 from bitlens.explorer.live import TEXT_LIMIT, Live
 from bitlens.explorer.subject import Subject
 from bitlens.explorer.worker import Worker
-from bitlens.files import finite
 from bitlens.hidden import ActivationStore
 from bitlens.remote import copy_folder, is_remote
 from bitlens.report.contents import ARCHITECTURES
@@ -132,7 +131,7 @@ class Explorer:
             **history.told(run, marginal),
             "commands": history.commands(run, metadata, manifest),
         }
-        return rounded(finite(answer))
+        return rounded(answer)
 
     @cached_property
     def _usual_highest(self) -> float | None:
@@ -191,11 +190,11 @@ class Explorer:
     def near(self, asked: NearAsked) -> Record:
         """Contexts of the corpus like a token of a text."""
         bits = self._model().packed(asked.text, asked.position)
-        return corpus.near(self.subject, bits, asked.limit)
+        return self.subject.near(bits, asked.limit)
 
     def find(self, asked: FindAsked) -> Record:
         """Contexts of the corpus with latents on and off."""
-        return corpus.find(self.subject, asked.on, asked.off, asked.limit)
+        return self.subject.find(asked.on, asked.off, asked.limit)
 
 
 def about(subject: Subject) -> Record:

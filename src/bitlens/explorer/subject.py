@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bitlens.autoencoders import Autoencoder
@@ -18,6 +19,7 @@ from bitlens.errors import BitlensError
 from bitlens.explorer.gathering import gathered
 from bitlens.explorer.keeping import Record
 from bitlens.features.examples import around
+from bitlens.features.search import matching, nearest
 from bitlens.hidden.hooks import differ
 from bitlens.hidden.loading import recorded_model
 from bitlens.hidden.pieces import apart, token_texts
@@ -122,6 +124,36 @@ class Subject:
             "at": row - span.start,
             "tokens": [{"t": t, "v": v} for t, v in zip(pieces, values(rows), strict=True)],
         }
+
+    def near(self, bits: PackedBits, limit: int) -> Record:
+        """The contexts nearest to one row of bits. A token's value: the share of these bits, in
+        their rare state, that are on there."""
+        wanted = self.rare(bits).numpy()[0]
+        total = max(1, int(np.bitwise_count(wanted).sum()))
+
+        def values(rows: slice) -> list[float]:
+            both = self.rare(self.codes.bits[rows]).numpy() & wanted
+            return (np.bitwise_count(both).sum(1) / total).round(3).tolist()
+
+        contexts = []
+        for hit in nearest(self.codes, bits, limit):
+            about = {"similarity": round(hit.similarity, 4), "shared": hit.shared}
+            contexts.append(self.context(hit.row, values) | about)
+        return {"contexts": contexts}
+
+    def find(self, on: Sequence[int], off: Sequence[int], limit: int) -> Record:
+        """How many rows have these latents on and those off, and some of them, each of another
+        document. A token's value: whether it is such a row."""
+
+        def values(rows: slice) -> list[float]:
+            states = [self.on(latent, rows) for latent in on]
+            states += [[1 - value for value in self.on(latent, rows)] for latent in off]
+            return [float(all(each)) for each in zip(*states, strict=True)]
+
+        found = matching(self.codes, on, off, limit)
+        contexts = [self.context(row, values) for row in found.rows]
+        about = {"count": found.found, "of": found.of, "documents": found.documents}
+        return about | {"contexts": contexts}
 
 
 def _require_own(run: Path, codes: Codes, autoencoder: Autoencoder) -> None:

@@ -47,9 +47,6 @@ ARCHITECTURES = {
     "pca": "Principal components",
     "random": "Random autoencoder",
 }
-ENCODE = "bitlens encode {} {} --out codes"
-EXPLORE = "bitlens explore {}"
-EXPLORE_CODES = "bitlens explore {} --codes {}"
 Pairs = list[tuple[str, str]]
 
 
@@ -102,20 +99,13 @@ def heading(config: Mapping[str, Any]) -> str:
     """What the run is, in a line."""
     metadata = config.get("metadata") or {}
     kind = ARCHITECTURES.get(str(config.get("architecture")), str(config.get("architecture")))
-    parts = [kind, f"{config['d_sae']:,} latents"] if _count(config, "d_sae") else [kind]
-    hook = (metadata.get("hook") or {}).get("module")
-    if metadata.get("model") or hook:
-        parts.append(f"{_model(metadata.get('model'))} at {hook or 'an unknown hook point'}")
+    n_latents = config.get("d_sae")
+    parts = [kind, f"{n_latents:,} latents"] if type(n_latents) is int else [kind]
+    model, hook = metadata.get("model"), (metadata.get("hook") or {}).get("module")
+    if model or hook:  # of a model in a folder or a file, its name alone
+        name = Path(str(model)).name if model else "an unknown model"
+        parts.append(f"{name} at {hook or 'an unknown hook point'}")
     return " · ".join(parts)
-
-
-def _count(values: Mapping[str, Any], name: str) -> bool:
-    return type(values.get(name)) is int
-
-
-def _model(name: Any) -> str:
-    """Of a model in a folder or a file, its name alone."""
-    return Path(str(name)).name if name else "an unknown model"
 
 
 def measured_on(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -224,7 +214,7 @@ def commands(run: Path, config: Mapping[str, Any], codes: str | None) -> Pairs:
     store = (config.get("metadata") or {}).get("store")
     here = shlex.quote(str(run))
     there = shlex.quote(str(store)) if store else "STORE"
-    encode = [] if codes else [("Bits of every row", ENCODE.format(here, there))]
+    encode = [] if codes else [("Bits of every row", f"bitlens encode {here} {there} --out codes")]
     return [
         ("Numbers, for this page, too", f"bitlens evaluate {here} {there}"),
         *encode,
@@ -234,5 +224,5 @@ def commands(run: Path, config: Mapping[str, Any], codes: str | None) -> Pairs:
 
 def explore(run: Path, codes: Path | str | None) -> str:
     """The command that opens the explorer. codes: of this run, if known."""
-    command = EXPLORE_CODES if codes else EXPLORE
-    return command.format(*(shlex.quote(str(path)) for path in (run, codes)))
+    named = ["--codes", str(codes)] if codes else []
+    return shlex.join(["bitlens", "explore", str(run), *named])
