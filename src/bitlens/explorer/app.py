@@ -13,6 +13,7 @@ from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException
 
 from bitlens.errors import BitlensError
+from bitlens.explorer import FILES
 from bitlens.explorer.asked import (
     Asked,
     FindAsked,
@@ -25,7 +26,6 @@ from bitlens.explorer.asked import (
 from bitlens.explorer.explorer import Explorer, encoded
 from bitlens.explorer.guard import Guard
 from bitlens.explorer.keeping import Record
-from bitlens.explorer.parts import FILES
 from bitlens.explorer.worker import Busy
 
 TYPES = {".js": "text/javascript", ".html": "text/html; charset=utf-8"}

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from bitlens import terminal
 from bitlens.errors import BitlensError
+from bitlens.explorer import FILES
 from bitlens.explorer.explorer import Explorer, encoded
-from bitlens.explorer.parts import FILES
 from bitlens.files import replacing_folder
 from bitlens.version import __version__
 
