@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
@@ -13,7 +12,7 @@ from bitlens.bits import Codes, PackedBits
 from bitlens.cli.features import features
 from bitlens.errors import BitlensError
 from bitlens.features.on_rows import explainers_part
-from bitlens.features.profiles import Order, Profile, arranged, profiles, write_records
+from bitlens.features.profiles import Order, Profile, arranged, profiles, write_profiles
 from bitlens.features.token_scores import token_scores
 from bitlens.seeding import generator
 
@@ -195,13 +194,13 @@ def test_examples_mark_a_token_with_the_latent_on(found):
 def test_profiles_are_written_as_json_lines_and_parquet(found, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     for suffix in ("jsonl", "parquet"):
-        write_records(tmp_path / f"profiles.{suffix}", map(asdict, found))
+        write_profiles(tmp_path / f"profiles.{suffix}", found)
     lines = [json.loads(line) for line in (tmp_path / "profiles.jsonl").read_text().splitlines()]
     assert lines == parquet.read_table(tmp_path / "profiles.parquet").to_pylist()
     assert lines[0]["tokens"][0]["text"] == "c"
     assert lines[6]["surprisal"] is None
     with pytest.raises(BitlensError, match=r"not 'profiles.csv'"):
-        write_records(tmp_path / "profiles.csv", map(asdict, found))
+        write_profiles(tmp_path / "profiles.csv", found)
 
 
 def test_what_does_not_fit_is_refused(corpus, bits, tmp_path):

@@ -48,7 +48,7 @@ def features(
     from bitlens.bits.codes import Codes
     from bitlens.causal.direct import direct_effect
     from bitlens.features.on_rows import refuse_unknown
-    from bitlens.features.profiles import arranged, profiles, require_ending, write_records
+    from bitlens.features.profiles import arranged, profiles, require_ending, write_profiles
     from bitlens.labels.sources import load_tokenizer
 
     corpus = Codes(codes)
@@ -73,7 +73,7 @@ def features(
         show.rows(f"{codes}: {rows:,} rows", [_line(profile) for profile in chosen])
     show.out.print(show.SIGNS, style="dim")
     if out is not None:
-        write_records(out, map(asdict, every))
+        write_profiles(out, every)
     about = {"codes": str(codes), "rows": rows, "outliers": corpus.outliers}
     return about | {"profiles": [asdict(profile) for profile in chosen]}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -267,6 +267,11 @@ def require_ending(path: Path) -> None:
     """Refuse a name that says neither JSON lines nor parquet."""
     if path.suffix not in (".jsonl", ".parquet"):
         raise BitlensError(f"Profiles are written as .jsonl or .parquet, not '{path.name}'.")
+
+
+def write_profiles(path: Path, found: Sequence[Profile]) -> None:
+    """A record for each latent, as `write_records` does."""
+    write_records(path, map(asdict, found))
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:

@@ -22,7 +22,7 @@ from bitlens.comsem.interpret import comsem_by_labels
 from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
-from bitlens.features.profiles import profiles, write_records
+from bitlens.features.profiles import profiles, write_profiles, write_records
 from bitlens.files import write_json
 from bitlens.hidden import ActivationStore
 from bitlens.information.entropy import entropy
@@ -177,7 +177,7 @@ def _meanings(
     tokenizer = load_tokenizer(codes)
     directions = trained.W_dec.detach() * trained.get_buffer("scale")  # as `bitlens features`
     found = profiles(codes, tokenizer=tokenizer, W_dec=directions)
-    write_records(features, map(asdict, found))
+    write_profiles(features, found)
     clear = sum(p.token_f1 > GOOD and p.rate <= DENSE for p in found)
     (tokens,) = (x for x in own_labels(codes, tokenizer) if x.name == "token")
     results = comsem_by_labels(codes, range(codes.n_latents), tokens)
