@@ -47,6 +47,7 @@ ARCHITECTURES = {
     "pca": "Principal components",
     "random": "Random autoencoder",
 }
+ENCODE = "bitlens encode {} {} --out codes"
 Pairs = list[tuple[str, str]]
 
 
@@ -214,7 +215,7 @@ def commands(run: Path, config: Mapping[str, Any], codes: str | None) -> Pairs:
     store = (config.get("metadata") or {}).get("store")
     here = shlex.quote(str(run))
     there = shlex.quote(str(store)) if store else "STORE"
-    encode = [] if codes else [("Bits of every row", f"bitlens encode {here} {there} --out codes")]
+    encode = [] if codes else [("Bits of every row", ENCODE.format(here, there))]
     return [
         ("Numbers, for this page, too", f"bitlens evaluate {here} {there}"),
         *encode,
@@ -224,5 +225,5 @@ def commands(run: Path, config: Mapping[str, Any], codes: str | None) -> Pairs:
 
 def explore(run: Path, codes: Path | str | None) -> str:
     """The command that opens the explorer. codes: of this run, if known."""
-    named = ["--codes", str(codes)] if codes else []
-    return shlex.join(["bitlens", "explore", str(run), *named])
+    command = "bitlens explore {} --codes {}" if codes else "bitlens explore {}"
+    return command.format(*(shlex.quote(str(path)) for path in (run, codes)))
