@@ -34,7 +34,7 @@ def test_a_copy_is_written_whole_or_not_at_all(explorer, tmp_path, monkeypatch):
     other = tmp_path / "mine"
     other.mkdir()
     (other / "thesis.txt").write_text("mine")
-    with pytest.raises(BitlensError, match="no copy"):
+    with pytest.raises(BitlensError, match="not written by this command"):
         export(explorer, other, overwrite=True)
     former = export(explorer, tmp_path / "site")
     original = explorer.latent

@@ -16,7 +16,7 @@ import torch
 from bitlens.autoencoders import Autoencoder
 from bitlens.causal.intervene import intervene
 from bitlens.encode import encode_store
-from bitlens.explorer.parts import FILES
+from bitlens.explorer import FILES
 from bitlens.hidden import Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader

@@ -20,7 +20,7 @@ from bitlens.hidden.harvest import harvest
 from bitlens.hidden.text import ContextReader
 from bitlens.information import autoregression, magnitudes
 from bitlens.labels.matches import Matches, good_latents
-from bitlens.labels.scores import best_labels, label_scores
+from bitlens.labels.scores import label_scores
 from bitlens.labels.sources import Labels
 from bitlens.matching import stability
 from bitlens.studies import measuring as all_measuring
@@ -273,7 +273,14 @@ def test_latents_and_labels_that_meet_are_those_of_label_scores(study, opened):
         good = {score.latent for score in slow.by_latent() if score.good}
         assert set(quick.latents().nonzero()[:, 0].tolist()) == good
         assert quick.classes().tolist() == [score.good for score in slow.by_class()]
-    good = {score.latent for score in best_labels(scores) if score.good}
+    met = torch.stack([labelling.fit_f1.max(1).values for labelling in scores]).argmax(0)
+    best = [
+        score
+        for i, labelling in enumerate(scores)
+        for score in labelling.by_latent()
+        if met[score.latent] == i
+    ]
+    good = {score.latent for score in best if score.good}
     assert good
     assert set(good_latents(matches).nonzero()[:, 0].tolist()) == good
 

@@ -12,8 +12,8 @@ PROJECT = Path(__file__).parent.parent / "pyproject.toml"
 EXTRAS = ("data", "device-map", "explore", "remote", "tensorboard", "wandb")
 HEAD = """\
 # The lowest versions that pyproject.toml allows, tested by `make lowest`. By tools/list_lowest.py.
-# The extra [gguf] is not among them, as it asks for a newer transformers. boto3 is there because pip
-# would try all of its versions, one after the other, for moto and the lowest s3fs.
+# The extra [gguf] is not among them, as it asks for a newer transformers. boto3 is there because
+# pip would try all of its versions, one after the other, for moto and the lowest s3fs.
 boto3==1.41.5
 """
 

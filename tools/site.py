@@ -82,8 +82,6 @@ def fenced(language: str, text: str) -> str:
 
 def palette(css: str) -> str:
     """The colours of the reports, by the site's names of light and dark."""
-    names = {":root": "default", ':root[data-theme="dark"]': "slate"}
-    blocks = dict(re.findall(r"^(:root\S*) \{(.*?)^\}", css, re.DOTALL | re.MULTILINE))
-    return "".join(
-        f'[data-md-color-scheme="{scheme}"] {{{blocks[name]}}}\n' for name, scheme in names.items()
-    )
+    for theme, scheme in (("light", "default"), ("dark", "slate")):
+        css = css.replace(f':root[data-theme="{theme}"]', f'[data-md-color-scheme="{scheme}"]')
+    return css

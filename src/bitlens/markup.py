@@ -22,16 +22,17 @@ def render(template: str, **values: Any) -> str:
     return _templates().get_template(template).render(values)
 
 
-@functools.cache
-def _templates() -> Environment:
+def environment(**options: Any) -> Environment:
+    """The templates of this package, in which a value that is missing is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    templates = Environment(
-        loader=PackageLoader("bitlens"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = PackageLoader("bitlens")
+    about = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    return Environment(loader=loader, **about, **options)
+
+
+@functools.cache
+def _templates() -> Environment:
+    templates = environment(autoescape=True)
     templates.filters |= {"plain": plain, "token": token}
     return templates

@@ -36,7 +36,7 @@ from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.pieces import token_texts
 from bitlens.hidden.split import unseen
 from bitlens.hidden.store import ActivationStore
-from bitlens.information.intervals import Estimate, jackknife
+from bitlens.information.intervals import UNKNOWN, Estimate, jackknife
 
 CONTEXTS, ROWS, FOLLOWING, TOP = 100, 32, 4, 10
 TABLE_BYTES = 1 << 30  # of the sums of as many latents as are measured at once
@@ -99,16 +99,15 @@ def effects(
     found: list[Effect] = []
     with kept.stopping():
         for number, first in enumerate(range(0, len(chosen), at_once)):
-            if (records := kept.finished(number)) is not None:
-                found += map(of_record, records)
-                continue
-            some = chosen[first : first + at_once]
-            flips = draw_flips(encoded, autoencoder, some, rows, switch, seed)
-            table = _Table(rerun, drawn, encoded, flips, some, switch, downstream)
-            table.fill(autoencoder, control, kept, number)
-            measured = table.effects(top)
-            kept.finish(number, [asdict(effect) for effect in measured])
-            found += measured
+            records = kept.finished(number)
+            if records is None:
+                some = chosen[first : first + at_once]
+                flips = draw_flips(encoded, autoencoder, some, rows, switch, seed)
+                table = _Table(rerun, drawn, encoded, flips, some, switch, downstream)
+                table.fill(autoencoder, control, kept, number)
+                records = [asdict(effect) for effect in table.effects(top)]
+                kept.finish(number, records)
+            found += map(of_record, records)
     return found
 
 
@@ -273,7 +272,7 @@ class _Table:
     def _intervals(self, mine: Tensor) -> Iterator[Estimate]:
         """Mean KL divergence and loss of these flips, over the documents that they are in."""
         if not len(mine):
-            return iter([Estimate(math.nan, math.nan, math.nan)] * 2)
+            return iter([UNKNOWN, UNKNOWN])
         unit = self.encoded.unit[self.flips.row[mine]]
         _, unit, sizes = unit.unique(return_inverse=True, return_counts=True)
         sums = torch.zeros(2, len(sizes), dtype=torch.float64)

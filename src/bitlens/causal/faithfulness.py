@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -15,7 +14,7 @@ from bitlens.autoencoders import Autoencoder
 from bitlens.causal.losses import SpliceLosses, SpliceSums
 from bitlens.causal.splice import Splice, SpliceTokens
 from bitlens.errors import BitlensError
-from bitlens.files import finite, replacing
+from bitlens.files import write_json_lines
 from bitlens.hidden.pieces import in_text
 from bitlens.hidden.source import NO_ROWS
 from bitlens.hidden.split import held_out_share
@@ -192,7 +191,4 @@ def record(splice: Splice, tokens: SpliceTokens, index: int, window: int = 8) ->
 
 def write_tokens(path: Path, splice: Splice, tokens: SpliceTokens) -> None:
     """Write the `record` of every scored token as a line of JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for index in range(len(tokens.position)):
-            file.write(json.dumps(finite(record(splice, tokens, index)), ensure_ascii=False) + "\n")
+    write_json_lines(path, (record(splice, tokens, i) for i in range(len(tokens.position))))

@@ -24,12 +24,11 @@ from bitlens.hidden.documents import Corpus
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.source import row_norms
 from bitlens.hidden.text import ContextReader
-from bitlens.information.intervals import Estimate, mean
+from bitlens.information.intervals import UNKNOWN, Estimate, mean
 from bitlens.results import brief
 
 LIKE = 10  # latents of the most similar rate, of which a control is drawn
 LOGITS = 1 << 28  # bytes of logits at a time
-NOTHING = Estimate(float("nan"), float("nan"), float("nan"))
 
 
 class Change(NamedTuple):
@@ -82,7 +81,7 @@ class Reader:
         if not autoencoder.binary:
             raise BitlensError("Only bits can be flipped; measure with a binary autoencoder.")
         self.model, self.autoencoder, self.rates = model, autoencoder, rates
-        flips = PackedBits(torch.from_numpy(rates.flips.view(np.int64))[None], len(rates.rate))
+        flips = PackedBits.from_numpy(rates.flips[None], len(rates.rate))
         self.flipped = flips.unpack()[0].bool()
         tokenizer, bos = model.tokenizer, autoencoder.metadata.get("prepend_bos")
         self.before = ContextReader(Corpus(()), tokenizer, 16, bos=bos).before
@@ -267,7 +266,7 @@ def _controls(
 def _change(found: Sequence[np.ndarray]) -> Change:
     """found: of each document `[KL and answer, latent and control]`"""
     if not found:
-        return Change(0, NOTHING, NOTHING, NOTHING, NOTHING)
+        return Change(0, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN)
     columns = np.stack(found).transpose(1, 2, 0)
     (kl_div, control_kl), (answer, control_answer) = (
         [_mean(column) for column in pair] for pair in columns
@@ -277,7 +276,7 @@ def _change(found: Sequence[np.ndarray]) -> Change:
 
 def _mean(column: np.ndarray) -> Estimate:
     known = column[~np.isnan(column)]
-    return mean(known.tolist()) if len(known) else NOTHING
+    return mean(known.tolist()) if len(known) else UNKNOWN
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -145,13 +145,18 @@ def keep_only(
     if isinstance(keep, int):
         if keep < 0:
             raise BitlensError(f"The number of latents to keep must not be negative, as {keep} is.")
-        norms = autoencoder.W_dec.detach().norm(dim=1)
-        change = partial(_keep_most, norms, keep)
+        norms, most = autoencoder.W_dec.detach().norm(dim=1), keep
+
+        def change(rows: Rows) -> Tensor:
+            return keep_largest(rows.codes, norms, most)
     else:
         refuse_unknown(keep, autoencoder.n_latents)
-        kept = torch.zeros(autoencoder.n_latents)
+        kept = torch.zeros(autoencoder.n_latents, device=autoencoder.W_dec.device)
         kept[list(keep)] = 1
-        change = partial(_keep_these, kept.to(autoencoder.W_dec.device))
+
+        def change(rows: Rows) -> Tensor:
+            return rows.codes * kept
+
     return change_codes(model, autoencoder, change, positions, max_norm=max_norm)
 
 
@@ -264,11 +269,15 @@ class _Change:
         """What passes where it writes -> what passes on instead, None for the same"""
         if self._delta is None:
             return None
-        where = tuple(index.to(y.device) for index in self._where)
-        changed = y.clone()
-        # added in float32, so that it is rounded once
-        changed[where] = (y[where].float() + self._delta.to(y.device)).to(y.dtype)
-        return changed
+        return added(y, self._where, self._delta)
+
+
+def added(x: Tensor, where: tuple[Tensor, ...], delta: Tensor) -> Tensor:
+    """The same with delta added at these places, in float32, so that it is rounded once."""
+    where = tuple(index.to(x.device) for index in where)
+    changed = x.clone()
+    changed[where] = (x[where].float() + delta.to(x.device)).to(x.dtype)
+    return changed
 
 
 # --- what becomes of codes ------------------------------------------------------------------------
@@ -301,11 +310,3 @@ def _hold(autoencoder: Autoencoder, values: Tensor, searched: bool, rows: Rows) 
         some = different & (own == each)
         kept[some] = autoencoder.encode_held(rows.x[some.to(rows.x.device)], values[each])
     return kept
-
-
-def _keep_most(norms: Tensor, k: int, rows: Rows) -> Tensor:
-    return keep_largest(rows.codes, norms, k)
-
-
-def _keep_these(kept: Tensor, rows: Rows) -> Tensor:
-    return rows.codes * kept

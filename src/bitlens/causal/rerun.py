@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from bitlens import terminal
+from bitlens.causal.intervene import added
 from bitlens.errors import BitlensError
 from bitlens.hidden.hooks import Architecture, HookPoint, attach
 from bitlens.hidden.models import LanguageModel
@@ -161,23 +163,16 @@ class Rerun:
         seen = torch.cat([before, own], 1).to(device)
         mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=device)
         mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)
-        read: list[Tensor] = []
+        where = torch.zeros_like(begun), begun
 
         def enter(x: Tensor) -> Tensor:
             return context.entering[places][None].to(x)
-
-        def add(x: Tensor) -> Tensor:
-            changed = x.clone()
-            here = begun.to(x.device)
-            changed[0, here] = (x[0, here].float() + delta.to(x.device)).to(x.dtype)
-            return changed
 
         with contextlib.ExitStack() as stack:
             for layer in self.below:
                 stack.enter_context(_left_out(layer, layer in self._tuples))
             stack.enter_context(attach(self.model.base, self.entry, enter))
-            stack.enter_context(attach(self.model.base, self.hook, add))
-            self._read_later(stack, read)
+            later = stack.enter_context(self._changed(where, delta))
             stack.callback(_put_back, context.cache, [vars(x).copy() for x in context.cache.layers])
             logits = self.model.model(
                 input_ids=context.ids[places][None].to(device),
@@ -186,8 +181,7 @@ class Rerun:
                 past_key_values=context.cache,
                 use_cache=True,
             ).logits[0]
-        later = read[0][0, begun.to(read[0].device)] if read else None
-        return logits.float(), at.to(logits.device), later
+        return logits.float(), at.to(logits.device), next(iter(later), None)
 
     def _keeps_to_the_mask(self, context: Context) -> bool:
         """Whether changes of nothing leave the logits as they are."""
@@ -208,28 +202,26 @@ class Rerun:
         token, inside = self._windows(context, position)
         n, length = len(position), int(token[inside].max()) + 1
         at = torch.where(inside, torch.arange(n)[:, None] * length + token, -1)
-        read: list[Tensor] = []
-
-        def add(x: Tensor) -> Tensor:
-            changed, every = x.clone(), torch.arange(n, device=x.device)
-            here = every, position.to(x.device)
-            changed[here] = (x[here].float() + delta.to(x.device)).to(x.dtype)
-            return changed
-
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(attach(self.model.base, self.hook, add))
-            self._read_later(stack, read)
+        with self._changed((torch.arange(n), position), delta) as later:
             inputs = self.model.inputs(context.ids[:length].expand(n, -1))
             logits = self.model.model(**inputs).logits.flatten(0, 1)
-        later = None
-        if read:
-            later = read[0][torch.arange(n), position.to(read[0].device)]
-        return logits.float(), at.to(logits.device), later
+        return logits.float(), at.to(logits.device), next(iter(later), None)
 
-    def _read_later(self, stack: contextlib.ExitStack, into: list[Tensor]) -> None:
-        if self.later is not None:
-            keep = lambda x: into.append(x.clone())  # noqa: E731
-            stack.enter_context(attach(self.model.base, self.later, keep))
+    @contextlib.contextmanager
+    def _changed(self, where: tuple[Tensor, ...], delta: Tensor) -> Iterator[list[Tensor]]:
+        """Within the block delta is added at these tokens -> what then passes the later hook point
+        at them, if there is one, in a list."""
+        read: list[Tensor] = []
+
+        def keep(x: Tensor) -> None:
+            read.append(x[tuple(index.to(x.device) for index in where)])
+
+        with contextlib.ExitStack() as stack:
+            add = partial(added, where=where, delta=delta)
+            stack.enter_context(attach(self.model.base, self.hook, add))
+            if self.later is not None:
+                stack.enter_context(attach(self.model.base, self.later, keep))
+            yield read
 
     def _notice(self, layer: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, tuple):

@@ -197,14 +197,15 @@ class Calls:
     def _turn_on_wal(self) -> None:
         """SQLite does not wait for other processes that open a new file at the same moment."""
         until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.Error as error:
-                if "locked" not in str(error) or time.monotonic() > until:
-                    raise self._trouble(error) from error
-                time.sleep(0.01)
+        with self._using() as db:
+            while True:
+                try:
+                    db.execute("PRAGMA journal_mode = WAL")
+                    return
+                except sqlite3.Error as error:
+                    if "locked" not in str(error) or time.monotonic() > until:
+                        raise
+                    time.sleep(0.01)
 
     def _prepare(self) -> None:
         self._turn_on_wal()
@@ -221,35 +222,33 @@ class Calls:
                 self._db.execute(statement)
 
     @contextlib.contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        """The file for this thread alone, with a sentence for what is wrong with it."""
+        with self._lock:
+            try:
+                yield self._db
+            except sqlite3.Error as error:
+                raise BitlensError(
+                    f"The record of calls {self.path} cannot be used: {error}; mend or choose "
+                    "another file."
+                ) from error
+
+    @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         """All or nothing of what is done within the block."""
-        with self._lock:
-            self._execute("BEGIN IMMEDIATE")
-            try:
-                with self._db:  # commits, or rolls back
-                    yield
-            except sqlite3.Error as error:
-                raise self._trouble(error) from error
+        with self._using() as db:
+            db.execute("BEGIN IMMEDIATE")
+            with db:  # commits, or rolls back
+                yield
 
     def _first(self, query: str, values: tuple[Any, ...] = ()) -> Any:
         """The first row, if there is one; a damaged file shows it only when it is read."""
-        with self._lock:
-            try:
-                return self._db.execute(query, values).fetchone()
-            except sqlite3.Error as error:
-                raise self._trouble(error) from error
+        with self._using() as db:
+            return db.execute(query, values).fetchone()
 
     def _execute(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
-        with self._lock:
-            try:
-                return self._db.execute(statement, values)
-            except sqlite3.Error as error:
-                raise self._trouble(error) from error
-
-    def _trouble(self, error: sqlite3.Error) -> BitlensError:
-        return BitlensError(
-            f"The record of calls {self.path} cannot be used: {error}; mend or choose another file."
-        )
+        with self._using() as db:
+            return db.execute(statement, values)
 
 
 def key_of(judge: str, messages: Messages, parameters: Mapping[str, Any]) -> str:

@@ -163,8 +163,7 @@ def comsem(
     under the name `run`, with its text and its call.
     """
     drawn = _Drawn.of(codes, latents, codes.usual, config)
-    text = drawn.texts(codes, tokenizer, config)
-    examples, counterexamples = drawn.shown(text)
+    text, examples, counterexamples = drawn.texts(codes, tokenizer, config)
     if isinstance(explainer, ExampleExplainer):
         explanations = explainer.explain(examples, counterexamples)
     else:
@@ -193,8 +192,7 @@ def planned(
     """What `comsem` will show the explainer and ask the judge, for estimates; `explainer`: one
     that costs nothing, so that its explanations are known."""
     drawn = _Drawn.of(codes, latents, codes.usual, config)
-    text = drawn.texts(codes, tokenizer, config)
-    examples, counterexamples = drawn.shown(text)
+    text, examples, counterexamples = drawn.texts(codes, tokenizer, config)
     known = explainer.explain(examples, counterexamples) if explainer else [""] * len(examples)
     questions = [
         Question(f"{explanation}{trial.latent}-{i}".ljust(USUAL), text[judged.row], trial.latent)
@@ -249,18 +247,22 @@ class _Drawn:
                 enough.append(trial)
         return cls(bits, enough, skipped)
 
-    def texts(self, codes: Codes, tokenizer: Any, config: Config) -> dict[int, str]:
-        """All rows that are shown to someone, as text."""
+    def texts(
+        self, codes: Codes, tokenizer: Any, config: Config
+    ) -> tuple[dict[int, str], list[list[str]], list[list[str]]]:
+        """All rows that are shown to someone, as text, and of every latent the examples and the
+        counterexamples, of which an explainer is shown the former or both."""
         require_tokens(codes.token)
-        rows = {row for trial in self.trials for row in trial.examples}
-        rows |= {row for trial in self.trials for row in trial.counterexamples}
+        examples = [trial.examples for trial in self.trials]
+        counterexamples = [trial.counterexamples for trial in self.trials]
+        rows = {row for some in (*examples, *counterexamples) for row in some}
         rows |= {judged.row for trial in self.trials for judged in trial.judged}
-        return contexts(codes, rows, tokenizer, config.window)
+        text = contexts(codes, rows, tokenizer, config.window)
 
-    def shown(self, text: dict[int, str]) -> tuple[list[list[str]], list[list[str]]]:
-        """Of every latent what an explainer is shown: examples and, if it asks, counterexamples."""
-        examples = [[text[row] for row in trial.examples] for trial in self.trials]
-        return examples, [[text[row] for row in trial.counterexamples] for trial in self.trials]
+        def shown(rows_of: list[list[int]]) -> list[list[str]]:
+            return [[text[row] for row in rows] for rows in rows_of]
+
+        return text, shown(examples), shown(counterexamples)
 
     def judged(
         self, codes: Codes, explanations: Sequence[str], ask: Ask, config: Config

@@ -6,7 +6,7 @@ A document is either the explainer's or the judge's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from bitlens.bits.codes import Columns
 from bitlens.bits.shards import AnyBits
 from bitlens.bits.statistics import nearest
 from bitlens.errors import BitlensError
-from bitlens.features.on_rows import explainers_part, on_rows, refuse_unknown
+from bitlens.features.on_rows import explainers_part, on_rows, one_a_document, refuse_unknown
 from bitlens.results import brief
 from bitlens.seeding import generator
 
@@ -106,11 +106,8 @@ def trials(
     negatives = _Negatives(bits, columns, judged.nonzero()[:, 0], plan)
     counterexamples = _Counterexamples(bits, document, explained.nonzero()[:, 0], plan)
     return [
-        replace(
-            negatives.trial(latent, examples[i][examples[i] >= 0], positives[i][positives[i] >= 0]),
-            counterexamples=counterexamples.of(latent),
-        )
-        for i, latent in enumerate(chosen)
+        negatives.trial(latent, shown[shown >= 0], asked[asked >= 0], counterexamples.of(latent))
+        for latent, shown, asked in zip(chosen, examples, positives, strict=True)
     ]
 
 
@@ -134,12 +131,8 @@ class _Counterexamples:
         """As many as there are examples at most, each from another document."""
         off = self.pool[~self.bits.column(latent).bool()]
         draw = generator(self.plan.seed, "counterexamples", latent)
-        distinct: dict[int, int] = {}
-        for row in off[torch.randperm(len(off), generator=draw)].tolist():
-            if len(distinct) == self.plan.examples:
-                break
-            distinct.setdefault(int(self.document[row]), row)
-        return list(distinct.values())
+        rows = off[torch.randperm(len(off), generator=draw)].tolist()
+        return one_a_document(rows, self.document, self.plan.examples)
 
 
 class _Negatives:
@@ -153,8 +146,10 @@ class _Negatives:
         self.by_token = judged[self.token[judged].argsort(stable=True)]
         self.sorted_tokens = self.token[self.by_token].contiguous()
 
-    def trial(self, latent: int, examples: Tensor, positives: Tensor) -> Trial:
-        """The trial of a latent with these on-rows."""
+    def trial(
+        self, latent: int, examples: Tensor, positives: Tensor, counterexamples: list[int]
+    ) -> Trial:
+        """The trial of a latent with these rows, and negatives."""
         plan, draw = self.plan, generator(self.plan.seed, "negatives", latent)
         off = ~self.pool_bits.column(latent).bool()
         used: set[int] = set()
@@ -163,7 +158,8 @@ class _Negatives:
         near = self._distinct(self._nearest(off, positives), neighbours, used)
         order = torch.randperm(int(off.sum()), generator=draw)
         random = self._distinct(self.pool[off][order].tolist(), plan.random, used)
-        return Trial(latent, examples.tolist(), positives.tolist(), random, same, near)
+        on = examples.tolist(), positives.tolist()
+        return Trial(latent, *on, random, same, near, counterexamples)
 
     def _same_tokens(self, latent: int, positives: Tensor, draw: torch.Generator) -> Iterator[int]:
         """For each positive in turn a row with its token, then for each a second one, and so on."""
@@ -187,11 +183,6 @@ class _Negatives:
 
     def _distinct(self, rows: Iterable[int], n: int, used: set[int]) -> list[int]:
         """The first n rows that are not used yet, each from another document; used from now on."""
-        distinct: dict[int, int] = {}
-        for row in rows:
-            if len(distinct) == n:
-                break
-            if row not in used:
-                distinct.setdefault(int(self.document[row]), row)
-        used.update(distinct.values())
-        return list(distinct.values())
+        distinct = one_a_document((row for row in rows if row not in used), self.document, n)
+        used.update(distinct)
+        return distinct

@@ -16,7 +16,7 @@ from torch import Tensor
 from bitlens.comsem.judges import Verdict
 from bitlens.comsem.sampling import JudgedRow, Plan, Trial
 from bitlens.errors import BitlensError
-from bitlens.information.intervals import Estimate, fisher, mean_of_two, sign_flip, wilson
+from bitlens.information.intervals import UNKNOWN, Estimate, fisher, mean_of_two, sign_flip, wilson
 from bitlens.labels.scores import LEVEL
 from bitlens.results import brief
 from bitlens.seeding import generator
@@ -52,7 +52,6 @@ class Config(Plan):
 
 
 DEFAULT = Config()
-UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,8 @@ def activations(
         )
     if autoencoder.architecture == "pca":
         raise BitlensError("Components of a PCA are on in every row, so nothing shows them.")
-    shapes = [store.shard(i, ["context_tokens"])["context_tokens"].shape for i in _shards(store)]
+    shards = range(len(store.shards))
+    shapes = [store.shard(i, ["context_tokens"])["context_tokens"].shape for i in shards]
     length = -(-max(shape[1] for shape in shapes) // multiple) * multiple
     written = Written(sum(shape[0] for shape in shapes), length, 0, 0, 0, 0)
     found = Activations(folder, autoencoder, splits, written)
@@ -108,7 +109,7 @@ def activations(
         for path in found.files(split):
             path.touch()
     on, base = torch.zeros(autoencoder.n_latents, dtype=torch.bool), 0
-    for index in _shards(store):
+    for index in shards:
         shard = store.shard(index, ["hidden", "norm", "context", "position", "context_tokens"])
         _add_tokens(folder / "tokens", shard["context_tokens"], length)
         for rows in _blocks(shard["norm"] <= store.outlier_norm, autoencoder.n_latents):
@@ -138,10 +139,6 @@ def tokenizer_of(store: ActivationStore) -> tuple[Any, str]:
     """The tokenizer of a store's language model, and the model's name."""
     name, revision = recorded_model(store.manifest, store.path)
     return load_tokenizer(name, revision), name
-
-
-def _shards(store: ActivationStore) -> range:
-    return range(len(store.shards))
 
 
 def _blocks(usual: Tensor, n_latents: int) -> Iterator[Tensor]:

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitlens import markup
 from bitlens.autoencoders import Autoencoder
 from bitlens.ecosystem.about import About
 from bitlens.ecosystem.published import FIGURE
@@ -125,14 +126,8 @@ def _code(text: Any) -> Marked:
 @functools.cache
 def _templates() -> Environment:
     """All that is put into a template is escaped, unless it comes from a filter here."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    templates = Environment(
-        loader=PackageLoader("bitlens"),
-        finalize=lambda value: value if isinstance(value, Marked) else escaped(value),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    templates = markup.environment(
+        finalize=lambda value: value if isinstance(value, Marked) else escaped(value)
     )
     templates.filters |= {"code": _code, "python": lambda value: Marked(repr(value))}
     return templates

@@ -65,7 +65,10 @@ class _Exporter:
         """Those of a range of latents that are on at least once."""
         first, end = self.found.edges[split : split + 2]
         locations, values = self.found.entries(split)
-        logits = _logits(self.directions[first:end], effect)
+        logits = None
+        if effect is not None:
+            parts = self.directions[first:end].split(EFFECTS)
+            logits = torch.cat([effect(some) for some in parts])
         ends = np.searchsorted(locations[:, 2], np.arange(end - first + 1))
         features = []
         for latent in range(first, end):
@@ -242,12 +245,6 @@ def effect_of(autoencoder: Autoencoder, store: ActivationStore) -> Effect:
     first = store.shard(0, ["token", "document"])
     columns: Any = SimpleNamespace(manifest=store.manifest, path=store.path, **first)
     return direct_effect(columns, autoencoder.output_hook)
-
-
-def _logits(directions: Tensor, effect: Effect | None) -> Tensor | None:
-    return (
-        None if effect is None else torch.cat([effect(some) for some in directions.split(EFFECTS)])
-    )
 
 
 def _layer(module: str) -> int:

@@ -4,7 +4,6 @@ paths of this machine."""
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -12,8 +11,8 @@ from typing import Any
 
 from bitlens.autoencoders import Autoencoder
 from bitlens.autoencoders.base import CONFIG, WEIGHTS
-from bitlens.files import replacing, write_json
-from bitlens.report import REPORT, write_report
+from bitlens.files import write_json, write_json_lines
+from bitlens.report import REPORT, contents, write_report
 from bitlens.report.kept import EVALUATION, LATENTS, kept_evaluation, kept_latents
 from bitlens.studies.figures import figure
 from bitlens.training.metrics import METRICS
@@ -42,11 +41,12 @@ def lay_out(
         write_json(folder / EVALUATION, without_paths(evaluation))
     if run and latents and (clearest := kept_latents(run)) is not None:
         write_json(folder / LATENTS, {**clearest, "codes": _last(clearest["codes"])})
-    records = _numbers(run / METRICS) if run else []
+    records = [
+        {name: value for name, value in record.items() if type(value) in (int, float)}
+        for record in (contents.records(run) if run else [])
+    ]
     if records:
-        with replacing(folder / METRICS) as temporary:
-            lines = "".join(json.dumps(record) + "\n" for record in records)
-            temporary.write_text(lines, encoding="utf-8")
+        write_json_lines(folder / METRICS, records)
     write_report(folder, called=called)
     _draw(folder, records, (evaluation or {}).get("rates"))
     return autoencoder
@@ -73,20 +73,6 @@ def _last(path: str) -> str:
     if cached := CACHED.search(path):
         return "/".join(cached.groups())
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
-
-
-def _numbers(path: Path) -> list[dict[str, float]]:
-    """The lines of `metrics.jsonl`, of each its numbers."""
-    records = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # the last line of a killed run
-            continue
-        if isinstance(record, dict):
-            records.append({k: v for k, v in record.items() if type(v) in (int, float)})
-    return records
 
 
 def _draw(folder: Path, records: list[dict[str, float]], rates: Any) -> None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,32 +71,10 @@ class _Run:
             self.cfg.metadata = SAEMetadata(**metadata(self.cfg.metadata.to_dict()))
 
 
-@dataclass
-class BinarySAEConfig(StandardSAEConfig):
-    """coding, flips: how bits are found, as for `BinaryAutoencoder.coded`."""
-
-    coding: str = "step"
-    flips: int | None = None
-
-    @classmethod
-    def architecture(cls) -> str:
-        """As in `cfg.json`."""
-        return "bae"
-
-
-@dataclass
-class RandomSAEConfig(BinarySAEConfig):
-    """Bits that nobody has trained."""
-
-    @classmethod
-    def architecture(cls) -> str:
-        """As in `cfg.json`."""
-        return "random"
-
-
 class BinarySAE(_Run, StandardSAE):
-    """Bits, found by descent or by one step, each times `gain [d_sae]`: 1 until
-    `fold_W_dec_norm`. `price [d_sae]` is in the model's own units, squared."""
+    """Bits, found by descent or by one step (`coding` and `flips` of its configuration, as for
+    `BinaryAutoencoder.coded`), each times `gain [d_sae]`: 1 until `fold_W_dec_norm`. `price
+    [d_sae]` is in the model's own units, squared."""
 
     price: Tensor
     gain: Tensor
@@ -145,31 +123,11 @@ class BinarySAE(_Run, StandardSAE):
 
 
 class RandomSAE(BinarySAE):
-    """See `RandomSAEConfig`."""
-
-
-@dataclass
-class ReLUSAEConfig(StandardSAEConfig):
-    """SAELens calls it `standard`."""
-
-    @classmethod
-    def architecture(cls) -> str:
-        """As in `cfg.json`."""
-        return "relu"
+    """Bits that nobody has trained."""
 
 
 class ReLUSAE(_Run, StandardSAE):
-    """See `ReLUSAEConfig`."""
-
-
-@dataclass
-class PCASAEConfig(StandardSAEConfig):
-    """Principal components."""
-
-    @classmethod
-    def architecture(cls) -> str:
-        """As in `cfg.json`."""
-        return "pca"
+    """SAELens calls it `standard`."""
 
 
 class PCASAE(_Run, StandardSAE):
@@ -180,18 +138,8 @@ class PCASAE(_Run, StandardSAE):
         return nn.Identity()
 
 
-@dataclass
-class BatchTopKSAEConfig(JumpReLUSAEConfig):
-    """BatchTopK as it is used: with one threshold."""
-
-    @classmethod
-    def architecture(cls) -> str:
-        """As in `cfg.json`."""
-        return "batch_topk"
-
-
 class BatchTopKSAE(_Run, JumpReLUSAE):
-    """See `BatchTopKSAEConfig`."""
+    """BatchTopK as it is used: with one threshold."""
 
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         """Fold, with the threshold once for every latent."""
@@ -200,21 +148,7 @@ class BatchTopKSAE(_Run, JumpReLUSAE):
         state_dict["threshold"] = threshold
 
 
-@dataclass
-class TopKTranscoderConfig(TranscoderConfig):
-    """k: latents of a row that may be on."""
-
-    k: int = 32
-
-    @classmethod
-    def architecture(cls) -> str:
-        """What `converter` calls it: SAELens' own `transcoder` is a ReLU."""
-        return "topk_transcoder"
-
-
-class TopKTranscoder(Transcoder):
-    """A transcoder with TopK."""
-
+class _TopK:
     cfg: Any
 
     def get_activation_fn(self) -> nn.Module:
@@ -222,37 +156,29 @@ class TopKTranscoder(Transcoder):
         return TopK(self.cfg.k)
 
 
-@dataclass
-class TopKSkipTranscoderConfig(SkipTranscoderConfig):
-    """k: latents of a row that may be on."""
-
-    k: int = 32
-
-    @classmethod
-    def architecture(cls) -> str:
-        """What `converter` calls it: SAELens' own `skip_transcoder` is a ReLU."""
-        return "topk_skip_transcoder"
+class TopKTranscoder(_TopK, Transcoder):
+    """A transcoder with TopK, where SAELens' own `transcoder` is a ReLU."""
 
 
-class TopKSkipTranscoder(SkipTranscoder):
+class TopKSkipTranscoder(_TopK, SkipTranscoder):
     """A skip transcoder with TopK. Called, it adds the skip; `decode` alone, and what SAELens runs
     in a model, do not."""
 
-    cfg: Any
 
-    def get_activation_fn(self) -> nn.Module:
-        """The k largest, rectified."""
-        return TopK(self.cfg.k)
+def _register(name: str, kind: Any, config: Any, **settings: Any) -> None:
+    """A class, by the architecture's name in `cfg.json`, with a configuration like SAELens' own and
+    these further settings."""
+    about = {"__module__": __name__, "architecture": classmethod(lambda cls: name)}
+    fields = [(setting, Any, default) for setting, default in settings.items()]
+    own = make_dataclass(f"{kind.__name__}Config", fields, bases=(config,), namespace=about)
+    if name not in SAE_CLASS_REGISTRY:  # a module that is loaded again
+        register_sae_class(name, kind, own)
 
 
-for _class, _config in (
-    (BinarySAE, BinarySAEConfig),
-    (RandomSAE, RandomSAEConfig),
-    (ReLUSAE, ReLUSAEConfig),
-    (PCASAE, PCASAEConfig),
-    (BatchTopKSAE, BatchTopKSAEConfig),
-    (TopKTranscoder, TopKTranscoderConfig),
-    (TopKSkipTranscoder, TopKSkipTranscoderConfig),
-):
-    if _config.architecture() not in SAE_CLASS_REGISTRY:  # a module that is loaded again
-        register_sae_class(_config.architecture(), _class, _config)
+_register("bae", BinarySAE, StandardSAEConfig, coding="step", flips=None)
+_register("random", RandomSAE, StandardSAEConfig, coding="step", flips=None)
+_register("relu", ReLUSAE, StandardSAEConfig)
+_register("pca", PCASAE, StandardSAEConfig)
+_register("batch_topk", BatchTopKSAE, JumpReLUSAEConfig)
+_register("topk_transcoder", TopKTranscoder, TranscoderConfig, k=32)
+_register("topk_skip_transcoder", TopKSkipTranscoder, SkipTranscoderConfig, k=32)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from bitlens.explorer.evidence import Explanations
 from bitlens.explorer.keeping import Record
 from bitlens.explorer.subject import Subject
-from bitlens.files import finite
 
 DIGITS = 5
 FLAGS = "dense: on in over 10 % of the rows; dead: in under .01 %; stuck: off in under .01 %"
@@ -26,6 +26,7 @@ COLUMNS: tuple[tuple[str, str, str, str, str], ...] = (
     ("burstiness", "burstiness", "log2(1 - rate), as in arXiv 2509.20997", "number", ".4f"),
     ("flags", "", FLAGS, "flag", ""),
 )
+COUNTED = ("rate", "again", "dispersion", "burstiness")  # of these, as they are in the records
 
 
 def rounded(value: Any) -> Any:
@@ -56,20 +57,17 @@ class LatentAnswers:
         latents = range(subject.n_latents)
         data: dict[str, list[Any]] = {
             "latent": list(latents),
-            "rate": [record["rate"] for record in subject.records],
+            **{name: [record[name] for record in subject.records] for name in COUNTED},
             "tokens": [subject.tokens_of(i) for i in latents],
             "f1": [record["token_f1"] for record in subject.records],
             "explanation": [explained.words(i) if explained else "" for i in latents],
             "score": [explained.score(i) if explained else None for i in latents],
             "effect": [(self.effects.get(i) or {}).get("kl_div_low") for i in latents],
-            "again": [record["again"] for record in subject.records],
-            "dispersion": [record["dispersion"] for record in subject.records],
-            "burstiness": [record["burstiness"] for record in subject.records],
             "flags": [subject.flags(i) for i in latents],
         }
         names = ("key", "label", "meaning", "kind", "format")
         columns = [dict(zip(names, column, strict=True)) for column in COLUMNS]
-        return {"columns": columns, "data": rounded(finite(data))}
+        return {"columns": columns, "data": rounded(data)}
 
     def latent(self, latent: int) -> Record:
         """All that is known of one."""
@@ -83,10 +81,8 @@ class LatentAnswers:
 
         preference = ("text", "count", "share", "lift")
         answer = {
-            **{k: record[k] for k in ("latent", "rate", "bits", "surprisal", "positions")},
-            **{k: record[k] for k in ("again", "dispersion", "burstiness", "token_f1")},
-            "token_set": record["token_set"],
-            "flipped": record["flipped"],
+            **{k: record[k] for k in (*COUNTED, "latent", "bits", "surprisal", "positions")},
+            **{k: record[k] for k in ("token_f1", "token_set", "flipped")},
             "flags": subject.flags(latent),
             "explanation": self.explanations.of(latent) if self.explanations else None,
             "preferred": kept(record["tokens"], *preference),
@@ -99,7 +95,8 @@ class LatentAnswers:
             "together": named(record["together"]),
             "python": self._python(latent),
         }
-        examples = [subject.example(row, latent) for row in record["rows"]]
+        on = partial(subject.on, latent)
+        examples = [subject.context(row, on) for row in record["rows"]]
         return rounded(answer) | {"examples": examples if subject.has_tokens else []}
 
     def _python(self, latent: int) -> str:

@@ -13,10 +13,19 @@ from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException
 
 from bitlens.errors import BitlensError
-from bitlens.explorer.asked import FindAsked, HoldAsked, Latent, NearAsked, TextAsked, sentence
+from bitlens.explorer import FILES
+from bitlens.explorer.asked import (
+    Asked,
+    FindAsked,
+    HoldAsked,
+    Latent,
+    NearAsked,
+    TextAsked,
+    sentence,
+)
 from bitlens.explorer.explorer import Explorer, encoded
 from bitlens.explorer.guard import Guard
-from bitlens.explorer.parts import FILES
+from bitlens.explorer.keeping import Record
 from bitlens.explorer.worker import Busy
 
 TYPES = {".js": "text/javascript", ".html": "text/html; charset=utf-8"}
@@ -72,8 +81,8 @@ def _add_answers(app: FastAPI, explorer: Explorer) -> None:
 def _add_questions(app: FastAPI, explorer: Explorer) -> None:
     """What the language model or the codes are asked, one after another."""
 
-    async def answer(request: Request, call: Callable[..., Any], *args: Any) -> Response:
-        future = explorer.worker.ask(lambda: encoded(call(*args)))
+    async def answer(request: Request, question: Callable[[Any], Record], asked: Asked) -> Response:
+        future = explorer.worker.ask(lambda: encoded(question(asked)))
         answered = asyncio.wrap_future(future)
         gone = asyncio.ensure_future(request.receive())  # all has been read: only its end comes
         try:
@@ -88,23 +97,19 @@ def _add_questions(app: FastAPI, explorer: Explorer) -> None:
 
     @app.post("/api/text")
     async def text(request: Request, asked: TextAsked) -> Response:
-        return await answer(request, explorer.text, asked.text)
+        return await answer(request, explorer.text, asked)
 
     @app.post("/api/hold")
     async def hold(request: Request, asked: HoldAsked) -> Response:
-        holds = {int(latent): value for latent, value in asked.holds.items()}
-        more = asked.continue_
-        how = None if more is None else (more.tokens, more.temperature, more.seed)
-        held = (holds, asked.positions, asked.others, how)
-        return await answer(request, explorer.hold, asked.text, *held)
+        return await answer(request, explorer.hold, asked)
 
     @app.post("/api/near")
     async def near(request: Request, asked: NearAsked) -> Response:
-        return await answer(request, explorer.near, asked.text, asked.position, asked.limit)
+        return await answer(request, explorer.near, asked)
 
     @app.post("/api/find")
     async def find(request: Request, asked: FindAsked) -> Response:
-        return await answer(request, explorer.find, asked.on, asked.off, asked.limit)
+        return await answer(request, explorer.find, asked)
 
 
 def _file(name: str) -> Response:

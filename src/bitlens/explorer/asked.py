@@ -29,7 +29,7 @@ class TextAsked(Asked):
 
 
 class ContinueAsked(Asked):
-    """How a text is to be gone on with."""
+    """How a text is to be gone on with. temperature 0: always by the likeliest token."""
 
     tokens: Annotated[int, Field(ge=0, le=200)] = 30
     temperature: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.8

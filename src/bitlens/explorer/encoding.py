@@ -18,7 +18,7 @@ from bitlens.bits.codes import Codes
 from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
 from bitlens.explorer.keeping import FOLDER, alone
-from bitlens.files import sha256, write_json
+from bitlens.files import replacing_folder, sha256, write_json
 from bitlens.hidden import ActivationStore
 
 ROWS = 1 << 18
@@ -64,15 +64,10 @@ def _made(run: Path, autoencoder: Autoencoder, store: ActivationStore) -> Codes:
         terminal.say(
             f"The first {rows:,} of {len(store):,} rows are encoded, once, into {place / NAME}."
         )
-        temporary = place / f".{NAME}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            encode_store(autoencoder, store, temporary, name=str(run), rows=ROWS)
-            write_json(temporary / KEY, key)
-            shutil.rmtree(place / NAME, ignore_errors=True)
-            temporary.replace(place / NAME)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(place / NAME, ignore_errors=True)  # made from something else, or damaged
+        with replacing_folder(place / NAME, overwrite=False, marker=KEY) as folder:
+            encode_store(autoencoder, store, folder, name=str(run), rows=ROWS)
+            write_json(folder / KEY, key)
     return Codes(place / NAME, verify=False)
 
 

@@ -7,14 +7,12 @@ import json
 import sqlite3
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from bitlens.comsem.examples import Examples
 from bitlens.errors import BitlensError
+from bitlens.explorer.keeping import Record
 
 SCORES, CALLS = "scores.jsonl", "calls.sqlite"
-
-Record = dict[str, Any]
 
 
 def read_records(path: Path, what: str, way: str) -> dict[int, Record]:

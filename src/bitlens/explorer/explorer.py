@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,19 +17,21 @@ from bitlens.autoencoders.formats.registry import folder_of
 from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 from bitlens.evaluation.numbers import first_rows
-from bitlens.explorer import corpus, history
+from bitlens.explorer import history
 from bitlens.explorer.answers import LatentAnswers, rounded
 from bitlens.explorer.comparing import comparison
 from bitlens.explorer.encoding import codes_of
 from bitlens.explorer.evidence import Explanations, read_records
 from bitlens.explorer.keeping import FOLDER, Record, kept, origin
-from bitlens.explorer.live import TEXT_LIMIT, Continuation, Live
+from bitlens.explorer.live import TEXT_LIMIT, Live
 from bitlens.explorer.subject import Subject
 from bitlens.explorer.worker import Worker
-from bitlens.files import finite
 from bitlens.hidden import ActivationStore
 from bitlens.remote import copy_folder, is_remote
 from bitlens.report.contents import ARCHITECTURES
+
+if TYPE_CHECKING:  # a static copy needs no server
+    from bitlens.explorer.asked import FindAsked, HoldAsked, NearAsked, TextAsked
 
 VALUES = 4096  # rows that show how high values are
 
@@ -129,7 +131,7 @@ class Explorer:
             **history.told(run, marginal),
             "commands": history.commands(run, metadata, manifest),
         }
-        return rounded(finite(answer))
+        return rounded(answer)
 
     @cached_property
     def _usual_highest(self) -> float | None:
@@ -158,16 +160,17 @@ class Explorer:
     @cached_property
     def compare(self) -> bytes:
         """Both runs' latents, matched."""
-        if self.other is None:
-            raise BitlensError("There is no other run to compare; name one with `beside`.")
-        both = {"a": about(self.subject), "b": about(self.other.subject)}
+        both = {"a": about(self.subject), "b": about(self._other().subject)}
         return encoded(both | rounded(self._comparison))
 
     def beside(self, latent: int) -> Record:
         """All of one latent of the other run."""
+        return self._other().latent(latent)
+
+    def _other(self) -> LatentAnswers:
         if self.other is None:
             raise BitlensError("There is no other run to compare; name one with `beside`.")
-        return self.other.latent(latent)
+        return self.other
 
     # --- live: in the worker's thread -------------------------------------------------------------
 
@@ -176,35 +179,32 @@ class Explorer:
             raise BitlensError("The language model is not loaded, so no text can be read.")
         return self.live
 
-    def text(self, text: str) -> Record:
+    def text(self, asked: TextAsked) -> Record:
         """Every token with its bits and the next tokens."""
-        return rounded(self._model().text(text))
+        return rounded(self._model().text(asked.text))
 
-    def hold(
-        self, text: str, holds: dict[int, float], positions: Any, others: Any, how: Any
-    ) -> Record:
+    def hold(self, asked: HoldAsked) -> Record:
         """What comes next before and after holding latents."""
-        continuation = None if how is None else Continuation(*how)
-        return self._model().hold(text, holds, positions, others, continuation)
+        return self._model().hold(asked)
 
-    def near(self, text: str, position: int, limit: int) -> Record:
+    def near(self, asked: NearAsked) -> Record:
         """Contexts of the corpus like a token of a text."""
-        return corpus.near(self.subject, self._model().packed(text, position), limit)
+        bits = self._model().packed(asked.text, asked.position)
+        return self.subject.near(bits, asked.limit)
 
-    def find(self, on: list[int], off: list[int], limit: int) -> Record:
+    def find(self, asked: FindAsked) -> Record:
         """Contexts of the corpus with latents on and off."""
-        return corpus.find(self.subject, on, off, limit)
+        return self.subject.find(asked.on, asked.off, asked.limit)
 
 
 def about(subject: Subject) -> Record:
     """A run in a few words."""
+    architecture = subject.autoencoder.architecture
     return {
         "title": subject.run.resolve().name,
         "run": str(subject.run),
-        "architecture": subject.autoencoder.architecture,
-        "kind": ARCHITECTURES.get(
-            subject.autoencoder.architecture, subject.autoencoder.architecture
-        ),
+        "architecture": architecture,
+        "kind": ARCHITECTURES.get(architecture, architecture),
         "n_latents": subject.n_latents,
     }
 

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitlens import terminal
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 HEADERS = {
     "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -35,12 +32,12 @@ class Guard:
     """ASGI middleware that refuses what is not the page's own, adds headers to all answers, and
     answers where the application fails."""
 
-    def __init__(self, app: Any, port: int) -> None:
+    def __init__(self, app: ASGIApp, port: int) -> None:
         self.app = app
         names = ("127.0.0.1", "localhost")
         self.hosts = {f"{name}:{port}" for name in names} | (set(names) if port == 80 else set())
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
@@ -68,15 +65,12 @@ class Guard:
                 raise
             await _say(answer, 500, f"The server failed at this ({type(error).__name__}).")
 
-    def _refused(self, scope: Any) -> tuple[int, str] | None:
+    def _refused(self, scope: Scope) -> tuple[int, str] | None:
         """Status and sentence, or None for a request of the page's own."""
-        headers: dict[str, list[str]] = {}
-        for name, value in scope["headers"]:
-            headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+        headers = Headers(scope=scope)
 
         def one(name: str) -> str | None:
-            values = headers.get(name, [])
-            return values[0] if len(values) == 1 else ", ".join(values) or None
+            return ", ".join(headers.getlist(name)) if name in headers else None
 
         host, origin, site = one("host"), one("origin"), one("sec-fetch-site")
         if host is None or host.lower() not in self.hosts:

@@ -13,6 +13,7 @@ from typing import Any
 from bitlens import terminal
 from bitlens.errors import BitlensError
 from bitlens.evaluation import Evaluation
+from bitlens.explorer.keeping import Record
 from bitlens.report import contents
 from bitlens.report.kept import kept_evaluation
 from bitlens.report.page import ODD
@@ -20,47 +21,43 @@ from bitlens.results import listed
 from bitlens.training.config import TrainConfig, settings_that_apply
 
 ENTROPIES = ("bits_joint", "bits_tree", "bits_marginal", "bits_magnitudes", "bits_gaussian")
-Record = dict[str, Any]
+UNKNOWN = ("numbers", "measured", "made", "settings")
 
 
 def told(run: Path, marginal: float) -> Record:
     """Numbers of the last evaluation, curves, entropies, and how the run was made; empty where
     nothing is known, or a file is damaged or gone. marginal: the sum of the latents' entropies in
     the codes."""
-    parts = (_evaluated, _curves, _made)
-    found: Record = {"entropy": {}}
-    for part in parts:
+    found: Record = {name: [] for name in UNKNOWN} | {"curves": {}, "curves_meaning": {}}
+    found["entropy"] = {}
+    for part in (_evaluated, _curves, _made):
         try:
             found |= part(run)
         except BitlensError as error:
-            found |= part(None)
             terminal.say(f"Left out: {error}")
         except ODD:
-            found |= part(None)
             terminal.say(f"Left out: what a damaged file in {run} says.")
     found["entropy"] = {"bits_marginal": marginal} | found["entropy"]
     return found
 
 
-def _evaluated(run: Path | None) -> Record:
-    record = kept_evaluation(run) if run else None
-    if run is None or record is None:
-        return {"numbers": [], "measured": [], "entropy": {}}
+def _evaluated(run: Path) -> Record:
+    record = kept_evaluation(run)
+    if record is None:
+        return {}
     values = record["numbers"]
     where, special = contents.measured_on(record, contents.configuration(run)[0])
     entropy = {name: values[name] for name in ENTROPIES if values.get(name) is not None}
     return {"numbers": _numbers(values), "measured": [where, *special], "entropy": entropy}
 
 
-def _curves(run: Path | None) -> Record:
-    curves = contents.curves(run) if run else {}
+def _curves(run: Path) -> Record:
+    curves = contents.curves(run)
     meanings = {name: contents.MEANINGS[name] for name in curves if name != "step"}
     return {"curves": curves, "curves_meaning": meanings}
 
 
-def _made(run: Path | None) -> Record:
-    if run is None:
-        return {"made": [], "settings": []}
+def _made(run: Path) -> Record:
     config, _ = contents.configuration(run)
     made = [pair for pairs in contents.made(config).values() for pair in pairs]
     return {"made": made, "settings": contents.settings(config)}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,21 +20,15 @@ from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.pieces import cut
 from bitlens.hidden.text import ContextReader
 
+if TYPE_CHECKING:  # a static copy needs no server
+    from bitlens.explorer.asked import ContinueAsked, HoldAsked
+
 TEXT_LIMIT = 20_000  # characters
 TOKEN_LIMIT = 1024
 NEXT, MOVED = 5, 10  # likeliest tokens after each token, and before and after a hold
 SHOWN = 64  # bits of a token
 COLDEST = 1e-3  # of temperatures; at lower ones logits overflow, and all draw the likeliest
 BLOCK = 64  # tokens whose predictions are in memory at a time
-
-
-class Continuation(NamedTuple):
-    """How a text is gone on with."""
-
-    tokens: int = 30
-    temperature: float = 0.8
-    """0: always the likeliest token"""
-    seed: int = 0
 
 
 class Pass(NamedTuple):
@@ -164,32 +158,26 @@ class Live:
 
     # --- a text with latents held -----------------------------------------------------------------
 
-    def hold(
-        self,
-        text: str,
-        holds: Mapping[int, float],
-        positions: list[int] | None,
-        others: Literal["kept", "searched"],
-        continuation: Continuation | None,
-    ) -> Record:
+    def hold(self, asked: HoldAsked) -> Record:
         """What comes next before and after. A bit is held in the page's sense, 1 is its rare state;
         a sparse autoencoder's latent at a value as it is in the codes."""
         begun = time.perf_counter()
-        ids = self.tokens(text)
+        ids, positions, more = self.tokens(asked.text), asked.positions, asked.continue_
         if wrong := [p for p in positions or () if not -len(ids) <= p < len(ids)]:
             raise BitlensError(f"There is no position {wrong[0]} in a text of {len(ids)} tokens.")
-        held = {latent: self._raw(latent, value) for latent, value in holds.items()}
-        settings = (self.model, self.subject.autoencoder, held, positions, others)
+        holds = ((int(latent), value) for latent, value in asked.holds.items())
+        held = {latent: self._raw(latent, value) for latent, value in holds}
+        settings = (self.model, self.subject.autoencoder, held, positions, asked.others)
         with torch.no_grad():
             holding = intervene(*settings)  # refuses what cannot be held
             before = self._logits(ids)[-1].float().log_softmax(-1)
             with holding:
                 after = self._logits(ids)[-1].float().log_softmax(-1)
         ends: list[Record] = [{}, {}]
-        if continuation is not None and continuation.tokens:
-            ends[0] = {"continuation": self._continued(ids, continuation)}
+        if more is not None and more.tokens:
+            ends[0] = {"continuation": self._continued(ids, more)}
             with intervene(*settings):
-                ends[1] = {"continuation": self._continued(ids, continuation)}
+                ends[1] = {"continuation": self._continued(ids, more)}
         top = [side.topk(min(MOVED, len(side))).indices.tolist() for side in (before, after)]
         union = list(dict.fromkeys(top[0] + top[1]))
         p, q = before.exp(), after.exp()
@@ -213,7 +201,7 @@ class Live:
         flips = self.subject.autoencoder.binary and bool(self.subject.flipped[latent])
         return 1 - value if flips else value
 
-    def _continued(self, ids: list[int], how: Continuation) -> str:
+    def _continued(self, ids: list[int], how: ContinueAsked) -> str:
         """The text that the model goes on with; the same seed draws alike before and after."""
         limit = self.model.longest_context()
         most = how.tokens if limit is None else min(how.tokens, limit - len(ids))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from bitlens.autoencoders import Autoencoder
@@ -16,14 +18,36 @@ from bitlens.bits.statistics import DENSE
 from bitlens.errors import BitlensError
 from bitlens.explorer.gathering import gathered
 from bitlens.explorer.keeping import Record
-from bitlens.explorer.words import Words
 from bitlens.features.examples import around
+from bitlens.features.search import matching, nearest
 from bitlens.hidden.hooks import differ
 from bitlens.hidden.loading import recorded_model
+from bitlens.hidden.pieces import apart, token_texts
 from bitlens.labels.sources import load_tokenizer
 
 BEFORE, AFTER = 20, 10  # tokens of an example around the marked one
 NAMED = 5  # tokens that name a latent where it is only mentioned
+
+
+class Words:
+    """Pieces of a text, a piece for each token; without a tokenizer, the tokens' numbers."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._alone: dict[int, str] = {}
+
+    def alone(self, ids: Sequence[int]) -> list[str]:
+        """Each token as it reads within a text."""
+        if self.tokenizer is None:
+            return [f"[{token}]" for token in ids]
+        if unknown := [token for token in ids if token not in self._alone]:
+            self._alone.update(token_texts(self.tokenizer, unknown))
+        return [self._alone[token] for token in ids]
+
+    def joined(self, ids: Sequence[int]) -> list[str]:
+        """Each token as it reads in this text: the pieces join to it."""
+        pieces = self.alone(ids)
+        return pieces if self.tokenizer is None else apart(self.tokenizer, ids, pieces)
 
 
 class Subject:
@@ -86,10 +110,6 @@ class Subject:
         """Rows of bits with each latent's rare state as 1."""
         return PackedBits(bits.words.cpu(), bits.n_latents).turned(self.flipped)
 
-    def example(self, row: int, latent: int) -> Record:
-        """A row in its context, each token with whether the latent is on there."""
-        return self.context(row, lambda rows: self.on(latent, rows))
-
     def context(self, row: int, values: Callable[[slice], Sequence[float]]) -> Record:
         """A row's token amid its neighbours of the same document, each with its value from 0 to 1.
 
@@ -104,6 +124,36 @@ class Subject:
             "at": row - span.start,
             "tokens": [{"t": t, "v": v} for t, v in zip(pieces, values(rows), strict=True)],
         }
+
+    def near(self, bits: PackedBits, limit: int) -> Record:
+        """The contexts nearest to one row of bits. A token's value: the share of these bits, in
+        their rare state, that are on there."""
+        wanted = self.rare(bits).numpy()[0]
+        total = max(1, int(np.bitwise_count(wanted).sum()))
+
+        def values(rows: slice) -> list[float]:
+            both = self.rare(self.codes.bits[rows]).numpy() & wanted
+            return (np.bitwise_count(both).sum(1) / total).round(3).tolist()
+
+        contexts = []
+        for hit in nearest(self.codes, bits, limit):
+            about = {"similarity": round(hit.similarity, 4), "shared": hit.shared}
+            contexts.append(self.context(hit.row, values) | about)
+        return {"contexts": contexts}
+
+    def find(self, on: Sequence[int], off: Sequence[int], limit: int) -> Record:
+        """How many rows have these latents on and those off, and some of them, each of another
+        document. A token's value: whether it is such a row."""
+
+        def values(rows: slice) -> list[float]:
+            states = [self.on(latent, rows) for latent in on]
+            states += [[1 - value for value in self.on(latent, rows)] for latent in off]
+            return [float(all(each)) for each in zip(*states, strict=True)]
+
+        found = matching(self.codes, on, off, limit)
+        contexts = [self.context(row, values) for row in found.rows]
+        about = {"count": found.found, "of": found.of, "documents": found.documents}
+        return about | {"contexts": contexts}
 
 
 def _require_own(run: Path, codes: Codes, autoencoder: Autoencoder) -> None:

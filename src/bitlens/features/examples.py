@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from bitlens.bits.codes import Codes, TextRows
+from bitlens.features.on_rows import one_a_document
 from bitlens.hidden.pieces import BYTES, in_text, outside
 from bitlens.seeding import generator
 
@@ -31,12 +33,8 @@ def random_examples(
     on each side."""
     on = (codes.bits.column(latent).bool() & codes.usual).nonzero()[:, 0]
     order = on[torch.randperm(len(on), generator=generator(seed, "examples", latent))]
-    row_of_document: dict[int, int] = {}
-    for row in order.tolist():
-        row_of_document.setdefault(int(codes.document[row]), row)
-        if len(row_of_document) == n:
-            break
-    return [in_context(codes, row, tokenizer, window) for row in row_of_document.values()]
+    rows = one_a_document(order.tolist(), codes.document, n)
+    return [in_context(codes, row, tokenizer, window) for row in rows]
 
 
 def around(columns: TextRows, row: int, before: int, after: int) -> range:
@@ -64,3 +62,12 @@ def contexts(columns: TextRows, rows: Iterable[int], tokenizer: Any, window: int
         space, core = outside(token)
         text[row] = f"{before}{space}«{core}»{after}"
     return text
+
+
+def drawn_contexts(codes: Codes, drawn: Tensor, tokenizer: Any, window: int) -> list[list[str]]:
+    """The same of rows that were drawn of latents, among those of usual norm: `[latents, n]`, -1
+    for none."""
+    usual = codes.usual.nonzero()[:, 0]
+    rows_by_latent = [usual[rows[rows >= 0]].tolist() for rows in drawn]
+    text = contexts(codes, {row for rows in rows_by_latent for row in rows}, tokenizer, window)
+    return [[text[row] for row in rows] for rows in rows_by_latent]

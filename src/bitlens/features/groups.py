@@ -18,6 +18,7 @@ from bitlens.errors import BitlensError
 from bitlens.features.contrast import Group, apart
 from bitlens.features.examples import contexts
 from bitlens.features.habits import Preference, preferences
+from bitlens.features.on_rows import one_a_document
 from bitlens.features.search import rates, rows_of
 from bitlens.features.texts import encode_texts
 from bitlens.hidden.documents import Corpus
@@ -30,6 +31,7 @@ from bitlens.results import brief
 from bitlens.seeding import generator
 
 WINDOW = 8  # tokens on each side of an example
+NAMED = 10  # of the classes or columns that there are
 NUMBERS = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -100,19 +102,14 @@ class Compared:
         """Positive and negative texts with a token «marked» on which the latent is on, up to n of
         each, drawn at random, each from another document."""
         on = self.bits.column(latent).bool()
-        sides = (on & self.positive, on & self.negative)
-        first, second = (self._marked(side, tokenizer, n, seed) for side in sides)
-        return first, second
-
-    def _marked(self, chosen: Tensor, tokenizer: Any, n: int, seed: int) -> list[str]:
-        rows = chosen.nonzero()[:, 0]
-        rows = rows[torch.randperm(len(rows), generator=generator(seed, "examples"))]
-        drawn: dict[int, int] = {}
-        for row in rows.tolist():
-            drawn.setdefault(int(self.document[row]), row)
-        shown = list(drawn.values())[:n]
-        text = contexts(self, shown, tokenizer, WINDOW)
-        return [text[row] for row in shown]
+        sides = []
+        for side in (self.positive, self.negative):
+            rows = (on & side).nonzero()[:, 0]
+            rows = rows[torch.randperm(len(rows), generator=generator(seed, "examples"))]
+            shown = one_a_document(rows.tolist(), self.document, n)
+            text = contexts(self, shown, tokenizer, WINDOW)
+            sides.append([text[row] for row in shown])
+        return sides[0], sides[1]
 
 
 def labelled(labellings: Sequence[Labels], name: str) -> Tensor:
@@ -201,6 +198,5 @@ def _sampled(texts: list[str], most: int, seed: int) -> list[str]:
     return [texts[i] for i in drawn.sort().values.tolist()]
 
 
-def _some(names: Sequence[str], most: int = 10) -> str:
-    more = ", ..." if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -26,9 +26,9 @@ def canonical(bits: SomeBits, among: Tensor | None = None) -> SomeBits:
     return bits.turned(common) if common.any() else bits
 
 
-def explainers_part(document: Tensor, share: float = 0.5) -> Tensor:
+def explainers_part(document: Tensor) -> Tensor:
     """Which rows are of documents that only an explainer sees, by a hash -> bool `[rows]`"""
-    return torch.from_numpy(held_out(document.numpy() + SALT, share))
+    return torch.from_numpy(held_out(document.numpy() + SALT, 0.5))
 
 
 def refuse_unknown(latents: Sequence[int], n_latents: int) -> None:
@@ -70,6 +70,16 @@ def on_rows(
         picked = first_of_documents(rows, keys, document.numpy(), n)
         drawn[place, : len(picked)] = picked
     return torch.from_numpy(drawn)
+
+
+def one_a_document(rows: Iterable[int], document: Tensor, n: int) -> list[int]:
+    """The first n rows, each of another document. document: of every row there is."""
+    distinct: dict[int, int] = {}
+    for row in rows:
+        if len(distinct) == n:
+            break
+        distinct.setdefault(int(document[row]), row)
+    return list(distinct.values())
 
 
 def first_of_documents(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +17,12 @@ from bitlens.bits.entropies import binary_entropy
 from bitlens.bits.shards import AnyBits
 from bitlens.bits.statistics import DENSE, co_occurrence, firing_rates
 from bitlens.errors import BitlensError
-from bitlens.features.examples import contexts
+from bitlens.features.examples import drawn_contexts
 from bitlens.features.habits import PlaceHabits, Preference, TokenHabits
 from bitlens.features.on_rows import canonical, on_rows
 from bitlens.features.plan import TREE_ROWS, features_plan
 from bitlens.features.token_scores import clearest, rows_on
-from bitlens.files import finite, replacing
+from bitlens.files import finite, replacing, write_json_lines
 from bitlens.hidden.pieces import token_texts
 from bitlens.information.tree import chow_liu
 from bitlens.memory import require
@@ -174,7 +173,7 @@ def profiles(
             shared["promotes"], shared["suppresses"] = both
     if tokenizer is not None and examples:
         drawn = on_rows(rare, codes.document[codes.usual], examples, seed=seed)
-        shared["examples"] = _examples(codes, drawn, tokenizer, window)
+        shared["examples"] = drawn_contexts(codes, drawn, tokenizer, window)
     entropies = binary_entropy(rates.float())
     basics = zip(flipped.tolist(), rates.tolist(), entropies.tolist(), strict=True)
     return [
@@ -243,14 +242,6 @@ def _promoted(
     return raised, lowered
 
 
-def _examples(codes: Codes, drawn: Tensor, tokenizer: Any, window: int) -> list[list[str]]:
-    """drawn: rows among those of usual norm, -1 for none, `[n_latents, examples]`"""
-    usual = codes.usual.nonzero()[:, 0]
-    rows_by_latent = [usual[rows[rows >= 0]].tolist() for rows in drawn]
-    text = contexts(codes, {r for rows in rows_by_latent for r in rows}, tokenizer, window)
-    return [[text[row] for row in rows] for rows in rows_by_latent]
-
-
 def arranged(found: Sequence[Profile], by: Order) -> list[Profile]:
     """The profiles in an order; those that have no such number come last.
 
@@ -280,20 +271,19 @@ def require_ending(path: Path) -> None:
 
 def write_profiles(path: Path, found: Sequence[Profile]) -> None:
     """A record for each latent, as `write_records` does."""
-    write_records(path, [asdict(profile) for profile in found])
+    write_records(path, map(asdict, found))
 
 
-def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
+def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write records as JSON lines (.jsonl) or parquet (.parquet), by the name's ending."""
     require_ending(path)
-    records = [finite(record) for record in records]
+    if path.suffix == ".jsonl":
+        write_json_lines(path, records)
+        return
+    import pyarrow
+    import pyarrow.parquet
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        if path.suffix == ".jsonl":
-            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            temporary.write_text("".join(lines), encoding="utf-8")
-            return
-        import pyarrow
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), temporary)
+        table = pyarrow.Table.from_pylist([finite(record) for record in records])
+        pyarrow.parquet.write_table(table, temporary)

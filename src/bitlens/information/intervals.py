@@ -51,6 +51,9 @@ class Estimate:
         return (self.high - self.low) / 2
 
 
+UNKNOWN = Estimate(math.nan, math.nan, math.nan)
+
+
 def student_quantile(freedom: float) -> float:
     """The 97.5 % quantile of Student's t; not a number below one degree of freedom."""
     if freedom < 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -182,10 +182,10 @@ def label_scores(
     )
 
 
-def f1_scores(bits: AnyBits, labels: Labels, rows: Tensor, min_rows: int = MIN_ROWS) -> Tensor:
-    """F1 for every class with `min_rows` of these rows (bool `[rows]`), the most frequent first,
-    float64 `[n_latents, classes]`."""
-    classes = labels.frequent([rows], min_rows)[:MAX_CLASSES]
+def f1_scores(bits: AnyBits, labels: Labels, rows: Tensor) -> Tensor:
+    """F1 for every class with 20 of these rows (bool `[rows]`), the most frequent first, float64
+    `[n_latents, classes]`."""
+    classes = labels.frequent([rows], MIN_ROWS)[:MAX_CLASSES]
     return f1_of_classes(bits, labels.ids, classes, rows & (labels.ids >= 0))
 
 
@@ -198,17 +198,6 @@ def f1_of_classes(bits: AnyBits, ids: Tensor, classes: Tensor, rows: Tensor) -> 
     counts = counts_by_group(bits, column, others + 1).T.double()
     labelled = column[rows].bincount(minlength=others + 1)[:others].double()
     return 2 * counts[:, :others] / (counts.sum(1, keepdim=True) + labelled).clamp_min(1)
-
-
-def best_labels(scores: Sequence[LabelScores]) -> list[LabelScore]:
-    """Every latent with the class, of all labellings, that it meets best on the fitting rows."""
-    best: dict[int, tuple[float, LabelScore]] = {}
-    for labelling in scores:
-        fit_f1 = labelling.fit_f1.max(1).values.tolist()
-        for score in labelling.by_latent():
-            if fit_f1[score.latent] > best.get(score.latent, (0.0, score))[0]:
-                best[score.latent] = fit_f1[score.latent], score
-    return [score for _, score in best.values()]
 
 
 def benjamini_hochberg(p_value: Tensor, level: float = LEVEL) -> Tensor:

@@ -48,8 +48,6 @@ ARCHITECTURES = {
     "random": "Random autoencoder",
 }
 ENCODE = "bitlens encode {} {} --out codes"
-EXPLORE = "bitlens explore {}"
-EXPLORE_CODES = "bitlens explore {} --codes {}"
 Pairs = list[tuple[str, str]]
 
 
@@ -68,23 +66,29 @@ def configuration(run: Path) -> tuple[dict[str, Any], bool]:
     return {**config, "metadata": {**source, **about}}, False
 
 
-def curves(run: Path) -> dict[str, list[float | None]]:
-    """The columns of `metrics.jsonl`, None where a line has no such number. Lines that are no
-    records are left out; a file that cannot be read has none."""
-    records = []
+def records(run: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; without those that are no records, and those of a file that
+    cannot be read."""
+    found = []
     try:
         text = (run / METRICS).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return {}
+        return []
     for line in text.splitlines():
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):  # the last line of a killed run
+        except (ValueError, RecursionError):  # the last line of a killed run
             continue
-        if isinstance(record, dict) and _finite(record.get("step")) is not None:
-            records.append(record)
-    names = ["step", *(name for name in MEANINGS if any(name in one for one in records))]
-    return {name: [_finite(one.get(name)) for one in records] for name in names if records}
+        if isinstance(record, dict):
+            found.append(record)
+    return found
+
+
+def curves(run: Path) -> dict[str, list[float | None]]:
+    """The columns of `metrics.jsonl`, None where a line has no such number."""
+    known = [record for record in records(run) if _finite(record.get("step")) is not None]
+    names = ["step", *(name for name in MEANINGS if any(name in one for one in known))]
+    return {name: [_finite(one.get(name)) for one in known] for name in names if known}
 
 
 def _finite(value: Any) -> float | None:
@@ -96,20 +100,13 @@ def heading(config: Mapping[str, Any]) -> str:
     """What the run is, in a line."""
     metadata = config.get("metadata") or {}
     kind = ARCHITECTURES.get(str(config.get("architecture")), str(config.get("architecture")))
-    parts = [kind, f"{config['d_sae']:,} latents"] if _count(config, "d_sae") else [kind]
-    hook = (metadata.get("hook") or {}).get("module")
-    if metadata.get("model") or hook:
-        parts.append(f"{_model(metadata.get('model'))} at {hook or 'an unknown hook point'}")
+    n_latents = config.get("d_sae")
+    parts = [kind, f"{n_latents:,} latents"] if type(n_latents) is int else [kind]
+    model, hook = metadata.get("model"), (metadata.get("hook") or {}).get("module")
+    if model or hook:  # of a model in a folder or a file, its name alone
+        name = Path(str(model)).name if model else "an unknown model"
+        parts.append(f"{name} at {hook or 'an unknown hook point'}")
     return " · ".join(parts)
-
-
-def _count(values: Mapping[str, Any], name: str) -> bool:
-    return type(values.get(name)) is int
-
-
-def _model(name: Any) -> str:
-    """Of a model in a folder or a file, its name alone."""
-    return Path(str(name)).name if name else "an unknown model"
 
 
 def measured_on(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -228,5 +225,5 @@ def commands(run: Path, config: Mapping[str, Any], codes: str | None) -> Pairs:
 
 def explore(run: Path, codes: Path | str | None) -> str:
     """The command that opens the explorer. codes: of this run, if known."""
-    command = EXPLORE_CODES if codes else EXPLORE
+    command = "bitlens explore {} --codes {}" if codes else "bitlens explore {}"
     return command.format(*(shlex.quote(str(path)) for path in (run, codes)))

@@ -11,7 +11,7 @@ import torch
 from bitlens.bits.codes import Codes
 from bitlens.errors import BitlensError
 from bitlens.evaluation import Evaluation
-from bitlens.features.examples import contexts
+from bitlens.features.examples import drawn_contexts
 from bitlens.features.on_rows import explainers_part, on_rows
 from bitlens.features.token_scores import clearest, token_scores
 from bitlens.files import read_manifest, write_json
@@ -75,12 +75,10 @@ def _clearest(codes: Codes, tokenizer: Any) -> list[dict[str, Any]]:
     if not chosen:
         return []
     drawn = on_rows(bits, document, EXAMPLES, latents=[score.latent for score in chosen])
-    place = usual.nonzero()[:, 0]
-    rows = [place[found[found >= 0]].tolist() for found in drawn]
-    example = contexts(codes, {row for some in rows for row in some}, tokenizer, WINDOW)
+    examples = drawn_contexts(codes, drawn, tokenizer, WINDOW)
     text = token_texts(tokenizer, {token for score in chosen for token in score.tokens})
     latents = []
-    for score, found in zip(chosen, rows, strict=True):
+    for score, shown in zip(chosen, examples, strict=True):
         texts = list(dict.fromkeys(text[token] for token in score.tokens))
         latents.append(
             {
@@ -89,7 +87,7 @@ def _clearest(codes: Codes, tokenizer: Any) -> list[dict[str, Any]]:
                 "f1": score.f1,
                 "tokens": texts[:TOKENS],
                 "more": len(texts[TOKENS:]),
-                "examples": [example[row] for row in found],
+                "examples": shown,
             }
         )
     return latents

@@ -68,10 +68,8 @@ def _page(run: Path, config: Mapping[str, Any], finished: bool, called: Path) ->
             notes.append(f"Left out: {error}")
         except ODD:
             notes.append(f"Left out: the {name}, as a file in the folder is damaged.")
-    style = "".join(
-        file.read_text(encoding="utf-8")
-        for file in (markup.PALETTE, markup.TEMPLATES / "report.css")
-    )
+    sheets = markup.PALETTE, markup.TEMPLATES / "report.css"
+    style = "".join(sheet.read_text(encoding="utf-8") for sheet in sheets)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return markup.render(
         "report.html",

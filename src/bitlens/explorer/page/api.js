@@ -1,5 +1,7 @@
 // What the server (or the static copy) answers. Paths are relative, so that both are the same page.
 
+import { h } from "./dom.js";
+
 /** An answer that is an error, with a sentence to show. */
 export class Refusal extends Error {}
 
@@ -39,4 +41,15 @@ export function get(path) {
 export function post(path, question, signal) {
   const headers = { "Content-Type": "application/json" };
   return answered(path, { method: "POST", headers, body: JSON.stringify(question), signal });
+}
+
+/** What `show` makes of an answer, or the sentence of a refusal; null if it was given up. */
+export async function shownOf(answer, show) {
+  try {
+    return show(await answer);
+  } catch (error) {
+    if (error.name === "AbortError") return null;
+    if (!(error instanceof Refusal)) throw error;
+    return [h("p.note.failed", error.message)];
+  }
 }

@@ -21,7 +21,7 @@ const VIEWS = {
 
 const main = document.getElementById("main");
 const app = { run: null, latentsAt: "#/latents", order: null };
-let shown = { keys: null, close: null };
+let shown = {}; // the view: its title, ready(), keys(event) and close(), as far as it has them
 let turn = 0;
 
 function tabs(current) {
@@ -46,16 +46,10 @@ function tabs(current) {
 /** A view in place of a sentence, or a sentence in place of a view. */
 function problem(error) {
   if (!(error instanceof Refusal)) console.error(error);
-  const sentence =
-    error instanceof Refusal
-      ? error.message
-      : "This view could not be shown; the browser's console says why.";
-  return h(
-    "div.problem",
-    { role: "alert" },
-    h("p", null, sentence),
-    button("Try again", () => render()),
-  );
+  const odd = "This view could not be shown; the browser's console says why.";
+  const sentence = error instanceof Refusal ? error.message : odd;
+  const again = button("Try again", () => render());
+  return h("div.problem", { role: "alert" }, h("p", sentence), again);
 }
 
 async function render() {
@@ -63,35 +57,29 @@ async function render() {
   const mine = ++turn;
   const view = VIEWS[route.view];
   shown.close?.();
-  shown = { keys: null, close: null };
+  shown = {};
   if (!view)
     return main.replaceChildren(
-      h("p.note", null, "There is no such view. ", h("a", { href: "#/latents" }, "Latents")),
+      h("p.note", "There is no such view. ", h("a", { href: "#/latents" }, "Latents")),
     );
   tabs(route.view);
   const wait = setTimeout(
-    () => mine === turn && main.replaceChildren(h("p.note.waiting", null, "Loading.")),
+    () => mine === turn && main.replaceChildren(h("p.note.waiting", "Loading.")),
     150,
   );
   const root = h("div.view", { class: `view view-${route.view}` });
-  const put = () => {
-    clearTimeout(wait);
-    if (mine !== turn) return false;
-    if (root.parentNode !== main) {
-      main.replaceChildren(root);
-      window.scrollTo(0, 0);
-    }
-    return true;
-  };
   try {
     app.run ??= await get("api/run.json").then(named);
     if (mine !== turn) return null;
     tabs(route.view);
-    const made = await view.show(root, route, { ...app, app, put });
-    if (!put()) return made?.close?.();
-    shown = { keys: made?.keys, close: made?.close };
-    document.title = [made?.title ?? view.title, app.run.title, "bitlens"].join(" · ");
-    made?.ready?.();
+    const made = (await view.show(root, route, { ...app, app })) ?? {};
+    clearTimeout(wait);
+    if (mine !== turn) return made.close?.();
+    main.replaceChildren(root);
+    window.scrollTo(0, 0);
+    shown = made;
+    document.title = [made.title ?? view.title, app.run.title, "bitlens"].join(" · ");
+    made.ready?.();
     if (root.querySelector("h1") && !main.contains(document.activeElement))
       main.focus({ preventScroll: true });
   } catch (error) {
@@ -103,7 +91,7 @@ async function render() {
 
 function named(run) {
   const what = document.getElementById("what");
-  what.replaceChildren(h("b", null, run.title), ` ${lastPart(run.model)} · ${run.hook}`);
+  what.replaceChildren(h("b", run.title), ` ${lastPart(run.model)} · ${run.hook}`);
   what.title = `${run.run}, ${run.model}`;
   return run;
 }
@@ -156,6 +144,6 @@ window.addEventListener("hashchange", (event) => {
   if (parse(former).view !== "latent") app.backTo = former;
   render();
 });
-listen({ view: () => shown.keys, everywhere });
+listen((event) => shown.keys?.(event) || everywhere(event));
 if (["latents", "latent"].includes(parse().view)) get("api/latents.json").catch(() => null);
 render();

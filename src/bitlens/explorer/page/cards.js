@@ -2,21 +2,23 @@
 
 import { intervalBar, tokenBars } from "./charts.js";
 import { examples, quoted, tokenChips } from "./contexts.js";
-import { h, style } from "./dom.js";
-import { counted, number, percent, plain, short } from "./format.js";
+import { button, h, pairs } from "./dom.js";
+import { counted, known, number, percent, plain, short } from "./format.js";
 import { latentAddress } from "./route.js";
 
 const MOST = { wide: 20, narrow: 6 }; // examples shown before one asks for more
 
-function card(title, note, ...content) {
-  return h("section.card", null, h("h2", null, title), note && h("p.small", null, note), content);
+export function card(title, note, ...content) {
+  return h("section.card", h("h2", title), note && h("p.small", note), content);
 }
 
-export function flagChips(flags) {
-  return (flags ? [flags].flat().join(" ").split(/[ ,]+/) : []).map((flag) =>
-    h(`span.flag.flag-${flag}`, null, flag),
-  );
+/** Two lists of tokens side by side: [heading, rows, kind] each. */
+function twoLists(...lists) {
+  const column = ([title, rows, kind]) => h("div", h("h3", title), tokenBars(rows, kind));
+  return h("div.two", lists.map(column));
 }
+
+export const flagChip = (flag) => flag && h(`span.flag.flag-${flag}`, flag);
 
 export function facts(latent) {
   const list = [
@@ -26,101 +28,74 @@ export function facts(latent) {
   ].filter(([, value]) => !value.startsWith("–"));
   return h(
     "dl.facts",
-    null,
     list.map(([before, value, after]) =>
-      h("div", null, h("dt", null, before), h("dd", null, value), h("dd.small", null, after)),
+      h("div", h("dt", before), h("dd", value), h("dd.small", after)),
     ),
   );
 }
 
 function explanation({ explanation: it }) {
   if (!it?.text) return null;
-  const verdicts = it.verdicts ?? [];
-  const right = verdicts.filter(({ on, said }) => on === said).length;
-  const answer = (said) =>
-    said === null || said === undefined ? "gave no answer" : `said ${said ? "on" : "off"}`;
-  const known = it.score !== null && it.score !== undefined;
-  const interval =
-    known && it.low !== null && it.low !== undefined
-      ? ` (${number(it.low, ".2f")} to ${number(it.high, ".2f")})`
-      : "";
+  const right = it.verdicts.filter(({ on, said }) => on === said).length;
+  const interval = known(it.low) ? ` (${number(it.low, ".2f")} to ${number(it.high, ".2f")})` : "";
   return h(
     "section.explanation",
     { "aria-label": "Explanation" },
-    h("p.said-of-it", null, plain(it.text)),
-    it.untested ? h("p.small", null, `not tested: ${plain(it.untested)}`) : null,
-    known &&
+    h("p.said-of-it", plain(it.text)),
+    it.untested && h("p.small", `not tested: ${plain(it.untested)}`),
+    known(it.score) &&
       h(
         "div.score",
-        null,
         h(
           "span",
           { title: "balanced accuracy of a judge who reads it; chance is 0.50" },
           "score ",
-          h("b", null, number(it.score, ".2f")),
+          h("b", number(it.score, ".2f")),
           `${interval}, chance is 0.50`,
         ),
         intervalBar(it.score, it.low, it.high),
         typeof it.interpretable === "boolean" &&
           h(
             `span.flag.${it.interpretable ? "fine" : "poor"}`,
-            null,
             it.interpretable ? "interpretable" : "not interpretable",
           ),
-        it.judge && h("span.small", null, `by ${plain(it.judge)}`),
+        it.judge && h("span.small", `by ${plain(it.judge)}`),
       ),
-    verdicts.length
-      ? h(
-          "details",
-          null,
-          h(
-            "summary",
-            null,
-            `Evidence: the judge was right on ${right} of ${verdicts.length} contexts`,
-          ),
-          h(
-            "ol.examples.verdicts",
-            null,
-            verdicts.map((verdict) =>
-              h(
-                "li",
-                { class: verdict.on === verdict.said ? "right" : "wrong" },
-                h(
-                  "span.verdict",
-                  {
-                    title:
-                      `the latent is ${verdict.on ? "on" : "off"}; ` +
-                      `the judge ${answer(verdict.said)}`,
-                  },
-                  verdict.on === verdict.said ? "✓" : "✗",
-                  h("span", null, ` ${verdict.on ? "on" : "off"}`),
-                ),
-                quoted(verdict),
-              ),
-            ),
-          ),
-        )
-      : null,
+    it.verdicts.length > 0 &&
+      h(
+        "details",
+        h("summary", `Evidence: the judge was right on ${right} of ${it.verdicts.length} contexts`),
+        h("ol.examples.verdicts", it.verdicts.map(evidence)),
+      ),
+  );
+}
+
+function evidence(verdict) {
+  const { on, said } = verdict;
+  const state = on ? "on" : "off";
+  const answer = known(said) ? `said ${said ? "on" : "off"}` : "gave no answer";
+  return h(
+    "li",
+    { class: on === said ? "right" : "wrong" },
+    h(
+      "span.verdict",
+      { title: `the latent is ${state}; the judge ${answer}` },
+      on === said ? "✓" : "✗",
+      h("span", ` ${state}`),
+    ),
+    quoted(verdict),
   );
 }
 
 function exampleCard({ examples: list }) {
   if (!list?.length)
-    return card(
-      "Examples",
-      null,
-      h("p.note", null, "This latent is on at no token of these codes."),
-    );
+    return card("Examples", null, h("p.note", "This latent is on at no token of these codes."));
   const body = h("div");
   const draw = (count) =>
     body.replaceChildren(
       examples(list.slice(0, count)),
       count < list.length
-        ? h(
-            "button.small",
-            { type: "button", onclick: () => draw(list.length) },
-            `All ${list.length}`,
-          )
+        ? button(`All ${list.length}`, () => draw(list.length), { class: "small" })
         : "",
     );
   draw(window.innerWidth < 700 ? MOST.narrow : MOST.wide);
@@ -143,12 +118,7 @@ function tokenCard({ preferred, next }) {
   return card(
     "Tokens",
     null,
-    h(
-      "div.two",
-      null,
-      h("div", null, h("h3", null, "it is on at"), tokenBars(rows(preferred))),
-      h("div", null, h("h3", null, "followed by"), tokenBars(rows(next))),
-    ),
+    twoLists(["it is on at", rows(preferred)], ["followed by", rows(next)]),
   );
 }
 
@@ -161,18 +131,17 @@ function positions({ positions: at }) {
     "How often it is on there, relative to its rate: 1 is everywhere alike.",
     h(
       "ol.columns",
-      null,
       list.map(([name, value]) =>
         h(
           "li",
           { title: `positions ${name}: ${number(value, ".2f")} times its rate` },
-          h("span.number", null, value >= 10 ? value.toFixed(0) : value.toFixed(1)),
+          h("span.number", value >= 10 ? value.toFixed(0) : value.toFixed(1)),
           h(
             "span.column",
             { "aria-hidden": "true" },
-            style(h("i"), { height: `${(100 * value) / most}%` }),
+            h("i", { css: { height: `${(100 * value) / most}%` } }),
           ),
-          h("span.small", null, name),
+          h("span.small", name),
         ),
       ),
     ),
@@ -182,131 +151,80 @@ function positions({ positions: at }) {
 function logits({ promotes, suppresses }) {
   if (!promotes?.length && !suppresses?.length) return null;
   const rows = (list) =>
-    (list ?? []).map(({ text, logit, value }) => ({
-      text,
-      value: logit ?? value,
-      shown: number(logit ?? value, "+.2f"),
-    }));
+    list.map(({ text, logit }) => ({ text, value: logit, shown: number(logit, "+.2f") }));
   return card(
     "Outputs",
     "What its direction adds to the logits of the next token, straight through the unembedding.",
-    h(
-      "div.two",
-      null,
-      h("div", null, h("h3", null, "promotes"), tokenBars(rows(promotes), "up")),
-      h("div", null, h("h3", null, "suppresses"), tokenBars(rows(suppresses), "down")),
-    ),
+    twoLists(["promotes", rows(promotes), "up"], ["suppresses", rows(suppresses), "down"]),
   );
 }
 
 function withInterval(it, name, format) {
   const [low, high] = [it[`${name}_low`], it[`${name}_high`]].map((end) => number(end, format));
-  const known = low !== "–" && high !== "–";
-  return `${number(it[name], format)} nats${known ? ` (${low} to ${high})` : ""}`;
+  const interval = low === "–" ? "" : ` (${low} to ${high})`;
+  return `${number(it[name], format)} nats${interval}`;
 }
 
 function effect({ effect: it }) {
   if (!it) return null;
-  if (!it.rows) {
+  if (!it.rows)
     return card("Measured effect", "It was not switched: it is on at no token of the contexts.");
-  }
   const rows = (list, sign) =>
-    (list ?? [])
+    list
       .filter(({ logp }) => sign * logp > 0)
       .map(({ text, logp }) => ({ text, value: logp, shown: number(logp, "+.2f") }));
   const turned = it.switched === "on" ? "on where it is off" : "off where it is on";
-  const line = (label, value, title) => [h("dt", { title }, label), h("dd", null, value)];
-  const control = number(it.kl_control, ".3g");
+  const step = "as long a step along another latent, at the same tokens";
+  const rise = "rise of the cross-entropy of the tokens that follow";
+  const control = [["of a control", `${number(it.kl_control, ".3g")} nats`, step]];
   return card(
     "Measured effect",
     `Switched ${turned}, at ${counted(it.rows, "token")}. Below: tokens that are more or less ` +
       "likely next with it on, by log-probability in nats; means.",
-    h(
-      "dl.pairs",
-      null,
-      line("KL divergence", withInterval(it, "kl_div", ".3g")),
-      control === "–"
-        ? null
-        : line(
-            "of a control",
-            `${control} nats`,
-            "as long a step along another latent, at the same tokens",
-          ),
-      line(
-        "loss, when switched",
-        withInterval(it, "loss", "+.3f"),
-        "rise of the cross-entropy of the tokens that follow",
+    pairs([
+      ["KL divergence", withInterval(it, "kl_div", ".3g")],
+      ...(known(it.kl_control) ? control : []),
+      ["loss, when switched", withInterval(it, "loss", "+.3f"), rise],
+    ]),
+    twoLists(["raises", rows(it.raises, 1), "up"], ["lowers", rows(it.lowers, -1), "down"]),
+    it.downstream?.length > 0 && [
+      h("h3", "latents downstream"),
+      h(
+        "p.links",
+        it.downstream.map(({ latent, value }) => h("span", `${latent} ${number(value, "+.2g")}`)),
       ),
-    ),
+    ],
+  );
+}
+
+function neighbour({ latent, tokens, value }) {
+  return h(
+    "li",
     h(
-      "div.two",
-      null,
-      h("div", null, h("h3", null, "raises"), tokenBars(rows(it.raises, 1), "up")),
-      h("div", null, h("h3", null, "lowers"), tokenBars(rows(it.lowers, -1), "down")),
+      "a",
+      { href: latentAddress(latent) },
+      h("b", String(latent)),
+      h("span.toks", tokenChips(tokens, 3)),
     ),
-    it.downstream?.length
-      ? [
-          h("h3", null, "latents downstream"),
-          h(
-            "p.links",
-            null,
-            it.downstream.map(({ latent, value }) =>
-              h("span", null, `${latent} ${number(value, "+.2g")}`),
-            ),
-          ),
-        ]
-      : null,
+    known(value) && h("span.number", number(value, ".2f")),
   );
 }
 
 function neighbours(latent) {
-  const list = (title, note, rows, value) =>
-    rows?.length
-      ? h(
-          "div",
-          null,
-          h("h3", { title: note }, title),
-          h(
-            "ul.near",
-            null,
-            rows.map((row) =>
-              h(
-                "li",
-                null,
-                h(
-                  "a",
-                  { href: latentAddress(row.latent) },
-                  h("b", null, String(row.latent)),
-                  h("span.toks", null, tokenChips(row.tokens, 3)),
-                ),
-                value && h("span.number", null, value(row)),
-              ),
-            ),
-          ),
-        )
-      : null;
+  const list = (title, note, rows) =>
+    rows?.length > 0 &&
+    h("div", h("h3", { title: note }, title), h("ul.near", rows.map(neighbour)));
   const parts = [
     list("in the tree", "Neighbours in the Chow-Liu tree: they say most about it.", latent.tree),
     list(
       "on together, Jaccard",
       "Tokens at which both are on, of those at which either is; corrected for chance.",
       latent.together,
-      ({ value }) => number(value, ".2f"),
     ),
-    list(
-      "similar directions, cosine",
-      "Of the rows of the decoder.",
-      latent.similar,
-      ({ value }) => number(value, ".2f"),
-    ),
+    list("similar directions, cosine", "Of the rows of the decoder.", latent.similar),
   ].filter(Boolean);
   if (!parts.length) return null;
-  return h(
-    "section.card.neighbours",
-    null,
-    h("h2", null, "Neighbours"),
-    h("div.three", null, parts),
-  );
+  return h("section.card.neighbours", h("h2", "Neighbours"), h("div.three", parts));
 }
 
 /** The column of a latent's cards; the compare view shows two of them. */
@@ -318,5 +236,5 @@ export function latentCards(latent) {
 }
 
 export function latentSummary(latent) {
-  return [facts(latent), flagChips(latent.flags)];
+  return [facts(latent), flagChip(latent.flags)];
 }

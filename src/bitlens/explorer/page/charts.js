@@ -1,7 +1,7 @@
 // Axes, small line charts in SVG, and bars.
 
-import { h, s, style } from "./dom.js";
-import { number, short, visible } from "./format.js";
+import { h, s } from "./dom.js";
+import { known, number, short, visible } from "./format.js";
 
 function linearTicks(low, high, about) {
   const rough = (high - low) / about || 1;
@@ -27,74 +27,54 @@ function logTicks(low, high) {
  * small, get a logarithmic axis, at whose left end the zeros are.
  */
 export function axis(values, format = "", { about = 4, log } = {}) {
-  const known = Float64Array.from(
-    values.filter((value) => value !== null && Number.isFinite(value)),
-  ).sort();
-  let [low, high] = known.length ? [known[0], known.at(-1)] : [0, 1];
-  const least = known.find((value) => value > 0) ?? Infinity;
-  const skewed = high / least > 100 && known[known.length >> 1] < high / 10;
+  const sorted = Float64Array.from(values.filter(Number.isFinite)).sort();
+  let [low, high] = sorted.length ? [sorted[0], sorted.at(-1)] : [0, 1];
+  const least = sorted.find((value) => value > 0) ?? Infinity;
+  const skewed = high / least > 100 && sorted[sorted.length >> 1] < high / 10;
   const logarithmic = log ?? (low >= 0 && skewed);
   const text = (value) => (format.endsWith("%") ? `${short(100 * value, 2)} %` : short(value, 2));
   if (logarithmic) {
     low = least;
     const [a, b] = [Math.log(low), Math.log(high)];
     const at = (value) => (value <= low ? 0 : Math.min(1, (Math.log(value) - a) / (b - a || 1)));
-    return {
-      low,
-      high,
-      at,
-      back: (share) => Math.exp(a + share * (b - a)),
-      ticks: logTicks(low, high),
-      text,
-      log: true,
-    };
+    const back = (share) => Math.exp(a + share * (b - a));
+    return { low, high, at, back, ticks: logTicks(low, high), text };
   }
   if (low === high) [low, high] = [low - 0.5, high + 0.5];
   const at = (value) => Math.min(1, Math.max(0, (value - low) / (high - low)));
-  return {
-    low,
-    high,
-    at,
-    back: (share) => low + share * (high - low),
-    ticks: linearTicks(low, high, about),
-    text,
-  };
+  const back = (share) => low + share * (high - low);
+  return { low, high, at, back, ticks: linearTicks(low, high, about), text };
 }
 
 /** A curve with its last value, as a figure; null for a term that is not used. */
 export function lineChart({ name, meaning, xs, ys }) {
-  const known = ys
+  const points = ys
     .map((value, index) => [xs[index], value])
-    .filter(([, value]) => value !== null && Number.isFinite(value));
-  if (known.length < 2 || known.every(([, value]) => value === 0)) return null;
+    .filter(([, value]) => Number.isFinite(value));
+  const values = points.map(([, value]) => value);
+  if (points.length < 2 || values.every((value) => value === 0)) return null;
   const [width, height, left, bottom] = [300, 120, 40, 100];
-  const values = known.map(([, value]) => value);
   const [least, most] = [Math.min(...values), Math.max(...values)];
   const flat = most - least < 0.01 * Math.abs(most); // what is all but the same is drawn so
-  const y = axis(
-    flat ? [...values, 0.9 * most, 1.1 * most] : values,
-    "",
-    { about: 3, log: false },
-  );
+  const y = axis(flat ? [...values, 0.9 * most, 1.1 * most] : values, "", { about: 3, log: false });
   const x = axis(
-    known.map(([step]) => step),
+    points.map(([step]) => step),
     "",
     { log: false },
   );
   const px = (value) => left + x.at(value) * (width - left - 4);
   const py = (value) => bottom - y.at(value) * (bottom - 8);
-  const path = known
+  const path = points
     .map(
       ([step, value], index) =>
         `${index ? "L" : "M"}${px(step).toFixed(1)} ${py(value).toFixed(1)}`,
     )
     .join("");
-  const last = known.at(-1)[1];
-  const label = `${name} from ${number(known[0][1])} to ${number(last)} in ${number(x.high)} steps`;
+  const [end, last] = points.at(-1);
+  const label = `${name} from ${number(values[0])} to ${number(last)} in ${number(x.high)} steps`;
   return h(
     "figure.curve",
-    null,
-    h("figcaption", null, h("span", null, name), h("b", null, number(last))),
+    h("figcaption", h("span", name), h("b", number(last))),
     s(
       "svg",
       { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
@@ -106,57 +86,54 @@ export function lineChart({ name, meaning, xs, ys }) {
           tick >= 10000 ? `${short(tick / 1000)}k` : short(tick, 3),
         ),
       ]),
-      [x.low, x.high].map((step, end) =>
+      [x.low, x.high].map((step, right) =>
         s(
           "text",
-          { x: px(step), y: height - 4, "text-anchor": end ? "end" : "start" },
+          { x: px(step), y: height - 4, "text-anchor": right ? "end" : "start" },
           number(step, ",d"),
         ),
       ),
       s("path", { d: path }),
-      s("circle", { cx: px(known.at(-1)[0]), cy: py(last), r: 2.5 }),
+      s("circle", { cx: px(end), cy: py(last), r: 2.5 }),
     ),
-    meaning && h("p.small", null, meaning),
+    meaning && h("p.small", meaning),
   );
 }
+
+/** A share within 0 … 1, as a length in CSS. */
+const length = (share) => `${(100 * Math.min(1, Math.max(0, share || 0))).toFixed(2)}%`;
 
 /** A bar of a share 0 … 1. */
 export function bar(share, kind = "") {
-  return h(
-    "span.bar",
-    { class: `bar ${kind}`, "aria-hidden": "true" },
-    style(h("span"), { width: `${(100 * Math.min(1, Math.max(0, share || 0))).toFixed(2)}%` }),
-  );
+  const filled = h("span", { css: { width: length(share) } });
+  return h("span.bar", { class: `bar ${kind}`, "aria-hidden": "true" }, filled);
 }
 
 /** Tokens with bars: [{ text, value, shown, title }]. */
-export function tokenBars(rows, kind, empty = "None.") {
-  if (!rows?.length) return h("p.small", null, empty);
+export function tokenBars(rows, kind) {
+  if (!rows.length) return h("p.small", "None.");
   const most = Math.max(...rows.map(({ value }) => Math.abs(value))) || 1;
   return h(
     "ol.bars",
-    null,
     rows.map(({ text, value, shown, title }) =>
       h(
         "li",
         { title },
-        h("span.tok", null, visible(text)),
+        h("span.tok", visible(text)),
         bar(Math.abs(value) / most, kind),
-        h("span.number", null, shown),
+        h("span.number", shown),
       ),
     ),
   );
 }
 
-/** A value with its interval on a line from low to high. */
-export function intervalBar(value, low, high, from = 0, to = 1) {
-  const share = (at) =>
-    `${(100 * Math.min(1, Math.max(0, (at - from) / (to - from)))).toFixed(2)}%`;
-  const known = low !== null && low !== undefined && high !== null && high !== undefined;
+/** A value with its interval on a line from 0 to 1. */
+export function intervalBar(value, low, high) {
+  const ends = known(low) && { left: length(low), right: `calc(100% - ${length(high)})` };
   return h(
     "span.interval",
     { "aria-hidden": "true" },
-    known && style(h("i"), { left: share(low), right: `calc(100% - ${share(high)})` }),
-    style(h("b"), { left: share(value) }),
+    ends && h("i", { css: ends }),
+    h("b", { css: { left: length(value) } }),
   );
 }

@@ -1,5 +1,6 @@
 // The columns of the table of latents.
 
+import { flagChip } from "./cards.js";
 import { tokenChips } from "./contexts.js";
 import { h } from "./dom.js";
 import { number, plain } from "./format.js";
@@ -35,11 +36,7 @@ export function fillCell(latents, row, { key, label, format, kind }, node) {
   const value = latents.data[key][row];
   if (key === "latent")
     node.append(h("a", { href: latentAddress(value), tabindex: -1 }, String(value)));
-  else if (key === "tokens")
-    node.append(
-      ...tokenChips(value),
-      ...(latents.flags[row] ?? []).map((flag) => h(`span.flag.flag-${flag}`, null, flag)),
-    );
+  else if (key === "tokens") node.append(...tokenChips(value), flagChip(latents.flags[row]) ?? "");
   else if (kind === "number") {
     node.textContent = number(value, format);
     node.dataset.label = label;

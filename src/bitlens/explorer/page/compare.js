@@ -4,42 +4,29 @@ import { get } from "./api.js";
 import { latentSummary } from "./cards.js";
 import { tokenBars } from "./charts.js";
 import { examples, tokenChips } from "./contexts.js";
-import { h, later } from "./dom.js";
-import { number, percent, thousands, visible } from "./format.js";
+import { button, h, later, pairs } from "./dom.js";
+import { known, number, percent, thousands, visible } from "./format.js";
 import { Grid } from "./grid.js";
 import { keep, latentAddress } from "./route.js";
 
 const NUMBERS = ["a_rate", "b_rate", "jaccard", "cosine"];
+const column = (key, label, width, title, more) => ({ key, label, width, title, ...more });
 const COLUMNS = [
-  { key: "a", label: "a", width: 42, title: "latent of the first run", must: true },
-  {
-    key: "a_tokens",
-    label: "tokens",
-    width: 120,
-    grow: 2,
-    title: "on which tokens it is on",
-    must: true,
-  },
-  { key: "b", label: "b", width: 42, title: "its match in the second run", must: true },
-  {
-    key: "b_tokens",
-    label: "tokens",
-    width: 120,
-    grow: 2,
-    title: "on which tokens the match is on",
-    must: true,
-  },
-  {
-    key: "jaccard",
-    label: "jaccard",
-    width: 64,
-    number: true,
-    title: "tokens at which both are on, of those at which either is; corrected for chance",
-  },
-  { key: "category", label: "category", width: 76, title: "what a is to b" },
-  { key: "cosine", label: "cosine", width: 58, number: true, title: "of the two decoders" },
-  { key: "a_rate", label: "rate a", width: 70, number: true },
-  { key: "b_rate", label: "rate b", width: 70, number: true },
+  column("a", "a", 42, "latent of the first run", { must: true }),
+  column("a_tokens", "tokens", 120, "on which tokens it is on", { grow: 2, must: true }),
+  column("b", "b", 42, "its match in the second run", { must: true }),
+  column("b_tokens", "tokens", 120, "on which tokens the match is on", { grow: 2, must: true }),
+  column(
+    "jaccard",
+    "jaccard",
+    64,
+    "tokens at which both are on, of those at which either is; corrected for chance",
+    { number: true },
+  ),
+  column("category", "category", 76, "what a is to b"),
+  column("cosine", "cosine", 58, "of the two decoders", { number: true }),
+  column("a_rate", "rate a", 70, null, { number: true }),
+  column("b_rate", "rate b", 70, null, { number: true }),
 ];
 
 const MEANINGS = {
@@ -51,12 +38,11 @@ const MEANINGS = {
   stuck: "off in under .01 % of the tokens",
 };
 
-const words = (tokens) =>
-  (Array.isArray(tokens) ? tokens.map(visible).join(" ") : (tokens ?? "")).toLowerCase();
+const words = (tokens) => tokens.map(visible).join(" ").toLowerCase();
 
 class View {
   constructor(root, route, { a, b, rows, counts }) {
-    Object.assign(this, { root, a, b, rows, counts: counts ?? {} });
+    Object.assign(this, { root, a, b, rows, counts });
     this.query = route.query.get("q") ?? "";
     this.category = route.query.get("category") ?? "";
     const sort = route.query.get("sort") ?? "-jaccard";
@@ -84,14 +70,11 @@ class View {
     this.search = search;
     this.chips = h("div.chips");
     this.count = h("output.count", { "aria-live": "polite" });
-    const there = COLUMNS.filter(({ key }) =>
-      this.rows.some((row) => row[key] !== null && row[key] !== undefined),
-    );
+    const there = COLUMNS.filter(({ key }) => this.rows.some((row) => known(row[key])));
     this.grid = new Grid({
       label: "Matched latents",
       columns: there.map((column) => ({ ...column, stack: !column.key.endsWith("rate") })),
       note: "No pair fits.",
-      height: 34,
       stacked: 84,
       cell: (row, column, node) => this.cell(this.rows[row], column.key, node),
       open: (row) => this.open(row),
@@ -102,31 +85,23 @@ class View {
     this.pair = h(
       "div.pair-panel",
       { "aria-live": "polite" },
-      h("p.note", null, "Choose a pair to see both latents side by side."),
-      h(
-        "dl.pairs",
-        null,
-        Object.entries(MEANINGS)
-          .filter(([category]) => this.counts[category])
-          .map(([category, meaning]) => [h("dt", null, category), h("dd", null, meaning)]),
-      ),
+      h("p.note", "Choose a pair to see both latents side by side."),
+      pairs(Object.entries(MEANINGS).filter(([category]) => this.counts[category])),
     );
     this.root.append(
       h(
         "header.run-head",
-        null,
-        h("h1", null, "Compare"),
+        h("h1", "Compare"),
         h(
           "p",
-          null,
-          h("span.kind", null, "a"),
+          h("span.kind", "a"),
           ` ${this.a.title}, ${this.a.kind} `,
-          h("span.kind", null, "b"),
+          h("span.kind", "b"),
           ` ${this.b.title}, ${this.b.kind}`,
         ),
       ),
-      h("div.seek", { role: "search" }, h("div.find", null, search), this.chips, this.count),
-      h("div.split.compare-split", null, this.grid.node, this.pair),
+      h("div.seek", { role: "search" }, h("div.find", search), this.chips, this.count),
+      h("div.split.compare-split", this.grid.node, this.pair),
     );
   }
 
@@ -146,8 +121,7 @@ class View {
     const side = this.down ? -1 : 1;
     list.sort((x, y) => {
       const [a, b] = [value(this.rows[x]), value(this.rows[y])];
-      if ((a ?? null) === null || (b ?? null) === null)
-        return ((a ?? null) === null) - ((b ?? null) === null) || x - y;
+      if (!known(a) || !known(b)) return known(b) - known(a) || x - y;
       return side * (a < b ? -1 : a > b ? 1 : 0) || x - y;
     });
     this.grid.setSorted(this.key, this.down);
@@ -158,16 +132,14 @@ class View {
     );
     this.chips.replaceChildren(
       ...categories.map(([category, count]) =>
-        h(
-          "button.chip",
+        button(
+          [category, h("b", thousands(count))],
+          () => this.change({ category: category === this.category ? "" : category }),
           {
-            type: "button",
+            class: "chip",
             "aria-pressed": category === this.category,
             title: MEANINGS[category],
-            onclick: () => this.change({ category: category === this.category ? "" : category }),
           },
-          category,
-          h("b", null, thousands(count)),
         ),
       ),
     );
@@ -197,58 +169,46 @@ class View {
     const row = this.rows[index];
     this.at = index;
     this.remember();
-    const ask = (path, latent) =>
-      latent === null || latent === undefined ? null : get(`${path}/${latent}.json`);
+    const ask = (path, latent) => (known(latent) ? get(`${path}/${latent}.json`) : null);
     const sides = await Promise.allSettled([ask("api/latents", row.a), ask("api/beside", row.b)]);
     if (this.at !== index) return;
     const names = [this.a.title, this.b.title];
     this.pair.replaceChildren(
       h(
         "div.pair-facts",
-        null,
-        h("b", { title: MEANINGS[row.category] }, row.category ?? "pair"),
-        h("span", null, `jaccard ${number(row.jaccard, ".2f")}`),
-        h("span", null, `cosine ${number(row.cosine, ".2f")}`),
+        h("b", { title: MEANINGS[row.category] }, row.category),
+        h("span", `jaccard ${number(row.jaccard, ".2f")}`),
+        h("span", `cosine ${number(row.cosine, ".2f")}`),
       ),
       h(
         "div.two",
-        null,
         sides.map(({ value, reason }, side) => this.side(names[side], side, value, reason)),
       ),
     );
   }
 
   side(name, side, latent, reason) {
-    if (reason)
-      return h("div.card", null, h("h2", null, name), h("p.note.failed", null, reason.message));
-    if (!latent)
-      return h(
-        "div.card",
-        null,
-        h("h2", null, name),
-        h("p.note", null, "No latent of this run matches."),
-      );
+    if (reason) return h("div.card", h("h2", name), h("p.note.failed", reason.message));
+    if (!latent) return h("div.card", h("h2", name), h("p.note", "No latent of this run matches."));
     const title =
       side === 0
         ? h("a", { href: latentAddress(latent.latent) }, String(latent.latent))
         : String(latent.latent);
     return h(
       "div.card",
-      null,
-      h("p.small", null, name),
-      h("h2", null, "Latent ", title),
+      h("p.small", name),
+      h("h2", "Latent ", title),
       latentSummary(latent),
-      latent.explanation?.text ? h("p", null, latent.explanation.text) : null,
-      latent.preferred?.length
-        ? tokenBars(
-            latent.preferred
-              .slice(0, 6)
-              .map(({ text, share }) => ({ text, value: share, shown: percent(share) })),
-          )
-        : null,
-      latent.examples?.length
+      latent.explanation && h("p", latent.explanation.text),
+      latent.preferred.length > 0 &&
+        tokenBars(
+          latent.preferred
+            .slice(0, 6)
+            .map(({ text, share }) => ({ text, value: share, shown: percent(share) })),
+        ),
+      latent.examples.length
         ? examples(latent.examples.slice(0, 6))
-        : h("p.note", null, "It is on nowhere in these codes."),
+        : h("p.note", "It is on nowhere in these codes."),
     );
   }
 
@@ -265,26 +225,24 @@ class View {
     if (event.key === "/") return (this.search.focus(), true);
     return this.grid.key(event);
   }
+
+  close() {
+    this.grid.close();
+  }
 }
 
 export async function showCompare(root, route, { run }) {
   if (!run.beside) {
     root.append(
-      h("h1", null, "Compare"),
+      h("h1", "Compare"),
       h(
         "p.note",
-        null,
         "There is one run here. Start ",
-        h("code", null, "bitlens explore RUN --beside OTHER_RUN"),
+        h("code", "bitlens explore RUN --beside OTHER_RUN"),
         " to see its latents beside those of another.",
       ),
     );
     return null;
   }
-  const view = new View(root, route, await get("api/compare.json"));
-  return {
-    keys: (event) => view.keys(event),
-    ready: () => view.ready(),
-    close: () => view.grid.close(),
-  };
+  return new View(root, route, await get("api/compare.json"));
 }

@@ -4,11 +4,11 @@ import { h, style } from "./dom.js";
 import { number, plain, visible } from "./format.js";
 
 /** One token; its leading spaces stay outside the shade, line ends show as ⏎. */
-function piece({ t, v = 0 }, marked, title) {
+function piece({ t, v }, marked) {
   const text = plain(t);
   const space = /^ */.exec(text)[0];
   const core = text.slice(space.length) || (space && (marked || v > 0 ? "·" : " "));
-  const node = h(marked ? "mark" : "span", { title: title ?? `${visible(t)}  ${number(v)}` }, core);
+  const node = h(marked ? "mark" : "span", { title: `${visible(t)}  ${number(v)}` }, core);
   if (v > 0) {
     node.classList.add("on");
     style(node, { "--v": Math.min(1, v).toFixed(3) });
@@ -23,25 +23,18 @@ export function context({ tokens, at }) {
   const shown = first ? [{ ...first, t: first.t.replace(/^ +(?=.)/, "") }, ...rest] : [];
   return h(
     "span.context",
-    null,
     shown.map((token, index) => piece(token, index === at)),
   );
 }
 
-function place({ document, row }) {
-  const parts = [];
-  if (document !== null && document !== undefined && document !== "")
-    parts.push(`document ${document}`);
-  if (row !== null && row !== undefined) parts.push(`row ${row}`);
-  return parts.join(", ");
-}
-
 /** Contexts one below the other. */
-export function examples(list, { more } = {}) {
+export function examples(list) {
   return h(
     "ol.examples",
-    null,
-    list.map((example) => h("li", { title: place(example) }, context(example), more?.(example))),
+    list.map((example) => {
+      const { document, row } = example;
+      return h("li", { title: `document ${document}, row ${row}` }, context(example));
+    }),
   );
 }
 
@@ -50,7 +43,6 @@ export function quoted({ before, token, after }) {
   const space = /^\s*/.exec(token)[0];
   return h(
     "span.context",
-    null,
     plain(before + space),
     h("mark.on", { css: { "--v": "1" } }, plain(token.slice(space.length)) || visible(token)),
     plain(after),
@@ -59,6 +51,5 @@ export function quoted({ before, token, after }) {
 
 /** Tokens that stand for a latent, as chips in one line. */
 export function tokenChips(tokens, most = 5) {
-  if (!Array.isArray(tokens)) return [plain(tokens ?? "")];
-  return tokens.slice(0, most).map((token) => h("span.tok", null, visible(token)));
+  return tokens.slice(0, most).map((token) => h("span.tok", visible(token)));
 }

@@ -1,10 +1,14 @@
 // Elements. Text reaches the page as text nodes only: nothing here, or elsewhere, parses markup.
 
+import { known } from "./format.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 
-function fill(node, properties, children) {
-  for (const [name, value] of Object.entries(properties ?? {})) {
-    if (value === null || value === undefined) continue;
+/** Attributes, if the first of the parts has some, and children. */
+function fill(node, parts) {
+  const [properties, ...children] = parts[0]?.constructor === Object ? parts : [{}, ...parts];
+  for (const [name, value] of Object.entries(properties)) {
+    if (!known(value)) continue;
     if (name.startsWith("aria-")) node.setAttribute(name, String(value));
     else if (value === false) continue;
     else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
@@ -12,23 +16,22 @@ function fill(node, properties, children) {
     else if (name === "data") Object.assign(node.dataset, value);
     else node.setAttribute(name, value === true ? "" : value);
   }
-  node.append(
-    ...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false),
-  );
+  node.append(...children.flat(3).filter((child) => known(child) && child !== false));
   return node;
 }
 
-/** An element: tag, attributes (`onclick`: a listener, `css`: custom properties), children. */
-export function h(tag, properties, ...children) {
+/** `h("p.note", { title }, text)`: an element with classes, attributes if there are any
+    (`onclick`: a listener, `css`: custom properties), and children. */
+export function h(tag, ...parts) {
   const [name, ...classes] = tag.split(".");
   const node = document.createElement(name);
   if (classes.length) node.className = classes.join(" ");
-  return fill(node, properties, children);
+  return fill(node, parts);
 }
 
 /** The same in SVG. */
-export function s(tag, properties, ...children) {
-  return fill(document.createElementNS(SVG, tag), properties, children);
+export function s(tag, ...parts) {
+  return fill(document.createElementNS(SVG, tag), parts);
 }
 
 /** Style properties, set one by one as a strict content security policy allows. */
@@ -39,6 +42,14 @@ export function style(node, properties) {
 
 export function button(label, onclick, properties) {
   return h("button", { type: "button", onclick, ...properties }, label);
+}
+
+/** A list of names and what they stand for: [name, text, title of the name] each. */
+export function pairs(list) {
+  return h(
+    "dl.pairs",
+    list.map(([name, text, title]) => [h("dt", { title }, name), h("dd", text)]),
+  );
 }
 
 /** A sentence for those who listen to the page, shown for a moment. */
@@ -76,9 +87,9 @@ export function choice(label, options, value, onchange) {
       checked: key === value,
       onchange: () => onchange(key),
     });
-    return h("label", { title }, radio, h("span", null, text));
+    return h("label", { title }, radio, h("span", text));
   });
-  return h("fieldset.choice", null, h("legend", null, label), h("div", null, radios));
+  return h("fieldset.choice", h("legend", label), h("div", radios));
 }
 
 /** At most one call a frame; the last arguments win. */

@@ -63,14 +63,13 @@ export class Latents {
     this.numbers = this.columns.filter(({ kind, key }) => kind === "number" && key !== "latent");
     this.byKey = new Map(this.columns.map((column) => [column.key, column]));
     this.rowOf = new Map(data.latent.map((latent, row) => [latent, row]));
-    this.flags = (data.flags ?? []).map((text) => (text ? text.split(/[ ,]+/) : []));
+    this.flags = data.flags ?? []; // one a latent, or ""
     this.flagCounts = new Map();
-    for (const flag of this.flags.flat())
+    for (const flag of this.flags.filter(Boolean))
       this.flagCounts.set(flag, (this.flagCounts.get(flag) ?? 0) + 1);
-    this.words = data.latent.map((latent, row) => {
-      const words = [data.tokens?.[row] ?? "", data.explanation?.[row] ?? ""].flat();
-      return words.join("\n").toLowerCase();
-    });
+    this.words = data.latent.map((latent, row) =>
+      [...data.tokens[row], data.explanation?.[row] ?? ""].join("\n").toLowerCase(),
+    );
   }
 
   latent(row) {
@@ -96,7 +95,7 @@ export class Latents {
 
   fits(row, words, conditions, ranges, flags) {
     const { data } = this;
-    for (const flag of flags) if (!this.flags[row]?.includes(flag)) return false;
+    if (flags.some((flag) => this.flags[row] !== flag)) return false;
     for (const word of words)
       if (!this.words[row].includes(word) && String(data.latent[row]) !== word) return false;
     for (const { key, test, bound } of conditions) {

@@ -18,17 +18,14 @@ export function plain(text) {
   return [...text].map((c) => (c === "\n" ? "⏎" : c !== " " && INKLESS.test(c) ? "·" : c)).join("");
 }
 
-/** Tokens that stand for a latent, a few in one line. */
-export function tokenList(tokens) {
-  if (!tokens) return "";
-  return Array.isArray(tokens) ? tokens.map(visible).join("  ") : plain(tokens);
-}
+/** Whether there is such a value: what is not known is null, or left out. */
+export const known = (value) => value !== null && value !== undefined;
 
 const grouped = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 
 /** A number by a format of Python: `.2%`, `,d`, `.3f`, `.3g`, `+.2f`. */
 export function number(value, form = "") {
-  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  if (!known(value) || Number.isNaN(value)) return "–";
   if (typeof value !== "number") return String(value);
   const [, plus, comma, digits, kind] = /^(\+)?(,)?(?:\.(\d+))?([dfge%s])?$/.exec(form) ?? [];
   const text = shaped(value, comma, digits === undefined ? null : Number(digits), kind);
@@ -67,7 +64,7 @@ export function short(value, digits = 3) {
 
 /** A share as a percentage with as many digits as matter. */
 export function percent(share) {
-  if (share === null || share === undefined) return "–";
+  if (!known(share)) return "–";
   const value = 100 * share;
   if (value === 0) return "0 %";
   return value >= 0.95 ? `${value.toFixed(1)} %` : `${short(value, 2)} %`;

@@ -6,20 +6,20 @@ const SPARE = 6; // rows kept ready above and below what is in sight
 let grids = 0;
 
 /**
- * columns: [{ key, label, title, width (pixels), grow, number, sortable }], most important
+ * columns: [{ key, label, title, width (pixels), grow, number }], most important
  * first (`stack`: also where rows are stacked, on a narrow page);
  * cell(row, column, node) fills a cell. The grid shows as many columns as fit.
  */
 export class Grid {
-  constructor({ label, columns, cell, open, sort, height = 34, stacked = 60, note }) {
-    Object.assign(this, { columns, cell, open, sort, heights: [height, stacked] });
+  constructor({ label, columns, cell, open, sort, stacked, note }) {
+    Object.assign(this, { columns, cell, open, sort, heights: [34, stacked] });
     this.id = `grid-${++grids}`;
     this.rows = [];
     this.at = -1; // the active row, as an index into rows
     this.pool = [];
     this.head = h("div.grid-head", { role: "row", "aria-rowindex": 1 });
     this.space = h("div.grid-space", { role: "presentation" });
-    this.note = h("p.note", null, note ?? "Nothing fits.");
+    this.note = h("p.note", note);
     this.body = h(
       "div.grid-body",
       { role: "rowgroup", onscroll: perFrame(() => this.draw()) },
@@ -41,16 +41,11 @@ export class Grid {
     this.watch.disconnect();
   }
 
-  setColumns(columns) {
-    this.columns = columns;
-    this.fit(true);
-  }
-
   /** Show these rows; the active one stays if it is among them. */
-  setRows(rows, { keep = true } = {}) {
+  setRows(rows) {
     const active = this.rows[this.at];
     this.rows = rows;
-    this.at = keep && active !== undefined ? rows.indexOf(active) : -1;
+    this.at = active !== undefined ? rows.indexOf(active) : -1;
     this.node.setAttribute("aria-rowcount", rows.length + 1);
     style(this.space, { height: `${rows.length * this.rowHeight}px` });
     this.stale = true;
@@ -64,7 +59,7 @@ export class Grid {
   }
 
   /** Choose the columns that fit, and lay out again. */
-  fit(again = false) {
+  fit() {
     const width = this.body.clientWidth;
     if (!width) return;
     const narrow = width < 600;
@@ -72,7 +67,7 @@ export class Grid {
       ? this.columns.filter((column) => column.stack)
       : fitting(this.columns, width);
     const names = shown.map((column) => column.key).join();
-    if (again || names !== this.names || narrow !== this.narrow) {
+    if (names !== this.names || narrow !== this.narrow) {
       Object.assign(this, { names, narrow, shown });
       this.node.classList.toggle("narrow", narrow);
       const tracks = shown
@@ -93,30 +88,20 @@ export class Grid {
     this.head.replaceChildren(
       ...this.shown.map((column) => {
         const here = column.key === sorted;
-        const name =
-          column.sortable === false
-            ? h("span", null, column.label)
-            : h(
-                "button",
-                { type: "button", tabindex: -1, onclick: () => this.sort(column.key) },
-                column.label,
-                here && h("i", { "aria-hidden": "true" }, down ? "↓" : "↑"),
-              );
         return h(
           `div.cell${column.number ? ".number" : ""}`,
           {
             role: "columnheader",
             title: column.title,
             data: { key: column.key },
-            "aria-sort": here
-              ? down
-                ? "descending"
-                : "ascending"
-              : column.sortable === false
-                ? null
-                : "none",
+            "aria-sort": here ? (down ? "descending" : "ascending") : "none",
           },
-          name,
+          h(
+            "button",
+            { type: "button", tabindex: -1, onclick: () => this.sort(column.key) },
+            column.label,
+            here && h("i", { "aria-hidden": "true" }, down ? "↓" : "↑"),
+          ),
         );
       }),
     );
@@ -168,7 +153,6 @@ export class Grid {
     slot.node.hidden = false;
     slot.node.id = `${this.id}-${index}`;
     slot.node.setAttribute("aria-rowindex", index + 2);
-    slot.node.classList.toggle("odd", index % 2 === 1);
     style(slot.node, { transform: `translateY(${index * this.rowHeight}px)` });
     this.shown.forEach((column, number) => {
       slot.cells[number].textContent = "";
@@ -235,6 +219,5 @@ export class Grid {
 
 function fitting(columns, width) {
   let left = width - 16;
-  const shown = columns.filter((column) => (left -= column.width + 16) > 0 || column.must);
-  return shown;
+  return columns.filter((column) => (left -= column.width + 16) > 0 || column.must);
 }

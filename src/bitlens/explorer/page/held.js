@@ -1,6 +1,6 @@
 // Latents that are held, where and how, and what the model then says.
 
-import { get, post, Refusal } from "./api.js";
+import { get, post, shownOf } from "./api.js";
 import { examples, tokenChips } from "./contexts.js";
 import { button, choice, h, later } from "./dom.js";
 import { counted } from "./format.js";
@@ -24,7 +24,7 @@ export class Held {
       left && !query.has("t")
         ? [left.hold, query.get("hold")].filter(Boolean).join()
         : query.get("hold"),
-      run.bits !== false,
+      run.bits,
     );
     for (const latent of this.holds.keys()) if (latent >= run.n_latents) this.holds.delete(latent);
     this.others = run.searched && of("others") === "searched" ? "searched" : "kept";
@@ -72,7 +72,7 @@ export class Held {
       {
         onsubmit: (event) => {
           event.preventDefault();
-          this.set(Number(latent.value), this.on);
+          this.set(Number(latent.value), this.on());
           latent.value = "";
         },
       },
@@ -94,18 +94,16 @@ export class Held {
     this.here = button("", () => this.toggleHere(), { class: "small" });
     this.places = h(
       "div.row",
-      null,
       choice("Where", place, this.everywhere ? "all" : "some", (key) => this.setWhere(key)),
       this.here,
     );
     this.node = h(
       "section.card.held-card",
       { "aria-label": "Held latents" },
-      h("div.row.between", null, h("h2", null, "Held"), add),
+      h("div.row.between", h("h2", "Held"), add),
       this.chips,
       h(
         "div.options",
-        null,
         this.places,
         this.run.searched
           ? choice("Other bits", mode, this.others, (key) => this.option({ others: key }))
@@ -118,7 +116,7 @@ export class Held {
     this.foundBox = h(
       "details",
       { hidden: true, ontoggle: () => this.find() },
-      h("summary", null, "Where the corpus has them so"),
+      h("summary", "Where the corpus has them so"),
       this.found,
     );
     this.node.append(this.foundBox);
@@ -126,16 +124,16 @@ export class Held {
     this.empty();
   }
 
-  get on() {
-    return this.run.bits === false ? (this.run.hold_max ?? 1) : 1;
+  /** The value at which a latent is held on; value: the one that it has, if it is known. */
+  on(value) {
+    return this.run.bits ? 1 : (value ?? this.run.hold_max ?? 1);
   }
 
   sampling() {
-    const field = (label, name, attributes) =>
+    const field = (name, attributes) =>
       h(
         "label.setting",
-        null,
-        label,
+        name,
         h("input", {
           type: "number",
           ...attributes,
@@ -146,14 +144,12 @@ export class Held {
       );
     return h(
       "details",
-      null,
-      h("summary", null, "Sampling"),
+      h("summary", "Sampling"),
       h(
         "div.row",
-        null,
-        field("tokens", "tokens", { min: 1, max: 200, step: 1, required: true }),
-        field("temperature", "temperature", { min: 0, max: 3, step: 0.1, required: true }),
-        field("seed", "seed", { min: 0, max: 1e9, step: 1, required: true }),
+        field("tokens", { min: 1, max: 200, step: 1, required: true }),
+        field("temperature", { min: 0, max: 3, step: 0.1, required: true }),
+        field("seed", { min: 0, max: 1e9, step: 1, required: true }),
       ),
     );
   }
@@ -217,31 +213,19 @@ export class Held {
     this.foundFor = key;
     const of = (on) =>
       [...this.holds].filter(([, value]) => value > 0 === on).map(([latent]) => latent);
-    let shown;
-    try {
-      const { count, contexts } = await post("api/find", {
-        on: of(true),
-        off: of(false),
-        limit: 10,
-      });
-      shown = [
-        h(
-          "p.small",
-          null,
-          count ? `At ${counted(count, "token")}, for example:` : "At no token of the corpus.",
-        ),
-        examples(contexts),
-      ];
-    } catch (error) {
-      if (!(error instanceof Refusal)) throw error;
-      shown = [h("p.note.failed", null, error.message)];
-    }
+    const asked = post("api/find", { on: of(true), off: of(false), limit: 10 });
+    const shown = await shownOf(asked, ({ count, contexts }) => [
+      h(
+        "p.small",
+        count ? `At ${counted(count, "token")}, for example:` : "At no token of the corpus.",
+      ),
+      examples(contexts),
+    ]);
     if (key === this.foundFor) this.found.replaceChildren(...shown);
   }
 
   chip(latent, value) {
-    const bits = this.run.bits !== false;
-    const control = bits
+    const control = this.run.bits
       ? button(value ? "on" : "off", () => this.set(latent, value ? 0 : 1), {
           class: `flip ${value ? "is-on" : "is-off"}`,
           "aria-label": `Latent ${latent} is held ${value ? "on" : "off"}; flip it`,
@@ -259,7 +243,7 @@ export class Held {
     const name = h("span");
     get("api/latents.json").then(
       ({ data }) => {
-        name.append(...tokenChips(data.tokens?.[data.latent.indexOf(latent)], 1));
+        name.append(...tokenChips(data.tokens[latent], 1));
       },
       () => null,
     );
@@ -281,8 +265,7 @@ export class Held {
     this.result.replaceChildren(
       h(
         "p.note",
-        null,
-        `Nothing is held. Hold a ${this.run.bits === false ? "latent" : "bit"} on or off, and ` +
+        `Nothing is held. Hold a ${this.run.bits ? "bit" : "latent"} on or off, and ` +
           "see here what the model says then, beside what it says now.",
       ),
     );
@@ -303,22 +286,19 @@ export class Held {
     this.asked = new AbortController();
     if (!this.holds.size) return this.empty();
     if (!this.text())
-      return this.result.replaceChildren(h("p.note", null, "There is no text to hold it in."));
+      return this.result.replaceChildren(h("p.note", "There is no text to hold it in."));
     this.node.classList.add("busy");
     if (!this.result.querySelector(".paired"))
       this.result.replaceChildren(
-        h("p.note.waiting", null, "The model reads the text with and without."),
+        h("p.note.waiting", "The model reads the text with and without."),
       );
-    try {
-      this.result.replaceChildren(
-        ...whatIsSaid(this.text(), await post("api/hold", this.question(), this.asked.signal)),
-      );
-    } catch (error) {
-      if (error.name === "AbortError") return null;
-      if (!(error instanceof Refusal)) throw error;
-      this.result.replaceChildren(h("p.note.failed", null, error.message));
+    const text = this.text();
+    const asked = post("api/hold", this.question(), this.asked.signal);
+    const said = await shownOf(asked, (answer) => whatIsSaid(text, answer));
+    if (said) {
+      this.result.replaceChildren(...said);
+      this.node.classList.remove("busy");
     }
-    this.node.classList.remove("busy");
     return null;
   }
 

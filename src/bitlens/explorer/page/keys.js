@@ -2,51 +2,39 @@
 
 import { button, h } from "./dom.js";
 
-const LIST = [
-  [
-    "Everywhere",
-    [
-      ["/", "search latents"],
-      ["1 … 4", "the tabs: latents, text, run, compare"],
-      ["g", "go to a latent by its number"],
-      ["Esc", "back, or out of a field"],
-      ["t", "light or dark"],
-      ["?", "this list"],
-    ],
-  ],
-  [
-    "Tables",
-    [
-      ["↓ ↑ or j k", "next and previous row"],
-      ["PgDn PgUp Home End", "further"],
-      ["Enter", "open"],
-    ],
-  ],
-  [
-    "Latent",
-    [
-      ["→ ← or j k", "next and previous latent of the table"],
-      ["c", "copy as Python"],
-      ["h", "hold it on, in a text"],
-    ],
-  ],
-  [
-    "Text",
-    [
-      ["→ ←", "next and previous token"],
-      ["↓ ↑ or j k", "its bits"],
-      ["Enter", "open the latent"],
-      ["+ −", "hold the bit on, off"],
-      ["Backspace", "let go of the bit"],
-    ],
-  ],
-];
+const LIST = {
+  Everywhere: {
+    "/": "search latents",
+    "1 … 4": "the tabs: latents, text, run, compare",
+    g: "go to a latent by its number",
+    Esc: "back, or out of a field",
+    t: "light or dark",
+    "?": "this list",
+  },
+  Tables: {
+    "↓ ↑ or j k": "next and previous row",
+    "PgDn PgUp Home End": "further",
+    Enter: "open",
+  },
+  Latent: {
+    "→ ← or j k": "next and previous latent of the table",
+    c: "copy as Python",
+    h: "hold it on, in a text",
+  },
+  Text: {
+    "→ ←": "next and previous token",
+    "↓ ↑ or j k": "its bits",
+    Enter: "open the latent",
+    "+ −": "hold the bit on, off",
+    Backspace: "let go of the bit",
+  },
+};
 
 const inField = (target) =>
   target.matches?.("textarea, select, [contenteditable], input:not([type=radio], [type=checkbox])");
 
-/** Listen to keys: the view's own first, then the page's. */
-export function listen({ view, everywhere }) {
+/** Listen to keys, but in fields. known(event): whether the key was meant for the page. */
+export function listen(known) {
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
     if (document.querySelector("dialog[open]")) return;
@@ -54,33 +42,30 @@ export function listen({ view, everywhere }) {
       if (event.key === "Escape") event.target.blur();
       return;
     }
-    if (view()?.(event) || everywhere(event)) event.preventDefault();
+    if (known(event)) event.preventDefault();
   });
 }
 
 export function showKeys() {
-  const groups = LIST.map(([title, keys]) =>
+  const groups = Object.entries(LIST).map(([title, keys]) =>
     h(
       "section",
-      null,
-      h("h3", null, title),
+      h("h3", title),
       h(
         "dl.keys",
-        null,
-        keys.map(([key, does]) => [
+        Object.entries(keys).map(([key, does]) => [
           h(
             "dt",
-            null,
             key
               .split(" ")
-              .map((part) => (part.match(/^(or|…)$/) ? ` ${part} ` : [" ", h("kbd", null, part)])),
+              .map((part) => (part.match(/^(or|…)$/) ? ` ${part} ` : [" ", h("kbd", part)])),
           ),
-          h("dd", null, does),
+          h("dd", does),
         ]),
       ),
     ),
   );
-  open("Keys", h("div.key-groups", null, groups));
+  open("Keys", h("div.key-groups", groups));
 }
 
 /** Ask for the number of a latent. */
@@ -113,8 +98,7 @@ function open(title, content) {
   dialog.append(
     h(
       "header",
-      null,
-      h("h2", null, title),
+      h("h2", title),
       button("×", () => dialog.close(), { class: "plain", "aria-label": "Close" }),
     ),
     content,

@@ -1,7 +1,7 @@
 // One latent at a glance.
 
 import { get } from "./api.js";
-import { facts, flagChips, latentCards } from "./cards.js";
+import { facts, flagChip, latentCards } from "./cards.js";
 import { tokenChips } from "./contexts.js";
 import { copy, copyButton, h } from "./dom.js";
 import { counted, visible } from "./format.js";
@@ -13,6 +13,8 @@ function neighbourOf(order, latent, count, step) {
   const next = latent + step;
   return next >= 0 && next < count ? next : undefined;
 }
+
+const named = (latent) => (latent.preferred ?? []).map(({ text }) => text);
 
 function header(latent, { run, order, latentsAt }) {
   const step = (by, label, text) => {
@@ -32,7 +34,6 @@ function header(latent, { run, order, latentsAt }) {
   const link = () => new URL(latentAddress(latent.latent), location.href).href;
   return h(
     "header.latent-head",
-    null,
     h(
       "nav.crumbs",
       { "aria-label": "Place" },
@@ -43,23 +44,14 @@ function header(latent, { run, order, latentsAt }) {
     ),
     h(
       "div.title-line",
-      null,
-      h("h1", null, "Latent ", h("b", null, String(latent.latent))),
-      h(
-        "span.toks",
-        { "aria-hidden": "true" },
-        tokenChips(
-          (latent.preferred ?? []).map(({ text }) => text),
-          5,
-        ),
-      ),
-      flagChips(latent.flags),
-      h("div.step", null, step(-1, "Previous latent", "←"), step(1, "Next latent", "→")),
+      h("h1", "Latent ", h("b", String(latent.latent))),
+      h("span.toks", { "aria-hidden": "true" }, tokenChips(named(latent))),
+      flagChip(latent.flags),
+      h("div.step", step(-1, "Previous latent", "←"), step(1, "Next latent", "→")),
     ),
     facts(latent),
     h(
       "div.actions",
-      null,
       run.live &&
         h(
           "a.button",
@@ -69,12 +61,7 @@ function header(latent, { run, order, latentsAt }) {
       copyButton("Copy link", link, "The link"),
       latent.python && copyButton("Copy as Python", latent.python, "Python"),
       latent.python &&
-        h(
-          "details.code",
-          null,
-          h("summary", null, "Python"),
-          h("pre", { tabindex: 0 }, latent.python),
-        ),
+        h("details.code", h("summary", "Python"), h("pre", { tabindex: 0 }, latent.python)),
     ),
   );
 }
@@ -84,10 +71,9 @@ export async function showLatent(root, route, context) {
   const { run, order, app } = context;
   if (!Number.isInteger(number_) || number_ < 0 || number_ >= run.n_latents) {
     root.append(
-      h("h1", null, "No such latent"),
+      h("h1", "No such latent"),
       h(
         "p.note",
-        null,
         `This run has the latents 0 to ${run.n_latents - 1}. `,
         h("a", { href: context.latentsAt }, "All latents"),
       ),
@@ -99,7 +85,7 @@ export async function showLatent(root, route, context) {
   const { wide, side } = latentCards(latent);
   root.append(
     header(latent, context),
-    h("div.latent-body", null, h("div.wide", null, wide), h("div.side", null, side)),
+    h("div.latent-body", h("div.wide", wide), h("div.side", side)),
   );
   const turn = (by) => {
     const to = neighbourOf(order, number_, run.n_latents, by);
@@ -119,12 +105,6 @@ export async function showLatent(root, route, context) {
     .filter((to) => to !== undefined);
   const ready = () =>
     setTimeout(() => ahead.forEach((to) => get(`api/latents/${to}.json`).catch(() => null)), 200);
-  return {
-    title: `Latent ${number_} ${(latent.preferred ?? [])
-      .slice(0, 2)
-      .map(({ text }) => visible(text))
-      .join(" ")}`,
-    keys,
-    ready,
-  };
+  const tokens = named(latent).slice(0, 2).map(visible).join(" ");
+  return { title: `Latent ${number_} ${tokens}`, keys, ready };
 }

@@ -26,7 +26,7 @@ class View {
     const sort = query.get("sort") ?? "";
     this.query = query.get("q") ?? "";
     this.key = latents.byKey.has(sort.replace(/^-/, "")) ? sort.replace(/^-/, "") : "latent";
-    this.down = sort.startsWith("-") && this.key !== "";
+    this.down = sort.startsWith("-");
     this.flags = (query.get("flags") ?? "")
       .split(",")
       .filter((flag) => latents.flagCounts.has(flag));
@@ -84,27 +84,30 @@ class View {
         ),
     });
     this.root.append(
-      h("h1.unseen", null, "Latents"),
+      h("h1.unseen", "Latents"),
       h(
         "div.seek",
         { role: "search" },
-        h("div.find", null, this.search, h("kbd", { "aria-hidden": "true" }, "/")),
+        h("div.find", this.search, h("kbd", { "aria-hidden": "true" }, "/")),
         this.chips,
         this.count,
-        h("div.sorting", null, h("span", null, "Sorted by "), this.sortBy, this.turn),
+        h("div.sorting", h("span", "Sorted by "), this.sortBy, this.turn),
       ),
-      h("div.split", null, this.grid.node, latents.numbers.length ? this.plots() : null),
+      h("div.split", this.grid.node, latents.numbers.length ? this.plots() : null),
     );
   }
 
   plots() {
     const { latents } = this;
-    const pick = (label, value, set) =>
+    const pick = (label, name) =>
       h(
         "select",
-        { "aria-label": label, onchange: (event) => set(event.target.value) },
+        {
+          "aria-label": `Column of the ${label}`,
+          onchange: (event) => this.change({ [name]: event.target.value }),
+        },
         latents.numbers.map(({ key, label: text, meaning }) =>
-          h("option", { value: key, selected: key === value, title: meaning }, text),
+          h("option", { value: key, selected: key === this[name], title: meaning }, text),
         ),
       );
     this.histogram = new Histogram({
@@ -119,55 +122,32 @@ class View {
       onpick: (row) => this.pick(row),
       name: (row) => this.name(row),
     });
-    const panel = h(
+    return h(
       "details.plots",
       { open: window.innerWidth > 900 },
-      h("summary", null, "Plots"),
+      h("summary", "Plots"),
       h(
         "figure",
-        null,
-        h(
-          "figcaption",
-          null,
-          "Histogram of ",
-          pick("Column of the histogram", this.histogramOf, (key) =>
-            this.change({ histogramOf: key }),
-          ),
-        ),
+        h("figcaption", "Histogram of ", pick("histogram", "histogramOf")),
         this.histogram.node,
       ),
       h(
         "figure",
-        null,
-        h(
-          "figcaption",
-          null,
-          pick("Column of the vertical axis", this.yOf, (key) => this.change({ yOf: key })),
-          " against ",
-          pick("Column of the horizontal axis", this.xOf, (key) => this.change({ xOf: key })),
-        ),
+        h("figcaption", pick("vertical axis", "yOf"), " against ", pick("horizontal axis", "xOf")),
         this.scatter.node,
       ),
       h(
         "p.small",
-        null,
         "Drag to select; click an empty place to let go. A point is a latent; the height of a bar " +
           "is the square root of its number of latents.",
       ),
     );
-    return panel;
   }
 
   name(row) {
-    const tokens = this.latents.data.tokens?.[row];
-    return `${this.latents.latent(row)}  ${
-      (Array.isArray(tokens)
-        ? tokens
-            .slice(0, 2)
-            .map((token) => plain(token).replace(/^ /, "·"))
-            .join(" ")
-        : tokens) ?? ""
-    }`;
+    const tokens = this.latents.data.tokens[row].slice(0, 2);
+    const shown = tokens.map((token) => plain(token).replace(/^ /, "·")).join(" ");
+    return `${this.latents.latent(row)}  ${shown}`;
   }
 
   change(values) {
@@ -229,17 +209,11 @@ class View {
     const flags = [...this.latents.flagCounts].map(([flag, count]) => {
       const on = this.flags.includes(flag);
       const flags = on ? this.flags.filter((other) => other !== flag) : [...this.flags, flag];
-      return h(
-        `button.chip.flag-${flag}`,
-        {
-          type: "button",
-          "aria-pressed": on,
-          title: this.latents.byKey.get("flags").meaning,
-          onclick: () => this.change({ flags }),
-        },
-        flag,
-        h("b", null, thousands(count)),
-      );
+      return button([flag, h("b", thousands(count))], () => this.change({ flags }), {
+        class: `chip flag-${flag}`,
+        "aria-pressed": on,
+        title: this.latents.byKey.get("flags").meaning,
+      });
     });
     const ranges = this.ranges.map((range) => {
       const { label, format } = this.latents.byKey.get(range.key);
@@ -250,17 +224,12 @@ class View {
           : range.high === Infinity
             ? `${label} ≥ ${end(range.low)}`
             : `${label} ${end(range.low)} to ${end(range.high)}`;
-      return h(
-        "button.chip",
-        {
-          type: "button",
-          "aria-pressed": "true",
-          "aria-label": `Remove: ${text}`,
-          onclick: () => this.brush([[range.key, null]]),
-        },
-        text,
-        h("b", { "aria-hidden": "true" }, "×"),
-      );
+      const cross = h("b", { "aria-hidden": "true" }, "×");
+      return button([text, cross], () => this.brush([[range.key, null]]), {
+        class: "chip",
+        "aria-pressed": "true",
+        "aria-label": `Remove: ${text}`,
+      });
     });
     this.chips.replaceChildren(...flags, ...ranges);
   }
@@ -328,13 +297,8 @@ class View {
 export async function showLatents(root, route, context) {
   const latents = await columns();
   if (!latents.count) {
-    root.append(h("h1.unseen", null, "Latents"), h("p.note", null, "This run has no latents."));
+    root.append(h("h1.unseen", "Latents"), h("p.note", "This run has no latents."));
     return null;
   }
-  const view = new View(root, route, context, latents);
-  return {
-    keys: (event) => view.keys(event),
-    ready: () => view.ready(),
-    close: () => view.close(),
-  };
+  return new View(root, route, context, latents);
 }

@@ -6,24 +6,28 @@ import { axis } from "./charts.js";
 
 const EDGE = { left: 8, right: 8, top: 8, bottom: 22 };
 
-function colours() {
-  const css = getComputedStyle(document.documentElement);
-  const of = (name) => css.getPropertyValue(name).trim();
+/** Colours of the page as they are now, light or dark, by way of the canvas's own. */
+function colours(canvas) {
+  const css = getComputedStyle(canvas);
+  const of = (name) => {
+    canvas.style.color = `var(${name})`;
+    return css.color;
+  };
   return {
     ink: of("--muted"),
     line: of("--line"),
     faint: of("--faint"),
     accent: of("--accent"),
     wash: of("--wash"),
-    font: `11px ${of("--sans")}`,
+    font: `11px ${css.getPropertyValue("--sans")}`,
   };
 }
 
 class Plot {
-  constructor(height, label) {
-    this.canvas = h("canvas", { role: "img", "aria-label": label });
+  constructor(height) {
+    this.canvas = h("canvas", { role: "img" });
     this.tip = h("div.tip", { hidden: true });
-    this.node = h("div.plot", null, this.canvas, this.tip);
+    this.node = h("div.plot", this.canvas, this.tip);
     style(this.node, { height: `${height}px` });
     this.height = height;
     this.redraw = perFrame(() => this.draw());
@@ -135,8 +139,8 @@ class Plot {
 
 /** How often each value occurs, of all and of the selected; `onbrush(low, high)` or null. */
 export class Histogram extends Plot {
-  constructor({ onbrush, height = 150 }) {
-    super(height, "");
+  constructor({ onbrush }) {
+    super(150);
     this.onbrush = onbrush;
   }
 
@@ -164,7 +168,7 @@ export class Histogram extends Plot {
   draw() {
     const pen = this.values && this.begin();
     if (!pen) return;
-    const colour = colours();
+    const colour = colours(this.canvas);
     this.xAxis(pen, colour);
     const { left, right, top, bottom } = this.box;
     const width = (right - left) / this.all.length;
@@ -224,8 +228,8 @@ export class Histogram extends Plot {
 
 /** Two columns against each other; `onbrush(x range, y range)` or null, `onpick(row)`. */
 export class Scatter extends Plot {
-  constructor({ onbrush, onpick, name, height = 250 }) {
-    super(height, "");
+  constructor({ onbrush, onpick, name }) {
+    super(250);
     Object.assign(this, { onbrush, onpick, name, leftRoom: 34 });
   }
 
@@ -251,7 +255,7 @@ export class Scatter extends Plot {
   draw() {
     const pen = this.xs && this.begin();
     if (!pen) return;
-    const colour = colours();
+    const colour = colours(this.canvas);
     this.xAxis(pen, colour);
     pen.textAlign = "right";
     pen.textBaseline = "middle";

@@ -2,35 +2,27 @@
 
 import { bar } from "./charts.js";
 import { h } from "./dom.js";
-import { number, percent, plain, visible } from "./format.js";
+import { known, number, percent, plain, visible } from "./format.js";
 
 const ROWS = 8; // next tokens shown
 const TAIL = 60; // letters of the text before a continuation
 
 export function whatIsSaid(text, { before, after, kl_div: divergence, changes, milliseconds }) {
-  const goesOn = before.continuation !== undefined && before.continuation !== null;
   return [
-    h(
-      "h3",
-      null,
-      "The next token ",
-      h("span.legend", null, h("i.before"), "as it is ", h("i.after"), "held"),
-    ),
+    h("h3", "The next token ", h("span.legend", h("i.before"), "as it is ", h("i.after"), "held")),
     paired(before.next, after.next),
     h(
       "p.small",
-      null,
       `KL divergence ${number(divergence, ".3g")} nats, ${number(milliseconds, ".0f")} ms.`,
     ),
-    goesOn
+    known(before.continuation)
       ? h(
           "div.two.continued",
-          null,
           continued(text, "It goes on", "before", before),
           continued(text, "Held, it goes on", "after", after),
         )
       : "",
-    changes?.length ? h("div", null, h("h3", null, "Moved most"), moved(changes)) : "",
+    changes.length ? h("div", h("h3", "Moved most"), moved(changes)) : "",
   ];
 }
 
@@ -38,52 +30,34 @@ function continued(text, title, kind, { continuation }) {
   const tail = plain(text.slice(-TAIL));
   return h(
     `div.said-${kind}`,
-    null,
-    h("h3", null, title),
+    h("h3", title),
     h(
       "blockquote",
-      null,
-      h("span.small", null, text.length > TAIL ? `… ${tail}` : tail),
-      h("b", null, plain(continuation ?? "")),
+      h("span.small", text.length > TAIL ? `… ${tail}` : tail),
+      h("b", plain(continuation)),
     ),
   );
 }
 
+/** before, after: the same tokens in the same order */
 function paired(before, after) {
-  const rows = new Map();
-  const same =
-    before.length === after.length && before.every(({ t }, index) => t === after[index].t);
-  const put =
-    (side) =>
-    ({ t, p }, index) => {
-      const key = same ? index : t;
-      rows.set(key, { ...(rows.get(key) ?? { t }), [side]: p });
-    };
-  before.forEach(put("before"));
-  after.forEach(put("after"));
-  const list = [...rows.values()]
-    .sort((a, b) => Math.max(b.before ?? 0, b.after ?? 0) - Math.max(a.before ?? 0, a.after ?? 0))
+  const list = before
+    .map(({ t, p }, index) => ({ t, before: p, after: after[index].p }))
+    .sort((a, b) => Math.max(b.before, b.after) - Math.max(a.before, a.after))
     .slice(0, ROWS);
-  const most = Math.max(1e-9, ...list.flatMap((row) => [row.before ?? 0, row.after ?? 0]));
+  const most = Math.max(1e-9, ...list.flatMap((row) => [row.before, row.after]));
   return h(
     "ol.paired",
-    null,
     list.map((row) =>
       h(
         "li",
         { data: { token: row.t } },
-        h("span.tok", null, visible(row.t)),
-        h(
-          "span.pair",
-          null,
-          bar((row.before ?? 0) / most, "before"),
-          bar((row.after ?? 0) / most, "after"),
-        ),
+        h("span.tok", visible(row.t)),
+        h("span.pair", bar(row.before / most, "before"), bar(row.after / most, "after")),
         h(
           "span.number",
-          null,
-          h("span.p-before", null, percent(row.before)),
-          h("span.p-after", null, percent(row.after)),
+          h("span.p-before", percent(row.before)),
+          h("span.p-after", percent(row.after)),
         ),
       ),
     ),
@@ -93,15 +67,14 @@ function paired(before, after) {
 function moved(changes) {
   return h(
     "ul.moved",
-    null,
     changes
       .slice(0, 8)
       .map(({ t, before, after }) =>
         h(
           "li",
           { class: after > before ? "rose" : "fell" },
-          h("span.tok", null, visible(t)),
-          h("span.number", null, `${percent(before)} → ${percent(after)}`),
+          h("span.tok", visible(t)),
+          h("span.number", `${percent(before)} → ${percent(after)}`),
         ),
       ),
   );

@@ -3,7 +3,7 @@
 import { post, Refusal } from "./api.js";
 import { bar, tokenBars } from "./charts.js";
 import { tokenChips } from "./contexts.js";
-import { button, h, later, style } from "./dom.js";
+import { button, h, later } from "./dom.js";
 import { counted, lastPart, number, percent, visible } from "./format.js";
 import { Held } from "./held.js";
 import { Near } from "./near.js";
@@ -16,8 +16,8 @@ let left = null; // the text and holds as they were left
 
 class View {
   constructor(root, route, context) {
-    Object.assign(this, { root, run: context.run });
     const { query } = route;
+    Object.assign(this, { root, run: context.run, given: query.has("t") });
     this.text = query.get("t") ?? left?.text ?? FIRST;
     this.at = Number(query.get("at") ?? left?.at ?? -1);
     this.bit = 0;
@@ -52,10 +52,10 @@ class View {
     this.bits = h("section.card.bits-card", { "aria-label": "Bits of the token" });
     this.near = new Near(() => ({ text: this.text, token: this.tokens[this.at] }));
     this.root.append(
-      h("h1.unseen", null, "Text"),
-      h("div.field", null, this.field, this.status),
+      h("h1.unseen", "Text"),
+      h("div.field", this.field, this.status),
       this.cells,
-      h("div.text-body", null, this.bits, this.held.node, this.near.node),
+      h("div.text-body", this.bits, this.held.node, this.near.node),
     );
   }
 
@@ -72,8 +72,7 @@ class View {
     try {
       const answer = await post("api/text", { text: this.text }, this.asked.signal);
       const on = answer.tokens.filter((token) => !token.left_out);
-      const mean =
-        on.reduce((sum, token) => sum + (token.on ?? token.bits.length), 0) / (on.length || 1);
+      const mean = on.reduce((sum, token) => sum + token.on, 0) / (on.length || 1);
       this.drawTokens(
         answer.tokens,
         `${counted(answer.tokens.length, "token")}, ${number(mean, ".1f")} latents on at each, ` +
@@ -115,20 +114,17 @@ class View {
       visible(token.t),
     );
     if (token.left_out) face.classList.add("out");
-    if (token.t.includes("\n")) face.classList.add("ends");
     const named = token.bits.slice(0, BELOW).map(({ latent, surprisal }, rank) =>
-      style(
-        h(
-          "button.bit",
-          {
-            type: "button",
-            tabindex: -1,
-            data: { rank },
-            title: `latent ${latent}: ${number(surprisal, ".3g")} bits of surprise`,
-          },
-          String(latent),
-        ),
-        { "--v": (surprisal / most).toFixed(3) },
+      h(
+        "button.bit",
+        {
+          type: "button",
+          tabindex: -1,
+          data: { rank },
+          title: `latent ${latent}: ${number(surprisal, ".3g")} bits of surprise`,
+          css: { "--v": (surprisal / most).toFixed(3) },
+        },
+        String(latent),
       ),
     );
     return h("div.token-cell", { data: { index } }, face, named);
@@ -143,13 +139,13 @@ class View {
 
   choose(index, focus = false) {
     this.at = index;
-    for (const [number_, cell] of [...this.cells.children].entries()) {
-      const here = number_ === index;
+    this.cells.childNodes.forEach((cell, at) => {
+      const here = at === index;
       cell.classList.toggle("chosen", here);
       cell.firstChild.tabIndex = here ? 0 : -1;
       cell.firstChild.setAttribute("aria-pressed", here);
-      if (here && focus) cell.firstChild.focus({ preventScroll: false });
-    }
+      if (here && focus) cell.firstChild.focus();
+    });
     this.held.tokenChanged();
     this.drawBits();
     this.markHeld();
@@ -160,41 +156,26 @@ class View {
   drawBits() {
     const token = this.tokens[this.at];
     if (!token)
-      return this.bits.replaceChildren(
-        h("h2", null, "Bits"),
-        h("p.note", null, "No token is chosen."),
-      );
+      return this.bits.replaceChildren(h("h2", "Bits"), h("p.note", "No token is chosen."));
     const most = token.bits[0]?.surprisal || 1;
     this.bits.replaceChildren(
-      h(
-        "h2",
-        null,
-        this.run.bits === false ? "Latents at " : "Bits at ",
-        h("span.tok", null, visible(token.t)),
-      ),
+      h("h2", this.run.bits ? "Bits at " : "Latents at ", h("span.tok", visible(token.t))),
       h(
         "p.small",
-        null,
         token.left_out
           ? "The model reads this token; its state is not among those that the autoencoder learned."
-          : `${counted(token.on ?? token.bits.length, "latent")} on at position ` +
+          : `${counted(token.on, "latent")} on at position ` +
               `${token.position}, with their surprise in bits, the largest first.`,
       ),
       h(
         "ol.bit-list",
-        null,
         token.bits.map((bit, rank) => this.bitRow(bit, rank, most)),
       ),
-      token.next?.length
-        ? h(
-            "div.next",
-            null,
-            h("h3", null, "What the model expects next"),
-            tokenBars(
-              token.next.slice(0, 6).map(({ t, p }) => ({ text: t, value: p, shown: percent(p) })),
-            ),
-          )
-        : "",
+      h(
+        "div.next",
+        h("h3", "What the model expects next"),
+        tokenBars(token.next.map(({ t, p }) => ({ text: t, value: p, shown: percent(p) }))),
+      ),
     );
     return null;
   }
@@ -214,28 +195,25 @@ class View {
           title: `Hold it ${label} in what the model reads`,
         },
       );
-    const on = this.run.bits === false ? (value ?? this.run.hold_max ?? 1) : 1;
     return h(
       "li",
       { class: rank === this.bit ? "chosen" : null, onclick: () => this.chooseBit(rank) },
       h("a", { href: latentAddress(latent) }, String(latent)),
-      h("span.toks", null, tokenChips(tokens, 3)),
+      h("span.toks", tokenChips(tokens, 3)),
       h(
         "span.surprise",
         { title: "bits of surprise" },
         bar(surprisal / most),
-        h("span.number", null, number(surprisal, ".1f")),
+        h("span.number", number(surprisal, ".1f")),
       ),
-      h("span.holds", null, hold(on, "on"), hold(0, "off")),
+      h("span.holds", hold(this.held.on(value), "on"), hold(0, "off")),
     );
   }
 
   chooseBit(rank) {
     this.bit = rank;
-    for (const [number_, row] of [
-      ...(this.bits.querySelector(".bit-list")?.children ?? []),
-    ].entries())
-      row.classList.toggle("chosen", number_ === rank);
+    const rows = this.bits.querySelectorAll(".bit-list li");
+    rows.forEach((row, at) => row.classList.toggle("chosen", at === rank));
     this.bits.querySelector(".chosen")?.scrollIntoView({ block: "nearest" });
   }
 
@@ -246,14 +224,12 @@ class View {
   }
 
   markHeld() {
-    for (const [index, cell] of [...this.cells.children].entries()) {
-      cell.classList.toggle(
-        "held",
-        this.held.holds.size > 0 && this.held.touches(this.tokens[index]),
-      );
-      for (const bit of cell.querySelectorAll(".bit"))
-        bit.classList.toggle("holding", this.held.holds.has(Number(bit.textContent)));
-    }
+    const { holds } = this.held;
+    this.cells.childNodes.forEach((cell, at) =>
+      cell.classList.toggle("held", holds.size > 0 && this.held.touches(this.tokens[at])),
+    );
+    for (const bit of this.cells.querySelectorAll(".bit"))
+      bit.classList.toggle("holding", holds.has(Number(bit.textContent)));
   }
 
   remember() {
@@ -271,26 +247,23 @@ class View {
     if (!token || event.target.closest?.(".held-card, summary")) return false;
     const onPress = event.target.closest?.("a, button:not(.token)");
     const moves = { ArrowRight: 1, ArrowLeft: -1 };
+    const within = (at, list) => Math.min(Math.max(at, 0), list.length - 1);
     if (event.key in moves)
-      return (
-        this.choose(
-          Math.min(Math.max(this.at + moves[event.key], 0), this.tokens.length - 1),
-          true,
-        ),
-        true
-      );
+      return (this.choose(within(this.at + moves[event.key], this.tokens), true), true);
     const steps = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1 };
     if (event.key in steps)
-      return (
-        this.chooseBit(Math.min(Math.max(this.bit + steps[event.key], 0), token.bits.length - 1)),
-        true
-      );
+      return (this.chooseBit(within(this.bit + steps[event.key], token.bits)), true);
     if (!bit || onPress) return false;
     if (event.key === "Enter") return (go(latentAddress(bit.latent)), true);
-    const on = this.run.bits === false ? (bit.value ?? this.run.hold_max ?? 1) : 1;
+    const on = this.held.on(bit.value);
     const values = { "+": on, "=": on, "-": 0, "−": 0, Backspace: null };
     if (event.key in values) return (this.held.set(bit.latent, values[event.key]), true);
     return false;
+  }
+
+  ready() {
+    this.read();
+    if (matchMedia("(hover: hover)").matches && !this.given) this.field.focus();
   }
 
   close() {
@@ -302,21 +275,15 @@ class View {
 export async function showText(root, route, context) {
   if (!context.run.live) {
     root.append(
-      h("h1", null, "Text"),
+      h("h1", "Text"),
       h(
         "p.note",
-        null,
         "Reading a text takes the language model, which this copy does not have: start ",
-        h("code", null, `bitlens explore ${lastPart(context.run.run)}`),
+        h("code", `bitlens explore ${lastPart(context.run.run)}`),
         " where the run is.",
       ),
     );
     return null;
   }
-  const view = new View(root, route, context);
-  const ready = () => {
-    view.read();
-    if (matchMedia("(hover: hover)").matches && !route.query.has("t")) view.field.focus();
-  };
-  return { keys: (event) => view.keys(event), ready, close: () => view.close() };
+  return new View(root, route, context);
 }
