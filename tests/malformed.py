@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import importlib.util
 import json
 import shutil
 import sqlite3
@@ -312,5 +313,6 @@ FORMATS = {
     "weights in npz": Format(_npz_weights, "params.npz", _foreign, (zipped,)),
     "weights in PyTorch": Format(_torch_weights, "ae.pt", _foreign, (zipped, pickled)),
     "settings of others": Format(_torch_weights, "config.json", _foreign, (grammar,)),
-    "gguf": Format(_model, "model.gguf", _gguf),
 }
+if importlib.util.find_spec("gguf"):
+    FORMATS["gguf"] = Format(_model, "model.gguf", _gguf)

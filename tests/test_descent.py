@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -129,6 +129,7 @@ def test_against_all_codes(m):
 
 @property_test
 @given(problems, st.booleans(), st.booleans())
+@example((200, 16, 7, 2), False, False)
 def test_both_devices_agree(shape, exchanges, kept):
     x, W, b, price = problem(*shape)
     G, m = gram(W), len(W)
@@ -136,11 +137,13 @@ def test_both_devices_agree(shape, exchanges, kept):
     tolerance = descent.TOLERANCE * (x - b).square().sum(1)
     what = Descent(W, b, price, G if kept else None, 4 * m, exchanges)
     there = search(what, x, None, tolerance, descent_cuda)
-    same = (here.words == there.words).all(1)
-    assert torch.allclose(
-        energy(x, W, b, price, here)[~same], energy(x, W, b, price, there)[~same], rtol=1e-3
-    )
-    assert same.float().mean() > 0.9
+    reached, same = energy(x, W, b, price, there), (here.words == there.words).all(1)
+    if kept or m <= descent.CANDIDATES:
+        assert torch.allclose(energy(x, W, b, price, here)[~same], reached[~same], rtol=1e-3)
+        assert same.float().mean() > 0.9
+    else:  # another local optimum, where a candidate was flipped before a better latent
+        one, _ = after_flips(x, W, b, price, there)
+        assert (one >= reached[:, None] - slack(x)).all()
 
 
 def test_few_candidates_end_where_all_do(monkeypatch):

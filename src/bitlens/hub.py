@@ -27,6 +27,7 @@ LETTERS = 200  # of what the hub says
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 SECRET = re.compile(r"(?<=://)[^/\s@]+@")  # of an address: the user's name and password
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NOT_WRITTEN = (PermissionError, FileExistsError, NotADirectoryError)
 # of the exceptions of the client's HTTP library, which is another one in each of its versions
 BROKEN = {"RemoteProtocolError", "ReadError", "WriteError", "ReadTimeout", "ChunkedEncodingError"}
 
@@ -92,13 +93,14 @@ def _fetched_before(repository: str, settings: Any, error: BitlensError) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import OfflineModeIsEnabled, RevisionNotFoundError
 
-    if isinstance(error.__cause__, RevisionNotFoundError):
+    cause = error.__cause__
+    if isinstance(cause, RevisionNotFoundError) or _is_of_here(cause):
         raise error
     try:
         folder = snapshot_download(repository, local_files_only=True, **settings)
     except _failures():
-        raise error from error.__cause__
-    if not isinstance(error.__cause__, OfflineModeIsEnabled):
+        raise error from cause
+    if not isinstance(cause, OfflineModeIsEnabled):
         terminal.say(f"What was fetched before is used: {error}")
     return folder
 
@@ -205,6 +207,12 @@ def _passes(error: BaseException) -> bool:
     return type(error).__name__ in BROKEN or any(words in str(error) for words in said)
 
 
+def _is_of_here(error: BaseException | None) -> bool:
+    """Whether what failed is no answer of the hub but writing it: a part of it may be there."""
+    refused = isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError)
+    return refused or isinstance(error, NOT_WRITTEN) or getattr(error, "errno", None) in FULL
+
+
 def _endpoint() -> str:
     """The hub's address, without the password that may stand in it."""
     from huggingface_hub import constants
@@ -257,7 +265,7 @@ def _without_answer(error: BaseException, repository: str, sent: bool) -> str:
             f"The disk is full: '{repository}' could not be written to {constants.HF_HUB_CACHE}; "
             "free some space, or name another disk with HF_HOME."
         )
-    if isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
+    if isinstance(error, NOT_WRITTEN):
         return f"{error.filename or constants.HF_HUB_CACHE} cannot be written: {error.strerror}."
     if "Consistency check failed" in str(error):
         return f"{hub} sent a file of '{repository}' that is not whole; try again."
