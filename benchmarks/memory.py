@@ -45,7 +45,7 @@ def peaks(command: str, sizes: list[tuple[str, Arguments]]) -> Iterator[Peak]:
     """sizes: what each is and the arguments of the command, the first one tiny."""
     libraries = 0
     for of, arguments in sizes:
-        plan = planned(command, *arguments)[0]["total"]
+        plan = planned(command, *arguments)
         peak = spend(command, *arguments).peak_bytes
         if of == TINY:
             libraries = peak - plan

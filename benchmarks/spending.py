@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import subprocess
@@ -11,6 +12,8 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+
+from bitlens.cli import main
 
 EVERY = 0.003  # seconds between looks at the process
 
@@ -63,9 +66,9 @@ def spend(*arguments: str | Path) -> Spent:
     return Spent(seconds, peak, usage.ru_maxrss << 10, wall)
 
 
-def planned(*arguments: str | Path) -> tuple[dict, Spent]:
-    """What the command says that it will take, and what it had taken by then."""
-    with tempfile.TemporaryDirectory() as name:
+def planned(*arguments: str | Path) -> int:
+    """Bytes that the command says it will take at its peak."""
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         path = Path(name) / "plan.json"
-        spent = spend(*arguments, "--plan", "--json", path)
-        return json.loads(path.read_text()), spent
+        main([*map(str, arguments), "--plan", "--json", str(path)])
+        return json.loads(path.read_text())["total"]

@@ -151,6 +151,8 @@ def test_peaks_are_within_a_fifth_of_the_plan(tmp_path):
         pytest.skip("needs /proc")
     found = [peak for name, sizes in cases(tmp_path, large=False) for peak in peaks(name, sizes)]
     assert {peak.command for peak in found} == PLANNED
+    if torch.version.cuda:  # docs/scale.md: the heap of such a torch is in pieces
+        found = [peak for peak in found if peak.command != "harvest"]
     assert not [str(peak) for peak in found if not 0.8 <= peak.ratio <= 1.2]
 
 
