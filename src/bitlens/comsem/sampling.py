@@ -17,7 +17,13 @@ from bitlens.bits.codes import Columns
 from bitlens.bits.shards import AnyBits
 from bitlens.bits.statistics import nearest
 from bitlens.errors import BitlensError
-from bitlens.features.on_rows import explainers_part, on_rows, one_a_document, refuse_unknown
+from bitlens.features.on_rows import (
+    explainers_part,
+    on_rows,
+    one_a_document,
+    one_by_one,
+    refuse_unknown,
+)
 from bitlens.results import brief
 from bitlens.seeding import generator
 
@@ -131,8 +137,8 @@ class _Counterexamples:
         """As many as there are examples at most, each from another document."""
         off = self.pool[~self.bits.column(latent).bool()]
         draw = generator(self.plan.seed, "counterexamples", latent)
-        rows = off[torch.randperm(len(off), generator=draw)].tolist()
-        return one_a_document(rows, self.document, self.plan.examples)
+        rows = off[torch.randperm(len(off), generator=draw)]
+        return one_a_document(one_by_one(rows), self.document, self.plan.examples)
 
 
 class _Negatives:
@@ -157,7 +163,7 @@ class _Negatives:
         neighbours = plan.neighbours + plan.same_token - len(same)
         near = self._distinct(self._nearest(off, positives), neighbours, used)
         order = torch.randperm(int(off.sum()), generator=draw)
-        random = self._distinct(self.pool[off][order].tolist(), plan.random, used)
+        random = self._distinct(one_by_one(self.pool[off][order]), plan.random, used)
         on = examples.tolist(), positives.tolist()
         return Trial(latent, *on, random, same, near, counterexamples)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bitlens.bits.codes import Codes, TextRows
-from bitlens.features.on_rows import one_a_document
+from bitlens.features.on_rows import one_a_document, one_by_one
 from bitlens.hidden.pieces import BYTES, in_text, outside
 from bitlens.seeding import generator
 
@@ -33,7 +33,7 @@ def random_examples(
     on each side."""
     on = (codes.bits.column(latent).bool() & codes.usual).nonzero()[:, 0]
     order = on[torch.randperm(len(on), generator=generator(seed, "examples", latent))]
-    rows = one_a_document(order.tolist(), codes.document, n)
+    rows = one_a_document(one_by_one(order), codes.document, n)
     return [in_context(codes, row, tokenizer, window) for row in rows]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -70,6 +71,11 @@ def on_rows(
         picked = first_of_documents(rows, keys, document.numpy(), n)
         drawn[place, : len(picked)] = picked
     return torch.from_numpy(drawn)
+
+
+def one_by_one(rows: Tensor) -> Iterator[int]:
+    """Each of them in turn: of many rows, mostly the first few are looked at."""
+    return chain.from_iterable(some.tolist() for some in rows.split(256))
 
 
 def one_a_document(rows: Iterable[int], document: Tensor, n: int) -> list[int]:
