@@ -409,8 +409,9 @@ def test_a_browser_shows_it_without_complaint(
     page.goto(path.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    papers = re.findall(r"--paper: #(..)(..)(..);", markup.PALETTE.read_text(encoding="utf-8"))
-    paper = [int(part, 16) for part in papers[scheme == "dark"]]  # as in the explorer
+    papers = r"--paper: light-dark\(#(..)(..)(..), #(..)(..)(..)\);"
+    parts = re.findall(papers, markup.PALETTE.read_text(encoding="utf-8"))[0]
+    paper = [int(part, 16) for part in parts[3 * (scheme == "dark") :][:3]]  # as in the explorer
     assert [int(part) for part in re.findall(r"\d+", background)[:3]] == paper
     assert page.evaluate("document.images[0].naturalWidth") > 0
     assert page.locator("svg").count() >= 6
