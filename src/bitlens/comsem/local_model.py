@@ -26,6 +26,7 @@ class AnsweringModel:
 
     def __init__(self, model: LanguageModel) -> None:
         self.model, self.tokenizer = model, model.tokenizer
+        self._can_share = True  # what prompts begin with, as far as is known yet
 
     @property
     def name(self) -> str:
@@ -78,13 +79,14 @@ class AnsweringModel:
     def _read_once(self, start: list[int], times: int) -> tuple[Cache | None, int]:
         """-> the attention's keys and values of these tokens, for that many prompts, and the number
         of tokens; nothing where this saves little or the model keeps something else"""
-        if times == 1 or len(start) < SHORTEST_SHARED:
+        if times == 1 or len(start) < SHORTEST_SHARED or not self._can_share:
             return None, 0
         past = self._forward(torch.tensor([start]), use_cache=True, logits_to_keep=1).get(
             "past_key_values"
         )
         kinds = {type(layer) for layer in getattr(past, "layers", [object()])}
-        if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        self._can_share = kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+        if not self._can_share:
             return None, 0
         past.batch_repeat_interleave(times)
         return past, len(start)
