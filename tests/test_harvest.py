@@ -27,8 +27,9 @@ HOOKS = ["layers.0", "layers.1.mlp:input", "layers.2"]
 def job(tiny_llama, text_folder):
     """`job(hooks..., length=...)` -> (model, reader) of `tiny_llama` on `text_folder`."""
 
-    def make(*hooks, folder=tiny_llama, text=text_folder, length=16, **settings):
-        model = LanguageModel.load(str(folder), list(hooks or ("layers.1",)), device="cpu")
+    def make(*hooks, folder=tiny_llama, text=text_folder, length=16, dtype="float32", **settings):
+        hooks = list(hooks or ("layers.1",))
+        model = LanguageModel.load(str(folder), hooks, device="cpu", dtype=dtype)
         return model, ContextReader(Corpus((str(text),)), model.tokenizer, length, **settings)
 
     return make
@@ -319,14 +320,15 @@ def test_resuming_a_finished_store_changes_nothing(job, tmp_path, small_shards):
         ({"max_rows": 70}, "max_rows"),
         ({"batch_size": 2}, "batch_size"),
         ({"store_dtype": torch.float16}, "dtype"),
+        ({"dtype": "bfloat16", "store_dtype": torch.float32}, "model_dtype"),
         ({"packed": False}, "packed"),
         ({"bos": True}, "prepend_bos"),
     ],
 )
 def test_resuming_with_other_settings_is_refused(job, tmp_path, small_shards, change, named):
-    def run(hook="layers.1", length=16, packed=True, bos=None, batch_size=4, **settings):
-        model, reader = job(hook, length=length, packed=packed, bos=bos)
-        return harvest(model, reader, tmp_path / "out", batch_size=batch_size, **settings)
+    def run(hook="layers.1", length=16, packed=True, bos=None, dtype="float32", **settings):
+        model, reader = job(hook, length=length, packed=packed, bos=bos, dtype=dtype)
+        return harvest(model, reader, tmp_path / "out", **{"batch_size": 4, **settings})
 
     run()
     before = files(tmp_path / "out")

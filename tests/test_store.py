@@ -400,6 +400,7 @@ def test_manifest_and_shards_of_a_harvested_store(tiny_store):
         "model",
         "revision",
         "model_digest",
+        "model_dtype",
         "hook",
         "d_in",
         "dtype",
@@ -622,3 +623,13 @@ def test_a_store_is_continued_with_the_same_settings_only(tmp_path):
     StoreWriter(tmp_path, ABOUT)
     sentence = refusal(lambda: StoreWriter(tmp_path, ABOUT | {"model": "another", "d_in": 7}))
     assert "was begun with other settings (model, d_in differ)" in sentence
+
+
+def test_a_store_of_an_earlier_version_is_continued_without_what_it_did_not_say(tmp_path):
+    StoreWriter(tmp_path, ABOUT)
+    again = StoreWriter(tmp_path, ABOUT | {"model_dtype": "bfloat16"})
+    assert "model_dtype" not in again.about
+    (tmp_path / "new").mkdir()
+    StoreWriter(tmp_path / "new", ABOUT | {"model_dtype": "bfloat16"})
+    sentence = refusal(lambda: StoreWriter(tmp_path / "new", ABOUT | {"model_dtype": "float32"}))
+    assert "(model_dtype differ)" in sentence

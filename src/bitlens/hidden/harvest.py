@@ -244,8 +244,12 @@ class _Job:
         for hook in self.model.hooks:
             if not is_remote(self.out):
                 self.folders[hook.name].mkdir(exist_ok=True)
-            settings = {"max_rows": self.max_rows, "batch_size": self.batch_size}
-            about = origin(self.model, self.reader, hook, self.dtype) | settings
+            about = {
+                **origin(self.model, self.reader, hook, self.dtype),
+                "model_dtype": str(self.model.dtype).removeprefix("torch."),
+                "max_rows": self.max_rows,
+                "batch_size": self.batch_size,
+            }
             writer = StoreWriter(self.folders[hook.name], about, outlier_multiple)
             for number, shard in writer.shards.items() if not writer.complete else ():
                 if self.share.has(number):

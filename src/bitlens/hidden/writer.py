@@ -15,6 +15,7 @@ from bitlens.hidden.source import Spread, outlier_limit, refuse_non_finite, row_
 from bitlens.hidden.store import KIND, MANIFEST, OUTLIER_MULTIPLE, SCHEMA, WHAT, ActivationStore
 
 NOT_COMPARED = ("text", "documents_of")  # where a text lies; what it holds is named by `corpus`
+LATER = ("model_dtype",)  # what stores begun by earlier versions go on without
 
 
 class StoreWriter:
@@ -44,6 +45,7 @@ class StoreWriter:
 
     def _compare(self, former: dict[str, Any]) -> None:
         """Refuse to go on with what was begun with other settings."""
+        self.about = {k: v for k, v in self.about.items() if k in former or k not in LATER}
         ignored, digest = [*NOT_COMPARED], self.about.get("model_digest")
         if digest is not None and former.get("model_digest") == digest:
             ignored.append("model")  # a folder, which may lie elsewhere now
