@@ -34,8 +34,10 @@ def ratio(
     ]
 
     def alone() -> None:
-        for one in each:
-            bl.train(source(), bl.TrainConfig(**{**vars(config), **one}), progress=False)
+        with tempfile.TemporaryDirectory() as folder:
+            for i, one in enumerate(each):
+                settings = bl.TrainConfig(**{**vars(config), **one})
+                bl.train(source(), settings, Path(folder) / str(i), progress=False)
 
     def together() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -49,13 +51,15 @@ def ratio(
 def main(
     store: Annotated[Path, tyro.conf.Positional],
     rounds: int = 3,
-    steps: int = 100,
+    steps: int = 300,
     n_latents: tuple[int, ...] = (256, 1024),
+    sources: tuple[str, ...] = ("store", "stream"),
 ) -> None:
     """Args:
-    store: of hidden states; those made as they are needed are of the bundled model.
+    store: of hidden states; those of `stream` are made as they are needed, by the bundled model.
     rounds: of which the median counts.
     steps: of each training.
+    sources: store, stream or both.
     n_latents: of each training, one table row each.
     """
     model = bl.LanguageModel.load("bundled", ["layers.2"], device="cpu")
@@ -65,8 +69,9 @@ def main(
         "| --- | ---: | ---: | ---: |"
     )
     opened = bl.ActivationStore(store)
-    sources = {"store": lambda: opened, "--stream": lambda: LiveSource(model, reader)}
-    for m, (name, source) in itertools.product(n_latents, sources.items()):
+    known = {"store": lambda: opened, "stream": lambda: LiveSource(model, reader)}
+    for m, name in itertools.product(n_latents, sources):
+        source = known[name]
         config = bl.TrainConfig(steps=steps, device="cpu", n_latents=m)
         alone, together = ratio(source, config, rounds)
         times = f"{alone:.1f} | {together:.1f} | {alone / together:.2f}"
