@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from bitlens import processes
 from bitlens.autoencoders.base import Autoencoder
@@ -71,16 +72,22 @@ Sparse = TypeVar("Sparse", bound=SparseAutoencoder)
 
 class SparseLearner(Learner[Sparse]):
     """Decoder rows stay at unit norm, and gradients along them are removed before Adam sees them
-    (Bricken et al. 2023; Gao et al. 2024, appendix A.4)."""
+    (Bricken et al. 2023; Gao et al. 2024, appendix A.4).
+
+    Each batch's gradient is scaled to norm 1 (as dictionary_learning's is, whose limit of 1 is
+    below what a batch has): Adam does not mind, but a single row of large norm, of which one batch
+    in hundreds has one, would undo a hundred steps otherwise."""
 
     unit_rows: ClassVar[bool] = True
 
     def backward(self, x: Tensor) -> tuple[Losses, Tensor]:
-        """As any learner's, with the decoder's gradient across its rows only."""
+        """As any learner's, with the decoder's gradient across its rows only, and all of norm 1."""
         result = super().backward(x)
         W, gradient = self.model.W_dec.detach(), self.model.W_dec.grad
         if self.unit_rows and gradient is not None:
             gradient -= (gradient * W).sum(1, keepdim=True) * W
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        torch._foreach_div_(gradients, get_total_norm(gradients).clamp_min(1e-12))
         return result
 
     @torch.no_grad()
