@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import os
 import sys
 import threading
@@ -26,6 +27,7 @@ from bitlens.files import read_json, read_tensors, replacing, write_json, write_
 from bitlens.hidden.writer import StoreWriter
 from bitlens.seeding import generator
 from bitlens.training import TrainConfig, train
+from command import Command
 
 pytest.importorskip("upath")
 ROWS, WIDTH, SHARD = 600, 16, 100
@@ -416,6 +418,12 @@ def test_what_is_said_of_an_address_holds_no_secret(secret):
             remote.refuse(address)
 
 
+def test_an_address_alone_is_said_to_be_missing():
+    bare = FileNotFoundError("http://host/upload/b/none/o")
+    assert remote.said(bare) == "there is no http://host/upload/b/none/o"
+    assert remote.said(FileNotFoundError("No such bucket: 'none'")) == "No such bucket: 'none'"
+
+
 def test_a_port_and_a_revision_are_no_secret(there):
     for address in ("memory://host:9000/a@b", "memory://a/b:1@c"):
         assert str(remote.place(address)) == address
@@ -538,6 +546,28 @@ def test_commands_that_write_here_refuse_an_address(arguments, tmp_path, monkeyp
     assert status.value.code == 2
     assert "is an address" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def loud():
+    """A command on a file system that logs what fails, as paramiko and gcsfs do."""
+
+    class Loud(type(fsspec.filesystem("memory"))):
+        def _open(self, *_, **__):
+            try:
+                raise ConnectionError("no answer")
+            except ConnectionError:
+                logging.getLogger("loud").exception("it failed")
+                raise
+
+    fsspec.register_implementation("memory", Loud, clobber=True)
+    main(["entropy", "memory://codes"])
+
+
+def test_what_a_package_logs_stands_not_beside_the_sentence(tmp_path):
+    command = Command(loud, tmp_path / "log")
+    assert command.wait() == 2
+    (sentence,) = [line for line in command.output.splitlines() if not line.startswith("entropy")]
+    assert sentence.startswith("memory://codes/manifest.json could not be read: no answer; check")
 
 
 def test_threads_that_fetch_end_with_the_process(store):

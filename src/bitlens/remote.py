@@ -12,6 +12,7 @@ import functools
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard, cast
@@ -32,6 +33,7 @@ HERE = {"file", "local"}
 # where what is put appears whole or not at all; elsewhere it is put beside, and renamed
 WHOLE = {"s3", "s3a", "gs", "gcs", "oss", "oci", "tos", "hf", "memory"}
 WHOLE |= {"az", "abfs", "abfss", "adl"}
+_turn = threading.RLock()  # of a connection that is one for all threads
 
 
 def is_address(path: Path | str) -> bool:
@@ -126,7 +128,8 @@ def saying(path: Path, done: str = "read", but: tuple[type[Exception], ...] = ()
         yield
         return
     try:
-        yield
+        with _alone(path):
+            yield
     except (BitlensError, *but):
         raise
     except Exception as error:
@@ -138,10 +141,20 @@ def saying(path: Path, done: str = "read", but: tuple[type[Exception], ...] = ()
         ) from error
 
 
+def _alone(path: Any) -> contextlib.AbstractContextManager[Any]:
+    """Until it is left no other thread speaks, where answers could be taken for another's: paramiko
+    drops one that another thread waits for."""
+    many = path.protocol in WHOLE or path.fs.async_impl
+    return contextlib.nullcontext() if many else _turn
+
+
 def said(error: BaseException) -> str:
     """The first line of an error's message, without passwords and signatures."""
     text = SECRET.sub(r"\1", (str(error).strip().splitlines() or [""])[0])
-    return plain(text).strip(" .")[:LETTERS] or type(error).__name__
+    short = plain(text).strip(" .")[:LETTERS] or type(error).__name__
+    # Google's storage gives no more than an address
+    bare = isinstance(error, FileNotFoundError) and " " not in short
+    return f"there is no {short}" if bare else short
 
 
 def refuse(path: Path | str) -> None:

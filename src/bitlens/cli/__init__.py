@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import io
+import logging
 import os
 import sys
 import time
@@ -66,6 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:] if arguments is None else arguments
     _mend_streams()
+    # a package that fetches files may log each try with a traceback; the command says what failed
+    logging.lastResort = logging.NullHandler()
     if not processes.speaks("".join(arguments[:1])):
         terminal.hide()
     with terminal.interrupt.guarded():
