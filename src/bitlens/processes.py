@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bitlens import terminal
+from bitlens import remote, terminal
 from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 
@@ -115,7 +115,7 @@ def start() -> None:
         )
     except (RuntimeError, ValueError, StopIteration) as error:
         raise BitlensError(
-            f"Process {rank()} of {world_size()} could not join the others ({_short(error)}); "
+            f"Process {rank()} of {world_size()} could not join the others ({remote.said(error)}); "
             "start all of them with torchrun."
         ) from error
     _store()
@@ -128,9 +128,7 @@ def _leave() -> None:
 
     if distributed.is_initialized():
         # aborting what a GPU still waits for may take for ever
-        closing = threading.Thread(target=distributed.destroy_process_group, daemon=True)
-        closing.start()
-        closing.join(2.0)
+        _asked(distributed.destroy_process_group, None, 2.0)
 
 
 @contextlib.contextmanager
@@ -150,13 +148,11 @@ def _publish(error: Exception) -> None:
     """Leave word of this error and leave the group; `Elsewhere` if another came first."""
     said = str(error) if isinstance(error, BitlensError) else f"{type(error).__name__}: {error}"
     _ignore_stop()
-    with contextlib.suppress(RuntimeError):  # the store may have gone with the first process
-        mine = json.dumps([rank(), said])
-        first = _store().compare_set(ERROR, "", mine).decode()
-        _leave()
-        if first != mine:
-            raise _elsewhere(first) from error
+    mine = json.dumps([rank(), said])
+    first = _asked(lambda: _store().compare_set(ERROR, "", mine).decode(), mine)
     _leave()
+    if first != mine:
+        raise _elsewhere(first) from error
 
 
 def _elsewhere(word: str) -> Elsewhere:
@@ -178,35 +174,49 @@ def _ignore_stop() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+def _asked(ask: Callable[[], T], otherwise: T, seconds: float = 2 * ROLL_CALL) -> T:
+    """What the store says; `otherwise` where it is gone or silent, as behind a cut cable."""
+    answers: list[T] = []
+
+    def wait() -> None:
+        with contextlib.suppress(RuntimeError):
+            answers.append(ask())
+
+    asking = threading.Thread(target=wait, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return answers[0] if answers else otherwise
+
+
+def _roll_call(store: Any, others: list[int]) -> Elsewhere | list[int]:
+    """The error that one of the others has left, or who of them does not say that it is here."""
+    store.set(f"{PRESENT}/{rank()}", "")
+    until, missing = time.monotonic() + ROLL_CALL, others
+    while missing and time.monotonic() < until:
+        if store.check([ERROR]):
+            return _elsewhere(store.get(ERROR).decode())
+        missing = [r for r in missing if not store.check([f"{PRESENT}/{r}"])]
+        time.sleep(0.05)
+    return missing
+
+
 def _missed(error: Exception, waited: float) -> BitlensError:
     """What went wrong when a collective failed: the error of another process, or who is missing."""
     _ignore_stop()
-    others = [r for r in range(world_size()) if r != rank()]
-    try:
-        store = _store()
-        _leave()  # wakes those that wait for this one
-        store.set(f"{PRESENT}/{rank()}", "")
-        until = time.monotonic() + ROLL_CALL
-        missing = others
-        while missing and time.monotonic() < until:
-            if store.check([ERROR]):
-                return _elsewhere(store.get(ERROR).decode())
-            missing = [r for r in missing if not store.check([f"{PRESENT}/{r}"])]
-            time.sleep(0.05)
-    except RuntimeError:  # the store lives in the first process, unless torchrun keeps it
-        missing = [0]
+    store, others = _store(), [r for r in range(world_size()) if r != rank()]
+    _leave()  # wakes those that wait for this one
+    # the store is of the first process, unless torchrun keeps it, on its host as a rule
+    missing = _asked(lambda: _roll_call(store, others), others[:1])
+    if isinstance(missing, Elsewhere):
+        return missing
     if not missing:
-        return BitlensError(f"What the processes exchange failed: {_short(error)}.")
+        return BitlensError(f"What the processes exchange failed: {remote.said(error)}.")
     late = " and ".join(map(str, missing))
     what = "ended" if waited < timeout() else f"did not come within {timeout():g} s ({TIMEOUT})"
     return BitlensError(
         f"Process {late} of {world_size()} {what}; what was saved is whole: start again with "
         "`resume=True`."
     )
-
-
-def _short(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]
 
 
 def _watched(exchange: Callable[..., T]) -> Callable[..., T]:
