@@ -197,7 +197,8 @@ def write_hdf5(folder: Path, rows: np.ndarray) -> None:
     import h5py
 
     with h5py.File(folder / "rows.h5", "w") as file:
-        file.create_dataset("hidden", data=rows, chunks=(16, 8), compression="gzip")
+        chunks = (len(rows) // 3, rows.shape[1])
+        file.create_dataset("hidden", data=rows, chunks=chunks, compression="gzip")
 
 
 def write_parquet(folder: Path, rows: np.ndarray) -> None:

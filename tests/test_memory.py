@@ -193,7 +193,8 @@ def test_what_was_asked_for_is_read_from_the_error():
     assert memory.asked_for(OSError("out of memory")) is None
     assert memory.asked_for(OSError(errno.ENOMEM, "Cannot allocate memory")) == ""
     of_torch = RuntimeError("unable to mmap 9 bytes from file <x>: Cannot allocate memory (12)")
-    assert memory.asked_for(of_torch) == ""
+    of_hdf5 = OSError("Can't synchronously read data (memory allocation failed for chunk)")
+    assert [memory.asked_for(error) for error in (of_torch, of_hdf5)] == ["", ""]
 
 
 @pytest.mark.parametrize(

@@ -111,11 +111,14 @@ def require(plan_of: Callable[..., MemoryPlan], otherwise: str = "", **options: 
 
 def asked_for(error: BaseException) -> str | None:
     """What was asked for, in words, when memory ran out; empty if the error does not say. None for
-    an error of another kind: torch's is a RuntimeError that only its words tell from others."""
+    an error of another kind: torch's is a RuntimeError and HDF5's an OSError that only their words
+    tell from others."""
     said = str(error)
     of_torch = isinstance(error, RuntimeError) and RAN_OUT.search(said)
-    of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    if not (isinstance(error, MemoryError) or of_torch or of_system):
+    of_files = isinstance(error, OSError) and (
+        error.errno == errno.ENOMEM or "memory allocation failed" in said
+    )
+    if not (isinstance(error, MemoryError) or of_torch or of_files):
         return None
     if not (asked := ASKED.search(said)):
         return ""
