@@ -220,13 +220,13 @@ class _Zstandard(io.RawIOBase):
     """The bytes of a .zst file; the library's own reader takes a cut file for a whole one."""
 
     def __init__(self, raw: IO[bytes]) -> None:
-        self._blocks, self._block = _decompressed(raw), b""
+        self._blocks, self._block = _decompressed(raw), memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self._block = self._block or next(self._blocks, b"")
+        self._block = self._block or memoryview(next(self._blocks, b""))
         n = min(len(buffer), len(self._block))
         buffer[:n], self._block = self._block[:n], self._block[n:]
         return n
@@ -239,7 +239,7 @@ def _decompressed(raw: IO[bytes]) -> Iterator[bytes]:
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
     frame: Any = None
     rest = b""  # of what was read, after the end of a frame
-    while rest := rest or raw.read(1 << 14):
+    while rest := rest or raw.read(1 << 10):  # which may stand for 32 MiB
         frame = frame or decompressor.decompressobj()
         try:
             block = frame.decompress(rest)
