@@ -317,6 +317,11 @@ def test_nothing_but_text_is_taken_for_text(tmp_path, kind, value):
         "/nowhere/at/all",
     ],
 )
+def test_text_that_is_not_there(source):
+    with pytest.raises(BitlensError, match=f"There is no text at {source}"):
+        list(Corpus((source,)).documents())
+
+
 def test_ten_kilobytes_that_stand_for_much_are_read_piece_by_piece(tmp_path):
     packer = zstandard.ZstdCompressor().compressobj()
     line = b" " * (1 << 20) + b"\n"
@@ -329,11 +334,6 @@ def test_ten_kilobytes_that_stand_for_much_are_read_piece_by_piece(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 128 << 20
     finally:
         tracemalloc.stop()
-
-
-def test_text_that_is_not_there(source):
-    with pytest.raises(BitlensError, match=f"There is no text at {source}"):
-        list(Corpus((source,)).documents())
 
 
 @pytest.mark.parametrize(
