@@ -28,7 +28,8 @@ fast: .venv/dev
 faults: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_faults.py --faults 20
 
-# Malformed files of every format, for eight minutes; MINUTES=60 make fuzz tries more.
+# Malformed files of every format, for eight minutes; MINUTES=60 make fuzz tries more. With atheris,
+# `python tests/guided.py --out FOLDER` chooses them by what they reach.
 fuzz: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --minutes $(or $(MINUTES),8)
 

@@ -68,15 +68,18 @@ def spoil(name: str, seed: int, folder: Path) -> None:
     path.write_bytes(content)
 
 
-def attempt(name: str, seed: int, whole: Path, room: Path) -> Outcome:
-    """Read this input in a folder of its own below `room`."""
+def attempt(name: str, seed: int, whole: Path, room: Path, content: bytes | None = None) -> Outcome:
+    """Read this input in a folder of its own below `room`. content: of the file, whatever seed."""
     kind = FORMATS[name]
     shutil.rmtree(room, ignore_errors=True)
     shutil.copytree(whole, room / "in")
     (room / "out").mkdir()
     (room / "secret").write_bytes(b"not of this folder" * 40)
     os.chdir(room / "in")  # what leads out of it is then found
-    spoil(name, seed, room / "in")
+    if content is None:
+        spoil(name, seed, room / "in")
+    else:
+        (room / "in" / kind.file).write_bytes(content)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found, said = _read(kind, room)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024

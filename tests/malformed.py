@@ -28,9 +28,9 @@ from bitlens import (
     LanguageModel,
     TrainConfig,
     encode_store,
-    entropy,
     train,
 )
+from bitlens.bits.statistics import co_occurrence
 from bitlens.compression.file import Compressed
 from bitlens.compression.store import decompress_file
 from bitlens.comsem.calls import Calls
@@ -56,6 +56,7 @@ from spoilt import (
 )
 
 GOLDEN = Path(__file__).parent / "golden" / "0.1"
+VOCABULARY = 300  # all bytes, and a few pairs
 BEGUN: dict[str, Any] = {"n_latents": 12, "steps": 12, "batch_size": 16, "log_every": 3}
 
 
@@ -110,7 +111,8 @@ def _codes(folder: Path, out: Path) -> None:
     codes = Codes(folder / "codes")
     assert repr(codes)
     assert codes.outliers <= len(codes)
-    entropy(codes.bits[codes.usual], codes.document[codes.usual])
+    co_occurrence(codes.bits[codes.usual])
+    assert len(codes.document[codes.usual].unique()) <= len(codes)
 
 
 def _run(folder: Path, out: Path) -> None:
@@ -185,20 +187,21 @@ def _rows(write: Callable[[Path, np.ndarray], object]) -> Callable[[Path], None]
     return make
 
 
-def _write_safetensors(folder: Path, rows: np.ndarray) -> None:
+def write_safetensors(folder: Path, rows: np.ndarray) -> None:
     import safetensors.numpy
 
     (folder / "rows.safetensors").write_bytes(safetensors.numpy.save({"hidden": rows}))
 
 
-def _write_hdf5(folder: Path, rows: np.ndarray) -> None:
+def write_hdf5(folder: Path, rows: np.ndarray) -> None:
     import h5py
 
     with h5py.File(folder / "rows.h5", "w") as file:
-        file.create_dataset("hidden", data=rows, chunks=(16, 8), compression="gzip")
+        chunks = (len(rows) // 3, rows.shape[1])
+        file.create_dataset("hidden", data=rows, chunks=chunks, compression="gzip")
 
 
-def _write_parquet(folder: Path, rows: np.ndarray) -> None:
+def write_parquet(folder: Path, rows: np.ndarray) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -226,40 +229,45 @@ def _texts(suffix: str) -> Callable[[Path], None]:
     return make
 
 
-def _tensors() -> dict[str, np.ndarray]:
+def _tensors(width: int) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(0).standard_normal
-    shapes = {"w_enc": (8, 12), "b_enc": (12,), "w_dec": (12, 8), "b_dec": (8,), "threshold": (12,)}
+    shapes = {"w_enc": (8, width), "b_enc": (width,), "w_dec": (width, 8), "b_dec": (8,)}
+    shapes["threshold"] = (width,)
     return {name: draw(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def _npz_weights(folder: Path) -> None:
-    np.savez(folder / "params.npz", **_tensors())  # pyright: ignore[reportArgumentType]
+def npz_weights(folder: Path, width: int = 12) -> None:
+    np.savez(folder / "params.npz", **_tensors(width))  # pyright: ignore[reportArgumentType]
 
 
-def _torch_weights(folder: Path) -> None:
-    found = {name: torch.from_numpy(array) for name, array in _tensors().items()}
+def torch_weights(folder: Path, width: int = 12) -> None:
+    found = {name: torch.from_numpy(array) for name, array in _tensors(width).items()}
     names = {"encoder.weight": found["w_enc"].T, "encoder.bias": found["b_enc"]}
     names |= {"decoder.weight": found["w_dec"].T, "bias": found["b_dec"]}
     torch.save(names, folder / "ae.pt")
-    (folder / "config.json").write_text(
-        json.dumps({"trainer": {"dict_class": "AutoEncoder", "activation_dim": 8, "dict_size": 12}})
-    )
+    widths = {"activation_dim": 8, "dict_size": width}
+    config = {"trainer": {"dict_class": "AutoEncoder", **widths}}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
-def _model(folder: Path) -> None:
-    """A tiny model in one file, with the tokenizer of the one that comes with bitlens."""
+def model(folder: Path, inner: int = 16) -> None:
+    """A tiny model in one file, with some of the vocabulary of the one that bitlens comes with."""
     import transformers
 
     from test_gguf import write
 
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    size = {"hidden_size": 16, "intermediate_size": inner, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 32}
     whole = folder / "whole"
     config: Any = transformers.AutoConfig.from_pretrained(
-        bundled_folder(), **size, **heads, head_dim=8
+        bundled_folder(), **size, **heads, head_dim=8, vocab_size=VOCABULARY
     )
     transformers.LlamaForCausalLM(config).save_pretrained(whole)
-    shutil.copy(bundled_folder() / "tokenizer.json", whole)
+    tokenizer = json.loads((bundled_folder() / "tokenizer.json").read_bytes())
+    words = tokenizer["model"]
+    words["vocab"] = {word: i for word, i in words["vocab"].items() if i < VOCABULARY}
+    words["merges"] = [pair for pair in words["merges"] if "".join(pair) in words["vocab"]]
+    (whole / "tokenizer.json").write_text(json.dumps(tokenizer))
     write(folder / "model.gguf", whole)
     shutil.rmtree(whole)
 
@@ -296,10 +304,10 @@ FORMATS = {
         (zipped,),
     ),
     "safetensors": Format(
-        _rows(_write_safetensors), "rows.safetensors", _arrays(".safetensors"), TENSORS
+        _rows(write_safetensors), "rows.safetensors", _arrays(".safetensors"), TENSORS
     ),
-    "hdf5": Format(_rows(_write_hdf5), "rows.h5", _arrays(".h5"), (hdf5,)),
-    "parquet": Format(_rows(_write_parquet), "rows.parquet", _arrays(".parquet"), (parquet,)),
+    "hdf5": Format(_rows(write_hdf5), "rows.h5", _arrays(".h5"), (hdf5,)),
+    "parquet": Format(_rows(write_parquet), "rows.parquet", _arrays(".parquet"), (parquet,)),
     "text in parquet": Format(_texts(".parquet"), "texts.parquet", _text(".parquet"), (parquet,)),
     "json": Format(_texts(".json"), "texts.json", _text(".json"), (grammar,)),
     "jsonl": Format(_texts(".jsonl"), "texts.jsonl", _text(".jsonl"), (lines,)),
@@ -310,9 +318,9 @@ FORMATS = {
     "zstandard": Format(
         _texts(".jsonl.zst"), "texts.jsonl.zst", _text(".jsonl.zst"), (packed(zstandard.compress),)
     ),
-    "weights in npz": Format(_npz_weights, "params.npz", _foreign, (zipped,)),
-    "weights in PyTorch": Format(_torch_weights, "ae.pt", _foreign, (zipped, pickled)),
-    "settings of others": Format(_torch_weights, "config.json", _foreign, (grammar,)),
+    "weights in npz": Format(npz_weights, "params.npz", _foreign, (zipped,)),
+    "weights in PyTorch": Format(torch_weights, "ae.pt", _foreign, (zipped, pickled)),
+    "settings of others": Format(torch_weights, "config.json", _foreign, (grammar,)),
 }
 if importlib.util.find_spec("gguf"):
-    FORMATS["gguf"] = Format(_model, "model.gguf", _gguf)
+    FORMATS["gguf"] = Format(model, "model.gguf", _gguf)

@@ -24,6 +24,15 @@ def path(tmp_path):
     return tmp_path / "calls.sqlite"
 
 
+def test_what_sqlite_says_of_a_damaged_file_may_be_no_text(path):
+    Calls(path).close()
+    content = path.read_bytes()
+    assert b"CREATE TABLE calls" in content
+    path.write_bytes(content.replace(b"CREATE TABLE calls", b"CREATE\xa6TABLE calls"))
+    with pytest.raises(BitlensError, match="cannot be used: 'utf-8' codec"):
+        Calls(path)
+
+
 def test_an_answer_is_kept_with_all_that_led_to_it(path):
     with Calls(path) as calls:
         assert calls.get(SEEDED) is None

@@ -6,6 +6,7 @@ import struct
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bitlens.bits import Codes, PackedBits
 from bitlens.errors import BitlensError
@@ -161,6 +162,17 @@ def test_rows_that_do_not_match_the_manifest_are_refused(tmp_path):
     folder = by_hand(tmp_path / "codes", shards=[{"file": SHARD, "rows": 3, "sha256": ""}])
     with pytest.raises(BitlensError, match="its manifest tells of 3 rows"):
         _ = Codes(folder, verify=False).bits
+
+
+def test_a_column_that_a_shard_lacks_is_named(written):
+    codes, bits = written
+    tensors = load_file(codes.path / "codes-00001.safetensors")
+    del tensors["document"]
+    save_file(tensors, codes.path / "codes-00001.safetensors")
+    codes = Codes(codes.path, verify=False)
+    assert torch.equal(codes.bits.unpack(), bits)
+    with pytest.raises(BitlensError, match=r"codes-00001\.safetensors lacks 'document'; encode"):
+        _ = codes.document
 
 
 def test_a_folder_without_codes_is_refused(tmp_path):

@@ -14,7 +14,7 @@ from malformed import FORMATS
 
 KEPT = {  # inputs that once ended otherwise
     "checkpoint": (156, 164),
-    "codes' shard": (1, 5, 15, 103),
+    "codes' shard": (1, 5, 15, 42, 103),
     "compressed": (13, 34, 84, 89, 93, 118),
     "evaluation": (252,),
     "hdf5": (3, 5, 28, 47, 194),

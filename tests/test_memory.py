@@ -1,5 +1,6 @@
 """Memory is planned before work begins: what is free, what is refused, and whether plans hold."""
 
+import errno
 import json
 import re
 import subprocess
@@ -190,6 +191,10 @@ def test_what_was_asked_for_is_read_from_the_error():
     assert memory.asked_for(on_gpu) == "2.50 GiB of GPU memory"
     assert memory.asked_for(RuntimeError("shapes differ")) is None
     assert memory.asked_for(OSError("out of memory")) is None
+    assert memory.asked_for(OSError(errno.ENOMEM, "Cannot allocate memory")) == ""
+    of_torch = RuntimeError("unable to mmap 9 bytes from file <x>: Cannot allocate memory (12)")
+    of_hdf5 = OSError("Can't synchronously read data (memory allocation failed for chunk)")
+    assert [memory.asked_for(error) for error in (of_torch, of_hdf5)] == ["", ""]
 
 
 @pytest.mark.parametrize(

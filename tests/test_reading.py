@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import os
+import tracemalloc
 from pathlib import Path
 
 import datasets
@@ -319,6 +320,20 @@ def test_nothing_but_text_is_taken_for_text(tmp_path, kind, value):
 def test_text_that_is_not_there(source):
     with pytest.raises(BitlensError, match=f"There is no text at {source}"):
         list(Corpus((source,)).documents())
+
+
+def test_ten_kilobytes_that_stand_for_much_are_read_piece_by_piece(tmp_path):
+    packer = zstandard.ZstdCompressor().compressobj()
+    line = b" " * (1 << 20) + b"\n"
+    packed = b"".join(packer.compress(line) for _ in range(256)) + packer.flush()
+    (tmp_path / "blank.jsonl.zst").write_bytes(packed)
+    assert len(packed) < 1 << 14
+    tracemalloc.start()
+    try:
+        assert list(Corpus((str(tmp_path / "blank.jsonl.zst"),)).documents()) == []
+        assert tracemalloc.get_traced_memory()[1] < 128 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from bitlens import cache, forms, remote
+from bitlens import cache, forms, memory, remote
 from bitlens.errors import BitlensError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -183,7 +183,8 @@ def read_tensors(
         return cache.local(path, read, digest)
     except FileNotFoundError:
         raise BitlensError(f"{path} is missing; restore it or make its folder again.") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError, RuntimeError) as error:
+        memory.refuse(error, path)
         raise BitlensError(
             f"{path} is damaged or lacks a tensor ({error}); restore it or make it again."
         ) from error

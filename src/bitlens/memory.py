@@ -6,6 +6,7 @@ memory-mapped do not count: the system takes their pages back when it needs them
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -21,6 +22,7 @@ MEMINFO, CGROUPS, OWN_CGROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), "
 LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 GIVEN_BACK = ("inactive_file", "active_file", "slab_reclaimable")  # before a group's limit is met
 LARGE = 32 << 20  # bytes of a block for which the C library asks the system alone
+RAN_OUT = re.compile("out of memory|tried to allocate|cannot allocate memory", re.IGNORECASE)
 ASKED = re.compile(r"allocate ([\d.]+) ?(bytes|[KMGTP]iB)")
 only_plan: ContextVar[bool] = ContextVar("only_plan", default=False)
 """whether work ends where its plan is known"""
@@ -109,16 +111,31 @@ def require(plan_of: Callable[..., MemoryPlan], otherwise: str = "", **options: 
 
 def asked_for(error: BaseException) -> str | None:
     """What was asked for, in words, when memory ran out; empty if the error does not say. None for
-    an error of another kind: torch's is a RuntimeError that only its words tell from others."""
+    an error of another kind: torch's is a RuntimeError and HDF5's an OSError that only their words
+    tell from others."""
     said = str(error)
-    known = re.search(r"out of memory|tried to allocate", said, re.IGNORECASE)
-    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and known):
+    of_torch = isinstance(error, RuntimeError) and RAN_OUT.search(said)
+    of_files = isinstance(error, OSError) and (
+        error.errno == errno.ENOMEM or "memory allocation failed" in said
+    )
+    if not (isinstance(error, MemoryError) or of_torch or of_files):
         return None
     if not (asked := ASKED.search(said)):
         return ""
     number, unit = asked.groups()
     amount = size(float(number)) if unit == "bytes" else f"{number} {unit}"
     return f"{amount} of {'GPU ' if 'CUDA' in said else ''}memory"
+
+
+def refuse(error: BaseException, file: object) -> None:
+    """BitlensError if it was memory that ended the reading of a file. What else ends it may be
+    called damage; but a damaged file may also say that it holds more than there is."""
+    if (asked := asked_for(error)) is not None:
+        what = f": {asked} was asked for" if asked else ""
+        raise BitlensError(
+            f"Memory ran out while {file} was read{what}; take a larger machine, or restore the "
+            "file if it cannot hold so much."
+        ) from error
 
 
 def size(n: float) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
+from bitlens import memory
 from bitlens.errors import BitlensError
 from bitlens.results import plain
 
@@ -133,6 +134,7 @@ def saying(path: Path, done: str = "read", but: tuple[type[Exception], ...] = ()
     except (BitlensError, *but):
         raise
     except Exception as error:
+        memory.refuse(error, path)
         missing = isinstance(error, FileNotFoundError) and path.name in str(error)
         why = "there is no such file" if missing else said(error)
         raise BitlensError(

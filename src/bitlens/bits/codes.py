@@ -106,6 +106,11 @@ class Codes:
 
     def _column(self, name: str) -> torch.Tensor:
         shards = self._shards
+        for shard, columns in zip(self.manifest["shards"], shards, strict=True):
+            if name not in columns:  # whose bits can be read all the same
+                raise BitlensError(
+                    f"{self.path / shard['file']} lacks '{name}'; encode the store again."
+                )
         if len(shards) == 1:
             return shards[0][name]  # stays memory-mapped
         if name not in self._joined:

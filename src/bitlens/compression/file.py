@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitlens import memory
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.shards import AnyBits
 from bitlens.compression import range_coder
@@ -212,6 +213,7 @@ class Compressed:
         try:
             return Quantised.from_bytes(self._section, self.n_latents, self._quantisation)
         except (AssertionError, ValueError, MemoryError) as error:
+            memory.refuse(error, self.path)
             raise self._damaged("model") from error
 
     def __len__(self) -> int:
@@ -227,13 +229,9 @@ class Compressed:
         entry = self._index[self._places[document_id]]
         try:
             words = model.decode(np.frombuffer(stream, "<u4").astype(np.uint32), int(entry["rows"]))
-        except AssertionError:  # the coder's word for a stream that no symbols lead to
-            words = None
-        except MemoryError as error:
-            raise Damaged(
-                f"Document {document_id} of {self.path} is damaged, or needs more memory than "
-                f"there is: it says that it has {entry['rows']:,} rows; restore the file."
-            ) from error
+        except (AssertionError, MemoryError) as error:
+            memory.refuse(error, f"document {document_id} of {self.path}")
+            words = None  # AssertionError: the coder's word for a stream that no symbols lead to
         if words is None or _checksum(words) != entry["bits"]:
             raise Damaged(
                 f"Document {document_id} of {self.path} was decoded to other bits than were "

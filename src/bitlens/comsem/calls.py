@@ -227,7 +227,7 @@ class Calls:
         with self._lock:
             try:
                 yield self._db
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:  # of what SQLite says of it, too
                 raise BitlensError(
                     f"The record of calls {self.path} cannot be used: {error}; mend or choose "
                     "another file."

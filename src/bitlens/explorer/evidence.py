@@ -64,7 +64,7 @@ class Explanations:
             uri = f"{file.resolve().as_uri()}?mode=ro"
             with contextlib.closing(sqlite3.connect(uri, uri=True)) as record:
                 found = record.execute(query, names).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise BitlensError(
                 f"The record of judgements {file} cannot be read: {error}."
             ) from error

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitlens import terminal
+from bitlens import memory, terminal
 from bitlens.errors import BitlensError
 from bitlens.files import prepare_output, read_tensors, sha256
 from bitlens.hidden.store import KIND, MANIFEST, OUTLIER_MULTIPLE, ActivationStore
@@ -129,6 +129,7 @@ def _reading(file: Path) -> Iterator[None]:
     except BitlensError:
         raise
     except Exception as error:
+        memory.refuse(error, file)
         raise BitlensError(f"{file} could not be read: {said(error)}.") from error
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bitlens import memory
 from bitlens.errors import BitlensError
 
 ENDING = ".gguf"
@@ -106,9 +107,10 @@ def _checked(name: str, file: Path) -> Any:
         with _ONE_AT_A_TIME:  # gguf's own class is the base of the reader's
             reader = _read(file)
         fields = {key: _value(field) for key, field in reader.fields.items() if _short(field)}
-    except OSError as error:
-        raise BitlensError(f"{name} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # what it meets where bytes lack is of any kind
+        memory.refuse(error, name)
+        if isinstance(error, OSError):
+            raise BitlensError(f"{name} cannot be read: {error.strerror or error}.") from error
         reason = str(error).rstrip(".") or type(error).__name__
         raise BitlensError(
             f"{name} is damaged, cut short or no GGUF file ({reason}); download or copy it again."

@@ -160,10 +160,11 @@ class Checkpoint:
             if self.causal:
                 logits = [model(input_ids=i).logits[0, 0].float() for i in (pair, other_pair)]
         except Exception as error:  # models and the libraries below raise many kinds
+            if asked_for(error) is not None:
+                raise
             text = textwrap.shorten(str(error), 160, placeholder=" …").rstrip(".:")
-            raise NeedsAllLayers(
-                f"The model '{self.name}' does not run on text alone ({text})."
-            ) from error
+            said = f"The model '{self.name}' does not run on text alone ({text})."
+            raise NeedsAllLayers(said) from error
         spoilt = trace.has_nan(self.wanted) or any(bool(x.isnan().any()) for x in logits)
         if missing and spoilt:
             raise self._lacking(missing[0])

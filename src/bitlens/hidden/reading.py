@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from bitlens import memory
 from bitlens.errors import BitlensError
 from bitlens.remote import said
 
@@ -79,7 +80,8 @@ class TextFile:
             raise self._not_utf8(error) from None
         except (gzip.BadGzipFile, zlib.error, EOFError, lzma.LZMAError) as error:
             raise BitlensError(f"{self.path} could not be decompressed: {error}.") from None
-        except (OSError, ValueError, csv.Error, RecursionError) as error:  # pyarrow's are of these
+        except (OSError, ValueError, csv.Error, RecursionError, MemoryError) as error:
+            memory.refuse(error, self.path)  # all of pyarrow's are of these kinds, too
             raise BitlensError(f"{self.path} could not be read: {said(error)}.") from error
 
     def _not_utf8(self, reason: object) -> BitlensError:
@@ -218,13 +220,13 @@ class _Zstandard(io.RawIOBase):
     """The bytes of a .zst file; the library's own reader takes a cut file for a whole one."""
 
     def __init__(self, raw: IO[bytes]) -> None:
-        self._blocks, self._block = _decompressed(raw), b""
+        self._blocks, self._block = _decompressed(raw), memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self._block = self._block or next(self._blocks, b"")
+        self._block = self._block or memoryview(next(self._blocks, b""))
         n = min(len(buffer), len(self._block))
         buffer[:n], self._block = self._block[:n], self._block[n:]
         return n
@@ -237,12 +239,13 @@ def _decompressed(raw: IO[bytes]) -> Iterator[bytes]:
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
     frame: Any = None
     rest = b""  # of what was read, after the end of a frame
-    while rest := rest or raw.read(1 << 14):
+    while rest := rest or raw.read(1 << 10):  # which may stand for 32 MiB
         frame = frame or decompressor.decompressobj()
         try:
             block = frame.decompress(rest)
         except zstandard.ZstdError as error:
-            raise EOFError(str(error)) from None
+            kind = MemoryError if "not enough memory" in str(error) else EOFError
+            raise kind(str(error)) from None
         rest = b""
         if frame.eof:
             rest, frame = frame.unused_data, None
@@ -300,6 +303,7 @@ def _readable(source: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the library raises many kinds
+        memory.refuse(error, source)
         raise BitlensError(
             f"'{source}' is neither a file here nor a dataset that could be read: {said(error)}."
         ) from error

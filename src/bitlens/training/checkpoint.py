@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bitlens import processes, shards
+from bitlens import memory, processes, shards
 from bitlens.autoencoders.learner import Learner
 from bitlens.autoencoders.settings import Settings
 from bitlens.cache import local
@@ -81,6 +81,7 @@ def load_checkpoint(
             optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
         return Progress(header["step"], Position(*header["position"]))
     except (KeyError, RuntimeError, TypeError) as error:
+        memory.refuse(error, path)
         raise BitlensError(f"{path} does not fit this run ({error}); {START_AGAIN}.") from error
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitlens import memory
 from bitlens.cache import local
 from bitlens.errors import BitlensError
 from bitlens.files import read_json, read_tensors
@@ -149,6 +150,7 @@ def _of_arrays(file: Path) -> dict[str, Tensor]:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     except Exception as error:  # of the kinds that a file of any content can lead to
+        memory.refuse(error, file)
         raise BitlensError(
             f"{file} does not hold arrays of numbers alone ({plain(str(error))[:200]}), so it is "
             "not read."
@@ -159,6 +161,7 @@ def _of_torch(file: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of the kinds that a file of any content can lead to
+        memory.refuse(error, file)
         raise BitlensError(
             f"{file} does not hold tensors alone, so it is not read, and nothing in it was run; "
             "ask for a safetensors file."
