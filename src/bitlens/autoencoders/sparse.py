@@ -87,7 +87,9 @@ class SparseLearner(Learner[Sparse]):
         if self.unit_rows and gradient is not None:
             gradient -= (gradient * W).sum(1, keepdim=True) * W
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        torch._foreach_div_(gradients, get_total_norm(gradients).clamp_min(1e-12))
+        norm = get_total_norm(gradients).clamp_min(1e-12)
+        for gradient in gradients:
+            gradient /= norm
         return result
 
     @torch.no_grad()
