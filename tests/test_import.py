@@ -343,7 +343,10 @@ def damaged_arrays(kind: str, file: Path) -> None:
 @pytest.mark.parametrize("kind", ["huge", "header", "deflated", "encrypted", "truncated"])
 def test_damaged_arrays_are_a_sentence(tmp_path, kind):
     damaged_arrays(kind, tmp_path / "params.npz")
-    with pytest.raises(BitlensError, match="does not hold arrays of numbers alone"):
+    # a damaged header, or a machine too small: bitlens cannot tell
+    huge = r"Memory ran out .* 364 TiB of memory was asked for; .* restore the file"
+    said = huge if kind == "huge" else "does not hold arrays of numbers alone"
+    with pytest.raises(BitlensError, match=said):
         Autoencoder.from_pretrained(tmp_path)
 
 

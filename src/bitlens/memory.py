@@ -123,7 +123,7 @@ def asked_for(error: BaseException) -> str | None:
     if not (asked := ASKED.search(said)):
         return ""
     number, unit = asked.groups()
-    amount = size(float(number)) if unit == "bytes" else f"{number} {unit}"
+    amount = size(float(number)) if unit == "bytes" else f"{number.rstrip('.')} {unit}"
     return f"{amount} of {'GPU ' if 'CUDA' in said else ''}memory"
 
 

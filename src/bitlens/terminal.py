@@ -135,8 +135,10 @@ class _Screen:
 
     def _say(self, waited: float) -> None:
         if bars := [str(bar) for bar in self.bars]:
-            say("; ".join(bars))
             self._wait(min(2 * waited, RAREST))
+            if not self.bars and self._timer is not None:  # closed meanwhile, by another thread
+                self._timer.cancel()
+            say("; ".join(bars))
 
 
 _screen = _Screen()
