@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -53,7 +53,7 @@ def main(
     rounds: int = 3,
     steps: int = 300,
     n_latents: tuple[int, ...] = (256, 1024),
-    sources: tuple[str, ...] = ("store", "stream"),
+    sources: tuple[Literal["store", "stream"], ...] = ("store", "stream"),
 ) -> None:
     """Args:
     store: of hidden states; those of `stream` are made as they are needed, by the bundled model.
@@ -69,11 +69,10 @@ def main(
         "| --- | ---: | ---: | ---: |"
     )
     opened = bl.ActivationStore(store)
-    known = {"store": lambda: opened, "stream": lambda: LiveSource(model, reader)}
+    makes = {"store": lambda: opened, "stream": lambda: LiveSource(model, reader)}
     for m, name in itertools.product(n_latents, sources):
-        source = known[name]
         config = bl.TrainConfig(steps=steps, device="cpu", n_latents=m)
-        alone, together = ratio(source, config, rounds)
+        alone, together = ratio(makes[name], config, rounds)
         times = f"{alone:.1f} | {together:.1f} | {alone / together:.2f}"
         print(f"| {name}, {m:,} latents | {times} |", flush=True)
 

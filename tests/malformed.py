@@ -28,9 +28,9 @@ from bitlens import (
     LanguageModel,
     TrainConfig,
     encode_store,
+    entropy,
     train,
 )
-from bitlens.bits.statistics import co_occurrence
 from bitlens.compression.file import Compressed
 from bitlens.compression.store import decompress_file
 from bitlens.comsem.calls import Calls
@@ -111,8 +111,7 @@ def _codes(folder: Path, out: Path) -> None:
     codes = Codes(folder / "codes")
     assert repr(codes)
     assert codes.outliers <= len(codes)
-    co_occurrence(codes.bits[codes.usual])
-    assert len(codes.document[codes.usual].unique()) <= len(codes)
+    entropy(codes.bits[codes.usual], codes.document[codes.usual])
 
 
 def _run(folder: Path, out: Path) -> None:

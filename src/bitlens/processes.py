@@ -175,7 +175,7 @@ def _ignore_stop() -> None:
 
 
 def _asked(ask: Callable[[], T], otherwise: T, seconds: float = 2 * ROLL_CALL) -> T:
-    """What the store says; `otherwise` where it is gone or silent, as behind a cut cable."""
+    """What others answer; `otherwise` where they are gone or silent, as behind a cut cable."""
     answers: list[T] = []
 
     def wait() -> None:
