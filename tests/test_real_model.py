@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGED = runpy.run_path(str(ROOT / "tools" / "packaged.py"))
 MISSING = [name for name in (PACKAGED["MODEL"], PACKAGED["TEXT"]) if find_spec(name) is None]
 HOOKS = {"layers.14": 15, "layers.22": 23}  # the same in transformers' list, after the embeddings
-ROWS = 2000
+ROWS, LENGTH = 2000, 256
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,7 +40,7 @@ def file() -> Path:
 
 @pytest.fixture(scope="module")
 def stores(file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ActivationStore]:
-    """Tokens of every fortieth chapter, one context at a time; a third of these is held out."""
+    """Tokens of every fortieth chapter, at most LENGTH of them at a time; a third is held out."""
     folder = tmp_path_factory.mktemp("real")
     chapters = PACKAGED["chapters"]()
     assert len(chapters) == 1189
@@ -48,7 +48,7 @@ def stores(file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ac
     lines = (json.dumps({"text": chapter[:500]}) + "\n" for chapter in chapters[::40])
     text.write_text("".join(lines))
     model = LanguageModel.load(str(file), list(HOOKS), device="cpu")
-    reader = ContextReader(Corpus((str(text),)), model.tokenizer, 256, test_fraction=0.3)
+    reader = ContextReader(Corpus((str(text),)), model.tokenizer, LENGTH, test_fraction=0.3)
     found = harvest(model, reader, folder / "stores", batch_size=1, max_rows=ROWS)
     return dict(zip(HOOKS, found, strict=True))
 
@@ -71,7 +71,11 @@ def test_hidden_states_of_every_row_are_transformers_own(
         position = first["position"][mine].long()
         assert torch.equal(first["token"][mine].long(), read[position])
         for hook, place in HOOKS.items():
-            assert torch.equal(shards[hook]["hidden"][mine], own[place][0, position])
+            harvested, expected = shards[hook]["hidden"][mine], own[place][0, position]
+            if len(read) > LENGTH / 2:  # alone in its batch
+                assert torch.equal(harvested, expected)
+            else:  # two together may be added up in another order
+                torch.testing.assert_close(harvested, expected, rtol=1e-4, atol=1e-3)
         checked += len(position)
     assert checked == ROWS
 
