@@ -21,7 +21,8 @@ import tyro
 from bitlens.autoencoders import BinaryAutoencoder
 from bitlens.bits.codes import Codes
 from bitlens.bits.packed import PackedBits
-from bitlens.hidden.loading import bundled_folder, digest, load_tokenizer
+from bitlens.hidden.loading import load_tokenizer
+from bitlens.hidden.named import bundled_folder, digest
 from bitlens.seeding import generator
 
 HOOK, WIDTH = {"module": "layers.2"}, 256

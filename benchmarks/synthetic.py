@@ -13,7 +13,7 @@ from torch import Tensor
 from bitlens.bits import Codes, PackedBits
 from bitlens.bits.words import words_for
 from bitlens.hidden import LanguageModel
-from bitlens.hidden.loading import digest
+from bitlens.hidden.named import digest
 from bitlens.hidden.writer import StoreWriter
 from bitlens.options import BUNDLED
 

@@ -30,7 +30,7 @@ from transformers import AutoTokenizer
 
 from bitlens.bits import Codes, PackedBits
 from bitlens.hidden import Corpus
-from bitlens.hidden.loading import bundled_folder
+from bitlens.hidden.named import bundled_folder
 from bitlens.options import BUNDLED
 from command import Command, Moment
 

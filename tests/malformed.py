@@ -36,7 +36,7 @@ from bitlens.compression.store import decompress_file
 from bitlens.comsem.calls import Calls
 from bitlens.errors import BitlensError
 from bitlens.hidden.arrays import import_arrays
-from bitlens.hidden.loading import bundled_folder
+from bitlens.hidden.named import bundled_folder
 from bitlens.report.page import write_report
 from spoilt import (
     Change,

@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 
 from bitlens.hidden import Corpus, LanguageModel
-from bitlens.hidden.loading import bundled_folder
+from bitlens.hidden.named import bundled_folder
 from bitlens.options import BUNDLED
 
 

@@ -19,7 +19,7 @@ from bitlens.files import sha256
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden import gguf as reading
 from bitlens.hidden.harvest import harvest
-from bitlens.hidden.loading import recorded_model
+from bitlens.hidden.named import recorded_model
 from bitlens.hidden.text import ContextReader
 from bitlens.labels.sources import load_tokenizer
 from conftest import WIDTH

@@ -16,7 +16,7 @@ from bitlens.causal.splice import Splice
 from bitlens.errors import BitlensError
 from bitlens.hidden import LanguageModel
 from bitlens.hidden.hooks import attach
-from bitlens.hidden.loading import bundled_folder
+from bitlens.hidden.named import bundled_folder
 from bitlens.seeding import generator
 
 HOOK, LATENTS = "layers.2", 48

@@ -25,7 +25,7 @@ from bitlens.comsem import registry
 from bitlens.comsem.calls import Calls
 from bitlens.comsem.examples import Examples
 from bitlens.hidden import Corpus
-from bitlens.hidden.loading import bundled_folder
+from bitlens.hidden.named import bundled_folder
 from bitlens.labels.sources import load_tokenizer
 from bitlens.options import BUNDLED
 from language_model_server import LanguageModelServer

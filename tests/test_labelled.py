@@ -12,7 +12,7 @@ from bitlens.bits import Codes, PackedBits
 from bitlens.cli.labels import labels as command
 from bitlens.errors import BitlensError
 from bitlens.hidden import Corpus
-from bitlens.hidden.loading import bundled_folder
+from bitlens.hidden.named import bundled_folder
 from bitlens.hidden.source import held_out
 from bitlens.labels.sources import load_tokenizer, own_labels, read_labels, spelling
 from bitlens.options import BUNDLED

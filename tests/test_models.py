@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from bitlens.errors import BitlensError
 from bitlens.hidden import LanguageModel
-from bitlens.hidden.loading import bundled_folder
+from bitlens.hidden.named import bundled_folder
 from conftest import LAYERS, WIDTH
 
 KINDS = ["llama", "gpt2", "gpt_neox", "qwen3", "bert"]

@@ -16,7 +16,7 @@ from bitlens.errors import BitlensError
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.live import LiveSource
-from bitlens.hidden.loading import digest, recorded_model
+from bitlens.hidden.named import digest, recorded_model
 from bitlens.hidden.text import ContextReader
 from bitlens.labels.sources import load_tokenizer
 from conftest import WIDTH

@@ -179,7 +179,7 @@ def bundled_tokens():
     from transformers import AutoTokenizer
 
     from bitlens.hidden import Corpus
-    from bitlens.hidden.loading import bundled_folder
+    from bitlens.hidden.named import bundled_folder
 
     tokenizer = AutoTokenizer.from_pretrained(bundled_folder())
     texts = [text for _, text in list(Corpus((BUNDLED,)).documents())[:200]]

@@ -15,7 +15,8 @@ from torch import Tensor
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder, BinaryAutoencoder
 from bitlens.errors import BitlensError
-from bitlens.hidden.loading import load_tokenizer, recorded_model
+from bitlens.hidden.loading import load_tokenizer
+from bitlens.hidden.named import recorded_model
 from bitlens.hidden.store import ActivationStore
 
 SMALLEST, LARGEST = 2.0**-24, 65504.0  # numbers above 0 that float16 has

@@ -20,7 +20,7 @@ from bitlens.autoencoders import Autoencoder
 from bitlens.ecosystem.activations import Activations, Written, activations, tokenizer_of
 from bitlens.errors import BitlensError
 from bitlens.files import replacing_folder, write_json
-from bitlens.hidden.loading import folder_of
+from bitlens.hidden.named import folder_of
 from bitlens.hidden.store import ActivationStore
 from bitlens.version import __version__
 

@@ -19,7 +19,8 @@ from bitlens.autoencoders import Autoencoder
 from bitlens.causal.intervene import steering_vector
 from bitlens.errors import BitlensError
 from bitlens.files import refuse_unwritable, replacing
-from bitlens.hidden.loading import load_config, recorded_model
+from bitlens.hidden.loading import load_config
+from bitlens.hidden.named import recorded_model
 
 WRITER = "controlvector"
 

@@ -21,7 +21,7 @@ from bitlens.explorer.keeping import Record
 from bitlens.features.examples import around
 from bitlens.features.search import matching, nearest
 from bitlens.hidden.hooks import differ
-from bitlens.hidden.loading import recorded_model
+from bitlens.hidden.named import recorded_model
 from bitlens.hidden.pieces import apart, token_texts
 from bitlens.labels.sources import load_tokenizer
 

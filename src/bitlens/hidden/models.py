@@ -17,15 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from bitlens import terminal
 from bitlens.errors import BitlensError
 from bitlens.hidden.hooks import Architecture, attach
-from bitlens.hidden.loading import (
-    Checkpoint,
-    Loaded,
-    digest,
-    embeddings,
-    here,
-    name_from_anywhere,
-    recorded_model,
-)
+from bitlens.hidden.loading import Checkpoint, Loaded, embeddings
+from bitlens.hidden.named import digest, here, name_from_anywhere, recorded_model
 from bitlens.hidden.spread import entrance, spread_over
 from bitlens.hidden.trace import Trace
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bitlens.bits.codes import Columns
 from bitlens.errors import BitlensError
-from bitlens.hidden import loading
+from bitlens.hidden import loading, named
 from bitlens.hidden.pieces import UNREADABLE, token_texts
 from bitlens.hidden.reading import json_lines
 from bitlens.results import brief
@@ -64,7 +64,7 @@ class Labels(NamedTuple):
 
 def load_tokenizer(codes: Columns) -> Any:
     """The tokenizer of the language model whose hidden states were encoded."""
-    model, revision = loading.recorded_model(codes.manifest, codes.path)
+    model, revision = named.recorded_model(codes.manifest, codes.path)
     try:
         return loading.load_tokenizer(model, revision)
     except (OSError, ValueError) as error:
