@@ -67,11 +67,14 @@ class TopKLearner(SparseLearner[TopK]):
         auxiliary = mse.new_zeros(())
         dead = self.state["silent"] > self.patience
         if most := self._most_dead(dead):
-            k = min(self.model.d_in // 2, most)
-            top = z.masked_fill(~dead, -torch.inf).topk(max(k, 1), dim=-1)
+            W = self.model.W_dec
+            if dead.device.type == "cpu":  # a GPU would have to wait to know how many these are
+                z, W, dead = z[:, dead], W[dead], dead[dead]
+            k = min(max(self.model.d_in // 2, 1), most, len(W))
+            top = z.masked_fill(~dead, -torch.inf).topk(k, dim=-1)
             residual = (target - x_hat).detach()
             dead_codes = torch.zeros_like(z).scatter(-1, top.indices, top.values.relu())
-            guess = (dead_codes @ self.model.W_dec).float()
+            guess = (dead_codes @ W).float()
             auxiliary = self.AUXILIARY * (guess - residual).square().mean() * dead.any()
         return Losses(mse + auxiliary, mse, auxiliary=auxiliary), codes
 
