@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import signal
 import sys
+import threading
 import types
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from bitlens import cli
-from bitlens.errors import BitlensError
+from bitlens.errors import BitlensError, Interrupted
 from bitlens.studies import registry
 from bitlens.studies.cells import Study, write_table
 from bitlens.studies.figures import COLOURS, Panel, draw_panels
@@ -100,6 +103,22 @@ def test_two_workers_give_the_rows_of_one(out, log, tmp_path):
 
 
 # --- the folder and the table
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_answered_at_once_and_the_cell_in_hand_is_kept(out, number):
+    told, asked = [], threading.Event()
+
+    def measure_signalled(cell):
+        os.kill(os.getpid(), number)
+        assert asked.wait(60)
+        return {"bits": 1.0}
+
+    study = Study(out, say=lambda sentence: (told.append(sentence), asked.set()))
+    with pytest.raises(Interrupted, match=f"after 1 of {len(CELLS)} cells"):
+        study.measure(CELLS, measure_signalled)
+    assert told == ["Stopping once what is being measured is done; a second signal stops now."]
+    assert kept(out) == 1
 
 
 def test_the_folder_of_another_study_is_refused_and_left_alone(out):
