@@ -339,8 +339,8 @@ def copy(path: Path, to: Path) -> Path:
 
 
 def files(folder: Path) -> list[Path]:
-    """All below a folder."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    """All below a folder, also while a process writes there."""
+    return sorted(Path(where, name) for where, _, names in os.walk(folder) for name in names)
 
 
 def contents(folder: Path) -> dict[str, Any]:
