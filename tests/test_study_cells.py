@@ -114,7 +114,11 @@ def test_a_signal_is_answered_at_once_and_the_cell_in_hand_is_kept(out, number):
         assert asked.wait(60)
         return {"bits": 1.0}
 
-    study = Study(out, say=lambda sentence: (told.append(sentence), asked.set()))
+    def say(sentence):
+        told.append(sentence)
+        asked.set()
+
+    study = Study(out, say=say)
     with pytest.raises(Interrupted, match=f"after 1 of {len(CELLS)} cells"):
         study.measure(CELLS, measure_signalled)
     assert told == ["Stopping once what is being measured is done; a second signal stops now."]
