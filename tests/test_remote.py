@@ -270,6 +270,7 @@ def test_many_readers_at_once_keep_the_bound(here, store, monkeypatch):
         for index, hidden in threads.map(read, range(60)):
             assert torch.equal(hidden, here.shard(index)["hidden"])
     assert max(most) <= 2.5 * size
+    assert in_cache() <= 2.5 * size
 
 
 def test_a_file_larger_than_the_bound_is_refused(store, monkeypatch):
