@@ -99,6 +99,15 @@ def test_codes_are_the_same_however_they_are_asked_for(bae, store, tmp_path):
     assert numbers.l0 == pytest.approx(float(h.sum(1).mean()), rel=1e-6)
 
 
+def test_wide_codes_are_cut_into_shards_by_their_bytes(bae, store, tmp_path, monkeypatch):
+    one = encode_store(bae, store, tmp_path / "one")
+    monkeypatch.setattr("bitlens.encode.PART_BYTES", 8 * 500)  # a word a row
+    monkeypatch.setattr("bitlens.encode.BLOCK_ROWS", 100)
+    some = encode_store(bae, store, tmp_path / "some")
+    assert [shard["rows"] for shard in some.manifest["shards"]] == [500, 500, 200]
+    assert torch.equal(some.bits.unpack(), one.bits.unpack())
+
+
 def test_codes_replace_no_store_and_a_store_no_codes(bae, tmp_path):
     def files(name: str) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import bitlens
@@ -23,7 +24,7 @@ from bitlens.causal.switches import Contexts, draw_flips
 from bitlens.cli import main
 from bitlens.cli.effects import _clear
 from bitlens.errors import BitlensError
-from bitlens.files import finite
+from bitlens.files import finite, read_tensors, write_tensors
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
 from bitlens.hidden.hooks import attach
@@ -418,7 +419,7 @@ def test_the_command_prints_and_writes(folder, store, tmp_path, capsys, monkeypa
     out, numbers = tmp_path / "effects.jsonl", tmp_path / "numbers.json"
     main([*given, *more, "--out", str(out), "--json", str(numbers)])
     shown = capsys.readouterr().out
-    assert "each latent switched off" in shown
+    assert "each latent switched off" in " ".join(shown.split())
     assert "downstream" in shown
     records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     both = LanguageModel.load("bundled", [HOOK, "layers.4"], device="cpu", causal=True)
@@ -481,11 +482,45 @@ def test_a_measurement_goes_on_after_every_context(model, store, tmp_path, monke
             effects(
                 both, autoencoder, store, unfinished=tmp_path / "kept", resume=True, **arguments
             )
+    (kept,) = (tmp_path / "kept").glob("effects-0.json")
+    kept.write_text(kept.read_text().replace('"rows": ', '"rows": 1', 1))
+    with pytest.raises(BitlensError, match=r"effects-0\.json is damaged"):
+        effects(*given, downstream=later, unfinished=tmp_path / "kept", resume=True, **LIMITS)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine").touch()
     with pytest.raises(BitlensError, match="was not written by this command"):
         effects(*given, downstream=later, unfinished=tmp_path / "other", **LIMITS)
     assert (tmp_path / "other" / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda sums, header: (sums, {}),
+        lambda sums, header: (sums, header | {"contexts": "two"}),
+        lambda sums, header: ({}, header),
+        lambda sums, header: ({k: v[:1] for k, v in sums.items()}, header),
+        lambda sums, header: ({k: v + (k == "a") for k, v in sums.items()}, header),
+    ],
+)
+def test_sums_that_are_not_those_that_were_saved_are_refused(tmp_path, monkeypatch, change):
+    monkeypatch.setattr(unfinished, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(unfinished, "SHARE", 0)
+    sums = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2)}
+    unfinished.Unfinished(tmp_path / "kept", False, {}).save(0, 7, sums)
+    again = unfinished.Unfinished(tmp_path / "kept", True, {})
+    into = {name: torch.zeros_like(values) for name, values in sums.items()}
+    assert again.restore(1, into) == 0
+    assert again.restore(0, into) == 7
+    assert all(torch.equal(into[name], sums[name]) for name in sums)
+    file = tmp_path / "kept" / unfinished.TABLE
+    with safe_open(file, framework="pt") as opened:
+        tensors, header = change(read_tensors(file), opened.metadata())
+    write_tensors(file, tensors, header)
+    into["a"].zero_()
+    with pytest.raises(BitlensError, match=r"table\.safetensors is damaged; delete .*kept"):
+        again.restore(0, into)
+    assert not into["a"].any()
 
 
 def test_few_rows_do_not_lead_the_table():

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -53,8 +54,41 @@ def test_free_is_the_least_of_machine_and_groups(machine, monkeypatch):
     kept = "anon 600\ninactive_file 200\nactive_file 50\nslab 30\nslab_reclaimable 20\n"
     group(machine / "cgroup/jobs", two, "1000", 900, kept)
     assert free_memory() == 1000 - 900 + 270
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert free_memory() == 185
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "37")  # more than this one's parent has children
+    assert free_memory() == 10
+
+
+STARTS = """
+import subprocess, sys
+each = [subprocess.Popen([sys.executable, "-c", sys.argv[1], rank, sys.argv[2]]) for rank in "01"]
+sys.exit(sum(process.wait() for process in each))
+"""
+HOLDS = """
+import sys, time
+from pathlib import Path
+from bitlens import memory
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+memory.MEMINFO, memory.CGROUPS = folder / "meminfo", folder
+if rank == 0:
+    held = b"1" * (300 << 20)
+    (folder / "held").touch()
+while not (folder / "held").exists():
+    time.sleep(0.01)
+(folder / f"free-{rank}").write_text(str(memory.free_memory()))
+while not (folder / "free-0").exists() or not (folder / "free-1").exists():
+    time.sleep(0.01)
+"""
+
+
+def test_what_a_process_took_of_its_share_is_not_taken_of_anothers(tmp_path):
+    """Of two, with 1 GiB free, the first holds 300 MiB already."""
+    (tmp_path / "meminfo").write_text("MemAvailable:  1048576 kB\n")
+    environment = os.environ | {"LOCAL_WORLD_SIZE": "2"}
+    command = [sys.executable, "-c", STARTS, HOLDS, str(tmp_path)]
+    subprocess.run(command, check=True, timeout=60, env=environment)
+    first, second = (int((tmp_path / f"free-{rank}").read_text()) >> 20 for rank in (0, 1))
+    assert abs(first - (512 - 150)) < 20
+    assert abs(second - (512 + 150)) < 20
 
 
 def test_groups_of_the_first_version(machine):

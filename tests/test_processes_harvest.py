@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,17 @@ import pytest
 import torch
 
 import bitlens.hidden.harvest as harvest_module
+from bitlens import processes
 from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 from bitlens.files import sha256
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
+from bitlens.hidden.hooks import HookPoint
+from bitlens.hidden.spread import refuse_split
 from bitlens.hidden.text import ContextReader
 from bitlens.writing import Share, locked
+from command import together
 
 SHARDS = {"bitlens.hidden.harvest.SHARD_BYTES": 1}  # a shard a batch: some 50
 HOOKS = ["layers.0", "layers.2"]
@@ -175,13 +180,43 @@ def test_a_lost_shard_of_an_unfinished_store_is_made_again(run, undisturbed, tmp
     assert files(out) == undisturbed
 
 
+def _without(key):
+    return lambda said: {k: v for k, v in said.items() if k != key}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda said: said | {"contexts": said["contexts"] + 1},
+        lambda said: said | {"rows": said["rows"] - 1},
+        lambda said: said | {"file": "../shard-00002.safetensors"},
+        *map(_without, ("sha256", "contexts", "rows", "seal")),
+        lambda said: [said],
+        lambda said: json.loads(Path(said["beside"]).read_text()),  # another shard's
+    ],
+)
+def test_what_is_not_said_of_a_shard_to_the_last_digit_is_made_again(
+    run, undisturbed, tmp_path, change
+):
+    out = tmp_path / "out"
+    run(out, rank=0, ranks=2)
+    file = out / "layers.0" / "shard-00002.json"
+    said = json.loads(file.read_text()) | {"beside": str(file.with_name("shard-00004.json"))}
+    changed = change(said)
+    file.write_text(json.dumps(_without("beside")(changed) if "beside" in changed else changed))
+    for rank in (1, 0):
+        run(out, rank=rank, ranks=2)
+    assert files(out) == undisturbed
+
+
 def test_what_an_earlier_version_began_goes_on(run, undisturbed, tmp_path):
     """It kept what it had written in the manifest."""
     out, stops = tmp_path / "out", iter([None] * 9 + ["a test"])
     refusal(lambda: run(out, stop=lambda: next(stops)))
     for manifest in out.glob("*/manifest.json"):
         entries = sorted(manifest.parent.glob("shard-*.json"))
-        listed = ",".join(entry.read_text() for entry in entries)
+        each = [json.loads(entry.read_text()) for entry in entries]
+        listed = ",".join(json.dumps(_without("seal")(one)) for one in each)
         text = manifest.read_text()
         assert '"shards": []' in text
         manifest.write_text(text.replace('"shards": []', f'"shards": [{listed}]'))
@@ -431,3 +466,50 @@ def test_processes_that_share_one_model_write_the_same_rows(torchrun, arguments,
     done = torchrun(*part, tmp_path / "part", *flags)
     assert done.returncode != 0
     assert "has another part of layers.1.mlp.gate_proj" in done.stderr
+
+
+def harvest_split(arguments: list[Any]) -> None:
+    from bitlens.cli import main
+
+    harvest_module.SHARD_BYTES = 1
+    main([*map(str, arguments), "--tp-plan", "auto"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_processes_that_share_one_model_end_together(arguments, tmp_path, sent):
+    out = tmp_path / "out"
+    commands = together(2, partial(harvest_split, [*arguments, out]), tmp_path)
+    commands[0].wait_until(lambda: shards_in(out) > 3)
+    commands[1].send(sent)
+    assert commands[1].wait() == (-sent if sent == signal.SIGKILL else 1)
+    assert commands[0].wait() == (2 if sent == signal.SIGKILL else 1)
+    output = commands[0].output
+    assert "Traceback" not in output
+    if sent == signal.SIGKILL:
+        assert output.splitlines()[-1] == (
+            "Process 1 of 2 ended; what was saved is whole: start again with --resume."
+        )
+    else:
+        assert (output + commands[1].output).count("Stopped by SIGTERM after ") == 1
+    commands = together(2, partial(harvest_split, [*arguments, out, "--resume"]), tmp_path)
+    assert [command.wait() for command in commands] == [0, 0], commands[0].output
+    assert all(len(ActivationStore(out / hook)) > 0 for hook in HOOKS)
+
+
+def parts_of_one_norm(folder: Path) -> None:
+    """In each of two processes: what is split may be as large in both; what is whole, rounded."""
+    processes.start()
+    whole = torch.arange(12.0).reshape(2, 6)
+    part = whole.roll(processes.rank(), 1)
+    hook = HookPoint("layers.0", "output")
+    settings = {"tp_plan": "auto"}
+    refuse_split(settings, {hook: whole * (1 + 1e-3 * processes.rank())})
+    for own in (part, whole[:, : 5 + processes.rank()]):
+        with pytest.raises(BitlensError, match=r"another part of layers\.0"):
+            refuse_split(settings, {hook: own})
+
+
+def test_a_part_of_the_hidden_states_is_none_of_their_size_alone(tmp_path):
+    commands = together(2, partial(parts_of_one_norm, tmp_path), tmp_path)
+    assert [command.wait() for command in commands] == [0, 0], [c.output for c in commands]

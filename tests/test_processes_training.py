@@ -21,6 +21,7 @@ from bitlens.hidden.arrays import import_arrays
 from bitlens.hidden.paired import OF_ONE_HARVEST
 from bitlens.training import TrainConfig, train
 from bitlens.training.checkpoint import STATE
+from bitlens.training.trainer import Run
 from command import Command, together
 from test_resume import logged_steps, rows, same
 
@@ -271,6 +272,33 @@ def test_a_signal_to_one_stops_all_at_one_step_that_is_saved(stores, tmp_path):
     step = int(sentence.split()[5])
     assert (out / STATE).exists()
     assert logged_steps(out)[-1] in (step, step - 1)
+
+
+def told_to_stop(stores: Path, out: Path, ending: bool) -> None:
+    """The command; the second process is sent SIGTERM before the first step or after the last."""
+    from bitlens.cli import main
+
+    at, name = (Run, "finish") if ending else (ActivationStore, "sample")
+    method = getattr(at, name)
+
+    def told(*args):
+        if not processes.is_first():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return method(*args)
+
+    setattr(at, name, told)
+    main(train_command(stores, out, 10))
+
+
+@pytest.mark.parametrize("ending", [False, True])
+def test_a_signal_to_one_before_or_after_the_steps_is_said_once(stores, tmp_path, ending):
+    out = tmp_path / "run"
+    commands = together(2, partial(told_to_stop, stores, out, ending), tmp_path)
+    assert [command.wait() for command in commands] == [1, 128 + signal.SIGTERM]
+    assert sentences(commands) == ["Stopped."]
+    if ending:
+        again = together(2, [*train_command(stores, out, 10), "--resume"], tmp_path)
+        assert [command.wait() for command in again] == [0, 0]
 
 
 # --- what is refused, in one sentence -------------------------------------------------------------

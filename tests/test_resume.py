@@ -135,6 +135,19 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         train(TensorSource(rows()), settings(), tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("line", [b"{}", b"3", b"null", b"[" * 10**5, b"\xff\xfe", b'{"step": 1'])
+def test_lines_of_the_log_that_are_no_records_are_dropped(tmp_path, line):
+    source = TensorSource(rows())
+    whole = train(source, settings(), tmp_path / "whole")
+    with pytest.raises(PowerCut):
+        train(source, settings(), tmp_path / "run", report=cut_at(23))
+    log = tmp_path / "run" / "metrics.jsonl"
+    first, rest = log.read_bytes().split(b"\n", 1)
+    log.write_bytes(first + b"\n" + line + b"\n" + rest)
+    assert same(train(source, settings(), tmp_path / "run", resume=True), whole)
+    assert logged_steps(tmp_path / "run") == logged_steps(tmp_path / "whole")
+
+
 def logged_steps(run) -> list[int]:
     lines = (
         (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []

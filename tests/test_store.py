@@ -58,6 +58,25 @@ def first_batches(source, n, size, seed=0, start=None):
     return list(itertools.islice(source.batches(size, seed, start or Position()), n))
 
 
+def test_of_a_large_store_some_shards_are_read_whole_for_a_sample(numbered, monkeypatch):
+    whole = numbered.sample(1000, generator("x"))
+    monkeypatch.setattr(store_module, "WHOLE_BYTES", int(3.5 * numbered.shards[0]["bytes"]))
+    large = store_module.ActivationStore(numbered.path)
+    few = large.sample(1000, generator("x"))
+    assert not large._verified ^ {numbered.shards[i]["file"] for i in large._sampled()}
+    assert len(large._verified) == 3
+    assert {*few[:, 0].tolist()} < {*whole[:, 0].tolist()}
+    assert len(few) == sum(len(large.splits()[i].train) for i in large._sampled())
+    other = large.sample(20, generator("y"))  # from the same shards
+    assert {*other[:, 0].tolist()} < {*few[:, 0].tolist()}
+    changed = numbered.path / next(
+        shard["file"] for shard in numbered.shards if shard["file"] not in large._verified
+    )
+    changed.write_bytes(changed.read_bytes()[:-1] + b"!")
+    with pytest.raises(BitlensError, match="truncated or altered"):
+        list(store_module.ActivationStore(numbered.path).read())
+
+
 # --- standardisation ------------------------------------------------------------------------------
 
 
@@ -608,7 +627,7 @@ def test_a_shard_that_is_made_again_is_not_there_until_it_is_told(tmp_path, monk
     again = StoreWriter(tmp_path, ABOUT)
     assert list(again.shards) == [0]
     with monkeypatch.context() as patched:
-        patched.setattr(writer_module, "write_json", killed)
+        patched.setattr(writer_module, "write_sealed", killed)
         with pytest.raises(KeyboardInterrupt):
             again.add(rows + 1, columns, number=0)
     assert not StoreWriter(tmp_path, ABOUT).shards

@@ -133,6 +133,10 @@ def test_a_sweep_goes_to_an_address_and_is_one_processes(tmp_path, monkeypatch):
     assert same(row["run"], config_of(row), source)
     with locked(tmp_path / "out"), pytest.raises(BitlensError, match="is being written by process"):
         sweep(source, {"seed": [1]}, tmp_path / "out", CONFIG)
+    with locked(tmp_path / "out" / "seed=1"):  # as by a training of this run alone
+        free, held = sweep(source, {"seed": [0, 1]}, tmp_path / "out", CONFIG, resume=True)
+    assert "is being written by process" in held["error"]
+    assert same(free["run"], config_of(free), source)
 
 
 class Waiting(TensorSource):

@@ -21,7 +21,7 @@ from bitlens.memory import MemoryPlan, at_peak, require
 from bitlens.remote import place
 from bitlens.writing import holding
 
-PART_ROWS, BLOCK_ROWS = 1 << 20, 16384
+PART_ROWS, PART_BYTES, BLOCK_ROWS = 1 << 20, 1 << 30, 16384  # of a shard, and encoded at once
 COLUMN_BYTES = 17  # of a row: token, document, position, usual
 
 
@@ -64,7 +64,7 @@ def encode_plan(autoencoder: Autoencoder, store: ActivationStore, rows: int) -> 
     """Of the first rows of `store`."""
     W, m, block = autoencoder.W_dec, autoencoder.n_latents, min(rows, BLOCK_ROWS)
     device, weights = str(W.device), autoencoder.memory()
-    part = min(rows, PART_ROWS + BLOCK_ROWS) * (8 * words_for(m) + COLUMN_BYTES)
+    part = min(rows, _part_rows(m) + BLOCK_ROWS) * (8 * words_for(m) + COLUMN_BYTES)
     codes = {"codes of a shard": 2 * part, "index of rows": 9 * len(store)}
     read, row = {"rows of a block": block * store.row_bytes()}, 4 * autoencoder.d_in
     encode = {"codes of a block": (7 if autoencoder.binary else 14) * block * m}
@@ -79,11 +79,16 @@ def encode_plan(autoencoder: Autoencoder, store: ActivationStore, rows: int) -> 
     return MemoryPlan("encode", at_peak(codes, read), at_peak(read, *search), device)
 
 
+def _part_rows(n_latents: int) -> int:
+    return min(PART_ROWS, max(1, PART_BYTES // (8 * words_for(n_latents))))
+
+
 def _parts(
     autoencoder: Autoencoder, store: ActivationStore, total: int
 ) -> Iterator[tuple[PackedBits, dict[str, Tensor]]]:
-    """Bits and columns of the first rows, `PART_ROWS` or a little more at a time."""
+    """Bits and columns of the first rows, up to PART_ROWS or PART_BYTES and a block at a time."""
     device, usual = autoencoder.W_enc.device, store.usual()
+    part = _part_rows(autoencoder.n_latents)
     words: list[Tensor] = []
     columns: list[dict[str, Tensor]] = []
     done = first = 0  # rows encoded, and the first of the part
@@ -94,7 +99,7 @@ def _parts(
         columns.append({**block, "usual": usual[done : done + len(x)]})
         done += len(x)
         terminal.at(done, total=total)
-        if done - first >= PART_ROWS or done == total:
+        if done - first >= part or done == total:
             joined = {name: torch.cat([block[name] for block in columns]) for name in columns[0]}
             yield PackedBits(torch.cat(words), autoencoder.n_latents), joined
             words, columns, first = [], [], done

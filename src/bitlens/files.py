@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -136,6 +137,25 @@ def read_manifest(path: Path, schema: int, what: str) -> dict[str, Any]:
         raise BitlensError(f"{newer}; upgrade bitlens to open it.")
     forms.refuse_others(manifest, path, what)
     return manifest
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """`write_json` of what work goes on with, so that no altered digit can lead it elsewhere."""
+    write_json(path, {**value, "seal": _seal(value)})
+
+
+def read_sealed(path: Path, what: str) -> dict[str, Any]:
+    """What `write_sealed` wrote; BitlensError if it is missing or not that to the last digit."""
+    value = read_json(path, what)
+    seal = value.pop("seal", None) if isinstance(value, dict) else None
+    if seal is None or seal != _seal(value):
+        raise BitlensError(f"{path} is damaged; restore it or make {what} again.")
+    return value
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    text = json.dumps(finite(value), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def required(manifest: Mapping[str, Any], key: str, path: Path) -> Any:

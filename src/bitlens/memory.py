@@ -160,7 +160,23 @@ def free_memory() -> int | None:
     it is in; its share, of several processes that `torchrun` starts here. None: unknown."""
     known = [_available(), *_left_in_groups()]
     free = min((n for n in known if n is not None), default=None)
-    return None if free is None else free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if free is None or here == 1:
+        return free
+    held = _held_beside(here)  # those that began earlier have taken of their shares
+    return max(0, (free + sum(held.values())) // here - held.get(os.getpid(), 0))
+
+
+def _held_beside(here: int) -> dict[int, int]:
+    """Bytes that each of so many processes of one parent holds, by its id; empty if unknown."""
+    parent = os.getppid()
+    try:
+        beside = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        text = {int(pid): Path(f"/proc/{pid}/status").read_text() for pid in beside}
+    except OSError:
+        return {}
+    own = {pid: re.search(r"^RssAnon:\s+(\d+)", each, re.MULTILINE) for pid, each in text.items()}
+    return {pid: int(kb[1]) << 10 for pid, kb in own.items() if kb} if len(text) == here else {}
 
 
 def _available() -> int | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import signal
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bitlens import remote, terminal
+from bitlens import memory, remote, terminal
 from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 
@@ -138,15 +137,17 @@ def together() -> Iterator[None]:
     start()
     try:
         yield
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if world_size() > 1 and not isinstance(error, Elsewhere):
             _publish(error)
         raise
 
 
-def _publish(error: Exception) -> None:
+def _publish(error: BaseException) -> None:
     """Leave word of this error and leave the group; `Elsewhere` if another came first."""
     said = str(error) if isinstance(error, BitlensError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        said = f"{terminal.interrupt.signal.name} told it to."
     _ignore_stop()
     mine = json.dumps([rank(), said])
     first = _asked(lambda: _store().compare_set(ERROR, "", mine).decode(), mine)
@@ -219,7 +220,7 @@ def _missed(error: Exception, waited: float) -> BitlensError:
     )
 
 
-def _watched(exchange: Callable[..., T]) -> Callable[..., T]:
+def watched(exchange: Callable[..., T]) -> Callable[..., T]:
     """Decorator of what uses the group: where it fails, an error says which process was missed."""
 
     @functools.wraps(exchange)
@@ -228,6 +229,8 @@ def _watched(exchange: Callable[..., T]) -> Callable[..., T]:
         try:
             return exchange(*args)
         except RuntimeError as error:
+            if memory.asked_for(error) is not None:
+                raise
             raise _missed(error, time.monotonic() - begun) from error
 
     return call
@@ -236,7 +239,7 @@ def _watched(exchange: Callable[..., T]) -> Callable[..., T]:
 # --- collectives: all processes must call the same ones in the same order -------------------------
 
 
-@_watched
+@watched
 def _exchange(tensors: tuple[Tensor, ...], what: str) -> None:
     """In place; small tensors of one kind travel as one."""
     if world_size() == 1:
@@ -280,7 +283,7 @@ def take_from_first(*tensors: Tensor) -> None:
     _exchange(tensors, "first")
 
 
-@_watched
+@watched
 def _gather(padded: Tensor) -> list[Tensor]:
     import torch
     from torch import distributed
@@ -324,25 +327,20 @@ def from_first(value: Any) -> Any:
     return json.loads(octets.numpy().tobytes())
 
 
+def agreed(name: str | None) -> str | None:
+    """The signal that any process was sent, by its name, at the same step in all of them."""
+    if world_size() == 1:
+        return name
+    import torch
+
+    number = torch.tensor([signal.Signals[name] if name else 0])
+    largest(number)
+    return signal.Signals(int(number)).name if number else None
+
+
 def wait_for_all() -> None:
     """Return once every process has come here."""
     if world_size() > 1:
         import torch
 
         add(torch.zeros(1))
-
-
-def require_same(what: str, value: Any) -> None:
-    """BitlensError unless all processes pass the same `value`, anything that JSON has."""
-    if world_size() == 1:
-        return
-    import torch
-
-    text = json.dumps(value, sort_keys=True, default=str).encode()
-    digest = torch.frombuffer(bytearray(hashlib.sha256(text).digest()), dtype=torch.int64)
-    found = of_each(digest)
-    others = [r for r in range(world_size()) if not torch.equal(found[r], found[0])]
-    if others:
-        raise BitlensError(
-            f"Process {others[0]} has {what} other than process 0; start all processes alike."
-        )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,11 +34,11 @@ from bitlens.options import Logger
 from bitlens.remote import place
 from bitlens.seeding import generator
 from bitlens.training.config import PRESETS, TrainConfig, settings_that_apply
-from bitlens.training.metrics import METRICS, Record
+from bitlens.training.metrics import Record, records
 from bitlens.training.signals import stop_on_signals
 from bitlens.training.trainer import Batch, Run, begin, prefetched
 from bitlens.version import __version__
-from bitlens.writing import holding
+from bitlens.writing import holding, locked
 
 SUMMARY, KIND, SCHEMA = "summary.json", "bitlens.sweep", 1
 HELD_OUT_ROWS = 8192  # that the runs are compared on
@@ -86,18 +85,17 @@ def sweep(
     prepare_output(out, resume, overwrite, marker=SUMMARY, kind=KIND)
     _written(out, members)
     sources = {None: source, getattr(source, "test_fraction", None): source}
-    try:
+    with contextlib.ExitStack() as stack:
         for member in members:
+            stack.callback(member.close)
             with member.alone():
+                stack.enter_context(locked(member.folder))  # nobody trains it alone meanwhile
                 fraction = member.config.test_fraction
                 if fraction not in sources:
                     sources[fraction] = source.split(fraction or 0.0)
                 member.source = sources[fraction]
                 member.begin(resume, loggers, report)
         _train(members, out)
-    finally:
-        for member in members:
-            member.close()
     return _written(out, members)
 
 
@@ -266,10 +264,7 @@ class _Member:
             rows = self.source.sample(HELD_OUT_ROWS, generator("sweep"), "test")
             if len(rows) > 1:
                 return row | _held_out(self.model, rows)
-        path = self.folder / METRICS
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
-        if lines:
-            last = json.loads(lines[-1])
+        for last in records(self.folder)[-1:]:
             row |= {"fvu": last["mse"], "l0": last["l0"], "bits": last["bits_batch"]}
             row["rows"] = "of training"
         return row

@@ -23,8 +23,11 @@ from bitlens.files import (
     finite,
     holds_something,
     read_manifest,
+    read_sealed,
     read_tensors,
+    required,
     write_json,
+    write_sealed,
     write_tensors,
 )
 from bitlens.training.signals import stop_on_signals
@@ -78,13 +81,13 @@ class Unfinished:
         path = self._records(table)
         if path is None or not path.exists():
             return None
-        return read_manifest(path, SCHEMA, "an unfinished measurement")["records"]
+        return required(read_sealed(path, "an unfinished measurement"), "records", path)
 
     def finish(self, table: int, records: list[dict[str, Any]]) -> None:
         """Keep the records of a table that is done; NaN is None in them."""
         path = self._records(table)
         if path is not None and self.folder is not None:
-            write_json(path, {"schema": SCHEMA, "records": records})
+            write_sealed(path, {"schema": SCHEMA, "records": records})
             (self.folder / TABLE).unlink(missing_ok=True)
 
     def restore(self, table: int, sums: Tensors) -> int:
@@ -92,13 +95,22 @@ class Unfinished:
         if self.folder is None or not (path := self.folder / TABLE).exists():
             return 0
         tensors = read_tensors(path)
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata()
-        if int(header["table"]) != table:  # killed before its file went
-            return 0
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+            if int(header["table"]) != table:  # killed before its file went
+                return 0
+            saved = {name: tensors[name].view_as(values) for name, values in sums.items()}
+            if header["digest"] != digest(saved.values()):
+                raise ValueError("other numbers than were saved")
+            contexts = int(header["contexts"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise BitlensError(
+                f"{path} is damaged; delete {self.folder} to begin the measurement anew."
+            ) from error
         for name, values in sums.items():
-            values.copy_(tensors[name])
-        return int(header["contexts"])
+            values.copy_(saved[name])
+        return contexts
 
     @contextlib.contextmanager
     def stopping(self) -> Iterator[None]:
@@ -117,6 +129,7 @@ class Unfinished:
         now, signal = time.monotonic(), self._stop.signal
         if signal or now - self._saved >= max(SAVE_SECONDS, SHARE * self._took):
             header = {"table": str(table), "contexts": str(contexts)}
+            header["digest"] = digest(sums.values())
             write_tensors(self.folder / TABLE, sums, header)
             self._saved = time.monotonic()
             self._took = self._saved - now

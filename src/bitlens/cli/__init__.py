@@ -118,7 +118,7 @@ def _status(arguments: list[str]) -> int:
         return _fail(_out_of_memory(asked, arguments), 2, arguments)
     except KeyboardInterrupt:
         status = 128 + terminal.interrupt.signal
-        return _fail("Stopped.", status, arguments) if processes.is_first() else status
+        return _fail("Stopped.", status, arguments)
     return 0
 
 

@@ -306,6 +306,9 @@ class _Job:
         rows = before = sum(shard["rows"] for i, shard in done.items() if self.share.has(i))
         planned = None if planned is None else planned // self.share.ranks
         begun, runs = time.perf_counter(), iter(due)
+        states_of = self.model.hidden_states
+        if self.model.split:  # its layers exchange what they compute
+            states_of = processes.watched(states_of)
         batch_tokens = self.batch_size * self.reader.length
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(len(writers) or 1) as behind:
             writing: list[Future[None]] = []
@@ -316,11 +319,11 @@ class _Job:
                 shard = Shard(number, contexts, self.dtype, self.reader.length)
                 for chosen in contexts.by_length(batch_tokens):
                     batch = contexts.of(chosen)
-                    states = self.model.hidden_states(batch.tokens, batch.mask)
+                    states = states_of(batch.tokens, batch.mask)
                     rows += shard.add(chosen, states)
                     speed = (rows - before) / (time.perf_counter() - begun)
                     terminal.at(rows, f"{speed:,.0f} rows/s", planned)
-                    signal = processes.from_first(stop()) if self.model.split else stop()
+                    signal = processes.agreed(stop()) if self.model.split else stop()
                     if rows != self.max_rows and signal:
                         raise Interrupted(
                             f"Stopped by {signal} after {rows:,} rows: whole shards are kept; "

@@ -9,6 +9,7 @@ or not at all.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,7 @@ ABOUT = (
     *("packed", "prepend_bos", "d_in", "rows", "std", "outlier_norm"),
 )
 WINDOW_BYTES = 1 << 30
+WHOLE_BYTES = 4 << 30  # of a store that is read whole before its rows are used
 OUTLIER_MULTIPLE = 10.0  # of the median norm
 FEW_DOCUMENTS = 50
 
@@ -64,7 +66,8 @@ class Split(NamedTuple):
 
 class ActivationStore(HiddenSource):
     """A finished store, memory-mapped. As a `HiddenSource` it gives the training rows: no held-out
-    documents, no rows of outlying norm. Each shard's checksum is verified when it is first read."""
+    documents, no rows of outlying norm. Each shard's checksum is verified when it is first read; of
+    stores of more than WHOLE_BYTES, when its hidden states are."""
 
     def __init__(self, path: Path | str, test_fraction: float | None = None) -> None:
         """test_fraction: share of the documents that is held out; by default what the store was
@@ -94,6 +97,7 @@ class ActivationStore(HiddenSource):
         self.outlier_norm = math.inf if limit is None else float(limit)
         self.chosen = test_fraction is not None
         self.test_fraction = self._fraction(test_fraction)
+        self._bytes = sum(shard["bytes"] for shard in self.shards)
         self._verified: set[str] = set()
         self._finite: set[int] = set()
         self._splits: list[Split] | None = None
@@ -156,12 +160,13 @@ class ActivationStore(HiddenSource):
         """Tensors of one shard, memory-mapped: all, or those of these names."""
         entry = self.shards[index]
         path = self.path / entry["file"]
-        if entry["file"] not in self._verified:
+        # of large stores, and remote shards, the columns that split them are read alone; what they
+        # belong to is compared when it is read
+        alone = names is not None and not {*names} - {"document", "norm"}
+        if entry["file"] not in self._verified and not (alone and self._bytes > WHOLE_BYTES):
             verify_shard(path, entry["sha256"])
             self._verified.add(entry["file"])
-        # of remote shards a few columns are fetched alone; the rest is compared when it is read
-        alone = is_remote(path) and names is not None and not {*names} - {"document", "norm"}
-        alone = alone and not has(entry["sha256"])
+        alone = alone and is_remote(path) and not has(entry["sha256"])
         tensors = read_tensors(path, names, digest=None if alone else entry["sha256"])
         wanted = ("hidden", "norm", *COLUMNS) if names is None else names
         require_columns(tensors, wanted, path, entry["rows"], self.d_in)
@@ -271,8 +276,10 @@ class ActivationStore(HiddenSource):
         return self._window[1]
 
     def sample(self, n: int, seed: torch.Generator, part: str = "train") -> Tensor:
-        """Up to n rows of this part, `train` or `test`, float32 `[<= n, d_in]`."""
-        rows: list[Tensor] = [getattr(split, part) for split in self.splits()]
+        """Up to n rows of this part, `train` or `test`, float32 `[<= n, d_in]`: from WHOLE_BYTES of
+        shards, which are always the same."""
+        shards = self._sampled()
+        rows: list[Tensor] = [getattr(self.splits()[index], part) for index in shards]
         total = sum(map(len, rows))
         if total <= 1 << 24:
             chosen = torch.randperm(total, generator=seed)[:n]
@@ -280,12 +287,19 @@ class ActivationStore(HiddenSource):
             chosen = torch.randint(total, (n,), generator=seed).unique()
         chosen = chosen.sort().values
         parts, first = [], 0
-        for index, own in enumerate(rows):
+        self._ahead(shards)
+        for index, own in zip(shards, rows, strict=True):
             inside = chosen[(chosen >= first) & (chosen < first + len(own))] - first
             first += len(own)
             if len(inside):
                 parts.append(self.shard(index, ["hidden"])["hidden"][own[inside]].float())
         return torch.cat(parts) if parts else torch.empty(0, self.d_in)
+
+    def _sampled(self) -> list[int]:
+        order = torch.randperm(len(self.shards), generator=generator("sample", "shards")).tolist()
+        sizes = itertools.accumulate(self.shards[index]["bytes"] for index in order)
+        few = sum(size <= WHOLE_BYTES for size in sizes)
+        return sorted(order[: max(1, few)])
 
     # --- rows in the order of the text ------------------------------------------------------------
 

@@ -10,11 +10,20 @@ import torch
 from torch import Tensor
 
 from bitlens.errors import BitlensError
-from bitlens.files import read_json, read_manifest, read_tensors, write_json, write_tensors
+from bitlens.files import (
+    read_manifest,
+    read_sealed,
+    read_tensors,
+    write_json,
+    write_sealed,
+    write_tensors,
+)
+from bitlens.forms import fits
 from bitlens.hidden.source import Spread, outlier_limit, refuse_non_finite, row_norms
 from bitlens.hidden.store import KIND, MANIFEST, OUTLIER_MULTIPLE, SCHEMA, WHAT, ActivationStore
 
 NOT_COMPARED = ("text", "documents_of")  # where a text lies; what it holds is named by `corpus`
+SAID = {"file": str, "rows": int, "contexts": int, "bytes": int, "sha256": str}  # of a shard
 LATER = ("model_dtype",)  # what stores begun by earlier versions go on without
 
 
@@ -67,12 +76,14 @@ class StoreWriter:
             return
         for file in self.path.glob("shard-*.json"):
             with contextlib.suppress(BitlensError, ValueError):
-                self.shards[int(file.stem.removeprefix("shard-"))] = read_json(file, WHAT)
-        self.shards = {i: shard for i, shard in self.shards.items() if self._is_whole(shard)}
+                self.shards[int(file.stem.removeprefix("shard-"))] = read_sealed(file, WHAT)
+        self.shards = {i: each for i, each in self.shards.items() if self._is_whole(i, each)}
 
-    def _is_whole(self, shard: Any) -> bool:
-        with contextlib.suppress(OSError, KeyError, TypeError):
-            return (self.path / shard["file"]).stat().st_size == shard["bytes"]
+    def _is_whole(self, number: int, shard: dict[str, Any]) -> bool:
+        file = self.path / _file(number)
+        if fits(shard, SAID) and shard["file"] == file.name:
+            with contextlib.suppress(OSError):
+                return file.stat().st_size == shard["bytes"]
         return False
 
     def _tidy(self) -> None:
@@ -96,7 +107,7 @@ class StoreWriter:
         contexts `[contexts, length]`, context. done: contexts of the corpus that it covers.
         number: of the shard, in the order of the text; by default the next."""
         number = len(self.shards) if number is None else number
-        file = f"shard-{number:05d}.safetensors"
+        file = _file(number)
         norm = row_norms(hidden)
         known = all(i in self.shards for i in range(number))
         before = sum(self.shards[i]["rows"] for i in range(number)) if known else None
@@ -120,7 +131,7 @@ class StoreWriter:
         size = (self.path / file).stat().st_size
         shard = {"file": file, "rows": len(hidden), "contexts": done, "bytes": size}
         self.shards[number] = shard | {"sha256": digest}
-        write_json(about, self.shards[number])
+        write_sealed(about, self.shards[number])
 
     def finish(self) -> ActivationStore:
         """Compute the standardisation over all usual rows, and mark the store complete."""
@@ -159,6 +170,10 @@ class StoreWriter:
 
     def _in_order(self) -> list[dict[str, Any]]:
         return [shard for _, shard in sorted(self.shards.items())]
+
+
+def _file(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"
 
 
 def _spread(file: Path, usual: Tensor) -> Spread:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from bitlens.hidden.hooks import differ
 from bitlens.training.checkpoint import RUN
 from bitlens.training.checkpoint import SCHEMA as RUN_SCHEMA
 from bitlens.training.config import settings_that_apply
-from bitlens.training.metrics import METRICS
+from bitlens.training.metrics import records
 
 MEANINGS = {  # of the columns of metrics.jsonl, in the order of a report
     "mse": "squared error of a batch, as the loss weighs it: about the fvu",
@@ -66,27 +65,13 @@ def configuration(run: Path) -> tuple[dict[str, Any], bool]:
     return {**config, "metadata": {**source, **about}}, False
 
 
-def records(run: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; without those that are no records, and those of a file that
-    cannot be read."""
-    found = []
-    try:
-        text = (run / METRICS).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):  # the last line of a killed run
-            continue
-        if isinstance(record, dict):
-            found.append(record)
-    return found
-
-
 def curves(run: Path) -> dict[str, list[float | None]]:
-    """The columns of `metrics.jsonl`, None where a line has no such number."""
-    known = [record for record in records(run) if _finite(record.get("step")) is not None]
+    """The columns of `metrics.jsonl`, None where a line has no such number; none of a file that
+    cannot be read."""
+    try:
+        known = records(run)
+    except OSError:
+        return {}
     names = ["step", *(name for name in MEANINGS if any(name in one for one in known))]
     return {name: [_finite(one.get(name)) for one in known] for name in names if known}
 

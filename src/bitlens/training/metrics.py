@@ -1,5 +1,6 @@
 """Where a run's numbers go: always `metrics.jsonl`; tensorboard and wandb if asked for."""
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -16,6 +17,22 @@ METRICS = "metrics.jsonl"
 Record = dict[str, Any]
 
 
+def records(run: Path) -> list[Record]:
+    """The lines of a run's `metrics.jsonl` that are records: the last one of a killed run may be
+    none, nor those of a damaged file."""
+    try:
+        text = (run / METRICS).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and type(record.get("step")) is int:
+                found.append(record)
+    return found
+
+
 class MetricsLog:
     """Appends one object a line to `metrics.jsonl` and passes it on to the loggers. Lines after the
     step at which it is opened are dropped, so that a resumed run has every step once."""
@@ -24,15 +41,8 @@ class MetricsLog:
         self, folder: Path, step: int, loggers: tuple[Logger, ...] = (), about: Record | None = None
     ) -> None:
         """about: the settings of the run, for wandb."""
-        path = folder / METRICS
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except json.JSONDecodeError:  # the last line of a killed run
-                continue
-        self._path = path
+        path = self._path = folder / METRICS
+        kept = [json.dumps(each) + "\n" for each in records(folder) if each["step"] <= step]
         if is_remote(path):  # to what is there, nothing can be appended
             self._folder = tempfile.TemporaryDirectory(prefix="bitlens-")
             path = Path(self._folder.name, METRICS)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-
 from bitlens import processes, terminal
 
 
@@ -40,12 +38,3 @@ def stop_on_signals(told: Callable[[], object] | None = None) -> Iterator[Simple
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-
-
-def agreed(name: str | None) -> str | None:
-    """The signal that any process was sent, at the same step in all of them."""
-    if processes.world_size() == 1:
-        return name
-    number = torch.tensor([signal.Signals[name] if name else 0])
-    processes.largest(number)
-    return signal.Signals(int(number)).name if number else None

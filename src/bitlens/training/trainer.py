@@ -40,7 +40,7 @@ from bitlens.training.checkpoint import (
 from bitlens.training.config import TrainConfig
 from bitlens.training.metrics import MetricsLog, Record
 from bitlens.training.plan import require_memory
-from bitlens.training.signals import agreed, stop_on_signals
+from bitlens.training.signals import stop_on_signals
 from bitlens.training.start import initial_model, require_alike, require_apart, require_shards
 from bitlens.writing import holding
 
@@ -200,7 +200,7 @@ class Run:
         with stop_on_signals() as stop:
             while self.left:
                 results = self.step(*next(self.batches))
-                signal = agreed(stop.signal)  # read once, so that what is said was done
+                signal = processes.agreed(stop.signal)  # read once, so that what is said was done
                 self.keep(*results, save=bool(signal))
                 if signal and self.left:
                     processes.wait_for_all()
