@@ -13,6 +13,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,12 +32,17 @@ from bitlens import (
     entropy,
     train,
 )
+from bitlens.causal.effect import Effect, TokenEffect, of_record
+from bitlens.causal.unfinished import Unfinished
+from bitlens.cli.sweep import read_sweep
 from bitlens.compression.file import Compressed
 from bitlens.compression.store import decompress_file
 from bitlens.comsem.calls import Calls
-from bitlens.errors import BitlensError
+from bitlens.errors import BitlensError, Interrupted
+from bitlens.files import write_sealed
 from bitlens.hidden.arrays import import_arrays
 from bitlens.hidden.named import bundled_folder
+from bitlens.hidden.writer import StoreWriter
 from bitlens.report.page import write_report
 from spoilt import (
     Change,
@@ -126,6 +132,38 @@ def _begun(folder: Path, out: Path) -> None:
     train(ActivationStore(folder / "store"), config, folder / "begun", resume=True, progress=False)
 
 
+def _mend_seal(path: Path) -> None:
+    """As `_mend_digests`, of what `write_sealed` wrote."""
+    with contextlib.suppress(ValueError, TypeError, AttributeError, OSError, RecursionError):
+        value = json.loads(path.read_bytes())
+        value.pop("seal", None)
+        write_sealed(path, value)
+
+
+def _begun_store(folder: Path, out: Path) -> None:
+    _mend_seal(folder / "store" / "shard-00001.json")
+    writer = StoreWriter(folder / "store", ABOUT)
+    for number in range(3):
+        if number not in writer.shards:
+            _add(writer, number)
+    list(writer.finish().read())
+
+
+def _unfinished(folder: Path, out: Path) -> None:
+    _mend_seal(folder / "kept" / "effects-0.json")
+    kept = Unfinished(folder / "kept", True, {"seed": 0})
+    kept.finished(0, of_record)
+    kept.restore(1, _sums())
+
+
+def _sweep(suffix: str) -> Callable[[Path, Path], None]:
+    def read(folder: Path, out: Path) -> None:
+        with contextlib.suppress(SystemExit):  # of the parser of flags, which has said why
+            read_sweep((str(folder / f"runs{suffix}"),), TrainConfig())
+
+    return read
+
+
 def _bits(folder: Path, out: Path) -> None:
     file = Compressed(folder / "states.bits")
     with contextlib.suppress(BitlensError):  # other documents can still be read
@@ -207,6 +245,46 @@ def write_parquet(folder: Path, rows: np.ndarray) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"hidden": list(rows)}), str(folder / "rows.parquet"))
 
 
+ABOUT = {"model": "m", "hook": {"module": "layers.0"}, "d_in": 6, "context_length": 5}
+
+
+def _add(writer: StoreWriter, number: int) -> None:
+    rows = torch.arange(5)
+    columns = {"token": rows, "document": rows, "position": rows, "context": rows * 0}
+    hidden = torch.randn(5, 6, generator=torch.Generator().manual_seed(number))
+    writer.add(hidden, columns, rows[None], 1, number)
+
+
+def begun_store(folder: Path) -> None:
+    (folder / "store").mkdir()
+    writer = StoreWriter(folder / "store", ABOUT)
+    for number in range(2):
+        _add(writer, number)
+
+
+def _sums() -> dict[str, torch.Tensor]:
+    return {"kl": torch.zeros(3), "changes": torch.zeros(3, 4, dtype=torch.float64)}
+
+
+EFFECT: dict[str, Any] = {field.name: 0.5 for field in fields(Effect)[:-3]}
+
+
+def unfinished(folder: Path) -> None:
+    kept = Unfinished(folder / "kept", False, {"seed": 0})
+    effect = Effect(**EFFECT, raises=[], lowers=[TokenEffect(1, "a", 0.5)], downstream=[])
+    kept.finish(0, [asdict(effect)])
+    kept._stop.signal = "SIGTERM"  # which saves at once
+    with contextlib.suppress(Interrupted):
+        kept.save(1, 7, _sums())
+
+
+def _runs(suffix: str) -> Callable[[Path], None]:
+    text = '[{"lam": 0.1, "seed": 1}, {"n-latents": 64, "prune-at": [0.1, 0.5]}]'
+    if suffix == ".toml":
+        text = "[[run]]\nlam = 0.1\nseed = 1\n\n[[run]]\nn-latents = 64\nprune-at = [0.1, 0.5]\n"
+    return lambda folder: (folder / f"runs{suffix}").write_text(text) and None
+
+
 def _texts(suffix: str) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         rows = [{"text": f"Number {i}.", "n": i} for i in range(6)]
@@ -286,6 +364,14 @@ FORMATS = {
     "metrics": Format(_copied("descent", "topk"), "descent/metrics.jsonl", _run, (lines,)),
     "training": Format(_copied("store", "begun"), "begun/training.json", _begun, (grammar,)),
     "checkpoint": Format(_copied("store", "begun"), "begun/state.safetensors", _begun, TENSORS),
+    "log": Format(_copied("store", "begun"), "begun/metrics.jsonl", _begun, (lines,)),
+    "said of a shard": Format(begun_store, "store/shard-00001.json", _begun_store, (grammar,)),
+    "begun store": Format(begun_store, "store/manifest.json", _begun_store, (grammar,)),
+    "unfinished": Format(unfinished, "kept/unfinished.json", _unfinished, (grammar,)),
+    "unfinished records": Format(unfinished, "kept/effects-0.json", _unfinished, (grammar,)),
+    "unfinished sums": Format(unfinished, "kept/table.safetensors", _unfinished, TENSORS),
+    "sweep": Format(_runs(".json"), "runs.json", _sweep(".json"), (grammar,)),
+    "sweep in TOML": Format(_runs(".toml"), "runs.toml", _sweep(".toml")),
     "compressed": Format(
         _copied("states.bits", "descent"),
         "states.bits",

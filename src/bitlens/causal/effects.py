@@ -99,15 +99,15 @@ def effects(
     found: list[Effect] = []
     with kept.stopping():
         for number, first in enumerate(range(0, len(chosen), at_once)):
-            records = kept.finished(number)
-            if records is None:
+            some_effects = kept.finished(number, of_record)
+            if some_effects is None:
                 some = chosen[first : first + at_once]
                 flips = draw_flips(encoded, autoencoder, some, rows, switch, seed)
                 table = _Table(rerun, drawn, encoded, flips, some, switch, downstream)
                 table.fill(autoencoder, control, kept, number)
-                records = [asdict(effect) for effect in table.effects(top)]
-                kept.finish(number, records)
-            found += map(of_record, records)
+                some_effects = table.effects(top)
+                kept.finish(number, [asdict(effect) for effect in some_effects])
+            found += some_effects
     return found
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -34,11 +34,12 @@ from bitlens.training.signals import stop_on_signals
 from bitlens.version import __version__
 
 ABOUT, TABLE = "unfinished.json", "table.safetensors"
-SCHEMA = 1
+SCHEMA, WHAT = 1, "an unfinished measurement"
 SAVE_SECONDS = 30.0  # at least, between two states
 SHARE = 20  # of the time goes at most one part to saving
 
 Tensors = dict[str, Tensor]
+T = TypeVar("T")
 
 
 class Unfinished:
@@ -66,7 +67,9 @@ class Unfinished:
                 f"{folder} holds a measurement that was stopped: go on with `resume=True`, or "
                 "delete that folder to begin anew."
             )
-        before = read_manifest(about, SCHEMA, "an unfinished measurement").get("settings", {})
+        before = required(read_manifest(about, SCHEMA, WHAT), "settings", about)
+        if not isinstance(before, dict):
+            raise BitlensError(f"{about} is damaged; delete {folder} to begin anew.")
         changed = [
             f"{k} was {before.get(k)!r:.60}" for k, v in settings.items() if before.get(k) != v
         ]
@@ -76,12 +79,17 @@ class Unfinished:
                 "it with the same ones, or delete that folder to begin anew."
             )
 
-    def finished(self, table: int) -> list[dict[str, Any]] | None:
-        """The records of a table that is done, None of one that is not."""
+    def finished(self, table: int, made: Callable[[dict[str, Any]], T]) -> list[T] | None:
+        """What is `made` of each record of a table that is done, None of one that is not."""
         path = self._records(table)
         if path is None or not path.exists():
             return None
-        return required(read_sealed(path, "an unfinished measurement"), "records", path)
+        try:
+            return [made(record) for record in required(read_sealed(path, WHAT), "records", path)]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise BitlensError(
+                f"{path} is damaged; delete {self.folder} to begin the measurement anew."
+            ) from error
 
     def finish(self, table: int, records: list[dict[str, Any]]) -> None:
         """Keep the records of a table that is done; NaN is None in them."""

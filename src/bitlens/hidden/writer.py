@@ -14,6 +14,7 @@ from bitlens.files import (
     read_manifest,
     read_sealed,
     read_tensors,
+    required,
     write_json,
     write_sealed,
     write_tensors,
@@ -69,8 +70,9 @@ class StoreWriter:
     def look(self) -> None:
         """Which shards are there, whoever wrote them."""
         manifest = read_manifest(self.path / MANIFEST, SCHEMA, WHAT)
-        self.complete = manifest["complete"]
-        self.shards = dict(enumerate(manifest["shards"]))  # earlier versions had them while writing
+        self.complete = manifest.get("complete") is True
+        # earlier versions had them there while they wrote
+        self.shards = dict(enumerate(required(manifest, "shards", self.path / MANIFEST)))
         if self.complete:
             self._tidy()
             return
