@@ -7,15 +7,15 @@ of latents: both are fitted on the rows of all cells, and each cell is measured 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.packed import PackedBits
+from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 from bitlens.files import read_tensors, write_tensors
 from bitlens.hidden import ActivationStore, LanguageModel
@@ -23,7 +23,7 @@ from bitlens.hidden.harvest import folder_name, harvest
 from bitlens.hidden.source import HiddenSource
 from bitlens.hidden.text import ContextReader
 from bitlens.information.autoregression import Autoregression
-from bitlens.studies.cells import Row
+from bitlens.studies.cells import Row, Study
 from bitlens.studies.measuring import BLOCK
 from bitlens.training import TrainConfig, train
 from bitlens.training.signals import stop_on_signals
@@ -42,25 +42,28 @@ def store_folder(out: Path, hook: str) -> Path:
 def harvest_layers(
     model: LanguageModel,
     reader: ContextReader,
-    out: Path,
-    say: Callable[[str], None],
-    **settings: Any,
+    study: Study,
+    batch_size: int,
+    max_rows: int | None,
+    store_dtype: str = "auto",
 ) -> ActivationStore:
     """Harvest every hook point, or go on -> the store of the first; all have the same rows."""
-    hooks = list(dict.fromkeys(hook.name for hook in model.hooks))
-    folder = out / "stores" if len(hooks) > 1 else store_folder(out, hooks[0])
+    first, *others = (store_folder(study.out, hook) for hook in model.widths())
+    folder = first.parent if others else first
     folder.parent.mkdir(exist_ok=True)
     with stop_on_signals() as stop:
         harvest(
             model,
             reader,
             folder,
+            batch_size=batch_size,
+            max_rows=max_rows,
+            store_dtype=getattr(torch, store_dtype, None),  # None for auto
             resume=folder.exists(),
-            announce=lambda plan: say(f"Plan: {plan}"),
+            announce=lambda plan: study.say(f"Plan: {plan}"),
             stop=lambda: stop.signal,
-            **settings,
         )
-    return ActivationStore(store_folder(out, hooks[0]))
+    return ActivationStore(first)
 
 
 def opened(out: Path, hook: str) -> ActivationStore:
@@ -118,7 +121,7 @@ def load_shared(folder: Path, device: str, name: str = "code") -> Shared:
         raise BitlensError(
             f"There is no autoencoder with its code in {folder}: it was not trained."
         )
-    return _last_loaded(folder, device, file, file.stat().st_mtime_ns)
+    return _last_loaded(folder, pick_device(device), file, file.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1)
