@@ -47,7 +47,6 @@ ARCHITECTURES = {
     "pca": "Principal components",
     "random": "Random autoencoder",
 }
-ENCODE = "bitlens encode {} {} --out codes"
 Pairs = list[tuple[str, str]]
 
 
@@ -112,23 +111,22 @@ def heading(config: Mapping[str, Any]) -> str:
 def measured_on(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, list[str]]:
     """A sentence that says of which rows the numbers are, and what is special about them."""
     metadata = config.get("metadata") or {}
-    store, special = evaluation["store"], []
+    store, part, same_text = evaluation["store"], evaluation["part"], evaluation.get("same_text")
     known = "imported_from" not in metadata  # what the training read
-    if evaluation["part"] == "test" and evaluation.get("same_text") and known:
-        where = f"Measured on the documents of {store} that the training held out."
-    elif evaluation["part"] == "test":
-        where = f"Measured on the held-out share of {store}."
-        if known:
-            special.append("These numbers are of other text than the training's.")
-    else:
+    if part != "test":
         where = f"Measured on every document of {store}."
-        if not evaluation.get("same_text"):
-            special.append("These numbers are of other text than the training's.")
-        elif metadata.get("corpus"):
-            special.append(
-                "These numbers are of the training's own text: most of the rows are not held out."
-            )
-    if evaluation["part"] == "all":
+    elif same_text and known:
+        where = f"Measured on the documents of {store} that the training held out."
+    else:
+        where = f"Measured on the held-out share of {store}."
+    special = []
+    if not same_text and (known or part != "test"):
+        special.append("These numbers are of other text than the training's.")
+    elif part != "test" and metadata.get("corpus"):
+        special.append(
+            "These numbers are of the training's own text: most of the rows are not held out."
+        )
+    if part == "all":
         special.append("Rows of outlying norm, which are never trained on, are among them.")
     digests = [about.get("model_digest") for about in (metadata, evaluation)]
     if all(digests) and digests[0] != digests[1]:
@@ -215,12 +213,10 @@ def commands(run: Path, config: Mapping[str, Any], codes: str | None) -> Pairs:
     store = (config.get("metadata") or {}).get("store")
     here = shlex.quote(str(run))
     there = shlex.quote(str(store)) if store else "STORE"
-    encode = [] if codes else [("Bits of every row", ENCODE.format(here, there))]
-    return [
-        ("Numbers, for this page, too", f"bitlens evaluate {here} {there}"),
-        *encode,
-        ("Every latent, and any text", explore(run, codes)),
-    ]
+    lines = [("Numbers, for this page, too", f"bitlens evaluate {here} {there}")]
+    if not codes:
+        lines.append(("Bits of every row", f"bitlens encode {here} {there} --out codes"))
+    return [*lines, ("Every latent, and any text", explore(run, codes))]
 
 
 def explore(run: Path, codes: Path | str | None) -> str:
