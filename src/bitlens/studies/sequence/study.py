@@ -22,7 +22,7 @@ from bitlens.hidden.harvest import folder_name
 from bitlens.hidden.text import ContextReader
 from bitlens.studies.cells import Cell, Row, Study
 from bitlens.studies.figures import Panel, draw_panels, groups
-from bitlens.studies.measuring import measure_rows
+from bitlens.studies.measuring import measure_rows, over_gaussian
 from bitlens.studies.sequence.config import FEWEST_TEST, FEWEST_TRAINING, KINDS, SequenceConfig
 from bitlens.studies.shared import harvest_layers, load_shared, opened, train_shared
 from bitlens.training import train
@@ -175,9 +175,7 @@ def _measure(
     numbers, _ = measure_rows(
         autoencoder, hidden, test, documents=document, common=common, seed=cell["seed"]
     )
-    joint, gaussian = numbers["bits_joint"], numbers["bits_gaussian"]
-    known = joint is not None and gaussian
-    return {**numbers, "joint_over_gaussian": joint / gaussian if known else None}
+    return {**numbers, "joint_over_gaussian": over_gaussian(numbers, numbers["bits_joint"])}
 
 
 def _train_shared(

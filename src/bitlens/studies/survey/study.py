@@ -29,7 +29,7 @@ from bitlens.labels.scores import GOOD
 from bitlens.labels.sources import load_tokenizer, own_labels
 from bitlens.results import flat
 from bitlens.studies.cells import Cell, Row, Study
-from bitlens.studies.measuring import entropies_that_count, total_bits
+from bitlens.studies.measuring import entropies_that_count, over_gaussian, total_bits
 from bitlens.studies.shared import harvest_layers, store_folder
 from bitlens.studies.survey.config import ARCHITECTURES, BAE, RIVAL, SurveyConfig
 from bitlens.studies.survey.report import draw, files_of, run_name, write_report
@@ -120,8 +120,8 @@ def measure_cell(cell: Cell, config: SurveyConfig, out: Path) -> Row:
         joint=False,  # that of `entropy` has an interval
     ).as_dict()
     row: Row = entropies_that_count({**numbers, **_code_lengths(codes, shared.store)})
-    row["bits"], bound = total_bits(row), row["bits_gaussian"]
-    row["of_gaussian"] = None if row["bits"] is None or not bound else row["bits"] / bound
+    row["bits"] = total_bits(row)
+    row["of_gaussian"] = over_gaussian(row, row["bits"])
     return {**row, **_meanings(codes, trained, files.features, files.meanings)}
 
 
