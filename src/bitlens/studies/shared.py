@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,14 +80,6 @@ def _last_opened(path: Path, written: int) -> ActivationStore:
 # --- autoencoder and code -------------------------------------------------------------------------
 
 
-class Shared(NamedTuple):
-    """What all cells of a layer and a seed are measured with."""
-
-    autoencoder: Autoencoder
-    code: Autoregression
-    """of its bits, fitted on the rows of all cells that none measures"""
-
-
 def train_shared(
     source: HiddenSource,
     training: TrainConfig,
@@ -114,8 +105,11 @@ def train_shared(
     return {"live": autoencoder.n_latents}
 
 
-def load_shared(folder: Path, device: str, name: str = "code") -> Shared:
-    """What `train_shared` left in a folder, the autoencoder on this device."""
+def load_shared(
+    folder: Path, device: str, name: str = "code"
+) -> tuple[Autoencoder, Autoregression]:
+    """What `train_shared` left in a folder: the autoencoder, on this device, and the code of its
+    bits, fitted on the rows of all cells that none measures."""
     file = folder / f"{name}.safetensors"
     if not file.exists():
         raise BitlensError(
@@ -125,9 +119,11 @@ def load_shared(folder: Path, device: str, name: str = "code") -> Shared:
 
 
 @functools.lru_cache(maxsize=1)
-def _last_loaded(folder: Path, device: str, file: Path, written: int) -> Shared:
+def _last_loaded(
+    folder: Path, device: str, file: Path, written: int
+) -> tuple[Autoencoder, Autoregression]:
     tensors = read_tensors(file)
     weights = [tensors[f"weights.{i}"] for i in range(len(tensors) - len(FIELDS))]
     order, rates, biases = (tensors[field] for field in FIELDS)
     code = Autoregression(order, rates, biases, weights)
-    return Shared(Autoencoder.from_pretrained(folder, device), code)
+    return Autoencoder.from_pretrained(folder, device), code

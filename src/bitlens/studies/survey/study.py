@@ -9,7 +9,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
@@ -82,44 +82,34 @@ def run(config: SurveyConfig, study: Study) -> list[Row]:
     return study.finish(rows, draw)
 
 
-class Shared(NamedTuple):
-    """What all autoencoders of a hook point are measured with; no splice of what is not causal."""
-
-    store: ActivationStore
-    covariance: Covariance
-    splice: Splice | None
-
-
 @functools.lru_cache(maxsize=HELD)
-def _opened(folder: Path, device: str, dtype: str, contexts: int) -> Shared:
-    """Once in a process, where its cells are of few hook points."""
+def _opened(
+    folder: Path, device: str, dtype: str, contexts: int
+) -> tuple[ActivationStore, Covariance, Splice | None]:
+    """What all autoencoders of a hook point are measured with; no splice of what is not causal.
+    Once in a process, where its cells are of few hook points."""
     store = ActivationStore(folder)
     covariance = Covariance.of(rows.hidden for rows in store.read("usual"))
     try:
         model = load_spliced(None, store, device, dtype=dtype)
     except BitlensError as error:  # an encoder predicts no next token
         terminal.say(f"Without cross-entropy numbers: {error}")
-        return Shared(store, covariance, None)
-    return Shared(store, covariance, Splice.of_store(model, None, store, contexts))
+        return store, covariance, None
+    return store, covariance, Splice.of_store(model, None, store, contexts)
 
 
 def measure_cell(cell: Cell, config: SurveyConfig, out: Path) -> Row:
     """Train an autoencoder, or go on with it, encode the text, and measure everything."""
     folder = store_folder(out, cell["hook"])
-    shared = _opened(folder, config.device, config.dtype, config.contexts)
+    store, covariance, splice = _opened(folder, config.device, config.dtype, config.contexts)
     files, architecture = files_of(out, cell), ARCHITECTURES[cell["autoencoder"]]
     rival: dict[str, Any] = {"k": cell["k"], "lam": None} if "k" in cell else {}
     training = replace(config.training(cell["seed"]), architecture=architecture, **rival)
-    trained = train(shared.store, training, files.run, resume=files.run.exists())
-    codes = _encoded(trained, shared.store, files.codes, run_name(cell))
-    numbers = evaluate(
-        trained,
-        shared.store,
-        splice=shared.splice,
-        covariance=shared.covariance,
-        joint=False,  # that of `entropy` has an interval
-    ).as_dict()
-    row: Row = entropies_that_count({**numbers, **_code_lengths(codes, shared.store)})
+    trained = train(store, training, files.run, resume=files.run.exists())
+    codes = _encoded(trained, store, files.codes, run_name(cell))
+    # without the joint entropy: that of `entropy` has an interval
+    numbers = evaluate(trained, store, splice=splice, covariance=covariance, joint=False).as_dict()
+    row: Row = entropies_that_count({**numbers, **_code_lengths(codes, store)})
     row["bits"] = total_bits(row)
     row["of_gaussian"] = over_gaussian(row, row["bits"])
     return {**row, **_meanings(codes, trained, files.features, files.meanings)}
