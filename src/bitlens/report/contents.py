@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shlex
@@ -68,19 +69,13 @@ def configuration(run: Path) -> tuple[dict[str, Any], bool]:
 def records(run: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`; without those that are no records, and those of a file that
     cannot be read."""
-    found = []
-    try:
+    text, found = "", []
+    with contextlib.suppress(OSError):
         text = (run / METRICS).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
     for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):  # the last line of a killed run
-            continue
-        if isinstance(record, dict):
-            found.append(record)
-    return found
+        with contextlib.suppress(ValueError, RecursionError):  # the last line of a killed run
+            found.append(json.loads(line))
+    return [record for record in found if isinstance(record, dict)]
 
 
 def curves(run: Path) -> dict[str, list[float | None]]:

@@ -134,15 +134,14 @@ def measure_dictionary(cell: Cell, config: JudgesConfig, out: Path) -> Row:
     store = ActivationStore(config.store)
     encode_store(trained, store, _codes(out, cell), name=str(folder), overwrite=True)
     numbers = evaluate(trained, store).as_dict()
-    row: Row = {name: numbers[name] for name in NUMBERS if name in numbers}
+    row: Row = {name: numbers[name] for name in NUMBERS}
     about = {"n_latents": trained.n_latents, "architecture": trained.architecture}
     return {**about, **row, "bits": total_bits(row)}
 
 
 def _is_codes(folder: Path) -> bool:
-    if not (folder / MANIFEST).exists():
-        return False
-    return read_manifest(folder / MANIFEST, SCHEMA, "codes").get("kind") == "bitlens.codes"
+    file = folder / MANIFEST
+    return file.exists() and read_manifest(file, SCHEMA, "codes").get("kind") == "bitlens.codes"
 
 
 def _codes(out: Path, cell: Cell) -> Path:
