@@ -76,10 +76,6 @@ def rows_of(study, name):
     return [row for row in study[1] if row["name"] == name]
 
 
-def untimed(rows):
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
-
-
 @pytest.mark.slow
 def test_everything_is_measured_with_every_seed(study):
     assert not [row["error"] for row in study[1] if "error" in row]

@@ -56,22 +56,18 @@ def number(value: float) -> str:
 
 def line(name: str, meaning: str, x: Sequence[float], y: Sequence[float]) -> Chart:
     """A curve; its vertical axis begins at zero, or is logarithmic where the values differ much."""
-    last = number(y[-1])
-    x, y = _thinned(x, y)
-    logarithmic = min(y) > 0 and max(y) > STEEP * min(y)
-    if logarithmic:
-        low, high = math.log10(min(y)), math.log10(max(y))
-        powers = range(math.floor(low), math.ceil(high) + 1)
-        labels = {float(power): number(10.0**power) for power in powers}
-        low, high = float(powers[0]), float(powers[-1])
+    last, size = number(y[-1]), math.ceil(len(x) / POINTS)
+    neighbours = [slice(start, start + size) for start in range(0, len(x), size)]
+    x, y = ([sum(all_[some]) / len(all_[some]) for some in neighbours] for all_ in (x, y))
+    if min(y) > 0 and max(y) > STEEP * min(y):
         heights = [math.log10(value) for value in y]
+        powers = range(math.floor(min(heights)), math.ceil(max(heights)) + 1)
+        labels = {float(power): number(10.0**power) for power in powers}
     else:
-        low, high = min(0.0, *y), max(0.0, *y)
-        labels = {value: number(value) for value in ticks(low, high)}
-        low, high = min(labels), max(labels)
-        heights = list(y)
+        heights = y
+        labels = {value: number(value) for value in ticks(min(0.0, *y), max(0.0, *y))}
     across = _scale(min(x), max(x), LEFT, WIDTH - RIGHT)
-    up = _scale(low, high, HEIGHT - BOTTOM, TOP)
+    up = _scale(min(labels), max(labels), HEIGHT - BOTTOM, TOP)
     points = [(across(one), up(other)) for one, other in zip(x, heights, strict=True)]
     every = math.ceil(len(points) / MARKS)
     marks = [
@@ -151,10 +147,3 @@ def _scale(low: float, high: float, start: float, end: float) -> Any:
     """A map from a range of values to one of places."""
     span = (high - low) or 1.0
     return lambda value: start + (value - low) / span * (end - start)
-
-
-def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
-    """At most POINTS points, each the mean of neighbours."""
-    size = math.ceil(len(x) / POINTS)
-    groups = [slice(start, start + size) for start in range(0, len(x), size)]
-    return tuple([sum(v[g]) / len(v[g]) for g in groups] for v in (list(x), list(y)))  # pyright: ignore

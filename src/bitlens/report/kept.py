@@ -28,8 +28,7 @@ SHOWN, TOKENS, EXAMPLES, WINDOW = 12, 8, 3, 8  # latents; of each: tokens, examp
 def keep_evaluation(run: Path, evaluation: Evaluation) -> None:
     """Write `evaluation.json`: the numbers, and of what they are."""
     head = {"schema": SCHEMA, "kind": "bitlens.evaluation", "bitlens": __version__}
-    about = dict(evaluation.about)
-    write_json(run / EVALUATION, {**head, **about, "numbers": evaluation.as_dict()})
+    write_json(run / EVALUATION, {**head, **evaluation.about, "numbers": evaluation.as_dict()})
 
 
 def kept_evaluation(run: Path) -> dict[str, Any] | None:

@@ -103,14 +103,14 @@ def _numbers(run: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     values = record["numbers"]
     lines = listed(Evaluation, values)
     where, special = contents.measured_on(record, config)
-    bits = {name: (values[name], shown(name, values, ".1f")) for name in BITS if values.get(name)}
-    if values.get("bits_magnitudes"):  # of a sparse autoencoder, a part of what its codes cost
-        floats = values["bits_magnitudes"]
-        for name in [name for name in bits if name != BOUND]:
-            total = bits.pop(name)[0] + floats
+    floats = values.get("bits_magnitudes")  # of a sparse autoencoder, a part of what its codes cost
+    bits: dict[str, tuple[float, str]] = {}
+    for name in filter(values.get, BITS):
+        if floats and name != BOUND:
+            total = values[name] + floats
             bits[f"{name} + bits_magnitudes"] = (total, f"{total:.1f}")
-        if BOUND in bits:
-            bits[BOUND] = bits.pop(BOUND)
+        else:
+            bits[name] = (values[name], shown(name, values, ".1f"))
     rates = record["rates"]
     return {
         "lines": lines,

@@ -95,7 +95,8 @@ class Study(RunOptions):
         rows = {i: row for i, file in enumerate(files) if (row := _kept(file)) is not None}
         missing = [(i, cell) for i, cell in enumerate(cells) if i not in rows]
         # a cell's own Interrupted is suppressed: the sentence below is that of them all
-        with stop_on_signals(self._waiting) as stop, contextlib.suppress(Interrupted):
+        waiting = "Stopping once what is being measured is done; a second signal stops now."
+        with stop_on_signals(lambda: self.say(waiting)) as stop, contextlib.suppress(Interrupted):
             work = functools.partial(measure, **more)
             for i, row in _measured(missing, work, self.workers, lambda: bool(stop.signal)):
                 rows[i] = finite({**cells[i], **row})  # as it will be read again
@@ -109,9 +110,6 @@ class Study(RunOptions):
             )
         self.done += len(cells)
         return [rows[i] for i in range(len(cells))]
-
-    def _waiting(self) -> None:
-        self.say("Stopping once what is being measured is done; a second signal stops now.")
 
     def finish(self, rows: list[Row], draw: Callable[[list[Row], Path], None]) -> list[Row]:
         """Write the table, and let `draw` make figures of what was measured -> all rows. Rows that

@@ -45,6 +45,12 @@ def total_bits(row: dict[str, Any]) -> float | None:
     return None if row.get("bits_joint") is None else row["bits_joint"] + row["bits_magnitudes"]
 
 
+def over_gaussian(row: dict[str, Any], bits: float | None) -> float | None:
+    """Bits as a share of the row's Gaussian bound; None where one of them is not known."""
+    bound = row.get("bits_gaussian")
+    return None if bits is None or not bound else bits / bound
+
+
 def not_measured(row: dict[str, Any]) -> str | None:
     """What a row lacks and why; None where it lacks nothing."""
     return row.get("error") or (row.get("left_out") and f"no entropies, as {row['left_out']}")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 from bitlens.options import BUNDLED
 from bitlens.training.config import Preset, TrainConfig
@@ -85,10 +84,6 @@ class ModelStudyConfig:
             device=self.device,
             seed=seed,
         )
-
-    def where(self) -> str:
-        """The device that autoencoders are on."""
-        return pick_device(self.device)
 
 
 def refuse_unknown(kind: str, names: Iterable[str], known: Collection[str]) -> None:

@@ -7,15 +7,14 @@ of latents: both are fitted on the rows of all cells, and each cell is measured 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.packed import PackedBits
+from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 from bitlens.files import read_tensors, write_tensors
 from bitlens.hidden import ActivationStore, LanguageModel
@@ -23,7 +22,7 @@ from bitlens.hidden.harvest import folder_name, harvest
 from bitlens.hidden.source import HiddenSource
 from bitlens.hidden.text import ContextReader
 from bitlens.information.autoregression import Autoregression
-from bitlens.studies.cells import Row
+from bitlens.studies.cells import Row, Study
 from bitlens.studies.measuring import BLOCK
 from bitlens.training import TrainConfig, train
 from bitlens.training.signals import stop_on_signals
@@ -42,25 +41,28 @@ def store_folder(out: Path, hook: str) -> Path:
 def harvest_layers(
     model: LanguageModel,
     reader: ContextReader,
-    out: Path,
-    say: Callable[[str], None],
-    **settings: Any,
+    study: Study,
+    batch_size: int,
+    max_rows: int | None,
+    store_dtype: str = "auto",
 ) -> ActivationStore:
     """Harvest every hook point, or go on -> the store of the first; all have the same rows."""
-    hooks = list(dict.fromkeys(hook.name for hook in model.hooks))
-    folder = out / "stores" if len(hooks) > 1 else store_folder(out, hooks[0])
+    first, *others = (store_folder(study.out, hook) for hook in model.widths())
+    folder = first.parent if others else first
     folder.parent.mkdir(exist_ok=True)
     with stop_on_signals() as stop:
         harvest(
             model,
             reader,
             folder,
+            batch_size=batch_size,
+            max_rows=max_rows,
+            store_dtype=getattr(torch, store_dtype, None),  # None for auto
             resume=folder.exists(),
-            announce=lambda plan: say(f"Plan: {plan}"),
+            announce=lambda plan: study.say(f"Plan: {plan}"),
             stop=lambda: stop.signal,
-            **settings,
         )
-    return ActivationStore(store_folder(out, hooks[0]))
+    return ActivationStore(first)
 
 
 def opened(out: Path, hook: str) -> ActivationStore:
@@ -76,14 +78,6 @@ def _last_opened(path: Path, written: int) -> ActivationStore:
 
 
 # --- autoencoder and code -------------------------------------------------------------------------
-
-
-class Shared(NamedTuple):
-    """What all cells of a layer and a seed are measured with."""
-
-    autoencoder: Autoencoder
-    code: Autoregression
-    """of its bits, fitted on the rows of all cells that none measures"""
 
 
 def train_shared(
@@ -111,20 +105,25 @@ def train_shared(
     return {"live": autoencoder.n_latents}
 
 
-def load_shared(folder: Path, device: str, name: str = "code") -> Shared:
-    """What `train_shared` left in a folder, the autoencoder on this device."""
+def load_shared(
+    folder: Path, device: str, name: str = "code"
+) -> tuple[Autoencoder, Autoregression]:
+    """What `train_shared` left in a folder: the autoencoder, on this device, and the code of its
+    bits, fitted on the rows of all cells that none measures."""
     file = folder / f"{name}.safetensors"
     if not file.exists():
         raise BitlensError(
             f"There is no autoencoder with its code in {folder}: it was not trained."
         )
-    return _last_loaded(folder, device, file, file.stat().st_mtime_ns)
+    return _last_loaded(folder, pick_device(device), file, file.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1)
-def _last_loaded(folder: Path, device: str, file: Path, written: int) -> Shared:
+def _last_loaded(
+    folder: Path, device: str, file: Path, written: int
+) -> tuple[Autoencoder, Autoregression]:
     tensors = read_tensors(file)
     weights = [tensors[f"weights.{i}"] for i in range(len(tensors) - len(FIELDS))]
     order, rates, biases = (tensors[field] for field in FIELDS)
     code = Autoregression(order, rates, biases, weights)
-    return Shared(Autoencoder.from_pretrained(folder, device), code)
+    return Autoencoder.from_pretrained(folder, device), code

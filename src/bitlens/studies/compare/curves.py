@@ -39,8 +39,7 @@ class Curve(NamedTuple):
 
     def bits_at(self, fvu: float) -> float | None:
         """None outside of the curve."""
-        logs = [(fvu, math.log(bits)) for fvu, bits in self.points]
-        log = between(logs, fvu)
+        log = between([(fvu, math.log(bits)) for fvu, bits in self.points], fvu)
         return None if log is None else math.exp(log)
 
     def fvu_at(self, bits: float) -> float | None:
@@ -109,12 +108,12 @@ def _some(values: list[float]) -> list[float]:
     return [values[round(i * step)] for i in range(MOST)]
 
 
-def draw_curves(rows: Sequence[Row], out: Path) -> bool:
-    """`rate_distortion`: bits over fvu, and the loss kept over bits, a line an architecture ->
-    whether there is any; rows: of one width."""
+def draw_curves(rows: Sequence[Row], out: Path) -> None:
+    """`rate_distortion`: bits over fvu, and the loss kept over bits, a line an architecture, where
+    the BAE has one; rows: of one width."""
     by_name = curves(rows)
     if BAE not in by_name:
-        return False
+        return
     bound = {row["fvu"]: row.get("bits_gaussian") for row in rows if row["name"] == BAE}
     points = [
         {"name": name, "fvu": fvu, "bits": bits, "gaussian": bound.get(fvu)}
@@ -127,13 +126,9 @@ def draw_curves(rows: Sequence[Row], out: Path) -> bool:
         for bits, score in curve.kept
     ]
     bits = "bits a row, magnitudes included"
-    labels = ("fraction of variance unexplained", bits)
-    panels = [
-        [Panel(points, "fvu", "bits", "name", references={"gaussian": "Gaussian bound"},
-               labels=labels)]
-    ]  # fmt: skip
+    bounds, labels = {"gaussian": "Gaussian bound"}, ("fraction of variance unexplained", bits)
+    panels = [[Panel(points, "fvu", "bits", "name", references=bounds, labels=labels)]]
     if kept:
         labels = (bits, "loss kept (ce_loss_score)")
         panels.append([Panel(kept, "bits", KEPT, "name", log="x", labels=labels)])
     draw_panels(out / "rate_distortion", panels, (6.4, 4.0))
-    return True

@@ -7,6 +7,7 @@ import functools
 import json
 import re
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ from bitlens.training import TrainConfig, train
 BINARY = {BAE, "random", *BINARY_VARIANTS}
 RISES = (RISE, 0.02, 0.1, 0.3)
 """Shares by which quantised magnitudes may raise the fvu: each is a point of bits over fvu."""
+PARTS = ("train", "evaluate", "splice", "labels")  # of the seconds of a cell
 FIT_ROWS, TEST_ROWS = 16384, 8192  # of magnitudes that are coded in context
 
 
@@ -84,30 +86,11 @@ def opened(config: CompareConfig, path: str) -> Shared:
     return Shared(store, covariance, columns, splice, usual)
 
 
-class Clock:
-    """Seconds of each part of a cell."""
-
-    def __init__(self) -> None:
-        self.begun = self.last = time.perf_counter()
-        self.row: Row = {}
-
-    def lap(self, part: str) -> None:
-        """End a part."""
-        now = time.perf_counter()
-        self.row[f"{part}_seconds"], self.last = now - self.last, now
-
-    def total(self) -> Row:
-        """All parts and their sum."""
-        return {**self.row, "seconds": time.perf_counter() - self.begun}
-
-
 def measure_cell(cell: Cell, config: CompareConfig, out: Path, store: str) -> Row:
     """Train one autoencoder, or go on with it, and measure it on held-out documents."""
-    shared, clock = opened(config, store), Clock()
+    shared, times = opened(config, store), [time.perf_counter()]
     trained = _trained(cell, config, out, shared.store)
-    clock.lap("train")
-    if speed := _training_seconds(run_folder(out, cell), trained):
-        clock.row["train_seconds"] = speed
+    times.append(time.perf_counter())
     numbers = evaluate(trained, shared.store, covariance=shared.covariance)
     row: Row = entropies_that_count(numbers.as_dict())
     row = {name: value for name, value in row.items() if name not in cell}
@@ -115,16 +98,20 @@ def measure_cell(cell: Cell, config: CompareConfig, out: Path, store: str) -> Ro
     drawn = cell["name"] not in NULLS and not row["left_out"]
     if drawn and len(config.prices) > 1 and cell["seed"] == config.seeds[0]:
         row[POINTS] = rate_distortion(trained, shared.store, numbers)
-    clock.lap("evaluate")
+    times.append(time.perf_counter())
     if shared.splice:
         sums = shared.splice.sums(shared.splice.tokens([trained])[0])
         row |= {**sums.losses()._asdict(), CONTEXTS: [x.tolist() for x in sums]}
-    clock.lap("splice")
+    times.append(time.perf_counter())
     row |= label_numbers(trained, shared.store, shared.columns, shared.labels)
-    clock.lap("labels")
+    times.append(time.perf_counter())
+    for part, (begun, ended) in zip(PARTS, pairwise(times), strict=True):
+        row[f"{part}_seconds"] = ended - begun
+    if seconds := _training_seconds(run_folder(out, cell), trained):
+        row["train_seconds"] = seconds
     if trained.mean.is_cuda:
         torch.cuda.empty_cache()  # for the processes beside this one
-    return {**row, **clock.total()}
+    return {**row, "seconds": times[-1] - times[0]}
 
 
 def _trained(cell: Cell, config: CompareConfig, out: Path, store: ActivationStore) -> Autoencoder:
@@ -188,11 +175,10 @@ def measure_stability(cell: Cell, config: CompareConfig, out: Path, store: str) 
             f"Fewer than two seeds of {cell['name']} were trained, so there is no stability."
         )
     runs = [Autoencoder.from_pretrained(folder, device) for folder in folders]
-    codes = [
-        torch.cat([run.encode_bits(part.hidden).words.cpu() for part in rows.read("test")])
-        for run in runs
-    ]
-    bits = [PackedBits(words, run.n_latents) for words, run in zip(codes, runs, strict=True)]
+    bits = []
+    for run in runs:
+        words = [run.encode_bits(part.hidden).words.cpu() for part in rows.read("test")]
+        bits.append(PackedBits(torch.cat(words), run.n_latents))
     alike = stability(bits, [run.W_dec.cpu() for run in runs])
     measures = {"": alike.shared, "_jaccard": alike.jaccard, "_cosine": alike.cosine}
     return {f"stability{ending}": value for ending, value in measures.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from bitlens.studies.compare.config import BAE, BINARY_VARIANTS, NULLS, VARIANTS
 from bitlens.studies.compare.curves import curves, draw_curves
 from bitlens.studies.compare.curves import table as table_of_curves
 from bitlens.studies.figures import Panel, draw_panels, groups
-from bitlens.studies.measuring import not_measured, total_bits
+from bitlens.studies.measuring import not_measured, over_gaussian, total_bits
 from bitlens.studies.pages import table, write_page
 
 CONTEXTS = "contexts_spliced"  # a row's sums over contexts, for paired differences
@@ -68,11 +67,8 @@ SHORT = (
 
 def with_totals(row: Row) -> Row:
     """With what is made of several numbers."""
-    bits, gaussian = total_bits(row), row.get("bits_gaussian")
-    share = None
-    if bits is not None and gaussian and math.isfinite(gaussian):
-        share = bits / gaussian
-    return {**row, "bits": bits, "over_gaussian": share}
+    bits = total_bits(row)
+    return {**row, "bits": bits, "over_gaussian": over_gaussian(row, bits)}
 
 
 def draw(rows: Sequence[Row], out: Path) -> None:
@@ -87,16 +83,15 @@ def draw(rows: Sequence[Row], out: Path) -> None:
     binary = [row for row in rows if row["name"] in (BAE, *BINARY_VARIANTS)]
     unexplained, on = "fraction of variance unexplained", "latents on in a row"
     style: dict[str, Any] = {"series": "name", "kind": "points"}
-    bound: dict[str, Any] = {"references": {"bits_gaussian": "Gaussian bound"}, **style}
-    labels = (unexplained, "bits a row, magnitudes included")
-    bits = Panel(trained, "fvu", "bits", labels=labels, **bound)
+    bounded: dict[str, Any] = {"references": {"bits_gaussian": "Gaussian bound"}, **style}
+    bounded["labels"] = (unexplained, "bits a row, magnitudes included")
+    bits = Panel(trained, "fvu", "bits", **bounded)
     fvu = Panel(trained, "l0", "fvu", labels=(on, unexplained), **style)
-    labels_of_loss = (on, "loss kept (ce_loss_score)")
-    loss = Panel(trained, "l0", "ce_loss_score", labels=labels_of_loss, **style)
+    kept = (on, "loss kept (ce_loss_score)")
+    loss = Panel(trained, "l0", "ce_loss_score", labels=kept, **style)
     named = Panel(priced, "name", "latents_f1", labels=("", "latents of one label"), **style)
     draw_panels(out / "compare", [[bits, fvu], [loss, named]], (5.0, 3.7))
-    kinds = Panel(binary, "fvu", "bits", labels=labels, **bound)
-    draw_panels(out / "variants", [[kinds]], (6.4, 4.4))
+    draw_panels(out / "variants", [[Panel(binary, "fvu", "bits", **bounded)]], (6.4, 4.4))
 
 
 def write_report(

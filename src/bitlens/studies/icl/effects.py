@@ -11,6 +11,7 @@ import torch
 
 from bitlens.information.intervals import Estimate, mean, student_quantile
 from bitlens.studies.cells import Row
+from bitlens.studies.figures import groups
 from bitlens.studies.icl.config import NO_DEMONSTRATIONS
 
 OF_QUERIES = "queries: "
@@ -76,17 +77,9 @@ def _slope(ks: Sequence[int]) -> dict[int, float]:
 def effects(rows: Sequence[Row]) -> list[Effect]:
     """Every contrast at every layer, of what was measured."""
     measured = [row for row in rows if "error" not in row]
-    layers = dict.fromkeys(row["layer"] for row in measured)
     return [
-        Effect(
-            layer,
-            contrast,
-            {
-                name: _estimate([row for row in measured if row["layer"] == layer], contrast, name)
-                for name in NUMBERS
-            },
-        )
-        for layer in layers
+        Effect(layer, contrast, {name: _estimate(own, contrast, name) for name in NUMBERS})
+        for layer, own in groups(measured, "layer").items()
         for contrast in contrasts(measured)
     ]
 

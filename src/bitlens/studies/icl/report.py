@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,23 +151,22 @@ def draw(rows: Sequence[Row], out: Path) -> None:
     if not rows:
         return
     first = [row for row in rows if row["layer"] == rows[0]["layer"]]
-    references = {"majority": "majority", "chance": "chance"}
+    style: dict[str, Any] = {"references": {"majority": "majority", "chance": "chance"}}
+    style |= {"even": True, "labels": (XLABEL, "share of queries answered right")}
     panels = [
-        Panel(first, "k", number, "condition", references=references, even=True, title=title)
+        Panel(first, "k", number, "condition", title=title, **style)
         for number, title in ACCURACIES.items()
     ]
-    labels = (XLABEL, "share of queries answered right")
-    labelled = [[replace(panel, labels=labels) for panel in panels]]
-    draw_panels(out / "accuracy", labelled, (4.2, 3.4), sharey=True)
+    draw_panels(out / "accuracy", [panels], (4.2, 3.4), sharey=True)
     for name, numbers, references in FIGURES:
-        layers = Panel(rows, "k", "", "layer", references=references, ordered=True, even=True)
+        style = {"references": references, "ordered": True, "even": True}
         grid = [
             [
-                replace(
-                    layers, rows=part, y=number, title=title, labels=(XLABEL, f"{label} (bits)")
+                Panel(
+                    part, "k", y, "layer", title=title, labels=(XLABEL, f"{label} (bits)"), **style
                 )
                 for title, part in groups(rows, "condition").items()
             ]
-            for number, label in numbers.items()
+            for y, label in numbers.items()
         ]
         draw_panels(out / name, grid, (3.4, 2.9), sharey="row", sharex=True)

@@ -62,7 +62,7 @@ def run(config: IclConfig, study: Study) -> list[Row]:
     }
     study.open("icl", asdict(config))
     (study.out / "states").mkdir(exist_ok=True)
-    hooks = list(dict.fromkeys(hook.name for hook in model.hooks))
+    hooks = list(model.widths())
     corpus = _keep_text(config, model, study) if config.text else None
     files: dict[tuple[str, int, int], str] = {}
     with stop_on_signals() as stop:
@@ -136,8 +136,7 @@ def _keep_text(config: IclConfig, model: LanguageModel, study: Study) -> str:
     length = min(CONTEXT, model.longest_context() or CONTEXT)
     reader = ContextReader(Corpus(config.text), model.tokenizer, length, test_fraction=0)
     study.say(f"Reading {config.text_tokens:,} tokens of text at most")
-    settings: dict[str, Any] = {"batch_size": config.batch_size, "max_rows": config.text_tokens}
-    store = harvest_layers(model, reader, study.out, study.say, **settings)
+    store = harvest_layers(model, reader, study, config.batch_size, config.text_tokens)
     return json.dumps([store.manifest.get("corpus"), len(store)])
 
 
@@ -219,7 +218,7 @@ def measure_cell(cell: Cell, out: Path, config: IclConfig) -> Row:
     kept = read_tensors(file, [state, "scores", "label", "query", "held_out"])
     labels, held_out = kept["label"], kept["held_out"]
     rows = centred(kept[state], held_out)
-    autoencoder, code = load_shared(out / cell["shared"], config.where())
+    autoencoder, code = load_shared(out / cell["shared"], config.device)
     numbers, bits = measure_rows(autoencoder, rows, held_out, common=code, seed=cell["seed"])
     told = label_information(bits, labels, held_out, cell["seed"])
     spread = rows[~held_out].std(0).clamp_min(1e-6)

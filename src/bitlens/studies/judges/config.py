@@ -10,13 +10,8 @@ from bitlens.errors import BitlensError
 from bitlens.options import BUNDLED
 from bitlens.studies.options import refuse_unknown
 
-KINDS = {
-    "labels": "known labels",
-    "embedding": "nearness in an encoder",
-    "words": "a language model that reads phrases",
-    "examples": "a language model that reads examples",
-}
-NEEDS_MODEL = ("embedding", "words", "examples")
+KINDS = ("labels", "embedding", "words", "examples")
+"""Known labels, nearness in an encoder, and a language model that reads phrases, or examples."""
 
 
 class Who(NamedTuple):
@@ -31,7 +26,7 @@ class Who(NamedTuple):
         """Of a setting."""
         kind, _, of = name.partition("=")
         refuse_unknown("judge", [kind], KINDS)
-        if kind in NEEDS_MODEL and not of:
+        if kind != "labels" and not of:
             raise BitlensError(f"The judge '{kind}' needs a model; name it as {kind}=MODEL.")
         return cls(kind, of)
 
@@ -88,7 +83,6 @@ class JudgesConfig:
                 raise BitlensError(
                     f"'{folder}' names no dictionary; `codes` are written as NAME=FOLDER."
                 )
-
         if len(self.dictionaries()) < len(self.codes):
             raise BitlensError("Two of `codes` have one name; give each its own.")
 

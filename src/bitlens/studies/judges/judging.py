@@ -37,19 +37,18 @@ def accuracy(who: Who, planted: Planted, own_words: bool, device: str, batch: in
 
     own_words: the judge's own explanation of the examples in place of the true phrase.
     """
-    texts = planted.judged
+    texts, explanation = planted.judged, planted.meaning.phrase
     if who.kind == "labels":  # by construction: the truth is what it reads
         said = [Verdict(kind == "positive", None) for _, kind in texts]
-        return {"explanation": planted.meaning.phrase, **_scores(said, texts)}
+        return {"explanation": explanation, **_scores(said, texts)}
     explainer, judge = opened(who, device, batch)
-    explanation = planted.meaning.phrase
-    if isinstance(explainer, ExampleExplainer):
+    by_example = isinstance(explainer, ExampleExplainer)
+    if by_example:
         (explanation,) = explainer.explain([planted.examples], [planted.counterexamples])
     elif own_words:
         (explanation,) = explainer.explain([planted.examples])
     verdicts = judge.answer([Question(explanation, text) for text, _ in texts])
-    shown = "" if isinstance(explainer, ExampleExplainer) else explanation
-    return {"explanation": shown, **_scores(verdicts, texts)}
+    return {"explanation": "" if by_example else explanation, **_scores(verdicts, texts)}
 
 
 def _scores(verdicts: Sequence[Verdict], texts: Sequence[tuple[str, str]]) -> Row:
@@ -73,18 +72,15 @@ def _scores(verdicts: Sequence[Verdict], texts: Sequence[tuple[str, str]]) -> Ro
 def rates(rows: Sequence[Row]) -> Row:
     """Accuracy in all, on positives and on negatives, with Wilson's intervals, over all questions
     of some rows."""
-
-    def count(*kinds: str) -> tuple[int, int]:
-        right, asked = (
-            sum(row[f"{kind}_{what}"] for row in rows for kind in kinds)
-            for what in ("right", "asked")
-        )
-        return right, asked
-
     parts = {
         "accuracy": ("positive", "random", "hard"),
         "accuracy_positive": ("positive",),
         "accuracy_negative": ("random", "hard"),
         "accuracy_hard": ("hard",),
     }
-    return flat({name: wilson(*count(*kinds)) for name, kinds in parts.items()})
+    shares = {}
+    for name, kinds in parts.items():
+        right = sum(row[f"{kind}_right"] for row in rows for kind in kinds)
+        asked = sum(row[f"{kind}_asked"] for row in rows for kind in kinds)
+        shares[name] = wilson(right, asked)
+    return flat(shares)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from bitlens.studies.judges.sentences import Sentence
-
-Holds = Callable[[Sentence, int], bool]
 
 
 class Meaning(NamedTuple):
@@ -16,7 +15,7 @@ class Meaning(NamedTuple):
 
     kind: str
     phrase: str
-    holds: Holds
+    holds: Callable[[Sentence, int], bool]
     tagged: bool = False
     """whether it needs parts of speech"""
 
@@ -35,19 +34,12 @@ def _one_of(phrase: str, words: str) -> Meaning:
     return Meaning("class of words", phrase, lambda s, i: s.words[i].lower() in members)
 
 
-def _placed(phrase: str, holds: Holds) -> Meaning:
-    return Meaning("place", phrase, holds)
-
-
 def _tagged(phrase: str, tags: str) -> Meaning:
     members = frozenset(tags.split())
     return Meaning("part of speech", phrase, lambda s, i: s.tags[i] in members, tagged=True)
 
 
-def _letters(sentence: Sentence, index: int) -> bool:
-    return sentence.words[index][0].isalpha()
-
-
+_placed = partial(Meaning, "place")
 MEANINGS = (
     *map(_word, ("she", "of", "that", "not", "time", "because")),
     _spelt("a number written in digits", r"\d[\d,.]*"),
@@ -87,7 +79,7 @@ MEANINGS = (
     _placed('a word right after "the"', lambda s, i: i > 0 and s.words[i - 1].lower() == "the"),
     _placed(
         "the last word of a sentence",
-        lambda s, i: _letters(s, i) and i == len(s.words) - 2 and s.words[-1] in ".?!",
+        lambda s, i: s.words[i][0].isalpha() and i == len(s.words) - 2 and s.words[-1] in ".?!",
     ),
     _placed('a word followed by "of"', lambda s, i: s.words[i + 1 : i + 2] == ("of",)),
     _tagged("a verb in the past tense", "vbd bedz bed hvd dod"),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -119,17 +118,17 @@ class _Draw:
         return self._take(n, lambda words, i, holds: not holds[i] and words[i].lower() in known)
 
     def _take(self, n: int, fits: Fits) -> list[Place]:
-        return list(islice(self._places(fits), max(n, 0)))
-
-    def _places(self, fits: Fits) -> Iterator[Place]:
+        taken: list[Place] = []
         for sentence in self.order:
+            if len(taken) >= n:
+                break
             if sentence in self.used:
                 continue
             own = self.sentences[sentence]
             holds = [self.meaning.holds(own, i) for i in range(len(own.words))]
             found = [i for i in range(len(holds)) if fits(own.words, i, holds)]
-            if not found:
-                continue
-            self.used.add(sentence)
-            chosen = int(torch.randint(len(found), (), generator=self.draw))
-            yield Place(sentence, found[chosen])
+            if found:
+                self.used.add(sentence)
+                chosen = int(torch.randint(len(found), (), generator=self.draw))
+                taken.append(Place(sentence, found[chosen]))
+        return taken

@@ -14,7 +14,7 @@ from typing import Any
 
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.codes import MANIFEST, SCHEMA, Codes
-from bitlens.comsem.interpret import Results, comsem, comsem_by_labels
+from bitlens.comsem.interpret import comsem, comsem_by_labels
 from bitlens.comsem.sampling import sample_latents
 from bitlens.comsem.scoring import Config
 from bitlens.devices import pick_device
@@ -34,6 +34,7 @@ from bitlens.studies.judges.planting import plant
 from bitlens.studies.judges.report import COUNTS, draw, write_report
 from bitlens.studies.judges.sentences import Sentence, plain_sentences, tagged_sentences
 from bitlens.studies.measuring import total_bits
+from bitlens.studies.options import refuse_unknown
 
 NUMBERS = ("fvu", "l0", "dead", "dense", "bits_joint", "bits_magnitudes")
 
@@ -45,11 +46,9 @@ def run(config: JudgesConfig, study: Study) -> list[Row]:
     study.open("judges", asdict(config))
     # known labels are right by construction, whichever labelling they are of
     whose = dict.fromkeys("labels" if _by_labels(name) else name for name in config.judges)
-    planted = [cell for name in whose for cell in _planted_cells(config, Who.named(name))]
-    dictionaries = [
-        {"part": "dictionary", "dictionary": name, "folder": str(folder)}
-        for name, folder in config.dictionaries().items()
-    ]
+    planted = [cell for name in whose for cell in _planted_cells(config, name)]
+    folders = [{"dictionary": name, "folder": str(f)} for name, f in config.dictionaries().items()]
+    dictionaries = [{"part": "dictionary", **folder} for folder in folders]
     study.planned = len(planted) + len(dictionaries) * (1 + len(config.judges) * len(config.seeds))
     text = {"text": str(config.tagged or config.text), "judged": config.judged}
     shown = {"examples": config.examples, "window": config.window}
@@ -59,8 +58,8 @@ def run(config: JudgesConfig, study: Study) -> list[Row]:
         name for name in config.judges if _by_labels(name) or passes(rows, name, config.passing)
     ]
     latents = [
-        {"part": "latents", "judge": judge, **cell, "seed": seed}
-        for cell in ({k: v for k, v in d.items() if k != "part"} for d in dictionaries)
+        {"part": "latents", "judge": judge, **folder, "seed": seed}
+        for folder in folders
         for judge in good
         for seed in config.seeds
     ]
@@ -77,23 +76,13 @@ def _by_labels(judge: str) -> bool:
     return Who.named(judge).kind == "labels"
 
 
-def _planted_cells(config: JudgesConfig, who: Who) -> list[Cell]:
+def _planted_cells(config: JudgesConfig, judge: str) -> list[Cell]:
     """One for each meaning and what the judge is given: the phrase, its own words, or examples."""
-    if who.kind == "words":
-        ways = ("true phrase", "own words")
-    else:
-        ways = ("truth",) if who.kind == "labels" else ("examples",)
-    name = f"{who.kind}={who.of}".rstrip("=")
+    ways = {"labels": ("truth",), "words": ("true phrase", "own words")}
     return [
-        {
-            "part": "planted",
-            "judge": name,
-            "given": given,
-            "kind": meaning.kind,
-            "meaning": meaning.phrase,
-            "seed": seed,
-        }
-        for given in ways
+        {"part": "planted", "judge": judge, "given": given}
+        | {"kind": meaning.kind, "meaning": meaning.phrase, "seed": seed}
+        for given in ways.get(Who.named(judge).kind, ("examples",))
         for seed in config.seeds
         for meaning in MEANINGS
         if config.tagged or not meaning.tagged
@@ -145,15 +134,14 @@ def measure_dictionary(cell: Cell, config: JudgesConfig, out: Path) -> Row:
     store = ActivationStore(config.store)
     encode_store(trained, store, _codes(out, cell), name=str(folder), overwrite=True)
     numbers = evaluate(trained, store).as_dict()
-    row: Row = {name: numbers[name] for name in NUMBERS if name in numbers}
+    row: Row = {name: numbers[name] for name in NUMBERS}
     about = {"n_latents": trained.n_latents, "architecture": trained.architecture}
     return {**about, **row, "bits": total_bits(row)}
 
 
 def _is_codes(folder: Path) -> bool:
-    if not (folder / MANIFEST).exists():
-        return False
-    return read_manifest(folder / MANIFEST, SCHEMA, "codes").get("kind") == "bitlens.codes"
+    file = folder / MANIFEST
+    return file.exists() and read_manifest(file, SCHEMA, "codes").get("kind") == "bitlens.codes"
 
 
 def _codes(out: Path, cell: Cell) -> Path:
@@ -169,21 +157,14 @@ def measure_latents(cell: Cell, config: JudgesConfig, out: Path) -> Row:
     how = Config(
         examples=config.examples, window=config.window, shuffles=config.shuffles, seed=seed
     )
-    results = _interpreted(codes, latents, who, how, config)
-    row: dict[str, Any] = {"n_latents": codes.n_latents, "sampled": len(latents)}
-    row |= results.summary()
-    return row | flat({f"{name}_share": wilson(row[name], len(latents)) for name in COUNTS})
-
-
-def _interpreted(
-    codes: Codes, latents: list[int], who: Who, how: Config, config: JudgesConfig
-) -> Results:
     tokenizer = load_tokenizer(codes)
-    if who.kind != "labels":
+    if who.kind == "labels":
+        by_name = {labels.name: labels for labels in own_labels(codes, tokenizer)}
+        name = who.of or "token"
+        refuse_unknown("labelling", [name], by_name)
+        results = comsem_by_labels(codes, latents, by_name[name], how)
+    else:
         explainer, judge = opened(who, config.device, config.batch)
-        return comsem(codes, latents, explainer, judge, tokenizer, how)
-    by_name = {labels.name: labels for labels in own_labels(codes, tokenizer)}
-    name = who.of or "token"
-    if name not in by_name:
-        raise BitlensError(f"There is no labelling '{name}'; choose from: {', '.join(by_name)}.")
-    return comsem_by_labels(codes, latents, by_name[name], how)
+        results = comsem(codes, latents, explainer, judge, tokenizer, how)
+    row: Row = {"n_latents": codes.n_latents, "sampled": len(latents), **results.summary()}
+    return row | flat({f"{name}_share": wilson(row[name], len(latents)) for name in COUNTS})

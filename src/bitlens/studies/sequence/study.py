@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from bitlens.errors import BitlensError
-from bitlens.hidden import ActivationStore, LanguageModel, TensorSource
+from bitlens.hidden import ActivationStore, TensorSource
 from bitlens.hidden.harvest import folder_name
 from bitlens.hidden.text import ContextReader
 from bitlens.studies.cells import Cell, Row, Study
 from bitlens.studies.figures import Panel, draw_panels, groups
-from bitlens.studies.measuring import measure_rows
+from bitlens.studies.measuring import measure_rows, over_gaussian
 from bitlens.studies.sequence.config import FEWEST_TEST, FEWEST_TRAINING, KINDS, SequenceConfig
 from bitlens.studies.shared import harvest_layers, load_shared, opened, train_shared
 from bitlens.training import train
@@ -36,18 +36,18 @@ SETTINGS = ("test_fraction", "preset", "price", "n_latents", "steps")
 
 def run(config: SequenceConfig, study: Study) -> list[Row]:
     """Harvest, train and measure every cell; stores and shared autoencoders stay in the folder."""
-    model, reader, positions = _open(config)
-    study.open("sequence", asdict(config))
-    hooks = list(dict.fromkeys(hook.name for hook in model.hooks))
+    config.refuse_nonsense()
+    model = config.load()
+    model.require_context(config.context)
+    reader = config.reader(model.tokenizer, config.test_fraction)
+    if next(reader.contexts(), None) is None:
+        raise BitlensError("The text gave no usable tokens: it is empty.")
+    positions = text_positions(config, reader)
+    study.open("sequence", asdict(config))  # only now, so that nothing is written of what is wrong
+    hooks = list(model.widths())
     study.say(f"Harvesting hidden states at {len(hooks)} hook points")
     store = harvest_layers(
-        model,
-        reader,
-        study.out,
-        study.say,
-        batch_size=config.batch_size,
-        max_rows=config.max_tokens,
-        store_dtype=getattr(torch, config.store_dtype, None),  # None for auto
+        model, reader, study, config.batch_size, config.max_tokens, config.store_dtype
     )
     rows = common_rows(store, positions, config.max_rows)
     same = {name: store.manifest.get(name) for name in OF_THE_STORE} | {"rows": rows._asdict()}
@@ -73,17 +73,6 @@ def run(config: SequenceConfig, study: Study) -> list[Row]:
         f"{rows.test:,} held out"
     )
     return study.finish(study.measure(cells, _measure, same, **how), draw)
-
-
-def _open(config: SequenceConfig) -> tuple[LanguageModel, ContextReader, list[int]]:
-    """Model, text and positions; what is wrong with them is refused before a file is written."""
-    config.refuse_nonsense()
-    model = config.load()
-    model.require_context(config.context)
-    reader = config.reader(model.tokenizer, config.test_fraction)
-    if next(reader.contexts(), None) is None:
-        raise BitlensError("The text gave no usable tokens: it is empty.")
-    return model, reader, text_positions(config, reader)
 
 
 def text_positions(config: SequenceConfig, reader: ContextReader) -> list[int]:
@@ -179,16 +168,14 @@ def _measure(
     if cell["autoencoder"] == "shared":
         folder = _shared_folder(out, config, store, cell)
         name = code_name(positions, rows)
-        autoencoder, common = load_shared(folder, config.where(), name)
+        autoencoder, common = load_shared(folder, config.device, name)
     else:
         source = TensorSource(hidden[~test], {**store.about, "position": cell["position"]})
         autoencoder = train(source, config.training(cell["seed"]))
     numbers, _ = measure_rows(
         autoencoder, hidden, test, documents=document, common=common, seed=cell["seed"]
     )
-    joint, gaussian = numbers["bits_joint"], numbers["bits_gaussian"]
-    known = joint is not None and gaussian
-    return {**numbers, "joint_over_gaussian": joint / gaussian if known else None}
+    return {**numbers, "joint_over_gaussian": over_gaussian(numbers, numbers["bits_joint"])}
 
 
 def _train_shared(

@@ -49,8 +49,6 @@ SHOWN = {  # number: the command that gives it
     "token_latents": "features",
     **dict.fromkeys(("judged", "interpretable", "balanced_accuracy", "shuffled"), "interpret"),
 }
-
-
 COMMANDS = (
     "bitlens evaluate {run} {store} --no-joint --contexts {contexts}",
     "bitlens entropy {codes}",
@@ -76,10 +74,8 @@ def run_name(cell: Cell) -> str:
 def files_of(out: Path, cell: Cell) -> Files:
     """Where they are."""
     name = run_name(cell)
-    meanings = out / "meanings" / name / "scores.jsonl"
-    return Files(
-        out / "runs" / name, out / "codes" / name, out / f"features/{name}.jsonl", meanings
-    )
+    features, meanings = out / f"features/{name}.jsonl", out / f"meanings/{name}/scores.jsonl"
+    return Files(out / "runs" / name, out / "codes" / name, features, meanings)
 
 
 def read_profiles(out: Path, cell: Cell) -> list[Profile]:

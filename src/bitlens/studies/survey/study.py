@@ -9,9 +9,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from bitlens import terminal
 from bitlens.autoencoders import Autoencoder
@@ -31,23 +29,17 @@ from bitlens.labels.scores import GOOD
 from bitlens.labels.sources import load_tokenizer, own_labels
 from bitlens.results import flat
 from bitlens.studies.cells import Cell, Row, Study
-from bitlens.studies.measuring import entropies_that_count, total_bits
+from bitlens.studies.measuring import entropies_that_count, over_gaussian, total_bits
 from bitlens.studies.shared import harvest_layers, store_folder
 from bitlens.studies.survey.config import ARCHITECTURES, BAE, RIVAL, SurveyConfig
 from bitlens.studies.survey.report import draw, files_of, run_name, write_report
-from bitlens.training import TrainConfig, train
+from bitlens.training import train
 from bitlens.version import __version__
 
 OF_THE_STORE = ("corpus", "model_digest", "revision", "context_length", "packed", "prepend_bos")
 SETTINGS = (
-    "test_fraction",
-    "n_latents",
-    "steps",
-    "preset",
-    "price",
-    "contexts",
-    "max_rows",
-    "store_dtype",
+    *("test_fraction", "n_latents", "steps", "preset", "price"),
+    *("contexts", "max_rows", "store_dtype"),
 )
 HELD = 2  # hook points, each with a language model in memory
 JUDGED = ("judged", "interpretable", "balanced_accuracy", "shuffled")
@@ -57,18 +49,12 @@ def run(config: SurveyConfig, study: Study) -> list[Row]:
     """Harvest, train and measure everything; all that is made stays in the folder."""
     config.refuse_nonsense()
     model = config.load()
-    hooks = [hook.name for hook in model.hooks]
-    config = replace(config, hooks=tuple(dict.fromkeys(hooks)))
+    config = replace(config, hooks=tuple(model.widths()))
     study.open("survey", asdict(config))
     study.say(f"Harvesting hidden states at {', '.join(config.hooks)}")
+    reader = config.reader(model.tokenizer, config.test_fraction)
     store = harvest_layers(
-        model,
-        config.reader(model.tokenizer, config.test_fraction),
-        study.out,
-        study.say,
-        batch_size=config.batch_size,
-        max_rows=config.max_rows,
-        store_dtype=getattr(torch, config.store_dtype, None),  # None for auto
+        model, reader, study, config.batch_size, config.max_rows, config.store_dtype
     )
     same = {name: store.manifest.get(name) for name in OF_THE_STORE}
     same |= {name: getattr(config, name) for name in SETTINGS}
@@ -84,10 +70,11 @@ def run(config: SurveyConfig, study: Study) -> list[Row]:
     )
     how = {"config": config, "out": study.out}
     measured = study.measure(ours, measure_cell, same, **how)
-    theirs: list[Cell] = [
-        {**cell, "autoencoder": RIVAL, "k": _l0(row)}
-        for cell, row in zip(ours, measured, strict=True)
-    ]
+    theirs: list[Cell] = []
+    for cell, row in zip(ours, measured, strict=True):
+        if "error" in row:
+            raise BitlensError(f"The binary autoencoder at {row['hook']} failed: {row['error']}")
+        theirs.append({**cell, "autoencoder": RIVAL, "k": max(1, round(row["l0"]))})
     pairs = zip(measured, study.measure(theirs, measure_cell, same, **how), strict=True)
     rows = [row for pair in pairs for row in pair]
     write_report(study.out, rows, store, config.contexts)
@@ -95,56 +82,36 @@ def run(config: SurveyConfig, study: Study) -> list[Row]:
     return study.finish(rows, draw)
 
 
-def _l0(row: Row) -> int:
-    if "error" in row:
-        raise BitlensError(f"The binary autoencoder at {row['hook']} failed: {row['error']}")
-    return max(1, round(row["l0"]))
-
-
-def _training(config: SurveyConfig, cell: Cell) -> TrainConfig:
-    settings: dict[str, Any] = {"k": cell["k"], "lam": None} if "k" in cell else {}
-    architecture = ARCHITECTURES[cell["autoencoder"]]
-    return replace(config.training(cell["seed"]), architecture=architecture, **settings)
-
-
-class Shared(NamedTuple):
-    """What all autoencoders of a hook point are measured with; no splice of what is not causal."""
-
-    store: ActivationStore
-    covariance: Covariance
-    splice: Splice | None
-
-
 @functools.lru_cache(maxsize=HELD)
-def _opened(folder: Path, device: str, dtype: str, contexts: int) -> Shared:
-    """Once in a process, where its cells are of few hook points."""
+def _opened(
+    folder: Path, device: str, dtype: str, contexts: int
+) -> tuple[ActivationStore, Covariance, Splice | None]:
+    """What all autoencoders of a hook point are measured with; no splice of what is not causal.
+    Once in a process, where its cells are of few hook points."""
     store = ActivationStore(folder)
     covariance = Covariance.of(rows.hidden for rows in store.read("usual"))
     try:
         model = load_spliced(None, store, device, dtype=dtype)
     except BitlensError as error:  # an encoder predicts no next token
         terminal.say(f"Without cross-entropy numbers: {error}")
-        return Shared(store, covariance, None)
-    return Shared(store, covariance, Splice.of_store(model, None, store, contexts))
+        return store, covariance, None
+    return store, covariance, Splice.of_store(model, None, store, contexts)
 
 
 def measure_cell(cell: Cell, config: SurveyConfig, out: Path) -> Row:
     """Train an autoencoder, or go on with it, encode the text, and measure everything."""
     folder = store_folder(out, cell["hook"])
-    shared = _opened(folder, config.device, config.dtype, config.contexts)
-    files = files_of(out, cell)
-    trained = train(shared.store, _training(config, cell), files.run, resume=files.run.exists())
-    codes = _encoded(trained, shared.store, files.codes, run_name(cell))
-    numbers = evaluate(
-        trained,
-        shared.store,
-        splice=shared.splice,
-        covariance=shared.covariance,
-        joint=False,  # that of `entropy` has an interval
-    ).as_dict()
-    row: Row = entropies_that_count({**numbers, **_code_lengths(codes, shared.store)})
-    row["bits"], bound = total_bits(row), row["bits_gaussian"]
-    row["of_gaussian"] = None if row["bits"] is None or not bound else row["bits"] / bound
+    store, covariance, splice = _opened(folder, config.device, config.dtype, config.contexts)
+    files, architecture = files_of(out, cell), ARCHITECTURES[cell["autoencoder"]]
+    rival: dict[str, Any] = {"k": cell["k"], "lam": None} if "k" in cell else {}
+    training = replace(config.training(cell["seed"]), architecture=architecture, **rival)
+    trained = train(store, training, files.run, resume=files.run.exists())
+    codes = _encoded(trained, store, files.codes, run_name(cell))
+    # without the joint entropy: that of `entropy` has an interval
+    numbers = evaluate(trained, store, splice=splice, covariance=covariance, joint=False).as_dict()
+    row: Row = entropies_that_count({**numbers, **_code_lengths(codes, store)})
+    row["bits"] = total_bits(row)
+    row["of_gaussian"] = over_gaussian(row, row["bits"])
     return {**row, **_meanings(codes, trained, files.features, files.meanings)}
 
 
