@@ -73,7 +73,7 @@ def _made(run: Path, autoencoder: Autoencoder, store: ActivationStore) -> Codes:
 
 def _kept(place: Path, key: dict[str, Any]) -> Codes | None:
     """The codes there, if they were made from just this."""
-    with contextlib.suppress(OSError, ValueError, BitlensError):
+    with contextlib.suppress(OSError, ValueError, RecursionError, BitlensError):
         if json.loads((place / NAME / KEY).read_text(encoding="utf-8")) == key:
             return Codes(place / NAME, verify=False)
     return None

@@ -161,7 +161,7 @@ def _measured(
 
 def _kept(file: Path) -> Row | None:
     """A cell's row; None of one that is not measured yet, or whose file is damaged."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
         row = json.loads(file.read_text("utf-8"))
         return row if isinstance(row, dict) else None
     return None

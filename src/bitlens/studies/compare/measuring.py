@@ -4,7 +4,6 @@ everything that is measured of it."""
 from __future__ import annotations
 
 import functools
-import json
 import re
 import time
 from itertools import pairwise
@@ -41,6 +40,7 @@ from bitlens.studies.compare.labels import StoreColumns, label_numbers
 from bitlens.studies.compare.report import CONTEXTS
 from bitlens.studies.measuring import entropies_that_count
 from bitlens.training import TrainConfig, train
+from bitlens.training.metrics import records
 
 BINARY = {BAE, "random", *BINARY_VARIANTS}
 RISES = (RISE, 0.02, 0.1, 0.3)
@@ -140,7 +140,7 @@ def _trained(cell: Cell, config: CompareConfig, out: Path, store: ActivationStor
 
 def _training_seconds(folder: Path, trained: Autoencoder) -> float:
     """By the median speed, so that an interruption does not count; 0 where nothing was logged."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = records(folder)
     if not lines:
         return 0.0
     rows = lines[-1]["step"] * trained.metadata["training"]["batch_size"]

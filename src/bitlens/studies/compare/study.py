@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from bitlens.errors import BitlensError
-from bitlens.files import sha256
+from bitlens.files import read_manifest, sha256
 from bitlens.hidden import ActivationStore, Corpus, LanguageModel
 from bitlens.hidden.harvest import harvest
+from bitlens.hidden.store import SCHEMA, WHAT
 from bitlens.hidden.text import ContextReader
 from bitlens.options import BUNDLED
 from bitlens.studies.cells import Cell, Row, Study
@@ -90,7 +90,7 @@ def _store(config: CompareConfig, out: Path) -> ActivationStore:
         return ActivationStore(config.store, config.test_fraction)
     path = out / "store"
     manifest = path / "manifest.json"
-    if not manifest.exists() or not json.loads(manifest.read_text())["complete"]:
+    if not manifest.exists() or not read_manifest(manifest, SCHEMA, WHAT).get("complete"):
         model = LanguageModel.load(BUNDLED, ["layers.2"])
         fraction = config.test_fraction
         reader = ContextReader(Corpus((TEXT,)), model.tokenizer, 256, test_fraction=fraction)

@@ -13,6 +13,7 @@ import numpy as np
 
 from bitlens.bits.statistics import DENSE
 from bitlens.comsem.interpret import Summary
+from bitlens.errors import BitlensError
 from bitlens.evaluation import Evaluation
 from bitlens.features.habits import Preference
 from bitlens.features.profiles import Profile, arranged
@@ -80,12 +81,17 @@ def files_of(out: Path, cell: Cell) -> Files:
 
 def read_profiles(out: Path, cell: Cell) -> list[Profile]:
     """What was written of the latents of an autoencoder."""
-    profiles = []
-    for line in files_of(out, cell).features.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        record["tokens"] = [Preference(**token) for token in record["tokens"]]
-        f1 = record["token_f1"]
-        profiles.append(Profile(**record | {"token_f1": math.nan if f1 is None else f1}))
+    profiles, file = [], files_of(out, cell).features
+    try:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            record["tokens"] = [Preference(**token) for token in record["tokens"]]
+            f1 = record["token_f1"]
+            profiles.append(Profile(**record | {"token_f1": math.nan if f1 is None else f1}))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise BitlensError(
+            f"{file} is damaged; restore it, or make the study again with `overwrite=True`."
+        ) from error
     return profiles
 
 
