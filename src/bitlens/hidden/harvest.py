@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,7 @@ def harvest(
     plan = job.plan()
     if share.rank == 0:
         announce(plan)
-    fewer = partial(replace, job)
-    require(lambda **sizes: fewer(**sizes).memory(plan.rows), batch_size=batch_size)
+    require(lambda **sizes: replace(job, **sizes).memory(plan.rows), batch_size=batch_size)
     job.refuse_impossible(plan, resume)
     with contextlib.ExitStack() as stack:
         if model.split:  # the first process writes, the others only run their part of the model
