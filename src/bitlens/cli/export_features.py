@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from bitlens.cli.common import Device, On, RunFolder, Search, SearchFlags, StoreFolder, open_pair
+from bitlens.cli.common import On, RunFolder, Search, SearchFlags, StoreFolder, open_pair
 from bitlens.errors import BitlensError
 
 Latents = Annotated[tuple[int, ...], tyro.conf.Positional, tyro.conf.arg(metavar="LATENT ...")]
@@ -19,7 +20,7 @@ def delphi(
     out: Path,
     splits: int = 5,
     search: SearchFlags = Search(),  # noqa: B008
-    device: Device = "auto",
+    device: str = "auto",
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write delphi's latent cache (eai-delphi), which explains and scores latents.
@@ -49,7 +50,7 @@ def neuronpedia(
     logits: On = True,
     features: int = 128,
     search: SearchFlags = Search(),  # noqa: B008
-    device: Device = "auto",
+    device: str = "auto",
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write features and activations as SAEDashboard does for Neuronpedia: batch-N.json.
@@ -119,8 +120,6 @@ def vector(
 
 def _said(out: Path, written: Any) -> dict[str, Any]:
     """Says and gives what was written."""
-    from dataclasses import asdict
-
     from bitlens import show
 
     show.say(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from bitlens.cli.common import Device, StoreFolder, open_pair
+from bitlens.cli.common import StoreFolder, open_pair
 from bitlens.errors import BitlensError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ TOKENS = 4
 
 
 def match(
-    run: RunA, other: RunB, store: StoreFolder, rows: int | None = None, device: Device = "auto"
+    run: RunA, other: RunB, store: StoreFolder, rows: int | None = None, device: str = "auto"
 ) -> dict[str, Any]:
     """Compare two autoencoders of one hook point: which latents of one are the same as, part of, or
     absent from the other.
