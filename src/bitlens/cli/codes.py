@@ -10,8 +10,6 @@ import tyro
 
 from bitlens.cli.common import CodesFolder, RunFolder, Search, SearchFlags, StoreFolder, open_pair
 
-CompressedFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-
 
 def entropy(codes: CodesFolder, seed: int = 0) -> dict[str, Any]:
     """Measure the information in a corpus of codes: estimates, bounds, and their intervals.
@@ -75,7 +73,7 @@ def compress(
 
 
 def decompress(
-    file: CompressedFile,
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     run: RunFolder,
     out: Path,
     skip_damaged: bool = False,

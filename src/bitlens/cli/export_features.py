@@ -11,8 +11,6 @@ import tyro
 from bitlens.cli.common import On, RunFolder, Search, SearchFlags, StoreFolder, open_pair
 from bitlens.errors import BitlensError
 
-Latents = Annotated[tuple[int, ...], tyro.conf.Positional, tyro.conf.arg(metavar="LATENT ...")]
-
 
 def delphi(
     run: RunFolder,
@@ -91,7 +89,7 @@ def neuronpedia(
 
 def vector(
     run: RunFolder,
-    latents: Latents,
+    latents: Annotated[tuple[int, ...], tyro.conf.Positional, tyro.conf.arg(metavar="LATENT ...")],
     out: Path,
     strength: tuple[float, ...] = (1.0,),
     hint: str | None = None,
