@@ -419,7 +419,7 @@ def test_the_command_prints_and_writes(folder, store, tmp_path, capsys, monkeypa
     out, numbers = tmp_path / "effects.jsonl", tmp_path / "numbers.json"
     main([*given, *more, "--out", str(out), "--json", str(numbers)])
     shown = capsys.readouterr().out
-    assert "each latent switched off" in " ".join(shown.split())
+    assert "each latent switched off" in " ".join(shown.split())  # wherever the title is broken
     assert "downstream" in shown
     records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     both = LanguageModel.load("bundled", [HOOK, "layers.4"], device="cpu", causal=True)

@@ -51,7 +51,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pairs(stores: Path) -> PairedStore:
-    return PairedStore.beside(stores / "layers.1.mlp-input", OUT_OF, test_fraction=0.3)
+    return PairedStore.beside(stores / "layers.1.mlp-input", OUT_OF)
 
 
 def everything(store: ActivationStore, part: str) -> tuple[Tensor, Tensor]:

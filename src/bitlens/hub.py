@@ -94,7 +94,10 @@ def _fetched_before(repository: str, settings: Any, error: BitlensError) -> str:
     from huggingface_hub.errors import OfflineModeIsEnabled, RevisionNotFoundError
 
     cause = error.__cause__
-    if isinstance(cause, RevisionNotFoundError) or _is_of_here(cause):
+    # no answer of the hub but writing it has failed: a part of it may be there
+    refused = isinstance(cause, ValueError) and not isinstance(cause, json.JSONDecodeError)
+    of_here = refused or isinstance(cause, NOT_WRITTEN) or getattr(cause, "errno", None) in FULL
+    if of_here or isinstance(cause, RevisionNotFoundError):
         raise error
     try:
         folder = snapshot_download(repository, local_files_only=True, **settings)
@@ -161,7 +164,7 @@ def saying(repository: str, revision: str | None = None, *, sent: bool = False) 
         raise BitlensError(_sentence(cause, repository, revision or "main", sent)) from cause
 
 
-def why(error: BaseException, repository: str, revision: str | None = None) -> str | None:
+def why(error: BaseException, repository: str) -> str | None:
     """The sentence for what the client met behind another library's error; None if it met
     nothing."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -172,7 +175,7 @@ def why(error: BaseException, repository: str, revision: str | None = None) -> s
         behind = behind.__cause__ or behind.__context__
     if behind is None:
         return None
-    return _sentence(_cause(behind), repository, revision or "main", sent=False)
+    return _sentence(_cause(behind), repository, "main", sent=False)
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -205,12 +208,6 @@ def _passes(error: BaseException) -> bool:
         return status >= 500 or status in (408, 429)
     said = ("Consistency check failed", "Connection aborted")
     return type(error).__name__ in BROKEN or any(words in str(error) for words in said)
-
-
-def _is_of_here(error: BaseException | None) -> bool:
-    """Whether what failed is no answer of the hub but writing it: a part of it may be there."""
-    refused = isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError)
-    return refused or isinstance(error, NOT_WRITTEN) or getattr(error, "errno", None) in FULL
 
 
 def _endpoint() -> str:

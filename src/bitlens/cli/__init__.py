@@ -51,9 +51,9 @@ COMMANDS = {  # name: module of this package and its function
 GROUPS = {  # name: its commands
     "export": {
         "saelens": "export:saelens",
-        "delphi": "export_features:delphi",
-        "neuronpedia": "export_features:neuronpedia",
-        "vector": "export_features:vector",
+        "delphi": "export:delphi",
+        "neuronpedia": "export:neuronpedia",
+        "vector": "export:vector",
     },
     "study": {name: f"studies:{name}" for name in registry.STUDIES},
 }

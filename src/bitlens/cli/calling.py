@@ -14,7 +14,7 @@ import inspect
 import os
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -74,17 +74,15 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
             bound = inspect.signature(command).bind(*args, **kwargs)
             given = bound.arguments
             given.update(_placed(name, given))
-            with (
-                _planning(plan),
-                processes.together() if name in processes.AS_ONE else contextlib.nullcontext(),
-            ):
-                if name in processes.AS_ONE and not processes.is_first():
+            as_one = name in processes.AS_ONE
+            with processes.together() if as_one else contextlib.nullcontext():
+                if as_one and not processes.is_first():
                     from bitlens import show
 
                     show.out.quiet = show.err.quiet = True
                 out = given.get("out") if name in OUT_IS_A_FILE else None
                 own = json if processes.is_first() or name in processes.SHARED else None
-                _write(lambda: command(*bound.args, **bound.kwargs), own, out)
+                _write(lambda: command(*bound.args, **bound.kwargs), own, out, plan)
 
     added = functools.partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
     flags = {"json": added("json", default=None, annotation=Path | None)}
@@ -110,24 +108,16 @@ def call(command: Command, prog: str, arguments: Sequence[str]) -> None:
     tyro.cli(called, prog=prog, args=arguments, config=config, console_outputs=speaks)
 
 
-@contextlib.contextmanager
-def _planning(only: bool) -> Iterator[None]:
-    token = memory.only_plan.set(only)
-    try:
-        yield
-    finally:
-        memory.only_plan.reset(token)
-
-
-def _write(command: Callable[[], Any], json: Path | None, out: Path | None) -> None:
+def _write(command: Callable[[], Any], json: Path | None, out: Path | None, plan: bool) -> None:
     """What the command returns, to this file, if there is one; out: another file, of its own. None:
-    another of several processes has the numbers."""
+    another of several processes has the numbers. plan: end where its memory is known."""
     from bitlens.files import refuse_unwritable, write_json
 
     for path in (json, out):
         if path is not None:  # said now, not after the work
             refuse_unwritable(path)
     result: Any
+    token = memory.only_plan.set(plan)
     try:
         result = command()
     except memory.PlanOnly as stopped:
@@ -135,6 +125,8 @@ def _write(command: Callable[[], Any], json: Path | None, out: Path | None) -> N
             return
         print(stopped)
         result = stopped.plan.as_dict()
+    finally:
+        memory.only_plan.reset(token)
     if json is not None and result is not None:
         write_json(json, result.as_dict() if hasattr(result, "as_dict") else result)
 

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from bitlens.cli.common import (
-    CodesFolder,
-    Device,
-    RunFolder,
-    Search,
-    SearchFlags,
-    StoreFolder,
-    open_pair,
-)
-
-CompressedFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+from bitlens.cli.common import CodesFolder, RunFolder, Search, SearchFlags, StoreFolder, open_pair
 
 
 def entropy(codes: CodesFolder, seed: int = 0) -> dict[str, Any]:
@@ -30,8 +21,6 @@ def entropy(codes: CodesFolder, seed: int = 0) -> dict[str, Any]:
     Args:
         seed: seed of the autoregression.
     """
-    from dataclasses import asdict
-
     import torch
 
     from bitlens import show
@@ -57,7 +46,7 @@ def compress(
     documents: Literal["all", "test"] = "all",
     seed: int = 0,
     search: SearchFlags = Search(),  # noqa: B008
-    device: Device = "auto",
+    device: str = "auto",
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write the bits of a store to a file as long as their code; compare other ways to store it.
@@ -72,8 +61,6 @@ def compress(
         seed: seed of the model's fit.
         overwrite: replace a file that is there.
     """
-    from dataclasses import asdict
-
     from bitlens import show
     from bitlens.compression.store import compress_store
 
@@ -86,7 +73,7 @@ def compress(
 
 
 def decompress(
-    file: CompressedFile,
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     run: RunFolder,
     out: Path,
     skip_damaged: bool = False,

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from bitlens.bits.codes import Codes
     from bitlens.hidden import LanguageModel
     from bitlens.hidden.text import ContextReader
+    from bitlens.information.intervals import Estimate
 
-Device = str
 # a flag --no-NAME; its help says what that does
 On = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
@@ -126,6 +126,12 @@ def open_reader(
         )
     settings = {"device": pick_device(device), "causal": whole}
     return LanguageModel.again(codes.manifest, codes.path, hooks, **settings), autoencoder
+
+
+def signed(estimate: Estimate, digits: int) -> str:
+    """The number with its sign and half its interval; a star marks what is clearly not 0."""
+    interval = f" ± {estimate.half:.{digits}f}" if estimate.known else ""
+    return f"{estimate.value:+.{digits}f}{interval}{' *' if estimate.differs else ''}"
 
 
 def flags_given(settings: Any, names: Collection[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from bitlens.cli.common import CodesFolder, Device, flags_given, open_reader
+from bitlens.cli.common import CodesFolder, flags_given, open_reader
 from bitlens.errors import BitlensError
 from bitlens.options import Unit
 
@@ -76,7 +76,7 @@ def contrast(
     top: int = 20,
     explanations: Path | None = None,
     seed: int = 0,
-    device: Device = "auto",
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Name the latents that tell two groups of documents apart, tested, and flip them.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitlens.cli.common import Device, On, RunFolder, Search, SearchFlags, StoreFolder, open_pair
+from bitlens.cli.common import On, RunFolder, Search, SearchFlags, StoreFolder, open_pair, signed
 from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 
@@ -32,7 +34,7 @@ def effects(
     out: Path | None = None,
     resume: bool = False,
     search: SearchFlags = Search(),  # noqa: B008
-    device: Device = "auto",
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Switch each latent where it is on, and measure what the language model then says.
 
@@ -59,9 +61,6 @@ def effects(
             kept beside it.
         resume: continue a measurement that was stopped.
     """
-    import shutil
-    from dataclasses import asdict
-
     from bitlens.causal import effects as measure
     from bitlens.causal.splice import load_spliced
     from bitlens.features.profiles import require_ending, write_records
@@ -135,22 +134,21 @@ def _clear(effect: Effect) -> tuple[bool, float]:
 
 def _line(effect: Effect) -> dict[str, Any]:
     from bitlens import show
+    from bitlens.information.intervals import Estimate
 
     def named(tokens: list[Any]) -> str:
         return "  ".join(f"{show.token(t.text)} {t.logp:+.1f}" for t in tokens[:TOKENS])
 
-    known = effect.loss_low == effect.loss_low  # not NaN
-    clear = known and (effect.loss_low > 0 or effect.loss_high < 0)
+    kl = Estimate(effect.kl_div, effect.kl_div_low, effect.kl_div_high)
+    loss = Estimate(effect.loss, effect.loss_low, effect.loss_high)
     line: dict[str, Any] = {
         "latent": effect.latent,
         "on %": 100 * effect.rate,
         "rows": effect.rows,
-        "effect": None if effect.kl_div_low != effect.kl_div_low else effect.kl_div_low,
-        "KL": f"{effect.kl_div:.3f}" + _half(effect.kl_div_low, effect.kl_div_high),
+        "effect": kl.low if kl.known else None,
+        "KL": f"{kl.value:.3f}" + (f" ± {kl.half:.3f}" if kl.known else ""),
         "control": None if effect.kl_control != effect.kl_control else effect.kl_control,
-        "loss": f"{effect.loss:+.3f}"
-        + _half(effect.loss_low, effect.loss_high)
-        + (" *" if clear else ""),
+        "loss": signed(loss, 3),
         "rises": named(effect.raises),
         "falls": named(effect.lowers),
     }
@@ -158,7 +156,3 @@ def _line(effect: Effect) -> dict[str, Any]:
         moved = (f"{each.latent} {each.value:+.2f}" for each in effect.downstream[:MOVED])
         line["downstream"] = "  ".join(moved)
     return line
-
-
-def _half(low: float, high: float) -> str:
-    return f" ± {(high - low) / 2:.3f}" if low == low else ""

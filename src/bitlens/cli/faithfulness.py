@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitlens.cli.common import Device, RunFolder, Search, SearchFlags, StoreFolder, open_pair
+from bitlens.cli.common import RunFolder, Search, SearchFlags, StoreFolder, open_pair, signed
 from bitlens.devices import pick_device
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def faithfulness(
     seed: int = 0,
     out: Path | None = None,
     search: SearchFlags = Search(),  # noqa: B008
-    device: Device = "auto",
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Print what the language model loses with only the k most surprising bits of each row.
 
@@ -115,13 +115,7 @@ def _show(
         show.marked(f"{losses}  {sentence}", soft_wrap=True)
     if less:
         lines = [
-            {"": name, **{score: _with_interval(e) for score, e in scores.items()}}
+            {"": name, **{score: signed(e, 4) for score, e in scores.items()}}
             for name, scores in less.items()
         ]
         show.rows(f"{result['run']} less another, on the same contexts", lines)
-
-
-def _with_interval(difference: Estimate) -> str:
-    """What differs for sure is marked with a star."""
-    interval = f" ± {difference.half:.4f}" if difference.known else ""
-    return f"{difference.value:+.4f}{interval}{' *' if difference.differs else ''}"

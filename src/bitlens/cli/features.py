@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,8 +42,6 @@ def features(
         examples: examples of each latent, from as many documents.
         out: also write all profiles to this file, .jsonl or .parquet.
     """
-    from dataclasses import asdict
-
     from bitlens import show
     from bitlens.bits.codes import Codes
     from bitlens.causal.direct import direct_effect

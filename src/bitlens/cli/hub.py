@@ -10,14 +10,11 @@ import tyro
 from bitlens.cli.common import On, RunFolder
 from bitlens.ecosystem.about import About
 
-Repository = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")]
-AboutFlags = Annotated[About, tyro.conf.arg(name="")]
-
 
 def push(
     run: RunFolder,
-    repository: Repository,
-    about: AboutFlags = About(),  # noqa: B008
+    repository: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")],
+    about: Annotated[About, tyro.conf.arg(name="")] = About(),  # noqa: B008
     private: bool = False,
     revision: str | None = None,
     latents: bool = False,

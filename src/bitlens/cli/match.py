@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from bitlens.cli.common import Device, StoreFolder, open_pair
+from bitlens.cli.common import StoreFolder, open_pair
 from bitlens.errors import BitlensError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ TOKENS = 4
 
 
 def match(
-    run: RunA, other: RunB, store: StoreFolder, rows: int | None = None, device: Device = "auto"
+    run: RunA, other: RunB, store: StoreFolder, rows: int | None = None, device: str = "auto"
 ) -> dict[str, Any]:
     """Compare two autoencoders of one hook point: which latents of one are the same as, part of, or
     absent from the other.
@@ -52,7 +52,7 @@ def match(
     stability = matching.likeness([a_in_b, b_in_a])._asdict()
     dense_a, dense_b = matching.explain_dense(a, b), matching.explain_dense(b, a)
 
-    show.out.print(f"A: {run}, B: {other}; {len(a):,} held-out rows of {store}", soft_wrap=True)
+    show.say(f"A: {run}, B: {other}; {len(a):,} held-out rows of {store}")
     headings = {"A in B": summaries["a_in_b"], "B in A": summaries["b_in_a"]}
     lines = [
         {"": name, **{k: v.get(name) for k, v in headings.items()}, " ": number.meaning}
@@ -136,7 +136,7 @@ def _text_of_tokens(store: Any, token: Tensor) -> dict[int, str] | None:
     try:
         return token_texts(load_tokenizer(store), token.unique().tolist())
     except BitlensError as error:
-        show.err.print(f"Without examples: {error}", soft_wrap=True)
+        show.warn(f"Without examples: {error}")
         return None
 
 

@@ -13,7 +13,6 @@ import tyro
 from bitlens import processes
 from bitlens.cli.calling import Command, in_flags, show_as
 from bitlens.cli.common import (
-    Device,
     On,
     RunFolder,
     Search,
@@ -104,8 +103,7 @@ def train(
     if sweep:
         return _sweep(rows, read_sweep(sweep, config), out, config, **how)
     last: dict[str, Any] = {}
-    report = last.update
-    autoencoder = run(rows, config, out, report=report, shard_latents=shard_latents, **how)
+    autoencoder = run(rows, config, out, report=last.update, shard_latents=shard_latents, **how)
     n_latents, trained = autoencoder.n_latents, autoencoder.metadata["n_latents_trained"]
     show.say(
         f"{out}: {autoencoder.architecture} with {n_latents:,} live latents of {trained:,}, "
@@ -194,7 +192,7 @@ def encode(
     store: StoreFolder,
     out: Path,
     search: SearchFlags = Search(),  # noqa: B008
-    device: Device = "auto",
+    device: str = "auto",
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write the packed bits of a store, with the token, document and position of every row.
@@ -222,7 +220,7 @@ def evaluate(
     ce: On = True,
     joint: On = True,
     search: SearchFlags = Search(),  # noqa: B008
-    device: Device = "auto",
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Print the table of numbers of an autoencoder, on held-out documents.
 

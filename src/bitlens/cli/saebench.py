@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from bitlens.cli.common import Device, RunFolder, Search, SearchFlags
+from bitlens.cli.common import RunFolder, Search, SearchFlags
 from bitlens.devices import pick_device
 from bitlens.ecosystem.saebench_config import BenchConfig
 from bitlens.errors import BitlensError
@@ -26,7 +26,7 @@ def saebench(
     model: str | None = None,
     text: tuple[str, ...] = (),
     text_column: str = "text",
-    device: Device = "auto",
+    device: str = "auto",
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Run SAEBench's own core and meta_structure on an autoencoder, offline.

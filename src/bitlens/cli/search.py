@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitlens.cli.common import CodesFolder, Device, open_reader
+from bitlens.cli.common import CodesFolder, open_reader
 from bitlens.errors import BitlensError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def search(
     limit: int = 10,
     window: int = 12,
     seed: int = 0,
-    device: Device = "auto",
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Find contexts whose bits are like a text's or have bits on and off, or latents by words.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -15,18 +14,13 @@ from bitlens.studies.registry import STUDIES, config_type
 from bitlens.writing import locked
 
 MOST_FAILURES = 5
-Command = Callable[..., dict[str, Any]]
 
 
-def __getattr__(name: str) -> Command:
+def __getattr__(name: str) -> Callable[..., dict[str, Any]]:
     """The command of a study of the registry."""
     if name not in STUDIES:
         raise AttributeError(f"There is no study '{name}'.")
-    return _command(name)
 
-
-@functools.cache
-def _command(name: str) -> Command:
     def command(options: Any, config: Any) -> dict[str, Any]:
         return _run(name, options, config)
 

@@ -11,9 +11,8 @@ if TYPE_CHECKING:
     from bitlens.hidden.source import TensorSource as TensorSource
     from bitlens.hidden.store import ActivationStore as ActivationStore
 
-_HOME = {"Corpus": "documents", "LanguageModel": "models"}
-_HOME |= {"ActivationStore": "store", "PairedStore": "paired"}
-_HOME |= dict.fromkeys(("HiddenSource", "TensorSource"), "source")
+_HOME = {"Corpus": "documents", "LanguageModel": "models", "PairedStore": "paired"}
+_HOME |= {"ActivationStore": "store", "HiddenSource": "source", "TensorSource": "source"}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from bitlens.options import TEST_FRACTION, Unit
 
 if TYPE_CHECKING:
-    from bitlens.hidden.documents import Corpus
     from bitlens.hidden.text import ContextReader
 
 
@@ -54,17 +53,11 @@ class TextConfig:
     shuffle_seed: int | None = None
     """shuffle the documents with this seed; takes a temporary file as large as the text"""
 
-    def corpus(self) -> Corpus:
-        """The documents of the text."""
-        from bitlens.hidden.documents import Corpus
-
-        settings = (self.text_column, self.split, self.streaming, self.documents)
-        return Corpus(tuple(self.text), *settings, self.shuffle_seed)
-
     def reader(self, tokenizer: Any, test_fraction: float = TEST_FRACTION) -> ContextReader:
         """The contexts of the text. test_fraction: share of the documents that will be held out."""
+        from bitlens.hidden.documents import Corpus
         from bitlens.hidden.text import ContextReader
 
-        return ContextReader(
-            self.corpus(), tokenizer, self.context, self.packed, self.bos, test_fraction
-        )
+        settings = (self.text_column, self.split, self.streaming, self.documents)
+        corpus = Corpus(tuple(self.text), *settings, self.shuffle_seed)
+        return ContextReader(corpus, tokenizer, self.context, self.packed, self.bos, test_fraction)

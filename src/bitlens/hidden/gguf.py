@@ -106,7 +106,9 @@ def _checked(name: str, file: Path) -> Any:
     try:
         with _ONE_AT_A_TIME:  # gguf's own class is the base of the reader's
             reader = _read(file)
-        fields = {key: _value(field) for key, field in reader.fields.items() if _short(field)}
+        # Without arrays, as the vocabulary is one.
+        short = {key: field for key, field in reader.fields.items() if len(field.types) == 1}
+        fields = {key: _value(field) for key, field in short.items()}
     except Exception as error:  # what it meets where bytes lack is of any kind
         memory.refuse(error, name)
         if isinstance(error, OSError):
@@ -149,11 +151,6 @@ def _read(file: Path) -> Any:
 def _layer(tensor: str) -> int:
     match = re.match(r"blk\.(\d+)\.", tensor)
     return int(match[1]) if match else -1
-
-
-def _short(field: Any) -> bool:
-    """Not an array, as the vocabulary is."""
-    return len(field.types) == 1
 
 
 def _value(field: Any) -> Any:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +97,8 @@ def harvest(
     """
     _refuse_nonsense(model, batch_size, max_rows)
     share = Share() if model.split and rank is ranks is None else Share.of(rank, ranks)
-    if overwrite and share.ranks > 1:
-        raise BitlensError(
-            f"One of {share.ranks} processes that starts late would delete with `overwrite=True` "
-            f"what the others have made; delete {out} first, and leave it out."
-        )
-    if is_remote(place(out)) and share.ranks > 1:
-        raise BitlensError(
-            f"Several processes cannot write {out} together, for want of locks there: harvest to a "
-            "folder here, and copy it."
-        )
+    if share.ranks > 1:
+        _refuse_together(share.ranks, out, overwrite)
     if isinstance(reader, str):
         length = min(256, model.longest_context() or 256)
         reader = ContextReader(Corpus((reader,)), model.tokenizer, length)
@@ -114,8 +106,7 @@ def harvest(
     plan = job.plan()
     if share.rank == 0:
         announce(plan)
-    fewer = partial(replace, job)
-    require(lambda **sizes: fewer(**sizes).memory(plan.rows), batch_size=batch_size)
+    require(lambda **sizes: replace(job, **sizes).memory(plan.rows), batch_size=batch_size)
     job.refuse_impossible(plan, resume)
     with contextlib.ExitStack() as stack:
         if model.split:  # the first process writes, the others only run their part of the model
@@ -138,6 +129,19 @@ def _refuse_nonsense(model: LanguageModel, batch_size: int, max_rows: int | None
     if not model.hooks:
         raise BitlensError(
             "There is nothing to harvest: the model was loaded without a hook point."
+        )
+
+
+def _refuse_together(ranks: int, out: Path | str, overwrite: bool) -> None:
+    if overwrite:
+        raise BitlensError(
+            f"One of {ranks} processes that starts late would delete with `overwrite=True` what "
+            f"the others have made; delete {out} first, and leave it out."
+        )
+    if is_remote(place(out)):
+        raise BitlensError(
+            f"Several processes cannot write {out} together, for want of locks there: harvest to a "
+            "folder here, and copy it."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -108,10 +108,10 @@ class LiveSource(HiddenSource):
 
     def _rows(self, key: Contexts) -> Tensor:
         kept = []
-        batches = (key.of(chosen) for chosen in key.by_length(self.batch_tokens))
-        for rows, documents in hidden_rows(self.model, batches):
+        hook = self.model.hooks[0].names()
+        for chosen in key.by_length(self.batch_tokens):
+            rows, documents = hidden_rows(self.model, key.of(chosen))
             norm = row_norms(rows)
-            hook = self.model.hooks[0].names()
             refuse_non_finite(rows, norm, {"document": documents}, None, hook)
             test = torch.from_numpy(held_out(documents.numpy(), self.test_fraction))
             kept.append(rows[~test & (norm <= self._limit)])
@@ -122,13 +122,9 @@ class LiveSource(HiddenSource):
         return self._reservoir[torch.randperm(len(self._reservoir), generator=seed)[:n]].float()
 
 
-def hidden_rows(
-    model: LanguageModel, batches: Iterable[Contexts]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(hidden states `[rows, d]`, their documents `[rows]`) of every batch of contexts, without
-    special tokens and padding."""
+def hidden_rows(model: LanguageModel, batch: Contexts) -> tuple[Tensor, Tensor]:
+    """(hidden states `[rows, d]`, their documents `[rows]`) of a batch of contexts, without special
+    tokens and padding."""
     (hook,) = model.hooks
-    for batch in batches:
-        state = model.hidden_states(batch.tokens, batch.mask)[hook.name]
-        keep = batch.keep.to(state.device)
-        yield state[keep].cpu(), batch.document[batch.keep]
+    state = model.hidden_states(batch.tokens, batch.mask)[hook.name]
+    return state[batch.keep.to(state.device)].cpu(), batch.document[batch.keep]

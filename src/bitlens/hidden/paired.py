@@ -37,15 +37,13 @@ class PairedStore(ActivationStore):
         self.about = {**self.about, "target": str(targets), "target_hook": hook}
 
     @classmethod
-    def beside(
-        cls, inputs: Path | str, target_hook: str, test_fraction: float | None = None
-    ) -> PairedStore:
+    def beside(cls, inputs: Path | str, target_hook: str) -> PairedStore:
         """With the store of `target_hook` in the same folder, as a harvest of several has it."""
         for file in sorted(place(inputs).resolve().parent.glob(f"*/{MANIFEST}")):
             manifest = read_manifest(file, SCHEMA, WHAT)
             names = (manifest.get("hook") or {}).values()
             if manifest.get("kind") == KIND and target_hook in names:
-                return cls(inputs, file.parent, test_fraction)
+                return cls(inputs, file.parent)
         raise BitlensError(
             f"There is no store of {target_hook} beside {inputs}: harvest both hook points into "
             "one folder."

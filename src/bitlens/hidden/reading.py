@@ -70,7 +70,7 @@ class TextFile:
     def rows(self) -> Iterator[tuple[str, Any]]:
         """(where it is, for errors, and its value) of every row of a table."""
         readers = {".parquet": self._parquet, ".json": self._json}
-        readers |= dict.fromkeys((".csv", ".tsv"), self._csv)
+        readers |= {".csv": self._csv, ".tsv": self._csv}
         return self._guarded(readers.get(self.kind, self._lines)())
 
     def _guarded(self, items: Iterator[Any]) -> Iterator[Any]:
