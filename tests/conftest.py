@@ -304,3 +304,10 @@ def bitlens_command(tmp_path: Path) -> Any:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--faults`: as `make faults`."""
     parser.addoption("--faults", type=int, default=1, help="try so many faults of each kind")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`seed` of a test of faults is one number, or as many as --faults says."""
+    faults = ("test_faults", "test_processes_training")
+    if "seed" in metafunc.fixturenames and metafunc.module.__name__.rpartition(".")[2] in faults:
+        metafunc.parametrize("seed", range(int(metafunc.config.getoption("--faults") or 1)))

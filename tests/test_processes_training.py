@@ -1,7 +1,9 @@
 """Processes that train together give what one process gives, and end together."""
 
+import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -240,6 +242,57 @@ def test_a_killed_process_is_named_by_the_other_and_the_run_goes_on(stores, tmp_
     ):
         commands = together(2, arguments, tmp_path)
         assert [command.wait() for command in commands] == [0, 0], commands[0].output
+    assert logged_steps(out) == logged_steps(whole)
+    assert same(*(Autoencoder.from_pretrained(folder) for folder in (out, whole)))
+
+
+def killed_within(arguments: list[str], rank: int, number: int) -> None:
+    """The command; process `rank` kills itself while its collective of that number is under way."""
+    from torch import distributed
+
+    from bitlens.cli import main
+
+    count = itertools.count(1)
+
+    def until_then(collective):
+        def call(*args):
+            if processes.rank() == rank and next(count) == number:
+                collective(*args, async_op=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return collective(*args)
+
+        return call
+
+    for name in ("all_reduce", "all_gather", "broadcast"):
+        setattr(distributed, name, until_then(getattr(distributed, name)))
+    main(arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_process_killed_within_a_collective_is_named_and_the_run_goes_on(
+    stores, tmp_path, seed, sharded
+):
+    """Also where the processes begin, save a checkpoint and end."""
+    draw, out, whole = random.Random(f"{seed} {sharded}"), tmp_path / "run", tmp_path / "whole"
+    more = ["--shard-latents"] if sharded else []
+    undisturbed = partial(killed_within, [*train_command(stores, whole, 12, 3), *more], -1, 0)
+    assert [one.wait() for one in together(2, undisturbed, tmp_path)] == [0, 0]
+    for again in range(2):
+        rank, number = draw.randrange(2), round(2 ** draw.uniform(0, 9))
+        arguments = [*train_command(stores, out, 12, 3), *more, *["--resume"] * again]
+        commands = together(2, partial(killed_within, arguments, rank, number), tmp_path)
+        status = [command.wait() for command in commands]
+        if status[rank] != -signal.SIGKILL:
+            assert status == [0, 0]  # there were fewer collectives
+            continue
+        assert status[1 - rank] == 2, commands[1 - rank].output
+        assert sentences([commands[1 - rank]])[-1] == (
+            f"Process {rank} of 2 ended; what was saved is whole: start again with --resume."
+        )
+    arguments = [*train_command(stores, out, 12, 3), *more, "--resume"]
+    commands = together(2, arguments, tmp_path)
+    assert [command.wait() for command in commands] == [0, 0], commands[0].output
     assert logged_steps(out) == logged_steps(whole)
     assert same(*(Autoencoder.from_pretrained(folder) for folder in (out, whole)))
 

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -142,6 +143,50 @@ def test_a_harvest_whose_server_goes_away_is_resumed(
         server.start()
     harvest(model, text, f"{there}/store", resume=True, **settings)
     same_files(f"{there}/store", tmp_path / "store")
+
+
+def test_a_harvest_and_a_training_that_are_killed_go_on(
+    there, tiny_llama, text_folder, tmp_path, bitlens_command
+):
+    """Twice each, at a random moment after they have sent something more."""
+    text = ["--text", text_folder, "--context", "32", "--batch-size", "2", "--device", "cpu"]
+    given = ["harvest", tiny_llama, *text, "--hook", "layers.1", "--max-rows", "900"]
+    train_flags = ["--n-latents", "24", "--steps", "60", "--batch-size", "32", "--device", "cpu"]
+    train_flags += ["--checkpoint-every", "5", "--log-every", "5"]
+    changed = {"bitlens.hidden.harvest.SHARD_BYTES": 1 << 13}
+    own = {k: v for k, v in os.environ.items() if k.startswith(("AWS_", "BITLENS_"))}
+    files, draw = s3fs.S3FileSystem(), random.Random(0)
+
+    def sent(name):
+        time.sleep(0.05)
+        files.invalidate_cache()
+        each = files.find(f"{there}/{name}", detail=True).values()
+        return sorted((file["name"], str(file.get("ETag"))) for file in each)
+
+    def with_kills(name, arguments):
+        killed = 0
+        for again in range(20):
+            resume, before = ["--resume"] * bool(again), sent(name)
+            command = bitlens_command(*arguments, *resume, constants=changed, environment=own)
+            if killed < 2:
+                command.wait_until(lambda before=before: sent(name) != before)
+                time.sleep(draw.uniform(0, 0.3))
+                killed += command.kill() == -signal.SIGKILL
+            elif command.wait() == 0:
+                return
+        raise AssertionError(command.output)
+
+    with_kills("store", [*given, "--out", f"{there}/store"])
+    whole = bitlens_command(*given, "--out", tmp_path / "store", constants=changed)
+    assert whole.wait() == 0, whole.output
+    same_files(f"{there}/store", tmp_path / "store")
+    with_kills("run", ["train", f"{there}/store", "--out", f"{there}/run", *train_flags])
+    whole = bitlens_command("train", tmp_path / "store", "--out", tmp_path / "run", *train_flags)
+    assert whole.wait() == 0, whole.output
+    weights = "sae_weights.safetensors"
+    files.invalidate_cache()
+    found = files.cat_file(f"{there}/run/{weights}")
+    assert found == (tmp_path / "run" / weights).read_bytes()
 
 
 def test_a_training_whose_server_goes_away_is_resumed(server, there, store, tmp_path):
