@@ -22,7 +22,7 @@ import torch
 import zstandard
 
 import bitlens
-import malformed
+import well_formed
 from bitlens import ActivationStore, Codes, PackedBits, TrainConfig, train
 from bitlens.compression.file import Compressed, compress
 from bitlens.errors import BitlensError
@@ -30,7 +30,8 @@ from bitlens.hidden.arrays import import_arrays
 from bitlens.information.autoregression import Autoregression
 from bitlens.memory import asked_for
 from command import FORKS
-from malformed import FORMATS, GOLDEN
+from malformed import FORMATS
+from well_formed import GOLDEN
 
 MIB = 1 << 20
 ROOM = (12, 40, 80, 1024)  # MiB of addresses, beside those that are taken
@@ -132,20 +133,20 @@ SOUND: dict[str, Callable[[Path], object]] = {
     "sqlite": _calls,
     "npy": _rows(lambda folder, rows: np.save(folder / "rows.npy", rows)),
     "npz": _rows(lambda folder, rows: np.savez(folder / "rows.npz", hidden=rows)),
-    "safetensors": _rows(malformed.write_safetensors),
-    "hdf5": _rows(malformed.write_hdf5),
-    "parquet": _rows(malformed.write_parquet),
+    "safetensors": _rows(well_formed.write_safetensors),
+    "hdf5": _rows(well_formed.write_hdf5),
+    "parquet": _rows(well_formed.write_parquet),
     "text in parquet": _text(".parquet"),
     "json": _text(".json"),
     "jsonl": _text(".jsonl"),
     "csv": _text(".csv"),
     "gzip": _text(".jsonl.gz"),
     "zstandard": _text(".jsonl.zst"),
-    "weights in npz": partial(malformed.npz_weights, width=MIB // 2),
-    "weights in PyTorch": partial(malformed.torch_weights, width=MIB // 2),
+    "weights in npz": partial(well_formed.npz_weights, width=MIB // 2),
+    "weights in PyTorch": partial(well_formed.torch_weights, width=MIB // 2),
 }
 if importlib.util.find_spec("gguf"):
-    SOUND["gguf"] = partial(malformed.model, inner=MIB // 4)
+    SOUND["gguf"] = partial(well_formed.model, inner=MIB // 4)
 
 
 # --- and what becomes of them ---------------------------------------------------------------------
