@@ -26,7 +26,8 @@ fast: .venv/dev
 
 # Killed processes, full disks, damaged files: twenty of each; half an hour.
 faults: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_faults.py --faults 20
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --faults 20 tests/test_faults.py \
+		tests/test_processes_training.py::test_a_process_killed_within_a_collective_is_named_and_the_run_goes_on
 
 # Malformed files of every format, for eight minutes; MINUTES=60 make fuzz tries more. With atheris,
 # `python tests/guided.py --out FOLDER` chooses them by what they reach.
