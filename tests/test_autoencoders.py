@@ -89,6 +89,10 @@ def test_a_binary_autoencoder_is_its_formula():
     assert torch.equal(model.encode(x), h.float())
     assert torch.allclose(model(x).double(), (h @ W_dec + b_dec) * 2.5 + mean, atol=1e-4)
     assert torch.equal(model.encode_bits(x).unpack(), h.float())
+    for dtype in (torch.bool, torch.uint8, torch.int64):
+        assert torch.equal(model.decode(h.to(dtype)), model.decode(h.float()))
+    with pytest.raises(BitlensError, match="NaN or infinite values have no code"):
+        model.encode(x / 0)
 
 
 def test_topk_is_its_formula():

@@ -99,6 +99,13 @@ def test_codes_are_the_same_however_they_are_asked_for(bae, store, tmp_path):
     assert numbers.l0 == pytest.approx(float(h.sum(1).mean()), rel=1e-6)
 
 
+def test_fewer_than_one_row_is_refused(bae, store, tmp_path):
+    for rows_ in (0, -5):
+        with pytest.raises(BitlensError, match="`rows` must be at least 1"):
+            encode_store(bae, store, tmp_path / "codes", rows=rows_)
+    assert not (tmp_path / "codes").exists()
+
+
 def test_wide_codes_are_cut_into_shards_by_their_bytes(bae, store, tmp_path, monkeypatch):
     one = encode_store(bae, store, tmp_path / "one")
     monkeypatch.setattr("bitlens.encode.PART_BYTES", 8 * 500)  # a word a row

@@ -19,7 +19,7 @@ from bitlens.bits.packed import PackedBits
 from bitlens.cli import main
 from bitlens.compression import store as compression
 from bitlens.compression.file import Compressed
-from bitlens.compression.store import reconstruct
+from bitlens.compression.store import compress_store, reconstruct
 from bitlens.errors import BitlensError
 from bitlens.hidden.store import ActivationStore
 from bitlens.hidden.writer import StoreWriter
@@ -78,6 +78,19 @@ def whole(folder: Path) -> Path:
     out = folder / "whole.bits"
     assert run("compress", folder / "run", folder / "bfloat16", "--out", out) == 0
     return out
+
+
+def test_a_part_that_is_none_is_refused(folder: Path, tmp_path: Path) -> None:
+    autoencoder, store = BinaryAutoencoder.from_pretrained(folder / "run"), folder / "float32"
+    with pytest.raises(BitlensError, match="`documents` are all or test, not 'train'"):
+        compress_store(
+            autoencoder,
+            ActivationStore(store),
+            folder / "run",
+            tmp_path / "a.bits",
+            documents="train",
+        )
+    assert not (tmp_path / "a.bits").exists()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

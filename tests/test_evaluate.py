@@ -13,6 +13,7 @@ from bitlens.causal.splice import Splice
 from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
+from bitlens.evaluation.numbers import some_rows
 from bitlens.hidden import ActivationStore, LanguageModel
 from bitlens.hidden.arrays import import_arrays
 from bitlens.information.autoregression import Autoregression
@@ -51,6 +52,18 @@ def build(kind: str, store: ActivationStore):
 
 def rows_of(store: ActivationStore, part: str) -> np.ndarray:
     return torch.cat([rows.hidden for rows in store.read(part)]).double().numpy()
+
+
+def test_some_rows_are_of_documents_from_everywhere(store):
+    total = sum(len(split.train) for split in store.splits())
+    rows = some_rows(store, "train", 300, total)
+    assert 150 < len(rows) < 450
+    every = torch.from_numpy(rows_of(store, "train")).float()
+    place = torch.cdist(rows, every).argmin(1)
+    assert torch.equal(every[place], rows)
+    assert place.min() < total / 5
+    assert place.max() > 4 * total / 5
+    assert torch.equal(some_rows(store, "train", total, total), every)
 
 
 def with_sinks(store: ActivationStore, folder: Path, every: int = 10) -> ActivationStore:

@@ -147,6 +147,9 @@ def test_the_jackknife_of_a_mean_is_the_interval_of_the_textbook():
     found = difference(a, b)
     assert found.half == pytest.approx(student_quantile(freedom) * math.sqrt(sum(spread)))
     assert found.value == pytest.approx(5.2 - 7 / 3)
+    assert difference([2.0, 2.0], [2.0, 2.0]).half == 0
+    for alike in ([1.0, 1.0], [1.0] * 3):  # two counts that happen to repeat
+        assert not difference(alike, [2.0, 2.0]).differs
 
 
 def test_one_unit_or_one_large_one_has_no_interval():

@@ -180,6 +180,7 @@ def test_what_it_says_of_its_origin(live, store):
     assert about["store"] is None
     for key in ("model", "revision", "hook", "corpus", "context_length", "prepend_bos", "d_in"):
         assert about[key] == store.about[key], key
+    assert about["outlier_norm"] == pytest.approx(store.outlier_norm, rel=0.5)
 
 
 def test_one_hook_point_only(tiny_llama, live):

@@ -511,7 +511,7 @@ def test_commands_take_addresses_and_print_them(store, there, tmp_path, capsys):
     main(["train", f"{there}/store", "--out", f"{there}/sweep", *sweep])
     main(["train", f"{there}/store", "--out", f"{there}/sweep", *sweep, "--resume"])
     for row in read_json(remote.place(f"{there}/sweep/summary.json"), "x")["runs"]:
-        assert bl.Autoencoder.from_pretrained(row["run"]).n_latents == row["live"]
+        assert bl.Autoencoder.from_pretrained(row["run"]).n_latents == row["latents"]
     main(["encode", f"{there}/run", f"{there}/store", "--out", f"{there}/codes"])
     main(["evaluate", f"{there}/run", f"{there}/store", "--cache-size", "1MB"])
     main(["entropy", f"{there}/codes", "--json", str(tmp_path / "entropy.json")])

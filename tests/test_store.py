@@ -58,6 +58,22 @@ def first_batches(source, n, size, seed=0, start=None):
     return list(itertools.islice(source.batches(size, seed, start or Position()), n))
 
 
+def test_a_sample_is_in_random_order(numbered):
+    """Whoever takes its first rows has some from everywhere."""
+    rows = numbered.sample(200, generator("order"))
+    numbers = rows[:, 0].long()
+    assert len(numbers.unique()) == 200
+    assert torch.equal(rows, numbered_rows(430)[numbers])
+    halves = [float(numbers[part].float().mean()) for part in (slice(100), slice(100, None))]
+    assert abs(halves[0] - halves[1]) < 60  # in the order of the text it would be about 200
+    assert torch.equal(rows, numbered.sample(200, generator("order")))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 1.5])
+def test_a_share_that_is_none_is_refused(numbered, share):
+    assert "must be in [0, 1)" in refusal(lambda: numbered.split(share))
+
+
 def test_of_a_large_store_some_shards_are_read_whole_for_a_sample(numbered, monkeypatch):
     whole = numbered.sample(1000, generator("x"))
     monkeypatch.setattr(store_module, "WHOLE_BYTES", int(3.5 * numbered.shards[0]["bytes"]))

@@ -4,7 +4,9 @@ import math
 import subprocess
 import sys
 from dataclasses import asdict, fields
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bitlens.autoencoders.base import Autoencoder
@@ -22,13 +24,21 @@ from test_resume import rows, settings
 SENSELESS = {
     "preset": ["nothing"],
     "architecture": ["nothing"],
-    "n_latents": [0],
-    "steps": [0],
+    "n_latents": [0, 32.0, "many"],
+    "steps": [0, 2.5, True],
+    "surrogate": ["clip"],
+    "price": ["entropyy"],
+    "weighting": ["Paper"],
+    "precision": ["fp16"],
+    "k": [3.5],
+    "seed": [None, 1.0],
+    "reference": [1],
+    "device": [0],
     "batch_size": [1],
     "log_every": [0],
     "checkpoint_every": [0],
     "prune_rows": [0],
-    "lr": [0.0, -1.0, math.nan],
+    "lr": [0.0, -1.0, math.nan, "fast"],
     "decay": [0.0],
     "lam": [-0.1],
     "gamma": [math.inf],
@@ -37,7 +47,7 @@ SENSELESS = {
     "sparsity": [0.0],
     "test_fraction": [1.0],
     "initial_share": [1.5],
-    "prune_at": [(1.5,)],
+    "prune_at": [(1.5,), 0.5, ("soon",)],
     "regrow_at": [(-0.1,)],
     "initial_rates": [(0.1,), (0.0, 0.2), (0.2, 0.1)],
 }
@@ -50,6 +60,23 @@ def test_senseless_settings_are_refused_by_name(tmp_path, name, value):
     with pytest.raises(BitlensError, match=name) as refusal:
         train(TensorSource(rows()), settings(**{name: value}), tmp_path / "run")
     assert str(value) in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_of_numpy_are_as_those_of_python():
+    seed, lr, n = np.arange(4)[3], np.float32(0.25), np.int32(8)
+    found = settings(seed=seed, lr=lr, n_latents=n, init=Path("x")).resolved(12, "cpu")
+    assert found == settings(seed=3, lr=0.25, n_latents=8, init="x").resolved(12, "cpu")
+    assert [type(v) for v in (found.seed, found.lr, found.n_latents)] == [int, float, int]
+
+
+def test_what_has_no_effect_without_a_folder_is_refused(tmp_path):
+    source = TensorSource(rows())
+    with pytest.raises(BitlensError, match="There is no logger 'tensorbord'"):
+        train(source, settings(), tmp_path / "run", loggers=("tensorbord",))
+    for idle in ({"resume": True}, {"loggers": ("tensorboard",)}):
+        with pytest.raises(BitlensError, match="name it as `out`"):
+            train(source, settings(), **idle)
     assert not (tmp_path / "run").exists()
 
 

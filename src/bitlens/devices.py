@@ -12,6 +12,7 @@ def pick_device(name: str) -> str:
     BitlensError for a device that is not there."""
     import torch
 
+    name = str(name)  # it may be a torch.device
     if name == "auto":
         if not torch.cuda.is_available():
             return "cpu"

@@ -14,6 +14,7 @@ from bitlens.bits.codes import KIND, MANIFEST, Codes
 from bitlens.bits.descent import BLOCK_BYTES, GRAM_BYTES
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.words import words_for
+from bitlens.errors import BitlensError
 from bitlens.files import prepare_output
 from bitlens.hidden.split import held_out_share
 from bitlens.hidden.store import ActivationStore
@@ -44,6 +45,8 @@ def encode_store(
     progress: show it on standard error.
     """
     store.require_width(autoencoder.d_in)
+    if rows is not None and rows < 1:
+        raise BitlensError(f"`rows` must be at least 1, not {rows}.")
     share, out = held_out_share(store, autoencoder.metadata), place(out)
     total = len(store) if rows is None else min(rows, len(store))
     plan = encode_plan(autoencoder, store, total)

@@ -69,7 +69,7 @@ def sweep(
     it, and of runs that are the same one is trained. report: called with a run's name and each of
     its records.
 
-    A row has `run` (its folder), its settings, `live` (latents), and `fvu`, `l0` and `bits` of
+    A row has `run` (its folder), its settings, `latents` (left), and `fvu`, `l0` and `bits` of
     `rows`: of some held-out ones of a store, the last training batch's of another source. A run
     that is refused or diverges has `error` instead, and does not stop the others. resume: go on
     with those that are not finished; there may be new ones among them.
@@ -259,7 +259,7 @@ class _Member:
             return {**row, "error": self.error}
         if self.model is None:
             return row
-        row["live"] = self.model.n_latents
+        row["latents"] = self.model.n_latents
         if isinstance(self.source, ActivationStore):
             rows = self.source.sample(HELD_OUT_ROWS, generator("sweep"), "test")
             if len(rows) > 1:

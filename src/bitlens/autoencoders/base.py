@@ -129,6 +129,7 @@ class Autoencoder(nn.Module):
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         """Codes -> standardised reconstruction `[..., d_out]`."""
+        codes = codes if codes.is_floating_point() else codes.float()
         return codes @ self.W_dec.to(codes.dtype) + self.b_dec.to(codes.dtype)
 
     # --- raw space --------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bitlens.autoencoders.base import Autoencoder
-from bitlens.bits.descent import descend, gram
+from bitlens.bits.descent import descend, gram, refuse_non_finite
 from bitlens.bits.packed import PackedBits
 from bitlens.errors import BitlensError
 from bitlens.options import Coding
@@ -74,6 +74,7 @@ class BinaryAutoencoder(Autoencoder):
     def encode(self, x: Tensor) -> Tensor:
         """Raw hidden states `[..., d_in]` -> bits `[..., n_latents]`, float32."""
         if self.coding == "step":
+            refuse_non_finite(x)
             return super().encode(x)
         return self.encode_bits(x).unpack().view(*x.shape[:-1], self.n_latents)
 
@@ -81,6 +82,7 @@ class BinaryAutoencoder(Autoencoder):
         """Raw hidden states `[..., d_in]` -> one packed row each."""
         x = self.standardise(x)
         if self.coding == "step":
+            refuse_non_finite(x)
             return PackedBits.step(self.pre_activations(x))
         start = None if self.flips is None else PackedBits.step(self.pre_activations(x))
         return self._search(x.reshape(-1, self.d_in), self.price, start)
@@ -130,8 +132,9 @@ class BinaryAutoencoder(Autoencoder):
     def _cached_gram(self) -> Tensor | None:
         """`W_dec W_dec^T`, computed once for as long as W_dec stands."""
         W = self.W_dec
-        # Tensors of inference mode count no changes.
-        version = float(W.double().sum()) if W.is_inference() else W._version
+        version: Any = W._version if not W.is_inference() else None
+        if version is None:  # tensors of inference mode count no changes
+            version = float(torch.arange(1.0, len(W) + 1).to(W).double() @ W.double().sum(1))
         key = W.data_ptr(), version
         if self._gram is None or self._gram[0] != key:
             self._gram = key, gram(W.detach().float())

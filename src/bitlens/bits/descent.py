@@ -68,6 +68,12 @@ class Descent(NamedTuple):
 
 
 @torch.no_grad()
+def refuse_non_finite(x: torch.Tensor) -> None:
+    """BitlensError for rows that have no code."""
+    if not torch.isfinite(x).all():
+        raise BitlensError("Rows with NaN or infinite values have no code; leave them out.")
+
+
 def descend(
     x: Tensor,
     W: Tensor,
@@ -88,8 +94,8 @@ def descend(
     energy of what is returned. exchanges: nor does an exchange of two bits. finite: the caller
     answers for that; to look at the rows takes waiting for a GPU.
     """
-    if not finite and not torch.isfinite(x).all():
-        raise BitlensError("Rows with NaN or infinite values have no code; leave them out.")
+    if not finite:
+        refuse_non_finite(x)
     tolerance = TOLERANCE * (x - b).square().sum(1)
     descent = Descent(W, b, price, G, len(W) * 4 if flips is None else flips, exchanges)
     kernel = descent_cpu if x.device.type == "cpu" else descent_cuda

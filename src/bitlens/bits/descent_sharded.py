@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from bitlens import processes
-from bitlens.bits.descent import TOLERANCE
+from bitlens.bits.descent import TOLERANCE, refuse_non_finite
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.statistics import sums
-from bitlens.errors import BitlensError
 
 TOGETHER = 16  # flips of a row that are told in a round
 BLOCK_BYTES = 256 << 20  # of the gains of a block of rows, and of what is told for it
@@ -51,8 +50,7 @@ def descend(
     its mean energy is the same to about a thousandth. Neither depends on how many processes
     there are, beyond rounding.
     """
-    if not torch.isfinite(x).all():
-        raise BitlensError("Rows with NaN or infinite values have no code; leave them out.")
+    refuse_non_finite(x)
     widest = torch.tensor([len(W)], device=x.device)
     processes.largest(widest)
     most = 4 * int(widest) * processes.world_size() if flips is None else flips

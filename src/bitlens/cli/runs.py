@@ -105,8 +105,9 @@ def train(
     last: dict[str, Any] = {}
     autoencoder = run(rows, config, out, report=last.update, shard_latents=shard_latents, **how)
     n_latents, trained = autoencoder.n_latents, autoencoder.metadata["n_latents_trained"]
+    left_out = "" if n_latents == trained else f" (of {trained:,}; the others are constant)"
     show.say(
-        f"{out}: {autoencoder.architecture} with {n_latents:,} live latents of {trained:,}, "
+        f"{out}: {autoencoder.architecture} with {n_latents:,} latents{left_out}, "
         f"d_in {autoencoder.d_in}"
     )
     if processes.is_first():

@@ -96,6 +96,8 @@ def compress_store(
     """
     run, out = place(run), Path(out)
     store.require_width(autoencoder.d_in)
+    if documents not in ("all", "test"):
+        raise BitlensError(f"`documents` are all or test, not '{documents}'.")
     if not isinstance(autoencoder, BinaryAutoencoder):
         kind = autoencoder.architecture
         raise BitlensError(f"The bits of a {kind} give no hidden states back; compress with a bae.")

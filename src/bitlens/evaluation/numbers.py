@@ -86,8 +86,18 @@ def _training_bits(measured: Measured) -> tuple[PackedBits, torch.Tensor]:
 def _magnitudes(measured: Measured) -> float:
     if measured.autoencoder.binary or not measured.bits.column_counts().any():
         return 0.0
-    rows = first_rows(measured.store, measured.part, MAGNITUDE_ROWS)
+    rows = some_rows(measured.store, measured.part, MAGNITUDE_ROWS, measured.rows)
     return quantise_magnitudes(measured.autoencoder, rows).bits
+
+
+def some_rows(store: Any, part: Any, n: int, of: int) -> torch.Tensor:
+    """About n of so many rows of a part of a store, of documents from everywhere in it, raw,
+    float32 `[rows, d]`; all where they are fewer, or so few documents that none is drawn."""
+    rows = []
+    for block in store.read(part) if n < of else ():
+        ids = block.columns["document"].numpy()
+        rows.append(block.hidden[torch.from_numpy(held_out(ids ^ SAMPLE, n / of))].float())
+    return torch.cat(rows) if any(map(len, rows)) else first_rows(store, part, n)
 
 
 def first_rows(store: Any, part: Any, n: int) -> torch.Tensor:

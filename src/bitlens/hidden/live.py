@@ -64,6 +64,7 @@ class LiveSource(HiddenSource):
         reservoir = self._first_rows()
         norm = row_norms(reservoir)
         self._limit, self._at = outlier_limit(norm, outlier_multiple), math.inf
+        self.about["outlier_norm"] = self._limit
         self._reservoir = reservoir[norm <= self._limit]
         spread = Spread.of(self._reservoir)
         self.mean, self.scale = spread.mean.float(), spread.std

@@ -113,6 +113,8 @@ class ActivationStore(HiddenSource):
         if asked is None:
             recorded = self.manifest.get("test_fraction")
             return TEST_FRACTION if recorded is None else float(recorded)
+        if not 0 <= asked < 1:
+            raise BitlensError(f"`test_fraction` must be in [0, 1), not {asked}.")
         if asked and self.packed_for is not None and asked != self.packed_for:
             raise BitlensError(
                 f"The contexts of {self.path} were packed for a test fraction of {self.packed_for};"
@@ -276,8 +278,8 @@ class ActivationStore(HiddenSource):
         return self._window[1]
 
     def sample(self, n: int, seed: torch.Generator, part: str = "train") -> Tensor:
-        """Up to n rows of this part, `train` or `test`, float32 `[<= n, d_in]`: from WHOLE_BYTES of
-        shards, which are always the same."""
+        """Up to n rows of this part, `train` or `test`, in random order, float32 `[<= n, d_in]`:
+        from WHOLE_BYTES of shards, which are always the same."""
         shards = self._sampled()
         rows: list[Tensor] = [getattr(self.splits()[index], part) for index in shards]
         total = sum(map(len, rows))
@@ -286,14 +288,18 @@ class ActivationStore(HiddenSource):
         else:  # a permutation of all would take too long; of so many, few are drawn twice
             chosen = torch.randint(total, (n,), generator=seed).unique()
         chosen = chosen.sort().values
-        parts, first = [], 0
+        width = self.shard(shards[0], ["hidden"])["hidden"].shape[1]
+        place = torch.randperm(len(chosen), generator=seed)
+        found, first, done = torch.empty(len(chosen), width), 0, 0
         self._ahead(shards)
         for index, own in zip(shards, rows, strict=True):
             inside = chosen[(chosen >= first) & (chosen < first + len(own))] - first
             first += len(own)
             if len(inside):
-                parts.append(self.shard(index, ["hidden"])["hidden"][own[inside]].float())
-        return torch.cat(parts) if parts else torch.empty(0, self.d_in)
+                hidden = self.shard(index, ["hidden"])["hidden"][own[inside]]
+                found[place[done : done + len(inside)]] = hidden.float()
+                done += len(inside)
+        return found
 
     def _sampled(self) -> list[int]:
         order = torch.randperm(len(self.shards), generator=generator("sample", "shards")).tolist()

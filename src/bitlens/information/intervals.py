@@ -126,7 +126,10 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Estimate:
         return Estimate(value, math.nan, math.nan)
     parts = [float(torch.as_tensor(x, dtype=torch.float64).var()) / len(x) for x in (a, b)]
     spread = sum(p * p / (len(x) - 1) for p, x in zip(parts, (a, b), strict=True))
-    half = student_quantile(sum(parts) ** 2 / spread) * math.sqrt(sum(parts)) if spread else 0.0
+    if not spread:  # two equal numbers each say nothing of how far others would lie
+        half = 0.0 if value == 0 else math.nan
+    else:
+        half = student_quantile(sum(parts) ** 2 / spread) * math.sqrt(sum(parts))
     return Estimate(value, value - half, value + half)
 
 

@@ -27,6 +27,7 @@ from bitlens.training.config import TrainConfig
 RUN, STATE = "training.json", "state.safetensors"
 SCHEMA = 1  # of both
 ADAM = ("step", "exp_avg", "exp_avg_sq")  # what it keeps of a parameter
+LATER = {"outlier_norm"}  # which streamed runs begun by earlier versions do not say
 MAY_DIFFER = {"log_every", "checkpoint_every", "store", "target", "documents_of"}
 START_AGAIN = "start again with `overwrite=True`"
 
@@ -135,7 +136,9 @@ def write_or_compare(folder: Path, settings: Settings, about: dict[str, Any]) ->
     changed = [
         f"{name} was {before.get(name)!r} and is {value!r}"
         for name, value in now.items()
-        if name not in may_differ and value != before.get(name)
+        if name not in may_differ
+        and value != before.get(name)
+        and not (name in LATER and name not in before)
     ]
     if changed:
         cure = "resume it with the same ones, or replace it with `overwrite=True`"

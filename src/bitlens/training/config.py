@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from numbers import Integral, Real
+from pathlib import PurePath
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from bitlens.autoencoders.registry import ARCHITECTURES, BAE_BY_STEP, find
 from bitlens.autoencoders.settings import Precision, Preset, Settings
@@ -151,7 +154,8 @@ class TrainConfig:
         values = {**asdict(self), **defaults, **given, "device": kind}
         if self.precision == "auto":
             values["precision"] = "bf16" if device.startswith("cuda") else "fp32"
-        settings = Settings(**values)
+        kinds = get_type_hints(Settings)
+        settings = Settings(**{name: _typed(name, values[name], kinds[name]) for name in kinds})
         _refuse_nonsense(settings, defaults["coding"])
         return settings
 
@@ -193,6 +197,35 @@ WITH_DESCENT = (
     Allowed("price", "onbit with coding descent", lambda x: x == "onbit"),
     Allowed("scale", "above 0 and finite with coding descent", lambda x: 0 < x < math.inf),
 )
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """The value of this field as Python's own number, tuple or text; BitlensError for one of
+    another kind, or none of the choices."""
+    if isinstance(kind, UnionType):  # with None
+        if value is None:
+            return value
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        words, fit = f"one of {', '.join(get_args(kind))}", value in get_args(kind)
+    elif kind is int:
+        words, fit = "a whole number", isinstance(value, Integral) and not isinstance(value, bool)
+        value = int(value) if fit else value
+    elif kind is float:
+        words, fit = "a number", isinstance(value, Real) and not isinstance(value, bool)
+        value = float(value) if fit and type(value) is not int else value
+    elif get_origin(kind) is tuple:
+        words, fit = "some numbers", isinstance(value, tuple | list)
+        fit = fit and all(isinstance(each, Real) for each in value)
+        value = tuple(value) if fit else value
+    elif kind is str:
+        words, fit = "a text", isinstance(value, str | PurePath)
+        value = str(value) if fit else value
+    else:
+        words, fit = "True or False", isinstance(value, bool)
+    if not fit:
+        raise BitlensError(f"`{name}` must be {words}, not {value!r}.")
+    return value
 
 
 def _refuse_nonsense(settings: Settings, coding: str) -> None:

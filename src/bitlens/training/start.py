@@ -5,7 +5,7 @@ import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -16,6 +16,7 @@ from bitlens.autoencoders.settings import Settings
 from bitlens.errors import BitlensError
 from bitlens.hidden.paired import PairedStore
 from bitlens.hidden.source import HiddenSource
+from bitlens.options import Logger
 from bitlens.remote import is_address
 from bitlens.seeding import generator
 from bitlens.training.checkpoint import MAY_DIFFER
@@ -53,6 +54,16 @@ def initial_model(source: HiddenSource, settings: Settings, sharded: bool) -> Au
         "sae_lens_version": "6.18.0",  # without it, SAELens reads cfg.json as before version 6
     }
     return model
+
+
+def refuse_idle(out: object, resume: bool, loggers: tuple[str, ...]) -> None:
+    """What has no effect without a folder, and loggers that there are not."""
+    if unknown := set(loggers) - set(get_args(Logger)):
+        names = " and ".join(get_args(Logger))
+        raise BitlensError(f"There is no logger '{min(unknown)}'; there are {names}.")
+    if out is None and (resume or loggers):
+        what = "`resume=True` goes on from" if resume else "`loggers` write to"
+        raise BitlensError(f"{what} a folder: name it as `out`.")
 
 
 def require_shards(settings: Settings, folder: Path | None, init: Autoencoder | None) -> None:

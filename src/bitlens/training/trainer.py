@@ -41,7 +41,13 @@ from bitlens.training.config import TrainConfig
 from bitlens.training.metrics import MetricsLog, Record
 from bitlens.training.plan import require_memory
 from bitlens.training.signals import stop_on_signals
-from bitlens.training.start import initial_model, require_alike, require_apart, require_shards
+from bitlens.training.start import (
+    initial_model,
+    refuse_idle,
+    require_alike,
+    require_apart,
+    require_shards,
+)
 from bitlens.writing import holding
 
 WARM_UP = 0.05  # share of the steps in which the learning rate rises
@@ -114,6 +120,7 @@ def begin(
                 f"`init` names an autoencoder of {theirs}, not of {ours}, as the rows are."
             )
     settings = config.resolved(source.d_in, device)
+    refuse_idle(out, resume, loggers)
     held_out = getattr(source, "test_fraction", None)
     if config.test_fraction is not None and config.test_fraction != held_out:
         source, held_out = source.split(config.test_fraction), config.test_fraction
@@ -134,7 +141,8 @@ def begin(
         if processes.from_first((folder / CONFIG).exists()):
             if processes.is_first():  # a kill between the last two changes of a run leaves it
                 (folder / STATE).unlink(missing_ok=True)
-            return Autoencoder.from_pretrained(folder, "cpu" if sharded else device)
+            done = Autoencoder.from_pretrained(folder, "cpu" if sharded else device)
+            return done.requires_grad_(False)
 
     return Run(source, model, settings, folder, loggers, report, other, sharded)
 

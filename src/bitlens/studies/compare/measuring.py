@@ -20,7 +20,7 @@ from bitlens.causal.splice import Splice, load_spliced
 from bitlens.devices import pick_device
 from bitlens.errors import BitlensError
 from bitlens.evaluation import Evaluation, evaluate
-from bitlens.evaluation.numbers import first_rows
+from bitlens.evaluation.numbers import some_rows
 from bitlens.hidden import ActivationStore
 from bitlens.information.magnitudes import RISE, Quantiser
 from bitlens.information.moments import Covariance
@@ -156,7 +156,9 @@ def rate_distortion(
         return []
     if trained.binary:
         return [(numbers.fvu, numbers.bits_joint)]
-    fit, test = first_rows(store, "train", FIT_ROWS), first_rows(store, "test", TEST_ROWS)
+    splits = store.splits()
+    fit = some_rows(store, "train", FIT_ROWS, sum(len(split.train) for split in splits))
+    test = some_rows(store, "test", TEST_ROWS, sum(len(split.test) for split in splits))
     quantiser = Quantiser(trained, test, fit)
     return [
         (numbers.fvu * (1 + rise), numbers.bits_joint + quantiser.magnitudes(rise).bits)
