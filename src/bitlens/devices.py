@@ -22,4 +22,8 @@ def pick_device(name: str) -> str:
         number = name.removeprefix("cuda").removeprefix(":") or "0"
         if name == "cuda:" or not number.isdecimal() or int(number) >= torch.cuda.device_count():
             raise BitlensError(f"There is no device '{name}' here; use `device=cpu`.")
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise BitlensError(f"There is no device '{name}'; use `device=cpu`.") from error
     return name
