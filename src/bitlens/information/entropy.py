@@ -39,7 +39,7 @@ class Entropy:
 
     rows: int
     blocks: int
-    """independent blocks of rows, whole documents, that the intervals rest on"""
+    """independent blocks of rows, whole documents; code lengths rest on the held-out ones"""
     n_latents: int
     bits_lower: Annotated[float, Number("at least this, whatever the distribution (95 % sure)")]
     """at 95 % confidence; never above log2(rows)"""

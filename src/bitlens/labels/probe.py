@@ -225,6 +225,7 @@ def label_information(
     bits: PackedBits, labels: Tensor, held_out: Tensor, seed: int = 0
 ) -> dict[str, Any]:
     """What a code tells of its rows' labels (int64 `[rows]`), in bits on bool `held_out [rows]`.
+    The interval takes rows for independent of each other: give one of a document.
 
     label_bits: `probe_information` of a probe of all bits. label_bits_latent: I(latent; label) of
     the latent that tells most where fitted. label_costs: of the probe, `[held out]`.

@@ -14,6 +14,7 @@ from typing import Any
 
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.codes import MANIFEST, SCHEMA, Codes
+from bitlens.bits.statistics import firing_rates
 from bitlens.comsem.interpret import comsem, comsem_by_labels
 from bitlens.comsem.sampling import sample_latents
 from bitlens.comsem.scoring import Config
@@ -124,8 +125,8 @@ def measure_dictionary(cell: Cell, config: JudgesConfig, out: Path) -> Row:
     folder = Path(cell["folder"])
     if _is_codes(folder):
         codes = Codes(folder)
-        on = int(codes.bits.row_counts().sum())
-        return {"n_latents": codes.n_latents, "l0": on / len(codes)}
+        rates = firing_rates(codes.bits[codes.usual])
+        return {"n_latents": codes.n_latents, "l0": float(rates.sum())}
     if not config.store:
         raise BitlensError(
             f"{folder} holds a run; name the hidden states that it is encoded on with `store`."
