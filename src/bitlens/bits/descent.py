@@ -67,13 +67,13 @@ class Descent(NamedTuple):
         return torch.addmm(-cost, residual, self.W.T, alpha=2)
 
 
-@torch.no_grad()
 def refuse_non_finite(x: torch.Tensor) -> None:
     """BitlensError for rows that have no code."""
     if not torch.isfinite(x).all():
         raise BitlensError("Rows with NaN or infinite values have no code; leave them out.")
 
 
+@torch.no_grad()
 def descend(
     x: Tensor,
     W: Tensor,
