@@ -38,7 +38,7 @@ ROOM = (12, 40, 80, 1024)  # MiB of addresses, beside those that are taken
 GOES_ON = {"n_latents": MIB // 8, "architecture": "topk", "steps": 3, "batch_size": 4}
 GOES_ON |= {"log_every": 1, "checkpoint_every": 1, "device": "cpu"}
 BROAD = {"Exception", "BaseException", "RuntimeError", "MemoryError"}
-ELSEWHERE = {"processes.py"}  # what it catches comes of no file
+ELSEWHERE = {"processes.py", "devices.py"}  # what they catch comes of no file
 
 Read = Callable[[Path, Path], object]
 
