@@ -197,7 +197,7 @@ class Trial:
         """Let it end -> what it wrote"""
         command = self.run(again)
         assert command.wait() == 0, command.output
-        assert not list(self.place.rglob(".*.tmp"))
+        assert [p.name for p in self.place.rglob(".*.tmp")] == []
         return contents(self.place)
 
 
