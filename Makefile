@@ -24,7 +24,7 @@ test: .venv/dev .venv/real .venv/release .venv/site .venv/ecosystem
 fast: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-# Killed processes, full disks, damaged files: twenty of each; half an hour.
+# Killed processes, full disks, damaged files: twenty of each; hours.
 faults: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --faults 20 tests/test_faults.py \
 		tests/test_processes_training.py::test_a_process_killed_within_a_collective_is_named_and_the_run_goes_on
