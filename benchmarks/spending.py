@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitlens.cli import main
+from bitlens.memory import own_memory
 
 EVERY = 0.003  # seconds between looks at the process
 
@@ -28,14 +29,6 @@ class Spent:
     resident_bytes: int
     """with those, which the system takes back when it needs their pages"""
     wall_seconds: float
-
-
-def own_memory(pid: int) -> int:
-    """Bytes of a process that no file stands for."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) << 10
-    return 0
 
 
 def spend(*arguments: str | Path) -> Spent:

@@ -172,11 +172,18 @@ def _held_beside(here: int) -> dict[int, int]:
     parent = os.getppid()
     try:
         beside = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        text = {int(pid): Path(f"/proc/{pid}/status").read_text() for pid in beside}
     except OSError:
         return {}
-    own = {pid: re.search(r"^RssAnon:\s+(\d+)", each, re.MULTILINE) for pid, each in text.items()}
-    return {pid: int(kb[1]) << 10 for pid, kb in own.items() if kb} if len(text) == here else {}
+    return {int(pid): own_memory(int(pid)) for pid in beside} if len(beside) == here else {}
+
+
+def own_memory(pid: int) -> int:
+    """Bytes of a process that no file stands for; 0 of one that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+    except (OSError, StopIteration):
+        return 0
 
 
 def _available() -> int | None:

@@ -132,9 +132,11 @@ class BinaryAutoencoder(Autoencoder):
     def _cached_gram(self) -> Tensor | None:
         """`W_dec W_dec^T`, computed once for as long as W_dec stands."""
         W = self.W_dec
-        version: Any = W._version if not W.is_inference() else None
-        if version is None:  # tensors of inference mode count no changes
-            version = float(torch.arange(1.0, len(W) + 1).to(W).double() @ W.double().sum(1))
+        if W.is_inference():  # such tensors count no changes
+            sums = W.sum(1, dtype=torch.float64)
+            version = float(torch.arange(1, len(W) + 1).to(sums) @ sums)
+        else:
+            version = W._version
         key = W.data_ptr(), version
         if self._gram is None or self._gram[0] != key:
             self._gram = key, gram(W.detach().float())

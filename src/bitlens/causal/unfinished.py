@@ -69,7 +69,7 @@ class Unfinished:
             )
         before = required(read_manifest(about, SCHEMA, WHAT), "settings", about)
         if not isinstance(before, dict):
-            raise BitlensError(f"{about} is damaged; delete {folder} to begin anew.")
+            raise self._damaged(about)
         changed = [
             f"{k} was {before.get(k)!r:.60}" for k, v in settings.items() if before.get(k) != v
         ]
@@ -87,9 +87,7 @@ class Unfinished:
         try:
             return [made(record) for record in required(read_sealed(path, WHAT), "records", path)]
         except (AttributeError, KeyError, TypeError) as error:
-            raise BitlensError(
-                f"{path} is damaged; delete {self.folder} to begin the measurement anew."
-            ) from error
+            raise self._damaged(path) from error
 
     def finish(self, table: int, records: list[dict[str, Any]]) -> None:
         """Keep the records of a table that is done; NaN is None in them."""
@@ -114,9 +112,7 @@ class Unfinished:
                 raise ValueError("other numbers than were saved")
             contexts = int(header["contexts"])
         except (KeyError, ValueError) as error:
-            raise BitlensError(
-                f"{path} is damaged; delete {self.folder} to begin the measurement anew."
-            ) from error
+            raise self._damaged(path) from error
         for name, values in sums.items():
             values.copy_(saved[name])
         return contexts
@@ -148,6 +144,11 @@ class Unfinished:
                 "`resume=True`."
             )
 
+    def _damaged(self, path: Path) -> BitlensError:
+        return BitlensError(
+            f"{path} is damaged; delete {self.folder} to begin the measurement anew."
+        )
+
     def _records(self, table: int) -> Path | None:
         return None if self.folder is None else self.folder / f"effects-{table}.json"
 
@@ -157,5 +158,5 @@ def digest(tensors: Iterable[Tensor]) -> str:
     hashed = hashlib.sha256()
     for tensor in tensors:
         hashed.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
-        hashed.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        hashed.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return hashed.hexdigest()

@@ -76,10 +76,15 @@ def _training_bits(measured: Measured) -> tuple[PackedBits, torch.Tensor]:
     documents = [measured.documents[:0]]
     for rows in store.read("train"):
         ids = rows.columns["document"]
-        chosen = torch.from_numpy(held_out(ids.numpy() ^ SAMPLE, share))
+        chosen = _drawn(ids, share)
         words.append(autoencoder.encode_bits(autoencoder.pair(rows.hidden[chosen])[0]).words.cpu())
         documents.append(ids[chosen])
     return PackedBits(torch.cat(words), autoencoder.n_latents), torch.cat(documents)
+
+
+def _drawn(documents: torch.Tensor, share: float) -> torch.Tensor:
+    """Which rows are of about this share of all documents, bool `[rows]`."""
+    return torch.from_numpy(held_out(documents.numpy() ^ SAMPLE, share))
 
 
 @terminal.shown("bits_magnitudes")
@@ -95,8 +100,7 @@ def some_rows(store: Any, part: Any, n: int, of: int) -> torch.Tensor:
     float32 `[rows, d]`; all where they are fewer, or so few documents that none is drawn."""
     rows = []
     for block in store.read(part) if n < of else ():
-        ids = block.columns["document"].numpy()
-        rows.append(block.hidden[torch.from_numpy(held_out(ids ^ SAMPLE, n / of))].float())
+        rows.append(block.hidden[_drawn(block.columns["document"], n / of)].float())
     return torch.cat(rows) if any(map(len, rows)) else first_rows(store, part, n)
 
 

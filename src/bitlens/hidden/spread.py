@@ -39,18 +39,19 @@ def refuse_split(settings: Mapping[str, Any], values: Mapping[HookPoint, torch.T
         return
     for hook, value in values.items():
         own = getattr(value, "to_local", lambda value=value: value)()  # of a DTensor
-        own = own.detach().double().cpu()
-        alike = len(processes.of_each(torch.tensor([own.numel()])).unique()) == 1
-        if alike:  # but for rounding
-            first, *others = processes.of_each(own)
-            alike = all(
-                float((each - first).norm()) <= 0.1 * float(first.norm()) for each in others
-            )
-        if not alike:
+        if not _alike(own.detach().double().cpu()):
             raise BitlensError(
                 f"Each process has another part of {hook.name}, since `tp_plan` splits it; hook a "
                 "layer, MLP or attention."
             )
+
+
+def _alike(own: torch.Tensor) -> bool:
+    """Whether all processes have the same, but for rounding."""
+    if len(processes.of_each(torch.tensor([own.numel()])).unique()) > 1:
+        return False
+    first, *others = processes.of_each(own)
+    return all(float((each - first).norm()) <= 0.1 * float(first.norm()) for each in others)
 
 
 def entrance(model: nn.Module) -> torch.device:

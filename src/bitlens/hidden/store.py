@@ -287,21 +287,20 @@ class ActivationStore(HiddenSource):
             chosen = torch.randperm(total, generator=seed)[:n]
         else:  # a permutation of all would take too long; of so many, few are drawn twice
             chosen = torch.randint(total, (n,), generator=seed).unique()
-        chosen = chosen.sort().values
-        width = self.shard(shards[0], ["hidden"])["hidden"].shape[1]
-        place = torch.randperm(len(chosen), generator=seed)
-        found, first, done = torch.empty(len(chosen), width), 0, 0
+            chosen = chosen[torch.randperm(len(chosen), generator=seed)]
         self._ahead(shards)
+        width = self.shard(shards[0], ["hidden"])["hidden"].shape[1]
+        found, first = torch.empty(len(chosen), width), 0
         for index, own in zip(shards, rows, strict=True):
-            inside = chosen[(chosen >= first) & (chosen < first + len(own))] - first
+            inside = (chosen >= first) & (chosen < first + len(own))
+            if inside.any():
+                hidden = self.shard(index, ["hidden"])["hidden"]
+                found[inside] = hidden[own[chosen[inside] - first]].float()
             first += len(own)
-            if len(inside):
-                hidden = self.shard(index, ["hidden"])["hidden"][own[inside]]
-                found[place[done : done + len(inside)]] = hidden.float()
-                done += len(inside)
         return found
 
     def _sampled(self) -> list[int]:
+        """The shards that samples are drawn from."""
         order = torch.randperm(len(self.shards), generator=generator("sample", "shards")).tolist()
         sizes = itertools.accumulate(self.shards[index]["bytes"] for index in order)
         few = sum(size <= WHOLE_BYTES for size in sizes)

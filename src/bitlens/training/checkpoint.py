@@ -130,15 +130,13 @@ def write_or_compare(folder: Path, settings: Settings, about: dict[str, Any]) ->
         return
     before = _flat(read_manifest(path, SCHEMA, "a training run"))
     now = _flat(json.loads(json.dumps(run)))
-    may_differ = set(MAY_DIFFER)
+    may_differ = MAY_DIFFER | (LATER - before.keys())
     if now.get("model_digest") is not None and now["model_digest"] == before.get("model_digest"):
         may_differ.add("model")
     changed = [
         f"{name} was {before.get(name)!r} and is {value!r}"
         for name, value in now.items()
-        if name not in may_differ
-        and value != before.get(name)
-        and not (name in LATER and name not in before)
+        if name not in may_differ and value != before.get(name)
     ]
     if changed:
         cure = "resume it with the same ones, or replace it with `overwrite=True`"

@@ -199,6 +199,15 @@ WITH_DESCENT = (
 )
 
 
+KINDS: dict[Any, tuple[str, Any, Callable[[Any], Any]]] = {
+    int: ("a whole number", Integral, int),
+    float: ("a number", Real, float),
+    str: ("a text", (str, PurePath), str),
+    bool: ("True or False", bool, bool),
+}
+"""of the fields that are neither choices nor tuples: what they must be, and how it is made so"""
+
+
 def _typed(name: str, value: Any, kind: Any) -> Any:
     """The value of this field as Python's own number, tuple or text; BitlensError for one of
     another kind, or none of the choices."""
@@ -207,25 +216,17 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
             return value
         kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
-        words, fit = f"one of {', '.join(get_args(kind))}", value in get_args(kind)
-    elif kind is int:
-        words, fit = "a whole number", isinstance(value, Integral) and not isinstance(value, bool)
-        value = int(value) if fit else value
-    elif kind is float:
-        words, fit = "a number", isinstance(value, Real) and not isinstance(value, bool)
-        value = float(value) if fit and type(value) is not int else value
+        words, made = f"one of {', '.join(get_args(kind))}", str
+        fit = value in get_args(kind)
     elif get_origin(kind) is tuple:
-        words, fit = "some numbers", isinstance(value, tuple | list)
-        fit = fit and all(isinstance(each, Real) for each in value)
-        value = tuple(value) if fit else value
-    elif kind is str:
-        words, fit = "a text", isinstance(value, str | PurePath)
-        value = str(value) if fit else value
+        words, made = "some numbers", lambda value: tuple(value)
+        fit = isinstance(value, tuple | list) and all(isinstance(each, Real) for each in value)
     else:
-        words, fit = "True or False", isinstance(value, bool)
+        words, of, made = KINDS[kind]
+        fit = isinstance(value, of) and (kind is bool or not isinstance(value, bool))
     if not fit:
         raise BitlensError(f"`{name}` must be {words}, not {value!r}.")
-    return value
+    return value if type(value) is int else made(value)  # one stays so where a float may be
 
 
 def _refuse_nonsense(settings: Settings, coding: str) -> None:
