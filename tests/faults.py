@@ -72,7 +72,7 @@ class Job:
 
 
 TRAIN = "--n-latents 24 --batch-size 64 --steps 30 --prune-rows 200 --log-every 2 --device cpu"
-STUDY = "--families independent --variants measure --ranks 4 --rates 0.5 0.2 --other-rates 0.5"
+STUDY = "--families independent --variants measure --ranks 4 --rates 0.5 --other-rates 0.5"
 STUDY += " --seeds 0 1 --d-in 8 --n-latents 16 --rows 256 --measured-rows 256 --steps 10"
 WINDOWS = {"bitlens.hidden.store.WINDOW_BYTES": 100_000}  # several an epoch
 PAGE = 4096  # that a disk in memory counts in

@@ -424,3 +424,17 @@ def test_a_folder_that_is_not_empty_is_refused_and_replaced_when_asked(tmp_path)
     )
     assert "was not written by this command" in refusal(file, out=tmp_path, overwrite=True)
     assert file.exists()
+
+
+def test_of_packed_hdf5_both_that_may_have_happened_are_said(tmp_path):
+    """Its library says no more where memory ran out."""
+    h5py = pytest.importorskip("h5py")
+    path, rows = tmp_path / "a.h5", states(64, WIDTH)
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("hidden", data=rows, chunks=True, compression="gzip")
+        place = data.id.get_chunk_info(0)
+    content = bytearray(path.read_bytes())
+    content[place.byte_offset + 2 : place.byte_offset + place.size] = b"\xff" * (place.size - 2)
+    path.write_bytes(content)
+    said = refusal(path, out=tmp_path / "out")
+    assert said.startswith(f"Memory ran out while {path} was unpacked, or the file is damaged")

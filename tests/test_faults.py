@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -302,7 +303,7 @@ def test_a_signal_while_it_starts_is_a_word(
 
 
 def workers_of(command: Command) -> list[int]:
-    """Processes that a study measures in, once there are two."""
+    """Processes that a study measures in, once two are ready to: they are deaf to Ctrl-C then."""
     found: list[int] = []
 
     def two() -> bool:
@@ -311,7 +312,11 @@ def workers_of(command: Command) -> list[int]:
             for child in children(command.pid)
             if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()
         ]
-        return len(found) == 2
+        return len(found) == 2 and all(map(deaf, found))
+
+    def deaf(child: int) -> bool:
+        ignored = re.search(r"SigIgn:\s*(\w+)", Path(f"/proc/{child}/status").read_text())
+        return bool(ignored and int(ignored[1], 16) >> (signal.SIGINT - 1) & 1)
 
     command.wait_until(two)
     return found

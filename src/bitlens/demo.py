@@ -41,10 +41,15 @@ SIDE_BY_SIDE = (
 
 
 def run_demo(
-    out: Path, n_latents: int = 1024, steps: int = 2000, overwrite: bool = False
+    out: Path,
+    n_latents: int = 1024,
+    steps: int = 2000,
+    max_rows: int | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Harvest, train a BAE, evaluate it and show features; then a TopK autoencoder of its width and
-    sparsity beside it -> the numbers of both, also in `OUT/demo.json`"""
+    """Harvest (`max_rows` at most), train a BAE, evaluate it and show features; then a TopK
+    autoencoder of its width and sparsity beside it -> the numbers of both, also in
+    `OUT/demo.json`"""
     prepare_output(out, resume=None, overwrite=overwrite, marker=MARKER)
     write_json(out / MARKER, {"bitlens": "unfinished demo"})
     show.marked(
@@ -53,7 +58,7 @@ def run_demo(
     )
     model = LanguageModel.load(BUNDLED, [HOOK])
     reader = ContextReader(Corpus((BUNDLED,)), model.tokenizer, CONTEXT, packed=False)
-    (store,) = harvest(model, reader, out / "store", store_dtype=torch.float16)
+    (store,) = harvest(model, reader, out / "store", max_rows=max_rows, store_dtype=torch.float16)
     show.marked(
         f"   {len(store):,} rows of {store.d_in} floats at {HOOK}, the middle of the model.\n"
         "[bold]2. From hidden states to bits[/bold]: "

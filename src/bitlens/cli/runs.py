@@ -37,6 +37,7 @@ def demo(
     out: Path = Path("bitlens-demo"),
     n_latents: int = 1024,
     steps: int = 2000,
+    max_rows: int | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """The whole job on the bundled model and text, offline, in minutes.
@@ -45,11 +46,12 @@ def demo(
         out: folder for everything that is made.
         n_latents: width of both autoencoders.
         steps: training steps of both.
+        max_rows: of the bundled text, for a demo in less time; by default all.
         overwrite: replace a former demo.
     """
     from bitlens.demo import run_demo
 
-    return run_demo(out, n_latents, steps, overwrite)
+    return run_demo(out, n_latents, steps, max_rows, overwrite)
 
 
 def train(

@@ -130,6 +130,11 @@ def _reading(file: Path) -> Iterator[None]:
         raise
     except Exception as error:
         memory.refuse(error, file)
+        if "filter returned failure" in str(error):
+            raise BitlensError(
+                f"Memory ran out while {file} was unpacked, or the file is damaged: HDF5 does not "
+                "say which."
+            ) from error
         raise BitlensError(f"{file} could not be read: {said(error)}.") from error
 
 
