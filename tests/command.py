@@ -32,9 +32,6 @@ FORKS.set_forkserver_preload(
         "bitlens.show",
         "bitlens.training",
         "bitlens.hidden.harvest",
-        "matplotlib.pyplot",
-        "pyarrow.parquet",
-        "torch._dynamo",  # any optimizer imports it
         "transformers.models.llama.modeling_llama",
     ]
 )
