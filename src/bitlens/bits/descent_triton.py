@@ -11,7 +11,9 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-# pyright: reportIndexIssue=false
+# what triton compiles is Python in its grammar alone, not in its types
+# pyright: reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# pyright: reportAssignmentType=false, reportCallIssue=false
 
 PER_THREAD = 16  # gains that a thread holds in registers, which suffice for 16,384 latents
 

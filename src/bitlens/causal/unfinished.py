@@ -158,5 +158,5 @@ def digest(tensors: Iterable[Tensor]) -> str:
     hashed = hashlib.sha256()
     for tensor in tensors:
         hashed.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
-        hashed.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        hashed.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()
