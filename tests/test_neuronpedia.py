@@ -150,5 +150,6 @@ def test_saedashboard_reads_it_and_would_write_the_same(batches, values):
             float(mine[context, position]), abs=2e-3
         )
         lows = sorted({a["bin_min"] for a in feature["activations"]} - {-1.0})
-        on, width = (mine[mine > 0], float(mine.max()) / 5)  # empty intervals are left out
-        assert lows[0] == pytest.approx(float(on.min()) // width * width, abs=2e-3)
+        width, least = float(mine.max()) / 5, float(mine[mine > 0].min())
+        lowest = least // width * width  # empty intervals are left out
+        assert lows[0] == pytest.approx(lowest, abs=2e-3)
