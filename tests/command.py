@@ -33,6 +33,8 @@ FORKS.set_forkserver_preload(
         "bitlens.training",
         "bitlens.hidden.harvest",
         "transformers.models.llama.modeling_llama",
+        "torch._dynamo",  # which an optimizer of torch imports
+        "matplotlib.pyplot",
     ]
 )
 

@@ -288,6 +288,15 @@ def test_so_is_a_file_of_results(
     )
 
 
+@pytest.mark.parametrize("option", ["--n-latents", "--steps", "--max-rows"])
+def test_a_demo_of_nothing_is_refused_before_anything_is_written(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, "demo", "--out", tmp_path / "demo", option, "0")
+    assert f"{option} must be at least 1" in said
+    assert not (tmp_path / "demo").exists()
+
+
 def test_a_folder_that_cannot_be_written_to_is_named(made: Path, tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir(mode=0o555)
     as_others = (

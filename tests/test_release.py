@@ -131,20 +131,9 @@ def test_the_demo_runs_from_the_wheel_with_an_empty_home(installed: Path, tmp_pa
     said = command(python, "-c", where, cwd=tmp_path, **offline)
     assert said.startswith(str(installed))
     assert said.split()[1] == __version__
-    line = (
-        "demo",
-        "--out",
-        "bitlens-demo",
-        "--max-rows",
-        "60000",
-        "--steps",
-        "150",
-        "--n-latents",
-        "256",
-        "--json",
-        "it.json",
-    )
-    shown = command(bitlens, *line, cwd=tmp_path, **offline)
+    small = ("--max-rows", "60000", "--steps", "150", "--n-latents", "256")
+    line = (bitlens, "demo", "--out", "bitlens-demo", *small, "--json", "it.json")
+    shown = command(*line, cwd=tmp_path, **offline)
     assert shown.count("\nlatent ") == 10
     assert shape(shown) == shape((ROOT / "docs" / "demo.txt").read_text(encoding="utf-8"))
     out, numbers = tmp_path / "bitlens-demo", json.loads((tmp_path / "it.json").read_text())

@@ -4,6 +4,7 @@ point of its reading memory ends; it is never called damaged."""
 from __future__ import annotations
 
 import ast
+import ctypes
 import gzip
 import importlib.util
 import json
@@ -167,13 +168,23 @@ READ: dict[str, Read] = {
 }
 
 
+def _heap() -> list[bytes]:
+    """Blocks that fill what imports have left free in the heap: that is no room to read in."""
+    end = ctypes.CDLL(None).sbrk
+    end.restype = ctypes.c_void_p
+    before, blocks = end(0), []
+    while end(0) == before:
+        blocks.append(bytes(1 << 16))
+    return blocks
+
+
 def _said(name: str, small: Path, large: Path, out: Path) -> dict[int, str]:
     """By the room that reading has, what is said; in a process of its own."""
     torch.set_num_threads(1)
     read = READ.get(name, FORMATS[name].read)
     (out / "small").mkdir(parents=True)
     read(small, out / "small")  # what it imports is there then
-    said = {}
+    said, _filled = {}, _heap()
     for room in ROOM:
         (out / str(room)).mkdir()
         here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

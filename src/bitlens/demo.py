@@ -13,6 +13,7 @@ from bitlens import show
 from bitlens.autoencoders import Autoencoder
 from bitlens.bits.codes import Codes
 from bitlens.encode import encode_store
+from bitlens.errors import BitlensError
 from bitlens.evaluation import evaluate
 from bitlens.features.examples import random_examples
 from bitlens.features.token_scores import TokenScore, clearest, token_scores
@@ -50,6 +51,9 @@ def run_demo(
     """Harvest (`max_rows` at most), train a BAE, evaluate it and show features; then a TopK
     autoencoder of its width and sparsity beside it -> the numbers of both, also in
     `OUT/demo.json`"""
+    for name, value in (("n_latents", n_latents), ("steps", steps), ("max_rows", max_rows)):
+        if value is not None and value < 1:
+            raise BitlensError(f"`{name}` must be at least 1, not {value}.")
     prepare_output(out, resume=None, overwrite=overwrite, marker=MARKER)
     write_json(out / MARKER, {"bitlens": "unfinished demo"})
     show.marked(
