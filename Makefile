@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
+unexport PYTHONDONTWRITEBYTECODE  # or every process would compile the tests anew
 
 # What `make real` reads and where it writes: make real TEXT="novel.txt letters/" OUT=bitlens-novel
 TEXT ?= .venv/world-english-bible.jsonl

@@ -148,6 +148,7 @@ EXPECTED = {
 KERNELS = {"jamba": pytest.mark.newest}  # before, it needed a package of kernels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=KERNELS.get(k, ())) for k in EXPECTED])
 def test_what_hook_points_mean(folder_of, kind):
     alone = {}
@@ -240,6 +241,7 @@ def test_padding_does_not_change_what_is_before_it(folder_of, kind):
     assert torch.allclose(found[1, :4], alone[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_of_images_and_text_is_refused_in_a_sentence(folder_of):
     transformers_model = transformers.CLIPModel(tiny_config("clip"))
     folder = folder_of("llama").parent / "clip"
@@ -265,6 +267,7 @@ def test_only_causal_models_have_a_next_token_loss(folder_of, kind, causal):
         assert torch.equal(read(model)[0], read(load(folder, "layers.1"))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "lacking", "hook", "causal", "needed"),
     [

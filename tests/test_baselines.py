@@ -268,6 +268,7 @@ def test_gradients_are_of_norm_one_and_decoder_rows_not_pulled_along_themselves(
     assert (gradients(model)["W_dec"] * W).sum(1).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", UNIT)
 def test_a_row_of_large_norm_does_not_undo_what_was_learned(architecture):
     """Once in hundreds of batches; with Adam's momentum it pulled for tens of steps."""
@@ -301,6 +302,7 @@ def test_a_row_of_large_norm_does_not_undo_what_was_learned(architecture):
 # --- training -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [*UNIT, "pca"])
 def test_training_is_finite_repeatable_and_resumes_bit_exactly(tmp_path, architecture):
     source, config = TensorSource(rows()), settings(architecture=architecture, k=4)
@@ -329,6 +331,7 @@ def test_a_checkpoint_holds_what_the_learner_remembers(tmp_path, architecture, n
     assert (remembered != math.log(0.3)).all() if name == "log_sparsity" else remembered.max() > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", PENALISED)
 def test_the_controller_reaches_k_latents(architecture):
     source, config = (
@@ -357,6 +360,7 @@ def test_the_weight_goes_up_with_more_than_k_and_down_with_fewer_and_stays_where
         assert np.sign(float(weight) - math.log(0.3)).round(9) == direction
 
 
+@pytest.mark.slow
 def test_a_higher_weight_leaves_fewer_latents_on():
     source = TensorSource(rows())
     on = [
@@ -371,6 +375,7 @@ def test_a_higher_weight_leaves_fewer_latents_on():
     assert on[1] < 0.7 * on[0]
 
 
+@pytest.mark.slow
 def test_the_threshold_of_use_leaves_k_on_in_the_mean_and_rows_to_themselves():
     model = train(TensorSource(rows()), settings(architecture="batch_topk", k=4, steps=200))
     codes = model.encode(rows())

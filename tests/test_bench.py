@@ -28,6 +28,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_every_case_begins_with_bitlens_itself(result: dict) -> None:
     seen: dict[tuple[str, str], list[dict]] = {}
     for figure in result["figures"]:
@@ -42,6 +43,7 @@ def test_every_case_begins_with_bitlens_itself(result: dict) -> None:
                 assert figure["times"] == pytest.approx(figure["seconds"] / figures[0]["seconds"])
 
 
+@pytest.mark.slow
 def test_figures_are_positive_and_have_floors(result: dict) -> None:
     for figure in result["figures"]:
         assert figure["seconds"] > 0
@@ -51,6 +53,7 @@ def test_figures_are_positive_and_have_floors(result: dict) -> None:
             assert figure["floor"] is not None
 
 
+@pytest.mark.slow
 def test_the_machine_and_the_rivals_are_named(result: dict) -> None:
     assert result["machine"]["torch"] == torch.__version__
     assert set(result["rivals"]) == set(versions())

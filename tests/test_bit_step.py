@@ -65,6 +65,7 @@ def assert_same_step(one: StepLearner, other: StepLearner, x: torch.Tensor) -> N
 # --- the same numbers as autograd -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @branches
 @pytest.mark.parametrize("weighting", ["scaled", "paper"])
 @pytest.mark.parametrize("gamma", [0.0, 10.0])

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import torch
 from safetensors import safe_open
 
@@ -19,6 +20,7 @@ def test_model_is_small_and_half_precision() -> None:
     assert 3_000_000 <= sum(tensor.numel() for tensor in tensors) <= 6_000_000
 
 
+@pytest.mark.slow
 def test_corpus_is_small_and_long_enough() -> None:
     (size,) = {file.stat().st_size for file in bundled_folder().parent.glob("corpus.jsonl.gz")}
     assert size <= 2_000_000
@@ -29,6 +31,7 @@ def test_corpus_is_small_and_long_enough() -> None:
     assert len(set(texts)) == len(texts)
 
 
+@pytest.mark.slow
 def test_model_predicts_its_own_text_far_better_than_chance() -> None:
     model = LanguageModel.load(BUNDLED, ["layers.0"], causal=True)
     texts = [text for _, text in Corpus((BUNDLED,)).documents()][:16]

@@ -203,6 +203,7 @@ def in_processes(n, target, *arguments):
     return [count.value for count in counts]
 
 
+@pytest.mark.slow
 def test_processes_share_answers(path):
     with LanguageModelServer(lambda prompt: "yes") as server:
         in_processes(1, answer_all, path, server.url)
@@ -211,6 +212,7 @@ def test_processes_share_answers(path):
         assert len(server.requests) == len(QUESTIONS)
 
 
+@pytest.mark.slow
 def test_processes_share_limits(path):
     counts = in_processes(4, spend_all, path)
     with Calls(path) as calls:

@@ -43,6 +43,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert __version__ in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_train_encode_evaluate(
     store: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

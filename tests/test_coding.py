@@ -56,6 +56,7 @@ def energy(model: BinaryAutoencoder, x: Tensor, h: Tensor) -> Tensor:
     return left + h.double() @ model.price.double()
 
 
+@pytest.mark.slow
 def test_features_are_found_by_descent_by_default(bae):
     assert bae.coding == "descent"
     assert bae.metadata["training"]["coding"] == "descent"
@@ -150,6 +151,7 @@ def test_files_keep_the_coding_and_the_prices(bae, tmp_path):
     assert torch.equal(again.encode(rows()), bae.encode(rows()))
 
 
+@pytest.mark.slow
 def test_a_file_from_before_there_was_a_choice_is_coded_by_step(tmp_path):
     model = train(TensorSource(rows()), settings(preset="step"))
     model.save(tmp_path)
@@ -210,6 +212,7 @@ def test_changed_weights_are_searched_as_they_are(bae):
     assert torch.equal(model.encode(x), before)
 
 
+@pytest.mark.slow
 def test_one_trained_for_step_can_be_searched_at_a_price():
     model = train(TensorSource(rows()), settings(preset="step"))
     assert isinstance(model, BinaryAutoencoder)
@@ -259,6 +262,7 @@ def test_a_price_that_switches_everything_off_is_refused():
         train(TensorSource(rows()), settings(lam=1e6))
 
 
+@pytest.mark.slow
 def test_dead_latents_start_again():
     """Of far too many latents some are never on at first; restarts bring most of them back."""
     counts = [
@@ -275,6 +279,7 @@ def test_fewer_rows_than_latents_can_be_trained_on():
     assert torch.isfinite(model(rows(50))).all()
 
 
+@pytest.mark.slow
 def test_pursuit_explains_more_than_the_encoder_with_as_many_latents():
     model = train(TensorSource(rows()), settings(architecture="topk", k=3, lam=None))
     assert isinstance(model, TopKAutoencoder)

@@ -80,6 +80,7 @@ def whole(folder: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_part_that_is_none_is_refused(folder: Path, tmp_path: Path) -> None:
     autoencoder, store = BinaryAutoencoder.from_pretrained(folder / "run"), folder / "float32"
     with pytest.raises(BitlensError, match="`documents` are all or test, not 'train'"):
@@ -93,6 +94,7 @@ def test_a_part_that_is_none_is_refused(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a.bits").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_reconstructions_come_back(folder: Path, tmp_path: Path, dtype: str) -> None:
     file, out = tmp_path / "a.bits", tmp_path / "store"
@@ -114,6 +116,7 @@ def test_the_reconstructions_come_back(folder: Path, tmp_path: Path, dtype: str)
         assert again.manifest[key] == store.manifest[key]
 
 
+@pytest.mark.slow
 def test_the_table(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     numbers = folder / "numbers.json"
     capsys.readouterr()
@@ -136,6 +139,7 @@ def test_the_table(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]
     assert measured == pytest.approx(result["bits_joint"])
 
 
+@pytest.mark.slow
 def test_damage_is_named_and_the_rest_decodes(
     folder: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -204,6 +204,7 @@ def test_labels_explain_and_judge_without_a_language_model(corpus):
     assert results.interpretable == [True] * 8 + [False] * 4
 
 
+@pytest.mark.slow
 def test_labels_of_half_of_the_documents_find_the_same(corpus):
     """Rows without a label are no trials: neither examples nor positives nor negatives."""
     names = list(CLASSES)
@@ -286,6 +287,7 @@ def test_answers_that_come_to_no_end_are_no_answers(corpus):
     assert results.summary()["unfinished"] == sum(s.unfinished for s in results.scores)
 
 
+@pytest.mark.slow
 def test_own_and_other_explanations_are_asked_about_in_the_same_batches(corpus, tmp_path):
     """A server sees the same texts in the same order, and only the explanation differs."""
 

@@ -140,6 +140,7 @@ def test_planted_differences_are_found_and_their_sizes_are_right() -> None:
     )
 
 
+@pytest.mark.slow
 def test_without_a_difference_discoveries_are_rare() -> None:
     """30 pairs of groups that do not differ, but in length: with control at 5 %, about one or two
     of them may have any discovery at all."""
@@ -348,6 +349,7 @@ def test_texts_come_from_files_and_tables(tmp_path) -> None:
             texts_where([str(table)], name)
 
 
+@pytest.mark.slow
 def test_tokens_and_examples_are_of_the_documents_compared(codes_folder) -> None:
     from bitlens.labels.sources import load_tokenizer, read_labels
 
@@ -379,6 +381,7 @@ def run(codes: Path, *arguments: object) -> dict:
 SAID = ("--positive", "said=yes", "--negative", "said=no")
 
 
+@pytest.mark.slow
 def test_a_word_that_only_one_group_has_is_found(codes_folder, capsys) -> None:
     texts = codes_folder.parent / "texts.jsonl"
     found = run(codes_folder, *SAID, "--labels", texts, "--top", 5)
@@ -394,6 +397,7 @@ def test_a_word_that_only_one_group_has_is_found(codes_folder, capsys) -> None:
     assert {one["latent"] for one in fresh["latents"]} & {one["latent"] for one in best}
 
 
+@pytest.mark.slow
 def test_files_of_text_are_read_now_and_flips_are_measured(codes_folder, capsys) -> None:
     folder = codes_folder.parent
     lines = [json.loads(line) for line in (folder / "texts.jsonl").read_text().splitlines()]

@@ -102,6 +102,7 @@ def expected(autoencoder, store):
     }
 
 
+@pytest.mark.slow
 def test_the_cache_holds_every_activation_of_a_usual_row(cache, autoencoder, store, expected):
     files = sorted(cache.folder.glob("*.safetensors"), key=lambda p: int(p.stem.split("_")[0]))
     assert len(files) == SPLITS
@@ -146,6 +147,7 @@ def test_values_are_above_0_and_within_float16(store):
     assert torch.equal(values.half() > 0, on)
 
 
+@pytest.mark.slow
 def test_a_cache_is_whole_or_not_there(store, run, tmp_path, monkeypatch):
     autoencoder = Autoencoder.from_pretrained(run)
     out = tmp_path / "latents"
@@ -184,6 +186,7 @@ def test_a_hook_point_leads_out_of_no_folder(store, run, tmp_path, monkeypatch, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_wrote(run, store, tmp_path, capsys):
     json_file = tmp_path / "said.json"
     command = ["export", "delphi", str(run), str(store.path), "--out", str(tmp_path / "latents")]

@@ -127,6 +127,7 @@ def test_against_all_codes(m):
     assert torch.allclose(reached, best, atol=slack(x))
 
 
+@pytest.mark.slow
 @property_test
 @given(problems, st.booleans(), st.booleans())
 @example((200, 16, 7, 2), False, False)

@@ -67,6 +67,7 @@ def rows_of(store: ActivationStore, part: str) -> torch.Tensor:
     return torch.cat([rows.hidden for rows in store.read(part)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["step", "descent", "topk"])
 def test_evaluate_and_what_language_models_lose(
     folders: dict[str, Path],
@@ -107,6 +108,7 @@ def test_evaluate_and_what_language_models_lose(
         assert {k: there[k] for k in floats} == pytest.approx(floats, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["step", "descent", "topk"])
 def test_interventions_and_effects(
     folders: dict[str, Path], kind: str, tiny_llama: Path, tiny_store: ActivationStore
@@ -143,6 +145,7 @@ def test_interventions_and_effects(
         torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_a_code_of_all_cells_and_what_it_costs_in_one() -> None:
     random = torch.Generator().manual_seed(0)
     bits = PackedBits.pack(torch.rand(400, 20, generator=random) < 0.3)
@@ -155,6 +158,7 @@ def test_a_code_of_all_cells_and_what_it_costs_in_one() -> None:
     assert torch.allclose(here, there, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["step", "descent", "topk"])
 def test_codes_and_magnitudes(
     folders: dict[str, Path], kind: str, tiny_store: ActivationStore, tmp_path: Path
@@ -174,6 +178,7 @@ def test_codes_and_magnitudes(
         assert torch.allclose(here.double(), there.double(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_compressed_store(
     folders: dict[str, Path], tiny_store: ActivationStore, tmp_path: Path
 ) -> None:
@@ -201,6 +206,7 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
             pick_device(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*(a for a in ARCHITECTURES if "transcoder" not in a), "step"])
 def test_training(name: str) -> None:
     kind = {"preset": "step"} if name == "step" else {"architecture": name}

@@ -113,6 +113,7 @@ def codes_of(folder: Path, model: Path, tokenizer: Any, hook: str) -> Codes:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_effect_is_the_derivative_of_the_models_own_logits(
     kind, folder_of, tokenizer, tmp_path

@@ -310,6 +310,7 @@ def test_a_text_is_the_same_wherever_it_lies_and_however_it_is_called(tmp_path, 
     assert {tuple(corpus.origin()) for corpus in corpora[:-1]} == {(str(home / name),)}
 
 
+@pytest.mark.slow
 def test_shuffling_keeps_texts_on_the_disk(tmp_path):
     """An order needs all places of all documents, not the documents themselves."""
     import tracemalloc

@@ -92,6 +92,7 @@ def flips_of(model, autoencoder, store, switch):
     return drawn, encoded, flips
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "switch"), [("step", "off"), ("descent", "off"), ("descent", "on"), ("topk", "on")]
 )
@@ -160,6 +161,7 @@ def test_every_number_equals_plain_interventions(model, store, kind, switch):
     assert measured >= 3
 
 
+@pytest.mark.slow
 def test_a_model_that_keeps_to_no_mask_gives_the_same(model, store, monkeypatch, capsys):
     autoencoder = made("descent", store)
     fast = effects(model, autoencoder, store, range(8), **LIMITS)
@@ -176,6 +178,7 @@ def test_a_model_that_keeps_to_no_mask_gives_the_same(model, store, monkeypatch,
         )
 
 
+@pytest.mark.slow
 def test_only_what_rises_is_raised(model, store):
     vocabulary = model.model.config.vocab_size
     found = effects(model, made("step", store), store, range(4), **LIMITS | {"top": vocabulary})
@@ -186,6 +189,7 @@ def test_only_what_rises_is_raised(model, store):
         assert not {t.token for t in effect.raises} & {t.token for t in effect.lowers}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "qwen3"])
 @pytest.mark.parametrize("place", ["layer", "mlp", "input"])
 def test_changes_in_one_pass_equal_full_passes(kind, place, make_model):
@@ -236,6 +240,7 @@ def windowed(kind: str, window: int) -> Any:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "window", "packs"),
     [
@@ -278,6 +283,7 @@ def test_models_with_windows_equal_full_passes(kind, window, packs, tmp_path):
             assert torch.allclose(log_probs[index], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_size_of_a_pass_and_of_a_table_does_not_matter(model, store, monkeypatch):
     autoencoder = made("step", store)
     whole = effects(model, autoencoder, store, range(10), **LIMITS)
@@ -290,6 +296,7 @@ def test_the_size_of_a_pass_and_of_a_table_does_not_matter(model, store, monkeyp
         assert one.loss == pytest.approx(other.loss, rel=1e-3, abs=1e-5, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_latents_of_a_second_autoencoder_downstream(store):
     both = LanguageModel.load("bundled", [HOOK, "layers.4"], device="cpu", causal=True)
     autoencoder, later = made("step", store), made("step", store, seed=1)
@@ -324,6 +331,7 @@ def test_latents_of_a_second_autoencoder_downstream(store):
     assert any(effect.downstream for effect in found)
 
 
+@pytest.mark.slow
 def test_a_transcoder_changes_what_it_writes(store):
     names = ["layers.2.mlp:input", "layers.2.mlp"]
     model = LanguageModel.load("bundled", names, device="cpu", causal=True)
@@ -347,6 +355,7 @@ def test_a_transcoder_changes_what_it_writes(store):
     assert effect.kl_div == pytest.approx(sum(kl) / len(kl), rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_control_is_as_long_a_step_along_another_decoder_row(model, store):
     autoencoder = made("step", store)
     found = effects(model, autoencoder, store, range(3), **LIMITS)
@@ -375,6 +384,7 @@ def test_the_control_is_as_long_a_step_along_another_decoder_row(model, store):
     assert effect.kl_control == pytest.approx(sum(kl) / len(kl), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_model_of_half_precision(store):
     half = LanguageModel.load("bundled", [HOOK], device="cpu", causal=True, dtype="bfloat16")
     full = LanguageModel.load("bundled", [HOOK], device="cpu", causal=True)
@@ -407,6 +417,7 @@ def test_records_are_plain(model, store):
     assert record["raises"][0]["text"] == model.tokenizer.decode([record["raises"][0]["token"]])
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes(folder, store, tmp_path, capsys, monkeypatch):
     for name, seed in (("run", 0), ("later", 1)):
         autoencoder = made("step", store, seed)
@@ -445,6 +456,7 @@ def test_the_command_prints_and_writes(folder, store, tmp_path, capsys, monkeypa
 # --- a measurement that is stopped ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_measurement_goes_on_after_every_context(model, store, tmp_path, monkeypatch):
     """With control, two tables, a second autoencoder, and a cut after each context in turn."""
     monkeypatch.setattr(unfinished, "SAVE_SECONDS", 0)

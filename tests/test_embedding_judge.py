@@ -27,6 +27,7 @@ def encoder(make_model):
     return load_encoder(str(make_model("bert")), "cpu")
 
 
+@pytest.mark.slow
 @given(st.lists(LINE, min_size=1, max_size=4), st.lists(LINE, min_size=1, max_size=4))
 def test_examples_are_read_back_from_their_explanation(like, unlike):
     examples = Examples(tuple(like), tuple(unlike))

@@ -54,6 +54,7 @@ def source(name: str, rows: int, seed: int) -> tuple[torch.Tensor, float]:
 TREES = ("pairs", "chain", "nested")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["independent", *TREES, "or"])
 def test_estimates_stand_where_theory_puts_them(name: str) -> None:
     bits, truth = source(name, 20_000, 0)
@@ -91,6 +92,7 @@ def test_the_truth_lies_in_the_intervals(monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(count >= 0.85 * trials for count in inside.values()), inside
 
 
+@pytest.mark.slow
 def test_documents_widen_the_interval_where_rows_repeat() -> None:
     bits, _ = source("independent", 400, 0)
     repeated = PackedBits.pack(bits.repeat_interleave(10, 0))
@@ -103,6 +105,7 @@ def test_documents_widen_the_interval_where_rows_repeat() -> None:
     assert together.high - together.low > 2 * (alone.high - alone.low)
 
 
+@pytest.mark.slow
 def test_miller_madow_takes_the_bias_away() -> None:
     plain, corrected = [], []
     for seed in range(200):
@@ -114,6 +117,7 @@ def test_miller_madow_takes_the_bias_away() -> None:
     assert np.mean(corrected) == pytest.approx(truth, abs=0.06)
 
 
+@pytest.mark.slow
 def test_plug_in_bits_are_those_of_the_whole_report() -> None:
     bits = PackedBits.pack(source("chain", 5000, 0)[0])
     result = entropy(bits)
@@ -203,6 +207,7 @@ def fitted(bits: torch.Tensor) -> Autoregression:
     return Autoregression.fit(packed)
 
 
+@pytest.mark.slow
 def test_an_autoregression_is_a_distribution() -> None:
     """The probabilities of all codes sum to one: no latent sees itself or a later one."""
     bits, _ = source("or", 500, 0)
@@ -214,6 +219,7 @@ def test_an_autoregression_is_a_distribution() -> None:
     assert max(float(weights.abs().max()) for weights in model.weights) > 0.5
 
 
+@pytest.mark.slow
 def test_an_autoregression_wider_than_a_block_is_causal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bitlens.information.autoregression.BLOCK", 64)
     model = fitted(torch.rand(300, 150, generator=torch.Generator().manual_seed(0)) < 0.3)
@@ -223,6 +229,7 @@ def test_an_autoregression_wider_than_a_block_is_causal(monkeypatch: pytest.Monk
             assert not weights[first + column :, column].any()
 
 
+@pytest.mark.slow
 def test_an_autoregression_begins_as_the_tree() -> None:
     bits, _ = source("chain", 4000, 0)
     packed = PackedBits.pack(bits)
@@ -250,6 +257,7 @@ def test_labels_and_bits() -> None:
     assert label_entropy(labels) == pytest.approx(2, abs=0.01)
 
 
+@pytest.mark.slow
 def test_what_labels_tell_of_unrelated_bits_scatters_about_zero() -> None:
     told = []
     for seed in range(50):
@@ -275,6 +283,7 @@ def test_one_document_cannot_be_both_fitted_and_measured() -> None:
         entropy(PackedBits.pack(torch.ones(10, 3)), torch.zeros(10, dtype=torch.int64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [2, 3, 40])
 def test_constant_latents_and_few_rows_cost_next_to_nothing(rows: int) -> None:
     bits = torch.zeros(rows, 70)
@@ -285,6 +294,7 @@ def test_constant_latents_and_few_rows_cost_next_to_nothing(rows: int) -> None:
     assert math.isfinite(result.bits_joint.value)
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_shows(
     tiny_store: ActivationStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -298,6 +308,7 @@ def test_the_command_writes_what_it_shows(
     assert numbers["bits_tree"]["value"] <= numbers["bits_marginal"]["value"]
 
 
+@pytest.mark.slow
 def test_the_command_leaves_rows_of_outlying_norm_out_and_says_how_many(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -326,6 +337,7 @@ def test_the_command_leaves_rows_of_outlying_norm_out_and_says_how_many(
     assert {**found[0], "codes": ""} == {**found[1], "codes": ""}
 
 
+@pytest.mark.slow
 def test_rare_bits_under_many_labels_tell_nothing_by_chance() -> None:
     random = torch.Generator().manual_seed(0)
     bits = PackedBits.pack(torch.rand(2000, 100, generator=random) < 0.01)
@@ -363,6 +375,7 @@ def bursts(documents: int, seed: int, equal: bool = True) -> tuple[PackedBits, t
     return PackedBits.pack(torch.rand(len(document), 12) < rates[document]), document
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("equal", [True, False])
 @pytest.mark.parametrize("kind", ["of documents", "in runs", "positions"])
 def test_labels_that_are_alike_within_documents_tell_nothing_by_chance(

@@ -75,6 +75,7 @@ def with_sinks(store: ActivationStore, folder: Path, every: int = 10) -> Activat
     return ActivationStore(folder / "sinks", test_fraction=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["test", "all"])
 @pytest.mark.parametrize("kind", ["bae", "topk"])
 def test_every_number_equals_numpy(store, kind, part):
@@ -115,6 +116,7 @@ def test_every_number_equals_numpy(store, kind, part):
     assert numbers.ce_original is numbers.ce_loss_score is None
 
 
+@pytest.mark.slow
 def test_joint_bits_are_the_code_length_under_a_model_of_the_training_documents(store):
     model = build("bae", store)
     fit, test = (list(store.read(part)) for part in ("train", "test"))
@@ -128,12 +130,14 @@ def test_joint_bits_are_the_code_length_under_a_model_of_the_training_documents(
     assert evaluate(model, store, joint=False).bits_joint is None
 
 
+@pytest.mark.slow
 def test_held_out_documents_only(store):
     documents = torch.cat([rows.columns["document"] for rows in store.read("test")])
     assert store.is_test(documents).all()
     assert evaluate(build("bae", store), store).rows == len(documents) < ROWS
 
 
+@pytest.mark.slow
 def test_latents_removed_in_training_count_as_dead(store):
     model = build("bae", store)
     before = evaluate(model, store)
@@ -143,6 +147,7 @@ def test_latents_removed_in_training_count_as_dead(store):
     assert after.live == before.live
 
 
+@pytest.mark.slow
 def test_canonical_form_changes_no_number_but_the_polarity(store):
     model = build("bae", store)
     x = torch.from_numpy(rows_of(store, "test")).float()
@@ -157,6 +162,7 @@ def test_canonical_form_changes_no_number_but_the_polarity(store):
     assert after.dead == before.dead + before.stuck
 
 
+@pytest.mark.slow
 def test_predicting_the_mean_gives_fvu_one_and_no_bits(store):
     model = build("bae", store)
     with torch.no_grad():
@@ -169,6 +175,7 @@ def test_predicting_the_mean_gives_fvu_one_and_no_bits(store):
     assert numbers.bits_gaussian == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bae", "topk"])
 def test_rows_of_outlying_norm_are_left_out_unless_they_are_asked_for(store, tmp_path, kind):
     model, sinks = build(kind, store), with_sinks(store, tmp_path)
@@ -216,6 +223,7 @@ def planted(folder: Path, rows: int, d: int) -> tuple[ActivationStore, torch.Ten
     return ActivationStore(folder / "planted", test_fraction=0.01), torch.from_numpy(axes @ axes.T)
 
 
+@pytest.mark.slow
 def test_the_gaussian_bound_of_few_held_out_rows_is_that_of_their_source(tmp_path):
     d = 32
     store, covariance = planted(tmp_path, 6000, d)
@@ -244,6 +252,7 @@ def test_below_four_rows_a_component_there_is_no_gaussian_bound(tmp_path):
     assert measure_rows(model, rows, torch.arange(len(rows)) >= 64)[0]["bits_gaussian"] is None
 
 
+@pytest.mark.slow
 def test_a_code_that_is_never_on_has_no_magnitudes_to_pay_for(store):
     model = build("topk", store)
     with torch.no_grad():
@@ -261,6 +270,7 @@ def test_no_held_out_rows_are_refused(store):
         evaluate(build("bae", store), ActivationStore(store.path, test_fraction=0.0))
 
 
+@pytest.mark.slow
 def test_losses_of_the_language_model_are_those_of_the_splice(tiny_llama, tiny_store):
     model = LanguageModel.load(str(tiny_llama), ["layers.1"], device="cpu", causal=True)
     autoencoder = BinaryAutoencoder(32, 64)

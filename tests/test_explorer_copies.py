@@ -12,6 +12,7 @@ from bitlens.explorer.export import export
 from explored import TEXT
 
 
+@pytest.mark.slow
 def test_a_static_copy_has_what_the_server_answers(explorer, site, tmp_path):
     written = export(explorer, tmp_path / "site")
     files = [path for path in (tmp_path / "site").rglob("*") if path.is_file()]
@@ -30,6 +31,7 @@ def test_a_static_copy_has_what_the_server_answers(explorer, site, tmp_path):
     assert not (tmp_path / "site" / "old.html").exists()
 
 
+@pytest.mark.slow
 def test_a_copy_is_written_whole_or_not_at_all(explorer, tmp_path, monkeypatch):
     other = tmp_path / "mine"
     other.mkdir()

@@ -118,6 +118,7 @@ def known(site) -> list:
     return [{k: v for k, v in answer.items() if k not in TIMED} for answer in answers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("examples", [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_whatever_is_asked_gets_an_answer_or_a_sentence(site, capfd, examples) -> None:
     before = known(site)

@@ -34,6 +34,7 @@ def get(site, path: str, *headers: str, host: str | None = None) -> tuple[int, s
     return raw(site, "\r\n".join(lines))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "host",
     [
@@ -327,6 +328,7 @@ def gone_on_with(explorer, monkeypatch) -> tuple[list[int], threading.Event]:
     return lengths, begun
 
 
+@pytest.mark.slow
 def test_what_nobody_waits_for_any_more_is_given_up(site, explorer, monkeypatch):
     assert ask(site, "text", text="a").status_code == 200
     lengths, begun = gone_on_with(explorer, monkeypatch)
@@ -341,6 +343,7 @@ def test_what_nobody_waits_for_any_more_is_given_up(site, explorer, monkeypatch)
     assert ask(site, "hold", text=TEXT, holds={}, **{"continue": how}).status_code == 200
 
 
+@pytest.mark.slow
 def test_the_end_does_not_wait_for_questions(explorer, monkeypatch, capfd):
     lengths, begun = gone_on_with(explorer, monkeypatch)
     own = copy.copy(explorer)
@@ -362,6 +365,7 @@ def test_the_end_does_not_wait_for_questions(explorer, monkeypatch, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_temperatures_near_zero_draw_the_likeliest(site):
     drawn = set()
     for temperature in (0, 5e-324, 1e-300, 1e-30, 1e-6):

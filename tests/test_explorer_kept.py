@@ -29,6 +29,7 @@ def copy(made, tmp_path) -> Sources:
     return Sources(tmp_path / "run", tmp_path / "codes", model=False)
 
 
+@pytest.mark.slow
 def test_what_was_counted_is_kept_until_codes_or_weights_change(copy, monkeypatch):
     counted = []
     original = gathering._measure
@@ -63,6 +64,7 @@ def test_what_was_counted_is_kept_until_codes_or_weights_change(copy, monkeypatc
     assert len(counted) == 4
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_taken_only_as_it_was_written(copy):
     first = Explorer(copy).latents
     file = copy.run / "explorer" / "codes.jsonl"
@@ -117,6 +119,7 @@ def test_where_nothing_can_be_kept_the_page_is_served_all_the_same(copy, capsys)
     assert "not kept" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_codes_the_first_rows_of_the_store_are_encoded_and_kept(made, copy, monkeypatch):
     monkeypatch.setattr(encoding, "ROWS", 500)
     sources = Sources(copy.run, model=False)
@@ -139,6 +142,7 @@ def test_codes_that_other_settings_would_make_are_made_anew(copy, monkeypatch):
     assert not torch.equal(Explorer(sources).subject.codes.bits.words, before)
 
 
+@pytest.mark.slow
 @pytest.mark.newest
 def test_what_is_missing_is_named(made, copy, tmp_path):
     nowhere = tmp_path / "nowhere"
@@ -158,6 +162,7 @@ def test_what_is_missing_is_named(made, copy, tmp_path):
         Explorer(Sources(copy.run))
 
 
+@pytest.mark.slow
 def test_a_folder_that_vanishes_leaves_a_server_that_answers(made, copy):
     with served(Explorer(copy)) as site:
         shutil.rmtree(copy.codes)

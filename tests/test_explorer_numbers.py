@@ -38,6 +38,7 @@ def autoencoder(made):
 # --- what a static copy has, too ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_page_and_its_files_are_sent_with_a_policy_that_allows_nothing_foreign(site):
     answer = site.get("/")
     assert answer.status_code == 200
@@ -195,6 +196,7 @@ def test_held_bits_give_the_numbers_of_the_python_api(site, model, autoencoder, 
     assert "continuation" not in answer["before"]
 
 
+@pytest.mark.slow
 def test_nothing_held_changes_nothing_and_a_seed_gives_its_continuation_again(site):
     how = {"tokens": 12, "temperature": 0.9, "seed": 5}
     first, again = (ask(site, "hold", text=TEXT, holds={}, **{"continue": how}) for _ in range(2))
@@ -247,6 +249,7 @@ def test_contexts_near_a_token_and_with_bits_on_and_off(site, model, autoencoder
         assert context["tokens"][context["at"]]["v"] == 1
 
 
+@pytest.mark.slow
 def test_a_sparse_autoencoder_holds_values(made):
     autoencoder = Autoencoder.from_pretrained(made.topk)
     with served(Explorer(Sources(made.topk))) as site:
@@ -300,6 +303,7 @@ def often_on(made, folder, autoencoder, latents: int) -> Sources:
     return Sources(folder / "run", folder / "codes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [BinaryAutoencoder, ReLUAutoencoder])
 def test_latents_that_are_rarely_zero_are_on_there_and_held_as_said(made, model, tmp_path, kind):
     width, step = model.model.config.hidden_size, kind is BinaryAutoencoder

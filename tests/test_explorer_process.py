@@ -186,6 +186,7 @@ def read_only(folder: Path):
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [True, False])
 def test_a_run_that_cannot_be_written_to_is_served(made, run, capsys, named) -> None:
     with read_only(run):
@@ -210,6 +211,7 @@ def test_codes_made_before_are_used_where_nothing_can_be_written(run, capsys) ->
 # --- connections that never end -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_slow_connections_are_hung_up_on_and_keep_nobody_out(site, monkeypatch) -> None:
     monkeypatch.setattr(serving, "SLOWEST", 1)
     host = (site.base_url.host, site.base_url.port)
@@ -239,6 +241,7 @@ def test_slow_connections_are_hung_up_on_and_keep_nobody_out(site, monkeypatch) 
     assert ask(site, "text", text=TEXT).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_connection_is_kept_for_more_requests_but_not_for_ever(site, monkeypatch) -> None:
     monkeypatch.setattr(serving, "SLOWEST", 1)
     request = f"GET /api/run.json HTTP/1.1\r\nHost: 127.0.0.1:{site.base_url.port}\r\n\r\n".encode()

@@ -39,17 +39,15 @@ from language_model_server import LanguageModelServer
 from test_cli import run
 from test_interpret import by_first_letter
 
+pytestmark = pytest.mark.slow
 AT_LENGTH = [  # in which a clock could matter; as a process of its own has them
     dataclasses.replace(job, name=f"{job.name} as it is", constants={})
     for job in JOBS
     if job.name in ("train", "interpret with a model", "study")
 ]
-QUICK = {"harvest", "train", "encode", "compress", "interpret"}
-each_job = pytest.mark.parametrize(
-    "job",
-    [pytest.param(j, marks=[] if j.name in QUICK else pytest.mark.slow) for j in JOBS],
-    ids=str,
-)
+LONG = {"harvest", "train", "encode", "compress", "interpret", "study"}
+STARTED = [job for job in JOBS if job.name in LONG]
+each_job = pytest.mark.parametrize("job", JOBS, ids=str)
 MOUNTS = os.getuid() == 0 and shutil.which("mount")
 needs_a_disk = pytest.mark.skipif(not MOUNTS, reason="only root may mount a disk")
 
@@ -111,9 +109,8 @@ def test_killed_and_gone_on_with_it_is_the_same_bit_for_bit(
     assert trial.finished(again=True) == whole.contents
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
-@pytest.mark.parametrize("job", JOBS, ids=str)
+@each_job
 def test_a_signal_is_answered_in_a_sentence_and_the_work_goes_on(
     trial: Trial, whole: Whole, seed: int, number: signal.Signals
 ) -> None:
@@ -132,8 +129,7 @@ def test_a_signal_is_answered_in_a_sentence_and_the_work_goes_on(
 # --- disks
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("job", JOBS, ids=str)
+@each_job
 def test_a_file_that_grows_too_large_is_told_in_a_sentence(
     trial: Trial, whole: Whole, seed: int
 ) -> None:
@@ -146,8 +142,7 @@ def test_a_file_that_grows_too_large_is_told_in_a_sentence(
 
 
 @needs_a_disk
-@pytest.mark.slow
-@pytest.mark.parametrize("job", JOBS, ids=str)
+@each_job
 def test_a_full_disk_is_told_in_a_sentence_and_the_work_goes_on(
     trial: Trial, whole: Whole, seed: int
 ) -> None:
@@ -164,8 +159,7 @@ def test_a_full_disk_is_told_in_a_sentence_and_the_work_goes_on(
 
 
 @needs_a_disk
-@pytest.mark.slow
-@pytest.mark.parametrize("job", JOBS, ids=str)
+@each_job
 def test_a_disk_that_becomes_read_only_is_told_in_a_sentence(
     trial: Trial, whole: Whole, seed: int
 ) -> None:
@@ -184,8 +178,7 @@ def test_a_disk_that_becomes_read_only_is_told_in_a_sentence(
 
 
 @needs_a_disk
-@pytest.mark.slow
-@pytest.mark.parametrize("job", JOBS, ids=str)
+@each_job
 def test_what_lies_on_a_read_only_disk_can_be_read(
     trial: Trial, whole: Whole, tmp_path: Path
 ) -> None:
@@ -208,7 +201,6 @@ def refused(command: Command, name: Path | str) -> None:
     told(command)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize("job", [job for job in JOBS if job.checked], ids=str)
 def test_what_is_damaged_is_named_and_nothing_is_made_of_it(
@@ -227,7 +219,6 @@ def test_what_is_damaged_is_named_and_nothing_is_made_of_it(
     assert not {"out", "out/cfg.json", "out.jsonl", "out/scores.jsonl"} & set(made)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize("job", [job for job in JOBS if job.again == "--resume"], ids=str)
 def test_what_is_damaged_while_it_lies_is_refused_or_made_again(
@@ -253,7 +244,6 @@ def test_what_is_damaged_while_it_lies_is_refused_or_made_again(
 CLOCKS = ("-1h", "+365d", "@1980-01-01 00:00:00")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("job", AT_LENGTH, ids=str)
 def test_a_clock_that_jumps_changes_nothing(
     trial: Trial, whole: Whole, tmp_path: Path, seed: int
@@ -281,9 +271,8 @@ def test_a_clock_that_jumps_changes_nothing(
     assert contents(trial.place) == whole.contents
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
-@pytest.mark.parametrize("job", [job for job in JOBS if job.name in QUICK | {"study"}], ids=str)
+@pytest.mark.parametrize("job", STARTED, ids=str)
 def test_a_signal_while_it_starts_is_a_word(
     trial: Trial, seed: int, number: signal.Signals
 ) -> None:
@@ -322,7 +311,6 @@ def workers_of(command: Command) -> list[int]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("who", ["a worker", "the study"])
 @pytest.mark.parametrize("job", [job for job in JOBS if job.name == "study"], ids=str)
 def test_of_several_processes_one_is_killed(trial: Trial, whole: Whole, who: str) -> None:

@@ -84,6 +84,7 @@ def test_what_python_says_names_arguments_of_python(path: Path) -> None:
             assert name in known, sentence
 
 
+@pytest.mark.slow
 def test_every_argument_that_an_error_names_is_a_flag_of_some_command() -> None:
     flags = set().union(*(flags_of(command) for command in commands().values()))
     named = {

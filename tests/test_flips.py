@@ -30,6 +30,7 @@ def documents(codes_folder) -> list[list[int]]:
     return [codes.token[codes.document == i].tolist()[:30] for i in range(6)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("question", [QUESTION, Question()])
 def test_effects_are_what_a_pass_by_hand_gives(opened, documents, question) -> None:
     model, autoencoder, known = opened
@@ -64,6 +65,7 @@ def test_effects_are_what_a_pass_by_hand_gives(opened, documents, question) -> N
     assert answer[1] == 0
 
 
+@pytest.mark.slow
 def test_latents_are_flipped_where_they_can_be(opened, documents) -> None:
     model, autoencoder, known = opened
     reader = Reader(model, autoencoder, QUESTION, known)

@@ -29,6 +29,7 @@ def _outcomes(inputs: list[tuple[str, int]], place: Path) -> list[Outcome]:
     return list(trials(inputs, place))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_malformed_files_are_read_or_refused_in_a_sentence(part: int, tmp_path: Path) -> None:
     names = list(FORMATS)[part::4]

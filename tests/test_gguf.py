@@ -112,6 +112,7 @@ def read(model):
     return model.hidden_states(tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [TYPES.F32, TYPES.F16, TYPES.Q8_0, TYPES.Q4_1])
 def test_hidden_states_and_logits_are_those_of_the_folder(kind, tiny_llama, tmp_path, capfd):
     folder = shutil.copytree(tiny_llama, tmp_path / "folder")
@@ -149,6 +150,7 @@ def test_another_dtype_is_that_of_the_folder(file, tiny_llama):
     assert torch.equal(read(one)["layers.1"], read(other)["layers.1"])
 
 
+@pytest.mark.slow
 def test_only_the_file_itself_is_read(file, tiny_llama, make_model, tmp_path, monkeypatch):
     expected = read(load(file, "layers.1"))["layers.1"]
     for neighbour in make_model("bert").glob("*.json"):  # another model's, in the same folder
@@ -162,6 +164,7 @@ def test_only_the_file_itself_is_read(file, tiny_llama, make_model, tmp_path, mo
     assert gguf.GGUFReader(file).fields  # is gguf's own again
 
 
+@pytest.mark.slow
 def test_threads_read_files_of_their_own(file, tiny_llama, tmp_path):
     write(tmp_path / "other.gguf", tiny_llama, TYPES.Q4_1)
     files = [file, tmp_path / "other.gguf"]
@@ -199,6 +202,7 @@ def again(store):
     return load_spliced(BinaryAutoencoder(WIDTH, 8), store, "cpu")
 
 
+@pytest.mark.slow
 def test_a_file_is_found_from_elsewhere(store, file, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -217,6 +221,7 @@ def test_a_link_keeps_its_name(file, tmp_path):
     assert load(tmp_path / "link.gguf", "layers.1").name == str(tmp_path / "link.gguf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", [again, load_tokenizer], ids=["splice", "tokenizer"])
 def test_another_file_is_refused_and_the_way_out_works(store, use, file, tiny_llama, tmp_path):
     write(tmp_path / "other.gguf", tiny_llama, TYPES.Q8_0)
@@ -260,6 +265,7 @@ def test_what_is_no_whole_language_model_is_refused(tiny_llama, tmp_path, said, 
     assert str(refusal.value).count(". ") == 0
 
 
+@pytest.mark.slow
 def test_weights_above_the_last_hook_point_may_lack(tiny_llama, tmp_path):
     write(tmp_path / "model.gguf", tiny_llama, lacking="layers.3.mlp.up")
     found = read(load(tmp_path / "model.gguf", "layers.1"))["layers.1"]
@@ -290,6 +296,7 @@ def test_positions_scaled_otherwise_are_refused(tiny_llama, tmp_path):
         load(tmp_path / "model.gguf", "layers.1")
 
 
+@pytest.mark.slow
 def test_layers_above_are_not_dequantised(file, monkeypatch):
     seen, dequantize = [], gguf.dequantize
     monkeypatch.setattr(gguf, "dequantize", lambda *a: seen.append(a) or dequantize(*a))

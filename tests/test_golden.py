@@ -105,6 +105,7 @@ def golden(tmp_path: Path) -> Path:
     return shutil.copytree(GOLDEN, tmp_path / "golden")
 
 
+@pytest.mark.slow
 def test_what_version_0_1_wrote_opens_to_the_same_numbers(golden: Path) -> None:
     expected, found = json.loads((golden / "expected.json").read_text()), measured(golden)
     assert close(found, expected)

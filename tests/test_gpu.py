@@ -131,6 +131,7 @@ def test_the_sparsity_controller_is_the_same_on_a_device(l0: float) -> None:
     assert (moved > 0) == (l0 > 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchanges", [False, True])
 @pytest.mark.parametrize("started", [False, True])
 def test_the_few_candidates_of_a_row_are_those_of_the_cpu(
@@ -157,6 +158,7 @@ def test_packing_on_a_device_is_that_of_the_cpu(rows: int, words: int) -> None:
     assert torch.equal(_packed(on), PackedBits.pack(on).words)
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_every_part(tmp_path: Path) -> None:
     parts = ["descents", "steps", "counting"]
     path = tmp_path / "gpu.json"

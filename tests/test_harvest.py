@@ -149,6 +149,7 @@ def test_special_tokens_and_padding_make_no_rows(job, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_several_hook_points_share_their_rows(job, tmp_path, small_shards):
     stores = harvest(*job(*HOOKS), tmp_path / "out", batch_size=4)
     assert [store.path.name for store in stores] == ["layers.0", "layers.1.mlp-input", "layers.2"]
@@ -165,6 +166,7 @@ def test_several_hook_points_share_their_rows(job, tmp_path, small_shards):
         assert torch.equal(rows.hidden, all_rows(alone).hidden)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_rows", [1, 16, 500, 513, 10**6])
 def test_max_rows_is_exact(job, tmp_path, small_shards, max_rows):
     whole = all_rows(harvest(*job(), tmp_path / "whole", batch_size=4)[0])
@@ -312,6 +314,7 @@ def test_resuming_a_finished_store_changes_nothing(job, tmp_path, small_shards):
     assert {p.name: p.stat().st_mtime_ns for p in store.path.iterdir()} == times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -415,6 +418,7 @@ def test_a_link_as_output_stays_one(job, tmp_path):
         assert len(ActivationStore(tmp_path / "store")) == 50
 
 
+@pytest.mark.slow
 def test_a_harvest_goes_on_from_the_same_text_by_another_name(
     tiny_llama, text_folder, undisturbed, tmp_path, monkeypatch
 ):
@@ -443,6 +447,7 @@ def test_a_harvest_goes_on_from_the_same_text_by_another_name(
     assert files(tmp_path / "out") == undisturbed
 
 
+@pytest.mark.slow
 def test_another_text_of_the_same_size_is_told_apart(job, tmp_path, text_folder):
     text = shutil.copytree(text_folder, tmp_path / "text")
     harvest(*job(text=text), tmp_path / "out")
@@ -453,6 +458,7 @@ def test_another_text_of_the_same_size_is_told_apart(job, tmp_path, text_folder)
     )
 
 
+@pytest.mark.slow
 def test_the_command_says_what_was_not_read_and_how_few_documents_there_are(
     bitlens_command, tiny_llama, text_folder, tmp_path
 ):
@@ -488,6 +494,7 @@ def test_the_help_of_a_flag_says_what_the_flag_does(capsys):
     assert "with --no-packed, each begins one" in said
 
 
+@pytest.mark.slow
 def test_bad_input_ends_with_one_sentence_and_status_2(
     bitlens_command, tiny_llama, text_folder, tmp_path
 ):

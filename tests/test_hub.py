@@ -57,6 +57,7 @@ def sentence(ended: Ended) -> str:
     return ended.err
 
 
+@pytest.mark.slow
 def test_a_repository_is_fetched_and_kept(hub, home):
     ended = fetch(hub, home)
     assert ended.status == 0, ended.err
@@ -73,6 +74,7 @@ def test_a_repository_is_fetched_and_kept(hub, home):
     assert "What was fetched before is used" in gone.err
 
 
+@pytest.mark.slow
 def test_patterns_and_subfolder_choose_files(hub, home):
     chosen = fetch(hub, home, subfolder="layer.3", patterns=["cfg.json", "*.npz"])
     folder = Path(chosen.out.strip())
@@ -82,6 +84,7 @@ def test_patterns_and_subfolder_choose_files(hub, home):
     assert (odd / "cfg.json").read_bytes() == b"[]"
 
 
+@pytest.mark.slow
 def test_a_revision_is_a_branch_or_a_commit(hub, home):
     repository = hub.repositories["some/repo"]
     first = repository.refs["main"]
@@ -93,6 +96,7 @@ def test_a_revision_is_a_branch_or_a_commit(hub, home):
     assert "no branch, tag or commit 'new'" in sentence(fetch(hub, home, revision="new"))
 
 
+@pytest.mark.slow
 def test_a_token_goes_to_the_hub_alone_and_is_kept_nowhere(hub, home):
     hub.add("some/secret", FILES, private=True)
     without = sentence(fetch(hub, home, "some/secret"))
@@ -110,6 +114,7 @@ def test_a_token_goes_to_the_hub_alone_and_is_kept_nowhere(hub, home):
     assert not any("hf_" in text for one in (ended, wrong) for text in (one.out, one.err))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -135,6 +140,7 @@ def test_what_fails_for_a_moment_is_tried_again(hub, home, fault, said):
         assert said in sentence(ended)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_fetched_is_a_sentence(hub, home):
     none = sentence(fetch(hub, home, "some/other"))
     assert "shows no repository 'some/other'" in none
@@ -150,6 +156,7 @@ def test_what_cannot_be_fetched_is_a_sentence(hub, home):
     assert "has none of files in layer.4" in sentence(fetch(hub, home, subfolder="layer.4"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named(hub, home):
     limited = textwrap.dedent("""
         import resource, signal
@@ -161,6 +168,7 @@ def test_a_full_disk_is_named(hub, home):
     assert fetch(hub, home).status == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["../../../evil.txt", "/evil.txt", "layer.3/../../../../evil.txt"])
 def test_no_file_leaves_the_snapshot(hub, home, name):
     hub.add("some/trap", {name: b"evil", "cfg.json": b"{}"})

@@ -87,6 +87,7 @@ def test_sparse_autoencoders_take_the_directions_alone(other):
     torch.testing.assert_close(cosine, torch.ones(int(on.sum())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
 def test_a_run_that_begins_there_is_resumed_bit_exactly(tmp_path, other, changes):
     source, config = TensorSource(rows()), settings(init=str(other), **changes)

@@ -107,6 +107,7 @@ def scores(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_planted_meanings_are_found_and_nothing_is_asked_twice(
     codes, tmp_path, monkeypatch, capsys
 ):
@@ -149,6 +150,7 @@ def test_nearness_in_an_encoder_reads_the_examples_themselves(codes, tmp_path):
     assert not any(score["interpretable"] for score in found[len(LETTERS) :])
 
 
+@pytest.mark.slow
 def test_examples_are_shown_to_a_server_in_place_of_an_explanation(codes, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
@@ -172,6 +174,7 @@ def test_examples_are_shown_to_a_server_in_place_of_an_explanation(codes, tmp_pa
     assert not random["interpretable"]
 
 
+@pytest.mark.slow
 def test_every_score_can_be_traced_to_its_sentences(codes, tmp_path):
     out = tmp_path / "out"
     with LanguageModelServer(by_first_letter) as server:
@@ -187,6 +190,7 @@ def test_every_score_can_be_traced_to_its_sentences(codes, tmp_path):
     assert all(judge.startswith("rule at ") for *_, judge in evidence)
 
 
+@pytest.mark.slow
 def test_an_explanation_that_fits_everything_is_rejected_though_the_papers_score_is_full(
     codes, tmp_path
 ):
@@ -240,6 +244,7 @@ def test_the_estimate_asks_nothing(codes, tmp_path, capsys):
     assert re.search(r"About \d+ calls, [\d,]+ tokens to read, .* cost \d", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_a_model_that_thinks_and_wants_other_fields_can_be_asked(codes, tmp_path, capsys):
     """As OpenAI's do: no temperature, max_completion_tokens, and thoughts that are longer than any
     answer."""
@@ -268,6 +273,7 @@ def test_a_model_that_thinks_and_wants_other_fields_can_be_asked(codes, tmp_path
     assert [s["untested"] for s in scores(tmp_path / "none")] == ["no explanation"] * LATENTS
 
 
+@pytest.mark.slow
 def test_an_untested_latent_is_not_a_no(codes, tmp_path, capsys):
     more = ("--latents", "0", "--json", str(tmp_path / "s.json"))
     with LanguageModelServer(by_first_letter) as server:
@@ -290,6 +296,7 @@ def test_labels_judge_without_any_model(codes, tmp_path):
     assert told["codes"]["codes"]["interpretable"] <= 1
 
 
+@pytest.mark.slow
 def test_commands_say_how_many_rows_of_outlying_norm_they_leave_out(codes, tmp_path, capsys):
     whole = Codes(codes)
     columns = {name: getattr(whole, name) for name in ("token", "document", "position")}

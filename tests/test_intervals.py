@@ -54,6 +54,7 @@ def beta(p: torch.Tensor, units: int, share: float) -> torch.Tensor:
     return a / (a + b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["equal", "unequal"])
 @pytest.mark.parametrize("units", UNITS)
 def test_means_and_entropies_of_clusters_are_covered(units, kind):
@@ -96,6 +97,7 @@ def bursty(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("documents", [6, 20])
 def test_entropies_of_few_documents_are_covered(documents):
     found = {"bits_marginal": [], "bits_tree": []}

@@ -116,6 +116,7 @@ def holds_of(autoencoder):
     return {3: value, 7: 0, 11: value}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("positions", [None, [1], [-1], [2, -2]])
 def test_held_latents_equal_decoder_rows_added_by_hand(model, autoencoder, side, positions):
@@ -204,6 +205,7 @@ def generated(model, tokens, mask, **options):
     return model.model.generate(tokens, attention_mask=mask, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", [None, [-1], [2], "mask"])
 def test_generating_with_a_cache_equals_generating_without(model, autoencoder, positions):
     tokens, mask = batch(model, "left")
@@ -220,6 +222,7 @@ def test_generating_with_a_cache_equals_generating_without(model, autoencoder, p
     assert not torch.equal(found[0], generated(model, tokens, mask))
 
 
+@pytest.mark.slow
 def test_generating_with_nothing_held_equals_generating(model, autoencoder):
     tokens, mask = batch(model, "left")
     for options in ({}, {"use_cache": False}, {"num_beams": 2}):
@@ -271,6 +274,7 @@ def tiny(m: int, seed: int) -> BinaryAutoencoder:
     return autoencoder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["gram", "no gram", "torch", "torch, no gram", "flips"])
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), m=st.integers(2, 8), data=st.data())
@@ -383,6 +387,7 @@ def test_positions_are_whole_numbers_or_a_mask(model):
         generated(model, tokens, mask, prefill_chunk_size=4)
 
 
+@pytest.mark.slow
 def test_several_answers_and_guesses_are_held_as_one_by_one(model):
     autoencoder = made("step", states_of(model))
     tokens, mask = batch(model, "left")
@@ -523,6 +528,7 @@ def test_a_model_of_half_precision(dtype, model):
     assert torch.equal(after[place], (before[place].float() + vector).to(before.dtype))
 
 
+@pytest.mark.slow
 def test_a_transcoder_is_held_where_it_reads_and_changes_where_it_writes():
     names = ["layers.2.mlp:input", "layers.2.mlp"]
     model = LanguageModel.load("bundled", names, device="cpu", causal=True)
@@ -549,6 +555,7 @@ def test_a_transcoder_is_held_where_it_reads_and_changes_where_it_writes():
         intervene(model, made("step", before[read][0]), {3: 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "qwen3"])
 def test_models_of_other_families(kind, make_model):
     hook = {"gpt2": "h.1", "gpt_neox": "layers.1", "qwen3": "layers.1"}[kind]
@@ -594,6 +601,7 @@ def test_bad_input_is_refused(model):
         logits(model, tokens, mask)
 
 
+@pytest.mark.slow
 def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
     """docs/interventions.md, on an untrained run of as many latents."""
     reading = LanguageModel.load("bundled", [HOOK], device="cpu")

@@ -187,6 +187,7 @@ BEFORE = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(
     st.lists(st.booleans(), min_size=2, max_size=6),

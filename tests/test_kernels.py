@@ -431,6 +431,7 @@ def in_tiles():
         yield change
 
 
+@pytest.mark.slow
 @given(bit_matrices(at_least=2), TILES)
 @property_test
 def test_counts_and_covariance_for_a_gpu(in_tiles, bits, tiles):

@@ -247,6 +247,7 @@ def planted(tmp_path, bundled):
     return tmp_path / "codes", write_lines(tmp_path / "genres.jsonl", genres)
 
 
+@pytest.mark.slow
 def test_the_command_finds_what_was_planted(tmp_path, planted, capsys):
     codes, file = planted
     record = command(codes, labels=file, out=tmp_path / "out.csv", top=3)

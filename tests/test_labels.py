@@ -228,6 +228,7 @@ def test_a_rare_pair_that_never_meets_is_no_dependence():
     assert float(scores.p_value[0, scores.classes.index("yes")]) > 0.3
 
 
+@pytest.mark.slow
 def test_labels_of_documents_do_not_depend_on_latents_in_bursts_by_chance():
     """Some classes have one or two of a thousand documents, and most rare latents miss these: no
     sign of dependence."""

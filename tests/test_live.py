@@ -58,6 +58,7 @@ def training_rows(store):
     return torch.cat([rows.hidden for rows in store.read("train")])
 
 
+@pytest.mark.slow
 def test_an_epoch_has_the_training_rows_of_a_store_each_once(live, store):
     expected = training_rows(store)
     assert 0 < len(expected) < len(store)
@@ -66,6 +67,7 @@ def test_an_epoch_has_the_training_rows_of_a_store_each_once(live, store):
         assert counted(epoch) == counted(expected)
 
 
+@pytest.mark.slow
 def test_rows_of_a_window_are_shuffled_by_the_seed(live):
     one, same, other = (
         torch.cat([rows for rows, _ in batches(live(), 6, seed=seed)]) for seed in (1, 1, 2)
@@ -74,6 +76,7 @@ def test_rows_of_a_window_are_shuffled_by_the_seed(live):
     assert not torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_documents_are_mixed_by_the_seed_of_the_corpus(live, store):
     first = [counted(batches(live(shuffle_seed=seed), 1)[0][0]) for seed in (None, 1, 2)]
     assert not first[0] & first[1]
@@ -84,6 +87,7 @@ def test_documents_are_mixed_by_the_seed_of_the_corpus(live, store):
     assert documents < {d for _, owners in reader.contexts() for d in owners}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [7, 32, 150, 1000])
 def test_restarting_anywhere_gives_the_same_batches(live, size):
     whole = batches(live(), max(5, 3000 // size), size, seed=4)
@@ -97,6 +101,7 @@ def test_restarting_anywhere_gives_the_same_batches(live, size):
             assert position == place
 
 
+@pytest.mark.slow
 def test_standardisation_is_that_of_the_training_rows(live, store):
     rows = training_rows(store).double()
     source = live()
@@ -107,6 +112,7 @@ def test_standardisation_is_that_of_the_training_rows(live, store):
     )
 
 
+@pytest.mark.slow
 def test_outliers_are_left_out(live, store):
     norms = training_rows(store).norm(dim=1)
     multiple = float(norms.quantile(0.9) / norms.median())
@@ -158,6 +164,7 @@ def test_the_standardisation_is_that_of_the_usual_rows(live, monkeypatch, factor
     )
 
 
+@pytest.mark.slow
 def test_a_sample_has_different_training_rows(live, store):
     sample = live().sample(100, generator(1))
     assert len(sample) == 100
@@ -165,6 +172,7 @@ def test_a_sample_has_different_training_rows(live, store):
     assert torch.equal(sample, live().sample(100, generator(1)))
 
 
+@pytest.mark.slow
 def test_the_reservoir_stops_at_its_size(live, store, monkeypatch):
     monkeypatch.setattr(live_module, "RESERVOIR_ROWS", 300)
     source = live()
@@ -175,6 +183,7 @@ def test_the_reservoir_stops_at_its_size(live, store, monkeypatch):
     assert counted(drawn) == counted(expected)  # the batches go on all the same
 
 
+@pytest.mark.slow
 def test_what_it_says_of_its_origin(live, store):
     about = live().about
     assert about["store"] is None

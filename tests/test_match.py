@@ -302,6 +302,7 @@ def test_independent_latents_explain_nothing(seed):
     assert explain(PackedBits.pack(a), 0, PackedBits.pack(b)).by == []
 
 
+@pytest.mark.slow
 def test_the_correction_makes_up_for_what_counting_misses():
     """H(a | b) of independent latents is H(a); as counted in 40 rows it is lower by about 1 / (40
     ln 2) bits."""
@@ -379,6 +380,7 @@ def half(tiny_llama, text_folder, tmp_path) -> ActivationStore:
     return harvest(model, reader, tmp_path / "half")[0]
 
 
+@pytest.mark.slow
 def test_the_command_compares_two_runs(half, tmp_path, capsys):
     from bitlens.cli.match import match as command
 

@@ -80,6 +80,7 @@ while not (folder / "free-0").exists() or not (folder / "free-1").exists():
 """
 
 
+@pytest.mark.slow
 def test_what_a_process_took_of_its_share_is_not_taken_of_anothers(tmp_path):
     """Of two, with 1 GiB free, the first holds 300 MiB already."""
     (tmp_path / "meminfo").write_text("MemAvailable:  1048576 kB\n")
@@ -231,6 +232,7 @@ def test_what_was_asked_for_is_read_from_the_error():
     assert [memory.asked_for(error) for error in (of_torch, of_hdf5)] == ["", ""]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -51,6 +51,7 @@ class TestHiddenStates:
             out = full(tokens, attention_mask=mask if padded else None, output_hidden_states=True)
         return out.hidden_states
 
+    @pytest.mark.slow
     def test_every_layer_equals_transformers(self, make_model, kind, padded):
         expected = self.transformers_own(make_model(kind), padded)
         assert len(expected) == LAYERS + 1
@@ -66,6 +67,7 @@ class TestHiddenStates:
         for hook, states in zip(model.hooks, expected, strict=True):
             assert torch.equal(found[hook.name], states), hook
 
+    @pytest.mark.slow
     def test_mlp_and_attention_equal_hooks_on_the_full_model(self, make_model, kind, padded):
         tokens, mask = some_tokens(padded)
         full = transformers.AutoModel.from_pretrained(make_model(kind)).eval()
@@ -101,6 +103,7 @@ class TestHiddenStates:
             assert torch.equal(found[hook.name], seen[key]), hook
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_three_names_of_a_layer_are_one_hook_point(make_model, kind):
     lens = "blocks.1.hook_normalized_resid_post" if kind == "bert" else "blocks.1.hook_resid_post"

@@ -57,6 +57,7 @@ def values(autoencoder, store):
     return every
 
 
+@pytest.mark.slow
 def test_batches_hold_every_latent_that_is_on(batches, out, autoencoder, values):
     assert len(store_files := list(out.glob("batch-*.json"))) == -(-autoencoder.n_latents // 64)
     assert {path.name for path in out.iterdir()} == {
@@ -71,6 +72,7 @@ def test_batches_hold_every_latent_that_is_on(batches, out, autoencoder, values)
     assert all(batch["model_id"] == "tiny" and batch["layer"] == 2 for batch in batches)
 
 
+@pytest.mark.slow
 def test_a_feature_shows_where_its_latent_is_on(batches, values, store, autoencoder):
     tokenizer = LanguageModel.load("bundled", ["layers.2"], device="cpu").tokenizer
     contexts = store.shard(0)["context_tokens"]
@@ -100,6 +102,7 @@ def test_a_feature_shows_where_its_latent_is_on(batches, values, store, autoenco
         assert feature["pos_values"][0] == max(feature["pos_values"]) > feature["neg_values"][0]
 
 
+@pytest.mark.slow
 def test_a_folder_is_whole_or_not_there(store, run, tmp_path, monkeypatch):
     autoencoder, out = Autoencoder.from_pretrained(run), tmp_path / "out"
 
@@ -118,6 +121,7 @@ def test_a_folder_is_whole_or_not_there(store, run, tmp_path, monkeypatch):
     assert neuronpedia.export(autoencoder, store, out, overwrite=True) == first
 
 
+@pytest.mark.slow
 def test_a_latent_that_adds_nothing_is_aligned_with_nothing(store, tmp_path):
     autoencoder = TopKAutoencoder(store.d_in, 16, k=4)
     autoencoder.W_dec.data.zero_()

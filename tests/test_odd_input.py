@@ -77,6 +77,7 @@ def reading(
         yield ["decompress", file, of_run, "--out", out]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["nothing", "empty", "a file", "store", "run", "codes", "states.bits"]
 )
@@ -136,6 +137,7 @@ def test_a_damaged_manifest_is_refused_or_read_but_never_a_traceback(
         assert status == 0 or said[-1].endswith("."), (what, said)
 
 
+@pytest.mark.slow
 def test_names_with_brackets_and_colons_are_shown_as_they_are(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,6 +173,7 @@ def test_a_device_is_written_to_and_never_replaced(made: Path, tmp_path: Path) -
         write_json(tmp_path, {})
 
 
+@pytest.mark.slow
 def test_help_imports_no_torch() -> None:
     heavy = {"torch", "transformers", "numba", "scipy", "matplotlib"}
     lines = [[*name.split(), "--help"] for name in ("", *COMMANDS, *IN_GROUPS)]
@@ -297,6 +300,7 @@ def test_a_demo_of_nothing_is_refused_before_anything_is_written(
     assert not (tmp_path / "demo").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_to_is_named(made: Path, tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir(mode=0o555)
     as_others = (

@@ -81,6 +81,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bitlens.comsem.openai_client.PATIENCE", 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TROUBLE)
 def test_a_server_in_trouble_gets_a_sentence_and_the_work_goes_on(
     name: str, tmp_path: Path

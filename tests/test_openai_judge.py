@@ -93,6 +93,7 @@ def test_what_could_not_be_read_is_asked_one_by_one(calls):
         assert len({verdict.call for verdict in found}) == 6 + len(singles)
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_none_stays_none(calls):
     with LanguageModelServer(lambda prompt: "It depends.") as server:
         assert verdicts(judge_of(server, calls)) == [None] * len(QUESTIONS)
@@ -102,6 +103,7 @@ def test_an_answer_that_is_none_stays_none(calls):
         assert verdicts(judge_of(server, calls, 1)) == [None] * len(QUESTIONS)
 
 
+@pytest.mark.slow
 def test_a_server_in_trouble_is_asked_again(calls):
     trouble = [
         Reply(status=500),
@@ -120,6 +122,7 @@ def test_a_server_in_trouble_is_asked_again(calls):
     assert calls.spent().calls == 6 + len(trouble), "each of them may have been charged"
 
 
+@pytest.mark.slow
 def test_a_server_that_says_when_is_obeyed(calls):
     when = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() - 60))
     replies = [
@@ -158,6 +161,7 @@ def answers(calls):
     ]
 
 
+@pytest.mark.slow
 def test_answers_that_are_cut_off_are_not_kept_but_asked_for_with_more_tokens(calls):
     with LanguageModelServer(thinking(300)) as server:
         judge = judge_of(server, calls, concurrency=2)
@@ -179,6 +183,7 @@ def test_answers_that_are_cut_off_are_not_kept_but_asked_for_with_more_tokens(ca
         assert set(server.limits) == {400}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     [
@@ -207,6 +212,7 @@ def test_what_comes_to_no_end_is_unfinished_and_not_paid_for_again(calls, rule):
         )
 
 
+@pytest.mark.slow
 def test_longer_answers_may_take_longer(calls):
     def slow(prompt):
         return Reply(thinking(300)(prompt), delay=0.7)
@@ -255,6 +261,7 @@ def test_a_filtered_answer_is_none_and_not_asked_for_again(calls):
         assert (found.yes, found.finished, len(server.requests)) == (None, True, 1)
 
 
+@pytest.mark.slow
 def test_models_that_refuse_max_tokens_or_a_temperature_get_what_they_want(calls):
     with LanguageModelServer(thinking(300), refuses=("max_tokens", "temperature")) as server:
         judge = judge_of(server, calls, concurrency=2)
@@ -325,12 +332,14 @@ def test_a_server_that_dies_leaves_what_it_said(calls):
     assert calls.spent() == before, "who never heard a prompt cannot charge for it"
 
 
+@pytest.mark.slow
 def test_no_more_calls_are_under_way_than_allowed(calls):
     with LanguageModelServer(lambda prompt: Reply(by_letter(prompt), delay=0.02)) as server:
         verdicts(judge_of(server, calls, 1, concurrency=3))
         assert server.most_under_way == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [{"max_calls": 5}, {"max_cost": 0.0015}])
 def test_no_limit_is_exceeded_by_calls_at_once(tmp_path, limit):
     trouble = [Reply(status=500), Reply(status=0), Reply(status=429)]
@@ -509,6 +518,7 @@ def test_a_run_that_is_killed_goes_on_without_paying_twice(tmp_path, stop):
         assert len(server.requests) == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_does_not_wait_for_answers_and_keeps_those_that_came(tmp_path):
     answered = iter(["yes"] * 4)
     with LanguageModelServer(

@@ -45,6 +45,7 @@ def test_every_bit_is_where_the_layout_says(bits):
         assert as_integer == sum(1 << j for j in range(bits.shape[1]) if bits[row, j])
 
 
+@pytest.mark.slow
 @given(bit_matrices(), st.data())
 @property_test
 def test_bits_beyond_the_last_latent_stay_zero(bits, data):

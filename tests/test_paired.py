@@ -62,6 +62,7 @@ def everything(store: ActivationStore, part: str) -> tuple[Tensor, Tensor]:
     )
 
 
+@pytest.mark.slow
 def test_rows_are_pairs_of_the_same_tokens(stores, pairs):
     inputs, targets = (
         everything(ActivationStore(stores / name), "all")[0]
@@ -278,6 +279,7 @@ def unexplained(model: Autoencoder, x: Tensor, target: Tensor) -> float:
     return float((model(x) - target).square().sum() / (target - target.mean(0)).square().sum())
 
 
+@pytest.mark.slow
 def test_a_skip_transcoder_learns_an_affine_map(tmp_path):
     x, target = affine_pair()
     pairs = PairedStore(made(tmp_path, "in", x), made(tmp_path, "out", target))
@@ -288,6 +290,7 @@ def test_a_skip_transcoder_learns_an_affine_map(tmp_path):
     assert unexplained(found["transcoder"], x, target) > 0.1, "one latent of eight cannot do this"
 
 
+@pytest.mark.slow
 def test_a_transcoder_learns_what_is_not_linear(bent):
     x, target = bent_pair()
     model = train(bent, settings(architecture="transcoder", k=8, steps=400))
@@ -305,6 +308,7 @@ def test_a_transcoder_without_a_target_is_refused():
             train(TensorSource(bent_pair()[0]), settings(architecture=architecture, k=K))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", TRANSCODERS)
 def test_a_transcoder_is_evaluated_on_its_targets(tmp_path, stores, pairs, architecture):
     run = tmp_path / "run"

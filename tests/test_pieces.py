@@ -213,6 +213,7 @@ def test_spaces_stay_outside_a_mark_unless_they_are_all():
     assert outside(" \n") == (" ", "\n")
 
 
+@pytest.mark.slow
 def test_no_other_code_makes_text_of_tokens():
     """But for a judge's own answer, which nobody looks at in context."""
     names = {

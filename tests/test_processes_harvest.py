@@ -89,6 +89,7 @@ def undisturbed(run, tmp_path):
 # --- ranks --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -114,6 +115,7 @@ def test_ranks_in_any_order_make_the_store_of_one_process(run, tmp_path, setting
     assert sorted(p.name for p in tmp_path.iterdir()) == ["many", "one"]  # no lock is left
 
 
+@pytest.mark.slow
 def test_processes_at_once_make_the_store_of_one(bitlens_command, arguments, undisturbed, tmp_path):
     out = tmp_path / "out"
     numbers = tmp_path / "numbers.json"
@@ -131,6 +133,7 @@ def test_processes_at_once_make_the_store_of_one(bitlens_command, arguments, und
     assert files(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_rank_that_was_killed_is_started_again_alone(
     bitlens_command, arguments, undisturbed, tmp_path
 ):
@@ -152,6 +155,7 @@ def test_a_rank_that_was_killed_is_started_again_alone(
     assert sum(int(path.stem[-5:]) % 2 for path in made) > 4  # of what was killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [["--resume"], ["--rank", 2, "--ranks", 3]])
 def test_another_number_of_processes_goes_on(
     bitlens_command, arguments, run, undisturbed, tmp_path, after
@@ -168,6 +172,7 @@ def test_another_number_of_processes_goes_on(
     assert files(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_lost_shard_of_an_unfinished_store_is_made_again(run, undisturbed, tmp_path):
     out = tmp_path / "out"
     run(out, rank=0, ranks=2)
@@ -184,6 +189,7 @@ def _without(key):
     return lambda said: {k: v for k, v in said.items() if k != key}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -209,6 +215,7 @@ def test_what_is_not_said_of_a_shard_to_the_last_digit_is_made_again(
     assert files(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_what_an_earlier_version_began_goes_on(run, undisturbed, tmp_path):
     """It kept what it had written in the manifest."""
     out, stops = tmp_path / "out", iter([None] * 9 + ["a test"])
@@ -243,6 +250,7 @@ def test_ranks_that_cannot_be_are_refused(run, tmp_path, settings, said):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_ranks_do_not_write_into_a_folder_of_something_else(run, tmp_path):
     left = tmp_path / "left" / HOOKS[0]  # by a rank that was killed as it began
     (left / ".manifest.json.tmp").mkdir(parents=True)
@@ -255,6 +263,7 @@ def test_ranks_do_not_write_into_a_folder_of_something_else(run, tmp_path):
     assert "was begun with other settings (max_rows differ)" in sentence
 
 
+@pytest.mark.slow
 def test_the_environment_of_torchrun_says_which_rank_it_is(run, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -297,6 +306,7 @@ def test_torchrun_makes_the_store_of_one_process(torchrun, arguments, undisturbe
 HELD = rf"is being written by process (\d+) on {re.escape(socket.gethostname())}; wait for it"
 
 
+@pytest.mark.slow
 def test_a_second_harvest_of_one_store_is_refused_and_the_first_goes_on(
     bitlens_command, arguments, undisturbed, tmp_path
 ):
@@ -313,6 +323,7 @@ def test_a_second_harvest_of_one_store_is_refused_and_the_first_goes_on(
     assert files(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_the_same_rank_and_other_numbers_of_ranks_are_refused(
     bitlens_command, arguments, run, tmp_path
 ):
@@ -328,6 +339,7 @@ def test_the_same_rank_and_other_numbers_of_ranks_are_refused(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "encode", "compress", "interpret", "study", "import"])
 def test_an_output_that_another_process_writes_is_refused(bitlens_command, command, made, tmp_path):
     out = tmp_path / "out"
@@ -389,6 +401,7 @@ def test_a_file_system_without_locks_goes_without(tmp_path, monkeypatch):
 # --- rows that are no numbers, whoever wrote them -------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [True, False])
 def test_a_nan_in_a_store_is_named_by_all_who_read_it(bitlens_command, made, tmp_path, norm):
     from safetensors.torch import load_file, save_file
@@ -510,6 +523,7 @@ def parts_of_one_norm(folder: Path) -> None:
             refuse_split(settings, {hook: own})
 
 
+@pytest.mark.slow
 def test_a_part_of_the_hidden_states_is_none_of_their_size_alone(tmp_path):
     commands = together(2, partial(parts_of_one_norm, tmp_path), tmp_path)
     assert [command.wait() for command in commands] == [0, 0], [c.output for c in commands]

@@ -139,6 +139,7 @@ def close(one: Path, many: Path, n: int, name: str) -> None:
         torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=1e-4, msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_two_processes_train_as_one_does(alone, pair, name):
     close(alone, pair, 2, name)
@@ -165,6 +166,7 @@ def test_any_number_of_processes_goes_on_with_a_run(alone, pair, four, stores, t
     assert many == pytest.approx(one, rel=2e-5)
 
 
+@pytest.mark.slow
 def test_one_process_is_as_without_torchrun_to_the_last_bit(alone, stores):
     for name in ("features", "measure", "jumprelu"):
         log: list[dict] = []
@@ -177,6 +179,7 @@ def test_one_process_is_as_without_torchrun_to_the_last_bit(alone, stores):
         ]
 
 
+@pytest.mark.slow
 def test_bits_travel_packed(pair):
     """One process's rows of a batch are 32 here; 40 latents are a word of 8 bytes, or 40 floats."""
     sent = json.loads((pair / "sent-1.json").read_text())
@@ -310,6 +313,7 @@ def test_a_process_that_hangs_is_named_after_the_time_out(stores, tmp_path):
     commands[1].kill()
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_at_one_step_that_is_saved(stores, tmp_path):
     out = tmp_path / "run"
     arguments = train_command(stores, out, every=LONG)
@@ -341,6 +345,7 @@ def told_to_stop(stores: Path, out: Path, ending: bool) -> None:
     main(train_command(stores, out, 10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [False, True])
 def test_a_signal_to_one_before_or_after_the_steps_is_said_once(stores, tmp_path, ending):
     out = tmp_path / "run"
@@ -362,6 +367,7 @@ def differing(stores: Path) -> None:
     main([*train_command(stores, stores / "no-run"), "--seed", str(processes.rank())])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -390,6 +396,7 @@ def test_what_is_wrong_is_said_once(stores, tmp_path, arguments, sentence):
     assert not (tmp_path / "run" / STATE).exists()
 
 
+@pytest.mark.slow
 def test_a_plan_is_said_once(stores, tmp_path):
     plan = tmp_path / "plan.json"
     arguments = [*train_command(stores, tmp_path / "run"), "--plan", "--json", str(plan)]

@@ -91,6 +91,7 @@ def test_rates_and_surprisals_are_of_the_rare_state(bits, found):
             assert profile.bits == pytest.approx(-p * math.log2(p) - (1 - p) * math.log2(1 - p))
 
 
+@pytest.mark.slow
 def test_clustering_is_that_of_naive_loops(bits, found):
     _, document = columns()
     for latent in (0, 2, 3, 4, 5):

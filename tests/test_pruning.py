@@ -197,6 +197,7 @@ def half_dead() -> tuple[torch.Tensor, Parameters]:
     return rows, prune(rows, P._replace(b_enc=b_enc), ENTROPY, 0.01)[0]
 
 
+@pytest.mark.slow
 def test_regrowing_restarts_dead_latents_at_a_useful_rate():
     rows, P = half_dead()
     dead = (code_rows(rows, P).column_counts() == 0).nonzero()[:, 0]

@@ -81,6 +81,7 @@ def example(card: str) -> str:
 # --- without a hub --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_card_and_files_and_writes_nothing(own, capsys):
     before = sorted(own.iterdir())
     main(["push", str(own), "me/run", "--dry-run", "--license", "mit"])
@@ -97,6 +98,7 @@ def test_a_dry_run_shows_card_and_files_and_writes_nothing(own, capsys):
     assert "`bitlens evaluate RUN STORE`" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_card_says_what_is_known(own):
     pushed = push_to_hub(own, "me/run", About(license="mit"), dry_run=True)
     assert list(pushed.files) == SENT
@@ -123,6 +125,7 @@ def test_a_card_says_what_is_known(own):
     assert not {"figure.png", "evaluation.json"} & set(bare.files)
 
 
+@pytest.mark.slow
 def test_names_on_the_hub_are_linked(own):
     given = About(base_model="some/model", datasets=("some/text", "other/text"))
     about = head(push_to_hub(own, "me/run", given, dry_run=True).card)
@@ -150,6 +153,7 @@ def test_the_licence_of_a_model_in_a_folder_is_read(tmp_path, monkeypatch):
     assert licence_of("bundled") == "mit"
 
 
+@pytest.mark.slow
 def test_only_names_of_the_hook_point_that_are_known_are_shown(own):
     changed(own, hook=names_elsewhere("blocks.2.ln2.hook_normalized"))
     card = push_to_hub(own, "me/run", dry_run=True).card
@@ -167,6 +171,7 @@ def test_only_names_of_the_hook_point_that_are_known_are_shown(own):
     assert names["x"].shape == names["x_hat"].shape
 
 
+@pytest.mark.slow
 def test_nothing_from_data_is_markup(own):
     hook = {"module": HOSTILE, "transformers": HOSTILE}
     changed(own, model=HOSTILE, hook=hook, documents_of={"texts": [HOSTILE], "numbering": "x"})

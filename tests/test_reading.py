@@ -162,6 +162,7 @@ def test_what_is_passed_over_in_a_folder_is_named_and_the_rest_read_once(tmp_pat
     ]  # by its own name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [1000])
 def test_a_folder_of_many_files(tmp_path, files):
     write_files(tmp_path / "many", [f"text {i}" for i in range(files)])
@@ -322,6 +323,7 @@ def test_text_that_is_not_there(source):
         list(Corpus((source,)).documents())
 
 
+@pytest.mark.slow
 def test_ten_kilobytes_that_stand_for_much_are_read_piece_by_piece(tmp_path):
     packer = zstandard.ZstdCompressor().compressobj()
     line = b" " * (1 << 20) + b"\n"

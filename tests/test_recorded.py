@@ -132,6 +132,7 @@ def test_a_harvest_goes_on_from_where_its_model_was_moved(made, tmp_path, text_f
     assert again.manifest == store.manifest | {"model": str(tmp_path / "moved")}
 
 
+@pytest.mark.slow
 def test_a_folder_is_found_by_any_of_its_paths(made, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path / "here" / "model")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -56,6 +56,7 @@ SLOW_GRID = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "r", "p", "steps"),
     [

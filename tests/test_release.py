@@ -169,6 +169,7 @@ def pinned(file: str) -> dict[str, str]:
     return {name.lower(): version for name, version in lines}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schema", "pattern"),
     [("github-workflows", ".github/workflows/*.yml"), ("citation-file-format", "CITATION.cff")],

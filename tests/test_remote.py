@@ -166,6 +166,7 @@ def test_pairs_of_stores_are_read_as_they_are_here(tmp_path, there):
 # --- writing --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_written_to_an_address_is_byte_for_byte_what_is_written_here(here, there, tmp_path):
     write(remote.place(f"{there}/store"))
     mine, theirs = f"{there}/store", here.path
@@ -248,6 +249,7 @@ def test_the_cache_keeps_its_bound_and_throws_out_what_was_not_used_longest(stor
     assert in_cache() <= 1.5 * size
 
 
+@pytest.mark.slow
 def test_many_readers_at_once_keep_the_bound(here, store, monkeypatch):
     size, most = store.shards[0]["bytes"], []
     monkeypatch.setenv("BITLENS_CACHE_SIZE", str(int(2.5 * size)))
@@ -456,6 +458,7 @@ def test_a_file_whose_name_leads_out_of_its_folder_is_not_copied(there, tmp_path
     assert not (tmp_path / "evil").exists()
 
 
+@pytest.mark.slow
 def test_what_a_web_server_has_changed_is_fetched_again(there, tmp_path):
     pytest.importorskip("aiohttp")
     (tmp_path / "web").mkdir()
@@ -504,6 +507,7 @@ def test_a_copy_that_is_thrown_out_and_fetched_again_meanwhile_is_read(store):
 # --- commands -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_commands_take_addresses_and_print_them(store, there, tmp_path, capsys):
     flags = ["--n-latents", "16", "--steps", "4", "--batch-size", "64"]
     main(["train", f"{there}/store", "--out", f"{there}/run", "--preset", "measure", *flags])
@@ -564,6 +568,7 @@ def loud():
     main(["entropy", "memory://codes"])
 
 
+@pytest.mark.slow
 def test_what_a_package_logs_stands_not_beside_the_sentence(tmp_path):
     command = Command(loud, tmp_path / "log")
     assert command.wait() == 2

@@ -74,6 +74,7 @@ def read(path: Path) -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_only_trained_shows_curves_and_how_it_was_made(run: Path) -> None:
     page = read(write_report(run))
     about = json.loads((run / "cfg.json").read_text())["metadata"]
@@ -301,6 +302,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_commands_leave_a_page_and_go_on_where_they_cannot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

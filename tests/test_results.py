@@ -73,6 +73,7 @@ def things(harvested, tiny_llama, text_folder, tmp_path_factory) -> dict[str, An
     }
 
 
+@pytest.mark.slow
 def test_an_object_says_what_it_is_in_a_line(things):
     for name, thing in things.items():
         said = repr(thing)

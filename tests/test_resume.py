@@ -58,6 +58,7 @@ def cut_at(step: int):
     return report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, changes):
     source, config = TensorSource(rows()), settings(**changes)
@@ -135,6 +136,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         train(TensorSource(rows()), settings(), tmp_path, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [b"{}", b"3", b"null", b"[" * 10**5, b"\xff\xfe", b'{"step": 1'])
 def test_lines_of_the_log_that_are_no_records_are_dropped(tmp_path, line):
     source = TensorSource(rows())

@@ -108,6 +108,7 @@ def test_every_module_has_a_place():
     assert {room_of(path) for path in MODULES} == set(HEIGHT) | FOUNDATION
 
 
+@pytest.mark.slow
 def test_no_modules_import_one_another_in_a_circle():
     """Neither when they are imported nor in a function, inside rooms as between them."""
     modules = {module_of(path): path for path in MODULES}
@@ -173,6 +174,7 @@ def test_nothing_that_could_be_code_is_loaded(path):
                 }, called
 
 
+@pytest.mark.slow
 def test_every_library_is_declared_and_none_is_advised_from_a_registry_that_lacks_it():
     project = tomllib.loads((ROOT.parent.parent / "pyproject.toml").read_text(encoding="utf-8"))[
         "project"

@@ -214,6 +214,7 @@ def test_an_export_that_fails_leaves_the_former_one(
     export(autoencoder("gated"), sae, overwrite=True)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_the_encoder_loses(
     codes_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

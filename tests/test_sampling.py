@@ -80,6 +80,7 @@ def test_neither_the_choice_of_latents_nor_how_many_rows_are_sorted_changes_a_sa
     assert not torch.equal(on_rows(bits, document, 6, chosen, seed=1), whole)
 
 
+@pytest.mark.slow
 def test_one_row_is_uniform_over_the_on_rows():
     """Latents that are on in the same 12 rows are independent draws; documents have 1, 2, 3 and 6
     of them."""
@@ -93,6 +94,7 @@ def test_one_row_is_uniform_over_the_on_rows():
     assert chi_square < 31.3, "the 99.9 % quantile at 11 degrees of freedom"
 
 
+@pytest.mark.slow
 def test_several_rows_are_drawn_one_by_one_each_from_a_new_document():
     """Documents with 1, 1 and 2 on-rows, two drawn: the third is left out if the others are, 2 *
     1/4 * 1/3 of the time."""
@@ -131,6 +133,7 @@ def test_documents_are_split_by_a_hash_of_their_own(corpus):
     )
 
 
+@pytest.mark.slow
 def test_a_trial_keeps_explainer_and_judge_apart_and_negatives_are_off(corpus):
     explainers = explainers_part(corpus.document)
     on, tokens = corpus.bits.unpack() > 0, corpus.token.tolist()

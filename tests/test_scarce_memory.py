@@ -217,6 +217,7 @@ def test_a_sound_file_is_not_called_damaged_where_memory_ends(name: str, tmp_pat
     assert said[ROOM[0]] != "read" == said[ROOM[-1]]
 
 
+@pytest.mark.slow
 def test_what_reads_files_asks_of_any_error_whether_memory_ran_out() -> None:
     """Before it calls it something else."""
     handlers = [

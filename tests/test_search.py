@@ -67,6 +67,7 @@ def reference(
     return np.where(both > 0, both / np.maximum(either, 1e-300), 0), rare
 
 
+@pytest.mark.slow
 @given(corpora(), st.integers(1, 4), st.booleans())
 @property_test
 def test_nearest_is_what_brute_force_finds(tmp_path_factory, corpus, n, per_document) -> None:
@@ -92,6 +93,7 @@ def test_nearest_is_what_brute_force_finds(tmp_path_factory, corpus, n, per_docu
         assert (np.diff(rate) >= 0).all()
 
 
+@pytest.mark.slow
 @given(corpora(), st.integers(0, 2**32 - 1))
 @property_test
 def test_matching_counts_and_finds_the_rows(tmp_path_factory, corpus, seed) -> None:
@@ -112,6 +114,7 @@ def test_matching_counts_and_finds_the_rows(tmp_path_factory, corpus, seed) -> N
     assert matching(codes, on, off, limit=3) == found
 
 
+@pytest.mark.slow
 @given(corpora(), st.integers(1, 4), st.booleans())
 @property_test
 def test_rows_that_are_passed_over_are_no_hits(
@@ -323,6 +326,7 @@ def run(codes: Path, *arguments: object) -> dict:
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_the_command_finds_a_text_in_its_own_corpus(codes_folder, capsys) -> None:
     codes = Codes(codes_folder)
     tokenizer = LanguageModel.load("bundled", ["layers.2"]).tokenizer
@@ -344,6 +348,7 @@ def test_a_token_that_is_not_read_is_not_searched_for(codes_folder, end, capsys)
     assert "is beyond the " in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_command_finds_rows_latents_and_words(codes_folder, capsys) -> None:
     codes = Codes(codes_folder)
     row = int(codes.usual.nonzero()[50, 0])

@@ -22,6 +22,8 @@ from command import together
 from test_descent import after_flips, energy, problem, slack
 from test_resume import PowerCut, cut_at, logged_steps, rows
 
+pytestmark = pytest.mark.slow
+
 STEPS = 24
 SHAPES = [(130, 16, 40), (7, 4, 9), (65, 1, 8)]  # latents, width, rows
 
@@ -102,7 +104,7 @@ def alone(tmp_path_factory) -> Path:
     return out
 
 
-NUMBERS = ["pair", pytest.param("four", marks=pytest.mark.slow)]
+NUMBERS = ["pair", "four"]
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -166,7 +168,6 @@ def test_they_train_as_one_process_does_and_leave_an_ordinary_run(request, alone
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.slow
 def test_any_number_of_processes_goes_on_with_latents_spread_or_not(alone, tmp_path, monkeypatch):
     monkeypatch.setattr(sharded, "TOGETHER", 1)
     out = tmp_path / "run"

@@ -90,6 +90,7 @@ def test_counts_in_blocks_are_those_of_all_rows():
     assert_array_equal(counts_by_group(parts, group, 4), expected)
 
 
+@pytest.mark.slow
 def test_entropies_are_the_same_numbers():
     bits, parts = pieces()
     documents = torch.arange(len(bits)) // 7

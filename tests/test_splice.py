@@ -213,6 +213,7 @@ def test_a_real_autoencoder_lies_between(load):
     assert math.isfinite(losses.ce_loss_score)
 
 
+@pytest.mark.slow
 def test_every_token_has_its_own_numbers(load):
     model, (ids, scored) = load("llama"), contexts()
     splice = Splice(model, ids, scored, MEAN, max_bytes=1)
@@ -301,6 +302,7 @@ def test_a_transcoder_is_spliced_where_it_writes(tiny_llama, tiny_store):
         load_spliced(transcoder, tiny_store, "cpu")
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_store_is_ablated_to_whatever_the_autoencoder_takes_for_one(
     load, tiny_store
 ):

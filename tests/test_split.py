@@ -160,6 +160,7 @@ def test_the_same_text_cut_into_other_documents_is_refused(reader, text_folder, 
     assert encode_store(trained, lines, tmp_path / "codes").manifest["test_fraction"] is None
 
 
+@pytest.mark.slow
 def test_commands_keep_to_the_split_of_the_training(path, tmp_path, capsys):
     def run(*arguments: object) -> int:
         try:

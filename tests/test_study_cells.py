@@ -175,6 +175,7 @@ def test_a_study_ends_in_its_table_and_figures_of_what_was_measured(out):
     assert len(drawn) == 1
 
 
+@pytest.mark.slow
 def test_a_figure_of_a_table_is_a_png_and_an_svg_that_is_the_same_each_time(tmp_path):
     rows = [
         {"x": x, "y": x + i, "y_low": x, "y_high": None if i else x + 2, "name": name, "one": 1}

@@ -37,6 +37,8 @@ from bitlens.studies.compare.report import CONTEXTS
 from conftest import english
 from elsewhere import elsewhere
 
+pytestmark = pytest.mark.slow
+
 TINY = CompareConfig(
     architectures=("BAE", "TopK", "random", "PCA"),
     variants=("BAE, step",),
@@ -76,7 +78,6 @@ def rows_of(study, name):
     return [row for row in study[1] if row["name"] == name]
 
 
-@pytest.mark.slow
 def test_everything_is_measured_with_every_seed(study):
     assert not [row["error"] for row in study[1] if "error" in row]
     counts = {
@@ -355,7 +356,6 @@ def test_every_row_of_a_table_is_of_the_same_seeds_or_says_of_how_many(study):
     assert table[3] == "| bits | 50 (1) | 70 |"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["BAE", "TopK", "BAE, step"])
 def test_an_autoencoder_on_another_device_has_the_same_numbers(study, opened, name, monkeypatch):
     # what is not there is slow: an epoch will do
@@ -567,7 +567,6 @@ def test_the_short_table_has_an_architecture_a_line_and_bits_over_those_of_a_gau
     ]
 
 
-@pytest.mark.slow
 def test_what_leaves_too_much_unexplained_has_no_entropies(config, tmp_path, monkeypatch):
     monkeypatch.setattr(all_measuring, "MOST_UNEXPLAINED", 0.0)
     few = dataclasses.replace(config, architectures=("BAE",), variants=(), prices=(0.1, 0.2))

@@ -198,6 +198,7 @@ def test_last_states_and_scores_are_those_of_each_prompt_alone(kind, make_model)
             assert float(reading.scores[row, place]) == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_planted_label_is_found_and_a_random_one_is_not():
     random = torch.Generator().manual_seed(0)
     bits = torch.rand(2000, 60, generator=random) < 0.3

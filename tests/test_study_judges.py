@@ -87,6 +87,7 @@ def test_parts_of_speech_are_those_of_the_tags():
     assert found["a verb in the past tense"] == [False, False, True]
 
 
+@pytest.mark.slow
 def test_what_is_planted_is_true_balanced_and_never_shown_twice(sentences):
     (meaning,) = (m for m in MEANINGS if m.phrase == 'the word "she"')
     planted = plant(meaning, sentences, examples=8, judged=20, window=WINDOW, seed=0)

@@ -70,6 +70,7 @@ def store(tmp_path_factory, tiny_llama, text_folder):
 # --- the rows of a cell
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_cell_are_the_models_own_hidden_states_at_its_position(
     store, tiny_llama, text_folder
 ):
@@ -197,6 +198,7 @@ def test_a_resumed_study_may_have_more_steps_and_keeps_its_stores(study):
     } == stores
 
 
+@pytest.mark.slow
 def test_a_layer_that_cannot_be_trained_on_is_named_and_does_not_end_the_study(
     tmp_path, monkeypatch
 ):
@@ -236,6 +238,7 @@ def test_what_cannot_be_is_refused_in_a_sentence_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_too_few_rows_name_the_position(tmp_path):
     sentence = refusal(tmp_path / "out", max_tokens=400)
     assert sentence.startswith("Position 1 has ")

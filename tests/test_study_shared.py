@@ -46,6 +46,7 @@ def entropy_of(rates: list[float]) -> float:
     return -sum(p * math.log2(p) + (1 - p) * math.log2(1 - p) for p in chances)
 
 
+@pytest.mark.slow
 def test_a_common_code_fitted_to_a_cell_costs_the_cells_entropy() -> None:
     of_cells = [[0.5, 0.1, 0.2], [0.05, 0.6, 0.2]]
     pool = torch.cat([planted(rates, 4000, seed) for seed, rates in enumerate(of_cells)])
@@ -70,6 +71,7 @@ def test_a_common_code_fitted_to_a_cell_costs_the_cells_entropy() -> None:
                 assert float(other.code_lengths(few).sum() - costs) + worse > 0
 
 
+@pytest.mark.slow
 def test_a_latent_that_is_never_on_in_a_cell_has_a_finite_cost() -> None:
     common = Autoregression.fit(PackedBits.pack(planted([0.5, 0.1, 0.2], 2000)))
     never = PackedBits.pack(planted([0.5, 0.1, 0.2], 300) & (torch.arange(D) != 1))
@@ -78,6 +80,7 @@ def test_a_latent_that_is_never_on_in_a_cell_has_a_finite_cost() -> None:
     assert math.isfinite(float(own.code_lengths(PackedBits.pack(torch.ones(1, D))).sum()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [0.1, 2.0])
 def test_above_an_fvu_of_a_half_there_is_no_entropy_but_a_reason(error: float) -> None:
     rows, test = planted([0.5, 0.1, 0.2]).float(), torch.arange(N) % 4 == 0
@@ -102,6 +105,7 @@ def test_rows_without_variance_have_no_entropy_either() -> None:
         measure_rows(reading_bits(), few, test)
 
 
+@pytest.mark.slow
 def test_an_autoencoder_and_its_code_are_trained_once_and_loaded_as_they_were(tmp_path) -> None:
     rows = planted([0.5, 0.1, 0.2], 1000).float() + 0.01 * torch.randn(1000, D)
     training = TrainConfig(preset="measure", n_latents=16, steps=80, device="cpu")
@@ -130,6 +134,7 @@ def test_a_study_warns_of_rows_without_entropies(tmp_path) -> None:
     assert "3 of the variance" in said[0]
 
 
+@pytest.mark.slow
 def test_a_line_has_a_gap_where_a_number_is_missing(tmp_path) -> None:
     def points(y: list[float | None]) -> int:
         rows = [{"x": x, "y": value, "name": "a"} for x, value in enumerate(y)]

@@ -63,6 +63,7 @@ def test_planted_entropy_and_rates_are_those_of_all_states(family: str) -> None:
         assert torch.allclose(source.rates(), torch.full((RANK,), 0.1, dtype=torch.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_drawn_is_the_source(family: str) -> None:
     source = PlantedBits.of(family, RANK, 0.1, 3)

@@ -43,6 +43,7 @@ GRID = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_every_run_equals_that_of_train_alone(tiny_store, tmp_path, threads):
     before = torch.get_num_threads()
@@ -67,6 +68,7 @@ def live(folder, text):
     return LiveSource(model, reader, batch_size=4, window_contexts=16)
 
 
+@pytest.mark.slow
 def test_a_language_model_runs_once_for_all(tiny_llama, text_folder, tmp_path, monkeypatch):
     source, batches = live(tiny_llama, text_folder), []
     states = source.model.hidden_states
@@ -173,6 +175,7 @@ def test_a_run_may_end_while_batches_are_read_ahead(tmp_path, monkeypatch, own):
     assert same(rows[own]["run"], config, source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
 def test_a_sweep_that_is_stopped_or_killed_goes_on(bitlens_command, harvested, tmp_path, sent):
     out = tmp_path / "out"

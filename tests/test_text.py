@@ -283,6 +283,7 @@ def test_the_size_is_known_beforehand(reader_of):
     assert reader.estimate_rows() == len(plain_tokens(reader, PROSE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False])
 def test_the_size_of_a_large_text_is_estimated_from_its_beginning(reader_of, monkeypatch, packed):
     monkeypatch.setattr(text_module, "SAMPLE", 100_000)

@@ -60,6 +60,7 @@ def weights(model: Autoencoder) -> list[torch.Tensor]:
 # --- what it learns -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{"lam": 0.005}, {"preset": "step"}, {"preset": "measure"}, {"architecture": "topk", "k": 5}],
@@ -73,6 +74,7 @@ def test_training_explains_the_rows_and_the_loss_falls(changes):
     assert not model.training
 
 
+@pytest.mark.slow
 def test_the_paper_preset_trains():
     records = []
     model = train(TensorSource(rows()), settings(steps=300, preset="paper"), report=records.append)
@@ -115,6 +117,7 @@ def test_only_the_auxiliary_loss_moves_dead_latents_of_topk(monkeypatch):
     assert not moved[1].any()
 
 
+@pytest.mark.slow
 def test_a_higher_price_leaves_fewer_bits():
     l0 = [
         float(
@@ -136,6 +139,7 @@ def test_first_firing_rates_are_log_uniform_in_their_range():
     assert records[0]["l0"] == pytest.approx(expected, rel=0.25)
 
 
+@pytest.mark.slow
 def test_raw_space_is_the_callers():
     """Shifted and scaled rows give the same bits, and their reconstructions shift and scale."""
     x = rows().double()
@@ -144,6 +148,7 @@ def test_raw_space_is_the_callers():
     assert (moved.encode(64 * x + 3) == plain.encode(x)).float().mean() > 0.999
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
     one, again = (train(TensorSource(rows()), settings()) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(weights(one), weights(again), strict=True))
@@ -151,6 +156,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
     assert other.W_enc.shape != one.W_enc.shape or not torch.equal(other.W_enc, one.W_enc)
 
 
+@pytest.mark.slow
 def test_half_precision_rows_are_accepted():
     half = rows().half()
     model = train(TensorSource(half), settings(steps=300))
@@ -158,6 +164,7 @@ def test_half_precision_rows_are_accepted():
     assert fvu(model, half.float()) < 0.3
 
 
+@pytest.mark.slow
 def test_training_under_bf16_keeps_float32_weights():
     model = train(
         TensorSource(rows()), settings(steps=300, preset="step", precision="bf16", gamma=0.1)
@@ -166,6 +173,7 @@ def test_training_under_bf16_keeps_float32_weights():
     assert fvu(model, rows()) < 0.3
 
 
+@pytest.mark.slow
 def test_a_store_and_a_tensor_of_the_same_rows_agree(tmp_path):
     np.save(tmp_path / "rows.npy", rows().numpy())
     store = import_arrays([tmp_path / "rows.npy"], tmp_path / "store")
