@@ -70,6 +70,7 @@ def cases(folder: Path, large: bool) -> Iterator[tuple[str, list[tuple[str, Argu
         "encode": [],
         "evaluate": [],
         "compress": [],
+        "decompress": [],
     }
     widths = [(1_000, 64, 64), (20_000, 512, 3072), *([(40_000, 512, 6144)] if large else [])]
     for rows, d, m in widths:
@@ -81,6 +82,7 @@ def cases(folder: Path, large: bool) -> Iterator[tuple[str, list[tuple[str, Argu
             "encode": [run, store, "--out", codes, "--flips", "0"],
             "evaluate": [run, store, "--no-ce"],
             "compress": [run, store, "--out", folder / f"{m}.bits"],
+            "decompress": [folder / f"{m}.bits", run, "--out", folder / f"back-{m}"],
         }
         for command, given in arguments.items():
             of_stores[command].append((of, given))

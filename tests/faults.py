@@ -101,7 +101,12 @@ JOBS = (
         {"bitlens.encode.PART_ROWS": 2000},
     ),
     Job("compress", "compress {run} {store} --out {out} --device cpu", "--overwrite"),
-    Job("decompress", "decompress {bits} {run} --out {out}", "--overwrite"),
+    Job(
+        "decompress",
+        "decompress {bits} {run} --out {out}",
+        "--overwrite",
+        {"bitlens.compression.plan.SHARD_BYTES": 50_000},
+    ),
     Job("interpret", "interpret {codes} --out {out} --sample 20", ""),
     Job(
         "interpret with a model",

@@ -96,7 +96,11 @@ def test_a_part_that_is_none_is_refused(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_reconstructions_come_back(folder: Path, tmp_path: Path, dtype: str) -> None:
+def test_the_reconstructions_come_back(
+    folder: Path, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In shards of 77 rows, of documents of 200."""
+    monkeypatch.setattr("bitlens.compression.plan.SHARD_BYTES", 77 * 4 * 16)
     file, out = tmp_path / "a.bits", tmp_path / "store"
     arguments = ["--out", file, "--documents", "test"]
     assert run("compress", folder / "run", folder / dtype, *arguments) == 0
@@ -110,7 +114,10 @@ def test_the_reconstructions_come_back(folder: Path, tmp_path: Path, dtype: str)
     expected = torch.cat([autoencoder(hidden[test]) for hidden, _, test in rows])
     torch.testing.assert_close(hidden_of(out), expected.detach(), rtol=1e-5, atol=1e-5)
     documents = torch.cat([ids[test] for _, ids, test in rows])
-    assert torch.equal(torch.cat([r.columns["document"] for r in again.read()]), documents)
+    for name, expected in (("document", documents), ("position", torch.arange(200).repeat(99))):
+        column = torch.cat([rows.columns[name] for rows in again.read()])
+        assert torch.equal(column, expected[: len(column)])
+    assert len(again.manifest["shards"]) == -(-len(documents) // 77)
     assert again.manifest["dtype"] == "float32"
     for key in ("model", "hook"):
         assert again.manifest[key] == store.manifest[key]

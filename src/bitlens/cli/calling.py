@@ -28,7 +28,7 @@ Command = Callable[..., Any]
 FOLDERS = {"run", "other", "store", "codes", "target", "downstream", "beside", "beside_codes"}
 REMOTE_OUT = {"harvest", "train", "encode"}
 PLANNED = {"harvest", "train", "encode", "evaluate", "entropy", "features", "interpret"}
-PLANNED |= {"compress"}
+PLANNED |= {"compress", "decompress"}
 # arguments that memory grows with
 SMALLER = ("batch_size", "batch", "n_latents", "contexts", "max_rows", "rows", "sample", "workers")
 OUT_IS_A_FILE = {"effects", "faithfulness", "features", "labels", "compress"}

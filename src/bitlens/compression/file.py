@@ -167,6 +167,8 @@ class Compressed:
         if self._index["rows"].sum(dtype=np.int64) != self.rows:
             raise self._damaged("index")
         self.documents = torch.from_numpy(self._index["id"].astype(np.int64))
+        self.longest = int(self._index["rows"].max(initial=0))
+        """rows of the longest document"""
         lengths, first = self._index["words"].astype(np.int64) * 4, file.tell()
         self.stream_bytes = torch.from_numpy(lengths)
         self._offsets = first + np.cumsum(lengths) - lengths

@@ -20,7 +20,13 @@ from bitlens.autoencoders.formats.registry import weights_of
 from bitlens.bits.packed import PackedBits
 from bitlens.bits.shards import BitShards
 from bitlens.compression.file import MAGIC, Compressed, Damaged, compress
-from bitlens.compression.plan import COMPARED_BYTES, DECODED_ROWS, compress_plan
+from bitlens.compression.plan import (
+    COMPARED_BYTES,
+    DECODED_ROWS,
+    compress_plan,
+    decompress_plan,
+    shard_rows,
+)
 from bitlens.encode import encode_store
 from bitlens.errors import BitlensError
 from bitlens.files import prepare_output, replacing, required, sha256
@@ -35,7 +41,6 @@ from bitlens.remote import place
 from bitlens.results import brief
 from bitlens.writing import holding
 
-SHARD_BYTES = 1 << 26
 KEPT_OF_MANIFEST = ("model", "revision", "model_digest", "hook", "corpus", "documents_of", "text")
 
 
@@ -227,11 +232,12 @@ def reconstruct(autoencoder: BinaryAutoencoder, bits: PackedBits) -> Tensor:
 
 def _decoder(autoencoder: BinaryAutoencoder) -> Callable[[PackedBits], Tensor]:
     """-> `reconstruct`, of bits alone and for a block of rows"""
-    w_dec, b_dec, scale, mean = (
-        tensor.detach().cpu().double()
+    rows, b_dec, scale, mean = (
+        tensor.detach().to("cpu", torch.float64, copy=True)
         for tensor in (autoencoder.W_dec, autoencoder.b_dec, autoencoder.scale, autoencoder.mean)
     )
-    rows, base = w_dec * scale, b_dec * scale + mean
+    rows *= scale
+    base = b_dec * scale + mean
     if not (rows.isfinite().all() and base.isfinite().all()):
         raise BitlensError("The autoencoder has weights that are not finite; train it again.")
     return lambda bits: (bits.unpack(torch.float64) @ rows + base).float()
@@ -259,6 +265,7 @@ def decompress_file(
     without it nothing is written if there is one. progress: show it on standard error.
     """
     autoencoder = _same_autoencoder(file, run)
+    require(lambda: decompress_plan(file, autoencoder))
     damaged = file.verify(decode=False)
     if damaged and not skip_damaged:
         raise BitlensError(
@@ -271,18 +278,12 @@ def decompress_file(
     about = {key: file.about.get(key) for key in KEPT_OF_MANIFEST}
     about |= {"d_in": autoencoder.d_in, "dtype": "float32", "context_length": None}
     writer = StoreWriter(out, {**about, "decompressed": str(file.path)})
-    waiting: list[tuple[Tensor, ...]] = []  # blocks of rows, until they fill a shard
-    held = done = 0
-    for rows in _decoded(file, autoencoder, damaged, skip_damaged):
-        waiting.append(rows)
-        held += rows[0].nbytes
-        done += len(rows[0])
-        terminal.at(done, total=file.rows)
-        if held >= SHARD_BYTES:
-            _write_shard(writer, waiting)
-            waiting, held = [], 0
-    if waiting:
-        _write_shard(writer, waiting)
+    blocks = _decoded(file, autoencoder, damaged, skip_damaged)
+    for hidden, position, document in _shards(
+        blocks, shard_rows(file, autoencoder), autoencoder.d_in
+    ):
+        token = torch.full_like(position, -1)
+        writer.add(hidden, {"token": token, "position": position, "document": document})
     return writer.finish(), damaged
 
 
@@ -309,7 +310,7 @@ def _decoded(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Hidden states, positions and documents of some rows at a time; to `damaged` is added which
     documents are found so on the way, if those may be left out."""
-    decode = _decoder(autoencoder)
+    decode, done = _decoder(autoencoder), 0
     for document in file.documents.tolist():
         if document in damaged:
             continue
@@ -325,9 +326,25 @@ def _decoded(
             position = torch.arange(first, first + len(hidden))
             yield hidden, position, torch.full_like(position, document)
             first += len(hidden)
+            terminal.at(done := done + len(hidden), total=file.rows)
 
 
-def _write_shard(writer: StoreWriter, blocks: list[tuple[Tensor, ...]]) -> None:
-    hidden, position, document = map(torch.cat, zip(*blocks, strict=True))
-    token = torch.full_like(position, -1)
-    writer.add(hidden, {"token": token, "position": position, "document": document})
+def _shards(
+    blocks: Iterator[tuple[Tensor, ...]], rows: int, d_in: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows, so many at a time, in one place: blocks left lying until a shard is whole
+    would leave holes in memory as large as what decodes them."""
+    shard = (torch.empty(rows, d_in), *(torch.empty(2, rows, dtype=torch.int64)))
+    filled = 0
+    for block in blocks:
+        while len(block[0]):
+            taken = min(rows - filled, len(block[0]))
+            for column, piece in zip(shard, block, strict=True):
+                column[filled : filled + taken] = piece[:taken]
+            block = tuple(piece[taken:] for piece in block)
+            filled += taken
+            if filled == rows:
+                yield shard
+                filled = 0
+    if filled:
+        yield tuple(column[:filled] for column in shard)

@@ -21,16 +21,16 @@ from bitlens.hidden.documents import Corpus
 from bitlens.hidden.hooks import HookPoint
 from bitlens.hidden.models import LanguageModel
 from bitlens.hidden.shards import Due, Shard
+from bitlens.hidden.source import NORM_ROWS
 from bitlens.hidden.split import documents_of
 from bitlens.hidden.store import KIND, MANIFEST, OUTLIER_MULTIPLE, ActivationStore
 from bitlens.hidden.text import ContextReader
 from bitlens.hidden.writer import StoreWriter
-from bitlens.memory import MemoryPlan, gaps, require
+from bitlens.memory import MemoryPlan, require
 from bitlens.remote import is_remote, place
 from bitlens.writing import Share
 
 SHARD_BYTES = 1 << 26
-NORM_ROWS = 8192  # whose spread is taken together
 ROW_COLUMNS_BYTES = 28  # token, document, position, context, norm, context_tokens
 
 
@@ -216,10 +216,10 @@ class _Job:
         contexts = self.batch_size if rows is None else min(self.batch_size, -(-rows // length))
         batch = self.model.batch_memory(contexts, length)
         device = str(self.model.device)
-        statistics = 4 * 8 * min(tokens, NORM_ROWS) * max(widths)
+        statistics = 8 * min(tokens, NORM_ROWS) * max(widths)
         main = {"shards": shards, "columns": 3 * 60 * tokens, "statistics": statistics}
         if device == "cpu":
-            parts = model | main | {"batch": batch} | gaps(0, batch)
+            parts = model | main | {"batch": batch}
             return MemoryPlan("harvest", parts, there=self.model.memory())
         return MemoryPlan("harvest", main, {"batch": batch}, device)
 

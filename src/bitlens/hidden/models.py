@@ -220,13 +220,14 @@ class LanguageModel:
             )
 
     def batch_memory(self, batch_size: int, length: int) -> int:
-        """Bytes that a layer holds of a batch, about: hidden states and what attention makes of
-        them, its scores, and what the MLP widens."""
+        """Bytes that a layer holds of a batch, about: hidden states beside the more of what
+        attention makes of them, with its scores where it keeps those, and what the MLP widens."""
         config, tokens = self.config.get_text_config(), batch_size * length
         width = getattr(config, "hidden_size", None) or max(self._widths.values())
         wide = getattr(config, "intermediate_size", None) or 4 * width
-        scores = length * (getattr(config, "num_attention_heads", None) or 1)
-        return tokens * (8 * width + 2 * wide + scores) * self.dtype.itemsize
+        kept = getattr(config, "_attn_implementation", "eager") == "eager"
+        scores = kept * 2 * length * (getattr(config, "num_attention_heads", None) or 1)
+        return tokens * (2 * width + max(7 * width + scores, 3 * wide)) * self.dtype.itemsize
 
     def memory(self) -> int:
         """Bytes of the weights."""

@@ -20,6 +20,7 @@ from bitlens.seeding import generator, mixed
 
 FILL = 1e6  # times the usual norm: no hidden state is as large
 SHARED_FILL = 100  # the same, of a norm that most rows share to the last digit
+NORM_ROWS = 1024  # whose norms and spread are taken together
 RESERVOIR_ROWS = 65536  # of a stream that are kept in memory
 NO_ROWS = (
     "There are no training rows: every document is held out or every row is an outlier; harvest "
@@ -135,9 +136,10 @@ class Spread(NamedTuple):
     @classmethod
     def of(cls, rows: Tensor) -> Spread:
         """Of rows `[n, d]`, n at least 1."""
-        blocks = ((block, block.mean(0)) for block in map(Tensor.double, rows.split(8192)))
+        blocks = ((block, block.mean(0)) for block in _doubled(rows))
         return cls.joined(
-            Spread(len(block), mean, float((block - mean).square().sum())) for block, mean in blocks
+            Spread(len(block), mean, float(block.sub_(mean).square_().sum()))
+            for block, mean in blocks
         )
 
     @classmethod
@@ -159,9 +161,15 @@ class Spread(NamedTuple):
 
 def row_norms(rows: Tensor) -> Tensor:
     """Euclidean norm of each of the rows `[n, d]`, float64: float32's squares may overflow."""
-    # in blocks, as they are copied to float64
-    norms = [torch.linalg.vector_norm(x, dim=1, dtype=torch.float64) for x in rows.split(1024)]
-    return torch.cat(norms)
+    return torch.cat([torch.linalg.vector_norm(block, dim=1) for block in _doubled(rows)])
+
+
+def _doubled(rows: Tensor) -> Iterator[Tensor]:
+    """Blocks of rows in float64, each in the place of the one before: copies that come and go would
+    leave holes in memory, several times as large as they are."""
+    place = rows.new_empty(min(len(rows), NORM_ROWS), rows.shape[1], dtype=torch.float64)
+    for block in rows.split(NORM_ROWS):
+        yield place[: len(block)].copy_(block)
 
 
 def outlier_limit(norms: Tensor, multiple: float) -> float:
