@@ -129,12 +129,17 @@ class Whole(NamedTuple):
 
     contents: dict[str, Any]
     seconds: float
-    changes: int
-    """of files and folders"""
+    events: list[str]
+    """its changes of files and folders, in their order"""
     pages: int
     """of a disk, that what it wrote takes"""
     largest: int
     """file, in bytes"""
+
+    @property
+    def changes(self) -> int:
+        """How many there are."""
+        return len(self.events)
 
 
 @dataclass
@@ -182,10 +187,10 @@ class Trial:
         begun = time.monotonic()
         done = self.finished()
         seconds = time.monotonic() - begun
-        changes = len(self.events.read_text().splitlines())
+        events = self.events.read_text().splitlines()
         sizes = [path.stat().st_size for path in files(self.place)]
         pages = sum(-(-size // PAGE) for size in sizes)
-        return Whole(done, seconds, changes, pages, max(sizes))
+        return Whole(done, seconds, events, pages, max(sizes))
 
     def disturbed(self, draw: random.Random, whole: Whole, deadly: int, again: bool) -> Command:
         """It gets the signal at a random moment: of its time, or just before a change."""

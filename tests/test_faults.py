@@ -109,6 +109,16 @@ def test_killed_and_gone_on_with_it_is_the_same_bit_for_bit(
     assert trial.finished(again=True) == whole.contents
 
 
+@each_job
+def test_killed_before_it_removes_what_is_temporary_it_goes_on_and_leaves_none(
+    trial: Trial, whole: Whole, seed: int
+) -> None:
+    """Its file is whole by then, and not written again."""
+    left = [n for n, event in enumerate(whole.events, 1) if re.search(r"rmdir .*\.tmp$", event)]
+    trial.run(number=left[-1 - seed % len(left)], deadly=signal.SIGKILL).wait()
+    assert trial.finished(again=True) == whole.contents
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 @each_job
 def test_a_signal_is_answered_in_a_sentence_and_the_work_goes_on(

@@ -25,8 +25,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path, renamed to `path` when the block ends well, and removed otherwise.
 
     It lies in a folder of its own, for temporary files of libraries; what a kill leaves behind is
-    removed by the next write. A full disk is a `BitlensError`, and what stood there is untouched.
-    What has an address is put there whole.
+    removed by the next write, or by `tidy`. A full disk is a `BitlensError`, and what stood there
+    is untouched. What has an address is put there whole.
     """
     if remote.is_remote(path):
         with remote.sending(path) as temporary:
@@ -57,6 +57,14 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what kills have left, in a folder that nobody else writes to, of files that were whole
+    and are not written again."""
+    if not remote.is_remote(folder):
+        for left in folder.rglob(".*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def free_space(folder: Path) -> int | None:

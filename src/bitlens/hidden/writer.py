@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from bitlens.files import (
     read_sealed,
     read_tensors,
     required,
+    tidy,
     write_json,
     write_sealed,
     write_tensors,
@@ -23,7 +23,6 @@ from bitlens.files import (
 from bitlens.forms import fits
 from bitlens.hidden.source import Spread, outlier_limit, refuse_non_finite, row_norms
 from bitlens.hidden.store import KIND, MANIFEST, OUTLIER_MULTIPLE, SCHEMA, WHAT, ActivationStore
-from bitlens.remote import is_remote
 
 NOT_COMPARED = ("text", "documents_of")  # where a text lies; what it holds is named by `corpus`
 SAID = {"file": str, "rows": int, "contexts": int, "bytes": int, "sha256": str}  # of a shard
@@ -93,9 +92,7 @@ class StoreWriter:
     def _tidy(self) -> None:
         for file in self.path.glob("shard-*.json"):
             file.unlink(missing_ok=True)
-        if not is_remote(self.path):  # what kills left of writes that are not made again
-            for folder in self.path.glob(".shard-*.tmp"):
-                shutil.rmtree(folder, ignore_errors=True)
+        tidy(self.path)
 
     @property
     def rows(self) -> int:

@@ -31,6 +31,7 @@ from bitlens.files import (
     prepare_output,
     read_manifest,
     replacing,
+    tidy,
     write_json,
 )
 from bitlens.studies.options import RunOptions
@@ -62,6 +63,7 @@ class Study(RunOptions):
         """Make the folder, or go on in it; `settings` are written down for its reader."""
         fresh = not holds_something(self.out)
         prepare_output(self.out, self.resume, self.overwrite, marker=MANIFEST)
+        tidy(self.out)
         manifest = self.out / MANIFEST
         if self.resume and not fresh:
             before = read_manifest(manifest, SCHEMA, "a study").get("study")

@@ -22,7 +22,7 @@ from bitlens.autoencoders.settings import Settings
 from bitlens.bits.entropies import binary_entropy
 from bitlens.devices import pick_device
 from bitlens.errors import BitlensError, Interrupted
-from bitlens.files import prepare_output
+from bitlens.files import prepare_output, tidy
 from bitlens.hidden.hooks import differ
 from bitlens.hidden.source import NO_ROWS, HiddenSource, Position
 from bitlens.options import Logger
@@ -137,6 +137,7 @@ def begin(
         require_apart(config, folder)
         if processes.is_first():
             prepare_output(folder, resume, overwrite, marker=RUN)
+            tidy(folder)
             write_or_compare(folder, settings, source.about)
         if processes.from_first((folder / CONFIG).exists()):
             if processes.is_first():  # a kill between the last two changes of a run leaves it
