@@ -95,7 +95,7 @@ def cases(folder: Path, large: bool) -> Iterator[tuple[str, list[tuple[str, Argu
         for n, m in wide
     ]
     yield "entropy", measured
-    many = [3_000_000, *([6_000_000] if large else [])]
+    many = [5_000_000, *([10_000_000] if large else [])]
     rows = [(TINY, tiny)]
     rows += [(f"{n:,} rows of 64 latents", write_codes(folder / f"rows-{n}", n, 64)) for n in many]
     yield "features", [(of, [path]) for of, path in rows]
