@@ -46,7 +46,6 @@ AT_LENGTH = [  # in which a clock could matter; as a process of its own has them
     if job.name in ("train", "interpret with a model", "study")
 ]
 LONG = {"harvest", "train", "encode", "compress", "interpret", "study"}
-STARTED = [job for job in JOBS if job.name in LONG]
 each_job = pytest.mark.parametrize("job", JOBS, ids=str)
 MOUNTS = os.getuid() == 0 and shutil.which("mount")
 needs_a_disk = pytest.mark.skipif(not MOUNTS, reason="only root may mount a disk")
@@ -282,7 +281,7 @@ def test_a_clock_that_jumps_changes_nothing(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
-@pytest.mark.parametrize("job", STARTED, ids=str)
+@pytest.mark.parametrize("job", [job for job in JOBS if job.name in LONG], ids=str)
 def test_a_signal_while_it_starts_is_a_word(
     trial: Trial, seed: int, number: signal.Signals
 ) -> None:

@@ -25,7 +25,7 @@ from bitlens.autoencoders.base import Autoencoder
 from bitlens.autoencoders.objective import Losses
 from bitlens.bits.entropies import binary_entropy
 from bitlens.errors import BitlensError, Interrupted
-from bitlens.files import prepare_output, tidy, write_json
+from bitlens.files import prepare_output, write_json
 from bitlens.hidden.source import HiddenSource
 from bitlens.hidden.store import ActivationStore
 from bitlens.information.moments import Variance, squared_error
@@ -83,7 +83,6 @@ def sweep(
     if only_plan.get():
         raise PlanOnly(_plan(members, source))
     prepare_output(out, resume, overwrite, marker=SUMMARY, kind=KIND)
-    tidy(out)
     _written(out, members)
     sources = {None: source, getattr(source, "test_fraction", None): source}
     with contextlib.ExitStack() as stack:

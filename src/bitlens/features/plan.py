@@ -16,8 +16,6 @@ TREE_ROWS = 1 << 17  # that the tree of the profiles is fitted on
 def features_plan(codes: Codes) -> MemoryPlan:
     """Of the profiles of all latents."""
     rows, m = len(codes), codes.n_latents
-    always = {"columns": COLUMNS * rows, "blocks of rows": _block(codes)}
-    always |= gaps(8 * rows, 2 * 8 * rows)
     sample = 3 * 8 * words_for(m) * min(rows, TREE_ROWS)
     known = {"of every row": PROFILES * rows}
     phases = (
@@ -25,18 +23,19 @@ def features_plan(codes: Codes) -> MemoryPlan:
         known | {"64 latents": LATENTS * rows},
         known | {"pairs of latents": 8 * m * m, "rows of the tree": sample},
     )
-    return MemoryPlan("features", at_peak(always, *phases))
+    return MemoryPlan("features", at_peak(_always(codes), *phases))
 
 
 def interpret_plan(codes: Codes, labelled: bool) -> MemoryPlan:
     """Of drawing the rows that explainer and judge see, whose labels are known or not; a language
     model is beside it."""
     rows = len(codes)
-    always = {"columns": COLUMNS * rows, "blocks of rows": _block(codes)}
-    always |= {"labels": LABELS * rows * labelled, "of every row": JUDGED * rows}
-    always |= gaps(8 * rows, 2 * 8 * rows)
-    return MemoryPlan("interpret", always | {"drawing": DRAWING * rows})
+    judged = {"labels": LABELS * rows * labelled, "of every row": JUDGED * rows}
+    return MemoryPlan("interpret", _always(codes) | judged | {"drawing": DRAWING * rows})
 
 
-def _block(codes: Codes) -> int:
-    return 2 * min(BLOCK_BYTES, 8 * words_for(codes.n_latents) * len(codes))
+def _always(codes: Codes) -> dict[str, int]:
+    """Of any look at the rows, and of what comes and goes by 8 bytes a row."""
+    rows = len(codes)
+    blocks = 2 * min(BLOCK_BYTES, 8 * words_for(codes.n_latents) * rows)
+    return {"columns": COLUMNS * rows, "blocks of rows": blocks, **gaps(8 * rows, 2 * 8 * rows)}
